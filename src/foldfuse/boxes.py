@@ -1,0 +1,62 @@
+"""Arithmetic on (..., 4) boxes of numpy arrays. No classes, no state; nothing here knows what an image is.
+
+Boxes are xyxy in pixels unless the name says otherwise; a width is x2 - x1, without a "+ 1".
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+
+
+def xywh_to_xyxy(boxes: Array) -> Array:
+    """(..., 4) left, top, width, height -> (..., 4) xyxy."""
+    return np.concatenate([boxes[..., :2], boxes[..., :2] + boxes[..., 2:]], -1)
+
+
+def xyxy_to_xywh(boxes: Array) -> Array:
+    """(..., 4) xyxy -> (..., 4) left, top, width, height."""
+    return np.concatenate([boxes[..., :2], boxes[..., 2:] - boxes[..., :2]], -1)
+
+
+def area(boxes: Array) -> Array:
+    """(..., 4) -> (...). Pixels squared; an inverted box counts as 0."""
+    sides = np.maximum(boxes[..., 2:] - boxes[..., :2], 0)
+    return sides[..., 0] * sides[..., 1]
+
+
+def clip(boxes: Array, *, width: float, height: float) -> Array:
+    """(..., 4) -> (..., 4), cut to the image; a box wholly outside becomes one of no size on the border."""
+    return np.stack(
+        [
+            boxes[..., 0].clip(0, width),
+            boxes[..., 1].clip(0, height),
+            boxes[..., 2].clip(0, width),
+            boxes[..., 3].clip(0, height),
+        ],
+        -1,
+    )
+
+
+def pairwise_iou(a: Array, b: Array) -> Array:
+    """(n, 4), (m, 4) -> (n, m) in [0, 1]. Where the union is empty the value is 0, not NaN."""
+    top_left = np.maximum(a[:, None, :2], b[None, :, :2])  # (n, m, 2)
+    bottom_right = np.minimum(a[:, None, 2:], b[None, :, 2:])  # (n, m, 2)
+    sides = np.maximum(bottom_right - top_left, 0)
+    overlap = sides[..., 0] * sides[..., 1]  # (n, m)
+    union = area(a)[:, None] + area(b)[None, :] - overlap
+    return np.divide(overlap, union, out=np.zeros_like(overlap), where=union > 0)
+
+
+def hflip(boxes: Array, *, width: float) -> Array:
+    """Mirror (..., 4) boxes left-right in an image `width` pixels wide. Its own inverse."""
+    return np.stack([width - boxes[..., 2], boxes[..., 1], width - boxes[..., 0], boxes[..., 3]], -1)
+
+
+def vflip(boxes: Array, *, height: float) -> Array:
+    """Mirror (..., 4) boxes top-bottom in an image `height` pixels high. Its own inverse."""
+    return np.stack([boxes[..., 0], height - boxes[..., 3], boxes[..., 2], height - boxes[..., 1]], -1)

@@ -1,0 +1,290 @@
+"""Labelled pictures in COCO form: reading, choosing, writing. No pixels are touched here.
+
+Source: the COCO data format, https://cocodataset.org/#format-data. The organiser's conventions (category ids of any
+numbering, xywh boxes) end in this file: inside, labels are 0..K-1 in the order of category ids, and boxes are xyxy.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from foldfuse.boxes import xyxy_to_xywh
+from foldfuse.detections import Annotations
+from foldfuse.errors import InputError
+from foldfuse.files import write_text
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Sample:
+    """One picture of a dataset.
+
+    Attributes:
+        id: the organiser's image id.
+        path: where the picture lies.
+        file_name: as the organiser writes it; what a contest's submission calls the picture.
+        width, height: pixels.
+        annotations: None where the picture is not labelled, which is not the same as "labelled, and nothing there".
+    """
+
+    id: int
+    path: Path
+    file_name: str
+    width: int
+    height: int
+    annotations: Annotations | None
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """Pictures and what is drawn on them.
+
+    Attributes:
+        samples: in the organiser's order.
+        classes: class names; a label is a position in this tuple.
+        category_ids: the organiser's id of each class.
+        source: the file that it was read from, for messages.
+    """
+
+    samples: tuple[Sample, ...]
+    classes: tuple[str, ...]
+    category_ids: tuple[int, ...]
+    source: Path
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    @cached_property
+    def image_ids(self) -> tuple[int, ...]:
+        """The image ids, in the order of `samples`."""
+        return tuple(sample.id for sample in self.samples)
+
+    @cached_property
+    def num_boxes(self) -> int:
+        """Boxes drawn, crowd regions included."""
+        return sum(len(s.annotations) for s in self.samples if s.annotations is not None)
+
+    @property
+    def labelled(self) -> bool:
+        """Whether every picture has annotations (perhaps empty ones)."""
+        return all(s.annotations is not None for s in self.samples)
+
+    def subset(self, image_ids: Iterable[int]) -> Dataset:
+        """Just the pictures with these ids, in this dataset's order."""
+        keep = set(image_ids)
+        return replace(self, samples=tuple(s for s in self.samples if s.id in keep))
+
+    def without_annotations(self) -> Dataset:
+        """The same pictures with nothing known about them."""
+        return replace(self, samples=tuple(replace(s, annotations=None) for s in self.samples))
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """16 hex digits that change when a picture's name, a box or a class does."""
+        digest = hashlib.sha256(json.dumps([self.classes, self.category_ids]).encode())
+        for s in self.samples:
+            digest.update(f"{s.id}|{s.file_name}|{s.width}x{s.height}".encode())
+            if s.annotations is not None:
+                digest.update(s.annotations.boxes.tobytes() + s.annotations.labels.tobytes())
+        return digest.hexdigest()[:16]
+
+
+def read(path: Path | str, *, annotated: bool = True) -> Dataset:
+    """The dataset in a COCO JSON file, or in `train.json` of a folder.
+
+    Pictures are looked for beside the JSON, then in `images/` beside it, under their `file_name`.
+
+    Args:
+        path: a COCO JSON, or a folder that holds a `train.json`.
+        annotated: False for a test set: annotations are not read, even where the file has some.
+
+    Raises:
+        InputError: the file is missing or not COCO; an entry is broken (it is named); a picture does not exist.
+    """
+    path = Path(path)
+    if path.is_dir():
+        path = path / "train.json"
+    return parse(read_json(path), path, annotated=annotated)
+
+
+def read_json(path: Path) -> Any:
+    """The value in a JSON file. Raises InputError where it is missing or broken, naming the line."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"{path}: there is no such file. Give a COCO JSON, or a folder with a train.json.") from None
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}).") from None
+    except UnicodeDecodeError:
+        raise InputError(f"{path}: is not a text file; expected COCO JSON.") from None
+    except json.JSONDecodeError as error:
+        raise InputError(
+            f"{path}: is not JSON (line {error.lineno}, column {error.colno}: {error.msg}). Was it cut off while copying?"
+        ) from None
+
+
+def parse(document: Any, source: Path, *, annotated: bool = True) -> Dataset:
+    """The Dataset in a decoded COCO document. `source` names it in messages, and pictures are looked for beside it.
+
+    Raises:
+        InputError: see `read`.
+    """
+    images, categories, drawn = (_rows(document, key, source, annotated) for key in ("images", "categories", "annotations"))
+    if not images:
+        raise InputError(f"{source}: lists no images. A dataset needs at least one picture.")
+    if not categories:
+        raise InputError(f"{source}: lists no categories. COCO's 'categories' must name the classes.")
+
+    categories = sorted(categories, key=lambda row: _integer(row, "id", f"{source}: a category"))
+    category_ids = tuple(int(row["id"]) for row in categories)
+    _no_repeats(category_ids, f"{source}: category id")
+    classes = tuple(str(row.get("name", row["id"])) for row in categories)
+    label_of = {category_id: label for label, category_id in enumerate(category_ids)}
+
+    image_ids = [_integer(row, "id", f"{source}: image {i} of the list") for i, row in enumerate(images)]
+    _no_repeats(image_ids, f"{source}: image id")
+    rows_of: dict[int, list[dict[str, Any]]] = {image_id: [] for image_id in image_ids}
+    for i, row in enumerate(drawn):
+        where = f"{source}: annotation {row.get('id', f'number {i}')}"
+        image_id = _integer(row, "image_id", where)
+        if image_id not in rows_of:
+            raise InputError(f"{where}: is of image {image_id}, which is not in 'images'. Remove it or list the image.")
+        rows_of[image_id].append(row)
+
+    folders = [source.parent, source.parent / "images"]
+    samples = tuple(
+        Sample(
+            id=image_id,
+            path=_find(folders, row, f"{source}: image {image_id}"),
+            file_name=row["file_name"],
+            width=_side(row, "width", f"{source}: image {image_id}"),
+            height=_side(row, "height", f"{source}: image {image_id}"),
+            annotations=_annotations(rows_of[image_id], row, label_of, source) if annotated else None,
+        )
+        for image_id, row in zip(image_ids, images, strict=True)
+    )
+    return Dataset(samples, classes, category_ids, source)
+
+
+def write(dataset: Dataset, path: Path) -> Path:
+    """Write `dataset` as COCO JSON; pictures stay where they are, so keep it beside them. Returns `path`."""
+    annotations: list[dict[str, Any]] = []
+    for sample in dataset.samples:
+        drawn = sample.annotations or Annotations.empty()
+        for box, label, crowd, area in zip(
+            xyxy_to_xywh(drawn.boxes).tolist(), drawn.labels.tolist(), drawn.crowd.tolist(), drawn.area.tolist(), strict=True
+        ):
+            annotations.append(
+                {
+                    "id": len(annotations) + 1,
+                    "image_id": sample.id,
+                    "category_id": dataset.category_ids[label],
+                    "bbox": box,
+                    "area": area,
+                    "iscrowd": int(crowd),
+                }
+            )
+    document: dict[str, Any] = {
+        "images": [
+            {"id": s.id, "file_name": s.file_name, "width": s.width, "height": s.height} for s in dataset.samples
+        ],
+        "categories": [{"id": i, "name": n} for i, n in zip(dataset.category_ids, dataset.classes, strict=True)],
+    }
+    if dataset.labelled:
+        document["annotations"] = annotations
+    write_text(path, json.dumps(document))
+    return path
+
+
+def _rows(document: Any, key: str, source: Path, annotated: bool) -> list[dict[str, Any]]:
+    """The list of objects under `key`; an absent 'annotations' is an error only where they are wanted."""
+    if not isinstance(document, dict):
+        raise InputError(f"{source}: holds a {type(document).__name__}, expected a COCO object with 'images' and 'categories'.")
+    if key == "annotations" and not annotated:
+        return []
+    if key not in document:
+        raise InputError(f"{source}: has no {key!r}. Expected COCO JSON with 'images', 'categories' and 'annotations'.")
+    rows = document[key]
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise InputError(f"{source}: {key!r} must be a list of objects.")
+    return rows
+
+
+def _integer(row: dict[str, Any], key: str, where: str) -> int:
+    """row[key] as an int; digits in a string count, since some exporters write ids so."""
+    value = row.get(key)
+    if isinstance(value, str) and value.isdecimal():
+        return int(value)
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or value != int(value):
+        raise InputError(f"{where}: {key!r} is {value!r}, expected a whole number.")
+    return int(value)
+
+
+def _side(row: dict[str, Any], key: str, where: str) -> int:
+    value = _integer(row, key, where)
+    if value <= 0:
+        raise InputError(f"{where}: {key!r} is {value}, expected a positive number of pixels.")
+    return value
+
+
+def _no_repeats(ids: Sequence[int], what: str) -> None:
+    seen: set[int] = set()
+    for i in ids:
+        if i in seen:
+            raise InputError(f"{what} {i} stands there twice. Ids must be unique: renumber them.")
+        seen.add(i)
+
+
+def _find(folders: Sequence[Path], row: dict[str, Any], where: str) -> Path:
+    name = row.get("file_name")
+    if not isinstance(name, str) or not name:
+        raise InputError(f"{where}: 'file_name' is {name!r}, expected the name of a picture.")
+    for folder in folders:
+        if (folder / name).is_file():
+            return folder / name
+    looked = " nor ".join(str(folder / name) for folder in folders)
+    raise InputError(f"{where}: there is no picture {looked}. Put the pictures beside the JSON, or in images/ beside it.")
+
+
+def _annotations(rows: list[dict[str, Any]], image: dict[str, Any], label_of: dict[int, int], source: Path) -> Annotations:
+    if not rows:
+        return Annotations.empty()
+    boxes, labels, crowd, areas = [], [], [], []
+    width, height = float(image["width"]), float(image["height"])
+    for row in rows:
+        where = f"{source}: annotation {row.get('id', '?')} of {image['file_name']}"
+        category_id = _integer(row, "category_id", where)
+        if category_id not in label_of:
+            known = ", ".join(map(str, label_of))
+            raise InputError(f"{where}: category_id {category_id} is not in 'categories' (known: {known}).")
+        x, y, w, h = _bbox(row.get("bbox"), where)
+        if w <= 0 or h <= 0:
+            raise InputError(f"{where}: the box {row['bbox']} has no size. 'foldfuse check' mends such files.")
+        if x >= width or y >= height or x + w <= 0 or y + h <= 0:
+            raise InputError(
+                f"{where}: the box {row['bbox']} lies outside its {width:.0f} x {height:.0f} picture. "
+                "'foldfuse check' mends such files."
+            )
+        boxes.append((x, y, x + w, y + h))
+        labels.append(label_of[category_id])
+        crowd.append(bool(row.get("iscrowd", 0)))
+        areas.append(float(row.get("area", w * h)))
+    return Annotations(np.array(boxes, np.float64), np.array(labels, np.int64), np.array(crowd), np.array(areas, np.float64))
+
+
+def _bbox(value: Any, where: str) -> tuple[float, float, float, float]:
+    good = isinstance(value, list) and len(value) == 4 and all(
+        isinstance(v, (int, float)) and not isinstance(v, bool) and math.isfinite(v) for v in value
+    )
+    if not good:
+        raise InputError(f"{where}: 'bbox' is {value!r}, expected [left, top, width, height] in pixels.")
+    x, y, w, h = map(float, value)
+    return x, y, w, h

@@ -1,0 +1,193 @@
+"""What is drawn on pictures, and what a detector says about them. Every stage takes and returns these types.
+
+Boxes are xyxy in pixels of the original image, labels are positions in the list of class names (0..K-1).
+numpy only: whatever fuses and scores must work where torch is not installed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from foldfuse.errors import InputError
+
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True, slots=True, eq=False)  # eq: arrays have no single truth value
+class Detections:
+    """Boxes found in one image, in no promised order. Empty (n = 0) is a normal value.
+
+    Attributes:
+        boxes: (n, 4) float32, xyxy in pixels; width is x2 - x1. Of the network's input where a detector's
+            `decode` returns them, of the original image everywhere after `predict`.
+        scores: (n,) float32 in [0, 1].
+        labels: (n,) int64, positions in the list of class names.
+    """
+
+    boxes: Array
+    scores: Array
+    labels: Array
+
+    def __post_init__(self) -> None:
+        n = len(self.boxes)
+        assert self.boxes.shape == (n, 4), f"boxes: expected ({n}, 4), got {self.boxes.shape}"
+        assert self.scores.shape == (n,), f"scores: expected ({n},), got {self.scores.shape}"
+        assert self.labels.shape == (n,), f"labels: expected ({n},), got {self.labels.shape}"
+
+    def __len__(self) -> int:
+        return len(self.boxes)
+
+    def __getitem__(self, index: Array | slice) -> Detections:
+        """Those picked by a mask, an index array or a slice: `found[found.scores > 0.5]`."""
+        return Detections(self.boxes[index], self.scores[index], self.labels[index])
+
+    @staticmethod
+    def empty() -> Detections:
+        """Nothing found."""
+        return Detections(np.zeros((0, 4), np.float32), np.zeros(0, np.float32), np.zeros(0, np.int64))
+
+    @staticmethod
+    def cat(parts: Sequence[Detections]) -> Detections:
+        """All of `parts` as one; the parts must be of the same image."""
+        if not parts:
+            return Detections.empty()
+        return Detections(
+            np.concatenate([p.boxes for p in parts]),
+            np.concatenate([p.scores for p in parts]),
+            np.concatenate([p.labels for p in parts]),
+        )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Annotations:
+    """What people drew on one image.
+
+    Attributes:
+        boxes: (n, 4) float64, xyxy in pixels of the original image.
+        labels: (n,) int64, positions in the list of class names.
+        crowd: (n,) bool; COCO's `iscrowd`: a region of many objects, which is never trained on, and ignored in scoring.
+        area: (n,) float64, pixels squared: of the mask where the data has one, so not always width x height.
+    """
+
+    boxes: Array
+    labels: Array
+    crowd: Array
+    area: Array
+
+    def __post_init__(self) -> None:
+        n = len(self.boxes)
+        assert self.boxes.shape == (n, 4), f"boxes: expected ({n}, 4), got {self.boxes.shape}"
+        for name in ("labels", "crowd", "area"):
+            assert getattr(self, name).shape == (n,), f"{name}: expected ({n},), got {getattr(self, name).shape}"
+
+    def __len__(self) -> int:
+        return len(self.boxes)
+
+    def __getitem__(self, index: Array | slice) -> Annotations:
+        """Those picked by a mask, an index array or a slice."""
+        return Annotations(self.boxes[index], self.labels[index], self.crowd[index], self.area[index])
+
+    @staticmethod
+    def empty() -> Annotations:
+        """An image on which nothing is drawn."""
+        return Annotations(np.zeros((0, 4)), np.zeros(0, np.int64), np.zeros(0, bool), np.zeros(0))
+
+
+@dataclass(frozen=True, eq=False)
+class Predictions(Mapping[int, Detections]):
+    """Detections of many images, columnar, so that fusing and scoring run over them without a Python loop.
+
+    An image in `image_ids` was looked at, even where nothing was found in it; `predictions[image_id]` is its Detections.
+
+    Attributes:
+        image_ids: (m,) int64, without repeats, in the order of the rows.
+        offsets: (m + 1,) int64; image i owns rows offsets[i]:offsets[i + 1].
+        boxes: (n, 4) float32, xyxy in pixels of the original image.
+        scores: (n,) float32 in [0, 1].
+        labels: (n,) int64, positions in `classes`.
+        classes: class names, as in the Dataset that was predicted.
+    """
+
+    image_ids: Array
+    offsets: Array
+    boxes: Array
+    scores: Array
+    labels: Array
+    classes: tuple[str, ...]
+    _row: dict[int, int] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        m, n = len(self.image_ids), len(self.boxes)
+        assert self.offsets.shape == (m + 1,), f"offsets: expected ({m + 1},), got {self.offsets.shape}"
+        assert self.offsets[0] == 0, "offsets must start at 0"
+        assert self.offsets[-1] == n, f"offsets must end at {n}, the number of boxes; got {self.offsets[-1]}"
+        assert self.boxes.shape == (n, 4), f"boxes: expected ({n}, 4), got {self.boxes.shape}"
+        assert self.scores.shape == (n,), f"scores: expected ({n},), got {self.scores.shape}"
+        assert self.labels.shape == (n,), f"labels: expected ({n},), got {self.labels.shape}"
+        rows = {int(image_id): i for i, image_id in enumerate(self.image_ids)}
+        assert len(rows) == m, "image_ids must not repeat"
+        object.__setattr__(self, "_row", rows)
+
+    def __getitem__(self, image_id: int) -> Detections:
+        """What was found in one image. Raises KeyError where the image was not looked at."""
+        i = self._row[int(image_id)]
+        rows = slice(int(self.offsets[i]), int(self.offsets[i + 1]))
+        return Detections(self.boxes[rows], self.scores[rows], self.labels[rows])
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._row)
+
+    def __len__(self) -> int:
+        """Number of images, as of any mapping; the number of boxes is `len(predictions.boxes)`."""
+        return len(self.image_ids)
+
+    @property
+    def image_index(self) -> Array:
+        """(n,) int64: for each box, the position of its image in `image_ids`."""
+        return np.repeat(np.arange(len(self.image_ids)), np.diff(self.offsets))
+
+    @staticmethod
+    def of(found: Mapping[int, Detections], classes: Sequence[str]) -> Predictions:
+        """Predictions from {image id: Detections}, in the mapping's order."""
+        parts = list(found.values())
+        whole = Detections.cat(parts)
+        return Predictions(
+            image_ids=np.array(list(found), np.int64),
+            offsets=np.cumsum([0, *map(len, parts)], dtype=np.int64),
+            boxes=whole.boxes.astype(np.float32),
+            scores=whole.scores.astype(np.float32),
+            labels=whole.labels.astype(np.int64),
+            classes=tuple(classes),
+        )
+
+    def where(self, mask: Array) -> Predictions:
+        """The same images with only the boxes picked by the (n,) bool `mask`."""
+        kept = np.concatenate([[0], np.cumsum(mask, dtype=np.int64)])[self.offsets]
+        return Predictions(
+            self.image_ids, kept, self.boxes[mask], self.scores[mask], self.labels[mask], self.classes
+        )
+
+    def of_images(self, image_ids: Sequence[int] | Array) -> Predictions:
+        """The predictions of just these images, in this order.
+
+        Raises:
+            InputError: an image was not looked at.
+        """
+        missing = [int(i) for i in image_ids if int(i) not in self._row]
+        if missing:
+            raise InputError(
+                f"the predictions lack {len(missing)} of {len(image_ids)} images, such as image id {missing[0]}. "
+                "Predict the same images with every member."
+            )
+        order = np.array([self._row[int(i)] for i in image_ids], np.int64)
+        lengths = np.diff(self.offsets)[order]
+        offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+        rows = np.arange(offsets[-1]) + np.repeat(self.offsets[order] - offsets[:-1], lengths)
+        return Predictions(
+            self.image_ids[order], offsets, self.boxes[rows], self.scores[rows], self.labels[rows], self.classes
+        )

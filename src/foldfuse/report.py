@@ -1,0 +1,315 @@
+"""The report: a campaign's or a run's folder as one page of HTML that opens anywhere, without network or script.
+
+The page is written from what lies in the folder at that moment, so it may be written again and again while the
+campaign runs; what is not there yet is left out, and what cannot be read is named at its end.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import cache
+from pathlib import Path
+
+import jinja2
+import numpy as np
+
+from foldfuse.data import Dataset, read
+from foldfuse.detections import Predictions
+from foldfuse.errors import InputError
+from foldfuse.files import write_text
+from foldfuse.formats import read_predictions
+from foldfuse.report_charts import (
+    COLOURS,
+    Bar,
+    Chart,
+    Line,
+    bar_chart,
+    duration,
+    line_chart,
+    linear_axis,
+    log_axis,
+    thinned,
+    time_axis,
+    timeline,
+)
+from foldfuse.report_data import data_facts
+from foldfuse.report_facts import Facts, read_facts, read_folds
+from foldfuse.report_pictures import (
+    Picture,
+    best_threshold,
+    compared,
+    matches,
+    precision_recall,
+    predicted,
+    spread,
+    telling,
+)
+
+KINDS = ("setup", "train", "predict", "fuse", "submit", "report", "other")
+_PACKAGES = ("foldfuse", "torch", "torchvision", "timm", "numpy", "numba", "hotcoco", "scikit-learn", "pillow")
+_CURVES_SHOWN = 8
+_TEST_PICTURES = 6
+_THRESHOLD = 0.3  # for test pictures where there is nothing to choose it on
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Pictures with boxes, drawn where the score is at least `threshold`."""
+
+    pictures: tuple[Picture, ...]
+    threshold: float
+
+
+def report(folder: Path, *, out: Path | None = None) -> Path:
+    """Write the page on a campaign's or a run's folder, and return where it is.
+
+    Args:
+        folder: the folder that a campaign or a run was told to fill.
+        out: the HTML file to write; `report.html` in the folder where none is given.
+
+    Raises:
+        InputError: the folder does not exist, or is neither a campaign's nor a run's; `out` cannot be written.
+    """
+    folder = Path(folder)
+    out = folder / "report.html" if out is None else Path(out)
+    facts = read_facts(folder)
+    gaps = list(facts.gaps)
+    dataset = _dataset(facts.data, gaps, annotated=True)
+    test = _dataset(facts.test, gaps, annotated=False)
+    name = "fused_oof.parquet" if facts.kind == "campaign" else "oof.parquet"
+    held = _predictions(folder / name, dataset, gaps)
+    sent = _predictions(folder / name.replace("oof", "test"), test, gaps)
+
+    curves, examples = None, None
+    if dataset and held:
+        curves, examples = _precision_chart(dataset, held), _examples(dataset, held, gaps)
+    page = _page().render(
+        facts=facts,
+        name=facts.data.parent.name or facts.data.stem if facts.data else folder.resolve().name,
+        verdict=verdict(facts),
+        submissions=_submissions(folder, out),
+        timeline=_timeline(facts),
+        scores=_scores(facts),
+        members=sorted(facts.members, key=lambda m: -1.0 if m.ap50 is None else m.ap50, reverse=True),
+        learning=_learning(facts),
+        precision=curves,
+        data=data_facts(dataset, read_folds(folder / "folds.json", gaps)) if dataset else None,
+        examples=examples,
+        test_examples=_test_examples(test, sent, examples.threshold if examples else _THRESHOLD, gaps),
+        test_pictures=len(test) if test else None,
+        versions=_versions(),
+        gaps=gaps,
+    )
+    write_text(out, page)
+    return out
+
+
+def verdict(facts: Facts) -> str:
+    """What came of it, in one or two sentences."""
+    fused, best = facts.fused, facts.best
+    if facts.kind == "run":
+        scored = [(log.ap50[-1], log.name) for log in facts.logs if len(log.ap50)]
+        return f"At its last evaluation the run reached AP50 {scored[0][0]:.3f}." if scored else "No evaluation yet."
+    if fused is None or fused.ap50 is None:
+        if facts.state == "running":
+            return "The campaign is under way; no predictions have been fused yet."
+        return "No fused score: the campaign ended before its first fusion."
+    number = sum(m.weight is not None and m.weight > 0 for m in facts.members)
+    what = f"{number} members fused reach" if number > 1 else "The fused predictions reach"
+    text = f"{what} AP50 {fused.ap50:.3f} on pictures that were held back from training"
+    if best is None or best.ap50 is None:
+        return text + "."
+    gain = fused.ap50 - best.ap50
+    if abs(gain) < 0.0005:
+        return f"{text}, the same as the best single member, {best.name}."
+    text += f", {abs(gain):.3f} {'above' if gain > 0 else 'below'} the best single member, {best.name}."
+    if fused.interval and gain > 0:
+        low, high = fused.interval
+        sure = "lies above zero" if low > 0 else "includes zero: it may be chance"
+        text += f" The interval of the gain, {low:+.3f} to {high:+.3f}, {sure}."
+    return text
+
+
+@cache
+def _page() -> jinja2.Template:
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("foldfuse", "templates"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["duration"] = duration
+    environment.filters["score"] = lambda value: "–" if value is None else f"{value:.3f}"
+    environment.filters["change"] = lambda value: "–" if value is None else f"{value:+.3f}"
+    environment.filters["count"] = lambda value: "–" if value is None else f"{value:,.0f}"
+    environment.filters["moment"] = _moment
+    environment.globals["colours"] = COLOURS
+    return environment.get_template("report.html")
+
+
+def _moment(text: str) -> str:
+    """An ISO moment to the minute, in UTC where it says its zone; any other text as it is."""
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        return text
+    return f"{moment.astimezone(UTC):%Y-%m-%d %H:%M} UTC" if moment.tzinfo else f"{moment:%Y-%m-%d %H:%M}"
+
+
+def _dataset(path: Path | None, gaps: list[str], *, annotated: bool) -> Dataset | None:
+    if path is None:
+        return None
+    try:
+        return read(path, annotated=annotated)
+    except InputError as error:
+        gaps.append(str(error))
+        return None
+
+
+def _predictions(path: Path, dataset: Dataset | None, gaps: list[str]) -> Predictions | None:
+    if dataset is None or not path.exists():
+        return None
+    try:
+        return read_predictions(path, dataset)
+    except InputError as error:
+        gaps.append(str(error))
+        return None
+
+
+def _submissions(folder: Path, out: Path) -> list[tuple[str, str, int]]:
+    """(name, address from the page, bytes) of the submission files, the CSV first."""
+    files = sorted(p for p in folder.glob("submission*") if p.suffix in (".csv", ".json"))
+    start = out.resolve().parent
+    return [(p.name, os.path.relpath(p.resolve(), start).replace(os.sep, "/"), p.stat().st_size) for p in files]
+
+
+def _timeline(facts: Facts) -> Chart | None:
+    if not facts.timeline:
+        return None
+    kinds = [*KINDS, *sorted({s.kind for s in facts.timeline} - set(KINDS))]
+    taken = {k: sum(s.end - s.start for s in facts.timeline if s.kind == k) for k in kinds}
+    words = ", ".join(f"{k} {duration(t)}" for k, t in taken.items() if t)
+    svg = timeline(facts.timeline, kinds=kinds, deadline=facts.deadline_seconds, label=f"Where the time went: {words}.")
+    return Chart("", svg, "Time since the start; each block is one piece of work. Shares are of all work done.")
+
+
+def _scores(facts: Facts) -> tuple[Chart, ...]:
+    """Bars of AP50 and of AP: every member, best first, and what they make together."""
+    charts = []
+    for key, title in (("ap50", "AP50"), ("ap", "AP")):
+        ranked = [(value, m) for m in facts.members if (value := getattr(m, key)) is not None]
+        ranked.sort(key=lambda pair: -pair[0])
+        bars = [Bar(m.name, value, f"{value:.3f}") for value, m in ranked]
+        fused = getattr(facts.fused, key) if facts.fused else None
+        if fused is not None:
+            interval = None
+            if key == "ap50" and facts.fused and facts.fused.interval and facts.best and facts.best.ap50 is not None:
+                low, high = facts.fused.interval
+                interval = (facts.best.ap50 + low, facts.best.ap50 + high)
+            bars.insert(0, Bar("fused", fused, f"{fused:.3f}", strong=True, interval=interval))
+        if bars:
+            words = ", ".join(f"{b.label} {b.text}" for b in bars)
+            whisker = " The whisker is the interval of the gain over the best member." if bars[0].interval else ""
+            meaning = "at IoU 0.50" if key == "ap50" else "averaged over IoU 0.50 to 0.95"
+            svg = bar_chart(bars, label=f"{title} of each member: {words}.")
+            charts.append(Chart(title, svg, f"Average precision {meaning}, on held-back pictures.{whisker}"))
+    return tuple(charts)
+
+
+def _learning(facts: Facts) -> tuple[Chart, ...]:
+    """Loss and AP50 against the seconds of training; a member keeps its colour in both."""
+    losses, tests = [], []
+    for colour, log in enumerate(facts.logs):
+        good = (log.loss > 0) & np.isfinite(log.loss)
+        if good.any():
+            losses.append(Line(log.name, *thinned(log.seconds[good], log.loss[good]), colour))
+        if len(log.tested):
+            tests.append(Line(log.name, log.tested, log.ap50, colour))
+    names = tuple(log.name for log in facts.logs) if len(facts.logs) > 1 else ()
+    charts = []
+    if losses:
+        values = np.concatenate([line.y for line in losses])
+        svg = line_chart(
+            losses,
+            time_axis(max(line.x.max() for line in losses)),
+            log_axis(float(values.min()), float(values.max())),
+            titles=("time in training", "loss"),
+            label=f"Training loss of {len(losses)} runs against time.",
+        )
+        charts.append(Chart("Training loss", svg, "Averaged over short stretches; the scale is logarithmic.", names))
+    if tests:
+        svg = line_chart(
+            tests,
+            time_axis(max(line.x.max() for line in tests)),
+            linear_axis(0, max(float(line.y.max()) for line in tests)),
+            titles=("time in training", "AP50"),
+            label="AP50 on held-back pictures against time: "
+            + ", ".join(f"{line.name} ends at {line.y[-1]:.3f}" for line in tests),
+            dots=True,
+        )
+        charts.append(Chart("Score while training", svg, "AP50 on held-back pictures.", names))
+    return tuple(charts)
+
+
+def _precision_chart(dataset: Dataset, held: Predictions) -> Chart | None:
+    curves = precision_recall(dataset, held, matches(dataset, held))
+    shown = sorted(curves, key=lambda c: -c.boxes)[:_CURVES_SHOWN]
+    if not shown:
+        return None
+    recall = np.linspace(0, 1, 101)
+    unit = linear_axis(0, 1)
+    svg = line_chart(
+        [Line(c.name, recall[c.precision > 0], c.precision[c.precision > 0], i) for i, c in enumerate(shown)],
+        unit,
+        unit,
+        titles=("recall", "precision"),
+        label="Precision against recall at IoU 0.5: "
+        + ", ".join(f"{c.name} has a mean precision of {c.precision.mean():.2f}" for c in shown),
+    )
+    rest = f" The {len(shown)} classes with most boxes, of {len(curves)}." if len(curves) > len(shown) else ""
+    return Chart(
+        "Precision and recall", svg, f"Of the fused predictions, at IoU 0.50.{rest}", tuple(c.name for c in shown)
+    )
+
+
+def _examples(dataset: Dataset, held: Predictions, gaps: list[str]) -> Examples:
+    threshold = best_threshold(dataset, held, matches(dataset, held))
+    pictures = []
+    for kind, sample in telling(dataset, held, threshold):
+        found = held[sample.id]
+        try:
+            pictures.append(compared(sample, found[found.scores >= threshold], dataset.classes, kind=kind))
+        except InputError as error:
+            gaps.append(str(error))
+    return Examples(tuple(pictures), threshold)
+
+
+def _test_examples(
+    test: Dataset | None, sent: Predictions | None, threshold: float, gaps: list[str]
+) -> Examples | None:
+    if test is None or sent is None:
+        return None
+    pictures = []
+    for sample in spread([s for s in test.samples if s.id in sent], _TEST_PICTURES):
+        found = sent[sample.id]
+        try:
+            pictures.append(predicted(sample, found[found.scores >= threshold], test.classes))
+        except InputError as error:
+            gaps.append(str(error))
+    return Examples(tuple(pictures), threshold)
+
+
+def _versions() -> list[tuple[str, str]]:
+    """(name, version) of Python and of the packages that numbers depend on, as they are where the page is written."""
+    found = [("python", platform.python_version())]
+    for name in _PACKAGES:
+        try:
+            found.append((name, importlib.metadata.version(name)))
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found

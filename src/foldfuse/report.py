@@ -79,7 +79,7 @@ def report(folder: Path, *, out: Path | None = None) -> Path:
     facts = read_facts(folder)
     gaps = list(facts.gaps)
     dataset = _dataset(facts.data, gaps, annotated=True)
-    test = _dataset(facts.test, gaps, annotated=False)
+    test = _dataset(facts.test, gaps, annotated=False) if facts.test else dataset  # labelled pictures may stand in
     name = "fused_oof.parquet" if facts.kind == "campaign" else "oof.parquet"
     held = _predictions(folder / name, dataset, gaps)
     sent = _predictions(folder / name.replace("oof", "test"), test, gaps)
@@ -100,7 +100,7 @@ def report(folder: Path, *, out: Path | None = None) -> Path:
         data=data_facts(dataset, read_folds(folder / "folds.json", gaps)) if dataset else None,
         examples=examples,
         test_examples=_test_examples(test, sent, examples.threshold if examples else _THRESHOLD, gaps),
-        test_pictures=len(test) if test else None,
+        test_pictures=len(sent) if sent else None,
         versions=_versions(),
         gaps=gaps,
     )

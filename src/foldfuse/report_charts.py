@@ -180,16 +180,23 @@ def bar_chart(bars: Sequence[Bar], *, label: str) -> Markup:
         )
         if bar.interval:
             low, high = (75 * min(max(v, 0), top) / top for v in bar.interval)
-            end, middle = max(end, high), y + 19 + _BAR / 2
-            for x1, y1, x2, y2 in (
-                (low, middle, high, middle),
-                (low, middle - 4, low, middle + 4),
-                (high, middle - 4, high, middle + 4),
-            ):
-                ends = Markup('x1="{:.2f}%" y1="{}" x2="{:.2f}%" y2="{}"').format(x1, y1, x2, y2)
-                parts.append(Markup('<line class="whisker halo" {0}/><line class="whisker" {0}/>').format(ends))
+            parts += _whisker(low, high, y + 19 + _BAR / 2)
+            end = max(end, high)
         parts.append(Markup('<text x="{:.2f}%" dx="6" y="{}">{}</text>').format(end, y + 19 + _BAR - 1, bar.text))
     return _chart(Markup("").join(parts), max(len(bars), 1) * _ROW, label)
+
+
+def _whisker(low: float, high: float, y: float) -> list[Markup]:
+    """A line from low to high per cent with a stroke at each end, on a rim that keeps it visible over its bar."""
+    strokes = [
+        Markup('x1="{:.2f}%" y1="{:g}" x2="{:.2f}%" y2="{:g}"').format(x1, y + y1, x2, y + y2)
+        for x1, y1, x2, y2 in ((low, 0, high, 0), (low, -4, low, 4), (high, -4, high, 4))
+    ]
+    return [
+        Markup('<line class="{}" {}/>').format(style, stroke)
+        for style in ("whisker rim", "whisker")
+        for stroke in strokes
+    ]
 
 
 def timeline(spans: Sequence[Span], *, kinds: Sequence[str], deadline: float | None, label: str) -> Markup:

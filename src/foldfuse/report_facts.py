@@ -150,8 +150,9 @@ def read_folds(path: Path, gaps: list[str]) -> dict[int, int]:
     if not path.exists():
         return {}
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-        value = value.get("folds", value.get("fold_of", value)) if isinstance(value, dict) else value
+        value: Any = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(value, dict) and "folds" in value:
+            value = value["folds"]
         if isinstance(value, list):
             return {int(image_id): fold for fold, ids in enumerate(value) for image_id in ids}
         return {int(image_id): int(fold) for image_id, fold in value.items()}
@@ -163,7 +164,7 @@ def read_folds(path: Path, gaps: list[str]) -> dict[int, int]:
 def _facts(kind: str, folder: Path, row: Mapping[str, Any], runs: list[Path], gaps: list[str]) -> Facts:
     members = tuple(_member(r) for r in _rows(row, "members"))
     best_name = _text(row, "best_member")
-    fused = row.get("fused")
+    fused, memory = row.get("fused"), _number(row, "peak_memory_mb")
     logs = {run.name: read_log(run / "log.jsonl", run.name, gaps) for run in runs}
     order = [m.name for m in members if m.name in logs] + [n for n in logs if n not in {m.name for m in members}]
     recipe = _object(folder / "recipe.json", gaps) if kind == "run" else {}
@@ -179,7 +180,7 @@ def _facts(kind: str, folder: Path, row: Mapping[str, Any], runs: list[Path], ga
         finished=_text(row, "finished"),
         state=_text(row, "state") or "unknown",
         seed=_number(row, "seed"),
-        machine=_pairs(row.get("machine")),
+        machine=_pairs(row.get("machine")) + _pairs({"peak memory": f"{memory:.0f} MB"} if memory else {}),
         left_out=tuple(
             (_text(r, "file_name") or "?", _text(r, "reason") or "no reason given") for r in _rows(row, "left_out")
         ),

@@ -187,7 +187,7 @@ def test_a_compared_picture_marks_what_is_right_false_and_missed(sample):
     root = ElementTree.fromstring(picture.markup)
     kinds = [r.attrib["class"] for r in root.findall("rect") if r.attrib["class"] != "halo"]
     assert sorted(kinds) == ["missed", "right", "truth", "wrong"]
-    assert [t.text for t in root.findall("text")] == ["jar", "cup 0.80", "lid 0.60"]
+    assert {t.text for t in root.findall("text")} == {"jar", "cup 0.80", "lid 0.60"}
     assert root.attrib["viewBox"] == "0 0 1000 400"
     missed = root.find("rect[@class='missed']").attrib
     assert [missed[k] for k in ("x", "y", "width", "height")] == ["500", "200", "100", "100"]
@@ -195,10 +195,32 @@ def test_a_compared_picture_marks_what_is_right_false_and_missed(sample):
 
 
 def test_a_predicted_picture_with_many_boxes_shows_no_names(sample):
-    many = found([[10.0 * i, 0, 10.0 * i + 8, 8] for i in range(30)], [0] * 30, [0.5] * 30)
+    many = found(
+        [[300.0 * (i % 3), 10.0 * i, 300.0 * (i % 3) + 80, 10.0 * i + 8] for i in range(30)], [0] * 30, [0.5] * 30
+    )
     assert "<text" not in predicted(sample, many, CLASSES).markup
     assert predicted(sample, many[:3], CLASSES).markup.count("<text") == 3
     assert predicted(sample, many[:1], CLASSES).title == "1 box"
+
+
+def test_names_stay_inside_the_picture_and_off_each_other(sample):
+    corner = found([[960, 380, 999, 399], [955, 375, 999, 399], [-5, -5, 50, 50]], [0, 1, 2], [0.9, 0.8, 0.7])
+    root = ElementTree.fromstring(predicted(sample, corner, CLASSES).markup)
+    texts = root.findall("text")
+    assert len(texts) == 2
+    size = float(root.attrib["font-size"])
+    for text in texts:
+        x, y = float(text.attrib["x"]), float(text.attrib["y"])
+        assert 0 <= x <= 1000 - 0.6 * size * len(text.text)
+        assert 0.5 * size <= y <= 400
+
+
+def test_what_lies_on_a_crowd_is_not_called_false(sample):
+    crowd = Sample(0, sample.path, "a.png", 1000, 400, drawn([[0, 0, 500, 400]], [0], [True]))
+    picture = compared(crowd, found([[5, 5, 60, 60]], [0], [0.9]), CLASSES, kind="best")
+    assert "false alarm:" not in picture.markup
+    assert "on a crowd: cup 0.90" in picture.markup
+    assert picture.caption == "a.png: 0 of 0 found, no false alarms"
 
 
 def test_inlined_pictures_are_small(sample):

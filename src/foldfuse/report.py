@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cache
@@ -37,8 +38,9 @@ from foldfuse.report_charts import (
     timeline,
 )
 from foldfuse.report_data import data_facts
-from foldfuse.report_facts import Facts, read_facts, read_folds
+from foldfuse.report_facts import Facts, read_facts
 from foldfuse.report_pictures import (
+    Curve,
     Picture,
     best_threshold,
     compared,
@@ -48,6 +50,7 @@ from foldfuse.report_pictures import (
     spread,
     telling,
 )
+from foldfuse.split import read_folds
 
 KINDS = ("setup", "train", "predict", "fuse", "submit", "report", "other")
 _PACKAGES = ("foldfuse", "torch", "torchvision", "timm", "numpy", "numba", "hotcoco", "scikit-learn", "pillow")
@@ -86,7 +89,9 @@ def report(folder: Path, *, out: Path | None = None) -> Path:
 
     curves, examples = None, None
     if dataset and held:
-        curves, examples = _precision_chart(dataset, held), _examples(dataset, held, gaps)
+        matched = matches(dataset, held)
+        curves = _precision_chart(precision_recall(dataset, held, matched))
+        examples = _examples(dataset, held, best_threshold(dataset, held, matched), gaps)
     page = _page().render(
         facts=facts,
         name=facts.data.parent.name or facts.data.stem if facts.data else folder.resolve().name,
@@ -97,7 +102,7 @@ def report(folder: Path, *, out: Path | None = None) -> Path:
         members=sorted(facts.members, key=lambda m: -1.0 if m.ap50 is None else m.ap50, reverse=True),
         learning=_learning(facts),
         precision=curves,
-        data=data_facts(dataset, read_folds(folder / "folds.json", gaps)) if dataset else None,
+        data=data_facts(dataset, _folds(folder / "folds.json", gaps)) if dataset else None,
         examples=examples,
         test_examples=_test_examples(test, sent, examples.threshold if examples else _THRESHOLD, gaps),
         test_pictures=len(sent) if sent else None,
@@ -181,6 +186,17 @@ def _predictions(path: Path, dataset: Dataset | None, gaps: list[str]) -> Predic
         return None
 
 
+def _folds(path: Path, gaps: list[str]) -> Mapping[int, int]:
+    """{image id: fold}; empty where there is no such file, or a broken one, which is a gap."""
+    if not path.exists():
+        return {}
+    try:
+        return read_folds(path).fold_of
+    except InputError as error:
+        gaps.append(str(error))
+        return {}
+
+
 def _submissions(folder: Path, out: Path) -> list[tuple[str, str, int]]:
     """(name, address from the page, bytes) of the submission files, the CSV first."""
     files = sorted(p for p in folder.glob("submission*") if p.suffix in (".csv", ".json"))
@@ -256,8 +272,7 @@ def _learning(facts: Facts) -> tuple[Chart, ...]:
     return tuple(charts)
 
 
-def _precision_chart(dataset: Dataset, held: Predictions) -> Chart | None:
-    curves = precision_recall(dataset, held, matches(dataset, held))
+def _precision_chart(curves: Sequence[Curve]) -> Chart | None:
     shown = sorted(curves, key=lambda c: -c.boxes)[:_CURVES_SHOWN]
     if not shown:
         return None
@@ -273,12 +288,14 @@ def _precision_chart(dataset: Dataset, held: Predictions) -> Chart | None:
     )
     rest = f" The {len(shown)} classes with most boxes, of {len(curves)}." if len(curves) > len(shown) else ""
     return Chart(
-        "Precision and recall", svg, f"Of the fused predictions, at IoU 0.50.{rest}", tuple(c.name for c in shown)
+        "Precision and recall",
+        svg,
+        f"Of what was found in held-back pictures, at IoU 0.50.{rest}",
+        tuple(c.name for c in shown),
     )
 
 
-def _examples(dataset: Dataset, held: Predictions, gaps: list[str]) -> Examples:
-    threshold = best_threshold(dataset, held, matches(dataset, held))
+def _examples(dataset: Dataset, held: Predictions, threshold: float, gaps: list[str]) -> Examples:
     pictures = []
     for kind, sample in telling(dataset, held, threshold):
         found = held[sample.id]

@@ -12,6 +12,7 @@ from foldfuse.data import Dataset
 from foldfuse.report_charts import Axis, Bar, Chart, bar_chart, histogram, linear_axis
 
 _CLASSES_SHOWN = 12  # bars and columns for the most frequent classes; the rest is summed up
+_SIZES_SHOWN = 5
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,8 @@ class DataFacts:
     pictures: int
     boxes: int
     empty: int
-    sizes: tuple[tuple[str, int], ...]  # "640 × 480", pictures
+    sizes: tuple[tuple[str, int], ...]  # "640 × 480", pictures; the most frequent
+    more_sizes: int
     charts: tuple[Chart, ...]
     fold_classes: tuple[str, ...]
     folds: tuple[FoldRow, ...]
@@ -60,7 +62,8 @@ def data_facts(dataset: Dataset, folds: Mapping[int, int]) -> DataFacts:
         pictures=len(dataset),
         boxes=len(labels),
         empty=sum(len(a) == 0 for a in drawn),
-        sizes=tuple(sorted(sizes.items(), key=lambda item: -item[1])[:5]),
+        sizes=tuple(sorted(sizes.items(), key=lambda item: -item[1])[:_SIZES_SHOWN]),
+        more_sizes=max(len(sizes) - _SIZES_SHOWN, 0),
         charts=(_class_chart(dataset, per_class), *_shape_charts(dataset)),
         fold_classes=tuple(dataset.classes[k] for k in order),
         folds=tuple(rows),

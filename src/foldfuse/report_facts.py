@@ -145,22 +145,6 @@ def read_log(path: Path, name: str, gaps: list[str]) -> Log:
     return Log(name, losses[:, 0], losses[:, 1], tests[:, 0], tests[:, 1])
 
 
-def read_folds(path: Path, gaps: list[str]) -> dict[int, int]:
-    """{image id: fold} in a folds.json: lists of ids, or an object {id: fold}; {} where there is none."""
-    if not path.exists():
-        return {}
-    try:
-        value: Any = json.loads(path.read_text(encoding="utf-8"))
-        if isinstance(value, dict) and "folds" in value:
-            value = value["folds"]
-        if isinstance(value, list):
-            return {int(image_id): fold for fold, ids in enumerate(value) for image_id in ids}
-        return {int(image_id): int(fold) for image_id, fold in value.items()}
-    except (ValueError, TypeError, AttributeError):
-        gaps.append(f"{path.name}: is not a list of folds.")
-        return {}
-
-
 def _facts(kind: str, folder: Path, row: Mapping[str, Any], runs: list[Path], gaps: list[str]) -> Facts:
     members = tuple(_member(r) for r in _rows(row, "members"))
     best_name = _text(row, "best_member")

@@ -61,6 +61,16 @@ class Picture:
     caption: str
 
 
+@dataclass(frozen=True, eq=False)
+class _Mark:
+    """A box on a picture: `kind` is right, wrong, missed or truth; `name` is written on it, if there is room."""
+
+    box: Array
+    kind: str
+    title: str
+    name: str
+
+
 def match(found: Detections, drawn: Annotations) -> Match:
     """The Match of one picture, in which the highest score chooses first."""
     finder = np.full(len(drawn), -1, np.int64)
@@ -173,40 +183,28 @@ def compared(sample: Sample, found: Detections, classes: Sequence[str], *, kind:
     """A picture with what people drew, what was found and what was missed. InputError where it cannot be read."""
     drawn = sample.annotations or Annotations.empty()
     result = match(found, drawn)
-    missed = (result.finder < 0) & ~drawn.crowd
-    named = len(found) + int(missed.sum()) <= _NAMED_BOXES
-    boxes = [
-        _rect(sample, box, "truth", f"drawn: {classes[k]}")
-        for box, k in zip(drawn.boxes[~missed], drawn.labels[~missed])
-    ]
-    boxes += [
-        _rect(sample, box, "missed", f"missed: {classes[k]}", name=classes[k] if named else "")
-        for box, k in zip(drawn.boxes[missed], drawn.labels[missed])
-    ]
-    for box, k, score, right in zip(found.boxes, found.labels, found.scores, result.right):
-        what = "right" if right else "wrong"
-        text = f"{classes[k]} {score:.2f}"
-        boxes.append(
-            _rect(sample, box, what, f"{'found' if right else 'false alarm'}: {text}", name=text if named else "")
-        )
+    marks = []
+    for box, label, finder, crowd in zip(drawn.boxes, drawn.labels, result.finder, drawn.crowd):
+        if finder < 0 and not crowd:
+            marks.append(_Mark(box, "missed", f"missed: {classes[label]}", classes[label]))
+        else:
+            marks.append(_Mark(box, "truth", f"drawn: {classes[label]}", ""))
+    for box, label, score, right, counted in zip(found.boxes, found.labels, found.scores, result.right, result.counted):
+        mark, what = ("right", "found") if right else ("wrong", "false alarm") if counted else ("truth", "on a crowd")
+        text = f"{classes[label]} {score:.2f}"
+        marks.append(_Mark(box, mark, f"{what}: {text}", text))
     hits, alarms = int(result.right.sum()), int((result.counted & ~result.right).sum())
-    false = f"{alarms or 'no'} false alarm{'s' * (alarms != 1)}"
-    return Picture(
-        _overlaid(sample, boxes, f"{sample.file_name}: {hits} found, {false}, {missed.sum()} missed"),
-        title=f"{kind.capitalize()}, F1 {f1_of(found, drawn):.2f}",
-        caption=f"{sample.file_name}: {hits} of {(~drawn.crowd).sum()} found, {false}",
-    )
+    boxes = int((~drawn.crowd).sum())
+    words = f"{sample.file_name}: {hits} of {boxes} found, {alarms or 'no'} false alarm{'s' * (alarms != 1)}"
+    return Picture(_overlaid(sample, marks, words), f"{kind.capitalize()}, F1 {f1_of(found, drawn):.2f}", words)
 
 
 def predicted(sample: Sample, found: Detections, classes: Sequence[str]) -> Picture:
     """A picture with what was found in it. InputError where it cannot be read."""
-    named = len(found) <= _NAMED_BOXES
-    boxes = []
-    for box, k, score in zip(found.boxes, found.labels, found.scores):
-        text = f"{classes[k]} {score:.2f}"
-        boxes.append(_rect(sample, box, "right", text, name=text if named else ""))
+    texts = [f"{classes[label]} {score:.2f}" for label, score in zip(found.labels, found.scores)]
+    marks = [_Mark(box, "right", text, text) for box, text in zip(found.boxes, texts)]
     number = f"{len(found)} box{'es' * (len(found) != 1)}"
-    return Picture(_overlaid(sample, boxes, f"{sample.file_name}: {number}"), number, sample.file_name)
+    return Picture(_overlaid(sample, marks, f"{sample.file_name}: {number}"), number, sample.file_name)
 
 
 def data_uri(path: Path) -> str:
@@ -223,37 +221,40 @@ def _share_inside(boxes: Array, regions: Array) -> Array:
     return area(np.concatenate([top_left, bottom_right], -1)) / np.maximum(area(boxes)[:, None], 1e-9)
 
 
-def _rect(sample: Sample, box: Array, kind: str, title: str, *, name: str = "") -> Markup:
-    """One box, with a dark rim that keeps it visible on any picture; its name is inside the box's upper edge."""
-    x1, y1, x2, y2 = (round(float(v), 1) for v in box)
-    shape = Markup('x="{:g}" y="{:g}" width="{:g}" height="{:g}"').format(x1, y1, max(x2 - x1, 0), max(y2 - y1, 0))
-    rim = Markup("") if kind == "truth" else Markup('<rect class="halo" {}/>').format(shape)
-    text = Markup("")
-    if name:
-        at_the_right = x1 > 0.8 * sample.width  # where the name would run out of the picture
-        text = Markup('<text class="{}" x="{:g}" y="{:g}" dx="{}" dy="0.95em" text-anchor="{}">{}</text>').format(
-            kind,
-            min(x2, sample.width) if at_the_right else max(x1, 0.0),
-            max(y1, 0.0),
-            "-0.15em" if at_the_right else "0.15em",
-            "end" if at_the_right else "start",
-            name,
-        )
-    return Markup('{0}<rect class="{1}" {2}><title>{3}</title></rect>{4}').format(rim, kind, shape, title, text)
-
-
-def _overlaid(sample: Sample, boxes: Sequence[Markup], label: str) -> Markup:
+def _overlaid(sample: Sample, marks: Sequence[_Mark], label: str) -> Markup:
     """The picture with vector boxes over it, in the picture's own pixels, so that they stay sharp at any size."""
+    size = max(sample.width, sample.height) / 28  # of the letters
+    marks = sorted(marks, key=lambda mark: ("truth", "right", "missed", "wrong").index(mark.kind))  # mistakes on top
+    inside = [Markup('<image href="{}" {}/>').format(data_uri(sample.path), _shape(0, 0, sample.width, sample.height))]
+    inside += [_rect(mark) for mark in marks]
+    if sum(bool(mark.name) for mark in marks) <= _NAMED_BOXES:
+        inside += _names(sample, marks[::-1], size)
     return Markup(
-        '<svg class="picture" role="img" aria-label="{}" viewBox="0 0 {} {}" font-size="{:.1f}">'
-        '<image href="{}" width="{}" height="{}" preserveAspectRatio="none"/>{}</svg>'
-    ).format(
-        label,
-        sample.width,
-        sample.height,
-        max(sample.width, sample.height) / 28,
-        data_uri(sample.path),
-        sample.width,
-        sample.height,
-        Markup("").join(boxes),
-    )
+        '<svg class="picture" role="img" aria-label="{}" viewBox="0 0 {} {}" font-size="{:.1f}">{}</svg>'
+    ).format(label, sample.width, sample.height, size, Markup("").join(inside))
+
+
+def _shape(x1: float, y1: float, x2: float, y2: float) -> Markup:
+    return Markup('x="{:g}" y="{:g}" width="{:g}" height="{:g}"').format(x1, y1, max(x2 - x1, 0), max(y2 - y1, 0))
+
+
+def _rect(mark: _Mark) -> Markup:
+    """One box, with a dark rim that keeps it visible on any picture."""
+    shape = _shape(*(round(float(v), 1) for v in mark.box))
+    rim = Markup("") if mark.kind == "truth" else Markup('<rect class="halo" {}/>').format(shape)
+    return Markup('{}<rect class="{}" {}><title>{}</title></rect>').format(rim, mark.kind, shape, mark.title)
+
+
+def _names(sample: Sample, marks: Sequence[_Mark], size: float) -> list[Markup]:
+    """Names inside the upper edges of their boxes; one that would lie on another is left out."""
+    texts: list[Markup] = []
+    places = np.zeros((0, 4))
+    for mark in marks:
+        width = 0.62 * size * len(mark.name)  # of bold letters, about
+        x = min(max(float(mark.box[0]), 0.0), max(sample.width - width, 0.0)) + 0.15 * size
+        y = min(max(float(mark.box[1]), 0.0), sample.height - 1.2 * size) + 0.95 * size
+        place = np.array([[x, y - size, x + width, y + 0.2 * size]])
+        if mark.name and not pairwise_iou(place, places).any():
+            places = np.concatenate([places, place])
+            texts.append(Markup('<text class="{}" x="{:.1f}" y="{:.1f}">{}</text>').format(mark.kind, x, y, mark.name))
+    return texts

@@ -1,0 +1,337 @@
+"""The inner loops of fusion, compiled by numba on first use and kept on disk. `fuse` is the door to them.
+
+Every greedy method here is one loop: take the boxes of a class in falling order of score, find the cluster that each
+overlaps most, join it or found a new one. WBF, NMW and NMS differ only in what joining means.
+
+Shapes: N rows of all members, M members, I images, K classes. A row is one box of one member.
+`nnan` and `nsz` let the compiler use vector minimum and maximum; they leave every finite result as it is.
+"""
+
+# mypy: allow-untyped-defs
+# numba infers the types of the arguments, and mypy cannot look inside its decorator.
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit
+
+WBF, NMS, NMW = 0, 1, 2
+LINEAR, GAUSSIAN = 0, 1
+
+BLOCK = 16  # clusters compared in one go; the cluster arrays are padded to a multiple of it
+NOWHERE = 1e300  # left side of a padding cluster, whose right side is -NOWHERE: it overlaps nothing
+SLACK = 1 - 1e-9  # the quick test lets slightly too much through; the exact one follows
+TOP = (1 << 30) - 1  # the bits of a float32 in [0, 1] are below this
+
+compiled = njit(cache=True, nogil=True, error_model="numpy", fastmath={"nnan", "nsz"})
+
+
+@njit(cache=True, nogil=True)
+def first_bad_row(boxes, scores, labels, num_classes):
+    """The first row that is not a box with a score in [0, 1] and a label in 0..K-1; -1 if all are."""
+    for i in range(len(boxes)):
+        finite = np.isfinite(boxes[i, 0]) and np.isfinite(boxes[i, 1])
+        finite = finite and np.isfinite(boxes[i, 2]) and np.isfinite(boxes[i, 3])
+        ordered = boxes[i, 0] <= boxes[i, 2] and boxes[i, 1] <= boxes[i, 3]
+        if not (finite and ordered and 0 <= scores[i] <= 1 and 0 <= labels[i] < num_classes):
+            return i
+    return -1
+
+
+@compiled
+def _before(boxes, a, b):
+    """Whether box `a` stands before box `b` where their scores are equal: by x1, y1, x2, y2."""
+    for c in range(4):
+        if boxes[a, c] != boxes[b, c]:
+            return boxes[a, c] < boxes[b, c]
+    return False
+
+
+@compiled
+def _falling(scores, boxes, labels, count, num_classes, order, spare, starts):
+    """Fill order[:count] with positions by label, then falling score, then box; starts[k] is where label k begins.
+
+    A radix sort on the bits of the float32 scores, which must be in [0, 1]: three stable passes of 10 bits, then one by
+    label.
+    """
+    bits = scores.view(np.int32)
+    seen = np.zeros((3, 1024), np.int64)
+    for i in range(count):
+        key = TOP - bits[i]
+        seen[0, key & 1023] += 1
+        seen[1, (key >> 10) & 1023] += 1
+        seen[2, key >> 20] += 1
+        order[i] = i
+    for digit in range(3):
+        total = 0
+        for value in range(1024):
+            total, seen[digit, value] = total + seen[digit, value], total
+        for i in range(count):
+            row = order[i]
+            value = ((TOP - bits[row]) >> (10 * digit)) & 1023
+            spare[seen[digit, value]] = row
+            seen[digit, value] += 1
+        order, spare = spare, order
+    # After three swaps `spare` is the caller's `order`, which the pass by label fills.
+    starts[:] = 0
+    for i in range(count):
+        starts[labels[i] + 1] += 1
+    for k in range(num_classes):
+        starts[k + 1] += starts[k]
+    for i in range(count):
+        row = order[i]
+        spare[starts[labels[row]]] = row
+        starts[labels[row]] += 1
+    for k in range(num_classes, 0, -1):
+        starts[k] = starts[k - 1]
+    starts[0] = 0
+    for k in range(num_classes):
+        for i in range(starts[k] + 1, starts[k + 1]):
+            row, j = spare[i], i
+            while j > starts[k] and bits[spare[j - 1]] == bits[row] and _before(boxes, row, spare[j - 1]):
+                spare[j] = spare[j - 1]
+                j -= 1
+            spare[j] = row
+
+
+@compiled
+def _overlap(x1, y1, x2, y2, area, k, box, box_area):
+    """IoU of cluster `k` with `box`."""
+    wide = max(min(x2[k], box[2]) - max(x1[k], box[0]), 0.0)
+    high = max(min(y2[k], box[3]) - max(y1[k], box[1]), 0.0)
+    return wide * high / (area[k] + box_area - wide * high)
+
+
+@compiled
+def _scan(x1, y1, x2, y2, area, count, box, box_area, iou):
+    """The first of the clusters of greatest IoU with `box`, if that is above `iou`; else -1. Also that IoU."""
+    best, best_iou = -1, iou
+    share = SLACK * iou / (1 + iou)  # inter / union > iou exactly where inter / (sum of both areas) > iou / (1 + iou)
+    for start in range(0, count, BLOCK):
+        most = -1.0
+        for k in range(start, start + BLOCK):
+            wide = max(min(x2[k], box[2]) - max(x1[k], box[0]), 0.0)
+            high = max(min(y2[k], box[3]) - max(y1[k], box[1]), 0.0)
+            most = max(most, wide * high - share * (area[k] + box_area))
+        if most < 0:
+            continue
+        for k in range(start, min(start + BLOCK, count)):
+            found = _overlap(x1, y1, x2, y2, area, k, box, box_area)
+            if found > best_iou:
+                best, best_iou = k, found
+    return best, best_iou
+
+
+@compiled
+def _gather(boxes, scores, labels, begin, end, image, weights, skip, near, member_of):
+    """Copy the rows of one image that carry a vote to `near`, with weighted scores; the number of them."""
+    near_boxes, near_scores, near_labels = near
+    count = 0
+    for member in range(len(weights)):
+        for row in range(begin[member, image], end[member, image]):
+            score = np.float32(scores[row] * weights[member])
+            flat = boxes[row, 2] <= boxes[row, 0] or boxes[row, 3] <= boxes[row, 1]
+            if scores[row] < skip or score <= 0 or flat:
+                continue
+            for c in range(4):
+                near_boxes[count, c] = boxes[row, c]
+            near_scores[count] = score
+            near_labels[count] = labels[row]
+            member_of[count] = member
+            count += 1
+    return count
+
+
+@compiled
+def greedy(kind, boxes, scores, labels, begin, end, images, weights, total, skip, iou, num_classes, out, found):
+    """Fuse the images images[0]..images[1] - 1 by WBF, NMS or NMW.
+
+    Args:
+        kind: WBF, NMS or NMW.
+        boxes, scores, labels: (N, 4), (N,), (N,) rows of all members.
+        begin, end: (M, I) the rows of each member on each image.
+        images: the first image, and the one after the last.
+        weights: (M,) in [0, 1].
+        total: the sum of `weights`.
+        out: boxes, scores, labels to fill, shaped as the inputs; an image's results begin where its rows would, were
+            the rows sorted by image.
+        found: (I,) to fill with the number of results of each image.
+    """
+    members = len(weights)
+    rows_of = (end - begin).sum(0)
+    offset, size = rows_of[: images[0]].sum(), 0
+    for image in range(images[0], images[1]):
+        size = max(size, rows_of[image])
+    padded = (size // BLOCK + 1) * BLOCK
+
+    near = np.empty((size, 4), np.float32), np.empty(size, np.float32), np.empty(size, np.int64)
+    member_of = np.empty(size, np.int64)
+    order, spare, starts = np.empty(size, np.int32), np.empty(size, np.int32), np.empty(num_classes + 1, np.int64)
+    x1, y1, x2, y2 = (
+        np.full(padded, NOWHERE),
+        np.full(padded, NOWHERE),
+        np.full(padded, -NOWHERE),
+        np.full(padded, -NOWHERE),
+    )
+    area = np.zeros(padded)
+    sums, votes, voted = np.empty((size, 4)), np.empty(size), np.empty((size, members // 64 + 1), np.uint64)
+    founder = np.empty(size, np.int64)
+    fused = np.empty((size, 4), np.float32), np.empty(size, np.float32), np.empty(size, np.int64)
+    one_label = np.zeros(size, np.int64)
+    box = np.empty(4)
+
+    for image in range(images[0], images[1]):
+        count = _gather(boxes, scores, labels, begin, end, image, weights, skip, near, member_of)
+        near_boxes, near_scores, near_labels = near
+        _falling(near_scores, near_boxes, near_labels, count, num_classes, order, spare, starts)
+        results = 0
+        for label in range(num_classes):
+            clusters, last, match, match_iou = 0, -1, -1, 0.0
+            for i in range(starts[label], starts[label + 1]):
+                row = order[i]
+                # Equal boxes of equal score stay together, or else the order of members would decide who goes where.
+                same = last >= 0 and near_scores[row] == near_scores[last]
+                for c in range(4):
+                    same = same and near_boxes[row, c] == near_boxes[last, c]
+                    box[c] = near_boxes[row, c]
+                last = row
+                box_area = (box[2] - box[0]) * (box[3] - box[1])
+                if not same:
+                    match, match_iou = _scan(x1, y1, x2, y2, area, clusters, box, box_area, iou)
+                if match < 0:
+                    match, match_iou = clusters, 1.0
+                    x1[match], y1[match], x2[match], y2[match], area[match] = box[0], box[1], box[2], box[3], box_area
+                    sums[match], votes[match], voted[match], founder[match] = 0, 0, 0, row
+                    clusters += 1
+                word, bit = member_of[row] // 64, np.uint64(1) << np.uint64(member_of[row] % 64)
+                if kind == NMS or voted[match, word] & bit:
+                    continue
+                voted[match, word] |= bit
+                vote = np.float64(near_scores[row])
+                if kind == NMW:
+                    vote *= match_iou
+                votes[match] += vote
+                for c in range(4):
+                    sums[match, c] += vote * box[c]
+                if kind == WBF and row != founder[match]:
+                    x1[match], y1[match] = sums[match, 0] / votes[match], sums[match, 1] / votes[match]
+                    x2[match], y2[match] = sums[match, 2] / votes[match], sums[match, 3] / votes[match]
+                    area[match] = (x2[match] - x1[match]) * (y2[match] - y1[match])
+
+            for k in range(clusters):
+                fused[0][results, 0], fused[0][results, 1] = x1[k], y1[k]
+                fused[0][results, 2], fused[0][results, 3] = x2[k], y2[k]
+                if kind == NMW:
+                    for c in range(4):
+                        fused[0][results, c] = sums[k, c] / votes[k]
+                fused[1][results] = min(votes[k] / total, 1.0) if kind == WBF else near_scores[founder[k]]
+                fused[2][results] = label
+                results += 1
+                x1[k], y1[k], x2[k], y2[k], area[k] = NOWHERE, NOWHERE, -NOWHERE, -NOWHERE, 0.0
+
+        _write(fused, results, one_label, order, spare, out, offset)
+        found[image] = results
+        offset += rows_of[image]
+
+
+@compiled
+def _write(fused, count, one_label, order, spare, out, offset):
+    """Copy the results of one image to `out` in falling order of score, then by box, then by label."""
+    _falling(fused[1], fused[0], one_label, count, 1, order, spare, np.empty(2, np.int64))
+    for i in range(count):
+        for c in range(4):
+            out[0][offset + i, c] = fused[0][order[i], c]
+        out[1][offset + i] = fused[1][order[i]]
+        out[2][offset + i] = fused[2][order[i]]
+
+
+@compiled
+def soften(
+    method, sigma, floor, boxes, scores, labels, begin, end, images, weights, skip, iou, num_classes, out, found
+):
+    """Soft-NMS of the images images[0]..images[1] - 1.
+
+    Args:
+        method: LINEAR or GAUSSIAN.
+        sigma: of the Gaussian.
+        floor: boxes whose score falls to this or below are dropped.
+        boxes, scores, labels, begin, end, images, weights, skip, iou, num_classes, out, found: as for `greedy`.
+    """
+    rows_of = (end - begin).sum(0)
+    offset, size = rows_of[: images[0]].sum(), 0
+    for image in range(images[0], images[1]):
+        size = max(size, rows_of[image])
+
+    near = np.empty((size, 4), np.float32), np.empty(size, np.float32), np.empty(size, np.int64)
+    member_of = np.empty(size, np.int64)
+    order, spare, starts = np.empty(size, np.int32), np.empty(size, np.int32), np.empty(num_classes + 1, np.int64)
+    x1, y1, x2, y2, area, left = (
+        np.empty(size),
+        np.empty(size),
+        np.empty(size),
+        np.empty(size),
+        np.empty(size),
+        np.empty(size),
+    )
+    fused = np.empty((size, 4), np.float32), np.empty(size, np.float32), np.empty(size, np.int64)
+    one_label = np.zeros(size, np.int64)
+
+    for image in range(images[0], images[1]):
+        count = _gather(boxes, scores, labels, begin, end, image, weights, skip, near, member_of)
+        near_boxes, near_scores, near_labels = near
+        _falling(near_scores, near_boxes, near_labels, count, num_classes, order, spare, starts)
+        results = 0
+        for label in range(num_classes):
+            n = starts[label + 1] - starts[label]
+            for i in range(n):
+                row = order[starts[label] + i]
+                x1[i], y1[i], x2[i], y2[i] = (
+                    near_boxes[row, 0],
+                    near_boxes[row, 1],
+                    near_boxes[row, 2],
+                    near_boxes[row, 3],
+                )
+                area[i] = (x2[i] - x1[i]) * (y2[i] - y1[i])
+                left[i] = near_scores[row]
+            while n > 0:
+                best = 0
+                for i in range(1, n):
+                    if left[i] > left[best]:
+                        best = i
+                if left[best] <= floor:
+                    break
+                box = x1[best], y1[best], x2[best], y2[best]
+                box_area = area[best]
+                for c in range(4):
+                    fused[0][results, c] = box[c]
+                fused[1][results], fused[2][results] = left[best], label
+                results += 1
+                n -= 1
+                for i in range(best, n):  # shift, not swap: the order decides between equal scores
+                    x1[i], y1[i], x2[i], y2[i] = x1[i + 1], y1[i + 1], x2[i + 1], y2[i + 1]
+                    area[i], left[i] = area[i + 1], left[i + 1]
+                for i in range(n):
+                    found_iou = _overlap(x1, y1, x2, y2, area, i, box, box_area)
+                    if method == LINEAR:
+                        if found_iou > iou:
+                            left[i] *= 1 - found_iou
+                    elif found_iou > 0:
+                        left[i] *= np.exp(-found_iou * found_iou / sigma)
+
+        _write(fused, results, one_label, order, spare, out, offset)
+        found[image] = results
+        offset += rows_of[image]
+
+
+@njit(cache=True, nogil=True)
+def compact(boxes, scores, labels, rows_of, found):
+    """The results of all images without the gaps between them: boxes, scores, labels. Works in place."""
+    source, target = 0, 0
+    for image in range(len(found)):
+        for i in range(found[image]):
+            boxes[target + i] = boxes[source + i]
+            scores[target + i] = scores[source + i]
+            labels[target + i] = labels[source + i]
+        source += rows_of[image]
+        target += found[image]
+    return boxes[:target].copy(), scores[:target].copy(), labels[:target].copy()

@@ -159,7 +159,7 @@ def _facts(kind: str, folder: Path, row: Mapping[str, Any], runs: list[Path], ga
         data=_path(row, "data"),
         test=_path(row, "test"),
         deadline_seconds=_number(row, "deadline_seconds"),
-        seconds_used=_number(row, "seconds_used"),
+        seconds_used=_number(row, "seconds_used" if kind == "campaign" else "seconds"),
         started=_text(row, "started"),
         finished=_text(row, "finished"),
         state=_text(row, "state") or "unknown",

@@ -131,6 +131,34 @@ def read_json(path: Path) -> Any:
         ) from None
 
 
+def locate(data: Path) -> tuple[Path, Path | None]:
+    """The training JSON that `data` names, and the test JSON beside it where `data` is a folder that holds one.
+
+    Raises:
+        InputError: there is no such file, or a folder without a train.json.
+    """
+    if data.is_dir():
+        if not (data / "train.json").is_file():
+            raise InputError(f"{data}: holds no train.json. Give the COCO JSON itself, or name it so.")
+        test = data / "test.json"
+        return data / "train.json", test if test.is_file() else None
+    return data, None
+
+
+def require_annotations(dataset: Dataset) -> Dataset:
+    """`dataset` itself, if there is something to learn from in it.
+
+    Raises:
+        InputError: not a single object is annotated.
+    """
+    objects = sum(int((~s.annotations.crowd).sum()) for s in dataset.samples if s.annotations is not None)
+    if not objects:
+        raise InputError(
+            f"{dataset.source}: not one object is annotated on its {len(dataset)} pictures. Training needs annotations."
+        )
+    return dataset
+
+
 def parse(document: Any, source: Path, *, annotated: bool = True) -> Dataset:
     """The Dataset in a decoded COCO document. `source` names it in messages, and pictures are looked for beside it.
 

@@ -1,0 +1,31 @@
+"""Durations as people write them."""
+
+from __future__ import annotations
+
+import re
+
+from foldfuse.errors import InputError
+
+
+def seconds_of(text: str) -> float:
+    """The seconds that a text such as "90s", "10m", "2h", "1h30m" or "45" (seconds) means.
+
+    Raises:
+        InputError: it is not of that form, or not above 0.
+    """
+    match = re.fullmatch(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m(?:in)?)?(?:(\d+(?:\.\d+)?)s?)?", text.strip())
+    hours, minutes, seconds = (float(part or 0) for part in match.groups()) if match and text.strip() else (0.0, 0.0, 0.0)
+    total = 3600 * hours + 60 * minutes + seconds
+    if total <= 0:
+        raise InputError(f"the time {text!r} is not one: write it as 90s, 10m, 2h or 1h30m.")
+    return total
+
+
+def clock_text(seconds: float) -> str:
+    """Seconds as people write them: "45 s", "3 min 20 s", "1 h 5 min"."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s" if whole % 60 else f"{whole // 60} min"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"

@@ -1,0 +1,129 @@
+"""From a trained run and pictures to predictions, in pixels of the original pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from foldfuse.data import Dataset, Sample, read
+from foldfuse.detections import Detections, Predictions
+from foldfuse.errors import InputError
+from foldfuse.formats import write_predictions
+from foldfuse.fuse import fuse_predictions
+from foldfuse.images import Fit, canvas_for, load_image
+from foldfuse.models import make_detector
+from foldfuse.progress import Progress, bar, silent
+from foldfuse.run import Run
+from foldfuse.tta import View, parse_views
+
+
+def load_detector(run: Run, device: str | torch.device = "cpu") -> tuple[Any, tuple[str, ...]]:
+    """The detector of a run with its weights, ready to predict, and the names of its classes.
+
+    Raises:
+        InputError: the folder holds no trained run.
+    """
+    facts, recipe = run.facts, run.recipe
+    classes = tuple(facts["classes"])
+    model = make_detector(recipe.detector, len(classes), anchor_scale=recipe.anchor_scale, pretrained=False)
+    model.load_state_dict(run.load_weights())
+    return model.to(device, memory_format=torch.channels_last).eval(), classes
+
+
+def predict_views(
+    model: Any,
+    samples: Sequence[Sample],
+    classes: Sequence[str],
+    *,
+    image_size: int,
+    views: Sequence[View],
+    batch_size: int = 16,
+    progress: Progress = silent,
+) -> dict[View, Predictions]:
+    """What a detector finds in each of `views` of every picture; boxes in pixels of the original pictures.
+
+    Args:
+        model: keeps the detector contract; in eval mode.
+        samples: whose pictures to look at.
+        classes: names of the model's classes.
+        image_size: the longest side, in pixels, that the model was trained at.
+        views: how each picture is shown.
+        batch_size: pictures at a time.
+        progress: is told the share that is done.
+
+    Raises:
+        InputError: a picture is missing or cannot be decoded.
+    """
+    device = next(model.parameters()).device
+    found: dict[View, dict[int, Detections]] = {view: {s.id: Detections.empty() for s in samples} for view in views}
+    largest = max(view.image_size(image_size, model.stride) for view in views)
+    done = 0
+    with ThreadPoolExecutor(2) as pool, torch.inference_mode():
+        for part in _of_one_shape(samples, batch_size):
+            pictures = list(pool.map(lambda s: load_image(s.path, longest=largest), part))
+            for view in views:
+                side = view.image_size(image_size, model.stride)
+                canvas = canvas_for(part, image_size=side, stride=model.stride)
+                fits = [Fit(s.width, s.height, canvas) for s in part]
+                shown = view.forth(np.stack([f.image(p) for f, p in zip(fits, pictures, strict=True)]))
+                images = torch.from_numpy(np.ascontiguousarray(shown)).permute(0, 3, 1, 2)
+                raw = model(images.to(device).float().div_(255))
+                for sample, fit, one in zip(part, fits, model.decode(raw), strict=True):
+                    found[view][sample.id] = fit.back(view.back(one, canvas))
+            done += len(part)
+            progress(done / len(samples))
+    return {view: Predictions.of(parts, classes) for view, parts in found.items()}
+
+
+def _of_one_shape(samples: Sequence[Sample], batch_size: int) -> Iterator[list[Sample]]:
+    """`samples` in batches, sorted by aspect ratio so that a batch wastes little of its canvas."""
+    ordered = sorted(samples, key=lambda s: (s.height / s.width, s.id))
+    for start in range(0, len(ordered), batch_size):
+        yield ordered[start : start + batch_size]
+
+
+def predict(
+    run: Path,
+    data: Path,
+    out: Path,
+    *,
+    view: tuple[str, ...] = ("1",),
+    batch_size: int = 16,
+) -> Path:
+    """Predict a dataset with a trained run; several views are fused by WBF. The path of the predictions comes back.
+
+    Args:
+        run: folder of a trained run.
+        data: COCO JSON; its annotations, if it has any, are not read.
+        out: file to write: .parquet (keeps all), or .json (COCO results).
+        view: how each picture is shown: scales of the recipe's image size, with +hflip or +vflip; such as 1 1.25+hflip.
+        batch_size: pictures at a time.
+
+    Raises:
+        InputError: the run is not trained, its classes are not those of the data, or a picture cannot be decoded.
+    """
+    views = parse_views(view)
+    model, classes = load_detector(Run(run), "cuda" if torch.cuda.is_available() else "cpu")
+    dataset = read(data, annotated=False)
+    same_classes(classes, dataset, run)
+    with bar(f"predicting {len(dataset)} pictures") as progress:
+        found = predict_views(
+            model, dataset.samples, classes, image_size=Run(run).recipe.image_size, views=views, batch_size=batch_size, progress=progress
+        )
+    parts = list(found.values())
+    write_predictions(parts[0] if len(parts) == 1 else fuse_predictions(parts), out, dataset)
+    return out
+
+
+def same_classes(classes: Sequence[str], dataset: Dataset, run: Path) -> None:
+    """Raise InputError unless the classes of a run are those of a dataset, in the same order."""
+    if tuple(classes) != dataset.classes:
+        raise InputError(
+            f"{run}: was trained for the classes {', '.join(classes)}, but {dataset.source} has "
+            f"{', '.join(dataset.classes)}. Give data with the same classes in the same order."
+        )

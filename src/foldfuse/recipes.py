@@ -1,0 +1,132 @@
+"""Recipes: all that decides a run, apart from the data, the budget and the seed."""
+
+from __future__ import annotations
+
+import ast
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from foldfuse.errors import InputError, unknown_name
+from foldfuse.files import write_text
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How to train one detector. Saved in the run folder, so that a run can be told again."""
+
+    detector: str
+    image_size: int = 320  # pixels: the longest side of a picture as the model sees it
+    batch_size: int = 16  # images per optimizer step
+    lr: float = 2e-3  # peak learning rate
+    backbone_lr: float = 0.3  # of the backbone, as a share of `lr`
+    weight_decay: float = 0.01
+    warmup: float = 0.05  # share of the budget spent warming up, 0..1
+    decay_from: float = 0.05  # share of the budget from which the learning rate falls to 0; 1 keeps it up
+    ema: float = 0.99  # decay of the weights' moving average, per step
+    clip: float = 10.0  # largest norm of the gradient
+    frozen_stages: int = 2  # of the backbone, from the stem on, that are not trained
+    anchor_scale: float = 3.0  # side of a level's smallest anchor, in strides
+    hflip: float = 0.5  # probability
+    vflip: float = 0.0  # probability
+    scale_jitter: float = 0.4  # pictures are scaled by a factor of up to 1 + this, either way
+    shift: float = 0.1  # in sides of the canvas
+    colour: float = 0.3  # half-range of the factors of brightness, contrast and saturation
+    mosaic: float = 0.3  # probability of four pictures on one canvas
+    mosaic_until: float = 0.7  # share of the budget after which there are no more mosaics
+
+    def __post_init__(self) -> None:
+        if self.image_size < 32 or self.image_size % 32:
+            below = max(32, self.image_size // 32 * 32)
+            raise InputError(
+                f"image_size is {self.image_size}, and must be a positive multiple of 32, the detector's stride. "
+                f"The nearest are {below} and {below + 32}."
+            )
+        if self.batch_size < 1:
+            raise InputError(f"batch_size is {self.batch_size}, and must be 1 or more.")
+        if self.lr <= 0:
+            raise InputError(f"lr is {self.lr}, and must be above 0.")
+        for name in ("warmup", "decay_from", "ema", "hflip", "vflip", "mosaic", "mosaic_until"):
+            value = getattr(self, name)
+            if not 0 <= value <= 1:
+                raise InputError(f"{name} is {value}, and must be in 0..1.")
+
+
+def efficientdet_lite0() -> Recipe:
+    """EfficientDet-Lite0 at 320 px on ImageNet weights: the one to start with on a CPU."""
+    return Recipe("efficientdet_lite0")
+
+
+def efficientdet_lite0_256() -> Recipe:
+    """EfficientDet-Lite0 at 256 px: 1.5 x as many pictures a second, for the first tries."""
+    return replace(efficientdet_lite0(), image_size=256)
+
+
+def efficientdet_lite0_384() -> Recipe:
+    """EfficientDet-Lite0 at 384 px, for small objects."""
+    return replace(efficientdet_lite0(), image_size=384, batch_size=8)
+
+
+RECIPES: dict[str, Callable[[], Recipe]] = {
+    f.__name__: f for f in (efficientdet_lite0, efficientdet_lite0_256, efficientdet_lite0_384)
+}
+
+
+def load_recipe(name: str, changes: Sequence[str] = ()) -> Recipe:
+    """The recipe called `name`, with fields replaced by `changes` such as "lr=3e-4".
+
+    Raises:
+        InputError: no such recipe or field, or a value of the wrong type.
+    """
+    if name not in RECIPES:
+        raise unknown_name("recipe", name, RECIPES)
+    recipe = RECIPES[name]()
+    for change in changes:
+        key, equals, text = change.partition("=")
+        if not equals:
+            raise InputError(f"a change is NAME=VALUE, such as lr=3e-4; got {change!r}.")
+        if key not in {f.name for f in fields(recipe)}:
+            raise unknown_name("recipe field", key, [f.name for f in fields(recipe)])
+        recipe = replace(recipe, **{key: _value(key, text, type(getattr(recipe, key)))})
+    return recipe
+
+
+def _value(key: str, text: str, kind: type) -> Any:
+    if kind is str:
+        return text
+    try:
+        value = ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        value = None
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    if kind is int and whole:
+        return value
+    if kind is float and (whole or isinstance(value, float)):
+        return float(value)
+    raise InputError(f"the change {key}={text}: {text!r} is not {'a whole number' if kind is int else 'a number'}.")
+
+
+def recipes() -> dict[str, Recipe]:
+    """All recipes by name, as `--recipe` takes them."""
+    return {name: make() for name, make in RECIPES.items()}
+
+
+def write_recipe(recipe: Recipe, path: Path) -> None:
+    """Write `recipe` as JSON."""
+    write_text(path, json.dumps(asdict(recipe), indent=1))
+
+
+def read_recipe(path: Path) -> Recipe:
+    """The recipe in a JSON file that `write_recipe` left.
+
+    Raises:
+        InputError: the file is missing, broken, or names a field that there is not.
+    """
+    try:
+        return Recipe(**json.loads(path.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        raise InputError(f"{path}: there is no such file. Is {path.parent} the folder of a run?") from None
+    except (json.JSONDecodeError, TypeError) as error:
+        raise InputError(f"{path}: is not a recipe ({error}).") from None

@@ -358,7 +358,9 @@ def test_a_picture_that_is_gone_is_named(finished, campaign, tmp_path):
 def test_a_run_alone_has_a_page_too(finished, tmp_path):
     run = Path(shutil.copytree(finished / "members" / "lite0-256-s0", tmp_path / "run"))
     (run / "recipe.json").write_text(json.dumps({"detector": "efficientdet_lite0", "lr": 0.002}))
-    (run / "run.json").write_text(json.dumps({"data": str(finished.parent / "shapes" / "train.json"), "seed": 3}))
+    (run / "run.json").write_text(
+        json.dumps({"data": str(finished.parent / "shapes" / "train.json"), "seed": 3, "seconds": 80})
+    )
     text = " ".join(read_page(report(run)).text)
     for words in (
         "Foldfuse run",
@@ -366,6 +368,7 @@ def test_a_run_alone_has_a_page_too(finished, tmp_path):
         "efficientdet_lite0",
         "24 pictures with",
         "Training loss",
+        "1 min 20 s",
     ):
         assert words in text
 

@@ -66,7 +66,9 @@ def mosaic(pool: Sequence[Labelled], canvas: tuple[int, int], how: Augmentation,
     x, y = (int(rng.uniform(0.3, 0.7) * side) for side in (width, height))
     out = np.full((height, width, 3), GREY, np.uint8)
     parts = []
-    for one, (x1, y1, x2, y2) in zip(pool, ((0, 0, x, y), (x, 0, width, y), (0, y, x, height), (x, y, width, height)), strict=True):
+    for one, (x1, y1, x2, y2) in zip(
+        pool, ((0, 0, x, y), (x, 0, width, y), (0, y, x, height), (x, y, width, height)), strict=True
+    ):
         part = placed(one, (y2 - y1, x2 - x1), (0, 0, x2 - x1, y2 - y1), how, rng, cover=0.7)
         out[y1:y2, x1:x2] = part.picture
         moved = part.annotations.boxes + np.array([x1, y1, x1, y1])
@@ -150,6 +152,8 @@ def recoloured(picture: Picture, strength: float, rng: Generator) -> Picture:
     if not strength:
         return picture
     image = Image.fromarray(picture)
-    for enhance, factor in zip((ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color), factors, strict=True):
+    for enhance, factor in zip(
+        (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color), factors, strict=True
+    ):
         image = enhance(image).enhance(float(factor))
     return np.asarray(image)

@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -153,7 +153,18 @@ def campaign(
 
     machine.tune()
     options = ["foldfuse", "campaign", str(data), *(["--test", str(test)] if test else [])]
-    options += ["--deadline", deadline, "--out", str(out), "--recipe", recipe, "--folds", str(folds), "--seed", str(seed)]
+    options += [
+        "--deadline",
+        deadline,
+        "--out",
+        str(out),
+        "--recipe",
+        recipe,
+        "--folds",
+        str(folds),
+        "--seed",
+        str(seed),
+    ]
     options += [word for one in change for word in ("--change", one)]
     facts: dict[str, Any] = {
         "state": "running",
@@ -161,7 +172,7 @@ def campaign(
         "data": str(train_json.resolve()),
         "test": str(test_json.resolve()) if test_json else None,
         "deadline_seconds": seconds,
-        "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "finished": None,
         "seed": seed,
         "left_out": [],
@@ -181,9 +192,7 @@ def campaign(
     return out
 
 
-def look(
-    labelled: Dataset, target: Dataset | None, recipe: Recipe, *, folds: int, seed: int, ledger: Ledger
-) -> Task:
+def look(labelled: Dataset, target: Dataset | None, recipe: Recipe, *, folds: int, seed: int, ledger: Ledger) -> Task:
     """The task: what is trained on, what is held back, what is predicted. Pictures that cannot be decoded are left out.
 
     Raises:
@@ -200,7 +209,9 @@ def look(
         stand_in = set(split.held_ids(1))
         target = labelled.subset(stand_in).without_annotations()
         train_ids -= stand_in
-        ledger.note(f"No test pictures were given: {len(stand_in)} labelled ones (fold 1) stand in, and nothing learns from them.")
+        ledger.note(
+            f"No test pictures were given: {len(stand_in)} labelled ones (fold 1) stand in, and nothing learns from them."
+        )
     else:
         unseen = _left_out(target, ledger)
         if len(unseen) == len(target):

@@ -14,7 +14,9 @@ def seconds_of(text: str) -> float:
         InputError: it is not of that form, or not above 0.
     """
     match = re.fullmatch(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m(?:in)?)?(?:(\d+(?:\.\d+)?)s?)?", text.strip())
-    hours, minutes, seconds = (float(part or 0) for part in match.groups()) if match and text.strip() else (0.0, 0.0, 0.0)
+    hours, minutes, seconds = (
+        (float(part or 0) for part in match.groups()) if match and text.strip() else (0.0, 0.0, 0.0)
+    )
     total = 3600 * hours + 60 * minutes + seconds
     if total <= 0:
         raise InputError(f"the time {text!r} is not one: write it as 90s, 10m, 2h or 1h30m.")

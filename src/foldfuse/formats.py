@@ -41,7 +41,9 @@ def read_predictions(path: Path, dataset: Dataset) -> Predictions:
         with path.open("rb") as file:
             start = file.read(64)
     except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}). Give a .parquet, .json or .csv of predictions.") from None
+        raise InputError(
+            f"{path}: cannot be read ({error.strerror}). Give a .parquet, .json or .csv of predictions."
+        ) from None
     if start.startswith(b"PAR1"):
         found = _read_parquet(path, dataset)
     elif start.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"["):
@@ -148,9 +150,13 @@ def _read_coco(path: Path, dataset: Dataset) -> Predictions:
                 f"{where} is {json.dumps(row)[:120]}, expected image_id, category_id, bbox [left, top, width, height] and score."
             ) from None
         if image_id not in known:
-            raise InputError(f"{where}: image_id {image_id} is not in {dataset.source}. Give the data that was predicted.")
+            raise InputError(
+                f"{where}: image_id {image_id} is not in {dataset.source}. Give the data that was predicted."
+            )
         if category_id not in label_of:
-            raise InputError(f"{where}: category_id {category_id} is not in {dataset.source} (known: {list(label_of)}).")
+            raise InputError(
+                f"{where}: category_id {category_id} is not in {dataset.source} (known: {list(label_of)})."
+            )
         images.append(image_id)
         labels.append(label_of[category_id])
         boxes.append(box)
@@ -218,7 +224,11 @@ def _read_csv(path: Path, dataset: Dataset) -> Predictions:
 
 
 def _grouped(
-    images: Sequence[int], boxes: Array, scores: Sequence[float] | Array, labels: Sequence[int] | Array, dataset: Dataset
+    images: Sequence[int],
+    boxes: Array,
+    scores: Sequence[float] | Array,
+    labels: Sequence[int] | Array,
+    dataset: Dataset,
 ) -> Predictions:
     """Predictions of every picture of `dataset`, from rows in any order."""
     place = {image_id: i for i, image_id in enumerate(dataset.image_ids)}
@@ -260,5 +270,9 @@ def _checked(found: Predictions, path: Path, dataset: Dataset) -> Predictions:
     first(~((scores >= 0) & (scores <= 1)), lambda i: f"the score {scores[i]}", "a number in 0..1")
     first(~np.isfinite(boxes).all(1), lambda i: f"the corners {boxes[i].tolist()}", "finite numbers")
     first((boxes[:, 2:] < boxes[:, :2]).any(1), lambda i: f"the corners {boxes[i].tolist()}", "x1 <= x2 and y1 <= y2")
-    first((labels < 0) | (labels >= len(dataset.classes)), lambda i: f"the label {labels[i]}", f"0..{len(dataset.classes) - 1}")
+    first(
+        (labels < 0) | (labels >= len(dataset.classes)),
+        lambda i: f"the label {labels[i]}",
+        f"0..{len(dataset.classes) - 1}",
+    )
     return found

@@ -47,7 +47,9 @@ def load_image(path: Path, *, longest: int | None = None) -> Picture:
     except FileNotFoundError:
         raise InputError(f"{path}: there is no such picture.") from None
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise InputError(f"{path}: cannot be decoded as a picture ({error}). Replace it, or remove it from the JSON.") from None
+        raise InputError(
+            f"{path}: cannot be decoded as a picture ({error}). Replace it, or remove it from the JSON."
+        ) from None
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ from foldfuse.data import Dataset, Sample, read
 from foldfuse.detections import Detections, Predictions
 from foldfuse.errors import InputError
 from foldfuse.formats import write_predictions
-from foldfuse.fuse import fuse_predictions
+from foldfuse.fuse import wbf
 from foldfuse.images import Fit, canvas_for, load_image
 from foldfuse.models import make_detector
 from foldfuse.progress import Progress, bar, silent
@@ -113,10 +113,16 @@ def predict(
     same_classes(classes, dataset, run)
     with bar(f"predicting {len(dataset)} pictures") as progress:
         found = predict_views(
-            model, dataset.samples, classes, image_size=Run(run).recipe.image_size, views=views, batch_size=batch_size, progress=progress
+            model,
+            dataset.samples,
+            classes,
+            image_size=Run(run).recipe.image_size,
+            views=views,
+            batch_size=batch_size,
+            progress=progress,
         )
     parts = list(found.values())
-    write_predictions(parts[0] if len(parts) == 1 else fuse_predictions(parts), out, dataset)
+    write_predictions(parts[0] if len(parts) == 1 else wbf(parts), out, dataset)
     return out
 
 

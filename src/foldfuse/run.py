@@ -1,10 +1,10 @@
 """Run: the folder of one training run, and what lies in it.
 
-    recipe.json          all that decides the run but data, budget and seed
-    run.json             data, classes, fold, seed, budget, what came of it
-    log.jsonl            a row for each step; a row with "ap50" for each evaluation
-    weights.safetensors  the averaged (EMA) weights, ready for prediction
-    state.pt             all that is needed to go on from the last checkpoint: read with weights_only
+recipe.json          all that decides the run but data, budget and seed
+run.json             data, classes, fold, seed, budget, what came of it
+log.jsonl            a row for each step; a row with "ap50" for each evaluation
+weights.safetensors  the averaged (EMA) weights, ready for prediction
+state.pt             all that is needed to go on from the last checkpoint: read with weights_only
 """
 
 from __future__ import annotations

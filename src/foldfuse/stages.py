@@ -5,21 +5,16 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from typing import Any
-
-import numpy as np
-import torch
 
 from foldfuse import machine
 from foldfuse.campaign import Ledger, Task
-from foldfuse.data import Dataset
 from foldfuse.detections import Detections, Predictions
 from foldfuse.durations import clock_text
-from foldfuse.ensemble import Ensemble, apply, build
+from foldfuse.ensemble import Built, Ensemble, apply, build
 from foldfuse.formats import write_predictions
 from foldfuse.images import Pictures
 from foldfuse.predict import load_detector, predict_views
@@ -119,7 +114,7 @@ def carry_out(task: Task, ledger: Ledger) -> None:
         ledger.note("Interrupted: delivering what there is.")
     else:
         ledger.facts["state"] = "finished"
-    ledger.facts["finished"] = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    ledger.facts["finished"] = datetime.now(UTC).isoformat(timespec="seconds")
     ledger.facts["peak_memory_mb"] = round(machine.peak_memory_mb())
     ledger.save()
     refresh_report(ledger)
@@ -233,19 +228,79 @@ def submit_best(task: Task, ledger: Ledger, found: Found, *, last: bool) -> None
     }
     with ledger.stage("choose the ensemble", "fuse"):
         seconds = max(2.0, min(20.0 if last else 5.0, 0.25 * ledger.left))
-        built = build(candidates, task.held, metric="ap50", seconds=seconds, seed=task.seed)
+        built = build(candidates, task.held, metric="ap50", seconds=seconds)
     if found.score is not None and built.score <= (found.score.ap50 or 0.0):
-        ledger.note(f"The ensemble with the new member scores AP50 {built.score:.3f} out-of-fold, no more than before: kept.")
+        ledger.note(
+            f"The ensemble with the new member scores AP50 {built.score:.3f} out-of-fold, no more than before: kept."
+        )
         return
     with ledger.stage("predict the pictures to submit", "predict"):
         predict_target(built.ensemble, task, ledger, found)
     with ledger.stage("submit", "submit"):
         fused_held = apply(built.ensemble, candidates)
         fused = all_pictures(apply(built.ensemble, found.target), task)
-        for name in ("submission.csv", "submission.json"):
-            write_submission(fused, task.target, ledger.folder / name, FORMATS[name])
+        write_submission(fused, task.target, ledger.folder / "submission.csv", "contest_csv")
+        write_submission(fused, task.target, ledger.folder / "submission.json", "coco_json")
         write_predictions(fused_held, ledger.folder / "fused_oof.parquet", task.held)
         write_predictions(fused, ledger.folder / "fused_test.parquet", task.target)
         built.ensemble.write(ledger.folder / "ensemble.json")
     found.score = score_predictions(fused_held, task.held)
     describe(built, found.score, ledger)
+
+
+def predict_target(ensemble: Ensemble, task: Task, ledger: Ledger, found: Found) -> None:
+    """Predict the pictures to submit with every member and view that `ensemble` wants and that has not done so."""
+    wanted: dict[str, list[View]] = {}
+    for name in ensemble.weights:
+        if name not in found.target:
+            member, view = name.split("@")
+            wanted.setdefault(member, []).append(View.parse(view))
+    seen = [s for s in task.target.samples if s.id not in task.unseen]
+    for member, its_views in wanted.items():
+        run = found.runs[member]
+        model, classes = load_detector(run)
+        with bar(f"predicting with {member}") as progress:
+            made = predict_views(
+                model, seen, classes, image_size=run.recipe.image_size, views=its_views, progress=progress
+            )
+        for view, predictions in made.items():
+            found.target[f"{member}@{view}"] = predictions
+            write_predictions(predictions, run.folder / f"target@{view}.parquet", task.target)
+
+
+def all_pictures(predictions: Predictions, task: Task) -> Predictions:
+    """The predictions with an empty entry for each picture that could not be decoded, in the order of the target."""
+    return Predictions.of(
+        {i: predictions[i] if i in predictions else Detections.empty() for i in task.target.image_ids},
+        predictions.classes,
+    )
+
+
+def describe(built: Built, score: Score, ledger: Ledger) -> None:
+    """Tell in campaign.json, and in a sentence, what was chosen and why."""
+    ensemble, (best_name, best_score) = built.ensemble, built.best_single
+    total = sum(ensemble.weights.values())
+    for member in ledger.facts["members"]:
+        parts = [name for name in ensemble.weights if name.split("@")[0] == member["name"]]
+        member["weight"] = round(sum(ensemble.weights[name] for name in parts) / total, 3) if parts else 0.0
+        member["adds"] = round(sum(built.adds.get(name, 0.0) for name in parts), 4) if parts and built.adds else None
+        member["views"] = [name.split("@")[1] for name in parts] or member["views"]
+    ledger.facts["best_member"] = best_name.split("@")[0]
+    ledger.facts["fused"] = {
+        "kind": ensemble.kind,
+        "iou": ensemble.iou,
+        "skip": 0.0,
+        "weights": dict(ensemble.weights),
+        **{key: value for key, value in score.to_dict().items()},
+    }
+    members = ", ".join(f"{weight:g} x {name}" for name, weight in ensemble.weights.items())
+    ledger.note(
+        f"Submitted {ensemble.kind.upper()} at IoU {ensemble.iou:g} of {members}: AP50 {built.score:.3f} out-of-fold; the "
+        f"best member in one view ({best_name}) has {best_score:.3f}, plain WBF of all {built.all_alike:.3f}."
+    )
+
+
+def refresh_report(ledger: Ledger) -> None:
+    """Write the page anew from what lies in the folder."""
+    with ledger.stage("report", "report"):
+        report(ledger.folder)

@@ -73,7 +73,9 @@ def validate_submission(path: Path, dataset: Dataset, *, expected: Predictions |
         with path.open(encoding="utf-8") as lines:
             rows = sum(1 for _ in lines) - 1
         if rows != len(dataset):
-            raise InputError(f"{path}: has {rows} rows, expected {len(dataset)}: one for every picture of {dataset.source}.")
+            raise InputError(
+                f"{path}: has {rows} rows, expected {len(dataset)}: one for every picture of {dataset.source}."
+            )
     if expected is not None:
         same = found.offsets.tolist() == expected.offsets.tolist() and np.array_equal(found.labels, expected.labels)
         assert same, f"{path}: reads back other than it was written"

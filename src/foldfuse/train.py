@@ -121,7 +121,9 @@ class Batches:
         """Positions in `samples` that step `step` sees: each epoch is a new permutation."""
         n, size = len(self.samples), self.recipe.batch_size
         places = range(step * size, (step + 1) * size)
-        orders = {epoch: np.random.default_rng((self.seed, 1, epoch)).permutation(n) for epoch in {p // n for p in places}}
+        orders = {
+            epoch: np.random.default_rng((self.seed, 1, epoch)).permutation(n) for epoch in {p // n for p in places}
+        }
         return [int(orders[p // n][p % n]) for p in places]
 
     def labelled(self, i: int) -> Labelled:

@@ -41,7 +41,9 @@ class View:
         """
         match = _VIEW.fullmatch(text)
         if match is None or not 0.25 <= float(match["scale"]) <= 4:
-            raise InputError(f"the view {text!r} is not a scale in 0.25..4 with '+hflip' or '+vflip', such as 1.25+hflip.")
+            raise InputError(
+                f"the view {text!r} is not a scale in 0.25..4 with '+hflip' or '+vflip', such as 1.25+hflip."
+            )
         return View(float(match["scale"]), bool(match["hflip"]), bool(match["vflip"]))
 
     def __str__(self) -> str:

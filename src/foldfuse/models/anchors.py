@@ -69,7 +69,9 @@ def decode(codes: Tensor, anchor: Tensor) -> Tensor:
 def encode(boxes: Tensor, anchor: Tensor) -> Tensor:
     """The inverse of `decode`: (..., 4) xyxy boxes of some size -> (..., 4) codes."""
     centre, sides = (boxes[..., :2] + boxes[..., 2:]) / 2, boxes[..., 2:] - boxes[..., :2]
-    return torch.cat([((centre - anchor[..., :2]) / anchor[..., 2:]).flip(-1), (sides / anchor[..., 2:]).log().flip(-1)], -1)
+    return torch.cat(
+        [((centre - anchor[..., :2]) / anchor[..., 2:]).flip(-1), (sides / anchor[..., 2:]).log().flip(-1)], -1
+    )
 
 
 def as_xyxy(anchor: Tensor) -> Tensor:

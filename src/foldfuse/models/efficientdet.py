@@ -54,9 +54,7 @@ class Head(nn.Module):
         super().__init__()
         self.outputs = outputs
         self.convs = nn.ModuleList(SeparableConv(width, width) for _ in range(repeats))
-        self.norms = nn.ModuleList(
-            nn.ModuleList(batch_norm(width) for _ in range(num_levels)) for _ in range(repeats)
-        )
+        self.norms = nn.ModuleList(nn.ModuleList(batch_norm(width) for _ in range(num_levels)) for _ in range(repeats))
         self.act = act()
         self.predict = SeparableConv(width, A.PER_CELL * outputs)
 
@@ -93,10 +91,10 @@ class EfficientDet(nn.Module):
         super().__init__()
         self.num_classes = num_classes
         self.anchor_scale = anchor_scale
-        self.backbone = timm.create_model(
-            backbone, features_only=True, out_indices=(2, 3, 4), drop_path_rate=drop_path
+        self.backbone = timm.create_model(backbone, features_only=True, out_indices=(2, 3, 4), drop_path_rate=drop_path)
+        self.neck = BiFPN(
+            self.backbone.feature_info.channels(), width=width, repeats=repeats, act=act, weighted=weighted
         )
-        self.neck = BiFPN(self.backbone.feature_info.channels(), width=width, repeats=repeats, act=act, weighted=weighted)
         self.class_head = Head(width, repeats=head_repeats, outputs=num_classes, num_levels=5, act=act)
         self.box_head = Head(width, repeats=head_repeats, outputs=4, num_levels=5, act=act)
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
@@ -159,9 +157,7 @@ class EfficientDet(nn.Module):
             boxes_there = A.decode(codes[image[:, None], candidates], anchor[candidates])  # (N, C, 4)
             scores_there = logits[image[:, None], candidates, labels[:, None]].sigmoid()
             overlap = _iou(boxes_there, boxes[:, None])
-        found = task_aligned(
-            scores_there, overlap, candidates, inside, image, num_anchors=len(anchor)
-        )
+        found = task_aligned(scores_there, overlap, candidates, inside, image, num_anchors=len(anchor))
         want[found.image, found.anchor, labels[found.object]] = found.target
         there = A.decode(codes[found.image, found.anchor], anchor[found.anchor])
         box = (generalized_box_iou_loss(there, boxes[found.object]) * found.target).sum()

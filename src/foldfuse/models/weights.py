@@ -5,10 +5,6 @@ Untrusted files never run code here: PyTorch files are read with `weights_only=T
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping
-from pathlib import Path
-
 import torch
 from torch import Tensor, nn
 

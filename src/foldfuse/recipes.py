@@ -9,6 +9,9 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
+from rich.table import Table
+
 from foldfuse.errors import InputError, unknown_name
 from foldfuse.files import write_text
 
@@ -108,9 +111,13 @@ def _value(key: str, text: str, kind: type) -> Any:
     raise InputError(f"the change {key}={text}: {text!r} is not {'a whole number' if kind is int else 'a number'}.")
 
 
-def recipes() -> dict[str, Recipe]:
-    """All recipes by name, as `--recipe` takes them."""
-    return {name: make() for name, make in RECIPES.items()}
+def recipes() -> None:
+    """Show all recipes, as `--recipe` takes them, with what each is for."""
+    table = Table("recipe", "image size", "batch size", "what it is for")
+    for name, make in RECIPES.items():
+        recipe = make()
+        table.add_row(name, str(recipe.image_size), str(recipe.batch_size), (make.__doc__ or "").split("\n")[0])
+    Console().print(table)
 
 
 def write_recipe(recipe: Recipe, path: Path) -> None:

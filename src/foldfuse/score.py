@@ -6,14 +6,18 @@ The numbers are those of hotcoco, a Rust implementation of COCO's evaluation; te
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+from rich.console import Console
+from rich.table import Table
 
 from foldfuse.boxes import xyxy_to_xywh
-from foldfuse.data import Dataset, require_annotations
+from foldfuse.data import Dataset, read, require_annotations
 from foldfuse.detections import Array, Predictions
 from foldfuse.errors import InputError
+from foldfuse.formats import read_predictions
 
 
 @dataclass(frozen=True)
@@ -132,3 +136,42 @@ def _coco_document(dataset: Dataset) -> dict[str, Any]:
         "annotations": [row | {"id": i} for i, row in enumerate(annotations, 1)],
         "categories": [{"id": k, "name": name} for k, name in enumerate(dataset.classes, 1)],
     }
+
+
+def score(predictions: Path, data: Path) -> None:
+    """Show COCO's scores of predictions: AP, AP50, AP75, by size and class, and average recall.
+
+    Args:
+        predictions: Parquet, COCO results JSON, or the contest's CSV.
+        data: COCO JSON with annotations of the pictures that were predicted.
+
+    Raises:
+        InputError: a file cannot be used.
+    """
+    dataset = require_annotations(read(data))
+    found = score_predictions(read_predictions(predictions, dataset), dataset)
+    console = Console()
+    whole = Table(*_TITLES.values(), title=f"{predictions} on {len(dataset)} pictures")
+    whole.add_row(*(_text(getattr(found, name)) for name in _TITLES))
+    console.print(whole)
+    classes = Table("class", "boxes", "AP", "AP50")
+    for row in found.per_class:
+        classes.add_row(row.name, str(row.boxes), _text(row.ap), _text(row.ap50))
+    console.print(classes)
+
+
+_TITLES = {
+    "ap": "AP",
+    "ap50": "AP50",
+    "ap75": "AP75",
+    "ap_small": "AP small",
+    "ap_medium": "AP medium",
+    "ap_large": "AP large",
+    "ar1": "AR1",
+    "ar10": "AR10",
+    "ar100": "AR100",
+}
+
+
+def _text(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"

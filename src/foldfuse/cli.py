@@ -1,0 +1,72 @@
+"""The command line: each command is one function of the API, its flags are that function's arguments.
+
+Modules are loaded when their command is called, so that `--help` does not wait for torch.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+import cyclopts
+from rich.console import Console
+
+from foldfuse import __version__, machine
+from foldfuse.errors import InputError
+
+COMMANDS = {  # name: (function, what it does)
+    "campaign": ("foldfuse.campaign:campaign", "Make the best submission that can be had by a deadline."),
+    "check": ("foldfuse.doctor:check", "Find what is wrong with a dataset, and mend it."),
+    "split": ("foldfuse.split:split", "Cut a dataset into folds that are alike."),
+    "train": ("foldfuse.train:train", "Train one detector under a budget."),
+    "predict": ("foldfuse.predict:predict", "Predict a dataset with a trained run, in one view or several."),
+    "fuse": ("foldfuse.fuse_files:fuse", "Make several files of predictions into one."),
+    "score": ("foldfuse.score:score", "Score predictions against annotations."),
+    "submit": ("foldfuse.submit:submit", "Write predictions as a submission, and read it back."),
+    "report": ("foldfuse.report:report", "Write the page on a campaign or a run anew."),
+    "recipes": ("foldfuse.recipes:recipes", "List the recipes."),
+    "demo": ("foldfuse.demo:demo", "Run a campaign on drawn scenes of recyclable trash."),
+}
+
+
+def make_app() -> cyclopts.App:
+    """The application: every command by the path of its function."""
+    app = cyclopts.App(
+        name="foldfuse",
+        help="Fold, try, fuse, submit: the best object-detection submission that can be had by the deadline.",
+        version=__version__,
+        help_format="markdown",
+    )
+    for name, (path, text) in COMMANDS.items():
+        app.command(path, name=name, help=text)
+    return app
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; the exit status comes back: 0, or 2 where the user's input cannot be used.
+
+    Args:
+        arguments: words of the command line, those of this process by default.
+    """
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    machine.tune()
+    error_console = Console(stderr=True, soft_wrap=True, highlight=False)
+    try:
+        result = make_app()(words, exit_on_error=False, print_error=False, result_action="return_value")
+    except InputError as error:
+        error_console.print(f"error: {error}", markup=False)
+        return 2
+    except cyclopts.CycloptsError as error:
+        error_console.print(f"error: {error}", markup=False)
+        error_console.print("See: foldfuse --help", markup=False)
+        return 2
+    except KeyboardInterrupt:
+        error_console.print("interrupted", markup=False)
+        return 130
+    if result is not None:
+        print(result)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -95,7 +95,7 @@ def _falling(scores, boxes, labels, count, num_classes, order, spare, starts):
 
 
 @compiled
-def _overlap(x1, y1, x2, y2, area, k, box, box_area):
+def overlap(x1, y1, x2, y2, area, k, box, box_area):
     """IoU of cluster `k` with `box`."""
     wide = max(min(x2[k], box[2]) - max(x1[k], box[0]), 0.0)
     high = max(min(y2[k], box[3]) - max(y1[k], box[1]), 0.0)
@@ -103,10 +103,11 @@ def _overlap(x1, y1, x2, y2, area, k, box, box_area):
 
 
 @compiled
-def _scan(x1, y1, x2, y2, area, count, box, box_area, iou):
+def scan(x1, y1, x2, y2, area, count, box, box_area, iou):
     """The first of the clusters of greatest IoU with `box`, if that is above `iou`; else -1. Also that IoU."""
     best, best_iou = -1, iou
-    share = SLACK * iou / (1 + iou)  # inter / union > iou exactly where inter / (sum of both areas) > iou / (1 + iou)
+    # inter / union > iou exactly where inter / (sum of both areas) > iou / (1 + iou)
+    share = SLACK * iou / (1 + iou) if iou > 0 else 0.0
     for start in range(0, count, BLOCK):
         most = -1.0
         for k in range(start, start + BLOCK):
@@ -116,7 +117,7 @@ def _scan(x1, y1, x2, y2, area, count, box, box_area, iou):
         if most < 0:
             continue
         for k in range(start, min(start + BLOCK, count)):
-            found = _overlap(x1, y1, x2, y2, area, k, box, box_area)
+            found = overlap(x1, y1, x2, y2, area, k, box, box_area)
             if found > best_iou:
                 best, best_iou = k, found
     return best, best_iou
@@ -197,7 +198,7 @@ def greedy(kind, boxes, scores, labels, begin, end, images, weights, total, skip
                 last = row
                 box_area = (box[2] - box[0]) * (box[3] - box[1])
                 if not same:
-                    match, match_iou = _scan(x1, y1, x2, y2, area, clusters, box, box_area, iou)
+                    match, match_iou = scan(x1, y1, x2, y2, area, clusters, box, box_area, iou)
                 if match < 0:
                     match, match_iou = clusters, 1.0
                     x1[match], y1[match], x2[match], y2[match], area[match] = box[0], box[1], box[2], box[3], box_area
@@ -311,7 +312,7 @@ def soften(
                     x1[i], y1[i], x2[i], y2[i] = x1[i + 1], y1[i + 1], x2[i + 1], y2[i + 1]
                     area[i], left[i] = area[i + 1], left[i + 1]
                 for i in range(n):
-                    found_iou = _overlap(x1, y1, x2, y2, area, i, box, box_area)
+                    found_iou = overlap(x1, y1, x2, y2, area, i, box, box_area)
                     if method == LINEAR:
                         if found_iou > iou:
                             left[i] *= 1 - found_iou

@@ -1,0 +1,29 @@
+# Every target sets up .venv first where that is needed. PYTHON chooses the interpreter: make test PYTHON=python3.12
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo test check bench clean
+
+demo: $(VENV)/ready  ## the main job on drawn scenes of trash: demo/campaign/submission.csv and report.html
+	rm -rf demo/campaign
+	$(BIN)/foldfuse demo
+
+test: $(VENV)/ready  ## all tests
+	$(BIN)/python -m pytest
+
+check: $(VENV)/ready  ## style and types
+	$(BIN)/ruff check src tests benchmarks
+	$(BIN)/ruff format --check src tests benchmarks
+	$(BIN)/mypy
+
+bench: $(VENV)/ready  ## the claims of speed, measured beside the rivals
+	for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done
+
+clean:
+	rm -rf $(VENV) demo .mypy_cache .ruff_cache .pytest_cache .hypothesis
+
+$(VENV)/ready: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -e ".[dev]"
+	touch $@

@@ -19,6 +19,8 @@ from foldfuse.scenes_art import Array, Rng, noise
 from foldfuse.scenes_grounds import CLUTTER, ground
 from foldfuse.scenes_objects import KINDS, Draw
 
+Window = tuple[slice, slice]  # rows, columns of an array
+
 CLASSES = tuple(kind.name for kind in KINDS)
 _VERSION = 1  # of the drawing; another number makes other pictures from the same seed
 _SEEN = 0.25  # a thing of which less is to be seen is not labelled
@@ -47,11 +49,11 @@ def scenes(out: Path, *, images: int = 240, test_images: int = 80, size: int = 5
     Raises:
         InputError: a number is out of range, or `out` holds something else.
     """
-    for name, value, least in (("images", images, 1), ("test_images", test_images, 1), ("size", size, 64), ("seed", seed, 0)):
-        if value < least:
-            raise InputError(f"{name} is {value}, and must be at least {least}.")
     out = Path(out)
     made_with = {"version": _VERSION, "images": images, "test_images": test_images, "size": size, "seed": seed}
+    for name, least in (("images", 1), ("test_images", 1), ("size", 64), ("seed", 0)):
+        if made_with[name] < least:
+            raise InputError(f"{name} is {made_with[name]}, and must be at least {least}.")
     if out.exists():
         _check_same(out, made_with)
         return out
@@ -77,17 +79,19 @@ def scenes(out: Path, *, images: int = 240, test_images: int = 80, size: int = 5
 
 def _check_same(out: Path, made_with: dict[str, int]) -> None:
     """Raise InputError unless `out` is a whole dataset that was made with these arguments."""
-    try:
-        found = [json.loads((out / name).read_text(encoding="utf-8")) for name in ("train.json", "test.json", "test_truth.json")]
-        others = [document["info"]["made_with"] for document in found]
-    except (OSError, ValueError, KeyError, TypeError):
-        raise InputError(f"{out}: is there already, and is no dataset of drawn scenes. Give a folder that is not there yet.") from None
-    for other in others:
+    for name in ("train.json", "test.json", "test_truth.json"):
+        try:
+            document = json.loads((out / name).read_text(encoding="utf-8"))
+            other = document["info"]["made_with"]
+        except (OSError, ValueError, KeyError, TypeError):
+            raise InputError(
+                f"{out}: is there already, and has no {name} of drawn scenes. Give a folder that is not there yet."
+            ) from None
         if other != made_with:
-            raise InputError(f"{out}: holds scenes made with {other}, not with {made_with}. Give another folder or remove it.")
-    for row in found[0]["images"] + found[1]["images"]:
-        if not (out / row["file_name"]).is_file():
-            raise InputError(f"{out}: the picture {row['file_name']} is missing. Remove the folder, to have it drawn again.")
+            raise InputError(f"{out}: holds scenes made with {other}, not with {made_with}. Give another folder.")
+        for row in document["images"]:
+            if not (out / row["file_name"]).is_file():
+                raise InputError(f"{out}: {row['file_name']} is missing. Remove the folder, to have it drawn again.")
 
 
 def _write_pictures(folder: Path, split: str, count: int, *, size: int, seed: tuple[int, int]) -> dict[str, Any]:
@@ -119,7 +123,7 @@ def _write_pictures(folder: Path, split: str, count: int, *, size: int, seed: tu
 def draw(rng: Rng, size: int) -> tuple[Image.Image, Array, Array]:
     """One scene: the picture, its boxes (n, 4) float64 xyxy tight around what is to be seen, its labels (n,) int64."""
     picture, masks, labels, whole = _compose(rng, size)
-    seen = masks.sum((1, 2)) >= _SEEN * whole
+    seen = masks.sum((1, 2)) >= np.maximum(_SEEN * whole, 1)
     boxes = np.array([_extent(mask) for mask in masks[seen]], np.float64).reshape(-1, 4)
     return _photograph(rng, picture), boxes, labels[seen]
 
@@ -175,10 +179,10 @@ def _thing(rng: Rng, drawing: Draw, length: float) -> Image.Image:
     scale = length / sheet
     slant = rng.uniform(0.72, 1.0)
     width, height = max(4, round(thing.width * scale)), max(4, round(thing.height * scale * slant))
-    return thing.resize((width, height), Image.Resampling.BOX if scale < 1 else Image.Resampling.BICUBIC, reducing_gap=None)
+    return thing.resize((width, height), Image.Resampling.BOX if scale < 1 else Image.Resampling.BICUBIC)
 
 
-def _lay(picture: Array, thing: Image.Image, at: Array, light: float) -> tuple[tuple[slice, slice], tuple[slice, slice]]:
+def _lay(picture: Array, thing: Image.Image, at: Array, light: float) -> tuple[Window, Window]:
     """Blend `thing` and its shadow into `picture`, its middle `at` x, y; returns the window of both that meet."""
     height = min(thing.size) * 0.09 + 1.5
     margin = int(2 * height) + 2
@@ -197,7 +201,7 @@ def _lay(picture: Array, thing: Image.Image, at: Array, light: float) -> tuple[t
     return window, part
 
 
-def _meet(picture: Array, patch: Array, corner: tuple[int, int]) -> tuple[tuple[slice, slice], tuple[slice, slice]]:
+def _meet(picture: Array, patch: Array, corner: tuple[int, int]) -> tuple[Window, Window]:
     """Where `patch`, its top left at `corner` x, y, lies in `picture`; and which part of the patch that is."""
     height, width = picture.shape[:2]
     x1, y1 = max(corner[0], 0), max(corner[1], 0)
@@ -213,8 +217,8 @@ def _photograph(rng: Rng, picture: Array) -> Image.Image:
     slope, vignette = rng.normal(0, 0.12, 2), rng.uniform(0, 0.2)
     lit = 1 + slope[0] * x + slope[1] * y - vignette * (x**2 + y**2)
     if rng.random() < 0.3:  # the soft shadow of something outside the picture
-        lit *= 1 - 0.4 * (noise(rng, size, 24) > 0.55)
-    cast = (rng.uniform(0.93, 1.07, 3) * rng.uniform(0.75, 1.15)).astype(np.float32)
+        lit *= 1 - 0.4 * (8 * (noise(rng, size, 24) - 0.5)).clip(0, 1)
+    cast = (rng.uniform(0.94, 1.06, 3) * rng.uniform(0.75, 1.12)).astype(np.float32)
     picture = picture * lit.astype(np.float32)[..., None] * cast
     grain = rng.standard_normal((size, size), dtype=np.float32) * rng.uniform(1, 8)
     picture += grain[..., None]

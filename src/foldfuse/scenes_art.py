@@ -15,7 +15,7 @@ from PIL import Image, ImageDraw
 
 Array = NDArray[Any]
 Rng = np.random.Generator
-Colour = Sequence[float]
+Colour = Array | Sequence[float]  # red, green, blue in 0..255; cut to that range when drawn
 _TILE = 512  # pixels, the side of a cached texture
 
 
@@ -82,7 +82,7 @@ class Art:
 
 
 def _rgb(colour: Colour) -> tuple[int, int, int]:
-    r, g, b = (int(min(255, max(0, c))) for c in colour)
+    r, g, b = np.asarray(colour).clip(0, 255).astype(int).tolist()
     return r, g, b
 
 
@@ -111,7 +111,8 @@ def _beads() -> Image.Image:
     """A tile of packed beads, 8 pixels each: 0 in the gaps, 1 in the middles."""
     rng, bead = np.random.default_rng(11), 8
     count = _TILE // bead
-    seeds = (np.stack(np.meshgrid(np.arange(count), np.arange(count)), -1) + rng.uniform(0.2, 0.8, (count, count, 2))) * bead
+    cells = np.stack(np.meshgrid(np.arange(count), np.arange(count)), -1)
+    seeds = (cells + rng.uniform(0.2, 0.8, (count, count, 2))) * bead
     x, y = np.meshgrid(np.arange(_TILE), np.arange(_TILE))
     near = np.full((_TILE, _TILE), np.inf)
     for dx in (-1, 0, 1):
@@ -162,9 +163,10 @@ def rounded(x0: float, y0: float, x1: float, y1: float, *, radius: float) -> Arr
     """A rectangle with its corners rounded."""
     t = np.linspace(0, np.pi / 2, 7)
     arc = radius * np.stack([np.cos(t), np.sin(t)], -1)
-    parts = [arc * (1, 1) + (x1 - radius, y1 - radius), (arc * (-1, 1))[::-1] + (x0 + radius, y1 - radius),
-             arc * (-1, -1) + (x0 + radius, y0 + radius), (arc * (1, -1))[::-1] + (x1 - radius, y0 + radius)]  # fmt: skip
-    return np.concatenate(parts)
+    outwards = np.concatenate([arc, (arc * (-1, 1))[::-1], -arc, (arc * (1, -1))[::-1]])
+    middle = np.array([(x0 + x1) / 2, (y0 + y1) / 2])
+    half = np.array([(x1 - x0) / 2 - radius, (y1 - y0) / 2 - radius])
+    return middle + np.repeat([(1, 1), (-1, 1), (-1, -1), (1, -1)], 7, 0) * half + outwards
 
 
 def oval(x: float, y: float, rx: float, ry: float, *, n: int = 28) -> Array:

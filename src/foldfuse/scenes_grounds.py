@@ -133,7 +133,7 @@ def ground(rng: Rng, size: int) -> Array:
         part = part.transpose(Image.Transpose.ROTATE_180)
     if rng.random() < 0.35:
         _crack(rng, part)
-    return np.asarray(part, np.float32) * (rng.uniform(0.65, 1.2) * rng.uniform(0.88, 1.12, 3)).astype(np.float32)
+    return np.asarray(part, np.float32) * (rng.uniform(0.65, 1.1) * rng.uniform(0.93, 1.07, 3)).astype(np.float32)
 
 
 def _crack(rng: Rng, picture: Image.Image) -> None:
@@ -160,7 +160,8 @@ def leaf(rng: Rng, side: int) -> Image.Image:
 def pebble(rng: Rng, side: int) -> Image.Image:
     """A small stone."""
     art, (x, y) = Art(side), grid(side)
-    art.shape(blob(rng, (0.5, 0.5), (0.4, rng.uniform(0.25, 0.4)), rough=0.12), np.array([150, 144, 135]) * rng.uniform(0.6, 1.2))
+    grey = np.array([150, 144, 135]) * rng.uniform(0.6, 1.2)
+    art.shape(blob(rng, (0.5, 0.5), (0.4, rng.uniform(0.25, 0.4)), rough=0.12), grey)
     art.shade(1.4 - 0.45 * (x + y) + 0.6 * (noise(rng, side, 200) - 0.5))
     return art.done()
 
@@ -169,7 +170,8 @@ def twig(rng: Rng, side: int) -> Image.Image:
     """A thin stick with a side branch."""
     art, brown = Art(side), np.array([98, 72, 48]) * rng.uniform(0.6, 1.3)
     bend = rng.normal(0, 0.05, 3)
-    art.line(np.array([(0.5, 0.04), (0.5 + bend[0], 0.35), (0.5 + bend[1], 0.65), (0.5 + bend[2], 0.96)]), brown, width=0.03)
+    stem = np.stack([0.5 + np.array([0, *bend]), np.array([0.04, 0.35, 0.65, 0.96])], -1)
+    art.line(stem, brown, width=0.03)
     art.line(np.array([(0.5 + bend[0], 0.35), (0.72, 0.16)]), brown, width=0.022)
     return art.done()
 

@@ -122,7 +122,7 @@ def tin(rng: Rng, side: int) -> Image.Image:
     art, half, top = Art(side), rng.uniform(0.3, 0.4), rng.uniform(0.15, 0.35)
     metal = np.array([180, 182, 185]) if rng.random() < 0.75 else np.array([205, 175, 105])
     art.shape(turned([(top, half), (0.88, half), (0.93, half * 0.85)], rounds=1), metal)
-    x, y = grid(side)
+    _, y = grid(side)
     ribs = 0.16 * np.sin(y * 2 * np.pi * rng.uniform(14, 20))
     if rng.random() < 0.5:
         art.decal(box(0, top + 0.1, 1, 0.84), vivid(rng))
@@ -170,13 +170,13 @@ def glass_bottle(rng: Rng, side: int) -> Image.Image:
     tints = [(28, 105, 52), (22, 78, 40), (104, 56, 18), (84, 42, 14), (186, 205, 202), (150, 190, 200)]
     tint = np.array(tints[rng.integers(len(tints))]) * rng.uniform(0.85, 1.1)
     half, neck, shoulder = rng.uniform(0.13, 0.19), rng.uniform(0.045, 0.06), rng.uniform(0.3, 0.45)
-    lip = [(0.04, neck), (0.075, neck * 1.15), (0.09, neck)]
-    art.shape(turned([*lip, (shoulder - 0.13, neck), (shoulder, half), (0.94, half), (0.965, half * 0.9)], rounds=2), tint)
+    top = [(0.04, neck), (0.075, neck * 1.15), (0.09, neck), (shoulder - 0.13, neck)]
+    art.shape(turned([*top, (shoulder, half), (0.94, half), (0.965, half * 0.9)]), tint)
     u = art.across()
     opacity = _see_through(art, u, clear=rng.uniform(0.5, 0.7), edge=0.4)
     if rng.random() < 0.6:
         opacity = _labelled(art, rng, shoulder + rng.uniform(0.08, 0.14), rng.uniform(0.74, 0.85), opacity)
-    x, y = grid(side)
+    _, y = grid(side)
     body = (y > 0.1) & (y < 0.93)
     gloss = (0.85 * streak(u, -0.55, 0.1) + 0.4 * streak(u, 0.7, 0.06)) * body
     level = y > rng.uniform(0.4, 1.4)
@@ -191,7 +191,8 @@ def jar(rng: Rng, side: int) -> Image.Image:
     """A clear glass jar or tumbler, thick at the bottom."""
     art, half = Art(side), rng.uniform(0.24, 0.34)
     tint = np.array([185, 208, 205]) * rng.uniform(0.85, 1.1)
-    art.shape(turned([(0.1, half * 0.85), (0.17, half * 0.85), (0.24, half), (0.88, half), (0.94, half * 0.8)], rounds=2), tint)
+    mouth = half * 0.85
+    art.shape(turned([(0.1, mouth), (0.17, mouth), (0.24, half), (0.88, half), (0.94, half * 0.8)]), tint)
     u, (_, y) = art.across(), grid(side)
     bottom = 0.35 * streak(y, 0.9, 0.05) + 0.3 * streak(y, 0.14, 0.03)
     gloss = 0.75 * streak(u, -0.6, 0.09) + 0.4 * streak(u, 0.68, 0.06)
@@ -214,8 +215,8 @@ def pet_bottle(rng: Rng, side: int) -> Image.Image:
     art, half, shoulder = Art(side), rng.uniform(0.15, 0.2), rng.uniform(0.26, 0.36)
     tint = np.array([[208, 224, 236], [215, 225, 225], [170, 215, 190]][rng.integers(3)])
     outline = [(0.12, 0.055), (0.16, 0.06), (shoulder, half), (0.56, half), (0.59, half * 0.93), (0.63, half)]
-    art.shape(turned([*outline, (0.93, half), (0.965, half * 0.75)], rounds=2), tint)
-    u, (x, y) = art.across(), grid(side)
+    art.shape(turned([*outline, (0.93, half), (0.965, half * 0.75)]), tint)
+    u, (_, y) = art.across(), grid(side)
     ridges = np.sin(y * 2 * np.pi * rng.uniform(15, 22)) * (y > shoulder + 0.05)
     gloss = 0.8 * streak(u + 0.06 * ridges, -0.55, 0.1) + 0.5 * streak(u + 0.05 * ridges, 0.45, 0.06)
     gloss = (gloss + 0.16 * (ridges > 0.8)).clip(0, 1)
@@ -261,7 +262,8 @@ def plastic_cup(rng: Rng, side: int) -> Image.Image:
 def detergent(rng: Rng, side: int) -> Image.Image:
     """A coloured shampoo or detergent bottle with a pump, nozzle or flip cap."""
     art, ink, half = Art(side), vivid(rng), rng.uniform(0.19, 0.27)
-    art.shape(turned([(0.2, 0.07), (0.27, 0.09), (0.36, half), (0.7, half * 0.9), (0.94, half), (0.97, half * 0.8)]), ink)
+    shoulders = [(0.2, 0.07), (0.27, 0.09), (0.36, half)]
+    art.shape(turned([*shoulders, (0.7, half * 0.9), (0.94, half), (0.97, half * 0.8)]), ink)
     art.decal(rounded(0.5 - half * 0.7, 0.5, 0.5 + half * 0.7, 0.82, radius=0.05), (235, 235, 230))
     print_lines(art, rng, (0.5 - half * 0.5, 0.64, 0.5 + half * 0.5, 0.78), ink * 0.7, pitch=0.035)
     art.decal(oval(0.5, 0.57, half * 0.45, 0.04), vivid(rng))
@@ -335,3 +337,10 @@ def coin_cell(rng: Rng, side: int) -> Image.Image:
     x, y = grid(side)
     art.shade(0.85 + 0.25 * np.cos(4 * np.arctan2(y - 0.49, x - 0.5)), gloss=0.3 * streak(x - y, 0.1, 0.12))
     return art.done()
+
+
+PAPER_PACKS = (gable_carton, gable_carton, flat_carton, juice_box)
+METALS = (can, can, tin, foil)
+GLASSES = (glass_bottle, glass_bottle, jar)
+PLASTICS = (pet_bottle, pet_bottle, plastic_cup, detergent, tub)
+BATTERIES = (aa_battery, aa_battery, block_battery, coin_cell)

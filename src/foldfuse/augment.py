@@ -52,10 +52,8 @@ class Labelled:
 
 def augmented(pool: Sequence[Labelled], canvas: tuple[int, int], how: Augmentation, rng: Generator) -> Labelled:
     """One picture on a canvas of (height, width), made of the first of `pool`, or of all four as a mosaic."""
-    if len(pool) > 1:
-        made = mosaic(pool, canvas, how, rng)
-    else:
-        made = placed(pool[0], canvas, (0, 0, canvas[1], canvas[0]), how, rng)
+    window = (0, 0, canvas[1], canvas[0])
+    made = mosaic(pool, canvas, how, rng) if len(pool) > 1 else placed(pool[0], canvas, window, how, rng)
     return Labelled(recoloured(made.picture, how.colour, rng), made.annotations)
 
 

@@ -132,11 +132,11 @@ def build(
 
     singles = {name: worth(Ensemble({name: 1.0})) for name in members}
     best_name = max(singles, key=lambda name: singles[name])
-    everyone = max((Ensemble({name: 1.0 for name in members}, iou=iou) for iou in IOUS), key=worth)
+    everyone = max((Ensemble(dict.fromkeys(members, 1.0), iou=iou) for iou in IOUS), key=worth)
     starts = [Ensemble({best_name: 1.0}), everyone]
     best = max((_grown(start, list(members), worth, lambda: clock() > end) for start in starts), key=worth)
     adds = {name: worth(best) - worth(_without(best, name)) for name in best.weights if len(best.weights) > 1}
-    alike = worth(Ensemble({name: 1.0 for name in members}))
+    alike = worth(Ensemble(dict.fromkeys(members, 1.0)))
     return Built(best, worth(best), (best_name, singles[best_name]), alike, adds)
 
 

@@ -144,7 +144,8 @@ def _read_coco(path: Path, dataset: Dataset) -> Predictions:
         try:
             image_id, category_id = int(row["image_id"]), int(row["category_id"])
             box, score = [float(v) for v in row["bbox"]], float(row["score"])
-            x, y, w, h = box
+            if len(box) != 4:
+                raise ValueError
         except (KeyError, TypeError, ValueError):
             raise InputError(
                 f"{where} is {json.dumps(row)[:120]}, expected image_id, category_id, bbox [left, top, width, height] and score."
@@ -260,7 +261,7 @@ def _checked(found: Predictions, path: Path, dataset: Dataset) -> Predictions:
             "Give the data that was predicted."
         )
 
-    def first(bad: Array, what: Callable[[int], Any], expected: str) -> None:
+    def first(bad: Any, what: Callable[[int], Any], expected: str) -> None:
         if bad.any():
             row = int(np.argmax(bad))
             image_id = int(found.image_ids[found.image_index[row]])
@@ -268,7 +269,7 @@ def _checked(found: Predictions, path: Path, dataset: Dataset) -> Predictions:
 
     scores, boxes, labels = found.scores, found.boxes, found.labels
     first(~((scores >= 0) & (scores <= 1)), lambda i: f"the score {scores[i]}", "a number in 0..1")
-    first(~np.isfinite(boxes).all(1), lambda i: f"the corners {boxes[i].tolist()}", "finite numbers")
+    first(~np.isfinite(boxes).all(axis=1), lambda i: f"the corners {boxes[i].tolist()}", "finite numbers")
     first((boxes[:, 2:] < boxes[:, :2]).any(1), lambda i: f"the corners {boxes[i].tolist()}", "x1 <= x2 and y1 <= y2")
     first(
         (labels < 0) | (labels >= len(dataset.classes)),

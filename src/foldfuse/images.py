@@ -34,16 +34,14 @@ def load_image(path: Path, *, longest: int | None = None) -> Picture:
         InputError: the file is missing or cannot be decoded.
     """
     try:
-        with Image.open(path) as image:
-            width, height = image.size
+        with Image.open(path) as file:
+            width, height = file.size
             if longest is not None and max(width, height) > longest:
                 scale = longest / max(width, height)
                 size = (max(1, round(width * scale)), max(1, round(height * scale)))
-                image.draft("RGB", size)
-                image = image.convert("RGB").resize(size, Image.Resampling.BILINEAR, reducing_gap=2.0)
-            else:
-                image = image.convert("RGB")
-            return np.array(image)
+                file.draft("RGB", size)
+                return np.array(file.convert("RGB").resize(size, Image.Resampling.BILINEAR, reducing_gap=2.0))
+            return np.array(file.convert("RGB"))
     except FileNotFoundError:
         raise InputError(f"{path}: there is no such picture.") from None
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:

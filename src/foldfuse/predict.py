@@ -32,7 +32,7 @@ def load_detector(run: Run, device: str | torch.device = "cpu") -> tuple[Any, tu
     classes = tuple(facts["classes"])
     model = make_detector(recipe.detector, len(classes), anchor_scale=recipe.anchor_scale, pretrained=False)
     model.load_state_dict(run.load_weights())
-    return model.to(device, memory_format=torch.channels_last).eval(), classes
+    return model.to(device).to(memory_format=torch.channels_last).eval(), classes
 
 
 def predict_views(

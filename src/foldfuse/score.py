@@ -86,6 +86,7 @@ def score_predictions(predictions: Predictions, dataset: Dataset) -> Score:
     evaluation = COCOeval(truth, truth.load_res(table.reshape(-1, 7)), "bbox")
     evaluation.evaluate()
     evaluation.accumulate()
+    assert evaluation.eval is not None
     precision = np.asarray(evaluation.eval["precision"])  # (IoU, recall, class, area, most)
     recall = np.asarray(evaluation.eval["recall"])  # (IoU, class, area, most)
     counts = np.bincount(_labels(dataset), minlength=len(dataset.classes))
@@ -151,8 +152,10 @@ def score(predictions: Path, data: Path) -> None:
     dataset = require_annotations(read(data))
     found = score_predictions(read_predictions(predictions, dataset), dataset)
     console = Console()
-    whole = Table(*_TITLES.values(), title=f"{predictions} on {len(dataset)} pictures")
-    whole.add_row(*(_text(getattr(found, name)) for name in _TITLES))
+    console.print(f"{predictions} on {len(dataset)} pictures of {data}")
+    whole = Table("score", "value")
+    for name, title in _TITLES.items():
+        whole.add_row(title, _text(getattr(found, name)))
     console.print(whole)
     classes = Table("class", "boxes", "AP", "AP50")
     for row in found.per_class:

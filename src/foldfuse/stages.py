@@ -263,9 +263,9 @@ def predict_target(ensemble: Ensemble, task: Task, ledger: Ledger, found: Found)
             made = predict_views(
                 model, seen, classes, image_size=run.recipe.image_size, views=its_views, progress=progress
             )
-        for view, predictions in made.items():
-            found.target[f"{member}@{view}"] = predictions
-            write_predictions(predictions, run.folder / f"target@{view}.parquet", task.target)
+        for seen_in, predictions in made.items():
+            found.target[f"{member}@{seen_in}"] = predictions
+            write_predictions(predictions, run.folder / f"target@{seen_in}.parquet", task.target)
 
 
 def all_pictures(predictions: Predictions, task: Task) -> Predictions:
@@ -291,7 +291,7 @@ def describe(built: Built, score: Score, ledger: Ledger) -> None:
         "iou": ensemble.iou,
         "skip": 0.0,
         "weights": dict(ensemble.weights),
-        **{key: value for key, value in score.to_dict().items()},
+        **score.to_dict(),
     }
     members = ", ".join(f"{weight:g} x {name}" for name, weight in ensemble.weights.items())
     ledger.note(

@@ -55,7 +55,7 @@ class View:
 
     def forth(self, images: Array) -> Array:
         """(B, H, W, 3) canvases as the detector is to see them."""
-        axes = [axis for axis, flipped in ((1, self.vflip), (2, self.hflip)) if flipped]
+        axes = tuple(axis for axis, flipped in ((1, self.vflip), (2, self.hflip)) if flipped)
         return np.flip(images, axes) if axes else images
 
     def back(self, found: Detections, canvas: tuple[int, int]) -> Detections:

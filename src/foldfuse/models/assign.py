@@ -81,7 +81,7 @@ def task_aligned(
 
 def _first_of_each(values: Tensor) -> tuple[Tensor, Tensor]:
     """The distinct values, and the position of the first occurrence of each."""
-    distinct, inverse = values.unique(return_inverse=True)
+    distinct, inverse = torch.unique(values, return_inverse=True)
     first = torch.full((len(distinct),), len(values), dtype=torch.int64, device=values.device)
     first.scatter_reduce_(0, inverse, torch.arange(len(values), device=values.device), "amin")
     return distinct, first

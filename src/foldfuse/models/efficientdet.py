@@ -63,6 +63,7 @@ class Head(nn.Module):
         found = []
         for i, x in enumerate(levels):
             for conv, norms in zip(self.convs, self.norms, strict=True):
+                assert isinstance(norms, nn.ModuleList)
                 x = self.act(norms[i](conv(x)))
             found.append(self.predict(x).permute(0, 2, 3, 1).reshape(len(x), -1, self.outputs))
         return torch.cat(found, 1)
@@ -70,6 +71,9 @@ class Head(nn.Module):
 
 class EfficientDet(nn.Module):
     """Backbone -> BiFPN -> class and box heads."""
+
+    mean: Tensor
+    std: Tensor
 
     stride = 32  # image height and width must be multiples of this
 

@@ -25,7 +25,7 @@ CLASSES = tuple(kind.name for kind in KINDS)
 _VERSION = 1  # of the drawing; another number makes other pictures from the same seed
 _SEEN = 0.25  # a thing of which less is to be seen is not labelled
 _EDGE = 50  # of 255: a pixel this opaque belongs to the thing
-_HIDES = 190  # of 255: a pixel this opaque hides what lies beneath
+_HIDES = 150  # of 255: a pixel this opaque hides what lies beneath
 _SUPERSAMPLE = 2
 _LARGEST_SHEET = 384  # pixels; things larger than half of this are drawn less finely
 

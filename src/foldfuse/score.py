@@ -1,6 +1,7 @@
-"""Scores: COCO's average precision and recall of predictions against annotations.
+"""Scores: COCO's average precision and recall of predictions against annotations, and where the points are lost.
 
-The numbers are those of hotcoco, a Rust implementation of COCO's evaluation; tests hold it against pycocotools.
+The numbers are those of hotcoco, a Rust implementation of COCO's evaluation; tests hold it against pycocotools. The
+kinds of error are those of TIDE, arXiv:2008.08115, as hotcoco counts them.
 """
 
 from __future__ import annotations
@@ -13,11 +14,20 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from foldfuse import metrics
 from foldfuse.boxes import xyxy_to_xywh
 from foldfuse.data import Dataset, read, require_annotations
-from foldfuse.detections import Array, Predictions
-from foldfuse.errors import InputError
+from foldfuse.detections import Annotations, Array, Predictions
 from foldfuse.formats import read_predictions
+
+ERRORS = {  # hotcoco's key: what it means
+    "Cls": "right place, wrong class",
+    "Loc": "right class, box is off (IoU 0.1 to 0.5)",
+    "Both": "wrong class, and the box is off",
+    "Dupe": "a second box on a found object",
+    "Bkg": "nothing is there",
+    "Miss": "object that no box is near",
+}
 
 
 @dataclass(frozen=True)
@@ -57,39 +67,37 @@ class Score:
         return asdict(self)
 
 
+@dataclass(frozen=True, eq=False)
+class Diagnosis:
+    """Where predictions lose points, all at IoU 0.5.
+
+    Attributes:
+        precision: (K, 101) at recalls 0.00, 0.01 .. 1.00; NaN for a class that is not annotated.
+        threshold: the score at which cutting gives the best F1 of all boxes together; one of 0.00, 0.01 .. 0.99.
+        confusion: (K + 1, K + 1) counts of boxes scored at least `threshold`: row the annotated class, column the
+            predicted one; the last row is "nothing annotated there", the last column "nothing found there".
+        errors: {TIDE's kind of error: AP50 that mending all errors of the kind would bring}.
+        error_counts: {kind: how many such boxes or objects}.
+    """
+
+    precision: Array
+    threshold: float
+    confusion: Array
+    errors: dict[str, float]
+    error_counts: dict[str, int]
+
+
 def score_predictions(predictions: Predictions, dataset: Dataset) -> Score:
     """COCO's scores of predictions; pictures of `dataset` that they lack count as looked at and empty.
 
     Raises:
         InputError: the dataset has no annotations, or the predictions speak of other pictures or classes.
     """
-    from hotcoco import COCO, COCOeval
-
-    require_annotations(dataset)
-    if predictions.classes != dataset.classes:
-        raise InputError(
-            f"the predictions are of the classes {predictions.classes}, {dataset.source} has {dataset.classes}."
-        )
-    unknown = set(predictions) - set(dataset.image_ids)
-    if unknown:
-        raise InputError(f"the predictions speak of image id {min(unknown)}, which is not in {dataset.source}.")
-    truth = COCO(_coco_document(dataset))
-    boxes = xyxy_to_xywh(predictions.boxes.astype(np.float64))
-    table = np.column_stack(
-        [
-            predictions.image_ids[predictions.image_index],
-            boxes,
-            predictions.scores.astype(np.float64),
-            predictions.labels + 1,
-        ]
-    ).astype(np.float64)
-    evaluation = COCOeval(truth, truth.load_res(table.reshape(-1, 7)), "bbox")
-    evaluation.evaluate()
-    evaluation.accumulate()
-    assert evaluation.eval is not None
+    evaluation = _evaluated(predictions, dataset)
     precision = np.asarray(evaluation.eval["precision"])  # (IoU, recall, class, area, most)
     recall = np.asarray(evaluation.eval["recall"])  # (IoU, class, area, most)
-    counts = np.bincount(_labels(dataset), minlength=len(dataset.classes))
+    drawn = _columns(dataset)[1]
+    counts = np.bincount(drawn.labels[~drawn.crowd], minlength=len(dataset.classes))
     return Score(
         ap=_mean(precision[..., 0, 2]),
         ap50=_mean(precision[0, ..., 0, 2]),
@@ -107,74 +115,151 @@ def score_predictions(predictions: Predictions, dataset: Dataset) -> Score:
     )
 
 
+def diagnose(predictions: Predictions, dataset: Dataset) -> Diagnosis:
+    """Precision-recall curves, confusion between classes and TIDE's six kinds of error.
+
+    Raises:
+        InputError: as for `score_predictions`.
+    """
+    evaluation = _evaluated(predictions, dataset)
+    curves = np.asarray(evaluation.eval["precision"])[0, :, :, 0, 2].T  # (K, 101)
+    truth = metrics.truth_of(dataset)
+    matches = metrics.match(predictions, truth, ious=(0.5,), most=metrics.NO_LIMIT)
+    f1 = metrics.f_beta(matches, 1.0)(np.ones((1, len(truth.image_ids)), np.int64))[0]
+    threshold = float(metrics.THRESHOLDS[f1.argmax()])
+    tide = evaluation.tide_errors(pos_thr=0.5, bg_thr=0.1)
+    return Diagnosis(
+        precision=np.where(curves < 0, np.nan, curves),
+        threshold=round(threshold, 2),
+        confusion=np.asarray(evaluation.confusion_matrix(iou_thr=0.5, min_score=threshold)["matrix"]).astype(np.int64),
+        errors={kind: float(tide["delta_ap"][kind]) for kind in ERRORS},
+        error_counts={kind: int(tide["counts"][kind]) for kind in ERRORS},
+    )
+
+
+def score(predictions: Path, dataset: Path, *, other: Path | None = None) -> None:
+    """Score predictions against annotations; print COCO's numbers, those of each class, and the kinds of error.
+
+    Args:
+        predictions: Parquet, COCO results JSON, or the contest's CSV.
+        dataset: annotated COCO JSON, or a folder with a train.json.
+        other: a second file of predictions, to compare with over resampled pictures.
+    """
+    truth = read(dataset)
+    paths = [predictions] if other is None else [predictions, other]
+    found = [read_predictions(path, truth) for path in paths]
+    scores = [score_predictions(each, truth) for each in found]
+    console = Console(highlight=False)
+    names = ["score"] if other is None else _names(paths)
+    console.print(_summary(scores, names))
+    console.print(_per_class(scores, names))
+    console.print(_errors(diagnose(found[0], truth)))
+    if other is not None:
+        console.print(_comparison(found, truth, names))
+
+
+def _names(paths: list[Path]) -> list[str]:
+    """The files' names, or their whole paths where the names are alike."""
+    short = [path.name for path in paths]
+    return short if len(set(short)) == len(short) else [str(path) for path in paths]
+
+
+def _summary(scores: list[Score], names: list[str]) -> Table:
+    rows = {
+        "AP": "ap",
+        "AP50": "ap50",
+        "AP75": "ap75",
+        "AP small": "ap_small",
+        "AP medium": "ap_medium",
+        "AP large": "ap_large",
+        "AR1": "ar1",
+        "AR10": "ar10",
+        "AR100": "ar100",
+    }
+    table = _table("COCO", ["", *names])
+    for label, attribute in rows.items():
+        table.add_row(label, *(_number(getattr(each, attribute)) for each in scores))
+    return table
+
+
+def _per_class(scores: list[Score], names: list[str]) -> Table:
+    heads = [head if len(names) == 1 else f"{head} {name}" for name in names for head in ("AP", "AP50")]
+    table = _table("By class", ["class", "boxes", *heads])
+    for rows in zip(*(each.per_class for each in scores), strict=True):
+        values = [_number(value) for row in rows for value in (row.ap, row.ap50)]
+        table.add_row(rows[0].name, str(rows[0].boxes), *values)
+    return table
+
+
+def _errors(diagnosis: Diagnosis) -> Table:
+    table = _table("What mending one kind of error would bring (TIDE)", ["error", "AP50", "count", "meaning"])
+    table.columns[3].justify = "left"
+    for kind, meaning in ERRORS.items():
+        table.add_row(kind, f"+{diagnosis.errors[kind]:.4f}", str(diagnosis.error_counts[kind]), meaning)
+    return table
+
+
+def _comparison(found: list[Predictions], dataset: Dataset, names: list[str]) -> Table:
+    title = f"{names[0]} minus {names[1]}, pictures drawn anew 1000 times"
+    table = _table(title, ["metric", "mean", "95 % of the draws", "above 0"])
+    for metric in ("ap", "ap50"):
+        gain = metrics.bootstrap_difference(found[0], found[1], dataset, metric)
+        table.add_row(
+            metric.upper(), f"{gain.mean:+.4f}", f"{gain.low:+.4f} to {gain.high:+.4f}", f"{100 * gain.above:.1f} %"
+        )
+    return table
+
+
+def _table(title: str, heads: list[str]) -> Table:
+    table = Table(title=title, title_justify="left")
+    for i, head in enumerate(heads):
+        table.add_column(head, justify="left" if i == 0 else "right")
+    return table
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.4f}"
+
+
 def _mean(values: Array) -> float | None:
     """The mean of the values that are defined; COCO marks the others with -1."""
     defined = values[values > -1]
     return float(defined.mean()) if defined.size else None
 
 
-def _labels(dataset: Dataset) -> Array:
-    drawn = [s.annotations for s in dataset.samples if s.annotations is not None]
-    return np.concatenate([a.labels[~a.crowd] for a in drawn])
+def _columns(dataset: Dataset) -> tuple[Array, Annotations]:
+    """(G,) image ids, and the annotations of all images as one."""
+    drawn = [(s.id, s.annotations) for s in dataset.samples if s.annotations is not None]
+    image_ids = np.repeat([i for i, _ in drawn], [len(a) for _, a in drawn])
+    columns = ("boxes", "labels", "crowd", "area")
+    return image_ids, Annotations(*(np.concatenate([getattr(a, name) for _, a in drawn]) for name in columns))
 
 
-def _coco_document(dataset: Dataset) -> dict[str, Any]:
-    """The dataset in COCO's form, with category ids 1..K."""
-    annotations = [
-        {"image_id": s.id, "category_id": label + 1, "bbox": box, "area": area, "iscrowd": int(crowd)}
-        for s in dataset.samples
-        if s.annotations is not None
-        for box, label, crowd, area in zip(
-            xyxy_to_xywh(s.annotations.boxes).tolist(),
-            s.annotations.labels.tolist(),
-            s.annotations.crowd.tolist(),
-            s.annotations.area.tolist(),
-            strict=True,
-        )
-    ]
-    return {
-        "images": [{"id": s.id, "width": s.width, "height": s.height} for s in dataset.samples],
-        "annotations": [row | {"id": i} for i, row in enumerate(annotations, 1)],
-        "categories": [{"id": k, "name": name} for k, name in enumerate(dataset.classes, 1)],
-    }
+def _evaluated(predictions: Predictions, dataset: Dataset) -> Any:
+    """hotcoco's evaluation, accumulated; category ids are label + 1."""
+    from hotcoco import COCO, COCOeval
 
-
-def score(predictions: Path, data: Path) -> None:
-    """Show COCO's scores of predictions: AP, AP50, AP75, by size and class, and average recall.
-
-    Args:
-        predictions: Parquet, COCO results JSON, or the contest's CSV.
-        data: COCO JSON with annotations of the pictures that were predicted.
-
-    Raises:
-        InputError: a file cannot be used.
-    """
-    dataset = require_annotations(read(data))
-    found = score_predictions(read_predictions(predictions, dataset), dataset)
-    console = Console()
-    console.print(f"{predictions} on {len(dataset)} pictures of {data}")
-    whole = Table("score", "value")
-    for name, title in _TITLES.items():
-        whole.add_row(title, _text(getattr(found, name)))
-    console.print(whole)
-    classes = Table("class", "boxes", "AP", "AP50")
-    for row in found.per_class:
-        classes.add_row(row.name, str(row.boxes), _text(row.ap), _text(row.ap50))
-    console.print(classes)
-
-
-_TITLES = {
-    "ap": "AP",
-    "ap50": "AP50",
-    "ap75": "AP75",
-    "ap_small": "AP small",
-    "ap_medium": "AP medium",
-    "ap_large": "AP large",
-    "ar1": "AR1",
-    "ar10": "AR10",
-    "ar100": "AR100",
-}
-
-
-def _text(value: float | None) -> str:
-    return "-" if value is None else f"{value:.4f}"
+    require_annotations(dataset)
+    metrics.require_same(predictions, dataset)
+    image_ids, drawn = _columns(dataset)
+    truth = COCO.from_arrays(
+        [{"id": s.id, "width": s.width, "height": s.height} for s in dataset.samples],
+        [{"id": k, "name": name} for k, name in enumerate(dataset.classes, 1)],
+        image_ids,
+        drawn.labels + 1,
+        xyxy_to_xywh(drawn.boxes.astype(np.float64)),
+        area=drawn.area.astype(np.float64),
+        iscrowd=drawn.crowd.astype(np.int64),
+    )
+    rows = np.column_stack(
+        [
+            predictions.image_ids[predictions.image_index],
+            xyxy_to_xywh(predictions.boxes.astype(np.float64)),
+            predictions.scores.astype(np.float64),
+            predictions.labels + 1,
+        ]
+    ).astype(np.float64)  # (n, 7)
+    evaluation = COCOeval(truth, truth.load_res(rows), "bbox")
+    evaluation.evaluate()
+    evaluation.accumulate()
+    return evaluation

@@ -26,7 +26,7 @@ compiled = njit(cache=True, nogil=True, error_model="numpy")
 
 
 @compiled
-def match(boxes, labels, starts, counts, images, most, truth, ious, status):
+def match(boxes, labels, starts, counts, images, most, truth, num_classes, ious, status):
     """Fill `status` of the rows of images[0]..images[1] - 1: FALSE, TRUE or IGNORED at each IoU threshold.
 
     Args:
@@ -34,6 +34,7 @@ def match(boxes, labels, starts, counts, images, most, truth, ious, status):
         starts, counts: (I,) first row and number of rows of each image.
         most: rows of a class beyond so many in an image are IGNORED.
         truth: boxes (G, 4) float64 xywh, labels (G,), crowd (G,), offsets (I + 1,); crowds last in their image.
+        num_classes: K.
         ious: (T,) rising.
         status: (n, T) int8 to fill.
     """
@@ -44,7 +45,7 @@ def match(boxes, labels, starts, counts, images, most, truth, ious, status):
         size = max(size, offsets[image + 1] - offsets[image])
     overlaps, of_class = np.empty(size), np.empty(size, np.int64)
     taken = np.zeros((thresholds, size), np.bool_)
-    seen = np.zeros(max(1, labels.max() + 1) if len(labels) else 1, np.int64)
+    seen = np.zeros(num_classes, np.int64)
     for image in range(images[0], images[1]):
         taken[:] = False
         seen[:] = 0

@@ -1,31 +1,31 @@
-"""Ensembles chosen on out-of-fold predictions: which members, in which views, with which weights, fused how.
+"""Ensembles: which members, with which weights, fused how; a small JSON file that `fuse` replays.
 
-Source: Caruana et al., "Ensemble Selection from Libraries of Models", ICML 2004: forward selection with replacement, so
-that a member that is taken twice weighs double. It works on predictions made by anybody's tool; no model is loaded.
+`build` chooses one on out-of-fold predictions (`ensemble_search` holds the search) and says what the choice is worth on
+images that took no part in it. No model is loaded: the predictions may be anybody's.
 """
 
 from __future__ import annotations
 
 import json
 import time
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
-from foldfuse.data import Dataset, read_json
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from foldfuse import ensemble_search, trials
+from foldfuse.data import Dataset, read, read_json
 from foldfuse.detections import Predictions
+from foldfuse.ensemble_search import Choice
 from foldfuse.errors import InputError, unknown_name
 from foldfuse.files import write_text
+from foldfuse.formats import read_predictions
 from foldfuse.fuse import Kind, fuse
-from foldfuse.score import Score, score_predictions
-
-Metric = Callable[[Score], float]
-METRICS: dict[str, Metric] = {"ap": lambda score: score.ap or 0.0, "ap50": lambda score: score.ap50 or 0.0}
-IOUS = (0.5, 0.55, 0.6, 0.65, 0.7)
-MOST_MEMBERS = 12  # with repeats
-LEAST_GAIN = 5e-4  # a further member must bring more than this
+from foldfuse.metrics import Difference, difference, metric_called, require_same, truth_of
 
 
 @dataclass(frozen=True)
@@ -33,68 +33,146 @@ class Ensemble:
     """How to make one set of predictions out of several.
 
     Attributes:
-        weights: {member: its weight}, in the order in which they were chosen.
+        weights: {member: its weight}.
         kind: of fusion.
         iou: above which boxes match.
+        skip: boxes with a (calibrated) score below this are left out.
+        powers: {member: the power that its scores are raised to first}; 1 for those that are not named.
     """
 
     weights: Mapping[str, float]
     kind: Kind = "wbf"
     iou: float = 0.55
+    skip: float = 0.0
+    powers: Mapping[str, float] = field(default_factory=dict)
 
     def write(self, path: Path) -> None:
         """Write as a small JSON file."""
-        write_text(path, json.dumps(asdict(self), indent=1))
+        members = [{"name": n, "weight": w, "power": self.powers.get(n, 1.0)} for n, w in self.weights.items()]
+        value = {"kind": self.kind, "iou": self.iou, "skip": self.skip, "members": members}
+        write_text(path, json.dumps(value, indent=1) + "\n")
 
 
 def read_ensemble(path: Path) -> Ensemble:
     """The ensemble in a file that `Ensemble.write` left.
 
     Raises:
-        InputError: the file is missing or broken.
+        InputError: the file is missing or broken, or holds a value out of its range.
     """
     value = read_json(path)
     try:
-        made = Ensemble({str(k): float(v) for k, v in value["weights"].items()}, value["kind"], float(value["iou"]))
+        members = {str(m["name"]): (float(m["weight"]), float(m.get("power", 1.0))) for m in value["members"]}
+        kind, iou, skip, count = value["kind"], float(value["iou"]), float(value["skip"]), len(value["members"])
     except (KeyError, TypeError, ValueError, AttributeError):
-        raise InputError(f"{path}: is not an ensemble; a campaign or 'foldfuse ensemble' writes one.") from None
-    if made.kind not in get_args(Kind):
-        raise unknown_name("kind of fusion", made.kind, get_args(Kind))
-    return made
+        raise InputError(
+            f"{path}: is not an ensemble. Expected kind, iou, skip and members (each with name, weight and power), as "
+            "'foldfuse ensemble' and a campaign write them."
+        ) from None
+    if kind not in get_args(Kind):
+        raise unknown_name("kind of fusion", str(kind), get_args(Kind))
+    if len(members) != count or not members:
+        raise InputError(
+            f"{path}: has {count} members with {len(members)} names. Name each member once, and at least one."
+        )
+    for name, (weight, power) in members.items():
+        if not (0 < weight < float("inf") and 0 < power < float("inf")):
+            raise InputError(f"{path}: member {name!r} has weight {weight} and power {power}; both must be above 0.")
+    return Ensemble(
+        {n: w for n, (w, _) in members.items()}, kind, iou, skip, {n: p for n, (_, p) in members.items() if p != 1}
+    )
 
 
 def apply(ensemble: Ensemble, members: Mapping[str, Predictions]) -> Predictions:
-    """What the ensemble makes of its members' predictions of some pictures.
+    """What the ensemble makes of its members' predictions of some pictures. A lone member is left as it is.
 
     Raises:
         InputError: a member of the ensemble is not among `members`.
     """
     missing = [name for name in ensemble.weights if name not in members]
     if missing:
-        raise InputError(f"the ensemble wants {missing[0]!r}, and there are only {', '.join(members)}.")
+        raise InputError(
+            f"the ensemble wants {missing[0]!r}, and there are only {', '.join(members)}. Give the predictions of all "
+            f"its members, under these names: {', '.join(ensemble.weights)}."
+        )
     if len(ensemble.weights) == 1:
         return members[next(iter(ensemble.weights))]
-    parts = [members[name] for name in ensemble.weights]
-    return fuse(parts, kind=ensemble.kind, iou=ensemble.iou, weights=list(ensemble.weights.values()))
+    parts = [_calibrated(members[name], ensemble.powers.get(name, 1.0)) for name in ensemble.weights]
+    return fuse(
+        parts, kind=ensemble.kind, iou=ensemble.iou, skip=ensemble.skip, weights=list(ensemble.weights.values())
+    )
+
+
+def _calibrated(member: Predictions, power: float) -> Predictions:
+    return Predictions(
+        member.image_ids,
+        member.offsets,
+        member.boxes,
+        trials.calibrated(member.scores, power),
+        member.labels,
+        member.classes,
+    )
+
+
+@dataclass(frozen=True)
+class MemberRow:
+    """What one member is worth.
+
+    Attributes:
+        name: of the member.
+        alone: its own score.
+        weight: in the ensemble, as a share of all weights; 0 where it was not chosen.
+        adds: how much the ensemble's score falls without it; None where it was not chosen or is the only one.
+    """
+
+    name: str
+    alone: float
+    weight: float
+    adds: float | None
 
 
 @dataclass(frozen=True)
 class Built:
-    """An ensemble and what speaks for it, all measured on the pictures that it was chosen on.
+    """An ensemble and what speaks for it.
 
     Attributes:
         ensemble: the choice.
-        score: of it, by the metric asked for.
+        metric: what it was chosen by.
+        score: its value on the images that it was chosen on, which flatters it.
+        nested_score: value of ensembles chosen without the images that they are measured on; None with fewer than 2.
+        interval: nested ensembles minus the best single member, over resampled images; None with fewer than 2.
         best_single: the best member, and its score.
         all_alike: score of plain WBF of all members.
-        adds: {member: how much the score falls when it is taken out of the choice}.
+        table: a row a member, best alone first.
+        tried: how many candidates were fused and measured.
     """
 
     ensemble: Ensemble
+    metric: str
     score: float
+    nested_score: float | None
+    interval: Difference | None
     best_single: tuple[str, float]
     all_alike: float
-    adds: Mapping[str, float]
+    table: tuple[MemberRow, ...]
+    tried: int
+
+    @property
+    def adds(self) -> dict[str, float]:
+        """{chosen member: how much the score falls without it}; empty for a lone member."""
+        return {row.name: row.adds for row in self.table if row.adds is not None}
+
+    def to_dict(self) -> dict[str, Any]:
+        """What it was worth, as JSON holds it, without the ensemble."""
+        interval = self.interval and {"mean": self.interval.mean, "low": self.interval.low, "high": self.interval.high}
+        return {
+            "metric": self.metric,
+            "score": self.score,
+            "nested_score": self.nested_score,
+            "interval": interval,
+            "best_single": list(self.best_single),
+            "all_alike": self.all_alike,
+            "tried": self.tried,
+        }
 
 
 def build(
@@ -103,64 +181,144 @@ def build(
     *,
     metric: str = "ap50",
     seconds: float = 60.0,
+    folds: int = 5,
+    seed: int = 0,
+    threads: int | None = None,
     clock: Callable[[], float] = time.monotonic,
 ) -> Built:
-    """The best ensemble that forward selection finds in the time given; never worse than the best member or WBF of all.
+    """The best ensemble that the search finds in the time given; never worse than the best member or WBF of all.
+
+    Half of the time is for the choice, half for making it again without each fold of images, to see what it is worth.
+    The single members and WBF of all are always measured, however short the time.
 
     Args:
         members: {name: out-of-fold predictions of the pictures of `dataset`}.
         dataset: annotated.
-        metric: ap50 or ap.
+        metric: ap50, ap, f2 or wheat.
         seconds: after which the best so far is taken.
+        folds: the images are split into so many parts, at random.
+        seed: of the split and the resampling.
+        threads: for fusing; None for one a core.
         clock: seconds, from any start.
 
     Raises:
-        InputError: there is no member, no such metric, or the members do not fit the dataset.
+        InputError: there is no member, no such metric, or the members do not fit the dataset or each other.
     """
     if not members:
-        raise InputError("there is no member to build an ensemble of.")
-    if metric not in METRICS:
-        raise unknown_name("metric", metric, METRICS)
-    end = clock() + seconds
-    known: dict[Ensemble_key, float] = {}
+        raise InputError("there is no member to build an ensemble of. Give at least one file of predictions.")
+    if folds < 2:
+        raise InputError(f"folds is {folds}, and must be 2 or more: the choice is measured on images it did not see.")
+    chosen_metric, truth = metric_called(metric), truth_of(dataset)
+    for predictions in members.values():
+        require_same(predictions, dataset)
+    names = list(members)
+    fuse(list(members.values()), threads=threads)  # raises where a member holds a broken box or lacks an image
+    num_images = len(truth.image_ids)
+    fold_of = np.random.default_rng(seed).permutation(num_images) % min(folds, num_images)
+    ground = ensemble_search.Ground(trials.bench(list(members.values()), truth, chosen_metric), fold_of, threads, clock)
 
-    def worth(ensemble: Ensemble) -> float:
-        key = (tuple(sorted(ensemble.weights.items())), ensemble.kind, ensemble.iou)
-        if key not in known:
-            known[key] = METRICS[metric](score_predictions(apply(ensemble, members), dataset))
-        return known[key]
-
-    singles = {name: worth(Ensemble({name: 1.0})) for name in members}
-    best_name = max(singles, key=lambda name: singles[name])
-    everyone = max((Ensemble(dict.fromkeys(members, 1.0), iou=iou) for iou in IOUS), key=worth)
-    starts = [Ensemble({best_name: 1.0}), everyone]
-    best = max((_grown(start, list(members), worth, lambda: clock() > end) for start in starts), key=worth)
-    adds = {name: worth(best) - worth(_without(best, name)) for name in best.weights if len(best.weights) > 1}
-    alike = worth(Ensemble(dict.fromkeys(members, 1.0)))
-    return Built(best, worth(best), (best_name, singles[best_name]), alike, adds)
-
-
-Ensemble_key = tuple[tuple[tuple[str, float], ...], str, float]
-
-
-def _grown(
-    ensemble: Ensemble, names: Sequence[str], worth: Callable[[Ensemble], float], late: Callable[[], bool]
-) -> Ensemble:
-    """`ensemble` with members added, one at a time and the best each time, for as long as that helps."""
-    while sum(ensemble.weights.values()) < MOST_MEMBERS:
-        tries = []
-        for name in names:
-            if late():
-                return ensemble
-            more = Counter(ensemble.weights)
-            more[name] += 1
-            tries += [Ensemble(dict(more), ensemble.kind, iou) for iou in dict.fromkeys((ensemble.iou, 0.55, 0.65))]
-        best = max(tries, key=worth)
-        if worth(best) <= worth(ensemble) + LEAST_GAIN:
-            return ensemble
-        ensemble = best
-    return ensemble
+    start = clock()
+    best = ensemble_search.search(ground, ensemble_search.ALL, until=start + seconds / 2)
+    singles = {name: ground.worth(ground.single(i)) for i, name in enumerate(names)}
+    leader = max(singles, key=lambda name: singles[name])
+    nested = interval = None
+    if num_images > 1:
+        unseen = ensemble_search.nested(ground, until=start + seconds)
+        nested = float(unseen(np.ones((1, num_images), np.int64))[0])
+        lone = ground.measure(ground.single(names.index(leader)))
+        interval = difference(unseen, lone, num_images=num_images, seed=seed)
+    return Built(
+        ensemble=_ensemble(best, names),
+        metric=metric,
+        score=ground.worth(best),
+        nested_score=nested,
+        interval=interval,
+        best_single=(leader, singles[leader]),
+        all_alike=ground.worth(ground.alike()),
+        table=_table_of(ground, best, names, singles),
+        tried=len(ground.known),
+    )
 
 
-def _without(ensemble: Ensemble, name: str) -> Ensemble:
-    return Ensemble({n: w for n, w in ensemble.weights.items() if n != name}, ensemble.kind, ensemble.iou)
+def _ensemble(choice: Choice, names: Sequence[str]) -> Ensemble:
+    weights = {names[i]: choice.weights[i] for i in choice.members}
+    powers = {names[i]: choice.powers[i] for i in choice.members if choice.powers[i] != 1}
+    return Ensemble(weights, choice.kind, choice.iou, choice.skip, powers)
+
+
+def _table_of(
+    ground: ensemble_search.Ground, best: Choice, names: Sequence[str], singles: Mapping[str, float]
+) -> tuple[MemberRow, ...]:
+    total = sum(best.weights)
+    rows = []
+    for i, name in enumerate(names):
+        others = len(best.members) > 1 and i in best.members
+        adds = ground.worth(best) - ground.worth(best.weighing(i, 0.0)) if others else None
+        rows.append(MemberRow(name, singles[name], best.weights[i] / total, adds))
+    return tuple(sorted(rows, key=lambda row: -row.alone))
+
+
+def ensemble(
+    predictions: tuple[Path, ...],
+    *,
+    data: Path,
+    out: Path,
+    metric: str = "ap50",
+    seconds: float = 60.0,
+    folds: int = 5,
+    seed: int = 0,
+) -> Path:
+    """Choose members, weights and fusion on out-of-fold predictions; write them for `fuse --ensemble` to replay.
+
+    Args:
+        predictions: out-of-fold predictions, a file a member; a member is called as its file, without the ending.
+        data: the annotated pictures that were predicted: COCO JSON, or a folder with a train.json.
+        out: the JSON file to write.
+        metric: ap50, ap, f2 or wheat.
+        seconds: time for the search.
+        folds: for the honest score: each part of the pictures is measured with an ensemble chosen on the others.
+        seed: of the split into folds and of the resampling.
+
+    Returns:
+        The file written.
+    """
+    dataset = read(data)
+    members: dict[str, Predictions] = {}
+    for path in predictions:
+        if path.stem in members:
+            raise InputError(f"{path}: there is another file called {path.stem}. Give the files names that differ.")
+        members[path.stem] = read_predictions(path, dataset)
+    built = build(members, dataset, metric=metric, seconds=seconds, folds=folds, seed=seed)
+    built.ensemble.write(out)
+    _show(built, Console(highlight=False))
+    return out
+
+
+def _show(built: Built, console: Console) -> None:
+    table = Table(title=f"Members, by {built.metric}", title_justify="left")
+    for head in ("member", "alone", "weight", "power", "adds"):
+        table.add_column(head, justify="left" if head == "member" else "right")
+    for row in built.table:
+        power = f"{built.ensemble.powers.get(row.name, 1.0):g}" if row.weight else "–"
+        table.add_row(
+            row.name,
+            f"{row.alone:.4f}",
+            f"{row.weight:.2f}" if row.weight else "–",
+            power,
+            "–" if row.adds is None else f"{row.adds:+.4f}",
+        )
+    console.print(table)
+    name, score = built.best_single
+    chosen = built.ensemble
+    chosen_so = f"{chosen.kind} at IoU {chosen.iou:g}, skip {chosen.skip:g}"
+    lines = [
+        f"best member, {name}: {score:.4f}; plain WBF of all: {built.all_alike:.4f}",
+        f"chosen of {built.tried} candidates: {chosen_so}: {built.score:.4f} on the images it was chosen on",
+    ]
+    if built.nested_score is not None and built.interval is not None:
+        gain = built.interval
+        interval = f"{gain.mean:+.4f} (95 % of the draws: {gain.low:+.4f} to {gain.high:+.4f})"
+        lines.append(
+            f"chosen without the images measured on: {built.nested_score:.4f}; minus the best member {interval}"
+        )
+    console.print("\n".join(lines), soft_wrap=True)

@@ -46,6 +46,11 @@ class Truth:
     num_classes: int
     counted: tuple[Array, Array] = field(init=False, repr=False)  # image and label of the boxes that are no crowds
 
+    @property
+    def columns(self) -> tuple[Array, Array, Array, Array]:
+        """As the matching kernel takes them."""
+        return self.boxes, self.labels, self.crowd, self.offsets
+
     def __post_init__(self) -> None:
         image = np.repeat(np.arange(len(self.image_ids)), np.diff(self.offsets))
         object.__setattr__(self, "counted", (image[~self.crowd], self.labels[~self.crowd]))
@@ -117,9 +122,9 @@ def match(predictions: Predictions, truth: Truth, *, ious: tuple[float, ...], mo
     counts = np.bincount(image, minlength=len(truth.image_ids))
     starts = np.cumsum(counts) - counts
     status = np.empty((len(boxes), len(ious)), np.int8)
-    columns = truth.boxes, truth.labels, truth.crowd, truth.offsets
     images = (0, len(truth.image_ids))
-    kernels.match(boxes, labels, starts, counts, images, most, columns, np.array(ious), status)
+    columns = truth.columns, truth.num_classes
+    kernels.match(boxes, labels, starts, counts, images, most, *columns, np.array(ious), status)
     return Matches(truth, image, labels, predictions.scores[order], status)
 
 

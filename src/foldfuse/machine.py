@@ -16,10 +16,8 @@ _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4  # glibc's malloc.h
 def tune() -> None:
     """Make this process faster at training on a CPU. Call it before torch is imported; later it does less.
 
-    glibc gives large blocks back to the system and fetches them again at every step; kept, they need no zeroing. Threads
-    that wait for work do so asleep, because spinning ones starve whatever else runs on the same cores.
+    glibc gives large blocks back to the system and fetches them again at every step; kept, they need no zeroing.
     """
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     if not sys.platform.startswith("linux"):
         return
     try:

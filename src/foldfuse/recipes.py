@@ -22,7 +22,7 @@ class Recipe:
 
     detector: str
     image_size: int = 320  # pixels: the longest side of a picture as the model sees it
-    batch_size: int = 16  # images per optimizer step
+    batch_size: int = 8  # images per optimizer step
     lr: float = 2e-3  # peak learning rate
     backbone_lr: float = 0.3  # of the backbone, as a share of `lr`
     weight_decay: float = 0.01
@@ -30,7 +30,7 @@ class Recipe:
     decay_from: float = 0.05  # share of the budget from which the learning rate falls to 0; 1 keeps it up
     ema: float = 0.99  # decay of the weights' moving average, per step
     clip: float = 10.0  # largest norm of the gradient
-    frozen_stages: int = 2  # of the backbone, from the stem on, that are not trained
+    frozen_stages: int = 3  # of the backbone, from the stem on, that are not trained
     anchor_scale: float = 3.0  # side of a level's smallest anchor, in strides
     hflip: float = 0.5  # probability
     vflip: float = 0.0  # probability
@@ -69,7 +69,7 @@ def efficientdet_lite0_256() -> Recipe:
 
 def efficientdet_lite0_384() -> Recipe:
     """EfficientDet-Lite0 at 384 px, for small objects."""
-    return replace(efficientdet_lite0(), image_size=384, batch_size=8)
+    return replace(efficientdet_lite0(), image_size=384)
 
 
 RECIPES: dict[str, Callable[[], Recipe]] = {

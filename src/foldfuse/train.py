@@ -200,7 +200,7 @@ def fit(
     """
     device = next(model.parameters()).device
     model.to(memory_format=torch.channels_last)
-    freeze(model, recipe.frozen_stages)
+    model.freeze(recipe.frozen_stages)
     optimizer = torch.optim.AdamW(parameter_groups(model, recipe), fused=True)
     ema, step = Ema(model, recipe.ema), 0
     if resume is not None:
@@ -260,19 +260,6 @@ def _not_finite(step: int, terms: Mapping[str, Tensor], batches: Batches) -> str
     values = ", ".join(f"{name} {term.item():g}" for name, term in terms.items())
     names = ", ".join(batches.samples[i].file_name for i in batches.indices(step))
     return f"step {step}: the loss is not finite ({values}). The pictures were {names}. Try a lower lr."
-
-
-def freeze(model: Any, stages: int) -> None:
-    """Put `model` into training mode, but for its backbone's stem and first `stages` stages, which are not trained.
-
-    A frozen stage needs no gradient, and those stages are the ones with the most pixels: a third of the time is saved.
-    """
-    model.train()
-    if not stages:
-        return
-    backbone = model.backbone
-    for part in [backbone.conv_stem, backbone.bn1, *list(backbone.blocks)[:stages]]:
-        part.eval().requires_grad_(False)
 
 
 def train(

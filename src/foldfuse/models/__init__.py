@@ -5,7 +5,8 @@ A detector keeps this contract; there is no base class:
 * `stride`: image height and width must be multiples of it, else `forward` raises InputError;
 * `forward(images (B, 3, H, W) in 0..1) -> raw`: the network alone; what compiles, exports and is spread over devices;
 * `loss(raw, targets: B Annotations in input pixels) -> {term: scalar}`, to be summed;
-* `decode(raw) -> B Detections` in input pixels: here numpy takes over from torch.
+* `decode(raw) -> B Detections` in input pixels: here numpy takes over from torch;
+* `freeze(stages)`: training mode, but for the first stages of the backbone, which are not trained.
 """
 
 from __future__ import annotations
@@ -30,6 +31,9 @@ class Detector(Protocol):
 
     def __call__(self, images: Tensor) -> Any:
         """(B, 3, H, W) in 0..1 -> raw."""
+
+    def freeze(self, stages: int) -> None:
+        """Training mode, but for the first stages of the backbone."""
 
     def loss(self, raw: Any, targets: Sequence[Annotations]) -> dict[str, Tensor]:
         """Terms to be summed, each a scalar."""

@@ -25,6 +25,8 @@ from foldfuse.errors import InputError
 from foldfuse.models import anchors as A
 from foldfuse.models.assign import task_aligned
 from foldfuse.models.bifpn import BiFPN, SeparableConv, batch_norm
+from foldfuse.models.depthwise import quicken
+from foldfuse.models.folding import folded
 
 PRIOR = 0.01  # the score that an untrained class head gives (focal loss, section 4.1)
 
@@ -104,6 +106,10 @@ class EfficientDet(nn.Module):
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
         self._initialise()
+        quicken(self.backbone)
+        self._level_stages = [int(f["module"].split(".")[1]) for f in self.backbone.feature_info.get_dicts()]
+        self._frozen: _Outside | None = None
+        self._num_frozen = 0
 
     def _initialise(self) -> None:
         for part in (self.neck, self.class_head, self.box_head):
@@ -130,9 +136,42 @@ class EfficientDet(nn.Module):
             raise InputError(
                 f"the image is {height} x {width} pixels (height x width); both must be multiples of {self.stride}."
             )
-        levels = self.neck(self.backbone((images - self.mean) / self.std))
+        levels = self.neck(self._features((images - self.mean) / self.std))
         sizes = tuple((int(x.shape[-2]), int(x.shape[-1])) for x in levels)
         return Raw(self.class_head(levels), self.box_head(levels), sizes, (height, width))
+
+    def _features(self, x: Tensor) -> list[Tensor]:
+        """(B, 3, H, W) -> the backbone's levels P3, P4, P5."""
+        if self._frozen is None:
+            return list(self.backbone(x))
+        levels = []
+        with torch.no_grad():
+            x = self._frozen(x)
+        for i, stage in enumerate(self.backbone.blocks):
+            if i >= self._num_frozen:
+                x = stage(x)
+            if i in self._level_stages and i >= self._num_frozen - 1:
+                levels.append(x)
+        return levels
+
+    def freeze(self, stages: int) -> None:
+        """Put the model into training mode, but for the backbone's stem and first `stages` stages (0..3).
+
+        Those have the most pixels and the most general features. They are not trained: they run as one folded copy,
+        without gradients. `stages` = 0 trains everything.
+        """
+        self.train()
+        self._frozen, self._num_frozen = None, stages
+        self.backbone.requires_grad_(not stages)
+        if not stages:
+            return
+        assert stages <= self._level_stages[0] + 1, "the levels after the first must come from stages that are trained"
+        stem, blocks = [self.backbone.conv_stem, self.backbone.bn1], list(self.backbone.blocks)
+        for part in [*stem, *blocks[:stages]]:
+            part.eval()
+        for stage in blocks[stages:]:
+            stage.requires_grad_(True)
+        self._frozen = _Outside(folded(nn.Sequential(*stem, *blocks[:stages])))
 
     def _anchors(self, raw: Raw) -> Tensor:
         """(A, 4) cxcywh in input pixels."""
@@ -200,6 +239,16 @@ class EfficientDet(nn.Module):
             kept = batched_nms(boxes, scores, labels, nms_iou)[:most]
             found.append(Detections(boxes[kept].cpu().numpy(), scores[kept].cpu().numpy(), labels[kept].cpu().numpy()))
         return found
+
+
+class _Outside:
+    """A module that its owner uses but does not own: it is in no state dict, and `train()` does not reach it."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self.module(x)
 
 
 def _iou(a: Tensor, b: Tensor) -> Tensor:

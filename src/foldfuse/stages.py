@@ -27,7 +27,7 @@ from foldfuse.train import Budget, run_facts, train_run
 from foldfuse.tta import View, parse_views
 
 MARGIN = 0.01  # share of the deadline kept free at the end, against surprises
-FINISH = 6.0  # seconds for the last choice, the submission and the report, over what is measured
+FINISH = 5.0  # seconds for the last submission and report
 VIEWS = parse_views(["1", "1+hflip", "1.25"])
 TRUNK_SHARE = 0.4  # of the training time
 PREDICTING_SHARE = 0.3  # of the deadline: predictions that would need more are done with fewer views
@@ -125,8 +125,13 @@ def reserve(parts: Sequence[Plan], task: Task, ledger: Ledger, found: Found) -> 
     """Seconds that must be kept for all but the training of `parts`: their predictions, the choice, the delivery."""
     pictures = len(task.held) + len(task.target)
     per_picture = sum(cost_of(part, found) for part in parts) * sum(v.scale**2 for v in views(task, ledger, found))
-    held_back = MARGIN * ledger.deadline + FINISH + 2.0 * len(parts)
+    held_back = MARGIN * ledger.deadline + FINISH + search_seconds(ledger) + 4.0 * len(parts)
     return held_back + pictures * per_picture
+
+
+def search_seconds(ledger: Ledger) -> float:
+    """Seconds for the last choice of the ensemble."""
+    return min(60.0, max(3.0, 0.012 * ledger.deadline))
 
 
 def cost_of(part: Plan, found: Found) -> float:
@@ -227,8 +232,8 @@ def submit_best(task: Task, ledger: Ledger, found: Found, *, last: bool) -> None
         name: predictions for name, predictions in found.held.items() if last or name.endswith(f"@{VIEWS[0]}")
     }
     with ledger.stage("choose the ensemble", "fuse"):
-        seconds = max(2.0, min(20.0 if last else 5.0, 0.25 * ledger.left))
-        built = build(candidates, task.held, metric="ap50", seconds=seconds)
+        seconds = search_seconds(ledger) if last else 2.0
+        built = build(candidates, task.held, metric="ap50", seconds=seconds, seed=task.seed)
     if found.score is not None and built.score <= (found.score.ap50 or 0.0):
         ledger.note(
             f"The ensemble with the new member scores AP50 {built.score:.3f} out-of-fold, no more than before: kept."
@@ -289,14 +294,18 @@ def describe(built: Built, score: Score, ledger: Ledger) -> None:
     ledger.facts["fused"] = {
         "kind": ensemble.kind,
         "iou": ensemble.iou,
-        "skip": 0.0,
+        "skip": ensemble.skip,
         "weights": dict(ensemble.weights),
+        "nested_ap50": built.nested_score,
+        "all_alike_ap50": built.all_alike,
+        "interval": [built.interval.low, built.interval.high] if built.interval else None,
         **score.to_dict(),
     }
     members = ", ".join(f"{weight:g} x {name}" for name, weight in ensemble.weights.items())
+    honest = f" ({built.nested_score:.3f} on pictures not chosen on)" if built.nested_score is not None else ""
     ledger.note(
-        f"Submitted {ensemble.kind.upper()} at IoU {ensemble.iou:g} of {members}: AP50 {built.score:.3f} out-of-fold; the "
-        f"best member in one view ({best_name}) has {best_score:.3f}, plain WBF of all {built.all_alike:.3f}."
+        f"Submitted {ensemble.kind.upper()} at IoU {ensemble.iou:g} of {members}: AP50 {built.score:.3f} out-of-fold"
+        f"{honest}; the best member in one view, {best_name}, has {best_score:.3f}, plain WBF of all {built.all_alike:.3f}."
     )
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 
@@ -41,6 +41,7 @@ def _widened(conv: nn.Conv2d) -> nn.Conv2d:
     ).requires_grad_(False)
     wide.weight.zero_()
     wide.weight[:, :, 1:, 1:] = conv.weight
-    assert conv.bias is not None and wide.bias is not None
+    assert conv.bias is not None
+    assert wide.bias is not None
     wide.bias.copy_(conv.bias)
     return wide.to(memory_format=torch.channels_last)

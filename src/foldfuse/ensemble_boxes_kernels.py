@@ -10,10 +10,12 @@ Shapes: n boxes of one image, grouped by class; class g owns rows starts[g]:star
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from numba import njit
 
-from foldfuse.fuse_kernels import BLOCK, NOWHERE, compiled, overlap, scan
+from foldfuse.fuse_clusters import AREA, CROWD, X1, X2, Y1, Y2, clear, compiled, make_clusters, nearest, overlap, place
 
 AVG, MAX, BOX_AND_MODEL_AVG, ABSENT_MODEL_AWARE_AVG = 0, 1, 2, 3
 LINEAR, GAUSSIAN, HARD = 1, 2, 3
@@ -79,35 +81,27 @@ def weighted_boxes(boxes, scores, member_of, starts, weights, total, iou, conf_t
     size = 0
     for g in range(len(starts) - 1):
         size = max(size, starts[g + 1] - starts[g])
-    padded = (size // BLOCK + 1) * BLOCK
-    x1, y1, x2, y2 = (
-        np.full(padded, NOWHERE),
-        np.full(padded, NOWHERE),
-        np.full(padded, -NOWHERE),
-        np.full(padded, -NOWHERE),
-    )
-    area = np.zeros(padded)
+    sides, heads, links = make_clusters(size)
     sums, lengths, present = (
         np.empty((size, 4), np.float32),
         np.empty(size, np.int64),
         np.empty((size, members), np.bool_),
     )
-    score_sums, weight_sums = np.empty(size), np.empty(size)
+    score_sums, weight_sums, mean = np.empty(size), np.empty(size), np.empty(4, np.float32)
     out_boxes, out_scores, out_groups = np.empty((n, 4)), np.empty(n), np.empty(n, np.int64)
     single, double = np.empty(members, weights.dtype), np.empty(members)
     results = 0
 
     for g in range(len(starts) - 1):
-        clusters = 0
+        made, crowded = 0, starts[g + 1] - starts[g] > CROWD
         for row in range(starts[g], starts[g + 1]):
             box, score = (boxes[row, 0], boxes[row, 1], boxes[row, 2], boxes[row, 3]), scores[row]
-            box_area = (box[2] - box[0]) * (box[3] - box[1])
-            k, _ = scan(x1, y1, x2, y2, area, clusters, box, box_area, iou)
+            k, _ = nearest(sides, heads, links, made, box, iou, crowded)
             joins = k >= 0
             if not joins:
-                k = clusters
-                clusters += 1
-                x1[k], y1[k], x2[k], y2[k], area[k] = box[0], box[1], box[2], box[3], box_area
+                k = made
+                made += 1
+                place(sides, heads, links, k, box, crowded, True)
                 sums[k], lengths[k], score_sums[k], weight_sums[k], present[k] = 0, 0, 0, 0, False
                 out_scores[results + k] = score
             lengths[k] += 1
@@ -117,11 +111,19 @@ def weighted_boxes(boxes, scores, member_of, starts, weights, total, iou, conf_t
             for c in range(4):
                 sums[k, c] = np.float64(sums[k, c]) + score * box[c]
             if joins and score_sums[k] != 0:
-                x1[k], y1[k] = np.float32(sums[k, 0] / score_sums[k]), np.float32(sums[k, 1] / score_sums[k])
-                x2[k], y2[k] = np.float32(sums[k, 2] / score_sums[k]), np.float32(sums[k, 3] / score_sums[k])
-                area[k] = (x2[k] - x1[k]) * (y2[k] - y1[k])
+                for c in range(4):
+                    mean[c] = sums[k, c] / score_sums[k]
+                place(
+                    sides,
+                    heads,
+                    links,
+                    k,
+                    (np.float64(mean[0]), np.float64(mean[1]), np.float64(mean[2]), np.float64(mean[3])),
+                    crowded,
+                    False,
+                )
 
-        for k in range(clusters):
+        for k in range(made):
             length, weight, score = lengths[k], weight_sums[k], out_scores[results]
             if length > 1:
                 weight = np.float64(np.float32(weight))
@@ -146,16 +148,11 @@ def weighted_boxes(boxes, scores, member_of, starts, weights, total, iou, conf_t
                 score = score * length / total
             else:
                 score = score * min(members, length) / total
-            out_boxes[results, 0], out_boxes[results, 1], out_boxes[results, 2], out_boxes[results, 3] = (
-                x1[k],
-                y1[k],
-                x2[k],
-                y2[k],
-            )
-            out_groups[results] = g
-            x1[k], y1[k], x2[k], y2[k], area[k] = NOWHERE, NOWHERE, -NOWHERE, -NOWHERE, 0.0
-            out_scores[results] = score
+            out_boxes[results, 0], out_boxes[results, 1] = sides[X1, k], sides[Y1, k]
+            out_boxes[results, 2], out_boxes[results, 3] = sides[X2, k], sides[Y2, k]
+            out_scores[results], out_groups[results] = score, g
             results += 1
+        clear(heads, links, made, crowded)
     return out_boxes[:results], out_scores[:results], out_groups[:results]
 
 
@@ -165,40 +162,32 @@ def non_maximum_weighted(boxes, scores, starts, iou):
     n, size = len(boxes), 0
     for g in range(len(starts) - 1):
         size = max(size, starts[g + 1] - starts[g])
-    padded = (size // BLOCK + 1) * BLOCK
-    x1, y1, x2, y2 = (
-        np.full(padded, NOWHERE),
-        np.full(padded, NOWHERE),
-        np.full(padded, -NOWHERE),
-        np.full(padded, -NOWHERE),
-    )
-    area = np.zeros(padded)
+    sides, heads, links = make_clusters(size)
     sums, votes = np.empty((size, 4), np.float32), np.empty(size)
     out_boxes, out_scores, out_groups = np.empty((n, 4), np.float32), np.empty(n, np.float32), np.empty(n, np.int64)
     results = 0
     for g in range(len(starts) - 1):
-        clusters = 0
+        made, crowded = 0, starts[g + 1] - starts[g] > CROWD
         for row in range(starts[g], starts[g + 1]):
             box = boxes[row, 0], boxes[row, 1], boxes[row, 2], boxes[row, 3]
-            box_area = (box[2] - box[0]) * (box[3] - box[1])
-            k, share = scan(x1, y1, x2, y2, area, clusters, box, box_area, iou)
+            k, share = nearest(sides, heads, links, made, box, iou, crowded)
             if k < 0:
-                k = clusters
-                clusters += 1
-                x1[k], y1[k], x2[k], y2[k], area[k] = box[0], box[1], box[2], box[3], box_area
+                k = made
+                made += 1
+                place(sides, heads, links, k, box, crowded, True)
                 sums[k], votes[k], out_scores[results + k] = 0, 0, scores[row]
-                share = overlap(x1, y1, x2, y2, area, k, box, box_area)  # with itself: 1, but for rounding
+                share = overlap(sides, k, box, sides[AREA, k])  # with itself: 1, but for rounding
             vote = scores[row] * share
             votes[k] += vote
             for c in range(4):
                 sums[k, c] = np.float64(sums[k, c]) + vote * box[c]
-        for k in range(clusters):
-            box = x1[k], y1[k], x2[k], y2[k]
+        for k in range(made):
+            box = sides[X1, k], sides[Y1, k], sides[X2, k], sides[Y2, k]
             for c in range(4):
-                out_boxes[results, c] = sums[k, c] / votes[k] if votes[k] != 0 else box[c]
-            out_groups[results] = g
-            x1[k], y1[k], x2[k], y2[k], area[k] = NOWHERE, NOWHERE, -NOWHERE, -NOWHERE, 0.0
-            results += 1
+                out_boxes[results + k, c] = sums[k, c] / votes[k] if votes[k] != 0 else box[c]
+            out_groups[results + k] = g
+        clear(heads, links, made, crowded)
+        results += made
     return out_boxes[:results], out_scores[:results], out_groups[:results]
 
 
@@ -235,7 +224,7 @@ def soft(boxes, scores, starts, method, iou, sigma, floor):
     n = len(boxes)
     rows = np.arange(n)
     x1, y1, x2, y2 = boxes[:, 0].copy(), boxes[:, 1].copy(), boxes[:, 2].copy(), boxes[:, 3].copy()
-    area, left = (x2 - x1) * (y2 - y1), scores.copy()
+    area, left, shared = (x2 - x1) * (y2 - y1), scores.copy(), np.empty(n)
     kept, kept_scores, results = np.empty(n, np.int64), np.empty(n, scores.dtype), 0
     for g in range(len(starts) - 1):
         end = starts[g + 1]
@@ -255,10 +244,14 @@ def soft(boxes, scores, starts, method, iou, sigma, floor):
             results += 1
             box, box_area = (x1[i], y1[i], x2[i], y2[i]), area[i]
             for j in range(i + 1, end):
-                shared = overlap(x1, y1, x2, y2, area, j, box, box_area)
-                if method == LINEAR:
-                    if shared > iou:
-                        left[j] = (1 - shared) * left[j]
-                elif shared > 0:
-                    left[j] = np.exp(-(shared * shared) / sigma) * left[j]
+                wide = max(min(x2[j], box[2]) - max(x1[j], box[0]), 0.0)
+                high = max(min(y2[j], box[3]) - max(y1[j], box[1]), 0.0)
+                shared[j] = wide * high
+            for j in range(i + 1, end):
+                if shared[j] > 0:
+                    found = shared[j] / (area[j] + box_area - shared[j])
+                    if method == GAUSSIAN:
+                        left[j] = math.exp(-(found * found) / sigma) * left[j]
+                    elif found > iou:
+                        left[j] = (1 - found) * left[j]
     return kept[:results], kept_scores[:results]

@@ -4,7 +4,6 @@ Every greedy method here is one loop: take the boxes of a class in falling order
 overlaps most, join it or found a new one. WBF, NMW and NMS differ only in what joining means.
 
 Shapes: N rows of all members, M members, I images, K classes. A row is one box of one member.
-`nnan` and `nsz` let the compiler use vector minimum and maximum; they leave every finite result as it is.
 """
 
 # mypy: allow-untyped-defs
@@ -12,18 +11,18 @@ Shapes: N rows of all members, M members, I images, K classes. A row is one box 
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from numba import njit
+
+from foldfuse.fuse_clusters import CROWD, X1, X2, Y1, Y2, clear, compiled, make_clusters, nearest, place
 
 WBF, NMS, NMW = 0, 1, 2
 LINEAR, GAUSSIAN = 0, 1
 
-BLOCK = 16  # clusters compared in one go; the cluster arrays are padded to a multiple of it
-NOWHERE = 1e300  # left side of a padding cluster, whose right side is -NOWHERE: it overlaps nothing
-SLACK = 1 - 1e-9  # the quick test lets slightly too much through; the exact one follows
+NOWHERE = 1e300  # left side of a box that is done with, whose right side is -NOWHERE
 TOP = (1 << 30) - 1  # the bits of a float32 in [0, 1] are below this
-
-compiled = njit(cache=True, nogil=True, error_model="numpy", fastmath={"nnan", "nsz"})
 
 
 @njit(cache=True, nogil=True)
@@ -95,35 +94,6 @@ def _falling(scores, boxes, labels, count, num_classes, order, spare, starts):
 
 
 @compiled
-def overlap(x1, y1, x2, y2, area, k, box, box_area):
-    """IoU of cluster `k` with `box`."""
-    wide = max(min(x2[k], box[2]) - max(x1[k], box[0]), 0.0)
-    high = max(min(y2[k], box[3]) - max(y1[k], box[1]), 0.0)
-    return wide * high / (area[k] + box_area - wide * high)
-
-
-@compiled
-def scan(x1, y1, x2, y2, area, count, box, box_area, iou):
-    """The first of the clusters of greatest IoU with `box`, if that is above `iou`; else -1. Also that IoU."""
-    best, best_iou = -1, iou
-    # inter / union > iou exactly where inter / (sum of both areas) > iou / (1 + iou)
-    share = SLACK * iou / (1 + iou) if iou > 0 else 0.0
-    for start in range(0, count, BLOCK):
-        most = -1.0
-        for k in range(start, start + BLOCK):
-            wide = max(min(x2[k], box[2]) - max(x1[k], box[0]), 0.0)
-            high = max(min(y2[k], box[3]) - max(y1[k], box[1]), 0.0)
-            most = max(most, wide * high - share * (area[k] + box_area))
-        if most < 0:
-            continue
-        for k in range(start, min(start + BLOCK, count)):
-            found = overlap(x1, y1, x2, y2, area, k, box, box_area)
-            if found > best_iou:
-                best, best_iou = k, found
-    return best, best_iou
-
-
-@compiled
 def _gather(boxes, scores, labels, begin, end, image, weights, skip, near, member_of):
     """Copy the rows of one image that carry a vote to `near`, with weighted scores; the number of them."""
     near_boxes, near_scores, near_labels = near
@@ -163,23 +133,16 @@ def greedy(kind, boxes, scores, labels, begin, end, images, weights, total, skip
     offset, size = rows_of[: images[0]].sum(), 0
     for image in range(images[0], images[1]):
         size = max(size, rows_of[image])
-    padded = (size // BLOCK + 1) * BLOCK
 
     near = np.empty((size, 4), np.float32), np.empty(size, np.float32), np.empty(size, np.int64)
     member_of = np.empty(size, np.int64)
     order, spare, starts = np.empty(size, np.int32), np.empty(size, np.int32), np.empty(num_classes + 1, np.int64)
-    x1, y1, x2, y2 = (
-        np.full(padded, NOWHERE),
-        np.full(padded, NOWHERE),
-        np.full(padded, -NOWHERE),
-        np.full(padded, -NOWHERE),
-    )
-    area = np.zeros(padded)
+    sides, heads, links = make_clusters(size)
     sums, votes, voted = np.empty((size, 4)), np.empty(size), np.empty((size, members // 64 + 1), np.uint64)
     founder = np.empty(size, np.int64)
-    fused = np.empty((size, 4), np.float32), np.empty(size, np.float32), np.empty(size, np.int64)
+    fused_boxes, fused_scores = np.empty((size, 4), np.float32), np.empty(size, np.float32)
+    fused_labels = np.empty(size, np.int64)
     one_label = np.zeros(size, np.int64)
-    box = np.empty(4)
 
     for image in range(images[0], images[1]):
         count = _gather(boxes, scores, labels, begin, end, image, weights, skip, near, member_of)
@@ -187,63 +150,67 @@ def greedy(kind, boxes, scores, labels, begin, end, images, weights, total, skip
         _falling(near_scores, near_boxes, near_labels, count, num_classes, order, spare, starts)
         results = 0
         for label in range(num_classes):
-            clusters, last, match, match_iou = 0, -1, -1, 0.0
+            crowded = starts[label + 1] - starts[label] > CROWD
+            made, last, match, match_iou = 0, -1, -1, 0.0
             for i in range(starts[label], starts[label + 1]):
                 row = order[i]
+                box = (
+                    np.float64(near_boxes[row, 0]),
+                    np.float64(near_boxes[row, 1]),
+                    np.float64(near_boxes[row, 2]),
+                    np.float64(near_boxes[row, 3]),
+                )
                 # Equal boxes of equal score stay together, or else the order of members would decide who goes where.
                 same = last >= 0 and near_scores[row] == near_scores[last]
                 for c in range(4):
                     same = same and near_boxes[row, c] == near_boxes[last, c]
-                    box[c] = near_boxes[row, c]
                 last = row
-                box_area = (box[2] - box[0]) * (box[3] - box[1])
                 if not same:
-                    match, match_iou = scan(x1, y1, x2, y2, area, clusters, box, box_area, iou)
+                    match, match_iou = nearest(sides, heads, links, made, box, iou, crowded)
                 if match < 0:
-                    match, match_iou = clusters, 1.0
-                    x1[match], y1[match], x2[match], y2[match], area[match] = box[0], box[1], box[2], box[3], box_area
+                    match, match_iou = made, 1.0
+                    place(sides, heads, links, match, box, crowded, True)
                     sums[match], votes[match], voted[match], founder[match] = 0, 0, 0, row
-                    clusters += 1
+                    made += 1
                 word, bit = member_of[row] // 64, np.uint64(1) << np.uint64(member_of[row] % 64)
                 if kind == NMS or voted[match, word] & bit:
                     continue
                 voted[match, word] |= bit
-                vote = np.float64(near_scores[row])
-                if kind == NMW:
-                    vote *= match_iou
+                vote = near_scores[row] * match_iou if kind == NMW else np.float64(near_scores[row])
                 votes[match] += vote
                 for c in range(4):
                     sums[match, c] += vote * box[c]
                 if kind == WBF and row != founder[match]:
-                    x1[match], y1[match] = sums[match, 0] / votes[match], sums[match, 1] / votes[match]
-                    x2[match], y2[match] = sums[match, 2] / votes[match], sums[match, 3] / votes[match]
-                    area[match] = (x2[match] - x1[match]) * (y2[match] - y1[match])
+                    total_votes, mean = votes[match], sums[match]
+                    box = mean[0] / total_votes, mean[1] / total_votes, mean[2] / total_votes, mean[3] / total_votes
+                    place(sides, heads, links, match, box, crowded, False)
 
-            for k in range(clusters):
-                fused[0][results, 0], fused[0][results, 1] = x1[k], y1[k]
-                fused[0][results, 2], fused[0][results, 3] = x2[k], y2[k]
+            for k in range(made):
+                fused_boxes[results, 0], fused_boxes[results, 1] = sides[X1, k], sides[Y1, k]
+                fused_boxes[results, 2], fused_boxes[results, 3] = sides[X2, k], sides[Y2, k]
                 if kind == NMW:
                     for c in range(4):
-                        fused[0][results, c] = sums[k, c] / votes[k]
-                fused[1][results] = min(votes[k] / total, 1.0) if kind == WBF else near_scores[founder[k]]
-                fused[2][results] = label
+                        fused_boxes[results, c] = sums[k, c] / votes[k]
+                fused_scores[results] = min(votes[k] / total, 1.0) if kind == WBF else near_scores[founder[k]]
+                fused_labels[results] = label
                 results += 1
-                x1[k], y1[k], x2[k], y2[k], area[k] = NOWHERE, NOWHERE, -NOWHERE, -NOWHERE, 0.0
+            clear(heads, links, made, crowded)
 
-        _write(fused, results, one_label, order, spare, out, offset)
+        _write(fused_boxes, fused_scores, fused_labels, results, one_label, order, spare, out, offset)
         found[image] = results
         offset += rows_of[image]
 
 
 @compiled
-def _write(fused, count, one_label, order, spare, out, offset):
+def _write(boxes, scores, labels, count, one_label, order, spare, out, offset):
     """Copy the results of one image to `out` in falling order of score, then by box, then by label."""
-    _falling(fused[1], fused[0], one_label, count, 1, order, spare, np.empty(2, np.int64))
+    _falling(scores, boxes, one_label, count, 1, order, spare, np.empty(2, np.int64))
+    out_boxes, out_scores, out_labels = out
     for i in range(count):
+        row, to = order[i], offset + i
         for c in range(4):
-            out[0][offset + i, c] = fused[0][order[i], c]
-        out[1][offset + i] = fused[1][order[i]]
-        out[2][offset + i] = fused[2][order[i]]
+            out_boxes[to, c] = boxes[row, c]
+        out_scores[to], out_labels[to] = scores[row], labels[row]
 
 
 @compiled
@@ -266,15 +233,10 @@ def soften(
     near = np.empty((size, 4), np.float32), np.empty(size, np.float32), np.empty(size, np.int64)
     member_of = np.empty(size, np.int64)
     order, spare, starts = np.empty(size, np.int32), np.empty(size, np.int32), np.empty(num_classes + 1, np.int64)
-    x1, y1, x2, y2, area, left = (
-        np.empty(size),
-        np.empty(size),
-        np.empty(size),
-        np.empty(size),
-        np.empty(size),
-        np.empty(size),
-    )
-    fused = np.empty((size, 4), np.float32), np.empty(size, np.float32), np.empty(size, np.int64)
+    columns, shared = np.empty((6, size)), np.empty(size)
+    x1, y1, x2, y2, area, left = columns[0], columns[1], columns[2], columns[3], columns[4], columns[5]
+    fused_boxes, fused_scores = np.empty((size, 4), np.float32), np.empty(size, np.float32)
+    fused_labels = np.empty(size, np.int64)
     one_label = np.zeros(size, np.int64)
 
     for image in range(images[0], images[1]):
@@ -286,42 +248,56 @@ def soften(
             n = starts[label + 1] - starts[label]
             for i in range(n):
                 row = order[starts[label] + i]
-                x1[i], y1[i], x2[i], y2[i] = (
-                    near_boxes[row, 0],
-                    near_boxes[row, 1],
-                    near_boxes[row, 2],
-                    near_boxes[row, 3],
-                )
+                x1[i], y1[i] = near_boxes[row, 0], near_boxes[row, 1]
+                x2[i], y2[i] = near_boxes[row, 2], near_boxes[row, 3]
                 area[i] = (x2[i] - x1[i]) * (y2[i] - y1[i])
                 left[i] = near_scores[row]
-            while n > 0:
-                best = 0
-                for i in range(1, n):
-                    if left[i] > left[best]:
-                        best = i
-                if left[best] <= floor:
-                    break
-                box = x1[best], y1[best], x2[best], y2[best]
-                box_area = area[best]
-                for c in range(4):
-                    fused[0][results, c] = box[c]
-                fused[1][results], fused[2][results] = left[best], label
-                results += 1
-                n -= 1
-                for i in range(best, n):  # shift, not swap: the order decides between equal scores
-                    x1[i], y1[i], x2[i], y2[i] = x1[i + 1], y1[i + 1], x2[i + 1], y2[i + 1]
-                    area[i], left[i] = area[i + 1], left[i + 1]
+            taken = 0  # boxes among the n that are done with, and lie nowhere
+            while n > taken:
+                most = floor
                 for i in range(n):
-                    found_iou = overlap(x1, y1, x2, y2, area, i, box, box_area)
-                    if method == LINEAR:
-                        if found_iou > iou:
+                    most = max(most, left[i])
+                if most <= floor:
+                    break
+                best = 0
+                while left[best] != most:  # the first, since the order decides between equal scores
+                    best += 1
+                box, box_area = (x1[best], y1[best], x2[best], y2[best]), area[best]
+                for c in range(4):
+                    fused_boxes[results, c] = box[c]
+                fused_scores[results], fused_labels[results] = most, label
+                results += 1
+                left[best], x1[best], x2[best] = -1.0, NOWHERE, -NOWHERE
+                taken += 1
+                if 4 * taken > n:
+                    n, taken = _close_up(columns, n), 0
+                for i in range(n):
+                    wide = max(min(x2[i], box[2]) - max(x1[i], box[0]), 0.0)
+                    high = max(min(y2[i], box[3]) - max(y1[i], box[1]), 0.0)
+                    shared[i] = wide * high
+                for i in range(n):
+                    if shared[i] > 0:
+                        found_iou = shared[i] / (area[i] + box_area - shared[i])
+                        if method == GAUSSIAN:
+                            left[i] *= math.exp(-found_iou * found_iou / sigma)
+                        elif found_iou > iou:
                             left[i] *= 1 - found_iou
-                    elif found_iou > 0:
-                        left[i] *= np.exp(-found_iou * found_iou / sigma)
 
-        _write(fused, results, one_label, order, spare, out, offset)
+        _write(fused_boxes, fused_scores, fused_labels, results, one_label, order, spare, out, offset)
         found[image] = results
         offset += rows_of[image]
+
+
+@compiled
+def _close_up(columns, count):
+    """Move the boxes whose score, in the last column, is not negative to the front, in order; the number of them."""
+    kept = 0
+    for i in range(count):
+        if columns[5, i] >= 0:
+            for c in range(6):
+                columns[c, kept] = columns[c, i]
+            kept += 1
+    return kept
 
 
 @njit(cache=True, nogil=True)

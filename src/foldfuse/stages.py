@@ -116,9 +116,7 @@ def carry_out(task: Task, ledger: Ledger) -> None:
         ledger.facts["state"] = "finished"
     ledger.facts["finished"] = datetime.now(UTC).isoformat(timespec="seconds")
     ledger.facts["peak_memory_mb"] = round(machine.peak_memory_mb())
-    ledger.save()
     refresh_report(ledger)
-    ledger.save()
 
 
 def reserve(parts: Sequence[Plan], task: Task, ledger: Ledger, found: Found) -> float:
@@ -311,5 +309,6 @@ def describe(built: Built, score: Score, ledger: Ledger) -> None:
 
 def refresh_report(ledger: Ledger) -> None:
     """Write the page anew from what lies in the folder."""
+    ledger.save()
     with ledger.stage("report", "report"):
         report(ledger.folder)

@@ -24,7 +24,7 @@ from numba import njit
 
 SLACK = 1e-9  # how much the quick tests let through beyond what can match; the exact one follows
 ROUNDING = 1e-13  # of a centre, relative to its coordinate
-CROWD = 160  # classes of more boxes than this use the cells
+CROWD = 640  # classes of more boxes than this use the cells
 OCTAVES = 64  # areas from 2^-OCTAVES to 2^OCTAVES have a size of cell of their own
 CELLS_PER_SIDE = np.array([2.0 ** (-octave / 2) for octave in range(-OCTAVES, OCTAVES + 1)])  # 1 / side of a cell
 X1, Y1, X2, Y2, AREA, NOTE = range(6)

@@ -200,11 +200,12 @@ def fit(
     """
     device = next(model.parameters()).device
     model.to(memory_format=torch.channels_last)
-    model.freeze(recipe.frozen_stages)
+    if resume is not None:
+        model.load_state_dict(resume["model"])
+    model.freeze(recipe.frozen_stages)  # after the weights are there: the frozen part is a copy
     optimizer = torch.optim.AdamW(parameter_groups(model, recipe), fused=True)
     ema, step = Ema(model, recipe.ema), 0
     if resume is not None:
-        model.load_state_dict(resume["model"])
         optimizer.load_state_dict(resume["optimizer"])
         ema.load(resume["ema"], resume["ema_steps"])
         step = resume["step"]

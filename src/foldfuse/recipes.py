@@ -24,7 +24,7 @@ class Recipe:
     image_size: int = 320  # pixels: the longest side of a picture as the model sees it
     batch_size: int = 8  # images per optimizer step
     lr: float = 2e-3  # peak learning rate
-    backbone_lr: float = 0.3  # of the backbone, as a share of `lr`
+    backbone_lr: float = 1.0  # of the backbone, as a share of `lr`
     weight_decay: float = 0.01
     warmup: float = 0.05  # share of the budget spent warming up, 0..1
     decay_from: float = 0.05  # share of the budget from which the learning rate falls to 0; 1 keeps it up

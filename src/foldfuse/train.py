@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -213,32 +214,36 @@ def fit(
         budget.used += resume["seconds"]
 
     saved, loading = budget.elapsed(), 0.0
-    while (spent := budget.spent(step)) < 1:
-        for group in optimizer.param_groups:
-            group["lr"] = group["peak"] * lr_scale(spent, recipe.warmup, recipe.decay_from)
-        began = budget.elapsed()
-        images, targets = batches.batch(step, spent)
-        images = images.to(device, non_blocking=True).float().div_(255)
-        loading += budget.elapsed() - began
+    with ThreadPoolExecutor(1) as ahead:
+        coming = ahead.submit(batches.batch, step, budget.spent(step))
+        while (spent := budget.spent(step)) < 1:
+            for group in optimizer.param_groups:
+                group["lr"] = group["peak"] * lr_scale(spent, recipe.warmup, recipe.decay_from)
+            began = budget.elapsed()
+            images, targets = coming.result()
+            # The next batch is made while this one is learnt from; which it is, and how, its step alone decides.
+            coming = ahead.submit(batches.batch, step + 1, budget.spent(step + 1))
+            images = images.to(device, non_blocking=True).float().div_(255)
+            loading += budget.elapsed() - began
 
-        terms = model.loss(model(images), targets)
-        loss = sum(terms.values())
-        if not loss.isfinite():
-            raise FloatingPointError(_not_finite(step, terms, batches))
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.clip)
-        optimizer.step()
-        ema.update(model)
+            terms = model.loss(model(images), targets)
+            loss = sum(terms.values())
+            if not loss.isfinite():
+                raise FloatingPointError(_not_finite(step, terms, batches))
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.clip)
+            optimizer.step()
+            ema.update(model)
 
-        row = {"step": step, "seconds": round(budget.elapsed(), 3), "spent": round(spent, 6)}
-        row |= {"lr": recipe.lr * lr_scale(spent, recipe.warmup, recipe.decay_from), "loss": loss.item()}
-        log.append(row | {name: term.item() for name, term in terms.items()} | {"loading": round(loading, 3)})
-        step += 1
-        progress(budget.spent(step))
-        if checkpoint is not None and budget.elapsed() - saved > every:
-            checkpoint(_state(model, ema, optimizer, step, budget))
-            saved = budget.elapsed()
+            row = {"step": step, "seconds": round(budget.elapsed(), 3), "spent": round(spent, 6)}
+            row |= {"lr": recipe.lr * lr_scale(spent, recipe.warmup, recipe.decay_from), "loss": loss.item()}
+            log.append(row | {name: term.item() for name, term in terms.items()} | {"loading": round(loading, 3)})
+            step += 1
+            progress(budget.spent(step))
+            if checkpoint is not None and budget.elapsed() - saved > every:
+                checkpoint(_state(model, ema, optimizer, step, budget))
+                saved = budget.elapsed()
     state = _state(model, ema, optimizer, step, budget)
     if checkpoint is not None:
         checkpoint(state)

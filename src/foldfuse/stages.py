@@ -29,7 +29,7 @@ from foldfuse.tta import View, parse_views
 MARGIN = 0.01  # share of the deadline kept free at the end, against surprises
 FINISH = 5.0  # seconds for the last submission and report
 VIEWS = parse_views(["1", "1+hflip", "1.25"])
-TRUNK_SHARE = 0.4  # of the training time
+TRUNK_SHARE = 0.5  # of the training time; the branches share the rest alike
 PREDICTING_SHARE = 0.3  # of the deadline: predictions that would need more are done with fewer views
 
 
@@ -56,8 +56,8 @@ def plan(task: Task) -> list[Plan]:
     """The trunk first, then its branches: sizes around the recipe's, each with a seed of its own."""
     size = task.recipe.image_size
     small, large = max(128, round(size * 0.8 / 32) * 32), round(size * 1.2 / 32) * 32
-    share = (1 - TRUNK_SHARE) / 3
-    parts = [(small, TRUNK_SHARE), (size, share), (small, share), (large, share)]
+    branches = [size, large]
+    parts = [(small, TRUNK_SHARE), *((side, (1 - TRUNK_SHARE) / len(branches)) for side in branches)]
     made = []
     for i, (side, portion) in enumerate(parts):
         # The memory of a step goes with its pixels: larger pictures come fewer at a time.

@@ -2,6 +2,9 @@
 
 Source: the COCO data format, https://cocodataset.org/#format-data. The organiser's conventions (category ids of any
 numbering, xywh boxes) end in this file: inside, labels are 0..K-1 in the order of category ids, and boxes are xyxy.
+
+A box that sticks out of its picture is cut to it; its area stays as given. One that lies wholly outside or has no size is
+an error: `foldfuse check` names all of them and mends the file.
 """
 
 from __future__ import annotations
@@ -9,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -165,7 +169,9 @@ def parse(document: Any, source: Path, *, annotated: bool = True) -> Dataset:
     Raises:
         InputError: see `read`.
     """
-    images, categories, drawn = (_rows(document, key, source, annotated) for key in ("images", "categories", "annotations"))
+    images, categories, drawn = (
+        _rows(document, key, source, annotated) for key in ("images", "categories", "annotations")
+    )
     if not images:
         raise InputError(f"{source}: lists no images. A dataset needs at least one picture.")
     if not categories:
@@ -187,11 +193,10 @@ def parse(document: Any, source: Path, *, annotated: bool = True) -> Dataset:
             raise InputError(f"{where}: is of image {image_id}, which is not in 'images'. Remove it or list the image.")
         rows_of[image_id].append(row)
 
-    folders = [source.parent, source.parent / "images"]
     samples = tuple(
         Sample(
             id=image_id,
-            path=_find(folders, row, f"{source}: image {image_id}"),
+            path=_find(source, row, f"{source}: image {image_id}"),
             file_name=row["file_name"],
             width=_side(row, "width", f"{source}: image {image_id}"),
             height=_side(row, "height", f"{source}: image {image_id}"),
@@ -199,6 +204,7 @@ def parse(document: Any, source: Path, *, annotated: bool = True) -> Dataset:
         )
         for image_id, row in zip(image_ids, images, strict=True)
     )
+    _no_repeats([s.file_name for s in samples], f"{source}: file_name")
     return Dataset(samples, classes, category_ids, source)
 
 
@@ -208,7 +214,11 @@ def write(dataset: Dataset, path: Path) -> Path:
     for sample in dataset.samples:
         drawn = sample.annotations or Annotations.empty()
         for box, label, crowd, area in zip(
-            xyxy_to_xywh(drawn.boxes).tolist(), drawn.labels.tolist(), drawn.crowd.tolist(), drawn.area.tolist(), strict=True
+            xyxy_to_xywh(drawn.boxes).tolist(),
+            drawn.labels.tolist(),
+            drawn.crowd.tolist(),
+            drawn.area.tolist(),
+            strict=True,
         ):
             annotations.append(
                 {
@@ -235,7 +245,9 @@ def write(dataset: Dataset, path: Path) -> Path:
 def _rows(document: Any, key: str, source: Path, annotated: bool) -> list[dict[str, Any]]:
     """The list of objects under `key`; an absent 'annotations' is an error only where they are wanted."""
     if not isinstance(document, dict):
-        raise InputError(f"{source}: holds a {type(document).__name__}, expected a COCO object with 'images' and 'categories'.")
+        raise InputError(
+            f"{source}: holds a {type(document).__name__}, expected a COCO object with 'images' and 'categories'."
+        )
     if key == "annotations" and not annotated:
         return []
     if key not in document:
@@ -251,7 +263,7 @@ def _integer(row: dict[str, Any], key: str, where: str) -> int:
     value = row.get(key)
     if isinstance(value, str) and value.isdecimal():
         return int(value)
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or value != int(value):
+    if isinstance(value, bool) or not (isinstance(value, int) or (isinstance(value, float) and value.is_integer())):
         raise InputError(f"{where}: {key!r} is {value!r}, expected a whole number.")
     return int(value)
 
@@ -263,26 +275,36 @@ def _side(row: dict[str, Any], key: str, where: str) -> int:
     return value
 
 
-def _no_repeats(ids: Sequence[int], what: str) -> None:
-    seen: set[int] = set()
-    for i in ids:
-        if i in seen:
-            raise InputError(f"{what} {i} stands there twice. Ids must be unique: renumber them.")
-        seen.add(i)
+def _no_repeats(names: Sequence[int | str], what: str) -> None:
+    if len(set(names)) < len(names):
+        twice = next(name for name, count in Counter(names).items() if count > 1)
+        raise InputError(f"{what} {twice} stands there twice, expected once. 'foldfuse check --mend' mends such files.")
 
 
-def _find(folders: Sequence[Path], row: dict[str, Any], where: str) -> Path:
+def find_picture(source: Path, name: str) -> Path | None:
+    """Where the picture that the JSON `source` calls `name` lies: beside it, or in images/ beside it."""
+    for path in (source.parent / name, source.parent / "images" / name):
+        if path.is_file():
+            return path
+    return None
+
+
+def _find(source: Path, row: dict[str, Any], where: str) -> Path:
     name = row.get("file_name")
     if not isinstance(name, str) or not name:
         raise InputError(f"{where}: 'file_name' is {name!r}, expected the name of a picture.")
-    for folder in folders:
-        if (folder / name).is_file():
-            return folder / name
-    looked = " nor ".join(str(folder / name) for folder in folders)
-    raise InputError(f"{where}: there is no picture {looked}. Put the pictures beside the JSON, or in images/ beside it.")
+    path = find_picture(source, name)
+    if path is None:
+        raise InputError(
+            f"{where}: there is no picture {source.parent / name} nor {source.parent / 'images' / name}. "
+            "Put the pictures beside the JSON, or in images/ beside it."
+        )
+    return path
 
 
-def _annotations(rows: list[dict[str, Any]], image: dict[str, Any], label_of: dict[int, int], source: Path) -> Annotations:
+def _annotations(
+    rows: list[dict[str, Any]], image: dict[str, Any], label_of: dict[int, int], source: Path
+) -> Annotations:
     if not rows:
         return Annotations.empty()
     boxes, labels, crowd, areas = [], [], [], []
@@ -295,24 +317,39 @@ def _annotations(rows: list[dict[str, Any]], image: dict[str, Any], label_of: di
             raise InputError(f"{where}: category_id {category_id} is not in 'categories' (known: {known}).")
         x, y, w, h = _bbox(row.get("bbox"), where)
         if w <= 0 or h <= 0:
-            raise InputError(f"{where}: the box {row['bbox']} has no size. 'foldfuse check' mends such files.")
+            raise InputError(
+                f"{where}: the box {row['bbox']} has no size. 'foldfuse check --mend' leaves such boxes out."
+            )
         if x >= width or y >= height or x + w <= 0 or y + h <= 0:
             raise InputError(
                 f"{where}: the box {row['bbox']} lies outside its {width:.0f} x {height:.0f} picture. "
-                "'foldfuse check' mends such files."
+                "'foldfuse check --mend' leaves such boxes out."
             )
-        boxes.append((x, y, x + w, y + h))
+        boxes.append((max(x, 0.0), max(y, 0.0), min(x + w, width), min(y + h, height)))
         labels.append(label_of[category_id])
         crowd.append(bool(row.get("iscrowd", 0)))
-        areas.append(float(row.get("area", w * h)))
-    return Annotations(np.array(boxes, np.float64), np.array(labels, np.int64), np.array(crowd), np.array(areas, np.float64))
+        area = row.get("area", w * h)
+        if not _is_number(area):
+            raise InputError(
+                f"{where}: 'area' is {area!r}, expected square pixels. Leave it out, and width x height is taken."
+            )
+        areas.append(float(area))
+    return Annotations(
+        np.array(boxes, np.float64), np.array(labels, np.int64), np.array(crowd), np.array(areas, np.float64)
+    )
 
 
 def _bbox(value: Any, where: str) -> tuple[float, float, float, float]:
-    good = isinstance(value, list) and len(value) == 4 and all(
-        isinstance(v, (int, float)) and not isinstance(v, bool) and math.isfinite(v) for v in value
-    )
-    if not good:
+    if not is_bbox(value):
         raise InputError(f"{where}: 'bbox' is {value!r}, expected [left, top, width, height] in pixels.")
     x, y, w, h = map(float, value)
     return x, y, w, h
+
+
+def is_bbox(value: Any) -> bool:
+    """Whether a JSON value is a list of four finite numbers."""
+    return isinstance(value, list) and len(value) == 4 and all(map(_is_number, value))
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)

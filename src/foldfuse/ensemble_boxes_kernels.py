@@ -226,6 +226,7 @@ def soft(boxes, scores, starts, method, iou, sigma, floor):
     x1, y1, x2, y2 = boxes[:, 0].copy(), boxes[:, 1].copy(), boxes[:, 2].copy(), boxes[:, 3].copy()
     area, left, shared = (x2 - x1) * (y2 - y1), scores.copy(), np.empty(n)
     kept, kept_scores, results = np.empty(n, np.int64), np.empty(n, scores.dtype), 0
+    meets = 0.0 if method == GAUSSIAN else iou
     for g in range(len(starts) - 1):
         end = starts[g + 1]
         for i in range(starts[g], end):
@@ -246,12 +247,9 @@ def soft(boxes, scores, starts, method, iou, sigma, floor):
             for j in range(i + 1, end):
                 wide = max(min(x2[j], box[2]) - max(x1[j], box[0]), 0.0)
                 high = max(min(y2[j], box[3]) - max(y1[j], box[1]), 0.0)
-                shared[j] = wide * high
+                shared[j] = wide * high / (area[j] + box_area - wide * high)
             for j in range(i + 1, end):
-                if shared[j] > 0:
-                    found = shared[j] / (area[j] + box_area - shared[j])
-                    if method == GAUSSIAN:
-                        left[j] = math.exp(-(found * found) / sigma) * left[j]
-                    elif found > iou:
-                        left[j] = (1 - found) * left[j]
+                if shared[j] > meets:
+                    weight = math.exp(-(shared[j] * shared[j]) / sigma) if method == GAUSSIAN else 1 - shared[j]
+                    left[j] = weight * left[j]
     return kept[:results], kept_scores[:results]

@@ -238,6 +238,7 @@ def soften(
     fused_boxes, fused_scores = np.empty((size, 4), np.float32), np.empty(size, np.float32)
     fused_labels = np.empty(size, np.int64)
     one_label = np.zeros(size, np.int64)
+    meets = 0.0 if method == GAUSSIAN else iou
 
     for image in range(images[0], images[1]):
         count = _gather(boxes, scores, labels, begin, end, image, weights, skip, near, member_of)
@@ -270,18 +271,14 @@ def soften(
                 left[best], x1[best], x2[best] = -1.0, NOWHERE, -NOWHERE
                 taken += 1
                 if 4 * taken > n:
-                    n, taken = _close_up(columns, n), 0
+                    n, taken = _close_up(columns, n, floor), 0
                 for i in range(n):
                     wide = max(min(x2[i], box[2]) - max(x1[i], box[0]), 0.0)
                     high = max(min(y2[i], box[3]) - max(y1[i], box[1]), 0.0)
-                    shared[i] = wide * high
+                    shared[i] = wide * high / (area[i] + box_area - wide * high)
                 for i in range(n):
-                    if shared[i] > 0:
-                        found_iou = shared[i] / (area[i] + box_area - shared[i])
-                        if method == GAUSSIAN:
-                            left[i] *= math.exp(-found_iou * found_iou / sigma)
-                        elif found_iou > iou:
-                            left[i] *= 1 - found_iou
+                    if shared[i] > meets:
+                        left[i] *= math.exp(-shared[i] * shared[i] / sigma) if method == GAUSSIAN else 1 - shared[i]
 
         _write(fused_boxes, fused_scores, fused_labels, results, one_label, order, spare, out, offset)
         found[image] = results
@@ -289,11 +286,11 @@ def soften(
 
 
 @compiled
-def _close_up(columns, count):
-    """Move the boxes whose score, in the last column, is not negative to the front, in order; the number of them."""
+def _close_up(columns, count, floor):
+    """Move the boxes whose score, in the last column, is above `floor` to the front, in order; the number of them."""
     kept = 0
     for i in range(count):
-        if columns[5, i] >= 0:
+        if columns[5, i] > floor:
             for c in range(6):
                 columns[c, kept] = columns[c, i]
             kept += 1

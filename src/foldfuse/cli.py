@@ -44,7 +44,7 @@ def make_app() -> cyclopts.App:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; the exit status comes back: 0, or 2 where the user's input cannot be used.
+    """Run one command; the exit status comes back: 0, 2 where the user's input cannot be used, or the result's own.
 
     Args:
         arguments: words of the command line, those of this process by default.
@@ -66,7 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
     if result is not None:
         print(result)
-    return 0
+    return int(getattr(result, "exit_status", 0))
 
 
 if __name__ == "__main__":

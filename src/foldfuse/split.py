@@ -1,28 +1,22 @@
 """Folds that are alike: stratified by class and box count, with groups and near-duplicate pictures kept together.
 
-Near-duplicates are found by a difference hash (N. Krawetz, "Kind of Like That", 2013) of 16 x 16 bits. A picture that is
-learnt from and, almost the same, also held back makes a held-back score look better than it is.
+A picture that is learnt from and, almost the same, also held back makes a held-back score look better than it is.
 """
 
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from foldfuse.data import Dataset, read, read_json, require_annotations
 from foldfuse.detections import Array
 from foldfuse.errors import InputError
 from foldfuse.files import write_text
-
-HASH_SIDE = 16
-NEAR_BITS = 25  # of 256: pictures whose hashes differ in no more are near-duplicates
+from foldfuse.near import near_duplicates
 
 
 @dataclass(frozen=True)
@@ -110,34 +104,6 @@ def folds(dataset: Dataset, *, k: int = 5, seed: int = 0, groups: Mapping[int, s
         fold_of_group[group] = fold
         filled[fold] += counts[group]
     return Folds({s.id: int(fold_of_group[g]) for s, g in zip(dataset.samples, together, strict=True)}, k)
-
-
-def near_duplicates(paths: Sequence[Path]) -> list[tuple[int, int]]:
-    """Pairs (i, j), i < j, of positions in `paths` whose pictures look almost the same. Undecodable ones have no pairs."""
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        hashes = list(pool.map(difference_hash, paths))
-    known = [i for i, bits in enumerate(hashes) if bits is not None]
-    packed = np.array([hashes[i] for i in known], np.uint8).reshape(len(known), -1)
-    pairs = []
-    for row in range(len(known) - 1):
-        distance = np.bitwise_count(packed[row + 1 :] ^ packed[row]).sum(1)
-        pairs += [(known[row], known[row + 1 + int(j)]) for j in np.flatnonzero(distance <= NEAR_BITS)]
-    return pairs
-
-
-def difference_hash(path: Path) -> Array | None:
-    """(32,) uint8: 256 bits, each whether a pixel of the shrunk grey picture is darker than its right neighbour.
-
-    None where the picture cannot be decoded, or is so flat that its hash says nothing.
-    """
-    try:
-        with Image.open(path) as image:
-            image.draft("L", (4 * HASH_SIDE, 4 * HASH_SIDE))
-            small = np.asarray(image.convert("L").resize((HASH_SIDE + 1, HASH_SIDE), Image.Resampling.BOX), np.int16)
-    except (OSError, SyntaxError, ValueError):
-        return None
-    bits = small[:, 1:] > small[:, :-1]
-    return np.packbits(bits) if 0 < bits.sum() < bits.size else None
 
 
 def _groups(dataset: Dataset, groups: Mapping[int, str] | None) -> Array:

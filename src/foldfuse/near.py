@@ -1,0 +1,47 @@
+"""Near-duplicate pictures, found by their hashes.
+
+Source: the difference hash (N. Krawetz, "Kind of Like That", 2013), here of 16 x 16 bits instead of 8 x 8.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from foldfuse.detections import Array
+
+HASH_SIDE = 16
+NEAR_BITS = 25  # of 256: pictures whose hashes differ in no more are near-duplicates
+
+
+def near_duplicates(paths: Sequence[Path]) -> list[tuple[int, int]]:
+    """Pairs (i, j), i < j, of positions in `paths` whose pictures look almost the same. Undecodable ones have no pairs."""
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        hashes = list(pool.map(difference_hash, paths))
+    known = [i for i, bits in enumerate(hashes) if bits is not None]
+    words = np.array([hashes[i] for i in known], np.uint8).reshape(len(known), -1).view(np.uint64)  # (n, 4)
+    pairs = []
+    for row in range(len(known) - 1):
+        distance = np.bitwise_count(words[row + 1 :] ^ words[row]).sum(1, dtype=np.int64)
+        pairs += [(known[row], known[row + 1 + int(j)]) for j in np.flatnonzero(distance <= NEAR_BITS)]
+    return pairs
+
+
+def difference_hash(path: Path) -> Array | None:
+    """(32,) uint8: 256 bits, each whether a pixel of the shrunk grey picture is darker than its right neighbour.
+
+    None where the picture cannot be decoded, or is so flat that its hash says nothing.
+    """
+    try:
+        with Image.open(path) as image:
+            image.draft("L", (4 * HASH_SIDE, 4 * HASH_SIDE))
+            small = np.asarray(image.convert("L").resize((HASH_SIDE + 1, HASH_SIDE), Image.Resampling.BOX), np.int16)
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+        return None
+    bits = small[:, 1:] > small[:, :-1]
+    return np.packbits(bits) if 0 < bits.sum() < bits.size else None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -49,9 +50,22 @@ class Recipe:
             )
         if self.batch_size < 1:
             raise InputError(f"batch_size is {self.batch_size}, and must be 1 or more.")
-        if self.lr <= 0:
-            raise InputError(f"lr is {self.lr}, and must be above 0.")
-        for name in ("warmup", "decay_from", "ema", "hflip", "vflip", "mosaic", "mosaic_until"):
+        if self.batch_size == 1 and self.image_size <= 128:
+            raise InputError(
+                f"batch_size is 1 at {self.image_size} px: the coarsest level would be one pixel of one picture, which batch "
+                "norm cannot learn from. Take 2 or more."
+            )
+        if not 0 <= self.frozen_stages <= 3:
+            raise InputError(f"frozen_stages is {self.frozen_stages}, and must be in 0..3.")
+        for name in ("lr", "clip", "anchor_scale"):
+            value = getattr(self, name)
+            if not 0 < value < math.inf:
+                raise InputError(f"{name} is {value}, and must be a number above 0.")
+        for name in ("backbone_lr", "weight_decay", "scale_jitter", "shift"):
+            value = getattr(self, name)
+            if not 0 <= value < math.inf:
+                raise InputError(f"{name} is {value}, and must be a number of 0 or more.")
+        for name in ("warmup", "decay_from", "ema", "hflip", "vflip", "colour", "mosaic", "mosaic_until"):
             value = getattr(self, name)
             if not 0 <= value <= 1:
                 raise InputError(f"{name} is {value}, and must be in 0..1.")

@@ -1,0 +1,96 @@
+"""Recipes: changes, what is refused, and the file."""
+
+import json
+from dataclasses import asdict, fields
+
+import pytest
+
+from foldfuse.errors import InputError
+from foldfuse.models import DETECTORS
+from foldfuse.recipes import RECIPES, Recipe, load_recipe, read_recipe, recipes, write_recipe
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_recipe_names_a_detector_and_tells_what_it_is_for(name):
+    assert load_recipe(name).detector in DETECTORS
+    assert RECIPES[name].__doc__
+
+
+def test_changes_replace_fields_and_keep_their_types():
+    made = load_recipe("efficientdet_lite0", ["lr=3e-4", "image_size=256", "mosaic=1", "detector=other"])
+    assert (made.lr, made.image_size, made.mosaic, made.detector) == (3e-4, 256, 1.0, "other")
+    assert type(made.mosaic) is float
+    same = asdict(load_recipe("efficientdet_lite0"))
+    assert {k for k, v in asdict(made).items() if v != same[k]} == {"lr", "image_size", "mosaic", "detector"}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("lr", "NAME=VALUE"),
+        ("lrr=1", "Did you mean 'lr'"),
+        ("lr=fast", "'fast' is not a number"),
+        ("lr=True", "'True' is not a number"),
+        ("lr=nan", "not a number"),
+        ("lr=1e999", "lr is inf"),
+        ("lr=0", "lr is 0.*above 0"),
+        ("lr=__import__('os')", "not a number"),
+        ("batch_size=2.5", "not a whole number"),
+        ("batch_size=0", "1 or more"),
+        ("image_size=300", "nearest are 288 and 320"),
+        ("image_size=-32", "nearest are 32 and 64"),
+        ("hflip=1.5", r"in 0\.\.1"),
+        ("ema=-0.1", r"in 0\.\.1"),
+        ("frozen_stages=9", r"frozen_stages is 9.*0\.\.3"),
+        ("frozen_stages=-1", r"frozen_stages is -1.*0\.\.3"),
+        ("anchor_scale=0", "anchor_scale is 0.*above 0"),
+        ("clip=0", "clip is 0.*above 0"),
+        ("weight_decay=-1", "weight_decay is -1.*0 or more"),
+        ("backbone_lr=-1", "backbone_lr is -1.*0 or more"),
+        ("scale_jitter=-1", "scale_jitter is -1.*0 or more"),
+        ("shift=-1", "shift is -1.*0 or more"),
+        ("colour=2", r"colour is 2.*0\.\.1"),
+    ],
+)
+def test_a_change_that_cannot_be_is_named(change, message):
+    with pytest.raises(InputError, match=message):
+        load_recipe("efficientdet_lite0", [change])
+
+
+def test_one_small_picture_a_step_is_refused():
+    # The coarsest level would be a single pixel, on which batch norm cannot be trained.
+    with pytest.raises(InputError, match="batch_size is 1"):
+        load_recipe("efficientdet_lite0", ["image_size=128", "batch_size=1"])
+    assert load_recipe("efficientdet_lite0", ["image_size=160", "batch_size=1"]).batch_size == 1
+
+
+def test_a_misspelt_recipe_is_named_with_its_neighbour():
+    with pytest.raises(InputError, match="Did you mean 'efficientdet_lite0'"):
+        load_recipe("efficientdet-lite0")
+
+
+def test_a_recipe_comes_back_from_its_file(tmp_path):
+    made = load_recipe("efficientdet_lite0", ["lr=3e-4", "mosaic=0"])
+    write_recipe(made, tmp_path / "recipe.json")
+    assert read_recipe(tmp_path / "recipe.json") == made
+    assert set(json.loads((tmp_path / "recipe.json").read_text())) == {f.name for f in fields(Recipe)}
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[]", "{}", '{"detector": "a", "colour": 1, "more": 2}', "{", '{"detector": "a", "lr": "x"}']
+)
+def test_a_broken_file_is_named(tmp_path, text):
+    (tmp_path / "recipe.json").write_text(text)
+    with pytest.raises(InputError, match=r"recipe\.json: is not a recipe"):
+        read_recipe(tmp_path / "recipe.json")
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(InputError, match="Is .* the folder of a run"):
+        read_recipe(tmp_path / "recipe.json")
+
+
+def test_recipes_are_shown_with_what_they_are_for(capsys):
+    recipes()
+    shown = capsys.readouterr().out
+    assert all(name in shown for name in RECIPES)

@@ -86,7 +86,7 @@ def test_a_broken_file_is_named(tmp_path, text):
 
 
 def test_a_missing_file_is_named(tmp_path):
-    with pytest.raises(InputError, match="Is .* the folder of a run"):
+    with pytest.raises(InputError, match=r"Is .* the folder of a run"):
         read_recipe(tmp_path / "recipe.json")
 
 

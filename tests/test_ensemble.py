@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -133,10 +134,16 @@ def test_leaving_a_fold_out_is_measuring_on_the_other_images():
         assert ground.worth(choice, fold + 1) == pytest.approx(measure(fused.of_images(kept), truth.subset(kept)))
 
 
+def ranks(scores):
+    """How many of `scores` are greater than each."""
+    return (scores[None, :] > scores[:, None]).sum(1).tolist()
+
+
 def test_the_nested_score_comes_from_images_that_the_choice_did_not_see():
     truth = random_dataset(7, images=18)
     members = some_members(truth)
     ground, names, ids = ground_of(members, truth), list(members), np.sort(truth.image_ids)
+    sorted_scores = sorted(fuse(list(members.values())).scores.tolist(), reverse=True)
     held_out = {}
     for fold in range(3):
         seen = ids[ground.fold_of != fold].tolist()
@@ -155,11 +162,20 @@ def test_the_nested_score_comes_from_images_that_the_choice_did_not_see():
             {names[i]: choice.powers[i] for i in choice.members},
         )
         fused = apply(chosen, members)
+        scores = [sorted_scores[rank] if rank < len(sorted_scores) else 0.0 for rank in ranks(fused.scores)]
+        fused = replace(fused, scores=np.array(scores, np.float32))
         held_out |= {i: fused[i] for i in ids[ground.fold_of == fold].tolist()}
-    unseen = ensemble_search.nested(ground, until=FOREVER)
+    unseen = ensemble_search.nested(ground, ground.alike(), until=FOREVER)
     got = float(unseen(np.ones((1, len(truth)), np.int64))[0])
     pooled = Predictions.of({int(i): held_out[i] for i in ids}, truth.classes)
     assert got == pytest.approx(measure(pooled, truth))
+
+
+def test_scores_take_the_scale_of_others_at_the_same_rank():
+    scale = np.array([0.1, 0.4, 0.8], np.float32)
+    got = ensemble_search.at_same_rank(np.array([0.03, 0.9, 0.03, 0.5, 0.01], np.float32), scale)
+    np.testing.assert_array_equal(got, np.float32([0.1, 0.8, 0.1, 0.4, 0.0]))
+    assert not ensemble_search.at_same_rank(scale, np.zeros(0, np.float32)).any()
 
 
 def test_the_interval_is_a_paired_bootstrap_of_the_nested_choice():
@@ -233,9 +249,9 @@ def test_the_command_chooses_and_fuse_replays(tmp_path, capsys):
     data = write(truth, tmp_path / "truth.json")
     members = some_members(truth)
     paths = tuple(write_predictions(p, tmp_path / f"{name}.parquet", truth) for name, p in members.items())
-    out = ensemble(paths, data=data, out=tmp_path / "ensemble.json", seconds=60.0)
+    out = ensemble(paths, data=data, out=tmp_path / "ensemble.json", seconds=FOREVER)
     printed = capsys.readouterr().out
-    built = build({n: p.of_images(truth.image_ids) for n, p in members.items()}, truth)
+    built = build({n: p.of_images(truth.image_ids) for n, p in members.items()}, truth, seconds=FOREVER)
     assert read_ensemble(out) == built.ensemble
     assert f"{built.score:.4f} on the images it was chosen on" in printed
     assert f"{built.nested_score:.4f}" in printed

@@ -223,7 +223,7 @@ def build(
     leader = max(singles, key=lambda name: singles[name])
     nested = interval = None
     if num_images > 1:
-        unseen = ensemble_search.nested(ground, until=start + seconds)
+        unseen = ensemble_search.nested(ground, best, until=start + seconds)
         nested = float(unseen(np.ones((1, num_images), np.int64))[0])
         lone = ground.measure(ground.single(names.index(leader)))
         interval = difference(unseen, lone, num_images=num_images, seed=seed)

@@ -155,19 +155,32 @@ def search(ground: Ground, column: int, *, until: float) -> Choice:
     return settled(best, (other_kinds, other_ious, one_less, one_more, other_weights, other_powers, other_skips))
 
 
-def nested(ground: Ground, *, until: float) -> Measure:
-    """What the search is worth: the images of each fold are fused as the search without them would have it."""
+def nested(ground: Ground, reference: Choice, *, until: float) -> Measure:
+    """What the search is worth: the images of each fold are fused as the search without them would have it.
+
+    The choices of the folds give scores on scales of their own, which would spoil a ranking of all images together. So
+    a score is replaced by the one that stands at the same rank among those of `reference`; annotations take no part.
+    """
+    scale = np.sort(ground.matches(reference.canonical).scores)
     parts = []
     for fold in range(ground.num_folds):
         now = ground.clock()
         choice = search(ground, fold + 1, until=now + (until - now) / (ground.num_folds - fold))
         found = ground.matches(choice.canonical)
         held = ground.fold_of[found.image] == fold
-        parts.append((found.image[held], found.labels[held], found.scores[held], found.status[held]))
+        scores = at_same_rank(found.scores, scale)[held]
+        parts.append((found.image[held], found.labels[held], scores, found.status[held]))
     image, labels, scores, status = (np.concatenate(column) for column in zip(*parts, strict=True))
     order = np.argsort(image, kind="stable")
     pooled = Matches(ground.bench.truth, image[order], labels[order], scores[order], status[order])
     return ground.bench.metric.of(pooled)
+
+
+def at_same_rank(scores: Array, scale: Array) -> Array:
+    """(n,) for each score the one of the same rank from the top in the rising `scale`; 0 where that is shorter."""
+    above = len(scores) - np.searchsorted(np.sort(scores), scores, side="right")
+    padded = np.concatenate([np.zeros(1, scale.dtype), scale])
+    return padded[np.maximum(len(scale) - above, 0)]
 
 
 def one_more(choice: Choice) -> Iterator[Choice]:

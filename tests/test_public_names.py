@@ -1,0 +1,120 @@
+"""The public names, so that none comes or goes unnoticed; and what must work without torch."""
+
+import importlib
+import subprocess
+import sys
+import types
+
+import pytest
+
+import foldfuse
+
+NAMES = [
+    "Annotations",
+    "Budget",
+    "DETECTORS",
+    "Dataset",
+    "Detections",
+    "Ensemble",
+    "Folds",
+    "InputError",
+    "Predictions",
+    "Recipe",
+    "Run",
+    "Sample",
+    "Score",
+    "View",
+    "folds",
+    "load_detector",
+    "load_recipe",
+    "make_detector",
+    "nms",
+    "nmw",
+    "predict_views",
+    "read",
+    "read_ensemble",
+    "read_folds",
+    "read_predictions",
+    "score_predictions",
+    "soft_nms",
+    "train_run",
+    "validate_submission",
+    "wbf",
+    "write",
+    "write_predictions",
+    "write_submission",
+]
+MODULES = [
+    "campaign",
+    "data",
+    "detections",
+    "doctor",
+    "ensemble",
+    "errors",
+    "formats",
+    "fuse",
+    "models",
+    "predict",
+    "recipes",
+    "report",
+    "run",
+    "score",
+    "split",
+    "submit",
+    "train",
+    "tta",
+]
+WITHOUT_TORCH = [
+    "data",
+    "detections",
+    "doctor",
+    "ensemble",
+    "formats",
+    "fuse",
+    "recipes",
+    "report",
+    "score",
+    "split",
+    "submit",
+    "tta",
+    "cli",
+    "campaign",
+]
+
+
+def test_the_public_names_are_these():
+    assert foldfuse.__all__ == ["__version__", *NAMES, *MODULES]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_name_is_there_and_documented(name):
+    value = getattr(foldfuse, name)
+    assert not isinstance(value, types.ModuleType)
+    assert value.__doc__
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_a_modules_name_is_always_the_module(name):
+    assert getattr(foldfuse, name) is importlib.import_module(f"foldfuse.{name}")
+
+
+def test_an_unknown_name_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="'fold'"):
+        foldfuse.fold  # noqa: B018
+
+
+def in_a_new_process(code: str) -> str:
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
+
+
+def test_import_loads_nothing_heavy():
+    heavy = "{'torch', 'numpy', 'numba', 'PIL', 'rich', 'sklearn', 'pyarrow'}"
+    assert in_a_new_process(f"import sys, foldfuse; print({heavy} & set(sys.modules))") == "set()"
+
+
+def test_what_needs_no_learning_works_without_torch():
+    # torch is made impossible to import, as where it is not installed
+    imports = "".join(f"import foldfuse.{name}\n" for name in WITHOUT_TORCH)
+    names = "InputError, Predictions, read, folds, wbf, Ensemble, score_predictions, write_submission, View, Recipe"
+    code = f"import sys\nsys.modules['torch'] = None\n{imports}from foldfuse import {names}\nprint('done')"
+    assert in_a_new_process(code) == "done"

@@ -1,15 +1,15 @@
-"""Predictions on disk: our Parquet, COCO results JSON, and the contest's CSV. Which one a file is, its content says.
+"""Predictions on disk. Which kind a file is, its content says; what was concluded can be asked for, and overruled.
 
-Parquet keeps everything: a row per picture that was looked at, also the empty ones, and the class names. COCO results
-name only pictures on which something was found, so reading them takes every other picture as looked at and empty.
+Parquet (our own) keeps everything: a row per picture that was looked at, also the empty ones, and the class names.
+COCO results JSON and YOLO folders name only pictures on which something was found, so every other picture of the dataset
+is taken as looked at and empty. A CSV of prediction strings has a row for each picture.
 """
 
 from __future__ import annotations
 
-import csv
-import io
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,62 +18,126 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from foldfuse.boxes import xywh_to_xyxy, xyxy_to_xywh
-from foldfuse.data import Dataset
+from foldfuse.data import Dataset, read_json
 from foldfuse.detections import Array, Predictions
-from foldfuse.errors import InputError
+from foldfuse.errors import InputError, unknown_name
 from foldfuse.files import atomic, write_text
+from foldfuse.prediction_strings import LAYOUTS, read_strings, write_strings
+from foldfuse.rows import Rows, check, grouped, names_of, unknown_image
 
-CSV_HEADER = ("PredictionString", "image_id")
+FORMATS = ("parquet", "coco_json", "yolo", *LAYOUTS)
 
 
-def read_predictions(path: Path, dataset: Dataset) -> Predictions:
-    """The predictions in a file of any kind known here, for the pictures of `dataset`, in its order.
+@dataclass(frozen=True)
+class Sniffed:
+    """As what a file of predictions was read.
+
+    Attributes:
+        format: one of FORMATS.
+        why: the reason, for people.
+    """
+
+    format: str
+    why: str
+
+    def __str__(self) -> str:
+        return f"read as {self.format}: {self.why}"
+
+
+def read_predictions(path: Path, dataset: Dataset, *, format: str | None = None) -> Predictions:
+    """The predictions in a file of any kind known here, in the order of `dataset`.
 
     Args:
-        path: Parquet, COCO results JSON, or the contest's CSV.
+        path: Parquet, COCO results JSON, a CSV of prediction strings, or a folder of YOLO's .txt.
         dataset: whose pictures, classes and category ids the file speaks of.
+        format: one of FORMATS, for a file whose content leaves it open.
 
     Raises:
-        InputError: the file is missing, is of no known kind, or holds a row that cannot be: it is named.
+        InputError: the file is missing or of no known kind, its content leaves its kind open, or a row cannot be.
     """
+    return read_stated(path, dataset, format=format)[0]
+
+
+def read_stated(path: Path, dataset: Dataset, *, format: str | None = None) -> tuple[Predictions, Sniffed]:
+    """As `read_predictions`, with a word on what the file was read as."""
     path = Path(path)
-    try:
-        with path.open("rb") as file:
-            start = file.read(64)
-    except OSError as error:
-        raise InputError(
-            f"{path}: cannot be read ({error.strerror}). Give a .parquet, .json or .csv of predictions."
-        ) from None
-    if start.startswith(b"PAR1"):
-        found = _read_parquet(path, dataset)
-    elif start.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"["):
-        found = _read_coco(path, dataset)
-    elif b"," in start.splitlines()[0] if start else False:
-        found = _read_csv(path, dataset)
-    else:
-        raise InputError(
-            f"{path}: is no predictions file known here. Expected our Parquet, COCO results JSON (a list), or a CSV "
-            f"with the header {','.join(CSV_HEADER)}."
-        )
-    return found
+    if format is not None and format not in FORMATS:
+        raise unknown_name("format of predictions", format, FORMATS)
+    kind, why = _kind(path) if format is None else (format, "as was asked for")
+    if kind == "parquet":
+        return _read_parquet(path, dataset), Sniffed(kind, why)
+    if kind == "coco_json":
+        return grouped(_read_coco(path, dataset), dataset), Sniffed(kind, why)
+    if kind == "yolo":
+        return grouped(_read_yolo(path, dataset), dataset), Sniffed(kind, why)
+    rows, layout = read_strings(path, dataset, layout=LAYOUTS.get(kind))
+    return grouped(rows, dataset), Sniffed(layout.name, why)
 
 
 def write_predictions(predictions: Predictions, path: Path, dataset: Dataset) -> Path:
     """Write predictions as the ending of `path` says: .parquet (keeps all), .json (COCO results), .csv (the contest's).
 
     Raises:
-        InputError: the ending is another one.
+        InputError: the ending is another one, or predictions and dataset differ in their classes.
     """
     writers: dict[str, Callable[[Predictions, Path, Dataset], None]] = {
         ".parquet": _write_parquet,
         ".json": write_coco,
-        ".csv": write_csv,
+        ".csv": write_strings,
     }
     path = Path(path)
     if path.suffix not in writers:
         raise InputError(f"{path}: predictions are written as {', '.join(writers)}; choose one of these endings.")
+    _same_classes(predictions.classes, dataset, str(path))
     writers[path.suffix](predictions, path, dataset)
     return path
+
+
+def write_coco(predictions: Predictions, path: Path, dataset: Dataset) -> None:
+    """Write COCO results JSON: a list of {image_id, category_id, bbox, score}, in the organiser's ids."""
+    category = np.array(dataset.category_ids, np.int64)[predictions.labels].tolist()
+    image = predictions.image_ids[predictions.image_index].tolist()
+    boxes = np.round(xyxy_to_xywh(predictions.boxes.astype(np.float64)), 3).tolist()
+    scores = np.round(predictions.scores.astype(np.float64), 6).tolist()
+    rows = [
+        {"image_id": i, "category_id": c, "bbox": b, "score": s}
+        for i, c, b, s in zip(image, category, boxes, scores, strict=True)
+    ]
+    write_text(path, json.dumps(rows))
+
+
+def _kind(path: Path) -> tuple[str, str]:
+    """The kind that the first bytes show ("csv" stands for prediction strings of any layout), and the reason."""
+    if path.is_dir():
+        if any(path.rglob("*.txt")):
+            return "yolo", "it is a folder of .txt files"
+        raise InputError(f"{path}: is a folder without .txt files. Give a file of predictions, or a YOLO folder.")
+    try:
+        with path.open("rb") as file:
+            start = file.read(4096).removeprefix(b"\xef\xbb\xbf").lstrip()
+    except OSError as error:
+        raise InputError(
+            f"{path}: cannot be read ({error.strerror}). Give a .parquet, .json or .csv of predictions."
+        ) from None
+    if start.startswith(b"PAR1"):
+        return "parquet", "it starts with Parquet's mark"
+    if start.startswith(b"["):
+        return "coco_json", "it is a JSON list"
+    header = start.partition(b"\n")[0]
+    if b"," in header and not start.startswith(b"{"):
+        return "csv", f"of its header {header.decode('utf-8', 'replace').strip()} and its numbers"
+    raise InputError(
+        f"{path}: is no file of predictions known here. Expected our Parquet, COCO results JSON (a list of objects), or a "
+        "CSV with the header PredictionString,image_id."
+    )
+
+
+def _same_classes(classes: tuple[str, ...], dataset: Dataset, where: str) -> None:
+    if classes != dataset.classes:
+        raise InputError(
+            f"{where}: speaks of the classes {', '.join(classes)}, but {dataset.source} has {', '.join(dataset.classes)}. "
+            "Give the data that was predicted."
+        )
 
 
 def _write_parquet(predictions: Predictions, path: Path, dataset: Dataset) -> None:
@@ -92,188 +156,134 @@ def _write_parquet(predictions: Predictions, path: Path, dataset: Dataset) -> No
 
 
 def _read_parquet(path: Path, dataset: Dataset) -> Predictions:
+    types = {
+        "image_id": pa.int64(),
+        "boxes": pa.large_list(pa.list_(pa.float32(), 4)),
+        "scores": pa.large_list(pa.float32()),
+        "labels": pa.large_list(pa.int64()),
+    }
     try:
-        table = pq.read_table(path).combine_chunks()
+        # Of the file alone: pq.read_table would take a folder called "lr=3e-4" on the way for a column.
+        with pq.ParquetFile(path) as file:
+            table = file.read()
         classes = tuple(json.loads(table.schema.metadata[b"foldfuse"])["classes"])
-        boxes, scores, labels = (table[name].combine_chunks() for name in ("boxes", "scores", "labels"))
-        image_ids = table["image_id"].to_numpy()
-    except (pa.ArrowException, KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{path}: is not a Parquet file of predictions ({error}).") from None
-    if classes != dataset.classes:
-        raise InputError(
-            f"{path}: speaks of the classes {', '.join(classes)}, but {dataset.source} has {', '.join(dataset.classes)}. "
-            "Give the data that was predicted."
-        )
-    if isinstance(boxes, pa.ChunkedArray):  # of no rows
-        return _checked(Predictions.of({}, classes), path, dataset)
-    _no_repeats(path, image_ids)
-    found = Predictions(
-        image_ids=image_ids.astype(np.int64),
-        offsets=boxes.offsets.to_numpy().astype(np.int64),
-        boxes=boxes.values.flatten().to_numpy().reshape(-1, 4),
-        scores=scores.values.to_numpy(),
-        labels=labels.values.to_numpy(),
-        classes=classes,
-    )
-    return _checked(found, path, dataset)
-
-
-def write_coco(predictions: Predictions, path: Path, dataset: Dataset) -> None:
-    """Write COCO results JSON: a list of {image_id, category_id, bbox, score}, in the organiser's ids."""
-    category = np.array(dataset.category_ids, np.int64)[predictions.labels].tolist()
-    image = predictions.image_ids[predictions.image_index].tolist()
-    boxes = np.round(xyxy_to_xywh(predictions.boxes.astype(np.float64)), 3).tolist()
-    scores = np.round(predictions.scores.astype(np.float64), 6).tolist()
-    rows = (
-        {"image_id": i, "category_id": c, "bbox": b, "score": s}
-        for i, c, b, s in zip(image, category, boxes, scores, strict=True)
-    )
-    write_text(path, json.dumps(list(rows)))
-
-
-def _read_coco(path: Path, dataset: Dataset) -> Predictions:
-    try:
-        rows = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: is not JSON ({error}). Was it cut off while copying?") from None
-    label_of = {category_id: label for label, category_id in enumerate(dataset.category_ids)}
-    known = set(dataset.image_ids)
-    images, labels, boxes, scores = [], [], [], []
-    for number, row in enumerate(rows):
-        where = f"{path}: row {number}"
-        try:
-            image_id, category_id = int(row["image_id"]), int(row["category_id"])
-            box, score = [float(v) for v in row["bbox"]], float(row["score"])
-            if len(box) != 4:
-                raise ValueError
-        except (KeyError, TypeError, ValueError):
+        columns = {
+            name: pa.concat_arrays(table[name].cast(kind).chunks or [pa.array([], kind)])
+            for name, kind in types.items()
+        }
+    except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{path}: is not a Parquet file of predictions ({error}). Write it with foldfuse.") from None
+    _same_classes(classes, dataset, str(path))
+    image_ids = columns["image_id"].to_numpy(zero_copy_only=False)
+    lengths = {name: np.diff(columns[name].offsets.to_numpy()) for name in ("boxes", "scores", "labels")}
+    flat = {name: columns[name].flatten() for name in lengths}
+    nulls = columns["image_id"].null_count + sum(columns[n].null_count + flat[n].null_count for n in lengths)
+    if nulls or flat["boxes"].flatten().null_count:
+        raise InputError(f"{path}: holds empty cells (null), expected numbers. An empty picture has lists of length 0.")
+    for name in ("scores", "labels"):
+        if (differ := lengths[name] != lengths["boxes"]).any():
+            row = int(np.argmax(differ))
             raise InputError(
-                f"{where} is {json.dumps(row)[:120]}, expected image_id, category_id, bbox [left, top, width, height] and score."
-            ) from None
-        if image_id not in known:
-            raise InputError(
-                f"{where}: image_id {image_id} is not in {dataset.source}. Give the data that was predicted."
+                f"{path}: row {row} has {lengths['boxes'][row]} boxes and {lengths[name][row]} {name}, expected as many."
             )
-        if category_id not in label_of:
-            raise InputError(
-                f"{where}: category_id {category_id} is not in {dataset.source} (known: {list(label_of)})."
-            )
-        images.append(image_id)
-        labels.append(label_of[category_id])
-        boxes.append(box)
-        scores.append(score)
-    xyxy = xywh_to_xyxy(np.array(boxes, np.float64).reshape(-1, 4))
-    return _checked(_grouped(images, xyxy, scores, labels, dataset), path, dataset)
-
-
-def write_csv(predictions: Predictions, path: Path, dataset: Dataset) -> None:
-    """Write the contest's CSV: `PredictionString,image_id`, a row for every picture of `dataset`, also the empty ones.
-
-    image_id is the file name. The string repeats `label score xmin ymin xmax ymax ` with 0-based labels in pixels.
-    """
-    lines = io.StringIO()
-    writer = csv.writer(lines, lineterminator="\n")
-    writer.writerow(CSV_HEADER)
-    for sample in dataset.samples:
-        found = predictions[sample.id]
-        cells = (
-            f"{label} {score:.6f} {x1:.3f} {y1:.3f} {x2:.3f} {y2:.3f} "
-            for label, score, (x1, y1, x2, y2) in zip(
-                found.labels.tolist(), found.scores.tolist(), found.boxes.tolist(), strict=True
-            )
-        )
-        writer.writerow(("".join(cells), sample.file_name))
-    write_text(path, lines.getvalue())
-
-
-def _read_csv(path: Path, dataset: Dataset) -> Predictions:
-    id_of = {s.file_name: s.id for s in dataset.samples}
-    images: list[int] = []
-    values: list[tuple[float, ...]] = []
-    seen: set[str] = set()
-    csv.field_size_limit(2**31 - 1)
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        rows = csv.reader(file)
-        header = tuple(next(rows, ()))
-        if header != CSV_HEADER:
-            raise InputError(f"{path}: its header is {','.join(header)}, expected {','.join(CSV_HEADER)}.")
-        for number, row in enumerate(rows, 2):
-            where = f"{path}: line {number}"
-            if len(row) != 2:
-                raise InputError(f"{where} has {len(row)} columns, expected 2: {','.join(CSV_HEADER)}.")
-            text, name = row
-            if name not in id_of:
-                raise InputError(f"{where}: image_id {name!r} is no file_name of {dataset.source}.")
-            if name in seen:
-                raise InputError(f"{where}: {name!r} stands there twice. Keep one row a picture.")
-            seen.add(name)
-            try:
-                numbers = [float(word) for word in text.split()]
-            except ValueError:
-                raise InputError(f"{where}: {text[:60]!r} is not numbers.") from None
-            if len(numbers) % 6:
-                raise InputError(
-                    f"{where} has {len(numbers)} numbers, expected 6 a box: label, score, xmin, ymin, xmax, ymax."
-                )
-            boxes = [tuple(numbers[i : i + 6]) for i in range(0, len(numbers), 6)]
-            images += [id_of[name]] * len(boxes)
-            values += boxes
-    table = np.array(values, np.float64).reshape(-1, 6)
-    if (table[:, 0] % 1 != 0).any():
-        raise InputError(f"{path}: a label is {table[:, 0][table[:, 0] % 1 != 0][0]:g}, expected a whole number.")
-    return _checked(_grouped(images, table[:, 2:], table[:, 1], table[:, 0].astype(np.int64), dataset), path, dataset)
-
-
-def _grouped(
-    images: Sequence[int],
-    boxes: Array,
-    scores: Sequence[float] | Array,
-    labels: Sequence[int] | Array,
-    dataset: Dataset,
-) -> Predictions:
-    """Predictions of every picture of `dataset`, from rows in any order."""
-    place = {image_id: i for i, image_id in enumerate(dataset.image_ids)}
-    at = np.array([place[i] for i in images], np.int64)
-    order = np.argsort(at, kind="stable")
-    counts = np.bincount(at, minlength=len(dataset))
-    return Predictions(
-        image_ids=np.array(dataset.image_ids, np.int64),
-        offsets=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
-        boxes=boxes[order].astype(np.float32),
-        scores=np.asarray(scores, np.float32)[order],
-        labels=np.asarray(labels, np.int64)[order],
-        classes=dataset.classes,
-    )
-
-
-def _no_repeats(path: Path, image_ids: Array) -> None:
+    known = np.isin(image_ids, np.array(dataset.image_ids, np.int64))
+    if not known.all():
+        raise unknown_image(f"{path}: row {int(np.argmin(known))}", int(image_ids[np.argmin(known)]), dataset)
     distinct, counts = np.unique(image_ids, return_counts=True)
     if (counts > 1).any():
         raise InputError(f"{path}: image id {distinct[counts > 1][0]} has {counts.max()} rows. Keep one row a picture.")
+    boxes = flat["boxes"].flatten().to_numpy().reshape(-1, 4)
+    scores, labels = flat["scores"].to_numpy(), flat["labels"].to_numpy()
+    row_of = np.repeat(np.arange(len(image_ids)), lengths["boxes"])
+    check(boxes, scores, labels, dataset, lambda i: f"{path}: row {row_of[i]} (image {image_ids[row_of[i]]}): a box")
+    offsets = np.concatenate([[0], np.cumsum(lengths["boxes"])]).astype(np.int64)
+    return Predictions(image_ids, offsets, boxes, np.minimum(scores, 1), labels, classes)
 
 
-def _checked(found: Predictions, path: Path, dataset: Dataset) -> Predictions:
-    """`found`, if it can be true of `dataset`. Raises InputError that names the first row that cannot."""
-    beyond = set(found) - set(dataset.image_ids)
-    if beyond:
-        raise InputError(
-            f"{path}: image id {min(beyond)} is not in {dataset.source} ({len(beyond)} such images). "
-            "Give the data that was predicted."
+def _read_coco(path: Path, dataset: Dataset) -> Rows:
+    rows = read_json(path)
+    if not isinstance(rows, list):
+        raise InputError(f"{path}: holds a {type(rows).__name__}, expected COCO results: a list of objects.")
+    for number, row in enumerate(rows):
+        if not isinstance(row, dict) or not {"image_id", "category_id", "bbox", "score"} <= row.keys():
+            raise InputError(
+                f"{path}: row {number} is {json.dumps(row)[:120]}, expected an object with image_id, category_id, "
+                "bbox [left, top, width, height] and score."
+            )
+    id_of: dict[Any, int] = {
+        **names_of(dataset),
+        **{str(i): i for i in dataset.image_ids},
+        **{i: i for i in dataset.image_ids},
+    }
+    label_of = {category_id: label for label, category_id in enumerate(dataset.category_ids)}
+    image_ids = _looked_up(path, rows, "image_id", id_of, dataset)
+    labels = _looked_up(path, rows, "category_id", label_of | {str(i): k for i, k in label_of.items()}, dataset)
+    boxes = _floats(path, rows, "bbox", (4,))
+    scores = _floats(path, rows, "score", ())
+    with np.errstate(invalid="ignore"):  # infinite numbers are refused with their row, later
+        xyxy = xywh_to_xyxy(boxes)
+    return Rows(image_ids, xyxy, scores, labels, dataset.image_ids, lambda i: f"{path}: row {i}")
+
+
+def _looked_up(path: Path, rows: list[dict[str, Any]], key: str, known: dict[Any, int], dataset: Dataset) -> Array:
+    """(n,) int64: what `known` says of each row[key]."""
+    try:
+        return np.array([known[row[key]] for row in rows], np.int64)
+    except (KeyError, TypeError):  # TypeError: a list cannot be looked up
+        number, value = next(
+            (i, row[key]) for i, row in enumerate(rows) if isinstance(row[key], (list, dict)) or row[key] not in known
         )
+        where = f"{path}: row {number}"
+        if key == "image_id":
+            raise unknown_image(where, value, dataset) from None
+        raise InputError(
+            f"{where}: category_id {value!r} is not in {dataset.source} (known: {', '.join(map(str, dataset.category_ids))})."
+        ) from None
 
-    def first(bad: Any, what: Callable[[int], Any], expected: str) -> None:
-        if bad.any():
-            row = int(np.argmax(bad))
-            image_id = int(found.image_ids[found.image_index[row]])
-            raise InputError(f"{path}: box {row} (image {image_id}) has {what(row)}, expected {expected}.")
 
-    scores, boxes, labels = found.scores, found.boxes, found.labels
-    first(~((scores >= 0) & (scores <= 1)), lambda i: f"the score {scores[i]}", "a number in 0..1")
-    first(~np.isfinite(boxes).all(axis=1), lambda i: f"the corners {boxes[i].tolist()}", "finite numbers")
-    first((boxes[:, 2:] < boxes[:, :2]).any(1), lambda i: f"the corners {boxes[i].tolist()}", "x1 <= x2 and y1 <= y2")
-    first(
-        (labels < 0) | (labels >= len(dataset.classes)),
-        lambda i: f"the label {labels[i]}",
-        f"0..{len(dataset.classes) - 1}",
-    )
-    return found
+def _floats(path: Path, rows: list[dict[str, Any]], key: str, shape: tuple[int, ...]) -> Array:
+    """(n, *shape) float64 of each row[key]."""
+
+    def numbers(value: Any) -> Array | None:
+        try:
+            found = np.array(value)
+        except ValueError:  # lists of unequal lengths
+            return None
+        return found.astype(np.float64) if found.dtype.kind in "iuf" else None
+
+    whole = numbers([row[key] for row in rows]) if rows else np.zeros((0, *shape))
+    if whole is not None and whole.shape == (len(rows), *shape):
+        return whole
+    bad = next(i for i, row in enumerate(rows) if (one := numbers(row[key])) is None or one.shape != shape)
+    expected = "[left, top, width, height]" if shape else "a number"
+    raise InputError(f"{path}: row {bad}: {key!r} is {json.dumps(rows[bad][key])[:80]}, expected {expected}.")
+
+
+def _read_yolo(path: Path, dataset: Dataset) -> Rows:
+    id_of = names_of(dataset)
+    sides = {s.id: (s.width, s.height) for s in dataset.samples}
+    words: list[list[float]] = []
+    image_ids: list[int] = []
+    places: list[str] = []
+    for file in sorted(path.rglob("*.txt")):
+        name = file.relative_to(path).with_suffix("").as_posix()
+        if name not in id_of:
+            raise unknown_image(str(file), name, dataset)
+        for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
+            try:
+                row = [float(word) for word in line.split()]
+            except ValueError:
+                raise InputError(f"{file}: line {number}: {line[:60]!r} is not numbers.") from None
+            if len(row) != 6 or not np.isfinite(row).all() or row[0] % 1:
+                raise InputError(
+                    f"{file}: line {number} is {line[:80]!r}, expected six numbers: class cx cy w h score. "
+                    "A file of labels has no scores: predict with confidences saved."
+                )
+            words.append(row)
+            image_ids.append(id_of[name])
+            places.append(f"{file}: line {number}")
+    table = np.array(words, np.float64).reshape(-1, 6)
+    size = np.array([sides[i] for i in image_ids], np.float64).reshape(-1, 2)
+    boxes, _, labels = LAYOUTS["label_score_cxcywh_share"].rows(table[:, [0, 5, 1, 2, 3, 4]], size)
+    ids = np.array(image_ids, np.int64)
+    return Rows(ids, boxes, table[:, 5], labels.astype(np.int64), dataset.image_ids, places.__getitem__)

@@ -37,6 +37,7 @@ def make_app() -> cyclopts.App:
         help="Fold, try, fuse, submit: the best object-detection submission that can be had by the deadline.",
         version=__version__,
         help_format="markdown",
+        suppress_keyboard_interrupt=False,
     )
     for name, (path, text) in COMMANDS.items():
         app.command(path, name=name, help=text)
@@ -61,6 +62,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         error_console.print(f"error: {error}", markup=False)
         error_console.print("See: foldfuse --help", markup=False)
         return 2
+    except FloatingPointError as error:  # a training diverged
+        error_console.print(f"error: {error}", markup=False)
+        return 1
     except KeyboardInterrupt:
         error_console.print("interrupted", markup=False)
         return 130

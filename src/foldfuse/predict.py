@@ -17,6 +17,7 @@ from foldfuse.formats import write_predictions
 from foldfuse.fuse import wbf
 from foldfuse.images import Fit, canvas_for, load_image
 from foldfuse.models import make_detector
+from foldfuse.models.folding import folded
 from foldfuse.progress import Progress, bar, silent
 from foldfuse.run import Run
 from foldfuse.tta import View, parse_views
@@ -32,6 +33,7 @@ def load_detector(run: Run, device: str | torch.device = "cpu") -> tuple[Any, tu
     classes = tuple(facts["classes"])
     model = make_detector(recipe.detector, len(classes), anchor_scale=recipe.anchor_scale, pretrained=False)
     model.load_state_dict(run.load_weights())
+    model.backbone = folded(model.backbone)
     return model.to(device).to(memory_format=torch.channels_last).eval(), classes
 
 
@@ -53,7 +55,7 @@ def predict_views(
         classes: names of the model's classes.
         image_size: the longest side, in pixels, that the model was trained at.
         views: how each picture is shown.
-        batch_size: pictures at a time.
+        batch_size: pictures of 256 px at a time; of larger ones accordingly fewer, so that memory stays the same.
         progress: is told the share that is done.
 
     Raises:
@@ -64,7 +66,7 @@ def predict_views(
     largest = max(view.image_size(image_size, model.stride) for view in views)
     done = 0
     with ThreadPoolExecutor(2) as pool, torch.inference_mode():
-        for part in _of_one_shape(samples, batch_size):
+        for part in _of_one_shape(samples, max(1, round(batch_size * (256 / largest) ** 2))):
             pictures = list(pool.map(lambda s: load_image(s.path, longest=largest), part))
             for view in views:
                 side = view.image_size(image_size, model.stride)
@@ -102,11 +104,13 @@ def predict(
         data: COCO JSON; its annotations, if it has any, are not read.
         out: file to write: .parquet (keeps all), or .json (COCO results).
         view: how each picture is shown: scales of the recipe's image size, with +hflip or +vflip; such as 1 1.25+hflip.
-        batch_size: pictures at a time.
+        batch_size: pictures of 256 px at a time; of larger ones accordingly fewer, so that memory stays the same.
 
     Raises:
         InputError: the run is not trained, its classes are not those of the data, or a picture cannot be decoded.
     """
+    if batch_size < 1:
+        raise InputError(f"batch_size is {batch_size}, and must be 1 or more.")
     views = parse_views(view)
     model, classes = load_detector(Run(run), "cuda" if torch.cuda.is_available() else "cpu")
     dataset = read(data, annotated=False)

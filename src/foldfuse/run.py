@@ -111,13 +111,14 @@ class Run:
 
     def load_state(self) -> tuple[dict[str, Any] | None, str | None]:
         """The last good checkpoint, or None; and a sentence if a broken one was passed over."""
-        trouble = None
+        broken: list[str] = []
         for name in ("state.pt", "state.previous.pt"):
             path = self.folder / name
             if not path.exists():
                 continue
             try:
-                return torch.load(path, map_location="cpu", weights_only=True), trouble
+                state = torch.load(path, map_location="cpu", weights_only=True)
+                return state, f"{broken[0]}; going on from the checkpoint before it." if broken else None
             except Exception as error:  # a cut or damaged file can fail in any of torch's, zip's or pickle's ways
-                trouble = f"{path}: is broken ({type(error).__name__}); going on from the checkpoint before it."
-        return None, trouble
+                broken.append(f"{path}: is broken ({type(error).__name__})")
+        return None, f"{'; '.join(broken)}; going on from the start." if broken else None

@@ -24,7 +24,7 @@ def near_duplicates(paths: Sequence[Path]) -> list[tuple[int, int]]:
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         hashes = list(pool.map(difference_hash, paths))
     known = [i for i, bits in enumerate(hashes) if bits is not None]
-    words = np.array([hashes[i] for i in known], np.uint8).reshape(len(known), -1).view(np.uint64)  # (n, 4)
+    words = np.array([hashes[i] for i in known], np.uint8).reshape(-1, HASH_SIDE**2 // 8).view(np.uint64)  # (n, 4)
     pairs = []
     for row in range(len(known) - 1):
         distance = np.bitwise_count(words[row + 1 :] ^ words[row]).sum(1, dtype=np.int64)
@@ -35,7 +35,7 @@ def near_duplicates(paths: Sequence[Path]) -> list[tuple[int, int]]:
 def difference_hash(path: Path) -> Array | None:
     """(32,) uint8: 256 bits, each whether a pixel of the shrunk grey picture is darker than its right neighbour.
 
-    None where the picture cannot be decoded, or is so flat that its hash says nothing.
+    None where the picture cannot be decoded, or is so flat that too few bits (or zeros) are left to tell it from another.
     """
     try:
         with Image.open(path) as image:
@@ -44,4 +44,4 @@ def difference_hash(path: Path) -> Array | None:
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
         return None
     bits = small[:, 1:] > small[:, :-1]
-    return np.packbits(bits) if 0 < bits.sum() < bits.size else None
+    return np.packbits(bits) if 2 * NEAR_BITS <= bits.sum() <= bits.size - 2 * NEAR_BITS else None

@@ -234,7 +234,8 @@ def _only_layout(path: Path, table: Table, counts: set[int], dataset: Dataset) -
             f"short. Say which layout it is, with format= or --read-as, one of {', '.join(LAYOUTS)}."
         )
     raise InputError(
-        f"{path}: its numbers could be meant as {' or '.join(layout.name for layout in possible)}. Say which with format=, in a command with --read-as."
+        f"{path}: its numbers could be meant as {' or '.join(layout.name for layout in possible)}. "
+        "Say which with format=, in a command with --read-as."
     )
 
 

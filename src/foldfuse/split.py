@@ -6,6 +6,7 @@ A picture that is learnt from and, almost the same, also held back makes a held-
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,9 +56,35 @@ def read_folds(path: Path) -> Folds:
     """
     value = read_json(path)
     try:
-        return Folds({int(i): int(f) for i, f in value["folds"].items()}, int(value["k"]))
+        made = Folds({int(i): int(f) for i, f in value["folds"].items()}, int(value["k"]))
     except (KeyError, TypeError, ValueError, AttributeError):
         raise InputError(f"{path}: is not a file of folds; 'foldfuse split' writes one.") from None
+    for image_id, fold in made.fold_of.items():
+        if not 0 <= fold < made.k:
+            raise InputError(f"{path}: image {image_id} is in fold {fold}, expected 0..{made.k - 1}.")
+    return made
+
+
+def groups_of(dataset: Dataset, pattern: str) -> dict[int, str]:
+    """{image id: group}: what the regular expression `pattern` finds first in the picture's file name.
+
+    Where the expression has a group of its own, in parentheses, that part is taken. Pictures in whose name it finds
+    nothing are left out, so each stands alone.
+
+    Raises:
+        InputError: it is no regular expression, or it finds something in no name.
+    """
+    try:
+        expression = re.compile(pattern)
+    except re.error as error:
+        raise InputError(f"the group {pattern!r} is no regular expression ({error}).") from None
+    found = {s.id: match for s in dataset.samples if (match := expression.search(s.file_name)) is not None}
+    if not found:
+        raise InputError(
+            f"the group {pattern!r} finds nothing in the file names of {dataset.source}, such as "
+            f"{dataset.samples[0].file_name!r}."
+        )
+    return {image_id: match.group(min(1, expression.groups)) or "" for image_id, match in found.items()}
 
 
 def folds(dataset: Dataset, *, k: int = 5, seed: int = 0, groups: Mapping[int, str] | None = None) -> Folds:
@@ -125,7 +152,7 @@ def _groups(dataset: Dataset, groups: Mapping[int, str] | None) -> Array:
     return np.unique([root(i) for i in range(len(dataset))], return_inverse=True)[1]
 
 
-def split(data: Path, out: Path, *, k: int = 5, seed: int = 0) -> Path:
+def split(data: Path, out: Path, *, k: int = 5, seed: int = 0, group: str | None = None) -> Path:
     """Fold a dataset, show the folds, and write them as JSON; the path of that file comes back.
 
     Args:
@@ -133,16 +160,19 @@ def split(data: Path, out: Path, *, k: int = 5, seed: int = 0) -> Path:
         out: JSON to write, for `foldfuse train --folds`.
         k: number of folds.
         seed: of the order among pictures that are alike.
+        group: regular expression; pictures in whose file names it finds the same text go to one fold, such as "^[^_]+"
+            for all up to the first underscore.
 
     Raises:
         InputError: the data cannot be used, or cannot be cut into so many folds.
     """
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     dataset = require_annotations(read(data))
-    made = folds(dataset, k=k, seed=seed)
-    table = Table("fold", "pictures", "boxes", *dataset.classes)
+    made = folds(dataset, k=k, seed=seed, groups=None if group is None else groups_of(dataset, group))
+    table = Table("fold", "pictures", "boxes", *map(escape, dataset.classes))
     for fold in range(k):
         part = dataset.subset(made.held_ids(fold))
         boxes = np.bincount(

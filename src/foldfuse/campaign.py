@@ -12,6 +12,7 @@ held-back fold.
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -183,8 +184,12 @@ def campaign(
     }
     out.mkdir(parents=True, exist_ok=True)
     ledger = Ledger(out, seconds, facts, start=start)
-    with ledger.stage("look at the data", "setup"):
-        task = look(labelled, target, made, folds=folds, seed=seed, ledger=ledger)
+    try:
+        with ledger.stage("look at the data", "setup"):
+            task = look(labelled, target, made, folds=folds, seed=seed, ledger=ledger)
+    except InputError:
+        shutil.rmtree(out)  # it held nothing before: once the data is mended, the same command works
+        raise
 
     from foldfuse.stages import carry_out  # here, so that torch is loaded after the input was found good
 

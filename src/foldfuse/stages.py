@@ -104,7 +104,15 @@ def carry_out(task: Task, ledger: Ledger) -> None:
             if seconds < 5:
                 ledger.note(f"{part.name} is left out: no time is left to train it.")
                 continue
-            last = train_member(part, task, ledger, found, pictures, seconds, state)
+            try:
+                last = train_member(part, task, ledger, found, pictures, seconds, state)
+            except FloatingPointError as error:  # it diverged; the others may do well
+                ledger.note(f"{part.name} is left out: {error}")
+                if not found.held:
+                    ledger.facts["state"] = "failed"
+                    ledger.save()
+                    raise
+                continue
             state = last if state is None else state
             predict_held(part, task, ledger, found)
             submit_best(task, ledger, found, last=i + 1 == len(planned))

@@ -298,12 +298,14 @@ def train(
     Raises:
         InputError: the data, the recipe or the folder cannot be used.
     """
+    if steps is not None and steps < 1:
+        raise InputError(f"steps is {steps}, and must be 1 or more.")
+    limit = Budget(steps=steps) if steps is not None else Budget(seconds=seconds_of(budget))
     dataset = require_annotations(read(data))
     held: tuple[int, ...] = ()
     if folds is not None:
         split = read_folds(folds)
         dataset, held = dataset.subset(split.train_ids(fold)), tuple(split.held_ids(fold))
-    limit = Budget(seconds=math.inf if steps else seconds_of(budget), steps=steps or math.inf)
     state = None
     if resume:
         run = Run(Path(out))

@@ -11,6 +11,7 @@ from foldfuse.data import read
 from foldfuse.detections import Detections
 from foldfuse.errors import InputError
 from foldfuse.formats import read_predictions
+from foldfuse.models import make_detector
 from foldfuse.predict import load_detector, predict, predict_views
 from foldfuse.run import Run
 from foldfuse.train import train
@@ -96,7 +97,8 @@ def test_progress_is_told_to_the_end(mixed):
     predict_views(
         Finder(), dataset.samples, dataset.classes, image_size=64, views=[View()], batch_size=2, progress=told.append
     )
-    assert told == [0.4, 0.8, 1.0]
+    assert told == sorted(told)
+    assert told[-1] == 1.0
 
 
 @pytest.fixture(scope="module")
@@ -122,8 +124,12 @@ def test_the_weights_of_a_run_are_its_averaged_ones(trained):
     model, classes = load_detector(Run(run))
     assert classes == ("red", "blue")
     assert not model.training
-    weights = Run(run).load_weights()
-    assert all(torch.equal(t, weights[key]) for key, t in model.state_dict().items())
+    plain = make_detector(Run(run).recipe.detector, 2, pretrained=False).eval()
+    images = torch.rand(1, 3, 96, 64)
+    with torch.no_grad():
+        assert not torch.allclose(model(images).logits, plain(images).logits, atol=1e-3)
+        plain.load_state_dict(Run(run).load_weights())  # what is loaded may be folded, but gives the same
+        torch.testing.assert_close(model(images).logits, plain(images).logits, rtol=1e-3, atol=1e-4)
 
 
 def test_what_cannot_be_predicted_is_told_and_nothing_written(trained, tmp_path):

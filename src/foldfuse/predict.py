@@ -63,14 +63,13 @@ def predict_views(
     """
     device = next(model.parameters()).device
     found: dict[View, dict[int, Detections]] = {view: {s.id: Detections.empty() for s in samples} for view in views}
-    largest = max(view.image_size(image_size, model.stride) for view in views)
+    sides = [view.image_size(image_size, model.stride) for view in views]
+    most = max(1, round(batch_size * (256 / max(sides)) ** 2))
     done = 0
     with ThreadPoolExecutor(2) as pool, torch.inference_mode():
-        for part in _of_one_shape(samples, max(1, round(batch_size * (256 / largest) ** 2))):
-            pictures = list(pool.map(lambda s: load_image(s.path, longest=largest), part))
-            for view in views:
-                side = view.image_size(image_size, model.stride)
-                canvas = canvas_for(part, image_size=side, stride=model.stride)
+        for part, canvases in _of_one_shape(samples, sides, model.stride, most):
+            pictures = list(pool.map(lambda s: load_image(s.path, longest=max(sides)), part))
+            for view, canvas in zip(views, canvases, strict=True):
                 fits = [Fit(s.width, s.height, canvas) for s in part]
                 shown = view.forth(np.stack([f.image(p) for f, p in zip(fits, pictures, strict=True)]))
                 images = torch.from_numpy(np.ascontiguousarray(shown)).permute(0, 3, 1, 2)
@@ -82,11 +81,20 @@ def predict_views(
     return {view: Predictions.of(parts, classes) for view, parts in found.items()}
 
 
-def _of_one_shape(samples: Sequence[Sample], batch_size: int) -> Iterator[list[Sample]]:
-    """`samples` in batches, sorted by aspect ratio so that a batch wastes little of its canvas."""
-    ordered = sorted(samples, key=lambda s: (s.height / s.width, s.id))
-    for start in range(0, len(ordered), batch_size):
-        yield ordered[start : start + batch_size]
+def _of_one_shape(
+    samples: Sequence[Sample], sides: Sequence[int], stride: int, most: int
+) -> Iterator[tuple[list[Sample], list[tuple[int, int]]]]:
+    """`samples` in batches of at most `most` whose own canvases are alike at each of `sides`; and those canvases.
+
+    So what is found in a picture does not depend on which pictures are looked at beside it.
+    """
+    alike: dict[tuple[tuple[int, int], ...], list[Sample]] = {}
+    for sample in samples:
+        canvases = tuple(canvas_for([sample], image_size=side, stride=stride) for side in sides)
+        alike.setdefault(canvases, []).append(sample)
+    for canvases, group in alike.items():
+        for start in range(0, len(group), most):
+            yield group[start : start + most], list(canvases)
 
 
 def predict(

@@ -51,7 +51,7 @@ class View:
 
     def image_size(self, base: int, stride: int) -> int:
         """The longest side, in pixels, that a picture has in this view: `base` times the scale, a multiple of `stride`."""
-        return max(stride, round(base * self.scale / stride) * stride)
+        return max(stride, int(base * self.scale / stride + 0.5) * stride)
 
     def forth(self, images: Array) -> Array:
         """(B, H, W, 3) canvases as the detector is to see them."""

@@ -110,7 +110,7 @@ def test_a_swapped_header_is_none_of_the_contests(dataset: Dataset, tmp_path: Pa
 def test_the_command_says_what_it_read(dataset: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source = write_predictions(some(dataset), tmp_path / "found.parquet", dataset)
     path = submit(source, dataset.source, tmp_path / "submission.csv")
-    assert "read as parquet" in capsys.readouterr().out
+    assert "read as parquet" in capsys.readouterr().err
     assert len(validate_submission(path, dataset)) == 3
 
 

@@ -23,7 +23,7 @@ from foldfuse.detections import Predictions
 from foldfuse.ensemble_search import Choice
 from foldfuse.errors import InputError, unknown_name
 from foldfuse.files import write_text
-from foldfuse.formats import read_predictions
+from foldfuse.formats import read_told
 from foldfuse.fuse import Kind, fuse
 from foldfuse.metrics import Difference, difference, metric_called, require_same, truth_of
 
@@ -267,6 +267,7 @@ def ensemble(
     seconds: float = 60.0,
     folds: int = 5,
     seed: int = 0,
+    read_as: str | None = None,
 ) -> Path:
     """Choose members, weights and fusion on out-of-fold predictions; write them for `fuse --ensemble` to replay.
 
@@ -278,6 +279,7 @@ def ensemble(
         seconds: time for the search.
         folds: for the honest score: each part of the pictures is measured with an ensemble chosen on the others.
         seed: of the split into folds and of the resampling.
+        read_as: what the files of predictions are, where their content leaves that open, such as score_xywh.
 
     Returns:
         The file written.
@@ -287,7 +289,7 @@ def ensemble(
     for path in predictions:
         if path.stem in members:
             raise InputError(f"{path}: there is another file called {path.stem}. Give the files names that differ.")
-        members[path.stem] = read_predictions(path, dataset)
+        members[path.stem] = read_told(path, dataset, read_as=read_as)
     built = build(members, dataset, metric=metric, seconds=seconds, folds=folds, seed=seed)
     built.ensemble.write(out)
     _show(built, Console(highlight=False))

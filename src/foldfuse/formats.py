@@ -8,6 +8,7 @@ is taken as looked at and empty. A CSV of prediction strings has a row for each 
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,6 +57,13 @@ def read_predictions(path: Path, dataset: Dataset, *, format: str | None = None)
         InputError: the file is missing or of no known kind, its content leaves its kind open, or a row cannot be.
     """
     return read_stated(path, dataset, format=format)[0]
+
+
+def read_told(path: Path, dataset: Dataset, *, read_as: str | None = None) -> Predictions:
+    """As `read_predictions`; what the file was read as is told on standard error. For commands."""
+    found, sniffed = read_stated(path, dataset, format=read_as)
+    print(f"{path}: {sniffed}.", file=sys.stderr)
+    return found
 
 
 def read_stated(path: Path, dataset: Dataset, *, format: str | None = None) -> tuple[Predictions, Sniffed]:

@@ -8,7 +8,7 @@ from foldfuse import fuse as fusion
 from foldfuse.data import read
 from foldfuse.ensemble import apply, read_ensemble
 from foldfuse.errors import InputError
-from foldfuse.formats import read_predictions, write_predictions
+from foldfuse.formats import read_told, write_predictions
 
 
 def fuse(
@@ -21,6 +21,7 @@ def fuse(
     skip: float = 0.0,
     weight: tuple[float, ...] = (),
     ensemble: Path | None = None,
+    read_as: str | None = None,
 ) -> Path:
     """Make several files of predictions into one; its path comes back.
 
@@ -33,12 +34,13 @@ def fuse(
         skip: boxes with a score below this are left out.
         weight: how much each file counts, in their order; all alike by default.
         ensemble: an ensemble.json to replay instead; a member is the name of its file, without the ending.
+        read_as: what the files of predictions are, where their content leaves that open, such as score_xywh.
 
     Raises:
         InputError: a file cannot be used, or they do not fit together.
     """
     dataset = read(data, annotated=False)
-    members = [read_predictions(path, dataset) for path in predictions]
+    members = [read_told(path, dataset, read_as=read_as) for path in predictions]
     if ensemble is None:
         fused = fusion.fuse(members, kind=kind, iou=iou, skip=skip, weights=weight or None)
     else:

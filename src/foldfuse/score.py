@@ -18,7 +18,7 @@ from foldfuse import metrics
 from foldfuse.boxes import xyxy_to_xywh
 from foldfuse.data import Dataset, read, require_annotations
 from foldfuse.detections import Annotations, Array, Predictions
-from foldfuse.formats import read_predictions
+from foldfuse.formats import read_told
 
 ERRORS = {  # hotcoco's key: what it means
     "Cls": "right place, wrong class",
@@ -137,17 +137,18 @@ def diagnose(predictions: Predictions, dataset: Dataset) -> Diagnosis:
     )
 
 
-def score(predictions: Path, dataset: Path, *, other: Path | None = None) -> None:
+def score(predictions: Path, dataset: Path, *, other: Path | None = None, read_as: str | None = None) -> None:
     """Score predictions against annotations; print COCO's numbers, those of each class, and the kinds of error.
 
     Args:
         predictions: Parquet, COCO results JSON, or the contest's CSV.
         dataset: annotated COCO JSON, or a folder with a train.json.
         other: a second file of predictions, to compare with over resampled pictures.
+        read_as: what the files of predictions are, where their content leaves that open, such as score_xywh.
     """
     truth = read(dataset)
     paths = [predictions] if other is None else [predictions, other]
-    found = [read_predictions(path, truth) for path in paths]
+    found = [read_told(path, truth, read_as=read_as) for path in paths]
     scores = [score_predictions(each, truth) for each in found]
     console = Console(highlight=False)
     names = ["score"] if other is None else _names(paths)

@@ -13,7 +13,7 @@ from foldfuse.data import Dataset, read
 from foldfuse.detections import Predictions
 from foldfuse.errors import InputError, unknown_name
 from foldfuse.files import atomic
-from foldfuse.formats import read_predictions, read_stated, write_coco
+from foldfuse.formats import read_predictions, read_told, write_coco
 from foldfuse.prediction_strings import CONTEST, HEADER, write_strings
 
 Format = Literal["contest_csv", "coco_json"]
@@ -44,10 +44,8 @@ def submit(
         InputError: a file cannot be used, or a picture of `data` has no row in the predictions.
     """
     dataset = read(data, annotated=False)
-    found, sniffed = read_stated(predictions, dataset, format=read_as)
-    path = write_submission(found, dataset, out, format, max_boxes=max_boxes)
-    print(f"{predictions}: {sniffed}.")
-    return path
+    found = read_told(predictions, dataset, read_as=read_as)
+    return write_submission(found, dataset, out, format, max_boxes=max_boxes)
 
 
 def write_submission(

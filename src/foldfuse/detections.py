@@ -168,9 +168,7 @@ class Predictions(Mapping[int, Detections]):
     def where(self, mask: Array) -> Predictions:
         """The same images with only the boxes picked by the (n,) bool `mask`."""
         kept = np.concatenate([[0], np.cumsum(mask, dtype=np.int64)])[self.offsets]
-        return Predictions(
-            self.image_ids, kept, self.boxes[mask], self.scores[mask], self.labels[mask], self.classes
-        )
+        return Predictions(self.image_ids, kept, self.boxes[mask], self.scores[mask], self.labels[mask], self.classes)
 
     def of_images(self, image_ids: Sequence[int] | Array) -> Predictions:
         """The predictions of just these images, in this order.

@@ -24,7 +24,9 @@ def atomic(path: Path) -> Iterator[Path]:
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=path.suffix, dir=path.parent)
         os.close(handle)
     except OSError as error:
-        raise InputError(f"{path}: cannot be written ({error.strerror}). Choose a folder that you may write to.") from None
+        raise InputError(
+            f"{path}: cannot be written ({error.strerror}). Choose a folder that you may write to."
+        ) from None
     temporary = Path(name)
     try:
         yield temporary

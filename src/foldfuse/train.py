@@ -194,7 +194,7 @@ def fit(
         progress: is told the share of the budget that is spent.
 
     Returns:
-        The state at the end: "model", "ema", "ema_steps", "optimizer", "step", "seconds", "rng".
+        The state at the end: "model", "ema", "ema_steps", "optimizer", "scaler", "step", "seconds", "rng".
 
     Raises:
         FloatingPointError: the loss is not finite; the step, the terms and the pictures are named.
@@ -206,7 +206,9 @@ def fit(
     model.freeze(recipe.frozen_stages)  # after the weights are there: the frozen part is a copy
     optimizer = torch.optim.AdamW(parameter_groups(model, recipe), fused=True)
     ema, step = Ema(model, recipe.ema), 0
+    half, scaler = mixed_precision(device)
     if resume is not None:
+        scaler.load_state_dict(resume["scaler"])
         optimizer.load_state_dict(resume["optimizer"])
         ema.load(resume["ema"], resume["ema_steps"])
         step = resume["step"]
@@ -223,17 +225,23 @@ def fit(
             images, targets = coming.result()
             # The next batch is made while this one is learnt from; which it is, and how, its step alone decides.
             coming = ahead.submit(batches.batch, step + 1, budget.spent(step + 1))
+            if device.type == "cuda":
+                images = images.pin_memory()
             images = images.to(device, non_blocking=True).float().div_(255)
             loading += budget.elapsed() - began
 
-            terms = model.loss(model(images), targets)
+            with half:
+                raw = model(images)
+            terms = model.loss(raw, targets)
             loss = sum(terms.values())
             if not loss.isfinite():
                 raise FloatingPointError(_not_finite(step, terms, batches))
             optimizer.zero_grad(set_to_none=True)
-            loss.backward()
+            scaler.scale(loss).backward()
+            scaler.unscale_(optimizer)
             torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.clip)
-            optimizer.step()
+            scaler.step(optimizer)
+            scaler.update()
             ema.update(model)
 
             row = {"step": step, "seconds": round(budget.elapsed(), 3), "spent": round(spent, 6)}
@@ -242,20 +250,39 @@ def fit(
             step += 1
             progress(budget.spent(step))
             if checkpoint is not None and budget.elapsed() - saved > every:
-                checkpoint(_state(model, ema, optimizer, step, budget))
+                checkpoint(_state(model, ema, optimizer, scaler, step, budget))
                 saved = budget.elapsed()
-    state = _state(model, ema, optimizer, step, budget)
+    state = _state(model, ema, optimizer, scaler, step, budget)
     if checkpoint is not None:
         checkpoint(state)
     return state
 
 
-def _state(model: nn.Module, ema: Ema, optimizer: torch.optim.Optimizer, step: int, budget: Budget) -> dict[str, Any]:
+def mixed_precision(device: torch.device) -> tuple[torch.autocast, torch.amp.GradScaler]:
+    """The context of the forward pass, and the scaler of the loss: bfloat16 or float16 on CUDA, neither on a CPU.
+
+    Losses are taken in float32. Only float16, for cards without bfloat16, needs the scaler.
+    """
+    on_cuda = device.type == "cuda"
+    narrow = on_cuda and not torch.cuda.is_bf16_supported()
+    half = torch.autocast(device.type, torch.float16 if narrow else torch.bfloat16, enabled=on_cuda)
+    return half, torch.amp.GradScaler(device.type, enabled=narrow)
+
+
+def _state(
+    model: nn.Module,
+    ema: Ema,
+    optimizer: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler,
+    step: int,
+    budget: Budget,
+) -> dict[str, Any]:
     return {
         "model": model.state_dict(),
         "ema": ema.weights,
         "ema_steps": ema.steps,
         "optimizer": optimizer.state_dict(),
+        "scaler": scaler.state_dict(),
         "step": step,
         "seconds": budget.elapsed(),
         "rng": torch.get_rng_state(),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,10 +14,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from foldfuse.cli import main
 from foldfuse.data import Dataset, Sample, read
 from foldfuse.detections import Detections, Predictions
 from foldfuse.errors import InputError
-from foldfuse.formats import read_predictions, read_stated, write_predictions
+from foldfuse.formats import FORMATS, read_predictions, read_stated, write_predictions
 
 WIDTH, HEIGHT = 200, 100
 # Ids, file names and category ids that have nothing to do with positions, so that none can stand in for another.
@@ -34,6 +36,10 @@ ONE_CLASS = Dataset(DATASET.samples, ("wheat",), (1,), Path("test.json"))
 thousandth = st.integers(0, 1000).map(lambda n: n / 1000)
 one_box = st.tuples(thousandth, thousandth, thousandth, thousandth, thousandth, st.integers(0, 2))
 each_picture = st.lists(st.lists(one_box, max_size=4), min_size=3, max_size=3)
+share = st.floats(0, 1, width=32)
+box_of_any_digits = st.tuples(share, share, share, share, share, st.integers(0, 2))
+# Two boxes that, as numbers of any one layout, can be meant in no other.
+TELLING = [(0.75, 0.8, 0.6, 0.9, 0.5, 2), (0.0, 0.15, 0.0, 0.3, 0.5, 2)]
 
 
 def predictions_of(pictures: list[list[tuple[float, ...]]], dataset: Dataset = DATASET) -> Predictions:
@@ -66,6 +72,90 @@ def test_what_is_written_is_read(
     path = write_predictions(want, tmp_path / f"found{ending}", DATASET)
     format = "label_score_xyxy" if ending == ".csv" else None
     assert_same(read_predictions(path, DATASET, format=format), want, atol=atol)
+
+
+@settings(deadline=None, derandomize=True, max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.lists(box_of_any_digits, max_size=4), min_size=3, max_size=3))
+@pytest.mark.parametrize("format", FORMATS)
+def test_what_is_written_as_asked_is_read_and_recognised(
+    tmp_path: Path, format: str, pictures: list[list[tuple[float, ...]]]
+) -> None:
+    dataset = DATASET if "label" in format or not format.startswith("score") else ONE_CLASS
+    last = len(dataset.classes) - 1
+    rows = [[(*box, min(label, last)) for *box, label in picture] for picture in [TELLING + pictures[0], *pictures[1:]]]
+    want = predictions_of(rows, dataset)
+    path = Path(tempfile.mkdtemp(dir=tmp_path)) / "found"  # no ending: the content has to tell
+    assert write_predictions(want, path, dataset, format=format) == path
+    digits_px = 0.0 if format == "parquet" else 2e-5 if format == "yolo" or format.endswith("share") else 1.1e-3
+    assert_same(read_predictions(path, dataset, format=format), want, atol=digits_px)
+    recognised, sniffed = read_stated(path, dataset)
+    assert sniffed.format == format
+    assert_same(recognised, want, atol=digits_px)
+
+
+@pytest.mark.parametrize(
+    ("layout", "text"),
+    [
+        (
+            "label_score_xyxy",
+            "PredictionString,image_id\n2 0.500000 150.000 60.000 160.000 90.000 ,a/x.jpg\n,a/y.jpg\n",
+        ),
+        ("score_label_xywh", "image_id,PredictionString\na/x.jpg,0.500000 2 150.000 60.000 10.000 30.000 \na/y.jpg,\n"),
+        (
+            "label_score_cxcywh",
+            "image_id,PredictionString\na/x.jpg,2 0.500000 155.000 75.000 10.000 30.000 \na/y.jpg,\n",
+        ),
+        (
+            "label_score_xywh_share",
+            "image_id,PredictionString\na/x.jpg,2 0.500000 0.75000000 0.60000000 0.05000000 0.30000000 \na/y.jpg,\n",
+        ),
+    ],
+)
+def test_prediction_strings_are_written_so(tmp_path: Path, layout: str, text: str) -> None:
+    found = predictions_of([TELLING[:1], [], []])
+    path = write_predictions(found, tmp_path / "found.csv", DATASET.subset([7, 3]), format=layout)
+    assert path.read_text() == text
+
+
+def test_a_format_that_cannot_hold_the_predictions_is_refused(tmp_path: Path) -> None:
+    found = predictions_of([TELLING, [], []])
+    with pytest.raises(InputError, match=r"score_xywh has no labels, and test.json has 3 classes.*label_score_xywh\."):
+        write_predictions(found, tmp_path / "found.csv", DATASET, format="score_xywh")
+    for format in ("yolo", "label_score_xyxy"):
+        with pytest.raises(InputError, match="lack 1 of 3 images, such as image id 11"):
+            write_predictions(found.of_images([7, 3]), tmp_path / "found", DATASET, format=format)
+    with pytest.raises(InputError, match="Did you mean 'score_xywh'"):
+        write_predictions(found, tmp_path / "found.csv", DATASET, format="score_xwyh")
+    with pytest.raises(InputError, match="is a folder, expected the name of a file for coco_json"):
+        write_predictions(found, tmp_path, DATASET, format="coco_json")
+    assert not list(tmp_path.iterdir())
+
+
+def test_convert_goes_round_and_says_what_it_read(
+    make_dataset: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = make_dataset(pictures=3)
+    dataset = read(data, annotated=False)
+    start = write_predictions(predictions_of([TELLING, [], TELLING], dataset), tmp_path / "start.parquet", dataset)
+    (tmp_path / "labels").mkdir()
+    assert main(["convert", str(start), str(data), str(tmp_path / "labels")]) == 0
+    assert sorted(file.name for file in (tmp_path / "labels").iterdir()) == ["0000.txt", "0001.txt", "0002.txt"]
+    strings = [str(tmp_path / "labels"), str(data), str(tmp_path / "strings.csv"), "--format", "score_label_xywh_share"]
+    assert main(["convert", *strings]) == 0
+    back = [
+        str(tmp_path / "strings.csv"),
+        str(data),
+        str(tmp_path / "back.json"),
+        "--read-as",
+        "score_label_xywh_share",
+    ]
+    assert main(["convert", *back]) == 0
+    out, err = capsys.readouterr()
+    assert out.split() == [str(tmp_path / name) for name in ("labels", "strings.csv", "back.json")]
+    assert f"{tmp_path / 'labels'}: read as yolo" in err
+    assert_same(read_predictions(tmp_path / "back.json", dataset), read_predictions(start, dataset), atol=1.1e-3)
+    assert main(["convert", str(start), str(data), str(tmp_path / "labels")]) == 2
+    assert "is a folder that is not empty" in capsys.readouterr().err
 
 
 def test_parquet_keeps_which_pictures_were_looked_at(tmp_path: Path) -> None:
@@ -156,16 +246,6 @@ def test_an_open_layout_is_asked_about(tmp_path: Path) -> None:
     path = text_file(tmp_path, "image_id,PredictionString\nx,1 0.5 20 20 30 30\n")
     with pytest.raises(InputError, match=r"could be meant as label_score_xyxy or label_score_xywh.*format="):
         read_predictions(path, DATASET)
-
-
-def test_a_yolo_folder(tmp_path: Path) -> None:
-    (tmp_path / "labels" / "a").mkdir(parents=True)
-    (tmp_path / "labels" / "a" / "y.txt").write_text("1 0.5 0.5 0.1 0.2 0.25\n")
-    found, sniffed = read_stated(tmp_path / "labels", DATASET)
-    assert sniffed.format == "yolo"
-    np.testing.assert_allclose(found[3].boxes, [[90, 40, 110, 60]])
-    assert found[3].scores.tolist() == [0.25]
-    assert list(found) == [7, 3, 11]
 
 
 @pytest.mark.parametrize(

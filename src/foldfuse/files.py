@@ -1,8 +1,9 @@
-"""Files that are either whole or not there: written under a temporary name, then renamed."""
+"""Files and folders that are either whole or not there: written under a temporary name, then renamed."""
 
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -35,6 +36,34 @@ def atomic(path: Path) -> Iterator[Path]:
     finally:
         with suppress(FileNotFoundError):
             temporary.unlink()
+
+
+@contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """A temporary folder beside `path` to fill; it takes the name `path` when the block ends without an error.
+
+    Raises:
+        InputError: something is at `path` already, other than an empty folder, or the folder cannot be made.
+    """
+    given, path = path, Path(path).resolve()
+    if path.is_file() or (path.is_dir() and any(path.iterdir())):
+        kind = "file" if path.is_file() else "folder that is not empty"
+        raise InputError(f"{given}: is a {kind}, expected a new or an empty folder. Choose another name, or remove it.")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    except OSError as error:
+        raise InputError(
+            f"{given}: cannot be written ({error.strerror}). Choose a folder that you may write to."
+        ) from None
+    try:
+        yield temporary
+        temporary.chmod(0o755)
+        with suppress(FileNotFoundError):
+            path.rmdir()  # not every system renames onto an empty folder
+        temporary.rename(path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def write_text(path: Path, text: str) -> None:

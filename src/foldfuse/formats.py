@@ -1,7 +1,8 @@
-"""Predictions on disk. Which kind a file is, its content says; what was concluded can be asked for, and overruled.
+"""Predictions on disk, in and out. Which kind a file is, its content says; what was concluded can be asked for, and
+overruled. What is read is also written.
 
 Parquet (our own) keeps everything: a row per picture that was looked at, also the empty ones, and the class names.
-COCO results JSON and YOLO folders name only pictures on which something was found, so every other picture of the dataset
+COCO results JSON and YOLO folders may leave out pictures on which nothing was found, so every other picture of the dataset
 is taken as looked at and empty. A CSV of prediction strings has a row for each picture.
 """
 
@@ -9,7 +10,6 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,14 +19,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from foldfuse.boxes import xywh_to_xyxy, xyxy_to_xywh
-from foldfuse.data import Dataset, read_json
+from foldfuse.data import Dataset, read, read_json
 from foldfuse.detections import Array, Predictions
 from foldfuse.errors import InputError, unknown_name
 from foldfuse.files import atomic, write_text
-from foldfuse.prediction_strings import LAYOUTS, read_strings, write_strings
+from foldfuse.prediction_strings import CONTEST, LAYOUTS, read_strings, write_strings
 from foldfuse.rows import Rows, check, grouped, names_of, unknown_image
+from foldfuse.yolo_folders import read_yolo, write_yolo
 
 FORMATS = ("parquet", "coco_json", "yolo", *LAYOUTS)
+ENDINGS = {".parquet": "parquet", ".json": "coco_json", ".csv": CONTEST.name}  # what is written where only these tell
 
 
 @dataclass(frozen=True)
@@ -77,28 +79,64 @@ def read_stated(path: Path, dataset: Dataset, *, format: str | None = None) -> t
     if kind == "coco_json":
         return grouped(_read_coco(path, dataset), dataset), Sniffed(kind, why)
     if kind == "yolo":
-        return grouped(_read_yolo(path, dataset), dataset), Sniffed(kind, why)
+        return grouped(read_yolo(path, dataset), dataset), Sniffed(kind, why)
     rows, layout = read_strings(path, dataset, layout=LAYOUTS.get(kind))
     return grouped(rows, dataset), Sniffed(layout.name, why)
 
 
-def write_predictions(predictions: Predictions, path: Path, dataset: Dataset) -> Path:
-    """Write predictions as the ending of `path` says: .parquet (keeps all), .json (COCO results), .csv (the contest's).
+def write_predictions(predictions: Predictions, path: Path, dataset: Dataset, *, format: str | None = None) -> Path:
+    """Write predictions; their path comes back.
+
+    Args:
+        predictions: of the pictures of `dataset`; only Parquet and COCO results may lack some of them.
+        path: a file, for a YOLO folder one that is new or empty.
+        dataset: whose names, classes and category ids the file will speak of.
+        format: one of FORMATS. By default the ending says it: .parquet (keeps all), .json (COCO results), .csv (the
+            contest's); a folder that exists becomes YOLO's.
 
     Raises:
-        InputError: the ending is another one, or predictions and dataset differ in their classes.
+        InputError: there is no such format or ending, predictions and dataset differ in their classes, or the format
+            cannot hold these predictions.
     """
-    writers: dict[str, Callable[[Predictions, Path, Dataset], None]] = {
-        ".parquet": _write_parquet,
-        ".json": write_coco,
-        ".csv": write_strings,
-    }
     path = Path(path)
-    if path.suffix not in writers:
-        raise InputError(f"{path}: predictions are written as {', '.join(writers)}; choose one of these endings.")
+    if format is None:
+        format = "yolo" if path.is_dir() else ENDINGS.get(path.suffix)
+    if format is None:
+        raise InputError(
+            f"{path}: predictions are written as {', '.join(ENDINGS)}; choose one of these endings, or say the format."
+        )
+    if format not in FORMATS:
+        raise unknown_name("format of predictions", format, FORMATS)
+    if format != "yolo" and path.is_dir():
+        raise InputError(f"{path}: is a folder, expected the name of a file for {format}.")
     _same_classes(predictions.classes, dataset, str(path))
-    writers[path.suffix](predictions, path, dataset)
+    if format == "parquet":
+        _write_parquet(predictions, path)
+    elif format == "coco_json":
+        write_coco(predictions, path, dataset)
+    elif format == "yolo":
+        write_yolo(predictions, path, dataset)
+    else:
+        write_strings(predictions, path, dataset, layout=LAYOUTS[format])
     return path
+
+
+def convert(predictions: Path, data: Path, out: Path, *, format: str | None = None, read_as: str | None = None) -> Path:
+    """Write predictions in another format; the path of what was written comes back.
+
+    Args:
+        predictions: Parquet, COCO results JSON, CSV of prediction strings or YOLO folder, of the pictures of `data`.
+        data: COCO JSON of the pictures; its annotations, if it has any, are not read.
+        out: file to write; for yolo a folder, new or empty.
+        format: parquet, coco_json, yolo, or a layout of prediction strings, such as score_label_xywh_share. By default
+            the ending of `out` says it: .parquet, .json (COCO results) or .csv (the contest's); an empty folder is yolo.
+        read_as: what the file of predictions is, where its content leaves that open, such as score_xywh.
+
+    Raises:
+        InputError: a file cannot be used, or the format cannot hold these predictions.
+    """
+    dataset = read(data, annotated=False)
+    return write_predictions(read_told(predictions, dataset, read_as=read_as), out, dataset, format=format)
 
 
 def write_coco(predictions: Predictions, path: Path, dataset: Dataset) -> None:
@@ -148,7 +186,7 @@ def _same_classes(classes: tuple[str, ...], dataset: Dataset, where: str) -> Non
         )
 
 
-def _write_parquet(predictions: Predictions, path: Path, dataset: Dataset) -> None:
+def _write_parquet(predictions: Predictions, path: Path) -> None:
     offsets = pa.array(predictions.offsets, pa.int64())
     flat = pa.array(np.ascontiguousarray(predictions.boxes).reshape(-1), pa.float32())
     table = pa.table(
@@ -265,33 +303,3 @@ def _floats(path: Path, rows: list[dict[str, Any]], key: str, shape: tuple[int, 
     bad = next(i for i, row in enumerate(rows) if (one := numbers(row[key])) is None or one.shape != shape)
     expected = "[left, top, width, height]" if shape else "a number"
     raise InputError(f"{path}: row {bad}: {key!r} is {json.dumps(rows[bad][key])[:80]}, expected {expected}.")
-
-
-def _read_yolo(path: Path, dataset: Dataset) -> Rows:
-    id_of = names_of(dataset)
-    sides = {s.id: (s.width, s.height) for s in dataset.samples}
-    words: list[list[float]] = []
-    image_ids: list[int] = []
-    places: list[str] = []
-    for file in sorted(path.rglob("*.txt")):
-        name = file.relative_to(path).with_suffix("").as_posix()
-        if name not in id_of:
-            raise unknown_image(str(file), name, dataset)
-        for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
-            try:
-                row = [float(word) for word in line.split()]
-            except ValueError:
-                raise InputError(f"{file}: line {number}: {line[:60]!r} is not numbers.") from None
-            if len(row) != 6 or not np.isfinite(row).all() or row[0] % 1:
-                raise InputError(
-                    f"{file}: line {number} is {line[:80]!r}, expected six numbers: class cx cy w h score. "
-                    "A file of labels has no scores: predict with confidences saved."
-                )
-            words.append(row)
-            image_ids.append(id_of[name])
-            places.append(f"{file}: line {number}")
-    table = np.array(words, np.float64).reshape(-1, 6)
-    size = np.array([sides[i] for i in image_ids], np.float64).reshape(-1, 2)
-    boxes, _, labels = LAYOUTS["label_score_cxcywh_share"].rows(table[:, [0, 5, 1, 2, 3, 4]], size)
-    ids = np.array(image_ids, np.int64)
-    return Rows(ids, boxes, table[:, 5], labels.astype(np.int64), dataset.image_ids, places.__getitem__)

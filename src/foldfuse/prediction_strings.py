@@ -12,19 +12,20 @@ import csv
 import io
 from collections.abc import Iterable
 from dataclasses import dataclass
-from itertools import product
+from itertools import pairwise, product
 from pathlib import Path
 
 import numpy as np
 
-from foldfuse.boxes import xywh_to_xyxy
+from foldfuse.boxes import xywh_to_xyxy, xyxy_to_xywh
 from foldfuse.data import Dataset
 from foldfuse.detections import Array, Predictions
 from foldfuse.errors import InputError
 from foldfuse.files import write_text
-from foldfuse.rows import Rows, names_of, unknown_image
+from foldfuse.rows import Rows, names_of, sides_of, unknown_image
 
 HEADER = ("PredictionString", "image_id")
+OTHER_HEADER = ("image_id", "PredictionString")  # of the cousins, so that none is taken for the contest's
 STRING_COLUMNS = {"predictionstring", "prediction_string", "predictions", "prediction"}
 IMAGE_COLUMNS = {"image_id", "imageid", "image", "id", "file_name", "filename", "patientid"}
 SLACK = 0.02  # share of a side by which a plausible box may stick out of its picture
@@ -64,6 +65,22 @@ class Layout:
         if self.box == "cxcywh":
             boxes = np.concatenate([boxes[:, :2] - boxes[:, 2:] / 2, boxes[:, 2:]], 1)
         return boxes if self.box == "xyxy" else xywh_to_xyxy(boxes), scores, labels
+
+    def words(self, boxes: Array, scores: Array, labels: Array, sides: Array) -> Array:
+        """The inverse of `rows`: (n, num_words) float64."""
+        boxes = boxes.astype(np.float64)
+        if self.box != "xyxy":
+            boxes = xyxy_to_xywh(boxes)
+        if self.box == "cxcywh":
+            boxes = np.concatenate([boxes[:, :2] + boxes[:, 2:] / 2, boxes[:, 2:]], 1)
+        before = [{"score": scores, "label": labels}[word] for word in self.before.split("_")]
+        return np.column_stack([*before, boxes / (np.tile(sides, 2) if self.share else 1)])
+
+    @property
+    def text(self) -> str:
+        """How the words of one box are written: a string to call `format` of."""
+        before = [{"score": "{:.6f}", "label": "{:.0f}"}[word] for word in self.before.split("_")]
+        return " ".join([*before, *["{:.8f}" if self.share else "{:.3f}"] * 4])
 
     def fits(self, words: Array, sides: Array, num_classes: int) -> bool:
         """Whether every box could be meant so: labels and scores in range, boxes upright and on their pictures."""
@@ -126,7 +143,7 @@ def read_strings(path: Path, dataset: Dataset, *, layout: Layout | None) -> tupl
                 f"{path}: line {line} has {len(words)} words, expected {layout.num_words} a box, for {layout.name}."
             )
     words, image_ids, rows = _stack(table, layout.num_words)
-    boxes, scores, labels = layout.rows(words, _sides(image_ids, dataset))
+    boxes, scores, labels = layout.rows(words, sides_of(image_ids, dataset))
     lines = np.array(table.lines, np.int64)[rows]
     if (wrong := labels % 1 != 0).any():
         i = int(np.argmax(wrong))
@@ -135,27 +152,31 @@ def read_strings(path: Path, dataset: Dataset, *, layout: Layout | None) -> tupl
     return Rows(image_ids, boxes, scores, labels.astype(np.int64), table.image_ids, where), layout
 
 
-def write_strings(predictions: Predictions, path: Path, dataset: Dataset) -> None:
-    """Write the contest's CSV: `PredictionString,image_id`, a row for every picture of `dataset`, also the empty ones.
+def write_strings(predictions: Predictions, path: Path, dataset: Dataset, *, layout: Layout = CONTEST) -> None:
+    """Write a CSV of prediction strings, a row for every picture of `dataset`, also the empty ones.
 
-    image_id is the file name. The string repeats `label score xmin ymin xmax ymax ` with 0-based labels in pixels.
+    image_id is the file name. The contest's string repeats `label score xmin ymin xmax ymax ` with 0-based labels in
+    pixels, under the header `PredictionString,image_id`; other layouts have the columns the other way round.
 
     Raises:
-        InputError: a picture of `dataset` was not predicted.
+        InputError: a picture of `dataset` was not predicted, or the layout has no labels and there are several classes.
     """
+    if "label" not in layout.before and len(dataset.classes) > 1:
+        raise InputError(
+            f"{path}: {layout.name} has no labels, and {dataset.source} has {len(dataset.classes)} classes, expected one; "
+            f"choose a layout with labels, such as label_{layout.name}."
+        )
     predictions = predictions.of_images(dataset.image_ids)
+    sides = sides_of(predictions.image_ids[predictions.image_index], dataset)
+    words = layout.words(predictions.boxes, predictions.scores, predictions.labels, sides).tolist()
+    header = HEADER if layout == CONTEST else OTHER_HEADER
     lines = io.StringIO()
     writer = csv.writer(lines, lineterminator="\n")
-    writer.writerow(HEADER)
-    for sample in dataset.samples:
-        found = predictions[sample.id]
-        words = (
-            f"{label} {score:.6f} {x1:.3f} {y1:.3f} {x2:.3f} {y2:.3f} "
-            for label, score, (x1, y1, x2, y2) in zip(
-                found.labels.tolist(), found.scores.tolist(), found.boxes.tolist(), strict=True
-            )
-        )
-        writer.writerow(("".join(words), sample.file_name))
+    writer.writerow(header)
+    for sample, (start, end) in zip(dataset.samples, pairwise(predictions.offsets.tolist()), strict=True):
+        string = "".join(layout.text.format(*box) + " " for box in words[start:end])
+        row = {"PredictionString": string, "image_id": sample.file_name}
+        writer.writerow([row[column] for column in header])
     write_text(path, lines.getvalue())
 
 
@@ -224,7 +245,7 @@ def _only_layout(path: Path, table: Table, counts: set[int], dataset: Dataset) -
     for layout in LAYOUTS.values():
         if not any(count % layout.num_words for count in counts):
             words, image_ids, _ = _stack(table, layout.num_words)
-            if layout.fits(words, _sides(image_ids, dataset), len(dataset.classes)):
+            if layout.fits(words, sides_of(image_ids, dataset), len(dataset.classes)):
                 possible.append(layout)
     if len(possible) == 1:
         return possible[0]
@@ -245,9 +266,3 @@ def _stack(table: Table, num_words: int) -> tuple[Array, Array, Array]:
     words = np.concatenate([np.zeros(0), *table.words]).reshape(-1, num_words)
     rows = np.repeat(np.arange(len(counts)), counts)
     return words, np.array(table.image_ids, np.int64)[rows], rows
-
-
-def _sides(image_ids: Array, dataset: Dataset) -> Array:
-    """(n, 2) width and height of the picture of each box."""
-    size_of = {s.id: (s.width, s.height) for s in dataset.samples}
-    return np.array([size_of[i] for i in image_ids.tolist()], np.float64).reshape(-1, 2)

@@ -94,6 +94,12 @@ def names_of(dataset: Dataset) -> dict[str, int]:
     return unique | {sample.file_name: sample.id for sample in dataset.samples}
 
 
+def sides_of(image_ids: Array, dataset: Dataset) -> Array:
+    """(n,) image ids -> (n, 2) float64, width and height of each one's picture."""
+    size_of = {s.id: (s.width, s.height) for s in dataset.samples}
+    return np.array([size_of[i] for i in image_ids.tolist()], np.float64).reshape(-1, 2)
+
+
 def unknown_image(where: str, name: Any, dataset: Dataset) -> InputError:
     """An InputError for a picture that the dataset does not have, or that more than one may be."""
     return InputError(

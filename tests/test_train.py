@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from foldfuse.batches import Batches
 from foldfuse.data import read
 from foldfuse.errors import InputError
 from foldfuse.images import Pictures
@@ -18,7 +19,7 @@ from foldfuse.models import make_detector
 from foldfuse.recipes import Recipe, load_recipe
 from foldfuse.run import Run
 from foldfuse.split import folds
-from foldfuse.train import Batches, Budget, Ema, fit, lr_scale, parameter_groups, train
+from foldfuse.train import Budget, Ema, fit, lr_scale, parameter_groups, train
 from learning_samples import write_dataset
 
 TINY = load_recipe("efficientdet_lite0", ["image_size=64", "batch_size=2"])

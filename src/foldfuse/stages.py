@@ -115,8 +115,10 @@ def carry_out(task: Task, ledger: Ledger) -> None:
                 continue
             state = last if state is None else state
             predict_held(part, task, ledger, found)
-            submit_best(task, ledger, found, last=i + 1 == len(planned))
-            refresh_report(ledger)
+            if i + 1 < len(planned):
+                submit_best(task, ledger, found, last=False)
+                refresh_report(ledger)
+        submit_best(task, ledger, found, last=True)
     except KeyboardInterrupt:
         ledger.facts["state"] = "interrupted"
         ledger.note("Interrupted: delivering what there is.")

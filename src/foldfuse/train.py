@@ -14,16 +14,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from foldfuse.augment import Augmentation, Labelled, augmented, moved
-from foldfuse.data import Dataset, Sample, read, require_annotations
-from foldfuse.detections import Annotations
+from foldfuse.batches import Batches
+from foldfuse.data import Dataset, read, require_annotations
 from foldfuse.durations import seconds_of
 from foldfuse.errors import InputError
-from foldfuse.images import Pictures, canvas_for, scale_of
+from foldfuse.images import Pictures, canvas_for
 from foldfuse.models import make_detector
 from foldfuse.progress import Progress, bar, silent
 from foldfuse.recipes import Recipe, load_recipe
@@ -98,56 +96,6 @@ class Ema:
         torch._foreach_lerp_([self.weights[key] for key in means], [now[key] for key in means], share)
         for key in self.weights.keys() - set(means):
             self.weights[key].copy_(now[key])
-
-
-@dataclass(frozen=True, eq=False)
-class Batches:
-    """What each step sees: pictures on a canvas, augmented. A function of (seed, step), without state.
-
-    Attributes:
-        samples: annotated.
-        pictures: of the samples.
-        recipe: batch size and augmentation.
-        canvas: (height, width) of the network's input.
-        seed: of all randomness.
-    """
-
-    samples: Sequence[Sample]
-    pictures: Pictures
-    recipe: Recipe
-    canvas: tuple[int, int]
-    seed: int
-
-    def indices(self, step: int) -> list[int]:
-        """Positions in `samples` that step `step` sees: each epoch is a new permutation."""
-        n, size = len(self.samples), self.recipe.batch_size
-        places = range(step * size, (step + 1) * size)
-        orders = {
-            epoch: np.random.default_rng((self.seed, 1, epoch)).permutation(n) for epoch in {p // n for p in places}
-        }
-        return [int(orders[p // n][p % n]) for p in places]
-
-    def labelled(self, i: int) -> Labelled:
-        """Sample `i`, its boxes in the pixels of its perhaps shrunk picture; crowd regions are left out."""
-        sample, picture = self.samples[i], self.pictures[i]
-        assert sample.annotations is not None
-        drawn = sample.annotations[~sample.annotations.crowd]
-        height, width = picture.shape[:2]
-        return Labelled(picture, moved(drawn, scale_of(sample, picture), (0.0, 0.0), (0, 0, width, height)))
-
-    def batch(self, step: int, spent: float) -> tuple[Tensor, list[Annotations]]:
-        """(B, 3, H, W) uint8 in channels-last layout, and B Annotations in its pixels."""
-        recipe = self.recipe
-        how = Augmentation(recipe.hflip, recipe.vflip, recipe.scale_jitter, recipe.shift, recipe.colour)
-        made = []
-        for place, i in enumerate(self.indices(step)):
-            rng = np.random.default_rng((self.seed, 2, step, place))
-            pool = [self.labelled(i)]
-            if spent < recipe.mosaic_until and rng.random() < recipe.mosaic:
-                pool += [self.labelled(int(j)) for j in rng.integers(len(self.samples), size=3)]
-            made.append(augmented(pool, self.canvas, how, rng))
-        images = torch.from_numpy(np.stack([m.picture for m in made])).permute(0, 3, 1, 2)
-        return images, [m.annotations for m in made]
 
 
 def parameter_groups(model: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:

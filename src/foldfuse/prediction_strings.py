@@ -170,11 +170,12 @@ def write_strings(predictions: Predictions, path: Path, dataset: Dataset, *, lay
     sides = sides_of(predictions.image_ids[predictions.image_index], dataset)
     words = layout.words(predictions.boxes, predictions.scores, predictions.labels, sides).tolist()
     header = HEADER if layout == CONTEST else OTHER_HEADER
+    box_text = layout.text + " "
     lines = io.StringIO()
     writer = csv.writer(lines, lineterminator="\n")
     writer.writerow(header)
     for sample, (start, end) in zip(dataset.samples, pairwise(predictions.offsets.tolist()), strict=True):
-        string = "".join(layout.text.format(*box) + " " for box in words[start:end])
+        string = "".join(box_text.format(*box) for box in words[start:end])
         row = {"PredictionString": string, "image_id": sample.file_name}
         writer.writerow([row[column] for column in header])
     write_text(path, lines.getvalue())

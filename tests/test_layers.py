@@ -15,6 +15,7 @@ LAYERS = [
     {"campaign", "fuse_files"},
     {"stages", "demo"},
     {"cli"},
+    {"__main__"},
 ]
 # What is imported only when it is called, against the direction: the campaign checks its input before torch is loaded.
 LATE = {("campaign", "stages")}

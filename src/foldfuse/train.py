@@ -14,14 +14,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from foldfuse.batches import Batches
-from foldfuse.data import Dataset, read, require_annotations
+from foldfuse.data import Dataset, Sample, read, require_annotations
 from foldfuse.durations import seconds_of
 from foldfuse.errors import InputError
-from foldfuse.images import Pictures, canvas_for
+from foldfuse.images import Fit, Pictures, canvas_for
 from foldfuse.models import make_detector
 from foldfuse.progress import Progress, bar, silent
 from foldfuse.recipes import Recipe, load_recipe
@@ -339,11 +340,13 @@ def train_run(
     device = "cuda" if torch.cuda.is_available() else "cpu"
     fresh = start is None and state is None
     model = make_detector(recipe.detector, len(dataset.classes), anchor_scale=recipe.anchor_scale, pretrained=fresh)
+    samples = dataset.samples
+    canvas = canvas_for(samples, image_size=recipe.image_size, stride=model.stride)
+    if fresh and hasattr(model, "fit_anchors"):
+        model.fit_anchors(_object_sizes(samples, canvas))
     if start is not None:
         model.load_state_dict(start["model"])
     model.to(device)
-    samples = dataset.samples
-    canvas = canvas_for(samples, image_size=recipe.image_size, stride=model.stride)
     if pictures is None:
         pictures = Pictures.of(samples, longest=round(recipe.image_size * (1 + recipe.scale_jitter)))
     log = [row for row in run.log if state is not None and row.get("step", -1) < state["step"]]
@@ -367,3 +370,13 @@ def train_run(
         }
     )
     return last
+
+
+def _object_sizes(samples: Sequence[Sample], canvas: tuple[int, int]) -> Tensor:
+    """(N, 2) width and height of all objects, in pixels of the network's input; crowd regions are left out."""
+    sides = []
+    for sample in samples:
+        assert sample.annotations is not None
+        boxes = Fit(sample.width, sample.height, canvas).boxes(sample.annotations.boxes[~sample.annotations.crowd])
+        sides.append(boxes[:, 2:] - boxes[:, :2])
+    return torch.from_numpy(np.concatenate(sides)).float()

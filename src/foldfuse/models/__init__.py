@@ -1,12 +1,17 @@
 """The detectors, by name. `DETECTORS` is the whole registry: to add one, write a file, a line here and a recipe.
 
+A maker is called as `maker(num_classes, anchor_scale=..., pretrained=...)`; a detector without EfficientDet's anchors
+ignores `anchor_scale`, one without weights to start from ignores `pretrained`.
+
 A detector keeps this contract; there is no base class:
 
 * `stride`: image height and width must be multiples of it, else `forward` raises InputError;
 * `forward(images (B, 3, H, W) in 0..1) -> raw`: the network alone; what compiles, exports and is spread over devices;
 * `loss(raw, targets: B Annotations in input pixels) -> {term: scalar}`, to be summed;
 * `decode(raw) -> B Detections` in input pixels: here numpy takes over from torch;
-* `freeze(stages)`: training mode, but for the first stages of the backbone, which are not trained.
+* `freeze(stages)`: training mode, but for the first stages of the backbone, which are not trained;
+* `fit_anchors(sizes (N, 2))`: called once before training with the widths and heights of the objects in input pixels;
+  what it learns from them must be in the state dict. A detector without fitted anchors leaves the method out.
 """
 
 from __future__ import annotations
@@ -50,10 +55,10 @@ def efficientdet_lite0(num_classes: int, *, anchor_scale: float = 3.0, pretraine
     return model
 
 
-DETECTORS: Mapping[str, Callable[..., EfficientDet]] = {"efficientdet_lite0": efficientdet_lite0}
+DETECTORS: Mapping[str, Callable[..., Detector]] = {"efficientdet_lite0": efficientdet_lite0}
 
 
-def make_detector(name: str, num_classes: int, *, anchor_scale: float = 3.0, pretrained: bool = True) -> EfficientDet:
+def make_detector(name: str, num_classes: int, *, anchor_scale: float = 3.0, pretrained: bool = True) -> Any:
     """A new detector of the kind `name`.
 
     Raises:

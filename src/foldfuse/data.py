@@ -25,6 +25,7 @@ from foldfuse.boxes import xyxy_to_xywh
 from foldfuse.detections import Annotations
 from foldfuse.errors import InputError
 from foldfuse.files import write_text
+from foldfuse.layouts import find_layout, told
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -102,21 +103,30 @@ class Dataset:
 
 
 def read(path: Path | str, *, annotated: bool = True) -> Dataset:
-    """The dataset in a COCO JSON file, or in `train.json` of a folder.
+    """The dataset in a COCO JSON file, in `train.json` of a folder, or in a YOLO or VOC layout (see `layouts`).
 
     Pictures are looked for beside the JSON, then in `images/` beside it, under their `file_name`.
 
     Args:
-        path: a COCO JSON, or a folder that holds a `train.json`.
+        path: a COCO JSON; a folder that holds a `train.json`; the YAML or a folder of pictures of a YOLO dataset; the
+            folder of a VOC dataset or one of its ImageSets lists.
         annotated: False for a test set: annotations are not read, even where the file has some.
 
     Raises:
         InputError: the file is missing or not COCO; an entry is broken (it is named); a picture does not exist.
     """
-    path = Path(path)
-    if path.is_dir():
-        path = path / "train.json"
-    return parse(read_json(path), path, annotated=annotated)
+    document, source = load(Path(path))
+    return parse(document, source, annotated=annotated)
+
+
+def load(path: Path) -> tuple[Any, Path]:
+    """(COCO document, its source for `parse`) of any dataset that `read` takes; nothing in it has been looked at yet.
+
+    Raises:
+        InputError: the file is missing or broken.
+    """
+    source, _ = locate(path)
+    return told(source) if find_layout(source) else (read_json(source), source)
 
 
 def read_json(path: Path) -> Any:
@@ -136,17 +146,23 @@ def read_json(path: Path) -> Any:
 
 
 def locate(data: Path) -> tuple[Path, Path | None]:
-    """The training JSON that `data` names, and the test JSON beside it where `data` is a folder that holds one.
+    """The training data that `data` names, and the test JSON beside it where `data` is a folder that holds one.
 
     Raises:
-        InputError: there is no such file, or a folder without a train.json.
+        InputError: a folder without a train.json that is laid out neither as YOLO nor as VOC.
     """
-    if data.is_dir():
-        if not (data / "train.json").is_file():
-            raise InputError(f"{data}: holds no train.json. Give the COCO JSON itself, or name it so.")
+    if not data.is_dir():
+        return data, None
+    if (data / "train.json").is_file():
         test = data / "test.json"
         return data / "train.json", test if test.is_file() else None
-    return data, None
+    layout = find_layout(data)
+    if layout is None:
+        raise InputError(
+            f"{data}: holds no train.json, no YAML of a YOLO dataset and no Annotations/ of a VOC one. "
+            "Give the COCO JSON itself, or name it so."
+        )
+    return layout, None
 
 
 def require_annotations(dataset: Dataset) -> Dataset:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from foldfuse.checkup import Finding, examine, picture_trouble
-from foldfuse.data import Dataset, Sample, find_picture, locate, parse, read_json
+from foldfuse.data import Dataset, Sample, find_picture, load, parse
 from foldfuse.detections import Array
 from foldfuse.errors import InputError
 from foldfuse.files import write_text
@@ -65,17 +65,17 @@ def check(data: Path, *, mend: Path | None = None, pictures: bool = True) -> Che
     empty pictures, tiny boxes, boxes that stick out, classes that never occur, EXIF tags.
 
     Args:
-        data: COCO JSON with annotations, or a folder with a train.json.
-        mend: JSON to write, with the faults mended and what cannot be mended left out.
+        data: COCO JSON with annotations, a folder with a train.json, or a YOLO or VOC dataset.
+        mend: COCO JSON to write, with the faults mended and what cannot be mended left out.
         pictures: also decode every picture and look for near-duplicates.
 
     Raises:
         InputError: the file is no COCO JSON, nothing in it can be used, or the copy would replace the original.
     """
-    source, _ = locate(Path(data))
+    document, source = load(Path(data))
     if mend is not None and mend.resolve() == source.resolve():
         raise InputError(f"{mend}: is the dataset itself. Choose another file for the mended copy.")
-    seen = examine(read_json(source), source, pictures=pictures)
+    seen = examine(document, source, pictures=pictures)
     mended = parse(seen.mended, source)
     findings = list(seen.findings)
     if pictures:

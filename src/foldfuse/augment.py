@@ -1,7 +1,9 @@
 """Augmentation: random changes of a picture together with what is drawn on it.
 
 One affine map per picture does scale jitter, shift, crop and flips at once, so that pixels are resampled only once.
-Mosaic (Bochkovskiy et al., "YOLOv4", arXiv:2004.10934, section 3.3) puts four pictures on one canvas.
+Mosaic (Bochkovskiy et al., "YOLOv4", arXiv:2004.10934, section 3.3) puts four pictures on one canvas; mixup (Zhang et
+al., arXiv:1902.04103, section 3.1) blends two; copy-paste (Ghiasi et al., arXiv:2012.07177), here of whole boxes for want
+of masks, brings objects of another picture.
 All randomness comes from the generator that is passed in.
 """
 
@@ -20,6 +22,8 @@ from foldfuse.images import GREY, Picture
 
 MIN_VISIBLE = 0.3  # an object of which less than this share remains in view is not taught
 MIN_SIDE = 2.0  # pixels; nor is one whose shorter side is less
+MOST_PASTED = 3  # objects at a time
+MIXED = 8.0  # both parameters of the Beta distribution that a blend's weight is drawn from: mostly near a half
 
 
 @dataclass(frozen=True)
@@ -71,14 +75,44 @@ def mosaic(pool: Sequence[Labelled], canvas: tuple[int, int], how: Augmentation,
         out[y1:y2, x1:x2] = part.picture
         moved = part.annotations.boxes + np.array([x1, y1, x1, y1])
         parts.append(Annotations(moved, part.annotations.labels, part.annotations.crowd, part.annotations.area))
-    return Labelled(
-        out,
-        Annotations(
-            np.concatenate([p.boxes for p in parts]),
-            np.concatenate([p.labels for p in parts]),
-            np.concatenate([p.crowd for p in parts]),
-            np.concatenate([p.area for p in parts]),
-        ),
+    return Labelled(out, _together(parts))
+
+
+def mixed(one: Labelled, other: Labelled, rng: Generator) -> Labelled:
+    """Two pictures of one size blended, with the objects of both."""
+    weight = np.float32(rng.beta(MIXED, MIXED))
+    blend = one.picture * weight + other.picture * (1 - weight)
+    return Labelled(blend.round().astype(np.uint8), _together([one.annotations, other.annotations]))
+
+
+def pasted(one: Labelled, other: Labelled, rng: Generator) -> Labelled:
+    """`one` with up to `MOST_PASTED` objects of `other` in places where they cover nothing that is drawn."""
+    picture, drawn = one.picture.copy(), one.annotations
+    height, width = picture.shape[:2]
+    chosen = rng.permutation(len(other.annotations))[: rng.integers(1, MOST_PASTED + 1)]
+    for i in chosen:
+        x1, y1, x2, y2 = (int(v) for v in other.annotations.boxes[i].round())
+        w, h = x2 - x1, y2 - y1
+        x, y = rng.uniform(size=2) * (width - w, height - h)
+        if w < MIN_SIDE or h < MIN_SIDE or w > width or h > height:
+            continue
+        x, y = int(x), int(y)
+        box = np.array([[x, y, x + w, y + h]], np.float32)
+        sides = np.minimum(drawn.boxes[:, 2:], box[:, 2:]) - np.maximum(drawn.boxes[:, :2], box[:, :2])
+        if (sides.min(1, initial=np.inf) > 0).any():
+            continue
+        picture[y : y + h, x : x + w] = other.picture[y1:y2, x1:x2]
+        label = other.annotations.labels[i : i + 1]
+        drawn = _together([drawn, Annotations(box, label, np.zeros(1, bool), area(box))])
+    return Labelled(picture, drawn)
+
+
+def _together(parts: Sequence[Annotations]) -> Annotations:
+    return Annotations(
+        np.concatenate([p.boxes for p in parts]),
+        np.concatenate([p.labels for p in parts]),
+        np.concatenate([p.crowd for p in parts]),
+        np.concatenate([p.area for p in parts]),
     )
 
 

@@ -33,6 +33,7 @@ class Recipe:
     clip: float = 10.0  # largest norm of the gradient
     frozen_stages: int = 3  # of the backbone, from the stem on, that are not trained
     anchor_scale: float = 3.0  # side of a level's smallest anchor, in strides
+    weights: str = "imagenet"  # to begin with: "imagenet", "none", or the path of a checkpoint of effdet's
     hflip: float = 0.5  # probability
     vflip: float = 0.0  # probability
     scale_jitter: float = 0.4  # pictures are scaled by a factor of up to 1 + this, either way
@@ -40,6 +41,11 @@ class Recipe:
     colour: float = 0.3  # half-range of the factors of brightness, contrast and saturation
     mosaic: float = 0.3  # probability of four pictures on one canvas
     mosaic_until: float = 0.7  # share of the budget after which there are no more mosaics
+    mixup: float = 0.0  # probability of a second picture shining through
+    copy_paste: float = 0.0  # probability of objects of another picture being pasted in
+    repeat_below: float = 0.0  # classes in a smaller share of the pictures than this are shown more often
+    multi_scale: float = 0.0  # the size of each step's canvas is drawn from image_size * (1 ± this)
+    grow_from: float = 1.0  # share of image_size that training begins at; it grows to 1 with the budget
 
     def __post_init__(self) -> None:
         if self.image_size < 32 or self.image_size % 32:
@@ -57,15 +63,26 @@ class Recipe:
             )
         if not 0 <= self.frozen_stages <= 3:
             raise InputError(f"frozen_stages is {self.frozen_stages}, and must be in 0..3.")
+        if self.weights == "none" and self.frozen_stages:
+            raise InputError(
+                f"weights is none and frozen_stages is {self.frozen_stages}: what has learnt nothing must be trained. "
+                "Take frozen_stages=0."
+            )
         for name in ("lr", "clip", "anchor_scale"):
             value = getattr(self, name)
             if not 0 < value < math.inf:
                 raise InputError(f"{name} is {value}, and must be a number above 0.")
+        if self.image_size * self.grow_from * (1 - self.multi_scale) < 32:
+            raise InputError(
+                f"grow_from is {self.grow_from} and multi_scale {self.multi_scale}: the smallest canvas of {self.image_size} px "
+                "would be under 32 px. Give a larger grow_from or a smaller multi_scale."
+            )
         for name in ("backbone_lr", "weight_decay", "scale_jitter", "shift"):
             value = getattr(self, name)
             if not 0 <= value < math.inf:
                 raise InputError(f"{name} is {value}, and must be a number of 0 or more.")
-        for name in ("warmup", "decay_from", "ema", "hflip", "vflip", "colour", "mosaic", "mosaic_until"):
+        shares = ("warmup", "decay_from", "ema", "hflip", "vflip", "colour", "mosaic", "mosaic_until", "mixup")
+        for name in (*shares, "copy_paste", "repeat_below", "multi_scale", "grow_from"):
             value = getattr(self, name)
             if not 0 <= value <= 1:
                 raise InputError(f"{name} is {value}, and must be in 0..1.")

@@ -24,6 +24,7 @@ from foldfuse.durations import seconds_of
 from foldfuse.errors import InputError
 from foldfuse.images import Fit, Pictures, canvas_for
 from foldfuse.models import make_detector
+from foldfuse.models.weights import load_effdet
 from foldfuse.progress import Progress, bar, silent
 from foldfuse.recipes import Recipe, load_recipe
 from foldfuse.run import Run
@@ -339,7 +340,10 @@ def train_run(
     torch.manual_seed(seed)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     fresh = start is None and state is None
-    model = make_detector(recipe.detector, len(dataset.classes), anchor_scale=recipe.anchor_scale, pretrained=fresh)
+    imagenet = fresh and recipe.weights == "imagenet"
+    model = make_detector(recipe.detector, len(dataset.classes), anchor_scale=recipe.anchor_scale, pretrained=imagenet)
+    if fresh and recipe.weights not in ("imagenet", "none"):
+        print(load_effdet(Path(recipe.weights), model))
     samples = dataset.samples
     canvas = canvas_for(samples, image_size=recipe.image_size, stride=model.stride)
     if fresh and hasattr(model, "fit_anchors"):
@@ -348,9 +352,10 @@ def train_run(
         model.load_state_dict(start["model"])
     model.to(device)
     if pictures is None:
-        pictures = Pictures.of(samples, longest=round(recipe.image_size * (1 + recipe.scale_jitter)))
+        largest = recipe.image_size * (1 + recipe.scale_jitter) * (1 + recipe.multi_scale)
+        pictures = Pictures.of(samples, longest=round(largest))
     log = [row for row in run.log if state is not None and row.get("step", -1) < state["step"]]
-    batches = Batches(samples, pictures, recipe, canvas, seed)
+    batches = Batches(samples, pictures, recipe, canvas, seed, model.stride)
 
     def checkpoint(now: dict[str, Any]) -> None:
         run.save_state(now)

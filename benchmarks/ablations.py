@@ -1,0 +1,115 @@
+"""What each option of a recipe is worth: short trainings with and without it, on processor time, so that a busy machine is fair.
+
+    taskset -c 0 python benchmarks/ablations.py bccd aquatrash --seeds 0 1 2 --seconds 90 --out ablations.jsonl
+
+DATA folders (train.json, val.json) are looked for in $FOLDFUSE_SHARED/data or ../shared/data. A run that is in the output file
+already is not run again; seeds are the outermost loop, so that what is there after any time can be compared.
+"""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+from foldfuse import machine
+
+machine.tune()
+
+import argparse  # noqa: E402
+import json  # noqa: E402
+import statistics  # noqa: E402
+import tempfile  # noqa: E402
+import time  # noqa: E402
+from dataclasses import replace  # noqa: E402
+from pathlib import Path  # noqa: E402
+from typing import Any  # noqa: E402
+
+from foldfuse.data import Dataset, read  # noqa: E402
+from foldfuse.images import Pictures  # noqa: E402
+from foldfuse.predict import load_detector, predict_views  # noqa: E402
+from foldfuse.recipes import load_recipe  # noqa: E402
+from foldfuse.run import Run  # noqa: E402
+from foldfuse.score import score_predictions  # noqa: E402
+from foldfuse.train import Budget, run_facts, train_run  # noqa: E402
+from foldfuse.tta import parse_views  # noqa: E402
+
+ROOT = Path(os.environ.get("FOLDFUSE_SHARED", Path(__file__).parents[2] / "shared")) / "data"
+OPTIONS: dict[str, tuple[str, ...]] = {
+    "as it is": (),
+    "grow_from 0.6": ("grow_from=0.6",),
+    "multi_scale 0.25": ("multi_scale=0.25",),
+    "copy_paste 0.5": ("copy_paste=0.5",),
+    "repeat_below 0.5": ("repeat_below=0.5",),
+    "mixup 0.15": ("mixup=0.15",),
+}
+
+
+def main() -> None:
+    """Run what is not there yet; print the table of all that is there."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="+")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--seconds", type=float, default=90, help="of processor time, for each training")
+    parser.add_argument("--image-size", type=int, default=224)
+    parser.add_argument("--options", nargs="+", default=list(OPTIONS), choices=list(OPTIONS))
+    parser.add_argument("--out", type=Path, default=Path("ablations.jsonl"))
+    asked = parser.parse_args()
+    rows = [json.loads(line) for line in asked.out.read_text().splitlines()] if asked.out.exists() else []
+    done = {(row["data"], row["seed"], row["option"]) for row in rows}
+    for seed in asked.seeds:
+        for name in asked.names:
+            data, held = read(ROOT / name / "train.json"), read(ROOT / name / "val.json")
+            pictures = Pictures.of(data.samples, longest=round(asked.image_size * 1.75))
+            for option in asked.options:
+                if (name, seed, option) in done:
+                    continue
+                row = {"data": name, "seed": seed, "option": option}
+                row |= run(data, held, pictures, OPTIONS[option], seed, asked.seconds, asked.image_size)
+                rows.append(row)
+                with asked.out.open("a") as file:
+                    file.write(json.dumps(row) + "\n")
+                print(row, flush=True)
+    print(table(rows))
+
+
+def run(
+    data: Dataset,
+    held: Dataset,
+    pictures: Pictures,
+    changes: tuple[str, ...],
+    seed: int,
+    seconds: float,
+    image_size: int,
+) -> dict[str, Any]:
+    """Train once and score on `held`: steps, AP, AP50."""
+    recipe = replace(load_recipe("efficientdet_lite0", changes), image_size=image_size)
+    with tempfile.TemporaryDirectory() as folder:
+        run = Run.create(Path(folder) / "run", recipe, run_facts(data, data=data.source, seed=seed, held=()))
+        train_run(run, data, Budget(seconds=seconds, clock=time.process_time), seed, pictures=pictures)
+        model, classes = load_detector(run)
+        views = parse_views(["1"])
+        found = predict_views(model, held.samples, classes, image_size=image_size, views=views)[views[0]]
+        score = score_predictions(found, held)
+        return {"steps": run.facts["steps"], "ap": round(score.ap or 0, 4), "ap50": round(score.ap50 or 0, 4)}
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """A Markdown table: for each dataset and option the means, and the gain over "as it is" of the same seeds."""
+    lines = ["| data | option | seeds | steps | AP | AP50 | gain in AP, each seed | mean gain |", "|---|---|---|---|---|---|---|---|"]
+    for name in dict.fromkeys(row["data"] for row in rows):
+        plain = {row["seed"]: row for row in rows if row["data"] == name and row["option"] == "as it is"}
+        for option in dict.fromkeys(row["option"] for row in rows):
+            mine = [row for row in rows if row["data"] == name and row["option"] == option and row["seed"] in plain]
+            if not mine:
+                continue
+            gains = [row["ap"] - plain[row["seed"]]["ap"] for row in mine]
+            steps, ap, ap50 = (statistics.mean(row[key] for row in mine) for key in ("steps", "ap", "ap50"))
+            each = ", ".join(f"{gain:+.3f}" for gain in gains) if option != "as it is" else ""
+            mean = f"{statistics.mean(gains):+.3f}" if each else ""
+            lines.append(f"| {name} | {option} | {len(mine)} | {steps:.0f} | {ap:.3f} | {ap50:.3f} | {each} | {mean} |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,11 +1,12 @@
 """The detectors, by name. `DETECTORS` is the whole registry: to add one, write a file, a line here and a recipe.
 
 A maker is called as `maker(num_classes, anchor_scale=..., pretrained=...)`; a detector without EfficientDet's anchors
-ignores `anchor_scale`, one without weights to start from ignores `pretrained`.
+ignores `anchor_scale`, one without weights to start from ignores `pretrained`. The first line of its docstring says what it is.
 
 A detector keeps this contract; there is no base class:
 
 * `stride`: image height and width must be multiples of it, else `forward` raises InputError;
+* `image_size`: pixels, the side of the square that it was published with;
 * `forward(images (B, 3, H, W) in 0..1) -> raw`: the network alone; what compiles, exports and is spread over devices;
 * `loss(raw, targets: B Annotations in input pixels) -> {term: scalar}`, to be summed;
 * `decode(raw) -> B Detections` in input pixels: here numpy takes over from torch;
@@ -23,14 +24,14 @@ from torch import Tensor, nn
 
 from foldfuse.detections import Annotations, Detections
 from foldfuse.errors import unknown_name
-from foldfuse.models.efficientdet import EfficientDet
-from foldfuse.models.weights import load_backbone
+from foldfuse.models import efficientdet_family
 
 
 class Detector(Protocol):
     """The contract above, for the type checker."""
 
     stride: int
+    image_size: int
     num_classes: int
     backbone: nn.Module
 
@@ -47,22 +48,14 @@ class Detector(Protocol):
         """B Detections in input pixels."""
 
 
-def efficientdet_lite0(num_classes: int, *, anchor_scale: float = 3.0, pretrained: bool = True) -> EfficientDet:
-    """EfficientDet-Lite0: 3.2 M parameters, ReLU6, plain sums, no squeeze-excite; ImageNet weights unless told not to."""
-    model = EfficientDet(num_classes, anchor_scale=anchor_scale)
-    if pretrained:
-        load_backbone(model.backbone, "tf_efficientnet_lite0")
-    return model
+DETECTORS: Mapping[str, Callable[..., Detector]] = {**efficientdet_family.FAMILY}
 
 
-DETECTORS: Mapping[str, Callable[..., Detector]] = {"efficientdet_lite0": efficientdet_lite0}
-
-
-def make_detector(name: str, num_classes: int, *, anchor_scale: float = 3.0, pretrained: bool = True) -> Any:
-    """A new detector of the kind `name`.
+def make_detector(name: str, num_classes: int, *, anchor_scale: float | None = None, pretrained: bool = True) -> Any:
+    """A new detector of the kind `name`; `anchor_scale` None is the one that it was published with.
 
     Raises:
-        InputError: there is no such detector.
+        InputError: there is no such detector, or its weights to start from are not at hand.
     """
     if name not in DETECTORS:
         raise unknown_name("detector", name, DETECTORS)

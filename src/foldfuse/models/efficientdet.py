@@ -11,6 +11,7 @@ Shapes: B images, K classes, A anchors of all levels, N objects, C candidates of
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -93,9 +94,11 @@ class EfficientDet(nn.Module):
         mean: Sequence[float] = (0.5, 0.5, 0.5),
         std: Sequence[float] = (0.5, 0.5, 0.5),
         drop_path: float = 0.0,
+        image_size: int = 320,
     ) -> None:
         super().__init__()
         self.num_classes = num_classes
+        self.image_size = image_size  # pixels, the side that it was published with
         self.anchor_scale = anchor_scale
         self.backbone = timm.create_model(backbone, features_only=True, out_indices=(2, 3, 4), drop_path_rate=drop_path)
         self.neck = BiFPN(
@@ -121,7 +124,7 @@ class EfficientDet(nn.Module):
                         nn.init.zeros_(module.bias)
         bias = self.class_head.predict.pointwise.bias
         assert bias is not None
-        nn.init.constant_(bias, -float(torch.tensor((1 - PRIOR) / PRIOR).log()))
+        nn.init.constant_(bias, -math.log((1 - PRIOR) / PRIOR))
         for head in (self.class_head, self.box_head):  # start from the anchors as they are, and from the prior
             nn.init.normal_(head.predict.pointwise.weight, std=0.01)
 

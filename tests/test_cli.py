@@ -39,7 +39,7 @@ def test_every_argument_is_explained(name):
         (["train", "--dat", "x"], "Did you mean --data"),
         (["train", "x"], "--out"),
         (["train", "x", "y", "--steps", "many"], "many"),
-        (["campaign", "x", "--recipe", "efficientdet_lite"], "Did you mean 'efficientdet_lite0'"),
+        (["campaign", "x", "--recipe", "efficientdet-lite0"], "Did you mean 'efficientdet_lite0'"),
         (["campaign", "gone.json"], "gone.json: there is no such file"),
         (["campaign", "gone.json", "--deadline", "soon"], "the time 'soon' is not one"),
         (["predict", "gone", "gone.json", "out.json"], "Is gone the folder of a run"),

@@ -50,6 +50,7 @@ def test_changes_replace_fields_and_keep_their_types():
         ("scale_jitter=-1", "scale_jitter is -1.*0 or more"),
         ("shift=-1", "shift is -1.*0 or more"),
         ("colour=2", r"colour is 2.*0\.\.1"),
+        ("weights=none", "weights is none and frozen_stages is 3.*frozen_stages=0"),
     ],
 )
 def test_a_change_that_cannot_be_is_named(change, message):

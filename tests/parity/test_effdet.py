@@ -12,25 +12,21 @@ from torch import nn
 
 from foldfuse.errors import InputError
 from foldfuse.models import anchors as A
+from foldfuse.models import make_detector
 from foldfuse.models.efficientdet import EfficientDet
-from foldfuse.models.weights import from_effdet
+from foldfuse.models.efficientdet_family import FAMILY, SCALINGS
+from foldfuse.models.weights import from_effdet, load_effdet
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # effdet calls torch.jit.script, which torch has deprecated
     effdet = pytest.importorskip("effdet")
     from effdet.anchors import Anchors
 
-# Our settings of the models that effdet calls so. D0 adds what Lite0 lacks: fast normalised fusion and SiLU.
-OURS: dict[str, dict[str, Any]] = {
-    "tf_efficientdet_lite0": {},
-    "tf_efficientdet_d0": {"backbone": "tf_efficientnet_b0", "act": nn.SiLU, "weighted": True},
-}
 
-
-def theirs_and_ours(name: str, image_size: int, num_classes: int = 7) -> tuple[nn.Module, EfficientDet, Any]:
+def theirs_and_ours(name: str, image_size: int, *, num_classes: int = 7) -> tuple[nn.Module, EfficientDet, Any]:
     """effdet's model with random weights and batch-norm statistics, ours with the same, and effdet's settings."""
     torch.manual_seed(0)
-    config = effdet.get_efficientdet_config(name)
+    config = effdet.get_efficientdet_config(f"tf_{name}")
     config.image_size, config.num_classes = (image_size, image_size), num_classes
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -44,31 +40,53 @@ def theirs_and_ours(name: str, image_size: int, num_classes: int = 7) -> tuple[n
     for key, p in theirs.named_parameters():
         if key.endswith("edge_weights"):  # some below 0: the fusion must cut them
             nn.init.uniform_(p, -0.5, 1.5)
-    ours = EfficientDet(num_classes, anchor_scale=config.anchor_scale, **OURS[name]).eval()
+    ours = make_detector(name, num_classes, pretrained=False).eval()
     ours.load_state_dict(from_effdet(theirs.state_dict()))  # strict: no tensor is left over on either side
     return theirs, ours, config
 
 
-@pytest.mark.parametrize(
-    ("name", "image_size"),
-    [("tf_efficientdet_lite0", 320), ("tf_efficientdet_lite0", 512), ("tf_efficientdet_d0", 256)],
-)
-@torch.no_grad()
-def test_same_weights_same_outputs(name, image_size):
+def same_outputs(name: str, image_size: int, num_images: int) -> None:
     theirs, ours, _ = theirs_and_ours(name, image_size)
-    images = torch.rand(2, 3, image_size, image_size)
+    images = torch.rand(num_images, 3, image_size, image_size)
     logits, codes = theirs((images - ours.mean) / ours.std)
     raw = ours(images)
     for want, got, outputs in ((logits, raw.logits, 7), (codes, raw.codes, 4)):
-        flat = torch.cat([level.permute(0, 2, 3, 1).reshape(2, -1, outputs) for level in want], 1)
+        flat = torch.cat([level.permute(0, 2, 3, 1).reshape(num_images, -1, outputs) for level in want], 1)
         assert flat.std() > 0.01, "outputs that hardly differ would agree whatever the wiring"
-        torch.testing.assert_close(got, flat, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(got, flat, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", FAMILY)
+@torch.no_grad()
+def test_same_weights_same_outputs(name):
+    same_outputs(name, 128, num_images=1)
+
+
+@pytest.mark.parametrize("image_size", [64, 96, 160, 224, 320, 352, 512])
+@pytest.mark.parametrize("name", ["efficientdet_lite0", "efficientdet_d0"])
+@torch.no_grad()
+def test_at_any_multiple_of_the_stride_as_effdet_built_for_that_size(name, image_size):
+    same_outputs(name, image_size, num_images=2 if image_size < 512 else 1)
+
+
+@pytest.mark.parametrize("name", FAMILY)
+def test_the_table_is_effdets_own(name):
+    config, ours = effdet.get_efficientdet_config(f"tf_{name}"), SCALINGS[name]
+    assert ours.backbone == config.backbone_name
+    assert [ours.image_size] * 2 == list(config.image_size)
+    assert (ours.width, ours.repeats, ours.head_repeats) == (
+        config.fpn_channels,
+        config.fpn_cell_repeats,
+        config.box_class_repeats,
+    )
+    assert (ours.fusion == "sum") == (config.fpn_name == "bifpn_sum")
+    assert (ours.anchor_scale, ours.drop_path) == (config.anchor_scale, config.backbone_args.drop_path_rate)
 
 
 @torch.no_grad()
 def test_an_exchange_of_two_nodes_would_be_noticed():
     # A check of the test above: the two nodes have tensors of the same shapes.
-    theirs, ours, _ = theirs_and_ours("tf_efficientdet_lite0", 128)
+    theirs, ours, _ = theirs_and_ours("efficientdet_lite0", 128)
     state = from_effdet(theirs.state_dict())
     swapped = {key.replace("layers.1.down.0.", "layers.1.down.9."): t for key, t in state.items()}
     swapped = {key.replace("layers.1.down.1.", "layers.1.down.0."): t for key, t in swapped.items()}
@@ -81,7 +99,7 @@ def test_an_exchange_of_two_nodes_would_be_noticed():
 
 @pytest.mark.parametrize("image_size", [512, 640])
 def test_same_anchors_where_every_level_halves(image_size):
-    _, _, config = theirs_and_ours("tf_efficientdet_lite0", image_size)
+    _, _, config = theirs_and_ours("efficientdet_lite0", image_size)
     want = Anchors.from_config(config).boxes[:, [1, 0, 3, 2]]  # theirs are yxyx
     image = (image_size, image_size)
     got = A.as_xyxy(A.anchors(A.level_sizes(image), image, config.anchor_scale))
@@ -95,6 +113,35 @@ def test_same_boxes_from_the_same_codes():
     codes, anchor = torch.randn(50, 4), torch.rand(50, 4) * 60 + torch.tensor([100.0, 50, 1, 1])
     want = decode_box_outputs(codes, A.as_xyxy(anchor)[:, [1, 0, 3, 2]], output_xyxy=True)
     torch.testing.assert_close(A.decode(codes, anchor), want, rtol=1e-5, atol=1e-3)
+
+
+@torch.no_grad()
+def test_a_checkpoint_file_gives_the_outputs_of_the_model_that_it_was_saved_from(tmp_path):
+    theirs, ours, _ = theirs_and_ours("efficientdet_d0", 128)
+    images = torch.rand(1, 3, 128, 128)
+    want = ours(images)
+    bench = {f"model.{key}": t for key, t in theirs.state_dict().items()} | {"anchors.boxes": torch.zeros(9, 4)}
+    for held in (theirs.state_dict(), {"state_dict": bench, "epoch": 3}, {"state_dict_ema": bench, "state_dict": {}}):
+        torch.save(held, tmp_path / "model.pth")
+        model = make_detector("efficientdet_d0", 7, pretrained=False).eval()
+        assert "all weights were taken." in load_effdet(tmp_path / "model.pth", model)
+        got = model(images)
+        assert torch.equal(got.logits, want.logits)
+        assert torch.equal(got.codes, want.codes)
+
+
+@torch.no_grad()
+def test_a_checkpoint_of_other_classes_gives_all_but_the_last_layer_of_the_class_head(tmp_path):
+    theirs, ours, _ = theirs_and_ours("efficientdet_lite0", 128)
+    torch.save(theirs.state_dict(), tmp_path / "model.pth")
+    model = make_detector("efficientdet_lite0", 3, pretrained=False).eval()
+    begun = model.class_head.predict.pointwise.weight.clone()
+    told = load_effdet(tmp_path / "model.pth", model)
+    assert "begins anew: the checkpoint knows 7 classes, this model 3" in told
+    assert torch.equal(model.class_head.predict.pointwise.weight, begun)
+    images = torch.rand(1, 3, 128, 128)
+    assert torch.equal(model(images).codes, ours(images).codes)
+    assert model(images).logits.shape[-1] == 3
 
 
 def test_a_state_dict_of_another_model_is_refused():

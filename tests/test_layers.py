@@ -4,8 +4,18 @@ import ast
 from pathlib import Path
 
 LAYERS = [
-    {"errors", "boxes", "machine", "progress", "ap_kernels", "fuse_clusters", "scenes_art"},
-    {"files", "durations", "layouts", "detections", "fuse_kernels", "ensemble_boxes_kernels", "scenes_grounds", "scenes_vessels"},
+    {"errors", "boxes", "machine", "progress", "ap_kernels", "fuse_clusters", "scenes_art", "ema", "precision"},
+    {
+        "distributed",
+        "files",
+        "durations",
+        "layouts",
+        "detections",
+        "fuse_kernels",
+        "ensemble_boxes_kernels",
+        "scenes_grounds",
+        "scenes_vessels",
+    },
     {"data", "models", "fuse", "ensemble_boxes", "tta", "recipes", "near", "report_charts", "scenes_objects"},
     {"images", "run", "split", "metrics", "rows", "scenes", "report_data", "report_facts"},
     {"augment", "checkup", "trials", "prediction_strings", "report_pictures"},

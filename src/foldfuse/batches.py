@@ -99,12 +99,19 @@ class Batches:
         height, width = picture.shape[:2]
         return Labelled(picture, moved(drawn, scale_of(sample, picture), (0.0, 0.0), (0, 0, width, height)))
 
-    def batch(self, step: int, spent: float) -> tuple[Tensor, list[Annotations]]:
-        """(B, 3, H, W) uint8 in channels-last layout, and B Annotations in its pixels."""
+    def batch(self, step: int, spent: float, part: range | None = None) -> tuple[Tensor, list[Annotations]]:
+        """(B, 3, H, W) uint8 in channels-last layout, and B Annotations in its pixels.
+
+        Args:
+            step: of the run.
+            spent: share of the budget.
+            part: places in the batch that are wanted; all by default.
+        """
         canvas, how = self.canvas_at(step, spent), self._how(step, spent)
         made = [
             self._one(i, np.random.default_rng((self.seed, 2, step, place)), spent, canvas, how)
             for place, i in enumerate(self.indices(step))
+            if part is None or place in part
         ]
         images = torch.from_numpy(np.stack([m.picture for m in made])).permute(0, 3, 1, 2)
         return images, [m.annotations for m in made]

@@ -39,12 +39,18 @@ class Run:
             InputError: the folder holds a run already, or something else.
         """
         folder = Path(folder)
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        left = {"recipe.json"}  # by a process that was stopped right here, before it wrote run.json
+        if folder.exists() and (not folder.is_dir() or {p.name for p in folder.iterdir()} - left):
             raise InputError(f"{folder}: is there already. Choose another --out, or remove it.")
         run = Run(folder)
         write_recipe(recipe, folder / "recipe.json")
         run.write_facts(facts)
         return run
+
+    @property
+    def begun(self) -> bool:
+        """Whether the folder holds a run, trained or not."""
+        return (self.folder / "run.json").exists()
 
     @property
     def recipe(self) -> Recipe:

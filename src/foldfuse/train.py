@@ -1,15 +1,17 @@
 """Training under a budget: one loop, read from top to bottom.
 
 Every schedule is a function of the share of the budget that is spent, so that training ends exactly on time. What a
-step sees is a function of (seed, step) alone, so that a run that was stopped goes on as if it had not been.
+step sees is a function of (seed, step) alone, so that a run that was stopped goes on as if it had not been. The same loop
+serves one process and the many of torchrun: see `distributed`.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,11 +22,14 @@ from torch import Tensor, nn
 
 from foldfuse.batches import Batches
 from foldfuse.data import Dataset, Sample, read, require_annotations
+from foldfuse.distributed import ALONE, World, best_device, world
 from foldfuse.durations import seconds_of
+from foldfuse.ema import Ema
 from foldfuse.errors import InputError
 from foldfuse.images import Fit, Pictures, canvas_for
 from foldfuse.models import make_detector
 from foldfuse.models.weights import load_effdet
+from foldfuse.precision import Setting, usual
 from foldfuse.progress import Progress, bar, silent
 from foldfuse.recipes import Recipe, load_recipe
 from foldfuse.run import Run
@@ -60,6 +65,13 @@ class Budget:
         """Share of the budget used up before `step`: 0 at the start, 1 or more when it is gone."""
         return max(self.elapsed() / self.seconds, step / self.steps)
 
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """What is done within it is not paid for."""
+        used = self.elapsed()
+        yield
+        self._start = self.clock() - used + self.used
+
 
 def lr_scale(spent: float, warmup: float, decay_from: float) -> float:
     """Share of the peak learning rate: a line up over `warmup`, level until `decay_from`, then half a cosine down to 0.
@@ -72,32 +84,6 @@ def lr_scale(spent: float, warmup: float, decay_from: float) -> float:
     if spent <= decay_from:
         return 1.0
     return 0.5 * (1 + math.cos(math.pi * min(1.0, (spent - decay_from) / (1 - decay_from))))
-
-
-class Ema:
-    """Moving average of a model's weights and buffers; young averages forget faster, so that the start is not kept."""
-
-    def __init__(self, model: nn.Module, decay: float) -> None:
-        self.decay = decay
-        self.steps = 0
-        self.weights = {key: t.detach().clone() for key, t in model.state_dict().items()}
-
-    def load(self, weights: Mapping[str, Tensor], steps: int) -> None:
-        """Take over the average that an earlier part of the run has made."""
-        for key, t in self.weights.items():
-            t.copy_(weights[key])
-        self.steps = steps
-
-    @torch.no_grad()
-    def update(self, model: nn.Module) -> None:
-        """Move the average towards the model's present weights."""
-        self.steps += 1
-        share = 1 - min(self.decay, (1 + self.steps) / (10 + self.steps))
-        now = model.state_dict()
-        means = [key for key, t in self.weights.items() if t.is_floating_point()]
-        torch._foreach_lerp_([self.weights[key] for key in means], [now[key] for key in means], share)
-        for key in self.weights.keys() - set(means):
-            self.weights[key].copy_(now[key])
 
 
 def parameter_groups(model: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
@@ -129,6 +115,8 @@ def fit(
     checkpoint: Callable[[dict[str, Any]], None] | None = None,
     every: float = 60.0,
     progress: Progress = silent,
+    setting: Setting | None = None,
+    together: World = ALONE,
 ) -> dict[str, Any]:
     """Train `model` in place until the budget is gone.
 
@@ -142,54 +130,73 @@ def fit(
         checkpoint: is given the state about every `every` seconds, and at the end.
         every: seconds between checkpoints.
         progress: is told the share of the budget that is spent.
+        setting: how it is computed; the usual one of the device by default.
+        together: the processes that train as one.
 
     Returns:
-        The state at the end: "model", "ema", "ema_steps", "optimizer", "scaler", "step", "seconds", "rng".
+        The state at the end: "model", "ema", "ema_steps", "optimizer", "scaler", "step", "seconds", "loading", "rng".
 
     Raises:
         FloatingPointError: the loss is not finite; the step, the terms and the pictures are named.
     """
     device = next(model.parameters()).device
-    model.to(memory_format=torch.channels_last)
+    setting = setting or usual(device)
+    model.to(memory_format=setting.memory_format)
     if resume is not None:
         model.load_state_dict(resume["model"])
     model.freeze(recipe.frozen_stages)  # after the weights are there: the frozen part is a copy
+    parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameter_groups(model, recipe), fused=True)
-    ema, step = Ema(model, recipe.ema), 0
-    half, scaler = mixed_precision(device)
+    ema, step, loading = Ema(model, recipe.ema), 0, 0.0
+    scaler = setting.scaler(device)
     if resume is not None:
         scaler.load_state_dict(resume["scaler"])
         optimizer.load_state_dict(resume["optimizer"])
         ema.load(resume["ema"], resume["ema_steps"])
-        step = resume["step"]
-        torch.set_rng_state(resume["rng"])
+        step, loading = resume["step"], resume["loading"]
+        _set_rng(resume["rng"], together)
         budget.used += resume["seconds"]
 
-    saved, loading = budget.elapsed(), 0.0
-    with ThreadPoolExecutor(1) as ahead:
-        coming = ahead.submit(batches.batch, step, budget.spent(step))
-        while (spent := budget.spent(step)) < 1:
+    def state() -> dict[str, Any]:
+        return {
+            "model": model.state_dict(),
+            "ema": ema.weights,
+            "ema_steps": ema.steps,
+            "optimizer": optimizer.state_dict(),
+            "scaler": scaler.state_dict(),
+            "step": step,
+            "seconds": budget.elapsed(),
+            "loading": loading,
+            "rng": together.gathered(_rng(device)),
+        }
+
+    saved, part = budget.elapsed(), together.part(recipe.batch_size)
+    with ThreadPoolExecutor(1) as ahead, setting.applied():
+        spent = together.agreed(budget.spent(step))
+        coming = ahead.submit(batches.batch, step, spent, part)
+        while spent < 1:
             for group in optimizer.param_groups:
                 group["lr"] = group["peak"] * lr_scale(spent, recipe.warmup, recipe.decay_from)
             began = budget.elapsed()
             images, targets = coming.result()
             # The next batch is made while this one is learnt from; which it is, and how, its step alone decides.
-            coming = ahead.submit(batches.batch, step + 1, budget.spent(step + 1))
+            coming = ahead.submit(batches.batch, step + 1, together.agreed(budget.spent(step + 1)), part)
             if device.type == "cuda":
                 images = images.pin_memory()
-            images = images.to(device, non_blocking=True).float().div_(255)
+            images = images.to(device, non_blocking=True, memory_format=setting.memory_format).float().div_(255)
             loading += budget.elapsed() - began
 
-            with half:
+            with setting.autocast(device), together.norms():
                 raw = model(images)
-            terms = model.loss(raw, targets)
+            terms = model.loss(together.whole(raw), [t for some in together.gathered(targets) for t in some])
             loss = sum(terms.values())
             if not loss.isfinite():
                 raise FloatingPointError(_not_finite(step, terms, batches))
             optimizer.zero_grad(set_to_none=True)
             scaler.scale(loss).backward()
+            together.add_up(parameters)
             scaler.unscale_(optimizer)
-            torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.clip)
+            torch.nn.utils.clip_grad_norm_(parameters, recipe.clip)
             scaler.step(optimizer)
             scaler.update()
             ema.update(model)
@@ -198,45 +205,28 @@ def fit(
             row |= {"lr": recipe.lr * lr_scale(spent, recipe.warmup, recipe.decay_from), "loss": loss.item()}
             log.append(row | {name: term.item() for name, term in terms.items()} | {"loading": round(loading, 3)})
             step += 1
-            progress(budget.spent(step))
-            if checkpoint is not None and budget.elapsed() - saved > every:
-                checkpoint(_state(model, ema, optimizer, scaler, step, budget))
+            spent = together.agreed(budget.spent(step))
+            progress(spent)
+            if checkpoint is not None and spent < 1 and together.agreed(budget.elapsed() - saved) > every:
+                checkpoint(state())
                 saved = budget.elapsed()
-    state = _state(model, ema, optimizer, scaler, step, budget)
+    last = state()
     if checkpoint is not None:
-        checkpoint(state)
-    return state
+        checkpoint(last)
+    return last
 
 
-def mixed_precision(device: torch.device) -> tuple[torch.autocast, torch.amp.GradScaler]:
-    """The context of the forward pass, and the scaler of the loss: bfloat16 or float16 on CUDA, neither on a CPU.
-
-    Losses are taken in float32. Only float16, for cards without bfloat16, needs the scaler.
-    """
-    on_cuda = device.type == "cuda"
-    narrow = on_cuda and not torch.cuda.is_bf16_supported()
-    half = torch.autocast(device.type, torch.float16 if narrow else torch.bfloat16, enabled=on_cuda)
-    return half, torch.amp.GradScaler(device.type, enabled=narrow)
+def _rng(device: torch.device) -> dict[str, Tensor]:
+    """The random state that a step draws from: torch's alone. Batches have generators of their own, made from the seed."""
+    return {"cpu": torch.get_rng_state()} | ({"cuda": torch.cuda.get_rng_state()} if device.type == "cuda" else {})
 
 
-def _state(
-    model: nn.Module,
-    ema: Ema,
-    optimizer: torch.optim.Optimizer,
-    scaler: torch.amp.GradScaler,
-    step: int,
-    budget: Budget,
-) -> dict[str, Any]:
-    return {
-        "model": model.state_dict(),
-        "ema": ema.weights,
-        "ema_steps": ema.steps,
-        "optimizer": optimizer.state_dict(),
-        "scaler": scaler.state_dict(),
-        "step": step,
-        "seconds": budget.elapsed(),
-        "rng": torch.get_rng_state(),
-    }
+def _set_rng(states: Sequence[Mapping[str, Tensor]], together: World) -> None:
+    """Go on from what `_rng` gave in each process; where their number has changed, from that of another."""
+    mine = states[together.rank % len(states)]
+    torch.set_rng_state(mine["cpu"])
+    if "cuda" in mine and torch.cuda.is_available():
+        torch.cuda.set_rng_state(mine["cuda"])
 
 
 def _not_finite(step: int, terms: Mapping[str, Tensor], batches: Batches) -> str:
@@ -251,12 +241,13 @@ def train(
     *,
     recipe: str = "efficientdet_lite0",
     change: tuple[str, ...] = (),
-    budget: str = "10m",
+    budget: str | None = None,
     steps: int | None = None,
     seed: int = 0,
     folds: Path | None = None,
     fold: int = 0,
     resume: bool = False,
+    checkpoint: str = "60s",
 ) -> Path:
     """Train one detector; its run folder comes back.
 
@@ -265,39 +256,62 @@ def train(
         out: folder to make; it must not exist yet, unless `resume` is given.
         recipe: name of a recipe; `foldfuse recipes` lists them.
         change: changes to the recipe, such as lr=3e-4.
-        budget: time that training may take, such as 90s, 10m or 1h30m.
+        budget: time that training may take, such as 90s, 10m or 1h30m; 10m by default.
         steps: train this many steps instead, however long they take: such a run can be repeated bit by bit.
         seed: of every random choice.
         folds: JSON that `foldfuse split` wrote; without it, all pictures are trained on.
         fold: which of `folds` to hold back.
-        resume: go on with a run that was stopped.
+        resume: go on with a run that was stopped, with its own recipe, seed and, unless one is given, budget. A run that
+            was stopped before it began is begun.
+        checkpoint: time between checkpoints, such as 60s; what was learnt since the last one is lost in a crash.
 
     Raises:
         InputError: the data, the recipe or the folder cannot be used.
     """
     if steps is not None and steps < 1:
         raise InputError(f"steps is {steps}, and must be 1 or more.")
-    limit = Budget(steps=steps) if steps is not None else Budget(seconds=seconds_of(budget))
+    every = seconds_of(checkpoint)
+    wanted = {"steps": steps} if steps is not None else {"seconds": seconds_of(budget)} if budget is not None else None
     dataset = require_annotations(read(data))
     held: tuple[int, ...] = ()
     if folds is not None:
         split = read_folds(folds)
         dataset, held = dataset.subset(split.train_ids(fold)), tuple(split.held_ids(fold))
-    state = None
-    if resume:
-        run = Run(Path(out))
-        made, facts = run.recipe, run.facts
-        state, trouble = run.load_state()
-        if trouble:
-            print(trouble)
-        if facts["data_fingerprint"] != dataset.fingerprint:
-            raise InputError(f"{out}: was trained on other data than {data}. Resume it with the data it began with.")
-    else:
-        made = load_recipe(recipe, change)
-        facts = run_facts(dataset, data=data, seed=seed, held=held)
-        run = Run.create(out, made, facts)
-    with bar(f"training {made.detector} at {made.image_size} px") as progress:
-        train_run(run, dataset, limit, facts["seed"], state=state, progress=progress)
+    run, state = Run(Path(out)), None
+    with world() as together:
+        if resume and run.begun:
+            facts = run.facts
+            wanted = wanted or facts["budget"]
+            state, trouble = run.load_state()
+            if trouble and together.first:
+                print(trouble)
+            if facts["data_fingerprint"] != dataset.fingerprint:
+                raise InputError(
+                    f"{out}: was trained on other data than {data}. Resume it with the data it began with."
+                )
+        else:
+            wanted = wanted or {"seconds": seconds_of("10m")}
+            made = load_recipe(recipe, change)
+            together.part(made.batch_size)
+            facts = run_facts(dataset, data=data, seed=seed, held=held)
+            if together.first:
+                Run.create(run.folder, made, facts)
+        together.wait()
+        if together.first:
+            run.write_facts(run.facts | {"budget": wanted})
+        made = run.recipe
+        shown = bar(f"training {made.detector} at {made.image_size} px") if together.first else nullcontext(silent)
+        with shown as progress:
+            train_run(
+                run,
+                dataset,
+                Budget(**wanted),
+                facts["seed"],
+                state=state,
+                progress=progress,
+                every=every,
+                together=together,
+            )
     return run.folder
 
 
@@ -323,6 +337,9 @@ def train_run(
     state: Mapping[str, Any] | None = None,
     start: Mapping[str, Any] | None = None,
     progress: Progress = silent,
+    every: float = 60.0,
+    evaluate: Callable[[Mapping[str, Tensor]], dict[str, float | None]] | None = None,
+    together: World | None = None,
 ) -> dict[str, Any]:
     """Train the detector of a run folder, and leave weights, log and facts in it; the last state comes back.
 
@@ -335,10 +352,12 @@ def train_run(
         state: of this very run, to go on with.
         start: the last state of another run, whose weights this one begins with.
         progress: is told the share of the budget that is spent.
+        every: seconds between checkpoints.
+        evaluate: gives the scores of averaged weights; asked at each checkpoint, off the budget, for a row in the log.
+        together: the processes that train as one; this one alone by default.
     """
-    recipe = run.recipe
+    recipe, together = run.recipe, together or World(device=best_device())
     torch.manual_seed(seed)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
     fresh = start is None and state is None
     imagenet = fresh and recipe.weights == "imagenet"
     model = make_detector(recipe.detector, len(dataset.classes), anchor_scale=recipe.anchor_scale, pretrained=imagenet)
@@ -350,31 +369,56 @@ def train_run(
         model.fit_anchors(_object_sizes(samples, canvas))
     if start is not None:
         model.load_state_dict(start["model"])
-    model.to(device)
+    model.to(together.device)
+    if together.rank:
+        torch.manual_seed(seed + 1_000_003 * together.rank)  # DropPath is to drop other pictures' paths elsewhere
     if pictures is None:
         largest = recipe.image_size * (1 + recipe.scale_jitter) * (1 + recipe.multi_scale)
         pictures = Pictures.of(samples, longest=round(largest))
-    log = [row for row in run.log if state is not None and row.get("step", -1) < state["step"]]
+    log = [row for row in run.log if state is not None and _before(row, state["step"])]
     batches = Batches(samples, pictures, recipe, canvas, seed, model.stride)
 
     def checkpoint(now: dict[str, Any]) -> None:
-        run.save_state(now)
-        run.write_log(log)
+        if evaluate is not None and (not log or "loss" in log[-1]):
+            with budget.paused():
+                log.append({"step": now["step"], "seconds": round(now["seconds"], 3), **evaluate(now["ema"])})
+        if together.first:
+            run.write_log(log)  # first: a log that is longer than the state can be cut, a shorter one has lost rows
+            run.save_state(now)
 
-    last = fit(model, batches, recipe, budget, log=log, resume=state, checkpoint=checkpoint, progress=progress)
-    run.save_weights(last["ema"])
-    seconds, steps = last["seconds"], last["step"]
-    run.write_facts(
-        run.facts
-        | {
-            "canvas": list(canvas),
-            "steps": steps,
-            "seconds": round(seconds, 2),
-            "images_per_second": round(steps * recipe.batch_size / max(seconds, 1e-9), 2),
-            "loading_share": round(log[-1]["loading"] / seconds, 4) if log else None,
-        }
+    last = fit(
+        model,
+        batches,
+        recipe,
+        budget,
+        log=log,
+        resume=state,
+        checkpoint=checkpoint,
+        every=every,
+        progress=progress,
+        together=together,
     )
+    if together.first:
+        run.save_weights(last["ema"])
+        seconds, steps = last["seconds"], last["step"]
+        run.write_facts(
+            run.facts
+            | {
+                "canvas": list(canvas),
+                "steps": steps,
+                "seconds": round(seconds, 2),
+                "images_per_second": round(steps * recipe.batch_size / max(seconds, 1e-9), 2),
+                "loading_share": round(last["loading"] / seconds, 4) if log else None,
+                "processes": together.size,
+            }
+        )
+    together.wait()
     return last
+
+
+def _before(row: Mapping[str, Any], step: int) -> bool:
+    """Whether a row of the log was written before a checkpoint at `step`; an evaluation at it was."""
+    return row["step"] < step or (row["step"] == step and "loss" not in row)
 
 
 def _object_sizes(samples: Sequence[Sample], canvas: tuple[int, int]) -> Tensor:

@@ -1,0 +1,115 @@
+"""What a crop classifier's word is worth in finished campaigns: fitted on their held-back pictures, measured on their test sets.
+
+    taskset -c 0 python benchmarks/rescore.py FOLDER... --out rescore.jsonl
+
+A FOLDER is a campaign's. Its campaign.json names the data and the test set, whose annotations are read here alone, to measure.
+A campaign that is in the output file already is not run again.
+"""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+from foldfuse import machine
+
+machine.tune()
+
+import argparse  # noqa: E402
+import json  # noqa: E402
+import time  # noqa: E402
+from collections.abc import Mapping  # noqa: E402
+from dataclasses import asdict  # noqa: E402
+from pathlib import Path  # noqa: E402
+from typing import Any  # noqa: E402
+
+from foldfuse import rescore  # noqa: E402
+from foldfuse.data import read  # noqa: E402
+from foldfuse.formats import read_predictions  # noqa: E402
+from foldfuse.looks import imagenet  # noqa: E402
+from foldfuse.metrics import bootstrap_difference, measure  # noqa: E402
+from foldfuse.split import read_folds  # noqa: E402
+
+
+def main() -> None:
+    """Run what is not there yet; print the table of all that is there."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folders", nargs="*", type=Path)
+    parser.add_argument("--out", type=Path, default=Path("rescore.jsonl"))
+    parser.add_argument("--size", type=int, default=128)
+    parser.add_argument("--most", type=int, default=30)
+    parser.add_argument("--members", action="store_true", help="rescore each chosen member's plain view as well")
+    asked = parser.parse_args()
+    rows = [json.loads(line) for line in asked.out.read_text().splitlines()] if asked.out.exists() else []
+    done = {(row["data"], row["seed"], row["of"], row["size"], row["most"]) for row in rows}
+    for folder in asked.folders:
+        facts = json.loads((folder / "campaign.json").read_text())
+        for of in ("fused", *(members(folder) if asked.members else ())):
+            key = (Path(facts["data"]).parent.name, facts["seed"], of, asked.size, asked.most)
+            if key not in done:
+                row = dict(zip(("data", "seed", "of", "size", "most"), key, strict=True)) | run(
+                    folder, facts, of, asked
+                )
+                rows.append(row)
+                with asked.out.open("a") as file:
+                    file.write(json.dumps(row) + "\n")
+                print(row, flush=True)
+    print(table(rows))
+
+
+def members(folder: Path) -> list[str]:
+    """The members that were predicted in the plain view on both sets of pictures."""
+    both = (p.parent.name for p in sorted(folder.glob("members/*/target@1.parquet")))
+    return [name for name in both if (folder / "members" / name / "held@1.parquet").exists()]
+
+
+def run(folder: Path, facts: Mapping[str, Any], of: str, asked: argparse.Namespace) -> dict[str, Any]:
+    """Fit on the held-back pictures, apply to the test set, and measure there."""
+    train, test = read(Path(facts["data"])), read(Path(facts["test"]))
+    names = ("fused_oof", "fused_test") if of == "fused" else (f"members/{of}/held@1", f"members/{of}/target@1")
+    held, target = (
+        read_predictions(folder / f"{name}.parquet", dataset)
+        for name, dataset in zip(names, (train, test), strict=True)
+    )
+    began = time.process_time()
+    fitted = rescore.fit(
+        held, train, folds=read_folds(folder / "folds.json"), look=imagenet(size=asked.size), most=asked.most
+    )
+    seconds_fit = time.process_time() - began
+    after = rescore.apply(fitted.rescorer, target, test.samples)
+    seconds = time.process_time() - began
+    gain = {metric: bootstrap_difference(after, target, test, metric) for metric in ("ap50", "ap")}
+    return {
+        "fitted": fitted.to_dict(),
+        "test": {m: [measure(target, test, metric=m), measure(after, test, metric=m)] for m in ("ap50", "ap")},
+        "test_gain": {m: asdict(g) for m, g in gain.items()},
+        "seconds_fit": round(seconds_fit, 1),
+        "seconds": round(seconds, 1),
+    }
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """A Markdown table, a row a campaign."""
+    lines = [
+        "| data | seed | of | px, boxes | right | a | gain expected, AP50 (95 %) | test AP50 | gain (95 %) | test AP | s |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for row in sorted(rows, key=lambda r: (r["data"], r["of"], r["size"], r["most"], r["seed"])):
+        fitted, (before, after), ap = row["fitted"], row["test"]["ap50"], row["test"]["ap"]
+        share = (
+            f"{fitted['share']:g}{'' if fitted['background'] else ' given object'}" if fitted["kept"] else "not kept"
+        )
+        expected, gained = (
+            f"{g['mean']:+.3f} ({g['low']:+.3f} to {g['high']:+.3f})"
+            for g in (fitted["gain"], row["test_gain"]["ap50"])
+        )
+        lines.append(
+            f"| {row['data']} | {row['seed']} | {row['of']} | {row['size']}, {row['most']} | {fitted['right']:.0%} | {share} | "
+            f"{expected} | {before:.3f} -> {after:.3f} | {gained} | {ap[0]:.3f} -> {ap[1]:.3f} | {row['seconds']:.0f} |"
+        )
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()

@@ -19,16 +19,19 @@ LAYERS = [
     {"data", "models", "fuse", "ensemble_boxes", "tta", "recipes", "near", "report_charts", "scenes_objects"},
     {"images", "run", "split", "metrics", "rows", "scenes", "report_data", "report_facts"},
     {"augment", "checkup", "trials", "prediction_strings", "report_pictures", "crops"},
-    {"yolo_folders", "doctor", "batches", "ensemble_search", "looks"},
+    {"yolo_folders", "doctor", "batches", "ensemble_search", "looks", "image_folders"},
     {"formats"},
-    {"train", "predict", "ensemble", "score", "submit", "report", "rescore"},
+    {"train", "predict", "ensemble", "score", "submit", "report"},
+    {"classify"},
+    {"rescore", "classify_files"},
     {"campaign", "fuse_files"},
     {"stages", "demo"},
     {"cli"},
     {"__main__"},
 ]
 # What is imported only when it is called, against the direction: the campaign checks its input before torch is loaded.
-LATE = {("campaign", "stages")}
+# Training and predicting hand classifiers on to what is built upon them.
+LATE = {("campaign", "stages"), ("train", "classify"), ("predict", "classify_files")}
 WITHOUT_MODELS = {"data", "split", "fuse", "ensemble", "score", "submit", "formats", "report"}
 ROOT = Path(__file__).parent.parent / "src" / "foldfuse"
 

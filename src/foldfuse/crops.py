@@ -63,6 +63,33 @@ class Crops:
                 yield cut(picture, box, context=context, size=size)
 
 
+@dataclass(frozen=True, eq=False)
+class CropPictures:
+    """Crops cut once where memory allows, else at every look.
+
+    Attributes:
+        crops: what is cut.
+        context, size: how; see `cut`.
+    """
+
+    crops: Crops
+    context: float
+    size: int
+    _kept: tuple[Picture, ...]
+
+    @staticmethod
+    def of(crops: Crops, *, context: float, size: int, memory_mb: float = 800.0) -> CropPictures:
+        """Crops ready to be looked at. Raises InputError where a picture cannot be decoded."""
+        fits = len(crops) * size * size * 3 / 2**20 <= memory_mb
+        return CropPictures(crops, context, size, tuple(crops.cut(context=context, size=size)) if fits else ())
+
+    def __getitem__(self, i: int) -> Picture:
+        """(size, size, 3) uint8 of crop `i`."""
+        if self._kept:
+            return self._kept[i]
+        return next(self.crops.where(np.arange(len(self.crops)) == i).cut(context=self.context, size=self.size))
+
+
 def objects(dataset: Dataset) -> Crops:
     """The annotated objects of a dataset; crowd regions are left out."""
     drawn = [s.annotations[~s.annotations.crowd] if s.annotations is not None else None for s in dataset.samples]
@@ -73,6 +100,13 @@ def objects(dataset: Dataset) -> Crops:
         np.concatenate([np.zeros((0, 4)), *(each.boxes for _, each in known)]),
         np.concatenate([np.zeros(0, np.int64), *(each.labels for _, each in known)]),
     )
+
+
+def whole(dataset: Dataset) -> Crops:
+    """Each picture as one crop, all of it; with the label of its object where one is annotated."""
+    labels = [int(s.annotations.labels[0]) if s.annotations is not None else -1 for s in dataset.samples]
+    boxes = np.array([(0, 0, s.width, s.height) for s in dataset.samples], np.float64)
+    return Crops(dataset.samples, np.arange(len(dataset)), boxes, np.array(labels, np.int64))
 
 
 def detected(predictions: Predictions, samples: Sequence[Sample], *, most: int) -> tuple[Crops, Array]:

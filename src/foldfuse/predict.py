@@ -107,6 +107,9 @@ def predict(
 ) -> Path:
     """Predict a dataset with a trained run; several views are fused by WBF. The path of the predictions comes back.
 
+    The run of a classifier is given pictures in sub-folders by class, or in one folder, or a dataset whose annotated objects
+    it is to tell apart; `out` is then a table of probabilities, .csv or .parquet, and `view` 1, 1+hflip or both.
+
     Args:
         run: folder of a trained run.
         data: COCO JSON; its annotations, if it has any, are not read.
@@ -119,6 +122,10 @@ def predict(
     """
     if batch_size < 1:
         raise InputError(f"batch_size is {batch_size}, and must be 1 or more.")
+    if Run(run).of_classifier:
+        from foldfuse.classify_files import predict_classes  # it is built upon training, which this is not
+
+        return predict_classes(run, data, out, view=view)
     views = parse_views(view)
     model, classes = load_detector(Run(run), "cuda" if torch.cuda.is_available() else "cpu")
     dataset = read(data, annotated=False)

@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from rich.console import Console
 from rich.table import Table
@@ -131,6 +131,71 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
 }
 
 
+@dataclass(frozen=True)
+class ClassifierRecipe:
+    """How to train one classifier of pictures, or of the crops of objects. Saved in the run folder."""
+
+    classifier: str  # of the registry, or "timm:" and the name of one of timm's networks
+    image_size: int = 160  # pixels: the side of the square that the model sees
+    batch_size: int = 32  # pictures per optimizer step
+    lr: float = 1e-3  # peak learning rate of the head
+    layer_decay: float = 1.0  # learning rate of each layer, as a share of that of the layer after it
+    weight_decay: float = 0.02
+    warmup: float = 0.1  # share of the budget spent warming up, 0..1
+    decay_from: float = 0.1  # share of the budget from which the learning rate falls to 0; 1 keeps it up
+    ema: float = 0.99  # decay of the weights' moving average, per step
+    clip: float = 5.0  # largest norm of the gradient
+    frozen_stages: int = 0  # layers, from the first on, that are not trained
+    smoothing: float = 0.1  # share of a target that is spread over all classes
+    weights: str = "imagenet"  # to begin with: "imagenet" or "none"
+    context: float = 1.3  # side of an object's crop, as a multiple of its box's longer side
+    hflip: float = 0.5  # probability
+    vflip: float = 0.0  # probability
+    scale_jitter: float = 0.25  # pictures are scaled by a factor of up to 1 + this, either way
+    shift: float = 0.1  # in sides of the canvas
+    colour: float = 0.3  # half-range of the factors of brightness, contrast and saturation
+
+    def __post_init__(self) -> None:
+        if self.weights not in ("imagenet", "none"):
+            raise unknown_name("start of a classifier's weights", self.weights, ("imagenet", "none"))
+        for name, least in (("image_size", 8), ("batch_size", 1), ("frozen_stages", 0)):
+            if getattr(self, name) < least:
+                raise InputError(f"{name} is {getattr(self, name)}, and must be {least} or more.")
+        for name in ("lr", "clip", "context", "layer_decay"):
+            value = getattr(self, name)
+            if not 0 < value < math.inf:
+                raise InputError(f"{name} is {value}, and must be a number above 0.")
+        for name in ("weight_decay", "scale_jitter", "shift"):
+            value = getattr(self, name)
+            if not 0 <= value < math.inf:
+                raise InputError(f"{name} is {value}, and must be a number of 0 or more.")
+        for name in ("warmup", "decay_from", "ema", "smoothing", "hflip", "vflip", "colour"):
+            value = getattr(self, name)
+            if not 0 <= value <= 1:
+                raise InputError(f"{name} is {value}, and must be in 0..1.")
+
+
+def classify_lite0() -> ClassifierRecipe:
+    """EfficientNet-Lite0 classifies pictures, or crops of objects, at 160 px, from ImageNet weights: for a CPU."""
+    return ClassifierRecipe("timm:tf_efficientnet_lite0", layer_decay=0.9)
+
+
+def classify_vit() -> ClassifierRecipe:
+    """ViT-Ti/16 classifies at 224 px; its ImageNet weights need the network once."""
+    return ClassifierRecipe("vit_tiny", image_size=224, lr=5e-4, layer_decay=0.75, weight_decay=0.05)
+
+
+def classify_swin() -> ClassifierRecipe:
+    """Swin-T classifies at 224 px; its ImageNet weights need the network once."""
+    return ClassifierRecipe("swin_tiny", image_size=224, lr=5e-4, layer_decay=0.85, weight_decay=0.05)
+
+
+R = TypeVar("R", Recipe, ClassifierRecipe)
+CLASSIFIER_RECIPES: dict[str, Callable[[], ClassifierRecipe]] = {
+    f.__name__: f for f in (classify_lite0, classify_vit, classify_swin)
+}
+
+
 def load_recipe(name: str, changes: Sequence[str] = ()) -> Recipe:
     """The recipe called `name`, with fields replaced by `changes` such as "lr=3e-4".
 
@@ -138,8 +203,18 @@ def load_recipe(name: str, changes: Sequence[str] = ()) -> Recipe:
         InputError: no such recipe or field, or a value of the wrong type.
     """
     if name not in RECIPES:
-        raise unknown_name("recipe", name, RECIPES)
-    recipe = RECIPES[name]()
+        raise unknown_name("recipe", name, [*RECIPES, *CLASSIFIER_RECIPES])
+    return _changed(RECIPES[name](), changes)
+
+
+def load_classifier_recipe(name: str, changes: Sequence[str] = ()) -> ClassifierRecipe:
+    """As `load_recipe`, of a classifier."""
+    if name not in CLASSIFIER_RECIPES:
+        raise unknown_name("recipe of a classifier", name, CLASSIFIER_RECIPES)
+    return _changed(CLASSIFIER_RECIPES[name](), changes)
+
+
+def _changed(recipe: R, changes: Sequence[str]) -> R:
     for change in changes:
         key, equals, text = change.partition("=")
         if not equals:
@@ -168,13 +243,14 @@ def _value(key: str, text: str, kind: type) -> Any:
 def recipes() -> None:
     """Show all recipes, as `--recipe` takes them, with what each is for."""
     table = Table("recipe", "image size", "batch size", "what it is for")
-    for name, make in RECIPES.items():
+    makers: dict[str, Callable[[], Recipe | ClassifierRecipe]] = {**RECIPES, **CLASSIFIER_RECIPES}
+    for name, make in makers.items():
         recipe = make()
         table.add_row(name, str(recipe.image_size), str(recipe.batch_size), (make.__doc__ or "").split("\n")[0])
     Console().print(table)
 
 
-def write_recipe(recipe: Recipe, path: Path) -> None:
+def write_recipe(recipe: Recipe | ClassifierRecipe, path: Path) -> None:
     """Write `recipe` as JSON."""
     write_text(path, json.dumps(asdict(recipe), indent=1))
 
@@ -185,8 +261,17 @@ def read_recipe(path: Path) -> Recipe:
     Raises:
         InputError: the file is missing, broken, or names a field that there is not.
     """
+    return _read(Recipe, path)
+
+
+def read_classifier_recipe(path: Path) -> ClassifierRecipe:
+    """As `read_recipe`, of a classifier."""
+    return _read(ClassifierRecipe, path)
+
+
+def _read(kind: type[R], path: Path) -> R:
     try:
-        return Recipe(**json.loads(path.read_text(encoding="utf-8")))
+        return kind(**json.loads(path.read_text(encoding="utf-8")))
     except FileNotFoundError:
         raise InputError(f"{path}: there is no such file. Is {path.parent} the folder of a run?") from None
     except (json.JSONDecodeError, TypeError) as error:

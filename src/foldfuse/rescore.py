@@ -23,6 +23,7 @@ import numpy as np
 from rich.console import Console
 
 from foldfuse.boxes import pairwise_iou
+from foldfuse.classify import look_of
 from foldfuse.crops import Crops, detected, objects
 from foldfuse.data import Dataset, Sample, read, require_annotations
 from foldfuse.detections import Annotations, Array, Detections, Predictions
@@ -32,6 +33,7 @@ from foldfuse.formats import read_told, write_predictions
 from foldfuse.looks import Head, Look, features, fit_head, imagenet
 from foldfuse.metrics import Difference, bootstrap_difference, measure, require_same
 from foldfuse.progress import Progress, bar, silent
+from foldfuse.run import Run
 from foldfuse.split import Folds, read_folds
 from foldfuse.split import folds as folds_of
 
@@ -87,6 +89,7 @@ class Fitted:
         before, after: the metric of the given and of the rescored predictions, the blend chosen on these very pictures.
         gain: over resampled pictures, with each picture's blend chosen on others.
         right: share of the boxes on an object whose class the classifier, which has not seen it, tells right.
+        best: the blend that scores best on these pictures, believed or not.
         ridge: the head's.
     """
 
@@ -96,6 +99,7 @@ class Fitted:
     after: float
     gain: Difference
     right: float
+    best: Blend
     ridge: float
 
     @property
@@ -187,20 +191,20 @@ def fit(
         for blend in (Blend(a, background) for background in (True, False) for a in SHARES)
         if blend.share or blend.background
     }
-    chosen = _best(candidates, held, metric)
+    best = _best(candidates, held, metric)
     nested = _nested(candidates, held, metric, part_of)
     gain = bootstrap_difference(nested, predictions, held, metric, seed=seed)
     before = measure(predictions, held, metric=metric)
-    if gain.above < SURE:
-        chosen = Blend()
+    chosen = best if gain.above >= SURE else Blend()
     on = np.flatnonzero((found.labels >= 0) & (found.labels < num_classes))
     return Fitted(
-        rescorer=Rescorer(head(ridge), look, chosen, most, _unseen(predictions, rows, log_p, chosen)),
+        rescorer=Rescorer(head(ridge), look, chosen, most, _unseen(predictions, rows, log_p, best)),
         predictions=candidates[chosen],
         before=before,
         after=measure(candidates[chosen], held, metric=metric),
         gain=gain,
         right=float((log_p[on, :num_classes].argmax(1) == found.labels[on]).mean()) if len(on) else 0.0,
+        best=best,
         ridge=ridge,
     )
 
@@ -318,6 +322,7 @@ def rescore(
     folds: Path | None = None,
     test_predictions: Path | None = None,
     test: Path | None = None,
+    run: Path | None = None,
     metric: str = "ap50",
     seed: int = 0,
     read_as: str | None = None,
@@ -336,6 +341,8 @@ def rescore(
         folds: JSON that `foldfuse split` wrote: pictures of one fold are rescored together, where the predictions cover several.
         test_predictions: of the pictures of `test`, by the same detectors; `test` must be given as well.
         test: the pictures to submit: COCO JSON; its annotations, if it has any, are not read.
+        run: folder of a trained classifier, which must have been trained with the predicted pictures held back; by default
+            crops are looked at with EfficientNet-Lite0 as ImageNet left it.
         metric: ap50, ap, f2 or wheat: what must gain.
         seed: of what is drawn at random.
         read_as: what the files of predictions are, where their content leaves that open, such as score_xywh.
@@ -350,9 +357,10 @@ def rescore(
     known = None if folds is None else read_folds(folds)
     target = test if test is None else read(test, annotated=False)
     found = None if target is None or test_predictions is None else read_told(test_predictions, target, read_as=read_as)
+    look = imagenet() if run is None else _look_held_back(Run(run), oof)
     with atomic_folder(out) as folder:
         with bar("looking at the detections") as progress:
-            fitted = fit(oof, dataset, folds=known, metric=metric, seed=seed, progress=progress)
+            fitted = fit(oof, dataset, folds=known, look=look, metric=metric, seed=seed, progress=progress)
         write_predictions(fitted.predictions, folder / "oof.parquet", dataset)
         if found is not None and target is not None:
             with bar("looking at the test detections") as progress:
@@ -361,6 +369,17 @@ def rescore(
         write_text(folder / "rescore.json", json.dumps({"metric": metric, **fitted.to_dict()}, indent=1) + "\n")
     Console(highlight=False).print(told(fitted, metric), soft_wrap=True)
     return out
+
+
+def _look_held_back(run: Run, predictions: Predictions) -> Look:
+    """The classifier of a run as a look at crops, if it has learnt from none of the predicted pictures."""
+    learnt = set(predictions) - set(run.facts["held"])
+    if learnt:
+        raise InputError(
+            f"{run.folder}: has learnt from {len(learnt)} of the {len(predictions)} pictures to rescore, such as image id "
+            f"{min(learnt)}. Train it with --folds and the --fold that was predicted."
+        )
+    return look_of(run)
 
 
 def told(fitted: Fitted, metric: str) -> str:

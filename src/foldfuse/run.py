@@ -22,7 +22,7 @@ from torch import Tensor
 
 from foldfuse.errors import InputError
 from foldfuse.files import atomic, write_text
-from foldfuse.recipes import Recipe, read_recipe, write_recipe
+from foldfuse.recipes import ClassifierRecipe, Recipe, read_classifier_recipe, read_recipe, write_recipe
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Run:
     folder: Path
 
     @staticmethod
-    def create(folder: Path, recipe: Recipe, facts: Mapping[str, Any]) -> Run:
+    def create(folder: Path, recipe: Recipe | ClassifierRecipe, facts: Mapping[str, Any]) -> Run:
         """A new run folder with its recipe and facts.
 
         Raises:
@@ -56,6 +56,17 @@ class Run:
     def recipe(self) -> Recipe:
         """How it is trained."""
         return read_recipe(self.folder / "recipe.json")
+
+    @property
+    def of_classifier(self) -> bool:
+        """Whether what is trained is a classifier; `classifier_recipe` then says how."""
+        path = self.folder / "recipe.json"
+        return path.exists() and '"classifier":' in path.read_text(encoding="utf-8")
+
+    @property
+    def classifier_recipe(self) -> ClassifierRecipe:
+        """How a classifier is trained."""
+        return read_classifier_recipe(self.folder / "recipe.json")
 
     @property
     def facts(self) -> dict[str, Any]:

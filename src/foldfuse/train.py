@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -31,7 +31,7 @@ from foldfuse.models import make_detector
 from foldfuse.models.weights import load_effdet
 from foldfuse.precision import Setting, usual
 from foldfuse.progress import Progress, bar, silent
-from foldfuse.recipes import Recipe, load_recipe
+from foldfuse.recipes import CLASSIFIER_RECIPES, ClassifierRecipe, Recipe, load_recipe
 from foldfuse.run import Run
 from foldfuse.split import read_folds
 
@@ -73,6 +73,20 @@ class Budget:
         self._start = self.clock() - used + self.used
 
 
+class Steps(Protocol):
+    """What each step of a training sees; `Batches` for detectors."""
+
+    @property
+    def samples(self) -> Sequence[Sample]:
+        """Whose pictures they are."""
+
+    def indices(self, step: int) -> list[int]:
+        """Positions in `samples` that a step sees."""
+
+    def batch(self, step: int, spent: float, part: range | None = None) -> tuple[Tensor, list[Any]]:
+        """(B, 3, H, W) uint8, and B targets."""
+
+
 def lr_scale(spent: float, warmup: float, decay_from: float) -> float:
     """Share of the peak learning rate: a line up over `warmup`, level until `decay_from`, then half a cosine down to 0.
 
@@ -106,8 +120,8 @@ def parameter_groups(model: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
 
 def fit(
     model: Any,
-    batches: Batches,
-    recipe: Recipe,
+    batches: Steps,
+    recipe: Recipe | ClassifierRecipe,
     budget: Budget,
     *,
     log: list[dict[str, Any]],
@@ -117,6 +131,7 @@ def fit(
     progress: Progress = silent,
     setting: Setting | None = None,
     together: World = ALONE,
+    groups: Callable[[Any, Any], list[dict[str, Any]]] = parameter_groups,
 ) -> dict[str, Any]:
     """Train `model` in place until the budget is gone.
 
@@ -132,6 +147,7 @@ def fit(
         progress: is told the share of the budget that is spent.
         setting: how it is computed; the usual one of the device by default.
         together: the processes that train as one.
+        groups: gives the optimizer's groups of a model and its recipe.
 
     Returns:
         The state at the end: "model", "ema", "ema_steps", "optimizer", "scaler", "step", "seconds", "loading", "rng".
@@ -146,7 +162,7 @@ def fit(
         model.load_state_dict(resume["model"])
     model.freeze(recipe.frozen_stages)  # after the weights are there: the frozen part is a copy
     parameters = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(parameter_groups(model, recipe), fused=True)
+    optimizer = torch.optim.AdamW(groups(model, recipe), fused=True)
     ema, step, loading = Ema(model, recipe.ema), 0, 0.0
     scaler = setting.scaler(device)
     if resume is not None:
@@ -229,7 +245,7 @@ def _set_rng(states: Sequence[Mapping[str, Tensor]], together: World) -> None:
         torch.cuda.set_rng_state(mine["cuda"])
 
 
-def _not_finite(step: int, terms: Mapping[str, Tensor], batches: Batches) -> str:
+def _not_finite(step: int, terms: Mapping[str, Tensor], batches: Steps) -> str:
     values = ", ".join(f"{name} {term.item():g}" for name, term in terms.items())
     names = ", ".join(batches.samples[i].file_name for i in batches.indices(step))
     return f"step {step}: the loss is not finite ({values}). The pictures were {names}. Try a lower lr."
@@ -249,10 +265,11 @@ def train(
     resume: bool = False,
     checkpoint: str = "60s",
 ) -> Path:
-    """Train one detector; its run folder comes back.
+    """Train one detector or classifier; its run folder comes back.
 
     Args:
-        data: COCO JSON with annotations, or a folder with a train.json.
+        data: COCO JSON with annotations, or a folder with a train.json. A classifier learns the crops of its objects, or a
+            folder of pictures with a sub-folder for each class.
         out: folder to make; it must not exist yet, unless `resume` is given.
         recipe: name of a recipe; `foldfuse recipes` lists them.
         change: changes to the recipe, such as lr=3e-4.
@@ -270,6 +287,22 @@ def train(
     """
     if steps is not None and steps < 1:
         raise InputError(f"steps is {steps}, and must be 1 or more.")
+    if recipe in CLASSIFIER_RECIPES or (resume and Run(out).of_classifier):
+        from foldfuse.classify import train_classifier  # it trains by `fit` below
+
+        return train_classifier(
+            data,
+            out,
+            recipe=recipe,
+            change=change,
+            budget=budget,
+            steps=steps,
+            seed=seed,
+            folds=folds,
+            fold=fold,
+            resume=resume,
+            checkpoint=checkpoint,
+        )
     every = seconds_of(checkpoint)
     wanted = {"steps": steps} if steps is not None else {"seconds": seconds_of(budget)} if budget is not None else None
     dataset = require_annotations(read(data))

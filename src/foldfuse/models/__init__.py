@@ -49,6 +49,8 @@ class Detector(Protocol):
 
 
 DETECTORS: Mapping[str, Callable[..., Detector]] = {**efficientdet_family.FAMILY}
+# {name: maker(num_classes, *, pretrained)}; a classifier has a `stride`, and forward(images in 0..1) gives (B, K) logits.
+CLASSIFIERS: Mapping[str, Callable[..., nn.Module]] = {}
 
 
 def make_detector(name: str, num_classes: int, *, anchor_scale: float | None = None, pretrained: bool = True) -> Any:

@@ -1,0 +1,359 @@
+"""Classifiers of pictures, and of the crops of objects: their training, by the loop of `train`, and their predictions.
+
+A folder of pictures is read as a dataset whose every picture is one object, all of it; so there is one kind of data here:
+crops with labels. Layer-wise learning rates follow Bao et al., "BEiT", arXiv:2106.08254, appendix: of two neighbouring layers the
+one nearer to the pixels learns more slowly.
+
+Shapes: B crops, K classes.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from foldfuse.augment import Augmentation, Labelled, augmented
+from foldfuse.crops import CropPictures, Crops, objects
+from foldfuse.data import Dataset, Sample, locate, read, require_annotations
+from foldfuse.detections import Annotations, Array
+from foldfuse.distributed import World, best_device, world
+from foldfuse.durations import seconds_of
+from foldfuse.errors import InputError, unknown_name
+from foldfuse.image_folders import read_image_folder
+from foldfuse.layouts import find_layout
+from foldfuse.looks import Look, features
+from foldfuse.models import CLASSIFIERS
+from foldfuse.models.timm_classifiers import TimmClassifier
+from foldfuse.progress import Progress, bar, silent
+from foldfuse.recipes import ClassifierRecipe, load_classifier_recipe
+from foldfuse.run import Run
+from foldfuse.split import read_folds
+from foldfuse.train import Budget, fit, run_facts
+
+TIMM = "timm:"
+_LAYER = re.compile(r"(?:\w+\.)*?[a-z_]\w*(?:\.\d+)+(?:\.blocks\.\d+)?(?=\.)")
+
+
+def make_classifier(name: str, num_classes: int, *, pretrained: bool = True) -> nn.Module:
+    """A new network: (B, 3, H, W) in 0..1 -> (B, num_classes) logits.
+
+    Args:
+        name: one of CLASSIFIERS, or "timm:" and the name of one of timm's networks.
+        num_classes: K.
+        pretrained: begin with ImageNet weights.
+
+    Raises:
+        InputError: there is no such network, or its weights are not at hand.
+    """
+    if name.startswith(TIMM):
+        return TimmClassifier(name.removeprefix(TIMM), num_classes, pretrained=pretrained)
+    if name not in CLASSIFIERS:
+        raise unknown_name("classifier", name, [*CLASSIFIERS, f"{TIMM}NAME"])
+    made: nn.Module = CLASSIFIERS[name](num_classes, pretrained=pretrained)
+    return made
+
+
+class Learner(nn.Module):
+    """A classifier as `fit` trains it."""
+
+    def __init__(self, net: nn.Module, smoothing: float) -> None:
+        super().__init__()
+        self.net = net
+        self.smoothing = smoothing
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) in 0..1 -> (B, K) logits."""
+        logits: Tensor = self.net(images)
+        return logits
+
+    def loss(self, raw: Tensor, targets: Sequence[int]) -> dict[str, Tensor]:
+        """Cross-entropy with smoothed targets."""
+        wanted = torch.tensor(targets, device=raw.device)
+        return {"class": F.cross_entropy(raw.float(), wanted, label_smoothing=self.smoothing)}
+
+    def freeze(self, stages: int) -> None:
+        """Training mode, but for the first `stages` layers, which are not trained."""
+        self.train()
+        layer_of = layers(self.net)
+        for name, module in self.net.named_modules():
+            own = [layer_of[f"{name}.{p}" if name else p] for p, _ in module.named_parameters()]
+            if own and max(own) < stages:
+                module.eval()
+        for name, parameter in self.net.named_parameters():
+            parameter.requires_grad_(layer_of[name] >= stages)
+
+
+def layers(net: nn.Module) -> dict[str, int]:
+    """{parameter: its layer}, from 0 nearest to the pixels; what is no block of a stack joins the first or a last layer."""
+    names = [name for name, _ in net.named_parameters()]
+    blocks = [match.group() if (match := _LAYER.match(name)) else None for name in names]
+    order = {block: i + 1 for i, block in enumerate(dict.fromkeys(b for b in blocks if b is not None))}
+    begun = next((i for i, block in enumerate(blocks) if block is not None), len(blocks))
+    return {
+        name: order[block] if block is not None else len(order) + 1 if i > begun else 0
+        for i, (name, block) in enumerate(zip(names, blocks, strict=True))
+    }
+
+
+def parameter_groups(model: Learner, recipe: ClassifierRecipe) -> list[dict[str, Any]]:
+    """The optimizer's groups: by layer, and decayed (matrices) or not (biases, norms, embeddings of one row)."""
+    layer_of = layers(model.net)
+    last = max(layer_of.values())
+    groups: dict[tuple[int, bool], list[Tensor]] = {}
+    for name, p in model.net.named_parameters():
+        if p.requires_grad:
+            groups.setdefault((layer_of[name], p.ndim > 1 and "embed" not in name), []).append(p)
+    return [
+        {
+            "params": params,
+            "peak": recipe.lr * recipe.layer_decay ** (last - layer),
+            "lr": 0.0,
+            "weight_decay": recipe.weight_decay if decayed else 0.0,
+        }
+        for (layer, decayed), params in groups.items()
+    ]
+
+
+@dataclass(frozen=True, eq=False)
+class CropBatches:
+    """What each step sees: crops, augmented. A function of (seed, step), without state.
+
+    Attributes:
+        samples: of each crop, the picture that it is cut out of.
+        pictures: the crops.
+        labels: (n,).
+        recipe: batch size and augmentation.
+        seed: of all randomness.
+    """
+
+    samples: Sequence[Sample]
+    pictures: CropPictures
+    labels: Array
+    recipe: ClassifierRecipe
+    seed: int
+
+    def indices(self, step: int) -> list[int]:
+        """Positions of the crops that a step sees: each epoch is a new permutation."""
+        n, size = len(self.labels), self.recipe.batch_size
+        places = range(step * size, (step + 1) * size)
+        orders = {e: np.random.default_rng((self.seed, 1, e)).permutation(n) for e in {p // n for p in places}}
+        return [int(orders[p // n][p % n]) for p in places]
+
+    def batch(self, step: int, spent: float, part: range | None = None) -> tuple[Tensor, list[int]]:
+        """(B, 3, S, S) uint8 in channels-last layout, and B labels; see `Batches.batch`."""
+        recipe = self.recipe
+        how = Augmentation(recipe.hflip, recipe.vflip, recipe.scale_jitter, recipe.shift, recipe.colour)
+        canvas = (recipe.image_size, recipe.image_size)
+        made, labels = [], []
+        for place, i in enumerate(self.indices(step)):
+            if part is None or place in part:
+                rng = np.random.default_rng((self.seed, 2, step, place))
+                one = Labelled(self.pictures[i], Annotations.empty())
+                made.append(augmented([one], canvas, how, rng).picture)
+                labels.append(int(self.labels[i]))
+        return torch.from_numpy(np.stack(made)).permute(0, 3, 1, 2), labels
+
+
+def read_labelled(data: Path, *, classes: Sequence[str] | None = None) -> tuple[Dataset, bool]:
+    """The dataset to classify, and whether it is of whole pictures: a folder with sub-folders rather than of objects.
+
+    Args:
+        data: anything that `data.read` takes, or a folder of pictures with a sub-folder for each class.
+        classes: that a classifier knows; see `read_image_folder`.
+
+    Raises:
+        InputError: it cannot be read.
+    """
+    if data.is_dir() and not (data / "train.json").is_file() and find_layout(data) is None:
+        return read_image_folder(data, classes=classes), True
+    dataset = read(locate(data)[0])
+    if classes is not None and dataset.classes != tuple(classes):
+        raise InputError(
+            f"{data}: has the classes {', '.join(dataset.classes)}, but the run was trained for {', '.join(classes)}."
+        )
+    return dataset, False
+
+
+def train_classifier(
+    data: Path,
+    out: Path,
+    *,
+    recipe: str,
+    change: tuple[str, ...] = (),
+    budget: str | None = None,
+    steps: int | None = None,
+    seed: int = 0,
+    folds: Path | None = None,
+    fold: int = 0,
+    resume: bool = False,
+    checkpoint: str = "60s",
+) -> Path:
+    """As `train`, for the recipe of a classifier; the run folder comes back."""
+    every = seconds_of(checkpoint)
+    wanted = {"steps": steps} if steps is not None else {"seconds": seconds_of(budget)} if budget is not None else None
+    whole, of_pictures = read_labelled(data)
+    dataset, held = require_annotations(whole), None
+    if folds is not None:
+        parts = read_folds(folds)
+        dataset, held = whole.subset(parts.train_ids(fold)), whole.subset(parts.held_ids(fold))
+    run, state = Run(Path(out)), None
+    with world() as together:
+        if resume and run.begun:
+            facts = run.facts
+            wanted = wanted or facts["budget"]
+            state, trouble = run.load_state()
+            if trouble and together.first:
+                print(trouble)
+            if facts["data_fingerprint"] != dataset.fingerprint:
+                raise InputError(
+                    f"{out}: was trained on other data than {data}. Resume it with the data it began with."
+                )
+        else:
+            wanted = wanted or {"seconds": seconds_of("10m")}
+            made = load_classifier_recipe(recipe, change)
+            together.part(made.batch_size)
+            _learner(
+                made, len(dataset.classes), pretrained=made.weights == "imagenet"
+            )  # raises before a folder is made
+            facts = run_facts(dataset, data=data, seed=seed, held=held.image_ids if held else ())
+            facts["context"] = 1.0 if of_pictures else made.context
+            if together.first:
+                Run.create(run.folder, made, facts)
+        together.wait()
+        if together.first:
+            run.write_facts(run.facts | {"budget": wanted})
+        name = run.classifier_recipe.classifier
+        with bar(f"training {name}") if together.first else nullcontext(silent) as progress:
+            train_run(run, dataset, Budget(**wanted), state=state, progress=progress, every=every, together=together)
+        if held and together.first:
+            right = accuracy(classify(run, objects(held)), objects(held).labels)
+            run.write_log([*run.log, {"step": run.facts["steps"], "seconds": run.facts["seconds"], "accuracy": right}])
+            print(f"accuracy on the {len(objects(held))} objects held back: {right:.4f}")
+    return run.folder
+
+
+def train_run(
+    run: Run,
+    dataset: Dataset,
+    budget: Budget,
+    *,
+    state: Mapping[str, Any] | None = None,
+    progress: Progress = silent,
+    every: float = 60.0,
+    together: World | None = None,
+) -> dict[str, Any]:
+    """Train the classifier of a run folder on the objects of `dataset`; its last state comes back.
+
+    Args:
+        run: folder with a classifier's recipe and facts.
+        dataset: annotated pictures to learn from.
+        budget: when to stop.
+        state: of this very run, to go on with.
+        progress: is told the share of the budget that is spent.
+        every: seconds between checkpoints.
+        together: the processes that train as one; this one alone by default.
+    """
+    recipe, facts, together = run.classifier_recipe, run.facts, together or World(device=best_device())
+    torch.manual_seed(facts["seed"])
+    model = load_learner(run, pretrained=state is None and recipe.weights == "imagenet")
+    model.to(together.device)
+    if together.rank:
+        torch.manual_seed(facts["seed"] + 1_000_003 * together.rank)
+    crops = objects(dataset)
+    side = round(recipe.image_size * (1 + recipe.scale_jitter))
+    pictures = CropPictures.of(crops, context=facts["context"], size=side)
+    samples = [dataset.samples[i] for i in crops.image]
+    log = [row for row in run.log if state is not None and row["step"] < state["step"]]
+
+    def checkpoint(now: dict[str, Any]) -> None:
+        if together.first:
+            run.write_log(log)
+            run.save_state(now)
+
+    last = fit(
+        model,
+        CropBatches(samples, pictures, crops.labels, recipe, facts["seed"]),
+        recipe,
+        budget,
+        log=log,
+        resume=state,
+        checkpoint=checkpoint,
+        every=every,
+        progress=progress,
+        together=together,
+        groups=parameter_groups,
+    )
+    if together.first:
+        run.save_weights(last["ema"])
+        seconds = round(last["seconds"], 2)
+        run.write_facts(run.facts | {"steps": last["step"], "seconds": seconds, "crops": len(crops)})
+    together.wait()
+    return last
+
+
+def load_learner(run: Run, *, pretrained: bool = False) -> Learner:
+    """The untrained model of a classifier's run.
+
+    Raises:
+        InputError: the recipe's image size is none that its network takes, or weights to begin with are not at hand.
+    """
+    return _learner(run.classifier_recipe, len(run.facts["classes"]), pretrained=pretrained)
+
+
+def _learner(recipe: ClassifierRecipe, num_classes: int, *, pretrained: bool) -> Learner:
+    net: Any = make_classifier(recipe.classifier, num_classes, pretrained=pretrained)
+    fixed = getattr(net, "fixed_size", None) or recipe.image_size
+    if recipe.image_size != fixed:
+        raise InputError(
+            f"image_size is {recipe.image_size}, and {recipe.classifier} takes pictures of {fixed} px alone."
+        )
+    if recipe.image_size % net.stride:
+        raise InputError(
+            f"image_size is {recipe.image_size}, and must be a multiple of {net.stride}, the stride of {recipe.classifier}."
+        )
+    return Learner(net, recipe.smoothing)
+
+
+def look_of(run: Run, *, mirrored: bool = False) -> Look:
+    """The trained classifier of a run as a look at crops: their logits, or with `mirrored` those of their mirror images.
+
+    Raises:
+        InputError: the run is not trained.
+    """
+    device = best_device()
+    model = load_learner(run)
+    model.load_state_dict(run.load_weights())
+    model.to(device).eval()
+
+    def look(images: Tensor) -> Tensor:
+        logits: Tensor = model((images.flip(3) if mirrored else images).to(device)).cpu()
+        return logits
+
+    return Look(look, run.classifier_recipe.image_size, run.facts["context"])
+
+
+def classify(run: Run, crops: Crops, *, views: Sequence[str] = ("1",), progress: Progress = silent) -> Array:
+    """(n, K) float32 probabilities of the classes of each crop, the mean of its `views`: "1" and its mirror image "1+hflip".
+
+    Raises:
+        InputError: the run is not trained, or a picture cannot be decoded.
+    """
+    parts = [
+        torch.from_numpy(features(crops, look_of(run, mirrored=view == "1+hflip"), progress=progress)).softmax(1)
+        for view in views
+    ]
+    return torch.stack(parts).mean(0).numpy()
+
+
+def accuracy(probabilities: Array, labels: Array) -> float:
+    """Share of the rows whose most probable class is the label; 0 where there is no row."""
+    return float((probabilities.argmax(1) == labels).mean()) if len(labels) else 0.0

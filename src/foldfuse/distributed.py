@@ -153,22 +153,6 @@ class _Whole(torch.autograd.Function):
         return grads[0][ctx.rank * ctx.part : (ctx.rank + 1) * ctx.part], None, None
 
 
-class _Total(torch.autograd.Function):
-    """The sum of a tensor over all processes; back goes the sum of their gradients, for each of them used it."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        total = x.clone()
-        distributed.all_reduce(total)
-        return total
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Tensor:
-        total = grads[0].clone()
-        distributed.all_reduce(total)
-        return total
-
-
 class _Synced(TorchFunctionMode):
     """Answers `F.batch_norm`, which every batch norm calls, whichever library its layer is from."""
 
@@ -191,18 +175,54 @@ def _batch_norm(
     """`F.batch_norm`, its statistics taken over all processes: (b, C, ...) -> (b, C, ...)."""
     if not training:
         return F.batch_norm(x, running_mean, running_var, weight, bias, training, momentum, eps)
-    number = x.numel() // x.shape[1] * distributed.get_world_size()
-    across = [d for d in range(x.ndim) if d != 1]
-    shape = [-1 if d == 1 else 1 for d in range(x.ndim)]
-    wide = x.float()
-    mean = _Total.apply(wide.sum(across)) / number  # (C,)
-    centred = wide - mean.view(shape)
-    variance = _Total.apply(centred.square().sum(across)) / number  # (C,)
+    variance, mean = torch.var_mean(_wide(x.detach()), [d for d in range(x.ndim) if d != 1], correction=0)  # (C,)
+    here = torch.stack([mean, variance])
+    parts = [torch.empty_like(here) for _ in range(distributed.get_world_size())]
+    distributed.all_gather(parts, here)
+    means, variances = torch.stack(parts, 1)  # (R, C), over as many pixels each
+    mean = means.mean(0)
+    variance = variances.mean(0) + (means - mean).square().mean(0)
+    number = x.numel() // x.shape[1] * len(parts)
     if running_mean is not None and running_var is not None:
-        running_mean.lerp_(mean.detach(), momentum)
-        running_var.lerp_(variance.detach() * (number / (number - 1)), momentum)
-    scale = (variance + eps).rsqrt()
-    if weight is not None:
-        scale = scale * weight
-    out = centred * scale.view(shape)
-    return (out if bias is None else out + bias.view(shape)).to(x.dtype)
+        running_mean.lerp_(mean, momentum)
+        running_var.lerp_(variance * (number / (number - 1)), momentum)
+    return _Normalised.apply(x, mean, variance, weight, bias, eps, number)
+
+
+def _wide(x: Tensor) -> Tensor:
+    """At least float32: half precision is too coarse for sums over many pixels."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+class _Normalised(torch.autograd.Function):
+    """Batch norm with the mean and variance of all processes, through which gradients go back to all of their pictures."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        mean: Tensor,
+        variance: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        eps: float,
+        number: int,
+    ) -> Tensor:
+        ctx.save_for_backward(x, mean, (variance + eps).rsqrt(), weight)
+        ctx.number = number
+        return F.batch_norm(x, mean, variance, weight, bias, False, 0.0, eps)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        x, mean, scale, weight = ctx.saved_tensors
+        across = [d for d in range(x.ndim) if d != 1]
+        shape = [-1 if d == 1 else 1 for d in range(x.ndim)]
+        g = _wide(grads[0])
+        normal = (_wide(x) - mean.view(shape)) * scale.view(shape)
+        own = torch.stack([g.sum(across), (g * normal).sum(across)])  # (2, C)
+        total = own.clone()
+        distributed.all_reduce(total)
+        total /= ctx.number
+        gx = g - total[0].view(shape) - normal * total[1].view(shape)
+        gx = gx * (scale if weight is None else scale * weight).view(shape)
+        return gx.to(x.dtype), None, None, own[1] if weight is not None else None, own[0], None, None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 
 from foldfuse.data import Dataset, Sample, read
 from foldfuse.detections import Detections, Predictions
+from foldfuse.distributed import world
 from foldfuse.errors import InputError
 from foldfuse.formats import write_predictions
 from foldfuse.fuse import wbf
@@ -110,6 +112,8 @@ def predict(
     The run of a classifier is given pictures in sub-folders by class, or in one folder, or a dataset whose annotated objects
     it is to tell apart; `out` is then a table of probabilities, .csv or .parquet, and `view` 1, 1+hflip or both.
 
+    Under torchrun each process looks at its share of the pictures.
+
     Args:
         run: folder of a trained run.
         data: COCO JSON; its annotations, if it has any, are not read.
@@ -127,22 +131,34 @@ def predict(
 
         return predict_classes(run, data, out, view=view)
     views = parse_views(view)
-    model, classes = load_detector(Run(run), "cuda" if torch.cuda.is_available() else "cpu")
     dataset = read(data, annotated=False)
-    same_classes(classes, dataset, run)
-    with bar(f"predicting {len(dataset)} pictures") as progress:
-        found = predict_views(
-            model,
-            dataset.samples,
-            classes,
-            image_size=Run(run).recipe.image_size,
-            views=views,
-            batch_size=batch_size,
-            progress=progress,
-        )
-    parts = list(found.values())
-    write_predictions(parts[0] if len(parts) == 1 else wbf(parts), out, dataset)
+    with world() as together:
+        model, classes = load_detector(Run(run), together.device)
+        same_classes(classes, dataset, run)
+        samples = dataset.samples[together.rank :: together.size]
+        with bar(f"predicting {len(dataset)} pictures") if together.first else nullcontext(silent) as progress:
+            found = predict_views(
+                model,
+                samples,
+                classes,
+                image_size=Run(run).recipe.image_size,
+                views=views,
+                batch_size=batch_size,
+                progress=progress,
+            )
+        shares = together.gathered(found)
+        if together.first:
+            parts = [_joined([share[v] for share in shares], dataset) for v in views]
+            write_predictions(parts[0] if len(parts) == 1 else wbf(parts), out, dataset)
     return out
+
+
+def _joined(shares: Sequence[Predictions], dataset: Dataset) -> Predictions:
+    """Predictions of all pictures, in the dataset's order, from those of each process's share."""
+    if len(shares) == 1:
+        return shares[0]
+    found = {i: share[i] for share in shares for i in share.image_ids}
+    return Predictions.of({i: found[i] for i in dataset.image_ids}, dataset.classes)
 
 
 def same_classes(classes: Sequence[str], dataset: Dataset, run: Path) -> None:

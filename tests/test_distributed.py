@@ -1,0 +1,78 @@
+"""Several processes do what one does: real processes, which meet by gloo."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from foldfuse.data import read
+from foldfuse.distributed import ALONE, World, world
+from foldfuse.errors import InputError
+from foldfuse.formats import read_predictions
+from foldfuse.predict import predict
+from foldfuse.run import Run
+from learning_samples import write_dataset
+
+HERE = Path(__file__).parent
+QUIET = os.environ | {"OMP_NUM_THREADS": "1"}
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return write_dataset(tmp_path_factory.mktemp("data") / "d", 6)
+
+
+def run(*command):
+    done = subprocess.run([str(part) for part in command], env=QUIET, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+def test_two_processes_learn_what_one_learns(data, tmp_path):
+    run(sys.executable, HERE / "two_processes.py", data, tmp_path / "one.json")
+    run(*TORCHRUN, HERE / "two_processes.py", data, tmp_path / "two.json")
+    one, two = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("one", "two"))
+    for name, steps in (("detector", 5), ("counter", 20)):
+        assert len(set(one[name][0])) == steps
+        assert two[name][0] == two[name][1], "the processes do not agree on the loss of the whole batch"
+        np.testing.assert_allclose(two[name][0], one[name][0], rtol=1e-3)
+
+
+def test_two_processes_train_and_predict_from_the_command_line(data, tmp_path):
+    changes = ("--change", "image_size=64", "--change", "batch_size=2")
+    run(*TORCHRUN, "-m", "foldfuse", "train", data, tmp_path / "run", *changes, "--steps", "2")
+    facts = Run(tmp_path / "run").facts
+    assert (facts["steps"], facts["processes"]) == (2, 2)
+    assert [row["step"] for row in Run(tmp_path / "run").log] == [0, 1]
+    run(*TORCHRUN, "-m", "foldfuse", "predict", tmp_path / "run", data, tmp_path / "two.parquet")
+    predict(tmp_path / "run", data, tmp_path / "one.parquet")
+    one, two = (read_predictions(tmp_path / f"{name}.parquet", read(data)) for name in ("one", "two"))
+    assert list(one.image_ids) == list(two.image_ids)
+    for i in one.image_ids:
+        np.testing.assert_allclose(one[i].boxes, two[i].boxes, atol=1e-2)
+        np.testing.assert_allclose(one[i].scores, two[i].scores, atol=1e-4)
+
+
+def test_a_batch_is_shared_evenly_or_refused():
+    assert [list(World(rank, 3).part(6)) for rank in range(3)] == [[0, 1], [2, 3], [4, 5]]
+    with pytest.raises(InputError, match=r"batch_size is 4, and cannot be shared evenly by 3 .* 3 and 6"):
+        World(0, 3).part(4)
+
+
+def test_one_process_is_a_world_of_its_own(monkeypatch):
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    with world() as together:
+        assert together.size == 1
+        assert together.first
+    t = torch.rand(2)
+    assert ALONE.whole((t, 3)) == (t, 3)
+    assert ALONE.gathered("x") == ["x"]
+    assert ALONE.agreed(0.5) == 0.5
+    with ALONE.norms():
+        F.batch_norm(torch.rand(2, 3), None, None, training=True)

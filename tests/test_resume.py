@@ -1,0 +1,111 @@
+"""A training that is killed at any moment and resumed ends with the very weights of one that never was."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+from foldfuse.run import Run
+from foldfuse.train import Budget, train
+from learning_samples import write_dataset
+
+CHANGES = ("image_size=64", "batch_size=2", "mosaic=0.9", "mosaic_until=0.5")
+STEPS = 24
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return write_dataset(tmp_path_factory.mktemp("data") / "d", 6)
+
+
+def start(data, out):
+    """A real process that trains, leaving a checkpoint after about every step."""
+    command = [sys.executable, "-m", "foldfuse", "train", str(data), str(out), "--resume", "--checkpoint", "0.001s"]
+    for change in CHANGES:
+        command += ["--change", change]
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "env": os.environ | {"OMP_NUM_THREADS": "1"}}
+    return subprocess.Popen([*command, "--steps", str(STEPS)], **quiet)
+
+
+def kill_once_it_has_learnt(process, run, after):
+    """kill -9 `after` seconds after the next checkpoint."""
+    path = run.folder / "state.pt"
+    seen = path.stat().st_mtime_ns if path.exists() else 0
+    while not path.exists() or path.stat().st_mtime_ns == seen:
+        assert process.poll() is None, process.stderr.read().decode()
+        time.sleep(0.01)
+    time.sleep(after)
+    assert process.poll() is None, "it ended before it was killed"
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+
+
+def test_killed_twice_and_resumed_it_ends_with_the_same_weights(data, tmp_path):
+    run, steps = Run(tmp_path / "killed"), []
+    for after in (0.03, 0.2):
+        kill_once_it_has_learnt(start(data, run.folder), run, after)
+        steps.append(run.load_state()[0]["step"])
+    assert 0 < steps[0] < steps[1] < STEPS
+    last = start(data, run.folder)
+    assert last.wait(60) == 0, last.stderr.read().decode()
+    last.stderr.close()
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        train(data, tmp_path / "whole", change=CHANGES, steps=STEPS)
+    finally:
+        torch.set_num_threads(threads)
+    whole, killed = (Run(tmp_path / name) for name in ("whole", "killed"))
+    states = whole.load_state()[0], killed.load_state()[0]
+    assert states[0]["ema_steps"] == states[1]["ema_steps"] == STEPS
+    for part in ("model", "ema"):
+        assert all(torch.equal(states[0][part][key], states[1][part][key]) for key in states[0][part])
+    for one, other in zip(*(state["optimizer"]["state"].values() for state in states), strict=True):
+        assert all(torch.equal(one[key], other[key]) for key in one)
+    assert torch.equal(states[0]["rng"][0]["cpu"], states[1]["rng"][0]["cpu"])
+    assert [row["loss"] for row in whole.log] == [row["loss"] for row in killed.log]
+
+
+def test_a_resumed_run_has_the_rest_of_its_own_budget(data, tmp_path, monkeypatch):
+    out = tmp_path / "run"
+    train(data, out, change=CHANGES, steps=1)
+    run = Run(out)
+    run.write_facts(run.facts | {"budget": {"seconds": 100.0}})
+    state = run.load_state()[0]
+    run.save_state(state | {"seconds": 99.9})
+    train(data, out, resume=True)
+    assert run.facts["steps"] <= 3  # not another hundred seconds
+    assert run.facts["budget"] == {"seconds": 100.0}
+
+
+def test_a_broken_checkpoint_gives_way_to_the_one_before(data, tmp_path, capsys):
+    out = tmp_path / "run"
+    train(data, out, change=CHANGES, steps=2)
+    train(data, out, steps=3, resume=True)
+    (out / "state.pt").write_bytes((out / "state.pt").read_bytes()[:1000])
+    train(data, out, steps=4, resume=True)
+    assert "state.pt: is broken" in capsys.readouterr().out
+    assert [row["step"] for row in Run(out).log] == [0, 1, 2, 3]
+
+
+def test_a_run_that_was_stopped_before_it_began_is_begun(data, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "recipe.json").write_text("{")
+    train(data, tmp_path / "run", change=CHANGES, steps=1, resume=True)
+    assert Run(tmp_path / "run").facts["steps"] == 1
+
+
+def test_what_is_done_in_a_pause_is_not_paid_for():
+    now = [0.0]
+    budget = Budget(seconds=100, clock=lambda: now[0])
+    assert budget.spent(0) == 0
+    now[0] = 30
+    with budget.paused():
+        now[0] = 1000
+    assert budget.elapsed() == 30
+    now[0] = 1020
+    assert budget.spent(1) == 0.5

@@ -170,19 +170,19 @@ def test_canvases_by_hand(sizes, want):
 # Pictures
 
 
-@pytest.mark.parametrize("memory_mb", [800.0, 0.0])
-def test_pictures_are_the_same_kept_or_decoded_anew(tmp_path, memory_mb):
+@pytest.mark.parametrize(("memory_mb", "disk_mb"), [(800.0, 0.0), (0.0, 800.0), (0.003, 0.003), (0.0, 0.0)])
+def test_pictures_are_the_same_in_memory_in_a_file_or_decoded_anew(tmp_path, memory_mb, disk_mb):
     samples = []
     for i, (width, height) in enumerate([(60, 40), (20, 30)]):
         path = tmp_path / f"{i}.png"
         Image.new("RGB", (width, height), (i, i, i)).save(path)
         samples.append(sample(width, height, path, i))
-    pictures = Pictures.of(samples, longest=30, memory_mb=memory_mb)
+    pictures = Pictures.of(samples, longest=30, memory_mb=memory_mb, disk_mb=disk_mb)
     assert [pictures[i].shape for i in range(2)] == [(20, 30, 3), (30, 20, 3)]
     assert [int(pictures[i][0, 0, 0]) for i in range(2)] == [0, 1]
     assert scale_of(samples[0], pictures[0]) == (0.5, 0.5)
     path.unlink()
-    if memory_mb:
+    if memory_mb + disk_mb:
         assert pictures[1].shape == (30, 20, 3)
     else:
         with pytest.raises(InputError, match="no such picture"):

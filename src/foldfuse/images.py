@@ -5,8 +5,11 @@ Shapes: pictures are (height, width, 3) uint8 RGB arrays. A canvas is the (heigh
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Sequence
+import shutil
+import tempfile
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -105,7 +108,7 @@ def _ceil(value: float, step: int) -> int:
 
 @dataclass(frozen=True, eq=False)
 class Pictures:
-    """The pictures of some samples, decoded once where memory allows, else at every look.
+    """The pictures of some samples, decoded once: kept in memory up to a limit, beyond it in a file, else not kept.
 
     Attributes:
         samples: whose pictures they are.
@@ -117,22 +120,50 @@ class Pictures:
     _kept: tuple[Picture, ...]
 
     @staticmethod
-    def of(samples: Sequence[Sample], *, longest: int, memory_mb: float = 800.0) -> Pictures:
-        """Pictures ready to be looked at; they are kept decoded if that takes less than `memory_mb`.
+    def of(samples: Sequence[Sample], *, longest: int, memory_mb: float = 800.0, disk_mb: float = 20_000.0) -> Pictures:
+        """Pictures ready to be looked at.
+
+        Args:
+            samples: whose pictures they are.
+            longest: the side, in pixels, that they are shrunk to.
+            memory_mb: that decoded pictures may take in memory.
+            disk_mb: that the rest may take in a temporary file, which has no name and so is gone with the process, however
+                that ends; no more than half of what is free is taken. Pictures beyond both are decoded at every look.
 
         Raises:
             InputError: a picture is missing or cannot be decoded.
         """
-        scales = (min(1.0, longest / max(s.width, s.height)) for s in samples)
-        needed = sum(s.width * s.height * 3 * f * f for s, f in zip(samples, scales, strict=True)) / 2**20
-        if needed > memory_mb:
-            return Pictures(samples, longest, ())
+        free = shutil.disk_usage(tempfile.gettempdir()).free / 2**20
+        memory, disk = memory_mb * 2**20, min(disk_mb, free / 2) * 2**20
+        sizes = []
+        for s in samples:
+            scale = min(1.0, longest / max(s.width, s.height))
+            sizes.append(round(s.width * scale) * round(s.height * scale) * 3)
+        total = np.cumsum(sizes)
+        here, either = int(np.searchsorted(total, memory, "right")), int(np.searchsorted(total, memory + disk, "right"))
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            return Pictures(samples, longest, tuple(pool.map(lambda s: load_image(s.path, longest=longest), samples)))
+            decoded = pool.map(lambda s: load_image(s.path, longest=longest), samples[:here])
+            kept = tuple(decoded)
+            if either > here:
+                kept += _filed(pool.map(lambda s: load_image(s.path, longest=longest), samples[here:either]))
+        return Pictures(samples, longest, kept)
 
     def __getitem__(self, i: int) -> Picture:
         """(H, W, 3) uint8 of sample `i`."""
-        return self._kept[i] if self._kept else load_image(self.samples[i].path, longest=self.longest)
+        return self._kept[i] if i < len(self._kept) else load_image(self.samples[i].path, longest=self.longest)
+
+
+def _filed(pictures: Iterable[Picture]) -> tuple[Picture, ...]:
+    """The same pictures, each a view of a temporary file that the system reads in and forgets as it sees fit."""
+    shapes = []
+    with tempfile.TemporaryFile(prefix="foldfuse-") as file:
+        for picture in pictures:
+            shapes.append(picture.shape)
+            file.write(picture.tobytes())
+        file.flush()
+        flat = np.memmap(file, np.uint8, "r")
+    ends = np.cumsum([math.prod(shape) for shape in shapes])
+    return tuple(flat[end - math.prod(shape) : end].reshape(shape) for end, shape in zip(ends, shapes, strict=True))
 
 
 def scale_of(sample: Sample, picture: NDArray[Any]) -> tuple[float, float]:

@@ -1,5 +1,6 @@
 """The parts of the detectors: anchors and their code, assignment, BiFPN, folding, fast convolutions, foreign weights."""
 
+import copy
 import itertools
 
 import numpy as np
@@ -9,15 +10,17 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from timm.layers import create_conv2d
 from torch import nn
 
 from foldfuse.errors import InputError
 from foldfuse.models import anchors as A
 from foldfuse.models.assign import task_aligned
 from foldfuse.models.bifpn import BiFPN, WeightedSum, halve
-from foldfuse.models.depthwise import Depthwise5, quicken
+from foldfuse.models.depthwise import SameConv
 from foldfuse.models.efficientdet import EfficientDet
 from foldfuse.models.folding import folded
+from foldfuse.models.quicker import Excite, Pointwise, quicken
 from foldfuse.models.weights import WHEELS, load_backbone, wheel_weights
 
 quiet = settings(deadline=None, derandomize=True, max_examples=25)
@@ -232,19 +235,27 @@ def test_a_folded_network_gives_what_it_gave(size):
     assert not any(isinstance(m, nn.BatchNorm2d) for m in folded(whole).modules())
 
 
-# fast depthwise convolutions
+# fast convolutions
 
 
-@pytest.mark.parametrize("shape", [(1, 3, 4, 4), (2, 8, 5, 9), (3, 16, 2, 1), (5, 4, 13, 6)])
-def test_the_fast_depthwise_convolution_has_the_gradients_of_the_plain_one(shape):
-    plain = nn.Conv2d(shape[1], shape[1], 5, padding=2, groups=shape[1], bias=False)
-    holder = nn.Sequential(plain)
+def timms(channels, side, stride):
+    """A depthwise convolution as timm makes it for TensorFlow's weights, in a holder."""
+    return nn.Sequential(create_conv2d(channels, channels, side, stride=stride, padding="same", depthwise=True))
+
+
+@pytest.mark.parametrize("shape", [(1, 3, 4, 4), (2, 8, 6, 10), (3, 16, 2, 2), (5, 4, 14, 6)])
+@pytest.mark.parametrize(("side", "stride"), [(5, 1), (3, 2), (5, 2)])
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_the_fast_convolution_has_the_outputs_and_gradients_of_timms(shape, side, stride, memory_format):
+    holder = timms(shape[1], side, stride)
+    plain = holder[0]
     quicken(holder)
-    assert type(holder[0]) is Depthwise5
+    assert type(holder[0]) is SameConv
     assert holder[0].weight is plain.weight
     results = []
     for conv in (plain, holder[0]):
-        x = torch.randn(shape, generator=torch.Generator().manual_seed(1)).requires_grad_()
+        x = torch.randn(shape, generator=torch.Generator().manual_seed(1))
+        x = x.to(memory_format=memory_format).requires_grad_()
         plain.weight.grad = None
         out = conv(x)
         (out * torch.arange(out.numel()).reshape(out.shape).sin()).sum().backward()
@@ -253,16 +264,57 @@ def test_the_fast_depthwise_convolution_has_the_gradients_of_the_plain_one(shape
         torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)
 
 
-def test_only_convolutions_of_that_kind_are_exchanged():
+@pytest.mark.parametrize("size", [(5, 8), (7, 7), (6, 4), (1, 1)])
+@pytest.mark.parametrize("grad", [True, False])
+def test_the_fast_convolution_pads_odd_sides_as_timm_does(size, grad):
+    plain = create_conv2d(3, 8, 3, stride=2, padding="same")
+    holder = nn.Sequential(plain)
+    quicken(holder)
+    x = torch.randn(2, 3, *size)
+    with torch.set_grad_enabled(grad):
+        torch.testing.assert_close(holder(x), plain(x), rtol=1e-5, atol=1e-5)
+
+
+def test_only_convolutions_of_these_kinds_are_exchanged():
     convs = nn.Sequential(
         nn.Conv2d(4, 4, 3, padding=1, groups=4, bias=False),
         nn.Conv2d(4, 4, 5, padding=2, groups=4, stride=2, bias=False),
         nn.Conv2d(4, 4, 5, padding=2, groups=2, bias=False),
         nn.Conv2d(4, 4, 5, padding=2, groups=4, bias=True),
         nn.Conv2d(4, 8, 5, padding=2, groups=4, bias=False),
+        create_conv2d(4, 4, 7, stride=2, padding="same"),
+        create_conv2d(4, 4, 3, stride=2, padding="same", bias=True),
     )
     quicken(convs)
-    assert not any(isinstance(conv, Depthwise5) for conv in convs)
+    assert not any(isinstance(conv, SameConv) for conv in convs)
+
+
+@pytest.mark.parametrize("name", ["tf_efficientnet_lite0", "tf_efficientnet_b0"])
+@pytest.mark.parametrize("mode", ["eval", "train"])
+def test_a_quickened_network_gives_what_it_gave_and_learns_the_same(name, mode, monkeypatch):
+    monkeypatch.setattr("foldfuse.models.quicker._MANY", 400)  # so that rows are handed over here too
+    monkeypatch.setattr("torch.get_num_threads", lambda: 1)
+    plain = timm.create_model(name, features_only=True, out_indices=(2, 3, 4)).train(mode == "train")
+    quick = copy.deepcopy(plain)
+    quicken(quick)
+    kinds = {type(module) for module in quick.modules()}
+    assert {SameConv, Pointwise} <= kinds
+    assert (Excite in kinds) == (name == "tf_efficientnet_b0")
+    assert quick.state_dict().keys() == plain.state_dict().keys()
+    x = torch.randn(2, 3, 96, 64).to(memory_format=torch.channels_last)
+    with torch.no_grad():
+        kept = x.clone()
+        for want, got in zip(copy.deepcopy(plain)(x), copy.deepcopy(quick)(x), strict=True):
+            torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4 * float(want.abs().max()))
+        assert torch.equal(x, kept), "the input was written over"
+    gradients = []
+    for network in (plain, quick):
+        sum((out * torch.arange(out.numel()).reshape(out.shape).sin()).sum() for out in network(x)).backward()
+        gradients.append({key: p.grad for key, p in network.named_parameters()})
+    # Before a batch norm in training some gradients are 0 but for rounding: they are held against the largest of all.
+    scale = max(float(want.abs().max()) for want in gradients[0].values())
+    for key, want in gradients[0].items():
+        torch.testing.assert_close(gradients[1][key], want, rtol=1e-3, atol=1e-5 * scale)
 
 
 # weights from wheels

@@ -1,10 +1,11 @@
-"""Depthwise 5x5 convolutions that train several times faster on a CPU.
+"""Depthwise and halving convolutions that train and run faster on a CPU than PyTorch's own; `quicker` puts them in place.
 
-oneDNN is quick at their forward pass and slow at the gradient of their weights, which takes a third of a training step
-of EfficientNet-Lite0 at 256 px. Here that gradient is a loop over contiguous channels; the gradient of the input is a
-convolution again, with the kernel turned round. Elsewhere than float32 on a CPU it is PyTorch's own convolution.
+Two things are slow. oneDNN takes the gradient of a depthwise convolution's weights slowly from 5x5 on: that of a training step
+of EfficientNet-Lite0 takes a third of it. Here that gradient is a loop over contiguous channels. And TensorFlow's "SAME"
+padding of a stride-2 convolution, which is one-sided, makes a padded copy of its input; a kernel with a leading row and column
+of zeros needs none. Elsewhere than float32 on a CPU the gradients are PyTorch's own.
 
-Shapes: B images, C channels, H and W height and width, K the side of the kernel.
+Shapes: B images, C channels, H and W height and width, K the side of the kernel, which is odd.
 """
 
 from __future__ import annotations
@@ -16,88 +17,96 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numba import njit
-from torch import Tensor, nn
+from timm.layers import Conv2dSame
+from torch import Tensor
+from torch.nn.grad import conv2d_input
 
 _POOL = ThreadPoolExecutor(1, thread_name_prefix="depthwise")  # beside the caller's own thread
 
 
 @njit(nogil=True, fastmath=True, cache=True)
-def _weight_gradient(x: Any, g: Any, pad: int, out: Any, first: int, last: int) -> None:
-    """Add to `out` (K, K, C) the gradient that images first..last - 1 of x, g (B, H, W, C) give. Stride 1, same size."""
-    height, width, channels = x.shape[1:]
+def _weight_gradient(x: Any, g: Any, stride: int, out: Any, first: int, last: int) -> None:
+    """Add to `out` (K, K, C) the gradient that images first..last - 1 of x (B, H, W, C) and g (B, H/stride, W/stride, C) give."""
+    height, width = x.shape[1:3]
+    rows, columns, channels = g.shape[1:]
     side = out.shape[0]
+    pad = (side - stride) // 2  # of an even side with stride 2, "SAME" pads the far end by one more
     for b in range(first, last):
-        for y in range(height):
+        for y in range(rows):
             for ky in range(side):
-                row = y + ky - pad
+                row = y * stride + ky - pad
                 if row < 0 or row >= height:
                     continue
                 for kx in range(side):
                     shift = kx - pad
-                    i, end = max(0, -shift), min(width, width - shift)
+                    i = (max(0, -shift) + stride - 1) // stride
+                    end = min(columns, (width - 1 - shift) // stride + 1)
                     u = out[ky, kx]
                     while i + 3 < end:  # four pixels for one pass over `u`
                         g0, g1, g2, g3 = g[b, y, i], g[b, y, i + 1], g[b, y, i + 2], g[b, y, i + 3]
-                        j = i + shift
-                        x0, x1, x2, x3 = x[b, row, j], x[b, row, j + 1], x[b, row, j + 2], x[b, row, j + 3]
+                        j = i * stride + shift
+                        x0, x1 = x[b, row, j], x[b, row, j + stride]
+                        x2, x3 = x[b, row, j + 2 * stride], x[b, row, j + 3 * stride]
                         for c in range(channels):
                             u[c] += g0[c] * x0[c] + g1[c] * x1[c] + g2[c] * x2[c] + g3[c] * x3[c]
                         i += 4
                     while i < end:
-                        g0, x0 = g[b, y, i], x[b, row, i + shift]
+                        g0, x0 = g[b, y, i], x[b, row, i * stride + shift]
                         for c in range(channels):
                             u[c] += g0[c] * x0[c]
                         i += 1
 
 
+def _same(x: Tensor, weight: Tensor, bias: Tensor | None, *, stride: int, groups: int) -> Tensor:
+    """A convolution padded as "SAME"; with stride 2 the sides of `x` are even."""
+    if stride == 2:
+        weight = _widened(weight)
+    return F.conv2d(x, weight, bias, stride, (weight.shape[-1] - 1) // 2, groups=groups)
+
+
+def _widened(weight: Tensor) -> Tensor:
+    """(out, in, K, K) -> (out, in, K + 1, K + 1): with zeros before, so that padding both ends alike is one-sided."""
+    return F.pad(weight, (1, 0, 1, 0))
+
+
 class _Depthwise(torch.autograd.Function):
-    """Depthwise convolution of stride 1 and padding (K - 1) / 2, without bias."""
+    """Depthwise convolution of stride 1 or 2, padded as "SAME", without bias."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, stride: int) -> Tensor:
         ctx.save_for_backward(x, weight)
-        return F.conv2d(x, weight, padding=weight.shape[-1] // 2, groups=x.shape[1])
+        ctx.stride = stride
+        return _same(x, weight, None, stride=stride, groups=x.shape[1])
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor, None]:
         (g,) = grads
         x, weight = ctx.saved_tensors
         side, channels = weight.shape[-1], x.shape[1]
         gx = None
-        if ctx.needs_input_grad[0]:
+        if ctx.needs_input_grad[0] and ctx.stride == 1:  # a convolution again, with the kernel turned round
             gx = F.conv2d(g, weight.flip(2, 3), padding=side // 2, groups=channels)
+        elif ctx.needs_input_grad[0]:
+            gx = conv2d_input(x.shape, _widened(weight), g, 2, side // 2, groups=channels)  # type: ignore[no-untyped-call]
         xn, gn = (t.detach().permute(0, 2, 3, 1).contiguous().numpy() for t in (x, g))
         halves = np.zeros((2, side, side, channels), np.float32)
         half = len(xn) // 2
-        other = _POOL.submit(_weight_gradient, xn, gn, side // 2, halves[1], half, len(xn))
-        _weight_gradient(xn, gn, side // 2, halves[0], 0, half)
+        other = _POOL.submit(_weight_gradient, xn, gn, ctx.stride, halves[1], half, len(xn))
+        _weight_gradient(xn, gn, ctx.stride, halves[0], 0, half)
         other.result()
-        return gx, torch.from_numpy(halves.sum(0)).permute(2, 0, 1)[:, None]
+        return gx, torch.from_numpy(halves.sum(0)).permute(2, 0, 1)[:, None], None
 
 
-class Depthwise5(nn.Conv2d):
-    """A depthwise 5x5 convolution of stride 1 that keeps the size; its parameters are those of nn.Conv2d."""
+class SameConv(Conv2dSame):
+    """A convolution of stride 1 or 2 and an odd kernel, padded as TensorFlow's "SAME"."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, C, H, W)."""
+        """(B, C, H, W) -> (B, out, ceil(H / stride), ceil(W / stride))."""
+        stride = self.stride[0]
+        if stride == 2 and (x.shape[-2] % 2 or x.shape[-1] % 2):
+            return super().forward(x)  # pads both ends alike, by a copy
         plain = x.device.type != "cpu" or x.dtype != torch.float32 or torch.is_autocast_enabled("cpu")
-        if plain or not (torch.is_grad_enabled() and self.weight.requires_grad):
-            return super().forward(x)
-        return _Depthwise.apply(x, self.weight)
-
-
-def quicken(module: nn.Module) -> None:
-    """Let every convolution in `module` that is a depthwise 5x5 of stride 1, without bias, be a Depthwise5; in place."""
-    for child in module.modules():
-        for name, conv in child.named_children():
-            if (
-                type(conv) is nn.Conv2d
-                and conv.kernel_size == (5, 5)
-                and conv.stride == (1, 1)
-                and conv.padding == (2, 2)
-                and conv.groups == conv.in_channels == conv.out_channels
-                and conv.bias is None
-            ):
-                made = Depthwise5(conv.in_channels, conv.out_channels, 5, padding=2, groups=conv.groups, bias=False)
-                made.weight = conv.weight
-                setattr(child, name, made)
+        trained = torch.is_grad_enabled() and self.weight.requires_grad
+        if trained and not plain and self.groups == self.in_channels and self.bias is None:
+            return _Depthwise.apply(x, self.weight, stride)
+        return _same(x, self.weight, self.bias, stride=stride, groups=self.groups)

@@ -26,8 +26,8 @@ from foldfuse.errors import InputError
 from foldfuse.models import anchors as A
 from foldfuse.models.assign import task_aligned
 from foldfuse.models.bifpn import BiFPN, SeparableConv, batch_norm
-from foldfuse.models.depthwise import quicken
 from foldfuse.models.folding import folded
+from foldfuse.models.quicker import ReLU6, quicken
 
 PRIOR = 0.01  # the score that an untrained class head gives (focal loss, section 4.1)
 
@@ -88,7 +88,7 @@ class EfficientDet(nn.Module):
         width: int = 64,
         repeats: int = 3,
         head_repeats: int = 3,
-        act: Callable[[], nn.Module] = nn.ReLU6,
+        act: Callable[[], nn.Module] = ReLU6,
         weighted: bool = False,
         anchor_scale: float = 3.0,
         mean: Sequence[float] = (0.5, 0.5, 0.5),

@@ -10,9 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from torch import nn
-
 from foldfuse.models.efficientdet import EfficientDet
+from foldfuse.models.quicker import ReLU6, SiLU
 from foldfuse.models.weights import load_backbone
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -87,7 +86,7 @@ def make(
         width=scaling.width,
         repeats=scaling.repeats,
         head_repeats=scaling.head_repeats,
-        act=nn.ReLU6 if scaling.lite else nn.SiLU,
+        act=ReLU6 if scaling.lite else SiLU,
         weighted=scaling.fusion == "weighted",
         anchor_scale=scaling.anchor_scale if anchor_scale is None else anchor_scale,
         mean=LITE_MEAN if scaling.lite else IMAGENET_MEAN,

@@ -14,7 +14,7 @@ from PIL import Image
 
 from foldfuse.data import Dataset, Sample
 from foldfuse.detections import Array, Predictions
-from foldfuse.images import GREY, Picture, load_image
+from foldfuse.images import GREY, Picture, load_image, scale_of
 
 LEAST = 4.0  # pixels: the side of the smallest region that is cut out
 
@@ -53,13 +53,9 @@ class Crops:
         """Each crop in turn, (size, size, 3). Raises InputError where a picture cannot be decoded."""
         for i in np.unique(self.image):
             sample = self.samples[i]
-            rows = np.flatnonzero(self.image == i)
-            sides = (self.boxes[rows, 2:] - self.boxes[rows, :2]).max(1)
-            # A picture may be shrunk as long as the smallest crop in it is not.
-            enough = max(sample.width, sample.height) * size / max(float(sides.min()) * context, LEAST)
-            picture = load_image(sample.path, longest=int(enough) + 1)
-            scale = np.array([picture.shape[1] / sample.width, picture.shape[0] / sample.height] * 2)
-            for box in self.boxes[rows].astype(np.float64) * scale:
+            picture = load_image(sample.path)
+            scale = np.array(scale_of(sample, picture) * 2)
+            for box in self.boxes[self.image == i].astype(np.float64) * scale:
                 yield cut(picture, box, context=context, size=size)
 
 

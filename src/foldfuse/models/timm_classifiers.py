@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from foldfuse.errors import InputError
-from foldfuse.models.depthwise import quicken
+from foldfuse.models.quicker import quicken
 from foldfuse.models.weights import load_backbone
 
 

@@ -24,7 +24,7 @@ LAYERS = [
     {"train", "predict", "ensemble", "score", "submit", "report"},
     {"classify"},
     {"rescore", "classify_files"},
-    {"campaign", "fuse_files"},
+    {"campaign", "sweep", "fuse_files"},
     {"stages", "demo"},
     {"cli"},
     {"__main__"},

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from pathlib import Path
@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from foldfuse.data import Dataset, Sample, read
 from foldfuse.detections import Detections, Predictions
@@ -21,6 +22,7 @@ from foldfuse.images import Fit, canvas_for, load_image
 from foldfuse.models import make_detector
 from foldfuse.models.folding import folded
 from foldfuse.progress import Progress, bar, silent
+from foldfuse.recipes import Recipe
 from foldfuse.run import Run
 from foldfuse.tta import View, parse_views
 
@@ -31,12 +33,18 @@ def load_detector(run: Run, device: str | torch.device = "cpu") -> tuple[Any, tu
     Raises:
         InputError: the folder holds no trained run.
     """
-    facts, recipe = run.facts, run.recipe
-    classes = tuple(facts["classes"])
+    classes = tuple(run.facts["classes"])
+    return detector_of(run.recipe, classes, run.load_weights(), device), classes
+
+
+def detector_of(
+    recipe: Recipe, classes: Sequence[str], weights: Mapping[str, Tensor], device: str | torch.device
+) -> Any:
+    """A detector with `weights`, ready to predict."""
     model = make_detector(recipe.detector, len(classes), anchor_scale=recipe.anchor_scale, pretrained=False)
-    model.load_state_dict(run.load_weights())
+    model.load_state_dict(weights)
     model.backbone = folded(model.backbone)
-    return model.to(device).to(memory_format=torch.channels_last).eval(), classes
+    return model.to(device).to(memory_format=torch.channels_last).eval()
 
 
 def predict_views(
@@ -131,9 +139,9 @@ def predict(
 
         return predict_classes(run, data, out, view=view)
     views = parse_views(view)
-    dataset = read(data, annotated=False)
     with world() as together:
         model, classes = load_detector(Run(run), together.device)
+        dataset = read(data, annotated=False)
         same_classes(classes, dataset, run)
         samples = dataset.samples[together.rank :: together.size]
         with bar(f"predicting {len(dataset)} pictures") if together.first else nullcontext(silent) as progress:

@@ -92,7 +92,7 @@ def report(folder: Path, *, out: Path | None = None) -> Path:
         matched = matches(dataset, held)
         curves = _precision_chart(precision_recall(dataset, held, matched))
         examples = _examples(dataset, held, best_threshold(dataset, held, matched), gaps)
-    page = _page().render(
+    page = template("report.html").render(
         facts=facts,
         name=facts.data.parent.name or facts.data.stem if facts.data else folder.resolve().name,
         verdict=verdict(facts),
@@ -140,7 +140,8 @@ def verdict(facts: Facts) -> str:
 
 
 @cache
-def _page() -> jinja2.Template:
+def template(name: str) -> jinja2.Template:
+    """A page of `templates/`, with the filters that its parts need."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("foldfuse", "templates"),
         autoescape=True,
@@ -154,7 +155,7 @@ def _page() -> jinja2.Template:
     environment.filters["count"] = lambda value: "–" if value is None else f"{value:,.0f}"
     environment.filters["moment"] = _moment
     environment.globals["colours"] = COLOURS
-    return environment.get_template("report.html")
+    return environment.get_template(name)
 
 
 def _moment(text: str) -> str:

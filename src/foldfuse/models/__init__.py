@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from foldfuse.detections import Annotations, Detections
 from foldfuse.errors import unknown_name
-from foldfuse.models import efficientdet_family
+from foldfuse.models import classifiers, efficientdet_family
 
 
 class Detector(Protocol):
@@ -50,7 +50,7 @@ class Detector(Protocol):
 
 DETECTORS: Mapping[str, Callable[..., Detector]] = {**efficientdet_family.FAMILY}
 # {name: maker(num_classes, *, pretrained)}; a classifier has a `stride`, and forward(images in 0..1) gives (B, K) logits.
-CLASSIFIERS: Mapping[str, Callable[..., nn.Module]] = {}
+CLASSIFIERS: Mapping[str, Callable[..., nn.Module]] = {**classifiers.FAMILY}
 
 
 def make_detector(name: str, num_classes: int, *, anchor_scale: float | None = None, pretrained: bool = True) -> Any:

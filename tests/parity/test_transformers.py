@@ -1,0 +1,120 @@
+"""ViT and Swin give what timm's and torchvision's give with the same weights."""
+
+import re
+
+import numpy as np
+import pytest
+import timm
+import torch
+from tests.test_vit import jax_checkpoint
+from torchvision.models import swin_t
+
+from foldfuse.models.swin import swin
+from foldfuse.models.transformer_weights import SWIN, VIT, from_timm, load_matching, read_npz, to_timm
+from foldfuse.models.vit import vit
+
+CLOSE = {"atol": 1e-5, "rtol": 1e-5}
+
+
+def random_start(model):
+    """No weight at zero or one, so that none is left out of the comparison."""
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(torch.randn(p.shape, generator=generator), alpha=0.02)
+    return model.eval()
+
+
+def normalised(model, images):
+    return (images - model.mean) / model.std
+
+
+@pytest.mark.parametrize(
+    ("name", "size"), [("vit_tiny", (224, 224)), ("vit_tiny", (160, 320)), ("vit_small", (224, 224))]
+)
+@torch.no_grad()
+def test_vit_is_timms(name, size):
+    theirs = random_start(timm.create_model(f"{name}_patch16_224", num_classes=7, dynamic_img_size=True))
+    ours = vit(name, 7).eval()
+    assert load_matching(ours, from_timm(theirs.state_dict(), VIT), source="timm") == []
+    images = torch.rand(2, 3, *size, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(ours(images), theirs(normalised(ours, images)), **CLOSE)
+    (features,) = ours.features(images)
+    tokens = theirs.forward_features(normalised(ours, images))[:, 1:]
+    torch.testing.assert_close(features.flatten(2).transpose(1, 2), tokens, **CLOSE)
+
+
+@pytest.mark.parametrize("size", [(224, 224), (448, 224)])
+@torch.no_grad()
+def test_swin_is_timms_where_windows_fit(size):
+    theirs = random_start(timm.create_model("swin_tiny_patch4_window7_224", num_classes=7, img_size=size))
+    ours = swin("swin_tiny", 7).eval()
+    assert load_matching(ours, from_timm(theirs.state_dict(), SWIN), source="timm") == []
+    images = torch.rand(2, 3, *size, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(ours(images), theirs(normalised(ours, images)), **CLOSE)
+
+
+def from_torchvision(state):
+    """Our state dict from that of torchvision's Swin."""
+    found = {}
+    for key, tensor in state.items():
+        if key.endswith("relative_position_index"):
+            continue
+        key = re.sub(r"^features\.0\.0\.", "patches.", key)
+        key = re.sub(r"^features\.0\.2\.", "patch_norm.", key)
+        key = re.sub(r"^features\.(\d)\.(norm|reduction)", lambda m: f"stages.{int(m[1]) // 2}.merge.{m[2]}", key)
+        key = re.sub(r"^features\.(\d)\.(\d+)", lambda m: f"stages.{int(m[1]) // 2}.blocks.{m[2]}", key)
+        for theirs, our in (
+            ("merge.reduction", "merge.reduce"),
+            ("attn.relative_position_bias_table", "attention.bias_table"),
+            ("attn.qkv", "attention.qkv"),
+            ("attn.proj", "attention.out"),
+            ("mlp.3", "mlp.2"),
+        ):
+            key = key.replace(theirs, our)
+        found[key] = tensor
+    return found
+
+
+@pytest.mark.parametrize("size", [(224, 224), (256, 320), (288, 416), (160, 96)])
+@torch.no_grad()
+def test_swin_is_torchvisions_at_any_size(size):
+    theirs = random_start(swin_t(weights=None, num_classes=7))
+    ours = swin("swin_tiny", 7).eval()
+    ours.load_state_dict(from_torchvision(theirs.state_dict()))
+    images = torch.rand(2, 3, *size, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(ours(images), theirs(normalised(ours, images)), **CLOSE)
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "table"),
+    [
+        ("vit_tiny", "vit_tiny_patch16_224", VIT),
+        ("vit_base", "vit_base_patch16_224", VIT),
+        ("vit_large", "vit_large_patch16_224", VIT),
+        ("vit_huge14", "vit_huge_patch14_224", VIT),
+        ("swin_tiny", "swin_tiny_patch4_window7_224", SWIN),
+        ("swin_small", "swin_small_patch4_window7_224", SWIN),
+        ("swin_base", "swin_base_patch4_window7_224", SWIN),
+    ],
+)
+def test_every_size_has_timms_tensors_under_its_names(ours, theirs, table):
+    make = vit if ours.startswith("vit") else swin
+    with torch.device("meta"):
+        mine = make(ours, 1000).state_dict()
+        other = timm.create_model(theirs, num_classes=1000).state_dict()
+    back = to_timm(mine, table)
+    wanted = {key: t.shape for key, t in other.items() if not key.endswith(("relative_position_index", "attn_mask"))}
+    assert {key: t.shape for key, t in back.items()} == wanted
+    assert {key: t.shape for key, t in from_timm(back, table).items()} == {key: t.shape for key, t in mine.items()}
+
+
+@torch.no_grad()
+def test_timm_reads_the_same_npz(tmp_path):
+    model = random_start(vit("vit_tiny", 7))
+    np.savez(tmp_path / "vit.npz", **jax_checkpoint(model))
+    theirs = timm.create_model("vit_tiny_patch16_224", num_classes=7)
+    theirs.load_pretrained(str(tmp_path / "vit.npz"))
+    want = from_timm(theirs.state_dict(), VIT)
+    for key, tensor in read_npz(tmp_path / "vit.npz").items():
+        torch.testing.assert_close(tensor, want[key])

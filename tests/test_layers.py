@@ -4,9 +4,21 @@ import ast
 from pathlib import Path
 
 LAYERS = [
-    {"errors", "boxes", "machine", "progress", "ap_kernels", "fuse_clusters", "scenes_art", "ema", "precision"},
+    {
+        "errors",
+        "boxes",
+        "machine",
+        "progress",
+        "ap_kernels",
+        "fuse_clusters",
+        "scenes_art",
+        "budget",
+        "ema",
+        "precision",
+    },
     {
         "distributed",
+        "trackers",
         "files",
         "durations",
         "layouts",
@@ -21,6 +33,7 @@ LAYERS = [
     {"augment", "checkup", "trials", "prediction_strings", "report_pictures", "crops"},
     {"yolo_folders", "doctor", "batches", "ensemble_search", "looks", "image_folders"},
     {"formats"},
+    {"loop"},
     {"train", "predict", "ensemble", "score", "submit", "report"},
     {"classify"},
     {"rescore", "classify_files"},

@@ -9,8 +9,9 @@ import time
 import pytest
 import torch
 
+from foldfuse.budget import Budget
 from foldfuse.run import Run
-from foldfuse.train import Budget, train
+from foldfuse.train import train
 from learning_samples import write_dataset
 
 CHANGES = ("image_size=64", "batch_size=2", "mosaic=0.9", "mosaic_until=0.5")

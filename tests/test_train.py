@@ -12,14 +12,17 @@ from hypothesis import strategies as st
 from torch import nn
 
 from foldfuse.batches import Batches
+from foldfuse.budget import Budget, lr_scale
 from foldfuse.data import read
+from foldfuse.ema import Ema
 from foldfuse.errors import InputError
 from foldfuse.images import Pictures
+from foldfuse.loop import fit, parameter_groups
 from foldfuse.models import make_detector
 from foldfuse.recipes import Recipe, load_recipe
 from foldfuse.run import Run
 from foldfuse.split import folds
-from foldfuse.train import Budget, Ema, fit, lr_scale, parameter_groups, train
+from foldfuse.train import train
 from learning_samples import write_dataset
 
 TINY = load_recipe("efficientdet_lite0", ["image_size=64", "batch_size=2"])

@@ -15,12 +15,13 @@ import torch
 from torch import nn
 
 from foldfuse.batches import Batches
+from foldfuse.budget import Budget
 from foldfuse.data import read
 from foldfuse.distributed import world
 from foldfuse.images import Pictures
+from foldfuse.loop import fit
 from foldfuse.models import make_detector
 from foldfuse.recipes import load_recipe
-from foldfuse.train import Budget, fit
 
 
 class Precise(nn.Module):

@@ -1,254 +1,33 @@
-"""Training under a budget: one loop, read from top to bottom.
-
-Every schedule is a function of the share of the budget that is spent, so that training ends exactly on time. What a
-step sees is a function of (seed, step) alone, so that a run that was stopped goes on as if it had not been. The same loop
-serves one process and the many of torchrun: see `distributed`.
-"""
+"""Train one detector: from the command line, or in a run folder that is there already. The loop itself is in `loop`."""
 
 from __future__ import annotations
 
-import math
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from foldfuse.batches import Batches
+from foldfuse.budget import Budget
 from foldfuse.data import Dataset, Sample, read, require_annotations
-from foldfuse.distributed import ALONE, World, best_device, world
+from foldfuse.distributed import World, best_device, world
 from foldfuse.durations import seconds_of
-from foldfuse.ema import Ema
 from foldfuse.errors import InputError
 from foldfuse.images import Fit, Pictures, canvas_for
+from foldfuse.loop import fit
 from foldfuse.models import make_detector
 from foldfuse.models.weights import load_effdet
-from foldfuse.precision import Setting, usual
 from foldfuse.progress import Progress, bar, silent
-from foldfuse.recipes import CLASSIFIER_RECIPES, ClassifierRecipe, Recipe, load_recipe
+from foldfuse.recipes import CLASSIFIER_RECIPES, load_recipe
 from foldfuse.run import Run
 from foldfuse.split import read_folds
+from foldfuse.trackers import Tracker, check_trackers, trackers
 
-Clock = Callable[[], float]
-
-
-@dataclass
-class Budget:
-    """How much training is paid for. Whichever limit is met first ends the run.
-
-    Attributes:
-        seconds: wall clock, counted from the first call of `spent`.
-        steps: optimizer steps. Give only this one for a run that can be repeated bit by bit.
-        used: seconds that earlier parts of the run have taken already.
-        clock: seconds, from any start; tests pass their own.
-    """
-
-    seconds: float = math.inf
-    steps: float = math.inf
-    used: float = 0.0
-    clock: Clock = time.monotonic
-    _start: float | None = field(default=None, repr=False)
-
-    def elapsed(self) -> float:
-        """Seconds used so far, those of earlier parts included."""
-        if self._start is None:
-            self._start = self.clock()
-        return self.clock() - self._start + self.used
-
-    def spent(self, step: int) -> float:
-        """Share of the budget used up before `step`: 0 at the start, 1 or more when it is gone."""
-        return max(self.elapsed() / self.seconds, step / self.steps)
-
-    @contextmanager
-    def paused(self) -> Iterator[None]:
-        """What is done within it is not paid for."""
-        used = self.elapsed()
-        yield
-        self._start = self.clock() - used + self.used
-
-
-class Steps(Protocol):
-    """What each step of a training sees; `Batches` for detectors."""
-
-    @property
-    def samples(self) -> Sequence[Sample]:
-        """Whose pictures they are."""
-
-    def indices(self, step: int) -> list[int]:
-        """Positions in `samples` that a step sees."""
-
-    def batch(self, step: int, spent: float, part: range | None = None) -> tuple[Tensor, list[Any]]:
-        """(B, 3, H, W) uint8, and B targets."""
-
-
-def lr_scale(spent: float, warmup: float, decay_from: float) -> float:
-    """Share of the peak learning rate: a line up over `warmup`, level until `decay_from`, then half a cosine down to 0.
-
-    With `decay_from` = 1 a run stays at its peak, and others can branch off from its end.
-    """
-    if spent < warmup:
-        return spent / warmup
-    decay_from = max(warmup, decay_from)
-    if spent <= decay_from:
-        return 1.0
-    return 0.5 * (1 + math.cos(math.pi * min(1.0, (spent - decay_from) / (1 - decay_from))))
-
-
-def parameter_groups(model: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
-    """The optimizer's groups: backbone or not, decayed (matrices) or not (biases and norms); `peak` is a group's lr."""
-    backbone = {id(p) for p in model.backbone.parameters()}  # type: ignore[union-attr]
-    groups: dict[tuple[bool, bool], list[Tensor]] = {}
-    for p in model.parameters():
-        if p.requires_grad:
-            groups.setdefault((id(p) in backbone, p.ndim > 1), []).append(p)
-    return [
-        {
-            "params": params,
-            "peak": recipe.lr * (recipe.backbone_lr if in_backbone else 1),
-            "lr": 0.0,
-            "weight_decay": recipe.weight_decay if decayed else 0.0,
-        }
-        for (in_backbone, decayed), params in groups.items()
-    ]
-
-
-def fit(
-    model: Any,
-    batches: Steps,
-    recipe: Recipe | ClassifierRecipe,
-    budget: Budget,
-    *,
-    log: list[dict[str, Any]],
-    resume: Mapping[str, Any] | None = None,
-    checkpoint: Callable[[dict[str, Any]], None] | None = None,
-    every: float = 60.0,
-    progress: Progress = silent,
-    setting: Setting | None = None,
-    together: World = ALONE,
-    groups: Callable[[Any, Any], list[dict[str, Any]]] = parameter_groups,
-) -> dict[str, Any]:
-    """Train `model` in place until the budget is gone.
-
-    Args:
-        model: keeps the detector contract.
-        batches: what each step sees.
-        recipe: rates and schedules.
-        budget: when to stop.
-        log: a row is appended for each step.
-        resume: a state that an earlier part of the run left. Without it, `model` is trained from step 0 as it is.
-        checkpoint: is given the state about every `every` seconds, and at the end.
-        every: seconds between checkpoints.
-        progress: is told the share of the budget that is spent.
-        setting: how it is computed; the usual one of the device by default.
-        together: the processes that train as one.
-        groups: gives the optimizer's groups of a model and its recipe.
-
-    Returns:
-        The state at the end: "model", "ema", "ema_steps", "optimizer", "scaler", "step", "seconds", "loading", "rng".
-
-    Raises:
-        FloatingPointError: the loss is not finite; the step, the terms and the pictures are named.
-    """
-    device = next(model.parameters()).device
-    setting = setting or usual(device)
-    model.to(memory_format=setting.memory_format)
-    if resume is not None:
-        model.load_state_dict(resume["model"])
-    model.freeze(recipe.frozen_stages)  # after the weights are there: the frozen part is a copy
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(groups(model, recipe), fused=True)
-    ema, step, loading = Ema(model, recipe.ema), 0, 0.0
-    scaler = setting.scaler(device)
-    if resume is not None:
-        scaler.load_state_dict(resume["scaler"])
-        optimizer.load_state_dict(resume["optimizer"])
-        ema.load(resume["ema"], resume["ema_steps"])
-        step, loading = resume["step"], resume["loading"]
-        _set_rng(resume["rng"], together)
-        budget.used += resume["seconds"]
-
-    def state() -> dict[str, Any]:
-        return {
-            "model": model.state_dict(),
-            "ema": ema.weights,
-            "ema_steps": ema.steps,
-            "optimizer": optimizer.state_dict(),
-            "scaler": scaler.state_dict(),
-            "step": step,
-            "seconds": budget.elapsed(),
-            "loading": loading,
-            "rng": together.gathered(_rng(device)),
-        }
-
-    saved, part = budget.elapsed(), together.part(recipe.batch_size)
-    with ThreadPoolExecutor(1) as ahead, setting.applied():
-        spent = together.agreed(budget.spent(step))
-        coming = ahead.submit(batches.batch, step, spent, part)
-        while spent < 1:
-            for group in optimizer.param_groups:
-                group["lr"] = group["peak"] * lr_scale(spent, recipe.warmup, recipe.decay_from)
-            began = budget.elapsed()
-            images, targets = coming.result()
-            # The next batch is made while this one is learnt from; which it is, and how, its step alone decides.
-            coming = ahead.submit(batches.batch, step + 1, together.agreed(budget.spent(step + 1)), part)
-            if device.type == "cuda":
-                images = images.pin_memory()
-            images = images.to(device, non_blocking=True, memory_format=setting.memory_format).float().div_(255)
-            loading += budget.elapsed() - began
-
-            with setting.autocast(device), together.norms():
-                raw = model(images)
-            terms = model.loss(together.whole(raw), [t for some in together.gathered(targets) for t in some])
-            loss = sum(terms.values())
-            if not loss.isfinite():
-                raise FloatingPointError(_not_finite(step, terms, batches))
-            optimizer.zero_grad(set_to_none=True)
-            scaler.scale(loss).backward()
-            together.add_up(parameters)
-            scaler.unscale_(optimizer)
-            torch.nn.utils.clip_grad_norm_(parameters, recipe.clip)
-            scaler.step(optimizer)
-            scaler.update()
-            ema.update(model)
-
-            row = {"step": step, "seconds": round(budget.elapsed(), 3), "spent": round(spent, 6)}
-            row |= {"lr": recipe.lr * lr_scale(spent, recipe.warmup, recipe.decay_from), "loss": loss.item()}
-            log.append(row | {name: term.item() for name, term in terms.items()} | {"loading": round(loading, 3)})
-            step += 1
-            spent = together.agreed(budget.spent(step))
-            progress(spent)
-            if checkpoint is not None and spent < 1 and together.agreed(budget.elapsed() - saved) > every:
-                checkpoint(state())
-                saved = budget.elapsed()
-    last = state()
-    if checkpoint is not None:
-        checkpoint(last)
-    return last
-
-
-def _rng(device: torch.device) -> dict[str, Tensor]:
-    """The random state that a step draws from: torch's alone. Batches have generators of their own, made from the seed."""
-    return {"cpu": torch.get_rng_state()} | ({"cuda": torch.cuda.get_rng_state()} if device.type == "cuda" else {})
-
-
-def _set_rng(states: Sequence[Mapping[str, Tensor]], together: World) -> None:
-    """Go on from what `_rng` gave in each process; where their number has changed, from that of another."""
-    mine = states[together.rank % len(states)]
-    torch.set_rng_state(mine["cpu"])
-    if "cuda" in mine and torch.cuda.is_available():
-        torch.cuda.set_rng_state(mine["cuda"])
-
-
-def _not_finite(step: int, terms: Mapping[str, Tensor], batches: Steps) -> str:
-    values = ", ".join(f"{name} {term.item():g}" for name, term in terms.items())
-    names = ", ".join(batches.samples[i].file_name for i in batches.indices(step))
-    return f"step {step}: the loss is not finite ({values}). The pictures were {names}. Try a lower lr."
+__all__ = ["Budget", "fit", "run_facts", "train", "train_run"]
 
 
 def train(
@@ -264,6 +43,7 @@ def train(
     fold: int = 0,
     resume: bool = False,
     checkpoint: str = "60s",
+    tracker: tuple[str, ...] = (),
 ) -> Path:
     """Train one detector or classifier; its run folder comes back.
 
@@ -281,6 +61,7 @@ def train(
         resume: go on with a run that was stopped, with its own recipe, seed and, unless one is given, budget. A run that
             was stopped before it began is begun.
         checkpoint: time between checkpoints, such as 60s; what was learnt since the last one is lost in a crash.
+        tracker: where the rows of the log are to be written besides: tensorboard:DIR or mlflow:URI.
 
     Raises:
         InputError: the data, the recipe or the folder cannot be used.
@@ -288,7 +69,7 @@ def train(
     if steps is not None and steps < 1:
         raise InputError(f"steps is {steps}, and must be 1 or more.")
     if recipe in CLASSIFIER_RECIPES or (resume and Run(out).of_classifier):
-        from foldfuse.classify import train_classifier  # it trains by `fit` below
+        from foldfuse.classify import train_classifier  # it trains by the same `fit`
 
         return train_classifier(
             data,
@@ -302,8 +83,10 @@ def train(
             fold=fold,
             resume=resume,
             checkpoint=checkpoint,
+            tracker=tracker,
         )
     every = seconds_of(checkpoint)
+    check_trackers(tracker)
     wanted = {"steps": steps} if steps is not None else {"seconds": seconds_of(budget)} if budget is not None else None
     dataset = require_annotations(read(data))
     held: tuple[int, ...] = ()
@@ -334,7 +117,7 @@ def train(
             run.write_facts(run.facts | {"budget": wanted})
         made = run.recipe
         shown = bar(f"training {made.detector} at {made.image_size} px") if together.first else nullcontext(silent)
-        with shown as progress:
+        with shown as progress, trackers(tracker if together.first else (), run.folder.name) as track:
             train_run(
                 run,
                 dataset,
@@ -343,6 +126,7 @@ def train(
                 state=state,
                 progress=progress,
                 every=every,
+                track=track,
                 together=together,
             )
     return run.folder
@@ -372,6 +156,7 @@ def train_run(
     progress: Progress = silent,
     every: float = 60.0,
     evaluate: Callable[[Mapping[str, Tensor]], dict[str, float | None]] | None = None,
+    track: Tracker | None = None,
     together: World | None = None,
 ) -> dict[str, Any]:
     """Train the detector of a run folder, and leave weights, log and facts in it; the last state comes back.
@@ -387,6 +172,7 @@ def train_run(
         progress: is told the share of the budget that is spent.
         every: seconds between checkpoints.
         evaluate: gives the scores of averaged weights; asked at each checkpoint, off the budget, for a row in the log.
+        track: is given the rows of the log, at each checkpoint the new ones.
         together: the processes that train as one; this one alone by default.
     """
     recipe, together = run.recipe, together or World(device=best_device())
@@ -410,14 +196,19 @@ def train_run(
         pictures = Pictures.of(samples, longest=round(largest))
     log = [row for row in run.log if state is not None and _before(row, state["step"])]
     batches = Batches(samples, pictures, recipe, canvas, seed, model.stride)
+    tracked = len(log)
 
     def checkpoint(now: dict[str, Any]) -> None:
+        nonlocal tracked
         if evaluate is not None and (not log or "loss" in log[-1]):
             with budget.paused():
                 log.append({"step": now["step"], "seconds": round(now["seconds"], 3), **evaluate(now["ema"])})
         if together.first:
             run.write_log(log)  # first: a log that is longer than the state can be cut, a shorter one has lost rows
             run.save_state(now)
+        if track is not None:
+            track(log[tracked:])
+            tracked = len(log)
 
     last = fit(
         model,

@@ -1,0 +1,102 @@
+"""Trackers: the rows of a run's log, written to TensorBoard or MLflow as well.
+
+A tracker is a function that is given new rows of the log; each number in a row becomes a point of a curve at the row's
+step. Neither package is needed otherwise, and neither is imported before it is asked for.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+from foldfuse.errors import InputError, unknown_name
+
+Row = Mapping[str, Any]
+Tracker = Callable[[Sequence[Row]], None]
+
+
+@contextmanager
+def trackers(wanted: Sequence[str], name: str) -> Iterator[Tracker]:
+    """One tracker that writes to all of `wanted`, closed at the end of the block.
+
+    Args:
+        wanted: such as "tensorboard:DIR" or "mlflow:URI".
+        name: of the run.
+
+    Raises:
+        InputError: there is no such kind of tracker, or its package is not installed.
+    """
+    with ExitStack() as stack:
+        opened = [stack.enter_context(_KINDS[kind](where, name)) for kind, where in map(_parsed, wanted)]
+
+        def write(rows: Sequence[Row]) -> None:
+            for tracker in opened:
+                tracker(rows)
+
+        yield write
+
+
+def check_trackers(wanted: Sequence[str]) -> None:
+    """Raise InputError unless every one of `wanted` can be opened."""
+    for kind, _ in map(_parsed, wanted):
+        _module(_MODULES[kind], kind)
+
+
+def _parsed(text: str) -> tuple[str, str]:
+    kind, _, where = text.partition(":")
+    if kind not in _KINDS:
+        raise unknown_name("tracker", kind, _KINDS)
+    if not where:
+        raise InputError(f"the tracker {text!r} does not say where: write it as {kind}:{_PLACES[kind]}.")
+    return kind, where
+
+
+@contextmanager
+def _tensorboard(where: str, name: str) -> Iterator[Tracker]:
+    writer = _module("torch.utils.tensorboard", "tensorboard").SummaryWriter(f"{where}/{name}")
+
+    def write(rows: Sequence[Row]) -> None:
+        for row in rows:
+            for key, value in _numbers(row).items():
+                writer.add_scalar(key, value, row["step"])
+        writer.flush()
+
+    try:
+        yield write
+    finally:
+        writer.close()
+
+
+@contextmanager
+def _mlflow(where: str, name: str) -> Iterator[Tracker]:
+    mlflow = _module("mlflow", "mlflow")
+    mlflow.set_tracking_uri(where)
+    mlflow.start_run(run_name=name)
+
+    def write(rows: Sequence[Row]) -> None:
+        for row in rows:
+            mlflow.log_metrics(_numbers(row), step=row["step"], synchronous=False)
+
+    try:
+        yield write
+    finally:
+        mlflow.flush_async_logging()
+        mlflow.end_run()
+
+
+_KINDS = {"tensorboard": _tensorboard, "mlflow": _mlflow}
+_MODULES = {"tensorboard": "torch.utils.tensorboard", "mlflow": "mlflow"}
+_PLACES = {"tensorboard": "DIR", "mlflow": "URI"}
+
+
+def _numbers(row: Row) -> dict[str, float]:
+    return {key: float(value) for key, value in row.items() if key != "step" and isinstance(value, int | float)}
+
+
+def _module(name: str, kind: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except ImportError:
+        raise InputError(f"the tracker {kind} is not installed: pip install 'foldfuse[{kind}]' brings it.") from None

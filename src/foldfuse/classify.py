@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from foldfuse.augment import Augmentation, Labelled, augmented
+from foldfuse.budget import Budget
 from foldfuse.crops import CropPictures, Crops, objects
 from foldfuse.data import Dataset, Sample, locate, read, require_annotations
 from foldfuse.detections import Annotations, Array
@@ -30,14 +31,16 @@ from foldfuse.durations import seconds_of
 from foldfuse.errors import InputError, unknown_name
 from foldfuse.image_folders import read_image_folder
 from foldfuse.layouts import find_layout
-from foldfuse.looks import Look, features
+from foldfuse.looks import Look, features, mirrored
+from foldfuse.loop import fit
 from foldfuse.models import CLASSIFIERS
 from foldfuse.models.timm_classifiers import TimmClassifier
 from foldfuse.progress import Progress, bar, silent
 from foldfuse.recipes import ClassifierRecipe, load_classifier_recipe
 from foldfuse.run import Run
 from foldfuse.split import read_folds
-from foldfuse.train import Budget, fit, run_facts
+from foldfuse.trackers import Tracker, check_trackers, trackers
+from foldfuse.train import run_facts
 
 TIMM = "timm:"
 _LAYER = re.compile(r"(?:\w+\.)*?[a-z_]\w*(?:\.\d+)+(?:\.blocks\.\d+)?(?=\.)")
@@ -105,13 +108,13 @@ def layers(net: nn.Module) -> dict[str, int]:
 
 
 def parameter_groups(model: Learner, recipe: ClassifierRecipe) -> list[dict[str, Any]]:
-    """The optimizer's groups: by layer, and decayed (matrices) or not (biases, norms, embeddings of one row)."""
+    """The optimizer's groups: by layer, and decayed (matrices) or not (biases, norms, tokens and position embeddings)."""
     layer_of = layers(model.net)
     last = max(layer_of.values())
     groups: dict[tuple[int, bool], list[Tensor]] = {}
     for name, p in model.net.named_parameters():
         if p.requires_grad:
-            groups.setdefault((layer_of[name], p.ndim > 1 and "embed" not in name), []).append(p)
+            groups.setdefault((layer_of[name], p.ndim > 1 and name.endswith("weight")), []).append(p)
     return [
         {
             "params": params,
@@ -196,9 +199,11 @@ def train_classifier(
     fold: int = 0,
     resume: bool = False,
     checkpoint: str = "60s",
+    tracker: tuple[str, ...] = (),
 ) -> Path:
     """As `train`, for the recipe of a classifier; the run folder comes back."""
     every = seconds_of(checkpoint)
+    check_trackers(tracker)
     wanted = {"steps": steps} if steps is not None else {"seconds": seconds_of(budget)} if budget is not None else None
     whole, of_pictures = read_labelled(data)
     dataset, held = require_annotations(whole), None
@@ -232,8 +237,18 @@ def train_classifier(
         if together.first:
             run.write_facts(run.facts | {"budget": wanted})
         name = run.classifier_recipe.classifier
-        with bar(f"training {name}") if together.first else nullcontext(silent) as progress:
-            train_run(run, dataset, Budget(**wanted), state=state, progress=progress, every=every, together=together)
+        shown = bar(f"training {name}") if together.first else nullcontext(silent)
+        with shown as progress, trackers(tracker if together.first else (), run.folder.name) as track:
+            train_run(
+                run,
+                dataset,
+                Budget(**wanted),
+                state=state,
+                progress=progress,
+                every=every,
+                track=track,
+                together=together,
+            )
         if held and together.first:
             right = accuracy(classify(run, objects(held)), objects(held).labels)
             run.write_log([*run.log, {"step": run.facts["steps"], "seconds": run.facts["seconds"], "accuracy": right}])
@@ -249,6 +264,7 @@ def train_run(
     state: Mapping[str, Any] | None = None,
     progress: Progress = silent,
     every: float = 60.0,
+    track: Tracker | None = None,
     together: World | None = None,
 ) -> dict[str, Any]:
     """Train the classifier of a run folder on the objects of `dataset`; its last state comes back.
@@ -260,6 +276,7 @@ def train_run(
         state: of this very run, to go on with.
         progress: is told the share of the budget that is spent.
         every: seconds between checkpoints.
+        track: is given the rows of the log, at each checkpoint the new ones.
         together: the processes that train as one; this one alone by default.
     """
     recipe, facts, together = run.classifier_recipe, run.facts, together or World(device=best_device())
@@ -274,10 +291,16 @@ def train_run(
     samples = [dataset.samples[i] for i in crops.image]
     log = [row for row in run.log if state is not None and row["step"] < state["step"]]
 
+    tracked = len(log)
+
     def checkpoint(now: dict[str, Any]) -> None:
+        nonlocal tracked
         if together.first:
             run.write_log(log)
             run.save_state(now)
+        if track is not None:
+            track(log[tracked:])
+            tracked = len(log)
 
     last = fit(
         model,
@@ -323,8 +346,8 @@ def _learner(recipe: ClassifierRecipe, num_classes: int, *, pretrained: bool) ->
     return Learner(net, recipe.smoothing)
 
 
-def look_of(run: Run, *, mirrored: bool = False) -> Look:
-    """The trained classifier of a run as a look at crops: their logits, or with `mirrored` those of their mirror images.
+def look_of(run: Run) -> Look:
+    """The trained classifier of a run as a look at crops: their logits.
 
     Raises:
         InputError: the run is not trained.
@@ -335,7 +358,7 @@ def look_of(run: Run, *, mirrored: bool = False) -> Look:
     model.to(device).eval()
 
     def look(images: Tensor) -> Tensor:
-        logits: Tensor = model((images.flip(3) if mirrored else images).to(device)).cpu()
+        logits: Tensor = model(images.to(device)).cpu()
         return logits
 
     return Look(look, run.classifier_recipe.image_size, run.facts["context"])
@@ -347,10 +370,9 @@ def classify(run: Run, crops: Crops, *, views: Sequence[str] = ("1",), progress:
     Raises:
         InputError: the run is not trained, or a picture cannot be decoded.
     """
-    parts = [
-        torch.from_numpy(features(crops, look_of(run, mirrored=view == "1+hflip"), progress=progress)).softmax(1)
-        for view in views
-    ]
+    look = look_of(run)
+    looks = [mirrored(look) if view == "1+hflip" else look for view in views]
+    parts = [torch.from_numpy(features(crops, each, progress=progress)).softmax(1) for each in looks]
     return torch.stack(parts).mean(0).numpy()
 
 

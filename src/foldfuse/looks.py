@@ -6,7 +6,7 @@ Shapes: n crops, D features, K classes.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 
 import numpy as np
@@ -54,6 +54,11 @@ def imagenet(*, size: int = 128, context: float = 1.3) -> Look:
         return quick.forward_features(images * 2 - 1).mean((2, 3))  # type: ignore[operator]
 
     return Look(look, size, context)
+
+
+def mirrored(look: Look) -> Look:
+    """The same look at mirror images."""
+    return replace(look, network=lambda images: look.network(images.flip(3)))
 
 
 @torch.inference_mode()

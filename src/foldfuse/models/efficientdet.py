@@ -68,7 +68,7 @@ class Head(nn.Module):
             for conv, norms in zip(self.convs, self.norms, strict=True):
                 assert isinstance(norms, nn.ModuleList)
                 x = self.act(norms[i](conv(x)))
-            found.append(self.predict(x).permute(0, 2, 3, 1).reshape(len(x), -1, self.outputs))
+            found.append(self.predict(x).permute(0, 2, 3, 1).reshape(x.shape[0], -1, self.outputs))
         return torch.cat(found, 1)
 
 
@@ -140,7 +140,7 @@ class EfficientDet(nn.Module):
                 f"the image is {height} x {width} pixels (height x width); both must be multiples of {self.stride}."
             )
         levels = self.neck(self._features((images - self.mean) / self.std))
-        sizes = tuple((int(x.shape[-2]), int(x.shape[-1])) for x in levels)
+        sizes = tuple((x.shape[-2], x.shape[-1]) for x in levels)  # no int(): it would fix the size of an export
         return Raw(self.class_head(levels), self.box_head(levels), sizes, (height, width))
 
     def _features(self, x: Tensor) -> list[Tensor]:

@@ -95,9 +95,9 @@ def quicken(module: nn.Module) -> None:
 
 
 def _faster(part: nn.Module) -> nn.Module:
-    if type(part) is nn.SiLU:
+    if type(part) is nn.SiLU and part.inplace:
         return SiLU()
-    if type(part) is nn.ReLU6:
+    if type(part) is nn.ReLU6 and part.inplace:
         return ReLU6()
     if type(part) is SqueezeExcite:
         return Excite(part)

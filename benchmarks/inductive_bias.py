@@ -295,7 +295,7 @@ def plot(rows: list[dict[str, Any]]) -> str:
             f'<path d="M{x} {y - 4}h22" stroke="{colour}" stroke-width="3"/><text x="{x + 30}" y="{y}">{model}</text>'
         )
     parts.append(
-        f'<text x="{LEFT}" y="{HEIGHT - 12}" fill="#555">pictures to learn from; bars reach from the worst to the best of three seeds</text>'
+        f'<text x="{LEFT}" y="{HEIGHT - 12}" fill="#555">pictures to learn from; bars: worst to best seed</text>'
     )
     return "\n".join([*parts, "</svg>"])
 

@@ -95,7 +95,7 @@ def run(folder: Path, facts: Mapping[str, Any], of: str, asked: argparse.Namespa
 def table(rows: list[dict[str, Any]]) -> str:
     """A Markdown table, a row a campaign."""
     lines = [
-        "| data | seed | of | px, boxes | right | a | gain expected (95 %) | test AP50 | gain (95 %) | if believed | test AP | s |",
+        "| data | seed | of | px, boxes | right | a | expected (95 %) | test AP50 | gain (95 %) | if believed | test AP | s |",
         "|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for row in sorted(rows, key=lambda r: (r["data"], r["of"], r["size"], r["most"], r["seed"])):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from foldfuse import cli, rescore
+from foldfuse import cli, rescore, rescore_files
 from foldfuse.boxes import pairwise_iou
 from foldfuse.crops import Crops
 from foldfuse.data import read
@@ -192,14 +192,16 @@ def test_features_come_in_the_order_of_the_crops_and_progress_ends_at_1(data):
 
 def test_nothing_found_or_too_much_known_is_told_in_a_sentence(data, tmp_path):
     nothing = Predictions.of({i: Detections.empty() for i in data.image_ids}, data.classes)
-    with pytest.raises(InputError, match="no box in the predictions"):
+    with pytest.raises(InputError, match="there are 0 boxes on 40 pictures"):
         rescore.fit(nothing, data, look=blind())
+    with pytest.raises(InputError, match="on 3 pictures to rescore"):
+        rescore.fit(guessed(data).of_images(data.image_ids[:3]), data, look=blind())
     with pytest.raises(InputError, match="not one object is annotated"):
         rescore.fit(guessed(data), data.without_annotations(), look=blind())
 
 
 def test_the_command_writes_both_files_and_what_it_was_worth(data, test_data, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(rescore, "imagenet", mean_colour)
+    monkeypatch.setattr(rescore_files, "imagenet", mean_colour)
     oof, test = tmp_path / "oof.parquet", tmp_path / "test.parquet"
     write_predictions(guessed(data), oof, data)
     write_predictions(guessed(test_data, seed=1), test, test_data)
@@ -218,6 +220,6 @@ def test_the_command_writes_both_files_and_what_it_was_worth(data, test_data, tm
 
 def test_what_is_not_believed_is_told(data):
     fitted = rescore.fit(guessed(data), data, look=blind())
-    assert "It does not help ap50" in rescore.told(fitted, "ap50")
+    assert "It does not help ap50" in rescore_files.told(fitted, "ap50")
     believed = replace(fitted, rescorer=replace(fitted.rescorer, blend=Blend(0.2)))
-    assert "It counts with 0.2" in rescore.told(believed, "ap50")
+    assert "It counts with 0.2" in rescore_files.told(believed, "ap50")

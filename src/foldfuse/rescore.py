@@ -13,28 +13,22 @@ Shapes: n boxes, K classes, column K of probabilities is the background.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
-from rich.console import Console
 
 from foldfuse.boxes import pairwise_iou
-from foldfuse.classify import look_of
 from foldfuse.crops import Crops, detected, objects
-from foldfuse.data import Dataset, Sample, read, require_annotations
+from foldfuse.data import Dataset, Sample, require_annotations
 from foldfuse.detections import Annotations, Array, Detections, Predictions
 from foldfuse.errors import InputError
-from foldfuse.files import atomic_folder, write_text
-from foldfuse.formats import read_told, write_predictions
 from foldfuse.looks import Head, Look, features, fit_head, imagenet, mirrored
 from foldfuse.metrics import Difference, bootstrap_difference, measure, require_same
-from foldfuse.progress import Progress, bar, silent
-from foldfuse.run import Run
-from foldfuse.split import Folds, read_folds
+from foldfuse.progress import Progress, silent
+from foldfuse.split import Folds
 from foldfuse.split import folds as folds_of
 
 PARTS = 5  # that the predicted pictures are cut into where `folds` does not
@@ -43,7 +37,6 @@ RIDGES = (0.03, 0.1, 0.3, 1.0)
 SHARES = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7)
 DRAWN = 0.5  # weight of an annotated object among what is learnt from; a detection weighs 1
 SURE = 0.8  # share of resampled picture sets in which there must be a gain for it to be believed
-NONE = -2  # no part at all; pictures that were not predicted are in part -1
 LOWEST = -12.0  # logarithm of the least probability that is believed
 
 
@@ -148,50 +141,23 @@ def fit(
         progress: is told the share that is done.
 
     Raises:
-        InputError: the predictions do not fit the dataset, nothing was found on any picture, or a picture cannot be decoded.
+        InputError: the predictions do not fit the dataset or are of too few pictures, or a picture cannot be decoded.
     """
     require_same(predictions, require_annotations(dataset))
     held = dataset.subset(predictions)
     predictions = predictions.of_images(held.image_ids)
-    if not len(predictions.boxes):
-        raise InputError("there is no box in the predictions to rescore.")
+    if len(held) < PARTS or not len(predictions.boxes):
+        raise InputError(
+            f"there are {len(predictions.boxes)} boxes on {len(held)} pictures to rescore; expected boxes, and {PARTS} pictures "
+            "or more, so that a classifier can be asked about pictures that it has not seen."
+        )
     look = look or imagenet()
     num_classes = len(dataset.classes)
-    found, rows = detected(predictions, held.samples, most=most)
-    found = labelled(found, num_classes)
-    drawn = _some(objects(dataset), examples, num_classes, np.random.default_rng(seed))
-    looks = [look, mirrored(look)] if 2 * len(drawn) <= examples else [look]
-    seen = len(looks) * len(drawn)
-    share = seen / (seen + len(found))
-    of_drawn = [
-        features(drawn, each, progress=lambda done, i=i: progress((i + done) * share / len(looks)))  # type: ignore[misc]
-        for i, each in enumerate(looks)
-    ]
-    of_found = features(found, look, progress=lambda done: progress(share + done * (1 - share)))
-
     part_of = _parts(held, folds, seed)
-    part = np.array([part_of[i] for i in held.image_ids])[found.image]
-    drawn_part = np.array([part_of.get(s.id, NONE + 1) for s in dataset.samples])[drawn.image]
-    x = np.concatenate([*of_drawn, of_found])
-    y = np.concatenate([*[drawn.labels] * len(looks), found.labels])
-    weights = np.repeat([DRAWN, 1.0], [seen, len(found)])
-    parts = np.concatenate([*[drawn_part] * len(looks), part])
-
-    def head(ridge: float, *, without: int = NONE) -> Head:
-        own = (y >= 0) & (parts != without)
-        return fit_head(x[own], y[own], weights[own], num_classes=num_classes + 1, ridge=ridge)
-
-    def unseen(ridge: float) -> Array:
-        """(n, K + 1) log p of the detections, each by a head that has not seen its picture."""
-        log_p = np.empty((len(found), num_classes + 1))
-        for each in np.unique(part):
-            log_p[part == each] = head(ridge, without=each).log_probabilities(of_found[part == each])
-        return log_p
-
-    known = np.flatnonzero(found.labels >= 0)
-    opinions = {ridge: unseen(ridge) for ridge in RIDGES}
-    ridge = max(RIDGES, key=lambda r: float(opinions[r][known, found.labels[known]].mean()))
-    log_p = opinions[ridge]
+    found, rows = detected(predictions, held.samples, most=most)
+    drawn = _some(objects(dataset), examples, num_classes, np.random.default_rng(seed))
+    lessons = _lessons(drawn, labelled(found, num_classes), look, part_of, examples, progress)
+    ridge, log_p = _opinions(lessons, num_classes)
 
     candidates = {
         blend: blended(predictions, rows, log_p, blend)
@@ -203,14 +169,17 @@ def fit(
     gain = bootstrap_difference(nested, predictions, held, metric, seed=seed)
     before = measure(predictions, held, metric=metric)
     chosen = best if gain.above >= SURE else Blend()
-    on = np.flatnonzero((found.labels >= 0) & (found.labels < num_classes))
+    labels = lessons.labels[lessons.detected]
+    on = np.flatnonzero((labels >= 0) & (labels < num_classes))
     return Fitted(
-        rescorer=Rescorer(head(ridge), look, chosen, most, _unseen(predictions, rows, log_p, best)),
+        rescorer=Rescorer(
+            lessons.head(num_classes, ridge), look, chosen, most, _unseen(predictions, rows, log_p, best)
+        ),
         predictions=candidates[chosen],
         before=before,
         after=measure(candidates[chosen], held, metric=metric),
         gain=gain,
-        right=float((log_p[on, :num_classes].argmax(1) == found.labels[on]).mean()) if len(on) else 0.0,
+        right=float((log_p[on, :num_classes].argmax(1) == labels[on]).mean()) if len(on) else 0.0,
         best=best,
         ridge=ridge,
     )
@@ -280,6 +249,77 @@ def _unseen(predictions: Predictions, rows: Array, log_p: Array, blend: Blend) -
     return float(np.median(_words(predictions, rows, log_p, blend)))
 
 
+@dataclass(frozen=True, eq=False)
+class _Lessons:
+    """What a head learns from: crops of annotated objects, then of detections.
+
+    Attributes:
+        features: (n, D).
+        labels: (n,) K for background, -1 for what nothing is learnt from.
+        weights: (n,).
+        parts: (n,) the part of the pictures that a crop is of; -1 for a picture that was not predicted.
+        num_drawn: how many of the rows are annotated objects.
+    """
+
+    features: Array
+    labels: Array
+    weights: Array
+    parts: Array
+    num_drawn: int
+
+    @property
+    def detected(self) -> slice:
+        """The rows of the detections."""
+        return slice(self.num_drawn, None)
+
+    def head(self, num_classes: int, ridge: float, *, without: int | None = None) -> Head:
+        """A head that has learnt from all parts, or all but one."""
+        own = self.labels >= 0
+        if without is not None:
+            own &= self.parts != without
+        x, y, weights = self.features[own], self.labels[own], self.weights[own]
+        return fit_head(x, y, weights, num_classes=num_classes + 1, ridge=ridge)
+
+
+def _lessons(
+    drawn: Crops, found: Crops, look: Look, part_of: Mapping[int, int], examples: int, progress: Progress
+) -> _Lessons:
+    looks = [look, mirrored(look)] if 2 * len(drawn) <= examples else [look]
+    crops = [*[drawn] * len(looks), found]
+    ends = np.cumsum([0, *map(len, crops)])
+    spans = [_span(progress, low / ends[-1], high / ends[-1]) for low, high in pairwise(ends.tolist())]
+    return _Lessons(
+        features=np.concatenate(
+            [features(c, each, progress=span) for c, each, span in zip(crops, [*looks, look], spans, strict=True)]
+        ),
+        labels=np.concatenate([c.labels for c in crops]),
+        weights=np.repeat([DRAWN, 1.0], [ends[-2], len(found)]),
+        parts=np.concatenate([np.array([part_of.get(s.id, -1) for s in c.samples])[c.image] for c in crops]),
+        num_drawn=int(ends[-2]),
+    )
+
+
+def _opinions(lessons: _Lessons, num_classes: int) -> tuple[float, Array]:
+    """The likeliest ridge, and (m, K + 1) log p of each detection by a head that has not seen its part."""
+    found, parts = lessons.features[lessons.detected], lessons.parts[lessons.detected]
+    labels = lessons.labels[lessons.detected]
+    known = np.flatnonzero(labels >= 0)
+    opinions = {}
+    for ridge in RIDGES:
+        log_p = np.empty((len(found), num_classes + 1))
+        for part in np.unique(parts):
+            own = parts == part
+            log_p[own] = lessons.head(num_classes, ridge, without=int(part)).log_probabilities(found[own])
+        opinions[ridge] = log_p
+    best = max(RIDGES, key=lambda ridge: float(opinions[ridge][known, labels[known]].mean()))
+    return best, opinions[best]
+
+
+def _span(progress: Progress, low: float, high: float) -> Progress:
+    """Progress of a part that reaches from the share `low` to `high` of the whole."""
+    return lambda share: progress(low + share * (high - low))
+
+
 def _best(candidates: dict[Blend, Predictions], held: Dataset, metric: str) -> Blend:
     """The blend that scores best on `held`; the weaker one of two that score alike."""
     worth = {blend: measure(p.of_images(held.image_ids), held, metric=metric) for blend, p in candidates.items()}
@@ -303,7 +343,7 @@ def _parts(held: Dataset, folds: Folds | None, seed: int) -> dict[int, int]:
         given = {i: folds.fold_of[i] for i in held.image_ids if i in folds.fold_of}
         if len(given) == len(held) and len(set(given.values())) > 1:
             return given
-    made = folds_of(held, k=min(PARTS, len(held)), seed=seed)
+    made = folds_of(held, k=PARTS, seed=seed)
     return dict(made.fold_of)
 
 
@@ -319,85 +359,3 @@ def _some(drawn: Crops, most: int, num_classes: int, rng: np.random.Generator) -
     mask = np.zeros(len(drawn), bool)
     mask[np.lexsort((order, rank))[:most]] = True
     return drawn.where(mask)
-
-
-def rescore(
-    predictions: Path,
-    *,
-    data: Path,
-    out: Path,
-    folds: Path | None = None,
-    test_predictions: Path | None = None,
-    test: Path | None = None,
-    run: Path | None = None,
-    metric: str = "ap50",
-    seed: int = 0,
-    read_as: str | None = None,
-) -> Path:
-    """Have a crop classifier look at each detection, and blend its word into the scores where that helps; the folder comes back.
-
-    The folder holds oof.parquet, the out-of-fold predictions, each rescored by a classifier that has not seen its picture;
-    test.parquet, the test predictions; and rescore.json, which tells what it was worth. Where there is no gain to be
-    believed, scores are as they were.
-
-    Args:
-        predictions: out-of-fold predictions of annotated pictures, all or some: Parquet, COCO results JSON or a CSV. Pictures
-            that a Parquet file lacks are not rescored.
-        data: the annotated pictures: COCO JSON, or a folder with a train.json.
-        out: folder to make.
-        folds: JSON that `foldfuse split` wrote: pictures of one fold are rescored together, where the predictions cover several.
-        test_predictions: of the pictures of `test`, by the same detectors; `test` must be given as well.
-        test: the pictures to submit: COCO JSON; its annotations, if it has any, are not read.
-        run: folder of a trained classifier, which must have been trained with the predicted pictures held back; by default
-            crops are looked at with EfficientNet-Lite0 as ImageNet left it.
-        metric: ap50, ap, f2 or wheat: what must gain.
-        seed: of what is drawn at random.
-        read_as: what the files of predictions are, where their content leaves that open, such as score_xywh.
-
-    Raises:
-        InputError: a file cannot be used, or they do not fit together.
-    """
-    if (test_predictions is None) != (test is None):
-        raise InputError("--test-predictions and --test belong together: give both, or neither.")
-    dataset = read(data)
-    oof = read_told(predictions, dataset, read_as=read_as)
-    known = None if folds is None else read_folds(folds)
-    target = test if test is None else read(test, annotated=False)
-    found = None if target is None or test_predictions is None else read_told(test_predictions, target, read_as=read_as)
-    look = imagenet() if run is None else _look_held_back(Run(run), oof)
-    with atomic_folder(out) as folder:
-        with bar("looking at the detections") as progress:
-            fitted = fit(oof, dataset, folds=known, look=look, metric=metric, seed=seed, progress=progress)
-        write_predictions(fitted.predictions, folder / "oof.parquet", dataset)
-        if found is not None and target is not None:
-            with bar("looking at the test detections") as progress:
-                rescored = apply(fitted.rescorer, found, target.samples, progress=progress)
-            write_predictions(rescored, folder / "test.parquet", target)
-        write_text(folder / "rescore.json", json.dumps({"metric": metric, **fitted.to_dict()}, indent=1) + "\n")
-    Console(highlight=False).print(told(fitted, metric), soft_wrap=True)
-    return out
-
-
-def _look_held_back(run: Run, predictions: Predictions) -> Look:
-    """The classifier of a run as a look at crops, if it has learnt from none of the predicted pictures."""
-    learnt = set(predictions) - set(run.facts["held"])
-    if learnt:
-        raise InputError(
-            f"{run.folder}: has learnt from {len(learnt)} of the {len(predictions)} pictures to rescore, such as image id "
-            f"{min(learnt)}. Train it with --folds and the --fold that was predicted."
-        )
-    return look_of(run)
-
-
-def told(fitted: Fitted, metric: str) -> str:
-    """What the second opinion was worth, in sentences."""
-    gain, blend = fitted.gain, fitted.rescorer.blend
-    measured = f"{gain.mean:+.4f} (95 % of the draws: {gain.low:+.4f} to {gain.high:+.4f})"
-    begin = f"The classifier tells {fitted.right:.0%} of the boxes on objects right that it has not seen. "
-    if not fitted.kept:
-        return begin + f"It does not help {metric}: {measured}. Scores are left as they were."
-    of = "class, background counted" if blend.background else "class given an object"
-    return begin + (
-        f"It counts with {blend.share:g} (p of the {of}): {metric} {fitted.before:.4f} -> {fitted.after:.4f} on the pictures "
-        f"it was chosen on; chosen on others: {measured}."
-    )

@@ -46,6 +46,7 @@ class Recipe:
     repeat_below: float = 0.0  # classes in a smaller share of the pictures than this are shown more often
     multi_scale: float = 0.0  # the size of each step's canvas is drawn from image_size * (1 ± this)
     grow_from: float = 1.0  # share of image_size that training begins at; it grows to 1 with the budget
+    precision: str = "auto"  # of the forward pass: "float32", "bfloat16", or "auto" for what a probe finds fastest
 
     def __post_init__(self) -> None:
         if self.image_size < 32 or self.image_size % 32:
@@ -61,6 +62,8 @@ class Recipe:
                 f"batch_size is 1 at {self.image_size} px: the coarsest level would be one pixel of one picture, which batch "
                 "norm cannot learn from. Take 2 or more."
             )
+        if self.precision not in ("float32", "bfloat16", "auto"):
+            raise unknown_name("precision", self.precision, ("float32", "bfloat16", "auto"))
         if not 0 <= self.frozen_stages <= 3:
             raise InputError(f"frozen_stages is {self.frozen_stages}, and must be in 0..3.")
         if self.weights == "none" and self.frozen_stages:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +24,8 @@ from foldfuse.images import Fit, Pictures, canvas_for
 from foldfuse.loop import fit
 from foldfuse.models import make_detector
 from foldfuse.models.weights import load_effdet
+from foldfuse.precision import Setting, usual
+from foldfuse.probe import probe
 from foldfuse.progress import Progress, bar, silent
 from foldfuse.recipes import CLASSIFIER_RECIPES, load_recipe
 from foldfuse.run import Run
@@ -196,6 +201,7 @@ def train_run(
         pictures = Pictures.of(samples, longest=round(largest))
     log = [row for row in run.log if state is not None and _before(row, state["step"])]
     batches = Batches(samples, pictures, recipe, canvas, seed, model.stride)
+    setting = _setting(run, model, batches, budget, together)
     tracked = len(log)
 
     def checkpoint(now: dict[str, Any]) -> None:
@@ -220,6 +226,7 @@ def train_run(
         checkpoint=checkpoint,
         every=every,
         progress=progress,
+        setting=setting,
         together=together,
     )
     if together.first:
@@ -238,6 +245,36 @@ def train_run(
         )
     together.wait()
     return last
+
+
+def _setting(run: Run, model: Any, batches: Batches, budget: Budget, together: World) -> Setting:
+    """How the run is computed: as it began, as its recipe says, or as a probe finds, and then run.json tells of it.
+
+    Only a single process on a budget of time is probed: a run of so many steps is to give the same bits on every day.
+    """
+    recipe, facts, device = run.recipe, run.facts, torch.device(together.device)
+    if "setting" in facts:
+        return Setting(**facts["setting"])
+    setting, found = usual(device), None
+    if recipe.precision != "auto":
+        setting = replace(setting, precision=recipe.precision)
+    elif together.size == 1 and budget.seconds < math.inf:
+        budget.elapsed()  # the clock starts here: probing is paid for
+        found = probe(
+            model,
+            batches.batch(0, 0.0),
+            frozen_stages=recipe.frozen_stages,
+            seconds=budget.seconds,
+            key=f"{recipe.detector} at {batches.canvas}, {recipe.batch_size} at a time, {recipe.frozen_stages} stages frozen",
+        )
+    if found is not None:
+        setting = found.setting
+        print(found, file=sys.stderr)
+    if together.first:
+        told = {"probe": found.to_dict()} if found is not None else {}
+        run.write_facts(facts | {"setting": setting.to_dict()} | told)
+    together.wait()
+    return setting
 
 
 def _before(row: Mapping[str, Any], step: int) -> bool:

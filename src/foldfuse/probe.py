@@ -1,0 +1,162 @@
+"""The probe: a few steps in several settings, to find the fastest that computes the same, remembered for this machine.
+
+A setting is changed in one respect at a time, and a change is kept only where a step takes clearly less time and the loss
+is that of float32 to within `TOLERANCE`. Nothing of it reaches the training but the setting: the steps are made by a copy
+of the model, and the random state is put back.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import time
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from foldfuse import machine
+from foldfuse.errors import InputError
+from foldfuse.files import write_text
+from foldfuse.precision import Setting, usual
+
+WORTH = 0.93  # of the time: a change must bring a step below this share, more than a busy machine's noise
+TOLERANCE = 0.02  # of the loss
+ROUNDS = 3  # timed steps of each setting, after one that is not timed; the fastest counts
+SHARE = 0.03  # of the budget that probing may take
+
+
+@dataclass(frozen=True)
+class Probed:
+    """What the probe found.
+
+    Attributes:
+        setting: to train with.
+        gain: how many times as fast as the usual setting a step is.
+        tried: {setting in words: seconds of a step, or why it was left out}.
+    """
+
+    setting: Setting
+    gain: float
+    tried: Mapping[str, float | str]
+
+    def to_dict(self) -> dict[str, Any]:
+        """As run.json and the machine's memory keep it."""
+        return {"setting": asdict(self.setting), "gain": self.gain, "tried": dict(self.tried)}
+
+    @staticmethod
+    def from_dict(value: Mapping[str, Any]) -> Probed:
+        """What `to_dict` gave."""
+        return Probed(Setting(**value["setting"]), value["gain"], value["tried"])
+
+    def __str__(self) -> str:
+        return f"computing in {self.setting}: {self.gain:.2f} x the usual speed"
+
+
+def probe(
+    model: Any,
+    batch: tuple[Tensor, Sequence[Any]],
+    *,
+    frozen_stages: int,
+    seconds: float,
+    key: str,
+    memory: Path | None = None,
+) -> Probed | None:
+    """The fastest setting for training `model`, remembered under `key`; None where measuring it would take too long.
+
+    Args:
+        model: keeps the detector contract; it is not changed.
+        batch: a batch as training sees it.
+        frozen_stages: of the recipe.
+        seconds: of the budget.
+        key: of what the answer depends on besides the machine.
+        memory: JSON file of earlier answers; that of the user's cache by default.
+    """
+    memory = memory or cache_folder() / "probe.json"
+    facts = machine.facts()
+    key = " | ".join([*(str(facts[name]) for name in ("cpu", "cores", "device", "torch", "foldfuse")), key])
+    known = _known(memory)
+    if key in known:
+        with suppress(KeyError, TypeError):
+            return Probed.from_dict(known[key])
+    rng = torch.get_rng_state()
+    found = _measured(model, batch, frozen_stages, SHARE * seconds)
+    torch.set_rng_state(rng)
+    if found is not None:
+        with suppress(InputError):  # a cache that cannot be written is measured again
+            write_text(memory, json.dumps(_known(memory) | {key: found.to_dict()}, indent=1))
+    return found
+
+
+def cache_folder() -> Path:
+    """Where Foldfuse keeps what it can make again."""
+    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "foldfuse"
+
+
+def changes(best: Setting, device: torch.device) -> Generator[Setting, Setting, None]:
+    """Settings to try, each against the best so far, which is sent in."""
+    if device.type == "cpu":
+        best = yield replace(best, matmul="medium")
+        best = yield replace(best, precision="bfloat16")
+    best = yield replace(best, channels_last=not best.channels_last)
+    if device.type == "cpu" and torch.get_num_threads() > 1:
+        yield replace(best, threads=torch.get_num_threads() // 2)
+
+
+def _measured(model: Any, batch: tuple[Tensor, Sequence[Any]], frozen_stages: int, most: float) -> Probed | None:
+    """The best setting by measurement; None where it would take more than `most` seconds."""
+    device = next(model.parameters()).device
+    best = usual(device)
+    usual_time, usual_loss = _step(model, batch, frozen_stages, best)
+    if 4 * (1 + ROUNDS) * usual_time > most:
+        return None
+    tried: dict[str, float | str] = {str(best): round(usual_time, 4)}
+    best_time = usual_time
+    candidates = changes(best, device)
+    trial = next(candidates, None)
+    while trial is not None:
+        seconds, loss = _step(model, batch, frozen_stages, trial)
+        if abs(loss - usual_loss) > TOLERANCE * abs(usual_loss):
+            tried[str(trial)] = f"its loss is {loss:.4g}, not {usual_loss:.4g}"
+        else:
+            tried[str(trial)] = round(seconds, 4)
+            if seconds < WORTH * best_time:
+                best, best_time = trial, seconds
+        try:
+            trial = candidates.send(best)
+        except StopIteration:
+            break
+    return Probed(best, round(usual_time / best_time, 3), tried)
+
+
+def _step(model: Any, batch: tuple[Tensor, Sequence[Any]], frozen_stages: int, setting: Setting) -> tuple[float, float]:
+    """Seconds of the fastest of a few steps of a copy of `model`, and the loss of the first."""
+    device = next(model.parameters()).device
+    images, targets = batch[0].to(device, memory_format=setting.memory_format).float().div_(255), batch[1]
+    mine = copy.deepcopy(model).to(memory_format=setting.memory_format)
+    mine.freeze(frozen_stages)
+    times, losses = [], []
+    with setting.applied():
+        for _ in range(1 + ROUNDS):
+            began = time.perf_counter()
+            with setting.autocast(device):
+                raw = mine(images)
+            loss = sum(mine.loss(raw, targets).values())
+            loss.backward()
+            losses.append(loss.item())
+            mine.zero_grad(set_to_none=True)
+            times.append(time.perf_counter() - began)
+    return min(times[1:]), losses[0]
+
+
+def _known(memory: Path) -> dict[str, Any]:
+    try:
+        known = json.loads(memory.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return known if isinstance(known, dict) else {}

@@ -226,9 +226,8 @@ def train_classifier(
             wanted = wanted or {"seconds": seconds_of("10m")}
             made = load_classifier_recipe(recipe, change)
             together.part(made.batch_size)
-            _learner(
-                made, len(dataset.classes), pretrained=made.weights == "imagenet"
-            )  # raises before a folder is made
+            # What cannot be trained raises here, before there is a folder.
+            _learner(made, len(dataset.classes), pretrained=made.weights == "imagenet")
             facts = run_facts(dataset, data=data, seed=seed, held=held.image_ids if held else ())
             facts["context"] = 1.0 if of_pictures else made.context
             if together.first:
@@ -290,7 +289,6 @@ def train_run(
     pictures = CropPictures.of(crops, context=facts["context"], size=side)
     samples = [dataset.samples[i] for i in crops.image]
     log = [row for row in run.log if state is not None and row["step"] < state["step"]]
-
     tracked = len(log)
 
     def checkpoint(now: dict[str, Any]) -> None:

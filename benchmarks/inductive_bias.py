@@ -87,6 +87,20 @@ class Distilled(nn.Module):
         return torch.stack([logits.softmax(-1) for logits in self.both(images)]).mean(0).log()
 
 
+def begun(model: nn.Module) -> nn.Module:
+    """`model` with a start for its width: Xavier's for matrices, and positions and tokens as large as embedded patches.
+
+    The 0.02 of the papers is for widths of 192 and more; from it, ViTs of width 96 learn next to nothing in 200 steps.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.Linear):
+            nn.init.xavier_uniform_(module.weight)
+    for name, p in model.named_parameters():
+        if "positions." in name or name.endswith("token"):
+            nn.init.normal_(p, std=0.2)
+    return model
+
+
 MODELS: dict[str, Callable[[int], nn.Module]] = {
     "CNN": CNN,
     "Swin": lambda k: swin.Swin(k, channels=48, depths=(2, 3), heads=(2, 4), drop_path=0.0),
@@ -191,7 +205,7 @@ def main() -> None:
                     if (data, seed, len(part), name) in done and name != "CNN":
                         continue  # the CNN is needed as the teacher
                     torch.manual_seed(seed)
-                    model, began = make(int(y.max()) + 1), time.process_time()
+                    model, began = begun(make(int(y.max()) + 1)), time.process_time()
                     learn(
                         model,
                         x[part],

@@ -43,9 +43,6 @@ class Recipe:
     mosaic_until: float = 0.7  # share of the budget after which there are no more mosaics
     mixup: float = 0.0  # probability of a second picture shining through
     copy_paste: float = 0.0  # probability of objects of another picture being pasted in
-    repeat_below: float = 0.0  # classes in a smaller share of the pictures than this are shown more often
-    multi_scale: float = 0.0  # the size of each step's canvas is drawn from image_size * (1 ± this)
-    grow_from: float = 1.0  # share of image_size that training begins at; it grows to 1 with the budget
     precision: str = "auto"  # of the forward pass: "float32", "bfloat16", or "auto" for what a probe finds fastest
 
     def __post_init__(self) -> None:
@@ -75,17 +72,12 @@ class Recipe:
             value = getattr(self, name)
             if not 0 < value < math.inf:
                 raise InputError(f"{name} is {value}, and must be a number above 0.")
-        if self.image_size * self.grow_from * (1 - self.multi_scale) < 32:
-            raise InputError(
-                f"grow_from is {self.grow_from} and multi_scale {self.multi_scale}: the smallest canvas of {self.image_size} px "
-                "would be under 32 px. Give a larger grow_from or a smaller multi_scale."
-            )
         for name in ("backbone_lr", "weight_decay", "scale_jitter", "shift"):
             value = getattr(self, name)
             if not 0 <= value < math.inf:
                 raise InputError(f"{name} is {value}, and must be a number of 0 or more.")
         shares = ("warmup", "decay_from", "ema", "hflip", "vflip", "colour", "mosaic", "mosaic_until", "mixup")
-        for name in (*shares, "copy_paste", "repeat_below", "multi_scale", "grow_from"):
+        for name in (*shares, "copy_paste"):
             value = getattr(self, name)
             if not 0 <= value <= 1:
                 raise InputError(f"{name} is {value}, and must be in 0..1.")

@@ -197,10 +197,9 @@ def train_run(
     if together.rank:
         torch.manual_seed(seed + 1_000_003 * together.rank)  # DropPath is to drop other pictures' paths elsewhere
     if pictures is None:
-        largest = recipe.image_size * (1 + recipe.scale_jitter) * (1 + recipe.multi_scale)
-        pictures = Pictures.of(samples, longest=round(largest))
+        pictures = Pictures.of(samples, longest=round(recipe.image_size * (1 + recipe.scale_jitter)))
     log = [row for row in run.log if state is not None and _before(row, state["step"])]
-    batches = Batches(samples, pictures, recipe, canvas, seed, model.stride)
+    batches = Batches(samples, pictures, recipe, canvas, seed)
     setting = _setting(run, model, batches, budget, together)
     tracked = len(log)
 

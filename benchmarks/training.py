@@ -1,0 +1,127 @@
+"""How fast detectors train beside a plain loop: pictures a second, in processes of their own that take turns.
+
+    python benchmarks/training.py efficientdet_lite0 --data bccd --rounds 3 --steps 8
+
+Plain is what one writes first: every picture is decoded by Pillow at its full size when it is needed, then PyTorch's own
+convolutions in its default layout, nothing frozen, AdamW as it comes, no average of the weights. "same parts" is our
+training with nothing frozen either, so that both learn the same; "as it comes" is our training by default.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(os.environ.get("FOLDFUSE_SHARED", Path(__file__).parents[2] / "shared")) / "data"
+KINDS = ("plain", "same parts", "as it comes")
+
+
+def main() -> None:
+    """Measure, and print a row for each detector and kind."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("detectors", nargs="*", default=["efficientdet_lite0"])
+    parser.add_argument("--data", default="bccd")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=8)
+    parser.add_argument("--image-size", type=int, default=320)
+    parser.add_argument("--worker", choices=KINDS, help="measure this kind in this process, and print its numbers")
+    asked = parser.parse_args()
+    if asked.worker:
+        (name,) = asked.detectors
+        print(json.dumps(worker(name, asked.worker, asked.data, asked.steps, asked.image_size)))
+        return
+    print("| detector | kind | pictures/s | ratio | pictures per processor second | ratio |\n|---|---|---|---|---|---|")
+    for name in asked.detectors:
+        found: dict[str, list[tuple[float, float]]] = {kind: [] for kind in KINDS}
+        for _ in range(asked.rounds):
+            for kind in KINDS:
+                command = [sys.executable, __file__, name, "--worker", kind, "--data", asked.data]
+                command += ["--steps", str(asked.steps), "--image-size", str(asked.image_size)]
+                told = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+                found[kind].append(tuple(json.loads(told.splitlines()[-1])))
+        middle = {kind: [statistics.median(column) for column in zip(*rows)] for kind, rows in found.items()}
+        for kind, (wall, cpu) in middle.items():
+            base = middle["plain"]
+            print(
+                f"| {name} | {kind} | {wall:.2f} | {wall / base[0]:.2f} | {cpu:.2f} | {cpu / base[1]:.2f} |", flush=True
+            )
+
+
+def worker(name: str, kind: str, data: str, steps: int, image_size: int) -> tuple[float, float]:
+    """Pictures a second of wall clock and of processor time, after two steps that are not counted."""
+    from foldfuse import machine
+
+    if kind != "plain":
+        machine.tune()
+    import torch
+
+    from foldfuse.data import read
+    from foldfuse.images import canvas_for
+    from foldfuse.models import efficientdet, make_detector
+    from foldfuse.recipes import Recipe
+
+    recipe = Recipe(name, image_size=image_size)
+    if kind != "as it comes":
+        recipe = replace(recipe, frozen_stages=0)
+    if kind == "plain":
+        efficientdet.quicken = lambda module: None  # PyTorch's own convolutions
+    samples = read(ROOT / data / "train.json").samples
+    torch.manual_seed(0)
+    model: Any = make_detector(name, 3, pretrained=False)
+    canvas = canvas_for(samples, image_size=image_size, stride=model.stride)
+    marks = (plain if kind == "plain" else ours)(model, recipe, samples, canvas, 2 + steps)
+    (wall_0, cpu_0), (wall_1, cpu_1) = marks[2], marks[-1]
+    return steps * recipe.batch_size / (wall_1 - wall_0), steps * recipe.batch_size / (cpu_1 - cpu_0)
+
+
+def ours(model: Any, recipe: Any, samples: Any, canvas: tuple[int, int], steps: int) -> list[tuple[float, float]]:
+    """The clocks before each step of `fit` and after the last."""
+    from foldfuse.batches import Batches
+    from foldfuse.budget import Budget
+    from foldfuse.images import Pictures
+    from foldfuse.loop import fit
+
+    pictures = Pictures.of(samples, longest=round(recipe.image_size * (1 + recipe.scale_jitter)))
+    marks = [now()]
+    batches = Batches(samples, pictures, recipe, canvas, 0)
+    fit(model, batches, recipe, Budget(steps=steps), log=[], progress=lambda share: marks.append(now()))
+    return marks
+
+
+def plain(model: Any, recipe: Any, samples: Any, canvas: tuple[int, int], steps: int) -> list[tuple[float, float]]:
+    """The clocks before each step of a plain loop and after the last."""
+    import torch
+
+    from foldfuse.batches import Batches
+    from foldfuse.images import Pictures
+
+    batches = Batches(samples, Pictures(samples, 10**6, ()), recipe, canvas, 0)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=False)
+    model.train()
+    marks = [now()]
+    for step in range(steps):
+        images, targets = batches.batch(step, step / steps)
+        loss = sum(model.loss(model(images.contiguous().float() / 255), targets).values())
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 10.0)
+        optimizer.step()
+        marks.append(now())
+    return marks
+
+
+def now() -> tuple[float, float]:
+    """Wall clock and processor time, seconds."""
+    return time.perf_counter(), time.process_time()
+
+
+if __name__ == "__main__":
+    main()

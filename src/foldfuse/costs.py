@@ -1,0 +1,107 @@
+"""What a network costs: parameters, arithmetic, memory, time.
+
+A FLOP is one multiplication or one addition, so a multiply-add is two; only matrix products and convolutions are counted. They
+are counted on shapes alone (torch's meta device), where a network of any size takes no memory and next to no time, and where
+attention is spelt out as the two products that it is.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from statistics import median
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from foldfuse.errors import InputError, unknown_name
+from foldfuse.models import CLASSIFIERS, DETECTORS
+
+
+@dataclass(frozen=True)
+class Arithmetic:
+    """Of one picture's way through a network.
+
+    Attributes:
+        parameters: how many.
+        flops: of all matrix products and convolutions.
+        attention: the part of `flops` that multiplies activations with activations.
+    """
+
+    parameters: int
+    flops: int
+    attention: int
+
+
+def make(name: str, num_classes: int, *, device: str = "cpu") -> Any:
+    """The detector or classifier called `name`, with random weights, in eval mode.
+
+    Raises:
+        InputError: there is none.
+    """
+    maker: Any = DETECTORS.get(name) or CLASSIFIERS.get(name)
+    if maker is None:
+        raise unknown_name("model", name, [*DETECTORS, *CLASSIFIERS])
+    with torch.device(device):
+        return maker(num_classes, pretrained=False).eval()
+
+
+def default_size(model: Any) -> int:
+    """The side in pixels that a network is meant for: its own word, else that of its learned positions' 224."""
+    return int(getattr(model, "image_size", 224))
+
+
+def check_size(model: Any, image_size: int) -> None:
+    """Raise InputError unless the network takes squares of this side."""
+    if image_size < model.stride or image_size % model.stride:
+        below = max(model.stride, image_size // model.stride * model.stride)
+        raise InputError(
+            f"the image size is {image_size}, and must be a multiple of {model.stride} for this model. "
+            f"The nearest are {below} and {below + model.stride}."
+        )
+
+
+@torch.no_grad()
+def arithmetic(weightless: nn.Module, image_size: int) -> Arithmetic:
+    """The arithmetic of a network on the meta device, for one square picture.
+
+    Raises:
+        InputError: the size does not suit it.
+    """
+    check_size(weightless, image_size)
+    with FlopCounterMode(display=False) as counter:
+        weightless(torch.empty(1, 3, image_size, image_size, device="meta"))
+    by_kind = counter.get_flop_counts()["Global"]
+    products = sum(n for kind, n in by_kind.items() if "bmm" in str(kind))
+    return Arithmetic(sum(p.numel() for p in weightless.parameters()), counter.get_total_flops(), products)
+
+
+def kept_bytes(model: nn.Module, image_size: int) -> int:
+    """Bytes that a training step keeps of one picture for its backward pass; of a network on a CPU."""
+    kept: dict[int, int] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    own = {p.untyped_storage().data_ptr() for p in (*model.parameters(), *model.buffers())}
+    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        raw = model(torch.rand(1, 3, image_size, image_size))  # held, so that no storage's place is taken by another
+    del raw
+    return sum(size for place, size in kept.items() if place not in own)
+
+
+@torch.inference_mode()
+def latency(model: nn.Module, image_size: int, *, seconds: float = 1.0) -> float:
+    """Seconds that one picture takes: the median of as many runs as fit in `seconds`, three at the least."""
+    images = torch.rand(1, 3, image_size, image_size)
+    model(images)
+    taken: list[float] = []
+    while len(taken) < 3 or sum(taken) < seconds:
+        start = time.perf_counter()
+        model(images)
+        taken.append(time.perf_counter() - start)
+    return median(taken)

@@ -9,11 +9,11 @@ from safetensors.torch import load_file, save_file
 
 from foldfuse.detections import Annotations
 from foldfuse.errors import InputError
-from foldfuse.models import DETECTORS, make_detector
+from foldfuse.models import DETECTORS, make_detector, yolov5
 from foldfuse.models.efficientdet_family import SCALINGS
 
-# The larger EfficientDets are the same code with other numbers: tests/test_efficientdet_family.py looks at those.
-ALIKE = set(SCALINGS) - {"efficientdet_lite0", "efficientdet_d0"}
+# The larger ones of a family are the same code with other numbers: tests/test_efficientdet_family.py and test_yolov5.py.
+ALIKE = (set(SCALINGS) | set(yolov5.SIZES)) - {"efficientdet_lite0", "efficientdet_d0", "yolov5n"}
 every_detector = pytest.mark.parametrize("name", [name for name in DETECTORS if name not in ALIKE])
 
 

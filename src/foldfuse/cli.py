@@ -20,6 +20,7 @@ COMMANDS = {  # name: (function, what it does)
     "split": ("foldfuse.split:split", "Cut a dataset into folds that are alike."),
     "train": ("foldfuse.train:train", "Train one detector under a budget."),
     "sweep": ("foldfuse.sweep:sweep", "Compare recipes, image sizes and batch sizes under one budget."),
+    "import": ("foldfuse.imports:import_weights", "Make a run of your own YOLOv5 checkpoint; nothing in it is run."),
     "predict": ("foldfuse.predict:predict", "Predict a dataset with a trained run, in one view or several."),
     "fuse": ("foldfuse.fuse_files:fuse", "Make several files of predictions into one."),
     "ensemble": ("foldfuse.ensemble:ensemble", "Choose the best ensemble of out-of-fold predictions, honestly."),

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from foldfuse.data import Dataset, Sample, read
-from foldfuse.detections import Detections, Predictions
+from foldfuse.detections import Array, Detections, Predictions
 from foldfuse.distributed import world
 from foldfuse.errors import InputError
 from foldfuse.formats import write_predictions
@@ -142,7 +142,7 @@ def predict(
     with world() as together:
         model, classes = load_detector(Run(run), together.device)
         dataset = read(data, annotated=False)
-        same_classes(classes, dataset, run)
+        labels = labels_by_name(classes, dataset, run)
         samples = dataset.samples[together.rank :: together.size]
         with bar(f"predicting {len(dataset)} pictures") if together.first else nullcontext(silent) as progress:
             found = predict_views(
@@ -156,7 +156,7 @@ def predict(
             )
         shares = together.gathered(found)
         if together.first:
-            parts = [_joined([share[v] for share in shares], dataset) for v in views]
+            parts = [_relabelled(_joined([share[v] for share in shares], dataset), labels, dataset) for v in views]
             write_predictions(parts[0] if len(parts) == 1 else wbf(parts), out, dataset)
     return out
 
@@ -166,13 +166,31 @@ def _joined(shares: Sequence[Predictions], dataset: Dataset) -> Predictions:
     if len(shares) == 1:
         return shares[0]
     found = {i: share[i] for share in shares for i in share.image_ids}
-    return Predictions.of({i: found[i] for i in dataset.image_ids}, dataset.classes)
+    return Predictions.of({i: found[i] for i in dataset.image_ids}, shares[0].classes)
 
 
-def same_classes(classes: Sequence[str], dataset: Dataset, run: Path) -> None:
-    """Raise InputError unless the classes of a run are those of a dataset, in the same order."""
-    if tuple(classes) != dataset.classes:
+def labels_by_name(classes: Sequence[str], dataset: Dataset, run: Path) -> Array:
+    """(K,) int64: the dataset's label of each of a run's classes, by name; -1 for classes that the data does not have.
+
+    Raises:
+        InputError: the run does not know all classes of the dataset.
+    """
+    unknown = [name for name in dataset.classes if name not in classes]
+    if unknown:
         raise InputError(
-            f"{run}: was trained for the classes {', '.join(classes)}, but {dataset.source} has "
-            f"{', '.join(dataset.classes)}. Give data with the same classes in the same order."
+            f"{run}: was trained for the classes {', '.join(classes)}, and does not know {', '.join(unknown)} of "
+            f"{dataset.source}. Give data whose classes it knows, or train a run on this data."
         )
+    return np.array([dataset.classes.index(name) if name in dataset.classes else -1 for name in classes])
+
+
+def _relabelled(found: Predictions, labels: Array, dataset: Dataset) -> Predictions:
+    """`found` with the dataset's labels; what is of a class that the dataset does not have is left out."""
+    if found.classes == dataset.classes:
+        return found
+    told = {}
+    for i in found.image_ids:
+        one = found[i]
+        own = labels[one.labels]
+        told[i] = Detections(one.boxes[own >= 0], one.scores[own >= 0], own[own >= 0])
+    return Predictions.of(told, dataset.classes)

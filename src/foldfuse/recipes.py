@@ -33,7 +33,7 @@ class Recipe:
     clip: float = 10.0  # largest norm of the gradient
     frozen_stages: int = 3  # of the backbone, from the stem on, that are not trained
     anchor_scale: float = 3.0  # side of a level's smallest anchor, in strides
-    weights: str = "imagenet"  # to begin with: "imagenet", "none", or the path of a checkpoint of effdet's
+    weights: str = "imagenet"  # to begin with: "imagenet", "none", the folder of a run, or a checkpoint of effdet's
     hflip: float = 0.5  # probability
     vflip: float = 0.0  # probability
     scale_jitter: float = 0.4  # pictures are scaled by a factor of up to 1 + this, either way
@@ -113,6 +113,31 @@ def efficientdet_d0() -> Recipe:
     return replace(efficientdet_lite0(), detector="efficientdet_d0", image_size=512, anchor_scale=4.0)
 
 
+def yolov5n() -> Recipe:
+    """YOLOv5-style, the smallest, at 320 px from scratch: give it more time, or the weights of an imported run."""
+    return Recipe("yolov5n", weights="none", frozen_stages=0, lr=1e-3, warmup=0.1)
+
+
+def yolov5s() -> Recipe:
+    """YOLOv5-style, small, at 320 px from scratch: give it more time, or the weights of an imported run."""
+    return replace(yolov5n(), detector="yolov5s")
+
+
+def house() -> Recipe:
+    """The house detector at 320 px on ImageNet weights: EfficientNet-Lite0, a light pyramid, one box a cell."""
+    return replace(efficientdet_lite0(), detector="house")
+
+
+def swin_tiny_fpn() -> Recipe:
+    """Swin-T with a feature pyramid at 320 px; its ImageNet weights need the network once."""
+    return Recipe("swin_tiny_fpn", lr=1e-3, backbone_lr=0.1, weight_decay=0.05)
+
+
+def vit_tiny_pyramid() -> Recipe:
+    """ViT-Ti/16 with ViTDet's pyramid at 320 px; its ImageNet weights need the network once."""
+    return replace(swin_tiny_fpn(), detector="vit_tiny_pyramid")
+
+
 RECIPES: dict[str, Callable[[], Recipe]] = {
     f.__name__: f
     for f in (
@@ -122,6 +147,11 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
         efficientdet_lite1,
         efficientdet_lite2,
         efficientdet_d0,
+        yolov5n,
+        yolov5s,
+        house,
+        swin_tiny_fpn,
+        vit_tiny_pyramid,
     )
 }
 

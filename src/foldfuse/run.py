@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from foldfuse.errors import InputError
 from foldfuse.files import atomic, write_text
@@ -117,6 +117,25 @@ class Run:
             raise InputError(f"{path}: there is no such file. Was the run trained to its end?") from None
         except SafetensorError as error:
             raise InputError(f"{path}: is broken ({error}). Train the run again.") from None
+
+    def start(self, model: nn.Module) -> str:
+        """Give `model` the weights of this run; a sentence comes back. What depends on the classes may begin anew.
+
+        Raises:
+            InputError: the run is of another model, or not trained.
+        """
+        theirs, ours = self.load_weights(), model.state_dict()
+        fits = {key: t for key, t in theirs.items() if key in ours and ours[key].shape == t.shape}
+        anew = sorted(ours.keys() - fits.keys())
+        if theirs.keys() != ours.keys() or any("head" not in key for key in anew):
+            raise InputError(
+                f"{self.folder}: is a run of {self.recipe.detector}, whose weights do not fit. Begin with one of the same model."
+            )
+        model.load_state_dict(fits, strict=False)
+        num_known = len(self.facts["classes"])
+        if not anew:
+            return f"{self.folder}: all weights were taken."
+        return f"{self.folder}: knows {num_known} other classes: {len(anew)} tensors of the head begin anew, the rest was taken."
 
     def save_state(self, state: Mapping[str, Any]) -> None:
         """Replace state.pt; the one before it is kept as state.previous.pt."""

@@ -186,7 +186,8 @@ def train_run(
     imagenet = fresh and recipe.weights == "imagenet"
     model = make_detector(recipe.detector, len(dataset.classes), anchor_scale=recipe.anchor_scale, pretrained=imagenet)
     if fresh and recipe.weights not in ("imagenet", "none"):
-        print(load_effdet(Path(recipe.weights), model))
+        start_from = Path(recipe.weights)
+        print(Run(start_from).start(model) if start_from.is_dir() else load_effdet(start_from, model))
     samples = dataset.samples
     canvas = canvas_for(samples, image_size=recipe.image_size, stride=model.stride)
     if fresh and hasattr(model, "fit_anchors"):

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from foldfuse.detections import Annotations, Detections
 from foldfuse.errors import unknown_name
-from foldfuse.models import classifiers, efficientdet_family
+from foldfuse.models import classifiers, efficientdet_family, mix, yolov5
 
 
 class Detector(Protocol):
@@ -48,17 +48,25 @@ class Detector(Protocol):
         """B Detections in input pixels."""
 
 
-DETECTORS: Mapping[str, Callable[..., Detector]] = {**efficientdet_family.FAMILY}
+DETECTORS: Mapping[str, Callable[..., Detector]] = {**efficientdet_family.FAMILY, **yolov5.FAMILY, **mix.FAMILY}
 # {name: maker(num_classes, *, pretrained)}; a classifier has a `stride`, and forward(images in 0..1) gives (B, K) logits.
 CLASSIFIERS: Mapping[str, Callable[..., nn.Module]] = {**classifiers.FAMILY}
 
 
 def make_detector(name: str, num_classes: int, *, anchor_scale: float | None = None, pretrained: bool = True) -> Any:
-    """A new detector of the kind `name`; `anchor_scale` None is the one that it was published with.
+    """A new detector of the kind `name`, a name of the registry or "mix:BACKBONE+NECK+HEAD".
+
+    Args:
+        name: of the detector.
+        num_classes: of the data.
+        anchor_scale: None is the one that it was published with.
+        pretrained: begin with ImageNet weights.
 
     Raises:
         InputError: there is no such detector, or its weights to start from are not at hand.
     """
+    if name.startswith(mix.PREFIX):
+        return mix.make_mix(*mix.parts_of(name), num_classes, anchor_scale=anchor_scale, pretrained=pretrained)
     if name not in DETECTORS:
         raise unknown_name("detector", name, DETECTORS)
     return DETECTORS[name](num_classes, anchor_scale=anchor_scale, pretrained=pretrained)

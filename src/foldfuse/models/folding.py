@@ -27,10 +27,15 @@ def folded(module: nn.Module) -> nn.Module:
             elif isinstance(child, nn.BatchNorm2d) and before is not None:
                 conv = getattr(parent, before)
                 fused = fuse_conv_bn_eval(conv, child)
-                setattr(parent, before, _widened(fused) if fused.stride[0] == 2 else fused)
+                setattr(parent, before, _widened(fused) if _pads_at_the_end(fused) else fused)
                 setattr(parent, name, getattr(child, "act", nn.Identity()))
                 before = None
     return made
+
+
+def _pads_at_the_end(conv: nn.Conv2d) -> bool:
+    """Whether it is a strided convolution of TensorFlow's kind, which is a class of its own; plain ones pad evenly."""
+    return type(conv) is not nn.Conv2d and conv.stride[0] == 2
 
 
 def _widened(conv: nn.Conv2d) -> nn.Conv2d:

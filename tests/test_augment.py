@@ -5,7 +5,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from foldfuse.augment import MIN_SIDE, MIN_VISIBLE, Augmentation, Labelled, augmented, moved, placed, recoloured
+from foldfuse.augment import (
+    MIN_SIDE,
+    MIN_VISIBLE,
+    Augmentation,
+    Labelled,
+    augmented,
+    mixed,
+    moved,
+    pasted,
+    placed,
+    recoloured,
+)
 from foldfuse.boxes import area
 from foldfuse.detections import Annotations
 from foldfuse.images import GREY
@@ -176,3 +187,39 @@ def test_scale_jitter_is_as_likely_to_halve_as_to_double():
     assert 0.5 <= factors.min() < 0.55
     assert 1.8 < factors.max() <= 2.0
     assert np.median(factors) == pytest.approx(1.0, abs=0.1)
+
+
+# two pictures in one
+
+
+def test_mixup_is_a_blend_with_the_objects_of_both():
+    one, other = painted(40, 30, (2, 3, 12, 13)), painted(40, 30, (20, 10, 30, 20), colour=(200, 0, 0))
+    made = mixed(one, other, np.random.default_rng(0))
+    np.testing.assert_array_equal(made.annotations.boxes, [[2, 3, 12, 13], [20, 10, 30, 20]])
+    weight = made.picture[5, 5, 0] / 255
+    assert 0.05 < weight < 0.95
+    assert made.picture[15, 25, 0] == pytest.approx(200 * (1 - weight), abs=1)
+    assert made.picture[25, 35].max() == 0
+
+
+@quiet
+@given(seeds)
+def test_pasted_objects_are_seen_whole_and_cover_nothing_drawn(seed):
+    one = painted(60, 40, (5, 5, 20, 20))
+    other = painted(50, 50, (10, 20, 22, 40), colour=(9, 200, 30))
+    made = pasted(one, other, np.random.default_rng(seed))
+    np.testing.assert_array_equal(one.picture, painted(60, 40, (5, 5, 20, 20)).picture)  # the original stays
+    assert (made.picture[5:20, 5:20] == 255).all()
+    new = made.annotations.boxes[1:]
+    assert len(new) <= 1
+    assert (made.picture == (9, 200, 30)).all(-1).sum() == 12 * 20 * len(new)
+    for box in new.astype(int):
+        assert (made.picture[box[1] : box[3], box[0] : box[2]] == (9, 200, 30)).all()
+
+
+def test_pasting_finds_a_place_in_most_cases_and_none_in_a_smaller_picture():
+    one, other = painted(200, 200, (0, 0, 10, 10)), painted(50, 50, (10, 20, 22, 40))
+    counts = [len(pasted(one, other, np.random.default_rng(seed)).annotations) for seed in range(20)]
+    assert sum(counts) > 30
+    tiny = painted(8, 8, (0, 0, 4, 4))
+    assert len(pasted(tiny, other, np.random.default_rng(0)).annotations) == 1

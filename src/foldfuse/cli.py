@@ -5,6 +5,7 @@ Modules are loaded when their command is called, so that `--help` does not wait 
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 
@@ -59,7 +60,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     machine.tune()
-    error_console = Console(stderr=True, soft_wrap=True, highlight=False)
+    first = os.environ.get("RANK", "0") == "0"  # of torchrun's processes, one speaks
+    error_console = Console(stderr=True, soft_wrap=True, highlight=False, quiet=not first)
     try:
         result = make_app()(words, exit_on_error=False, print_error=False, result_action="return_value")
     except InputError as error:
@@ -75,7 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         error_console.print("interrupted", markup=False)
         return 130
-    if result is not None:
+    if result is not None and first:
         print(result)
     return int(getattr(result, "exit_status", 0))
 

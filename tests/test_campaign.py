@@ -2,13 +2,12 @@
 
 import json
 import time
-from contextlib import suppress
 
 import pytest
 from PIL import Image
 
 from foldfuse import cli
-from foldfuse.campaign import Ledger, campaign
+from foldfuse.campaign import campaign
 from foldfuse.data import read
 from foldfuse.errors import InputError
 from foldfuse.formats import read_predictions
@@ -40,7 +39,7 @@ def break_pictures(path, number):
     [
         (lambda d: d, {"deadline": "59s"}, "the deadline is 59 s, and even one member needs 1 min"),
         (lambda d: d, {"deadline": "soon"}, "the time 'soon' is not one"),
-        (lambda d: d, {"recipe": "yolo"}, "no recipe is called 'yolo'"),
+        (lambda d: d, {"recipe": ("yolo",)}, "no recipe is called 'yolo'"),
         (lambda d: d, {"change": ("lr=0",)}, "lr is 0"),
         (lambda d: d.parent / "gone.json", {}, "gone.json: there is no such file"),
         (lambda d: d.parent / "images", {}, "holds no train.json"),
@@ -87,24 +86,6 @@ def test_what_looking_at_the_pictures_finds_leaves_no_folder(data, tmp_path, num
     with pytest.raises(InputError, match=message):
         campaign(data, out=tmp_path / "out", folds=folds)
     assert not (tmp_path / "out").exists(), "one could not start again with the same command"
-
-
-def test_the_ledger_tells_time_by_its_clock(tmp_path):
-    now = [100.0]
-    facts = {"notes": []}
-    ledger = Ledger(tmp_path, 60, facts, clock=lambda: now[0], start=100.0)
-    with ledger.stage("one", "train"):
-        now[0] = 115.0
-    with suppress(RuntimeError), ledger.stage("two", "fuse"):
-        now[0] = 130.0
-        raise RuntimeError
-    assert (ledger.used, ledger.left) == (30, 30)
-    saved = json.loads((tmp_path / "campaign.json").read_text())
-    assert saved["timeline"] == [
-        {"name": "one", "kind": "train", "start": 0, "end": 15},
-        {"name": "two", "kind": "fuse", "start": 15, "end": 30},
-    ]
-    assert saved["seconds_used"] == 30
 
 
 def test_a_trunk_that_diverges_is_told_in_a_sentence(data, tmp_path, capsys, monkeypatch):

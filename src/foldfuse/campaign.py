@@ -6,117 +6,101 @@ from its end with an image size and a seed of its own while the rate falls to 0 
 from all of them: what they find there is out-of-fold for each, and the ensemble is chosen on it.
 
 From the first finished member on there is a valid submission on disk. It is only replaced by one that does better on the
-held-back fold.
+held-back fold. What was done is kept in a ledger, so that a campaign that was killed can be resumed.
 """
 
 from __future__ import annotations
 
-import json
+import errno
+import shlex
 import shutil
+import sqlite3
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
+from foldfuse import ledger as ledgers
 from foldfuse import machine
-from foldfuse.data import Dataset, locate, read, require_annotations
-from foldfuse.doctor import undecodable
+from foldfuse.candidates import candidates, check_sizes
 from foldfuse.durations import clock_text, seconds_of
 from foldfuse.errors import InputError
-from foldfuse.files import write_text
-from foldfuse.recipes import Recipe, load_recipe
-from foldfuse.split import Folds
-from foldfuse.split import folds as make_folds
+from foldfuse.ledger import Ledger
+from foldfuse.recipes import Recipe
+from foldfuse.strategy import trunk_and_branches
+from foldfuse.task import Inputs, look, read_inputs
 
 SHORTEST = 60.0  # seconds: in less not even one member can be trained, used and fused
-MOST_UNDECODABLE = 0.1  # share of the pictures; more than a few broken ones mean that something else is wrong
-
-
-@dataclass
-class Ledger:
-    """What a campaign has done so far, as campaign.json tells it, and how much of its time is left.
-
-    Attributes:
-        folder: of the campaign.
-        deadline: seconds, from the start.
-        facts: all that campaign.json holds but the timeline.
-        clock: seconds, from any start.
-        start: the clock's reading when the campaign began.
-    """
-
-    folder: Path
-    deadline: float
-    facts: dict[str, Any]
-    clock: Callable[[], float] = time.monotonic
-    start: float = field(default_factory=time.monotonic)
-    timeline: list[dict[str, Any]] = field(default_factory=list)
-
-    @property
-    def used(self) -> float:
-        """Seconds since the start."""
-        return self.clock() - self.start
-
-    @property
-    def left(self) -> float:
-        """Seconds until the deadline; negative after it."""
-        return self.deadline - self.used
-
-    @contextmanager
-    def stage(self, name: str, kind: str) -> Iterator[None]:
-        """A stretch of the timeline: everything done within it."""
-        row = {"name": name, "kind": kind, "start": round(self.used, 2)}
-        try:
-            yield
-        finally:
-            self.timeline.append(row | {"end": round(self.used, 2)})
-            self.save()
-
-    def note(self, sentence: str) -> None:
-        """Keep a sentence that explains a decision, and tell it to whoever watches."""
-        self.facts["notes"].append(sentence)
-        print(f"[{clock_text(self.used)}] {sentence}", file=sys.stderr)
-
-    def save(self) -> None:
-        """Replace campaign.json."""
-        facts = self.facts | {"timeline": self.timeline, "seconds_used": round(self.used, 2)}
-        write_text(self.folder / "campaign.json", json.dumps(facts, indent=1))
 
 
 @dataclass(frozen=True)
-class Task:
-    """What is to be done.
+class Asked:
+    """What a campaign was asked, as the command line says it; paths as text."""
 
-    Attributes:
-        train: pictures to learn from, with annotations.
-        held: annotated pictures that no member learns from: the ensemble is chosen on them.
-        target: pictures to predict for the submission, without annotations.
-        unseen: image ids of `target` whose pictures cannot be decoded; they are submitted as empty.
-        recipe: of all members, but for image size and seed.
-        seed: of every random choice.
-    """
+    data: str | None = None
+    test: str | None = None
+    deadline: str = "10m"
+    out: str = "campaign"
+    recipe: tuple[str, ...] = ()
+    forbid: tuple[str, ...] = ()
+    size: tuple[int, ...] = ()
+    change: tuple[str, ...] = ()
+    folds: int | str = 5
+    seed: int = 0
 
-    train: Dataset
-    held: Dataset
-    target: Dataset
-    unseen: frozenset[int]
-    recipe: Recipe
-    seed: int
+    @staticmethod
+    def of(value: dict[str, Any]) -> Asked:
+        """What `asdict` gave, read back from JSON."""
+        plain: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in value.items()}
+        return Asked(**plain)
+
+    def command(self) -> str:
+        """The command that asks this."""
+        words = ["foldfuse", "campaign", str(self.data)]
+        for name, value in vars(self).items():
+            if name != "data" and (value != getattr(Asked, name) or name in ("deadline", "out", "seed")):
+                for one in value if isinstance(value, tuple) else (value,):
+                    words += [f"--{name}", str(one)]
+        return shlex.join(words)
+
+    def absolute(self) -> Asked:
+        """The same, from whatever folder it is asked."""
+        folds = self.folds if isinstance(self.folds, int) else str(Path(self.folds).resolve())
+        data, test = (None if path is None else str(Path(path).resolve()) for path in (self.data, self.test))
+        return replace(self, data=data, test=test, folds=folds)
+
+    def inputs(self) -> Inputs:
+        """The data, read. Raises InputError where it cannot be used."""
+        assert self.data is not None
+        test = None if self.test is None else Path(self.test)
+        return read_inputs(Path(self.data), test, self.folds if isinstance(self.folds, int) else Path(self.folds))
+
+    def member_recipe(self) -> Recipe:
+        """The recipe of all members: the first that is allowed. Raises InputError where there is none."""
+        recipe = next(iter(candidates(self.recipe, self.forbid, self.change).values()))
+        check_sizes(self.size, recipe)
+        return recipe
 
 
 def campaign(
-    data: Path,
+    data: Path | None = None,
     *,
     test: Path | None = None,
     deadline: str = "10m",
     out: Path = Path("campaign"),
-    recipe: str = "efficientdet_lite0",
+    recipe: tuple[str, ...] = (),
+    forbid: tuple[str, ...] = (),
+    size: tuple[int, ...] = (),
     change: tuple[str, ...] = (),
-    folds: int = 5,
+    folds: int | Path = 5,
     seed: int = 0,
+    resume: Path | None = None,
 ) -> Path:
     """Make the best submission that can be had by the deadline; the folder that holds it comes back.
 
@@ -129,121 +113,126 @@ def campaign(
             held-back fold stands in.
         deadline: wall-clock time for everything, such as 10m, 2h or 1h30m.
         out: folder to make.
-        recipe: of all members; `foldfuse recipes` lists them.
-        change: changes to the recipe, such as lr=3e-4.
-        folds: one of so many is held back from training, to choose the ensemble on.
+        recipe: allowed for members; all by default. `foldfuse recipes` lists them.
+        forbid: recipes that are not allowed.
+        size: image sizes that are allowed, in pixels; all by default.
+        change: changes to the recipes, such as lr=3e-4.
+        folds: one of so many is held back from training, to choose the ensemble on; or the file of `foldfuse split`, whose
+            fold 0 is held back.
         seed: of every random choice.
+        resume: folder of a campaign that was stopped, to go on with what it was asked; given alone. The time that it has
+            worked counts against its deadline, the time that it lay still does not.
 
     Raises:
-        InputError: the data cannot be used, the deadline is too short, or the folder is in use.
+        InputError: the data cannot be used, the deadline is too short, the folder is in use, or the disk is full.
     """
     start = time.monotonic()
-    seconds = seconds_of(deadline)
+    asked = Asked(
+        None if data is None else str(data),
+        None if test is None else str(test),
+        deadline,
+        str(out),
+        tuple(recipe),
+        tuple(forbid),
+        tuple(size),
+        tuple(change),
+        folds if isinstance(folds, int) else str(folds),
+        seed,
+    )
+    machine.tune()
+    if resume is not None:
+        if asked != Asked():
+            raise InputError(f"--resume {resume} goes on with what the campaign was asked. Give it alone.")
+        return _resume(Path(resume), start)
+    if asked.data is None:
+        raise InputError("no data is given. Give a COCO JSON or a folder with a train.json; or --resume DIR.")
+    return _begin(asked, start)
+
+
+def _begin(asked: Asked, start: float) -> Path:
+    """Check what is asked, make the folder, and work in it."""
+    seconds = seconds_of(asked.deadline)
     if seconds < SHORTEST:
         raise InputError(
             f"the deadline is {clock_text(seconds)}, and even one member needs {clock_text(SHORTEST)}. Give more time."
         )
-    out = Path(out)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise InputError(f"{out}: is there already. Choose another --out, or remove it.")
-    made = load_recipe(recipe, change)
-    train_json, test_json = locate(Path(data))
-    test_json = Path(test) if test is not None else test_json
-    labelled = require_annotations(read(train_json))
-    target = read(test_json, annotated=False) if test_json is not None else None
-
-    machine.tune()
-    options = ["foldfuse", "campaign", str(data), *(["--test", str(test)] if test else [])]
-    options += [
-        "--deadline",
-        deadline,
-        "--out",
-        str(out),
-        "--recipe",
-        recipe,
-        "--folds",
-        str(folds),
-        "--seed",
-        str(seed),
-    ]
-    options += [word for one in change for word in ("--change", one)]
+    out = Path(asked.out)
+    if out.exists() and (not out.is_dir() or {p.name for p in out.iterdir()} - _LEFT):
+        again = f", or go on with --resume {out}" if (out / ledgers.NAME).is_file() else ""
+        raise InputError(f"{out}: is there already. Choose another --out, or remove it{again}.")
+    asked.member_recipe()
+    inputs = asked.inputs()
     facts: dict[str, Any] = {
         "state": "running",
-        "command": " ".join(options),
-        "data": str(train_json.resolve()),
-        "test": str(test_json.resolve()) if test_json else None,
-        "deadline_seconds": seconds,
+        "asked": asdict(asked.absolute()),
+        "command": asked.command(),
+        "data": str(inputs.labelled.source.resolve()),
+        "test": str(inputs.target.source.resolve()) if inputs.target is not None else None,
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "finished": None,
-        "seed": seed,
+        "seed": asked.seed,
         "left_out": [],
-        "members": [],
-        "fused": None,
-        "best_member": None,
-        "notes": [],
+        "fingerprints": inputs.fingerprints(),
     }
-    out.mkdir(parents=True, exist_ok=True)
-    ledger = Ledger(out, seconds, facts, start=start)
-    try:
-        with ledger.stage("look at the data", "setup"):
-            task = look(labelled, target, made, folds=folds, seed=seed, ledger=ledger)
-    except InputError:
-        shutil.rmtree(out)  # it held nothing before: once the data is mended, the same command works
-        raise
-
-    from foldfuse.stages import carry_out  # here, so that torch is loaded after the input was found good
-
-    carry_out(task, ledger)
+    with _full_disk_told(out):
+        out.mkdir(parents=True, exist_ok=True)
+        with ledgers.held_alone(out), closing(ledgers.begin(out, facts, deadline=seconds, start=start)) as ledger:
+            _work(asked, inputs, ledger)
     return out
 
 
-def look(labelled: Dataset, target: Dataset | None, recipe: Recipe, *, folds: int, seed: int, ledger: Ledger) -> Task:
-    """The task: what is trained on, what is held back, what is predicted. Pictures that cannot be decoded are left out.
-
-    Raises:
-        InputError: too many pictures cannot be decoded, or there are too few to fold.
-    """
-    labelled = labelled.subset(set(labelled.image_ids) - _left_out(labelled, ledger))
-    require_annotations(labelled)
-    split: Folds = make_folds(labelled, k=folds, seed=seed)
-    split.write(ledger.folder / "folds.json")
-    held = labelled.subset(split.held_ids(0))
-    train_ids = set(split.train_ids(0))
-    unseen: set[int] = set()
-    if target is None:
-        stand_in = set(split.held_ids(1))
-        target = labelled.subset(stand_in).without_annotations()
-        train_ids -= stand_in
-        ledger.note(
-            f"No test pictures were given: {len(stand_in)} labelled ones (fold 1) stand in, and nothing learns from them."
-        )
-    else:
-        unseen = _left_out(target, ledger)
-        if len(unseen) == len(target):
-            raise InputError(f"{target.source}: none of its {len(target)} pictures can be decoded.")
-    train = labelled.subset(train_ids)
-    require_annotations(train)
-    ledger.note(
-        f"{len(train)} pictures with {train.num_boxes} boxes of {len(train.classes)} classes to learn from; {len(held)} with "
-        f"{held.num_boxes} boxes held back (fold 0 of {folds}) to choose the ensemble on; {len(target)} to predict."
-    )
-    return Task(train, held, target, frozenset(unseen), recipe, seed)
+def _resume(out: Path, start: float) -> Path:
+    """Go on with the campaign in a folder; one that has finished is left as it is."""
+    if not (out / ledgers.NAME).is_file():
+        raise InputError(f"{out}: holds no campaign that has begun. Begin one: foldfuse campaign DATA --out {out}")
+    with _full_disk_told(out), ledgers.held_alone(out), closing(ledgers.go_on(out, start=start)) as ledger:
+        if ledger.fact("state") == "finished":
+            print(f"{out}: has finished already; nothing is left to do.", file=sys.stderr)
+            return out
+        asked = Asked.of(ledger.fact("asked"))
+        inputs = asked.inputs()
+        if inputs.fingerprints() != ledger.fact("fingerprints"):
+            raise InputError(f"{out}: was begun with other data than {asked.data} holds now. Begin a new campaign.")
+        for left in out.rglob(".*"):  # files and folders that were being written when the process was killed
+            shutil.rmtree(left) if left.is_dir() else left.unlink()
+        if ledger.fact("looked"):
+            ledger.note(f"Resumed after {clock_text(ledger.before)} of work.")
+        _work(asked, inputs, ledger)
+    return out
 
 
-def _left_out(dataset: Dataset, ledger: Ledger) -> set[int]:
-    """Ids of the pictures of `dataset` that cannot be decoded; each is noted.
+def _work(asked: Asked, inputs: Inputs, ledger: Ledger) -> None:
+    """Look at the data, then carry the campaign out. A folder in which nothing but the look was tried is removed."""
+    with ledger.beating():
+        try:
+            with ledger.stage("look at the data", "setup"):
+                task = look(inputs, asked.member_recipe(), sizes=asked.size, seed=asked.seed, ledger=ledger)
+        except InputError:
+            shutil.rmtree(ledger.folder)  # it held nothing before: once the data is mended, the same command works
+            raise
 
-    Raises:
-        InputError: they are more than a few.
-    """
-    broken = undecodable(dataset)
-    if broken and len(broken) > max(3, MOST_UNDECODABLE * len(dataset)):
-        sample, reason = broken[0]
+        from foldfuse.stages import carry_out  # here, so that torch is loaded after the input was found good
+
+        carry_out(task, ledger, trunk_and_branches)
+
+
+_LEFT = {ledgers.LOCK, f".{ledgers.NAME}.new"}  # by a process that was killed before it wrote the ledger
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_FULL_WORDS = ("disk is full", "no space left", "file too large", "quota exceeded", "os error 28", "os error 27")
+_TORCH_WORDS = ("pytorchstreamwriter failed", "file write failed")  # torch does not say why
+
+
+@contextmanager
+def _full_disk_told(out: Path) -> Iterator[None]:
+    """A full disk becomes one clear sentence. Nothing is broken by it: files are whole or not there, and so are rows."""
+    try:
+        yield
+    except (OSError, sqlite3.Error, RuntimeError, InputError, SafetensorError) as error:
+        words = str(error).lower()
+        full = isinstance(error, OSError) and error.errno in _FULL
+        if not full and not any(word in words for word in (*_FULL_WORDS, *_TORCH_WORDS)):
+            raise
         raise InputError(
-            f"{dataset.source}: {len(broken)} of {len(dataset)} pictures cannot be decoded, such as {sample.path} ({reason}). "
-            "Copy the pictures again."
-        )
-    for sample, reason in broken:
-        ledger.facts["left_out"].append({"file_name": sample.file_name, "reason": reason})
-        ledger.note(f"{sample.file_name} is left out: {reason}")
-    return {sample.id for sample, _ in broken}
+            f"{out}: the disk is full. What was finished is safe; make room, then go on with: "
+            f"foldfuse campaign --resume {out}"
+        ) from error

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from foldfuse import ledger
 from foldfuse.boxes import Array
 from foldfuse.errors import InputError
 from foldfuse.report_charts import Span
@@ -102,7 +103,7 @@ class Facts:
 
 
 def read_facts(folder: Path) -> Facts:
-    """The Facts of a campaign's folder (it holds a campaign.json) or of a run's.
+    """The Facts of a campaign's folder (it holds a ledger, or its export campaign.json) or of a run's.
 
     Raises:
         InputError: the folder does not exist, or is neither.
@@ -112,8 +113,8 @@ def read_facts(folder: Path) -> Facts:
             f"{folder}: there is no such folder. Give the folder that a campaign or a run was told to fill."
         )
     gaps: list[str] = []
-    if (folder / "campaign.json").exists() or (folder / "members").is_dir():
-        row = _object(folder / "campaign.json", gaps)
+    if any((folder / name).exists() for name in (ledger.NAME, "campaign.json", "members")):
+        row = _campaign(folder, gaps)
         runs = sorted(p for p in (folder / "members").glob("*") if p.is_dir())
         return _facts("campaign", folder, row, runs, gaps)
     if any((folder / name).exists() for name in ("run.json", "recipe.json", "log.jsonl")):
@@ -121,6 +122,17 @@ def read_facts(folder: Path) -> Facts:
     raise InputError(
         f"{folder}: holds neither a campaign.json nor a run.json. Give the folder of a campaign or of a run."
     )
+
+
+def _campaign(folder: Path, gaps: list[str]) -> dict[str, Any]:
+    """What the ledger knows, else what campaign.json says; {} where that cannot be read, which is a gap."""
+    if not (folder / ledger.NAME).exists():
+        return _object(folder / "campaign.json", gaps)
+    try:
+        return ledger.told(folder)
+    except InputError as error:
+        gaps.append(str(error))
+        return {}
 
 
 def read_log(path: Path, name: str, gaps: list[str]) -> Log:

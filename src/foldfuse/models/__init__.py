@@ -33,7 +33,10 @@ class Detector(Protocol):
     stride: int
     image_size: int
     num_classes: int
-    backbone: nn.Module
+
+    @property
+    def backbone(self) -> nn.Module:
+        """What a learning rate of its own, and freezing, are for."""
 
     def __call__(self, images: Tensor) -> Any:
         """(B, 3, H, W) in 0..1 -> raw."""

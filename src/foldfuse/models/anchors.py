@@ -79,23 +79,25 @@ def as_xyxy(anchor: Tensor) -> Tensor:
     return torch.cat([anchor[..., :2] - anchor[..., 2:] / 2, anchor[..., :2] + anchor[..., 2:] / 2], -1)
 
 
-def nearest_cells(points: Tensor, sizes: Sequence[tuple[int, int]], image: tuple[int, int]) -> tuple[Tensor, Tensor]:
+def nearest_cells(
+    points: Tensor, sizes: Sequence[tuple[int, int]], image: tuple[int, int], *, per_cell: int = PER_CELL
+) -> tuple[Tensor, Tensor]:
     """Of (n, 2) xy points: the anchors of the 3x3 cells about each on every level.
 
     Returns:
-        (n, L * 9 * 9) int64 positions in `anchors`, and a mask of the same shape: False where the cell lies outside.
+        (n, L * 9 * per_cell) int64 positions in `anchors`, and a mask of the same shape: False where the cell lies outside.
     """
     indices, inside = [], []
     first = 0
     step = torch.arange(-1, 2, device=points.device)
     dy, dx = torch.meshgrid(step, step, indexing="ij")
-    within = torch.arange(PER_CELL, device=points.device)
+    within = torch.arange(per_cell, device=points.device)
     for height, width in sizes:
         x = (points[:, 0] * (width / image[1])).long()[:, None] + dx.flatten()  # (n, 9)
         y = (points[:, 1] * (height / image[0])).long()[:, None] + dy.flatten()
         good = (x >= 0) & (x < width) & (y >= 0) & (y < height)
         cell = y.clamp(0, height - 1) * width + x.clamp(0, width - 1)
-        indices.append((first + cell[..., None] * PER_CELL + within).flatten(1))  # (n, 81)
-        inside.append(good[..., None].expand(-1, -1, PER_CELL).flatten(1))
-        first += height * width * PER_CELL
+        indices.append((first + cell[..., None] * per_cell + within).flatten(1))
+        inside.append(good[..., None].expand(-1, -1, per_cell).flatten(1))
+        first += height * width * per_cell
     return torch.cat(indices, 1), torch.cat(inside, 1)

@@ -2,50 +2,26 @@
 
 Source: Tan, Pang & Le, "EfficientDet", arXiv:1911.09070. The network (backbone, BiFPN, shared heads with a batch norm per
 level) was checked against effdet 0.4.1 (Apache-2.0): the same outputs with the same weights.
-Where we differ: what it learns from. The paper's IoU > 0.5 matching with focal and Huber loss wants hundreds of epochs;
-we take task-aligned assignment (arXiv:2108.07755), the quality focal loss (arXiv:2006.04388, section 3) and GIoU
-(arXiv:1902.09630), which learn a few hundred pictures within minutes.
+Where we differ: what it learns from, see `aligned`.
 
-Shapes: B images, K classes, A anchors of all levels, N objects, C candidates of an object.
+Shapes: B images, K classes, A anchors of all levels.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
 
 import timm
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.ops import batched_nms, generalized_box_iou_loss
 
-from foldfuse.detections import Annotations, Detections
 from foldfuse.errors import InputError
 from foldfuse.models import anchors as A
-from foldfuse.models.assign import task_aligned
+from foldfuse.models.aligned import PRIOR, Aligned, Raw
 from foldfuse.models.bifpn import BiFPN, SeparableConv, batch_norm
 from foldfuse.models.folding import folded
 from foldfuse.models.quicker import ReLU6, quicken
-
-PRIOR = 0.01  # the score that an untrained class head gives (focal loss, section 4.1)
-
-
-class Raw(NamedTuple):
-    """What `forward` gives.
-
-    Attributes:
-        logits: (B, A, K).
-        codes: (B, A, 4), see `anchors.decode`.
-        sizes: (L, 2) int64, height and width of each level.
-        image: (2,) int64, height and width of the network's input.
-    """
-
-    logits: Tensor
-    codes: Tensor
-    sizes: tuple[tuple[int, int], ...]
-    image: tuple[int, int]
 
 
 class Head(nn.Module):
@@ -72,12 +48,13 @@ class Head(nn.Module):
         return torch.cat(found, 1)
 
 
-class EfficientDet(nn.Module):
+class EfficientDet(Aligned, nn.Module):
     """Backbone -> BiFPN -> class and box heads."""
 
     mean: Tensor
     std: Tensor
 
+    per_cell = A.PER_CELL
     stride = 32  # image height and width must be multiples of this
 
     def __init__(
@@ -176,72 +153,13 @@ class EfficientDet(nn.Module):
             stage.requires_grad_(True)
         self._frozen = _Outside(folded(nn.Sequential(*stem, *blocks[:stages])))
 
-    def _anchors(self, raw: Raw) -> Tensor:
-        """(A, 4) cxcywh in input pixels."""
+    def places(self, raw: Raw) -> Tensor:
+        """(A, 4) cxcywh of the anchors in input pixels."""
         return A.anchors(raw.sizes, raw.image, self.anchor_scale).to(raw.codes.device)
 
-    def loss(self, raw: Raw, targets: Sequence[Annotations]) -> dict[str, Tensor]:
-        """Terms to be summed, each a scalar: "class" (quality focal) and "box" (GIoU), per object found.
-
-        Args:
-            raw: of B images.
-            targets: B Annotations in input pixels; crowd regions must have been left out.
-        """
-        device = raw.logits.device
-        logits, codes = raw.logits.float(), raw.codes.float()
-        counts = [len(t) for t in targets]
-        want = torch.zeros_like(logits)
-        if not sum(counts):
-            return {"class": self._quality_focal(logits, want), "box": codes.sum() * 0}
-
-        boxes = torch.cat([torch.from_numpy(t.boxes) for t in targets]).to(device, torch.float32)  # (N, 4)
-        labels = torch.cat([torch.from_numpy(t.labels) for t in targets]).to(device)  # (N,)
-        image = torch.arange(len(targets), device=device).repeat_interleave(torch.tensor(counts, device=device))
-        anchor = self._anchors(raw)
-        candidates, inside = A.nearest_cells((boxes[:, :2] + boxes[:, 2:]) / 2, raw.sizes, raw.image)  # (N, C)
-        with torch.no_grad():
-            boxes_there = A.decode(codes[image[:, None], candidates], anchor[candidates])  # (N, C, 4)
-            scores_there = logits[image[:, None], candidates, labels[:, None]].sigmoid()
-            overlap = _iou(boxes_there, boxes[:, None])
-        found = task_aligned(scores_there, overlap, candidates, inside, image, num_anchors=len(anchor))
-        want[found.image, found.anchor, labels[found.object]] = found.target
-        there = A.decode(codes[found.image, found.anchor], anchor[found.anchor])
-        box = (generalized_box_iou_loss(there, boxes[found.object]) * found.target).sum()
-        total = found.target.sum().clamp(min=1)
-        return {"class": self._quality_focal(logits, want) / total, "box": 2 * box / total}
-
-    @staticmethod
-    def _quality_focal(logits: Tensor, want: Tensor) -> Tensor:
-        """Sum over (B, A, K) of |want - score|^2 * BCE: section 3 of arXiv:2006.04388 with beta = 2."""
-        weight = (want - logits.sigmoid()).square()
-        return (weight * F.binary_cross_entropy_with_logits(logits, want, reduction="none")).sum()
-
-    @torch.no_grad()
-    def decode(
-        self, raw: Raw, *, floor: float = 0.005, nms_iou: float = 0.6, most: int = 100, before_nms: int = 1000
-    ) -> list[Detections]:
-        """B Detections in input pixels, cut to the input, best first.
-
-        Args:
-            raw: of B images.
-            floor: scores below it are left out. Low ones matter: AP falls when they are cut.
-            nms_iou: boxes of a class that overlap a better one by more than this are left out.
-            most: boxes of an image at the most.
-            before_nms: the best (anchor, class) pairs that non-maximum suppression looks at.
-        """
-        anchor = self._anchors(raw)
-        height, width = raw.image
-        limit = torch.tensor([width, height, width, height], device=anchor.device)
-        found = []
-        for logits, codes in zip(raw.logits.float(), raw.codes.float(), strict=True):
-            scores, place = logits.sigmoid().flatten().topk(min(before_nms, logits.numel()))
-            place = place[scores >= floor]
-            scores = scores[scores >= floor]
-            rows, labels = place // self.num_classes, place % self.num_classes
-            boxes = torch.minimum(A.decode(codes[rows], anchor[rows]).clamp(min=0), limit)
-            kept = batched_nms(boxes, scores, labels, nms_iou)[:most]
-            found.append(Detections(boxes[kept].cpu().numpy(), scores[kept].cpu().numpy(), labels[kept].cpu().numpy()))
-        return found
+    def boxes(self, codes: Tensor, places: Tensor) -> Tensor:
+        """(..., 4) codes and (..., 4) anchors -> (..., 4) xyxy in input pixels."""
+        return A.decode(codes, places)
 
 
 class _Outside:
@@ -252,11 +170,3 @@ class _Outside:
 
     def __call__(self, x: Tensor) -> Tensor:
         return self.module(x)
-
-
-def _iou(a: Tensor, b: Tensor) -> Tensor:
-    """(..., 4), (..., 4) xyxy -> (...) IoU of boxes in the same place."""
-    sides = (torch.minimum(a[..., 2:], b[..., 2:]) - torch.maximum(a[..., :2], b[..., :2])).clamp(min=0)
-    overlap = sides.prod(-1)
-    areas = (a[..., 2:] - a[..., :2]).clamp(min=0).prod(-1) + (b[..., 2:] - b[..., :2]).clamp(min=0).prod(-1)
-    return overlap / (areas - overlap).clamp(min=1e-9)

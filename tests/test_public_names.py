@@ -46,6 +46,7 @@ NAMES = [
 ]
 MODULES = [
     "campaign",
+    "classify",
     "data",
     "detections",
     "doctor",
@@ -57,6 +58,7 @@ MODULES = [
     "predict",
     "recipes",
     "report",
+    "rescore",
     "run",
     "score",
     "split",

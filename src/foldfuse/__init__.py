@@ -28,6 +28,8 @@ _NAMES = {  # module: what it gives
     "run": ("Run",),
     "train": ("Budget", "train_run"),
     "predict": ("load_detector", "predict_views"),
+    "classify": (),
+    "rescore": (),
     "campaign": (),
     "doctor": (),
     "report": (),

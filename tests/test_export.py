@@ -1,5 +1,7 @@
 """ONNX files give what the networks give, at sizes that they were not exported at; what cannot be exported is named."""
 
+import logging
+
 import pytest
 import torch
 from torch import nn
@@ -21,6 +23,9 @@ def packages():
     for name in PACKAGES:
         pytest.importorskip(name, reason="pip install 'foldfuse[export]' brings it")
     torch.manual_seed(0)
+    logging.disable(logging.DEBUG)  # torch traces in hundreds of thousands of records, which pytest would keep
+    yield
+    logging.disable(logging.NOTSET)
 
 
 @pytest.mark.slow
@@ -51,10 +56,9 @@ def test_a_run_is_exported_for_any_number_of_pictures_of_any_size_and_decoded_fr
     outputs = {key: torch.from_numpy(t) for key, t in zip(names, session.run(None, {"images": images.numpy()}))}
     with torch.no_grad():
         raw = model(images)
-        want = model.decode(raw)[0]
-    got = model.decode(Raw(outputs["logits"], outputs["codes"], raw.sizes, raw.image))[0]
-    torch.testing.assert_close(torch.from_numpy(got.boxes), torch.from_numpy(want.boxes), rtol=1e-3, atol=1e-2)
-    assert got.labels.tolist() == want.labels.tolist()
+    torch.testing.assert_close(outputs["logits"], raw.logits, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(outputs["codes"], raw.codes, rtol=1e-4, atol=1e-4)
+    assert len(model.decode(Raw(outputs["logits"], outputs["codes"], raw.sizes, raw.image))) == 1
 
 
 class Stubborn(nn.Module):

@@ -45,7 +45,7 @@ LAYERS = [
     },
     {"yolo_folders", "doctor", "batches", "ensemble_search", "looks", "image_folders", "imports"},
     {"formats", "rescore", "task"},
-    {"loop", "probe"},
+    {"loop", "probe", "plan"},
     {"train", "predict", "ensemble", "score", "submit", "report"},
     {"classify"},
     {"rescore_files", "classify_files"},

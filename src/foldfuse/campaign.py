@@ -16,6 +16,7 @@ import shlex
 import shutil
 import sqlite3
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -24,6 +25,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
 from safetensors import SafetensorError
 
 from foldfuse import ledger as ledgers
@@ -101,8 +103,9 @@ def campaign(
     folds: int | Path = 5,
     seed: int = 0,
     resume: Path | None = None,
-) -> Path:
-    """Make the best submission that can be had by the deadline; the folder that holds it comes back.
+    plan: bool = False,
+) -> Path | None:
+    """Make the best submission that can be had by the deadline; the folder that holds it comes back, None for a plan.
 
     It leaves submission.csv (`PredictionString,image_id`), submission.json (COCO results) and report.html there.
 
@@ -122,6 +125,7 @@ def campaign(
         seed: of every random choice.
         resume: folder of a campaign that was stopped, to go on with what it was asked; given alone. The time that it has
             worked counts against its deadline, the time that it lay still does not.
+        plan: only measure the candidates, show the plan, and stop.
 
     Raises:
         InputError: the data cannot be used, the deadline is too short, the folder is in use, or the disk is full.
@@ -146,6 +150,9 @@ def campaign(
         return _resume(Path(resume), start)
     if asked.data is None:
         raise InputError("no data is given. Give a COCO JSON or a folder with a train.json; or --resume DIR.")
+    if plan:
+        _show_plan(asked, start)
+        return None
     return _begin(asked, start)
 
 
@@ -179,6 +186,21 @@ def _begin(asked: Asked, start: float) -> Path:
         with ledgers.held_alone(out), closing(ledgers.begin(out, facts, deadline=seconds, start=start)) as ledger:
             _work(asked, inputs, ledger)
     return out
+
+
+def _show_plan(asked: Asked, start: float) -> None:
+    """Look at the data in a folder that is thrown away, and print the plan."""
+    seconds, recipe = seconds_of(asked.deadline), asked.member_recipe()
+    inputs = asked.inputs()
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        closing(ledgers.begin(Path(folder), {}, deadline=seconds, start=start)) as ledger,
+    ):
+        task = look(inputs, recipe, sizes=asked.size, seed=asked.seed, ledger=ledger)
+
+    from foldfuse.plan import show  # here, so that torch is loaded after the input was found good
+
+    show(task, candidates(asked.recipe, asked.forbid, asked.change), seconds, Console())
 
 
 def _resume(out: Path, start: float) -> Path:

@@ -23,6 +23,7 @@ def demo(out: Path = Path("demo"), *, deadline: str = "8m", pictures: int = 240,
     """
     data = scenes.scenes(out / "data", images=pictures, test_images=pictures // 3, seed=seed)
     folder = campaign(data, deadline=deadline, out=out / "campaign", seed=seed)
+    assert folder is not None, "only a plan leaves no folder"
     score(folder / "submission.json", data / "test_truth.json")
     print(f"The submission is {folder / 'submission.csv'}; open {folder / 'report.html'} to see why.")
     return folder

@@ -6,8 +6,11 @@ campaign that was killed is carried on by the same function that carried it out.
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
+
+from rich.console import Console
 
 from foldfuse import machine
 from foldfuse.budget import Budget
@@ -17,11 +20,12 @@ from foldfuse.errors import InputError
 from foldfuse.formats import read_predictions, write_predictions
 from foldfuse.images import Pictures
 from foldfuse.ledger import Ledger, Row
+from foldfuse.plan import table_of
 from foldfuse.predict import load_detector, predict_views
 from foldfuse.progress import bar
 from foldfuse.run import Run
 from foldfuse.score import score_predictions
-from foldfuse.strategy import VIEWS, Segment, Standing, Strategy, plan, views
+from foldfuse.strategy import VIEWS, Segment, Standing, Strategy, outlook, plan, views
 from foldfuse.task import Task
 from foldfuse.train import run_facts, train_run
 
@@ -33,7 +37,9 @@ def carry_out(task: Task, ledger: Ledger, strategy: Strategy) -> None:
     ledger.tell(machine=machine.facts(), state="running")
     publish(ledger)
     found = recalled(task, ledger)
+    keep_plan(task, ledger)
     if not ledger.rows():
+        Console(stderr=True).print(table_of(outlook(standing(task, ledger)), "The plan"))
         sides = [p.recipe.image_size for p in plan(standing(task, ledger))]
         ledger.note(
             f"The plan: a trunk at {sides[0]} px, then {len(sides) - 1} branches at "
@@ -55,6 +61,7 @@ def carry_out(task: Task, ledger: Ledger, strategy: Strategy) -> None:
     ledger.tell(
         finished=datetime.now(UTC).isoformat(timespec="seconds"), peak_memory_mb=round(machine.peak_memory_mb())
     )
+    keep_plan(task, ledger)
     refresh_report(ledger)
 
 
@@ -74,6 +81,7 @@ def conduct(task: Task, ledger: Ledger, strategy: Strategy, found: Found) -> Non
             break
         if found.unchosen:
             submit_best(task, ledger, found, last=False)
+            keep_plan(task, ledger)
             refresh_report(ledger)
             continue  # that took time: the strategy is asked again
         if pictures is None:
@@ -98,10 +106,15 @@ def conduct(task: Task, ledger: Ledger, strategy: Strategy, found: Found) -> Non
     submit_best(task, ledger, found, last=True)
 
 
+def keep_plan(task: Task, ledger: Ledger) -> None:
+    """Write the plan down as it is now, for the report."""
+    ledger.tell(plan=asdict(outlook(standing(task, ledger))))
+
+
 def standing(task: Task, ledger: Ledger) -> Standing:
     """What a strategy looks at, as it is now."""
-    pictures = len(task.held) + len(task.target)
-    return Standing(task.recipe, task.sizes, task.seed, ledger.deadline, ledger.used, pictures, ledger.rows())
+    numbers = len(task.held), len(task.target)
+    return Standing(task.recipe, task.sizes, task.seed, ledger.deadline, ledger.used, *numbers, ledger.rows())
 
 
 def replace_row(row: Row, **changes: Any) -> Row:

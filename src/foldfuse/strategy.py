@@ -52,8 +52,9 @@ class Standing:
         sizes: image sizes that are allowed; empty for all.
         seed: of every random choice.
         deadline, used: seconds.
-        pictures: how many each member predicts: those held back and those to submit.
+        num_held, num_target: pictures that each member predicts: those held back, and those to submit.
         rows: the segments so far.
+        cost: seconds that one picture takes in one view at the recipe's size, where a plan has measured it.
     """
 
     recipe: Recipe
@@ -61,8 +62,15 @@ class Standing:
     seed: int
     deadline: float
     used: float
-    pictures: int
+    num_held: int
+    num_target: int
     rows: tuple[Row, ...] = ()
+    cost: float | None = None
+
+    @property
+    def pictures(self) -> int:
+        """How many each member predicts."""
+        return self.num_held + self.num_target
 
     @property
     def left(self) -> float:
@@ -186,7 +194,8 @@ def cost_of(part: Segment, standing: Standing) -> float:
     if part.name in measured:
         return float(measured[part.name].result["cost"])
     per_pixel = [row.result["cost"] / row.recipe["image_size"] ** 2 for row in measured.values()]
-    return part.recipe.image_size**2 * (max(per_pixel) if per_pixel else PIXEL_COST)
+    guess = PIXEL_COST if standing.cost is None else standing.cost / standing.recipe.image_size**2
+    return part.recipe.image_size**2 * (max(per_pixel) if per_pixel else guess)
 
 
 def views(standing: Standing) -> tuple[View, ...]:
@@ -196,3 +205,54 @@ def views(standing: Standing) -> tuple[View, ...]:
     while len(chosen) > 1 and once * sum(v.scale**2 for v in chosen) > PREDICTING_SHARE * standing.deadline:
         chosen = chosen[:-1]
     return chosen
+
+
+@dataclass(frozen=True)
+class Part:
+    """A line of the plan: a segment, how far it is, and the seconds that it has had or is to have."""
+
+    name: str
+    image_size: int
+    batch_size: int
+    state: str
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Outlook:
+    """How the time is to be spent, as far as is known now.
+
+    Attributes:
+        segments: done, under way and planned.
+        reserved: {what for: seconds that are kept for it}.
+        views: in which members are to look at each picture.
+    """
+
+    segments: tuple[Part, ...]
+    reserved: Mapping[str, float]
+    views: tuple[str, ...]
+
+
+def outlook(standing: Standing) -> Outlook:
+    """The plan of trunk and branches as it is now: what is over as it was, what is to come as it is planned."""
+    planned = plan(standing)
+    coming = [part for part in planned if standing.states.get(part.name, "running") == "running"]
+    seconds = max(0.0, training_seconds(coming, standing)) if coming else 0.0
+    parts = []
+    for part in planned:
+        row = standing.row(part.name)
+        if part not in coming:
+            assert row is not None
+            spent, state = row.seconds, row.state
+        else:
+            spent, state = seconds * part.share / coming[0].share, "planned" if row is None else row.state
+        parts.append(Part(part.name, part.recipe.image_size, part.recipe.batch_size, state, round(spent, 1)))
+    looks = sum(v.scale**2 for v in views(standing))
+    each = sum(cost_of(part, standing) for part in coming) * looks
+    reserved = {
+        "predict the held-back pictures": standing.num_held * each,
+        "predict the pictures to submit": standing.num_target * each,
+        "choose the ensemble": search_seconds(standing.deadline),
+        "the rest": MARGIN * standing.deadline + FINISH + 4.0 * len(coming),
+    }
+    return Outlook(tuple(parts), {k: round(v, 1) for k, v in reserved.items()}, tuple(map(str, views(standing))))

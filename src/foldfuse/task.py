@@ -48,6 +48,7 @@ class Task:
         recipe: of all members, but for image size and seed.
         sizes: image sizes that are allowed; empty for all.
         seed: of every random choice.
+        num_folds: of which fold 0 is held back.
     """
 
     train: Dataset
@@ -57,6 +58,7 @@ class Task:
     recipe: Recipe
     sizes: tuple[int, ...]
     seed: int
+    num_folds: int
 
 
 def read_inputs(data: Path, test: Path | None, folds: int | Path) -> Inputs:
@@ -109,7 +111,7 @@ def look(inputs: Inputs, recipe: Recipe, *, sizes: tuple[int, ...], seed: int, l
             f"with {held.num_boxes} boxes held back (fold 0 of {split.k}) to choose the ensemble on; {len(target)} to predict."
         )
         ledger.tell(looked=True)
-    return Task(train, held, target, unseen, recipe, sizes, seed)
+    return Task(train, held, target, unseen, recipe, sizes, seed, split.k)
 
 
 def _look(inputs: Inputs, seed: int, ledger: Ledger) -> None:

@@ -1,0 +1,120 @@
+"""The plan of a campaign, before it begins: what each candidate costs on this machine and these pictures, and what fits."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from foldfuse.batches import Batches
+from foldfuse.data import Dataset
+from foldfuse.durations import clock_text
+from foldfuse.images import Pictures, canvas_for
+from foldfuse.models import make_detector
+from foldfuse.recipes import Recipe
+from foldfuse.strategy import Outlook, Standing, batch_size, outlook, plan
+from foldfuse.task import Task
+
+STEPS = 2  # timed steps of a candidate, after one that is not timed; the faster counts
+LOOKED_AT = 16  # pictures that a candidate is measured on
+LEAST_STEPS = 100  # a trunk that gets fewer is not worth its time
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one candidate costs.
+
+    Attributes:
+        name: of the recipe.
+        recipe: with its image size and batch size.
+        step: seconds of a training step.
+        picture: seconds that one picture takes in one view.
+    """
+
+    name: str
+    recipe: Recipe
+    step: float
+    picture: float
+
+    def steps_in(self, seconds: float) -> int:
+        """How many steps fit."""
+        return int(seconds / self.step)
+
+
+def measured(name: str, recipe: Recipe, dataset: Dataset) -> Cost:
+    """The Cost of training with `recipe`: a few steps and a prediction, on pictures of `dataset`."""
+    samples = dataset.samples[:LOOKED_AT]
+    model = make_detector(recipe.detector, len(dataset.classes), anchor_scale=recipe.anchor_scale, pretrained=False)
+    canvas = canvas_for(samples, image_size=recipe.image_size, stride=model.stride)
+    batches = Batches(samples, Pictures.of(samples, longest=recipe.image_size), recipe, canvas, 0)
+    model.to(memory_format=torch.channels_last)
+    model.freeze(recipe.frozen_stages)
+    times = []
+    for step in range(1 + STEPS):
+        began = time.perf_counter()
+        images, targets = batches.batch(step, 0.0)
+        raw = model(images.to(memory_format=torch.channels_last).float().div_(255))
+        sum(model.loss(raw, targets).values()).backward()
+        model.zero_grad(set_to_none=True)
+        times.append(time.perf_counter() - began)
+    model.eval()
+    with torch.inference_mode():
+        shown = images.to(memory_format=torch.channels_last).float().div_(255)
+        began = time.perf_counter()
+        model.decode(model(shown))
+        picture = (time.perf_counter() - began) / len(shown)
+    return Cost(name, recipe, min(times[1:]), picture)
+
+
+def costs(recipes: dict[str, Recipe], sizes: Sequence[int], dataset: Dataset) -> list[Cost]:
+    """The Cost of each recipe at its own size, or at each of `sizes`."""
+    made = []
+    for name, recipe in recipes.items():
+        for side in sizes or (recipe.image_size,):
+            made.append(measured(name, replace(recipe, image_size=side, batch_size=batch_size(recipe, side)), dataset))
+    return made
+
+
+def show(task: Task, recipes: dict[str, Recipe], deadline: float, console: Console) -> None:
+    """Print what each candidate costs and the plan for the first of them, and stop there."""
+    found = costs(recipes, task.sizes, task.train)
+    numbers = len(task.held), len(task.target)
+    table = Table(title="Candidates, measured here", title_justify="left")
+    for head in ("recipe", "px", "batch", "s a step", "s a picture", "steps in its time", "verdict"):
+        words = head in ("recipe", "verdict")
+        table.add_column(head, justify="left" if words else "right", no_wrap=head == "recipe")
+    for cost in found:
+        standing = Standing(cost.recipe, task.sizes, task.seed, deadline, 0.0, *numbers, cost=cost.picture)
+        trunk = outlook(standing).segments[0].seconds
+        steps = cost.steps_in(trunk)
+        verdict = "fits" if steps >= LEAST_STEPS else f"does not fit: {steps} steps, under {LEAST_STEPS}"
+        table.add_row(
+            escape(cost.name),
+            str(cost.recipe.image_size),
+            str(cost.recipe.batch_size),
+            f"{cost.step:.2f}",
+            f"{cost.picture:.3f}",
+            str(steps),
+            verdict,
+        )
+    console.print(table)
+    standing = Standing(task.recipe, task.sizes, task.seed, deadline, 0.0, *numbers, cost=found[0].picture)
+    console.print(table_of(outlook(standing), f"The plan for {clock_text(deadline)}, all members {found[0].name}"))
+    console.print(f"{len(plan(standing))} members; fold 0 of {task.num_folds} is held back from all of them.")
+
+
+def table_of(ahead: Outlook, title: str) -> Table:
+    """An outlook, to print."""
+    table = Table(title=title, title_justify="left")
+    for head in ("what", "px", "batch", "seconds"):
+        table.add_column(head, justify="left" if head == "what" else "right")
+    for part in ahead.segments:
+        table.add_row(f"train {part.name}", str(part.image_size), str(part.batch_size), f"{part.seconds:.0f}")
+    for name, seconds in ahead.reserved.items():
+        table.add_row(name, "", "", f"{seconds:.0f}")
+    return table

@@ -38,7 +38,6 @@ ROOT = Path(os.environ.get("FOLDFUSE_SHARED", Path(__file__).parents[2] / "share
 OPTIONS: dict[str, tuple[str, ...]] = {
     "as it is": (),
     "copy_paste 0.5": ("copy_paste=0.5",),
-    "mixup 0.15": ("mixup=0.15",),
 }
 
 

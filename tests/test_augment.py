@@ -11,7 +11,6 @@ from foldfuse.augment import (
     Augmentation,
     Labelled,
     augmented,
-    mixed,
     moved,
     pasted,
     placed,
@@ -189,17 +188,7 @@ def test_scale_jitter_is_as_likely_to_halve_as_to_double():
     assert np.median(factors) == pytest.approx(1.0, abs=0.1)
 
 
-# two pictures in one
-
-
-def test_mixup_is_a_blend_with_the_objects_of_both():
-    one, other = painted(40, 30, (2, 3, 12, 13)), painted(40, 30, (20, 10, 30, 20), colour=(200, 0, 0))
-    made = mixed(one, other, np.random.default_rng(0))
-    np.testing.assert_array_equal(made.annotations.boxes, [[2, 3, 12, 13], [20, 10, 30, 20]])
-    weight = made.picture[5, 5, 0] / 255
-    assert 0.05 < weight < 0.95
-    assert made.picture[15, 25, 0] == pytest.approx(200 * (1 - weight), abs=1)
-    assert made.picture[25, 35].max() == 0
+# objects of another picture
 
 
 @quiet

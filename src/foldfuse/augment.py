@@ -1,9 +1,8 @@
 """Augmentation: random changes of a picture together with what is drawn on it.
 
 One affine map per picture does scale jitter, shift, crop and flips at once, so that pixels are resampled only once.
-Mosaic (Bochkovskiy et al., "YOLOv4", arXiv:2004.10934, section 3.3) puts four pictures on one canvas; mixup (Zhang et
-al., arXiv:1902.04103, section 3.1) blends two; copy-paste (Ghiasi et al., arXiv:2012.07177), here of whole boxes for want
-of masks, brings objects of another picture.
+Mosaic (Bochkovskiy et al., "YOLOv4", arXiv:2004.10934, section 3.3) puts four pictures on one canvas; copy-paste
+(Ghiasi et al., arXiv:2012.07177), here of whole boxes for want of masks, brings objects of another picture.
 All randomness comes from the generator that is passed in.
 """
 
@@ -23,7 +22,6 @@ from foldfuse.images import GREY, Picture
 MIN_VISIBLE = 0.3  # an object of which less than this share remains in view is not taught
 MIN_SIDE = 2.0  # pixels; nor is one whose shorter side is less
 MOST_PASTED = 3  # objects at a time
-MIXED = 8.0  # both parameters of the Beta distribution that a blend's weight is drawn from: mostly near a half
 
 
 @dataclass(frozen=True)
@@ -76,13 +74,6 @@ def mosaic(pool: Sequence[Labelled], canvas: tuple[int, int], how: Augmentation,
         moved = part.annotations.boxes + np.array([x1, y1, x1, y1])
         parts.append(Annotations(moved, part.annotations.labels, part.annotations.crowd, part.annotations.area))
     return Labelled(out, _together(parts))
-
-
-def mixed(one: Labelled, other: Labelled, rng: Generator) -> Labelled:
-    """Two pictures of one size blended, with the objects of both."""
-    weight = np.float32(rng.beta(MIXED, MIXED))
-    blend = one.picture * weight + other.picture * (1 - weight)
-    return Labelled(blend.round().astype(np.uint8), _together([one.annotations, other.annotations]))
 
 
 def pasted(one: Labelled, other: Labelled, rng: Generator) -> Labelled:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from foldfuse.augment import Augmentation, Labelled, augmented, mixed, moved, pasted
+from foldfuse.augment import Augmentation, Labelled, augmented, moved, pasted
 from foldfuse.data import Sample
 from foldfuse.detections import Annotations
 from foldfuse.images import Pictures, scale_of
@@ -79,11 +79,5 @@ class Batches:
             pool += [self.labelled(int(j)) for j in rng.integers(len(self.samples), size=3)]
         # Nothing is drawn for what a recipe does not do, so that what it does stays as it was.
         if recipe.copy_paste and rng.random() < recipe.copy_paste:
-            pool[0] = pasted(pool[0], self._another(rng), rng)
-        made = augmented(pool, self.canvas, how, rng)
-        if recipe.mixup and rng.random() < recipe.mixup:
-            made = mixed(made, augmented([self._another(rng)], self.canvas, how, rng), rng)
-        return made
-
-    def _another(self, rng: np.random.Generator) -> Labelled:
-        return self.labelled(int(rng.integers(len(self.samples))))
+            pool[0] = pasted(pool[0], self.labelled(int(rng.integers(len(self.samples)))), rng)
+        return augmented(pool, self.canvas, how, rng)

@@ -41,7 +41,6 @@ class Recipe:
     colour: float = 0.3  # half-range of the factors of brightness, contrast and saturation
     mosaic: float = 0.3  # probability of four pictures on one canvas
     mosaic_until: float = 0.7  # share of the budget after which there are no more mosaics
-    mixup: float = 0.0  # probability of a second picture shining through
     copy_paste: float = 0.0  # probability of objects of another picture being pasted in
     precision: str = "auto"  # of the forward pass: "float32", "bfloat16", or "auto" for what a probe finds fastest
 
@@ -76,8 +75,8 @@ class Recipe:
             value = getattr(self, name)
             if not 0 <= value < math.inf:
                 raise InputError(f"{name} is {value}, and must be a number of 0 or more.")
-        shares = ("warmup", "decay_from", "ema", "hflip", "vflip", "colour", "mosaic", "mosaic_until", "mixup")
-        for name in (*shares, "copy_paste"):
+        shares = ("warmup", "decay_from", "ema", "hflip", "vflip", "colour", "mosaic", "mosaic_until", "copy_paste")
+        for name in shares:
             value = getattr(self, name)
             if not 0 <= value <= 1:
                 raise InputError(f"{name} is {value}, and must be in 0..1.")

@@ -98,10 +98,10 @@ class Convolutional(nn.Module):
     def freeze(self, stages: int) -> None:
         """Training mode, but for the parts up to the features of stride 2^stages (0..3), which run as one folded copy."""
         self.train().requires_grad_(True)
-        self._frozen, self._num_frozen = None, 0
-        if not stages:
+        within = [i for i, stride in self.ends.items() if stages and stride <= 2**stages]
+        self._frozen, self._num_frozen = None, 1 + max(within, default=-1)
+        if not within:
             return
-        self._num_frozen = 1 + max(i for i, stride in self.ends.items() if stride <= 2**stages)
         frozen = self.parts[: self._num_frozen]
         frozen.eval().requires_grad_(False)
         self._frozen = Hidden(folded(nn.Sequential(*frozen)))
@@ -120,7 +120,8 @@ def _cut(net: nn.Module, cut: int) -> tuple[nn.ModuleList, dict[int, tuple[int, 
         assert isinstance(blocks, nn.Sequential)
         parts |= {f"blocks.{i}": block for i, block in enumerate(blocks)}
     kept = list(parts)[: len(parts) - cut]
-    found, stride, x = {}, 0, torch.zeros(1, 3, 64, 64)
+    found: dict[int, tuple[int, int]] = {}
+    stride, x = 0, torch.zeros(1, 3, 64, 64)
     with torch.no_grad():
         net.eval()
         for i, name in enumerate(kept):

@@ -75,7 +75,7 @@ class YOLOv5Mix(YOLOv5):
         super().__init__(num_classes, depth=0.33, width=0.25)
         self.backbone, self.neck = backbone, neck  # type: ignore[assignment]
         self.head = Head([WIDTH] * 3, num_classes)
-        self.image_size = image_size  # type: ignore[misc]
+        self.image_size = image_size
 
     def freeze(self, stages: int) -> None:
         """Training mode, but for the first stages of the backbone; 0 trains everything."""

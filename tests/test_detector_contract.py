@@ -9,12 +9,20 @@ from safetensors.torch import load_file, save_file
 
 from foldfuse.detections import Annotations
 from foldfuse.errors import InputError
-from foldfuse.models import DETECTORS, make_detector, yolov5
-from foldfuse.models.efficientdet_family import SCALINGS
+from foldfuse.models import DETECTORS, make_detector
 
-# The larger ones of a family are the same code with other numbers: tests/test_efficientdet_family.py and test_yolov5.py.
-ALIKE = (set(SCALINGS) | set(yolov5.SIZES)) - {"efficientdet_lite0", "efficientdet_d0", "yolov5n"}
-every_detector = pytest.mark.parametrize("name", [name for name in DETECTORS if name not in ALIKE])
+SMALL = 4e6  # parameters: beyond, a detector is looked at on shapes alone, which takes neither memory nor time
+WEIGHTS_AT_HAND = ("efficientdet_lite0", "house")  # ImageNet weights that need no network
+
+
+def num_parameters(name):
+    with torch.device("meta"):
+        return sum(p.numel() for p in DETECTORS[name](3, pretrained=False).parameters())
+
+
+PARAMETERS = {name: num_parameters(name) for name in DETECTORS}
+every_detector = pytest.mark.parametrize("name", [name for name, n in PARAMETERS.items() if n <= SMALL])
+every_large_one = pytest.mark.parametrize("name", [name for name, n in PARAMETERS.items() if n > SMALL])
 
 
 @pytest.fixture(autouse=True)
@@ -32,6 +40,10 @@ def untrained(name):
 def drawn(boxes, labels):
     boxes = np.array(boxes, np.float64).reshape(-1, 4)
     return Annotations(boxes, np.array(labels, np.int64), np.zeros(len(boxes), bool), np.ones(len(boxes)))
+
+
+def norms_of(module):
+    return [part for part in module.modules() if isinstance(part, torch.nn.BatchNorm2d)]
 
 
 def flat(raw):
@@ -109,7 +121,7 @@ def test_it_learns_one_picture_by_heart(name):
     images = torch.rand(1, 3, 128, 192).repeat(2, 1, 1, 1)
     for box, colour in zip(want.boxes.astype(int), (0.0, 1.0)):
         images[:, :, box[1] : box[3], box[0] : box[2]] = colour
-    model = make_detector(name, 3, pretrained=name == "efficientdet_lite0")  # whose weights need no network
+    model = make_detector(name, 3, pretrained=name in WEIGHTS_AT_HAND)
     model.freeze(0)
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
     for _ in range(60):
@@ -184,13 +196,25 @@ def test_frozen_stages_are_not_trained_and_change_nothing(name):
     assert after.keys() == before.keys()
     folders = {key.rpartition(".")[0] for key in frozen}
     still = [key for key in before if key.rpartition(".")[0] in folders]
-    assert any("running_mean" in key for key in still)
+    assert any("running_mean" in key for key in still) or not norms_of(model.backbone)
     assert all(torch.equal(before[key], after[key]) for key in still)
     # With the rest's statistics as they were, the frozen model in eval mode is the model that it was.
     model.load_state_dict(before)
     with torch.no_grad():
         for got, expected in zip(flat(model.eval()(images)), want, strict=True):
             torch.testing.assert_close(got, expected, rtol=1e-3, atol=1e-4)
+
+
+@every_large_one
+@torch.no_grad()
+def test_a_large_one_gives_outputs_of_the_batch_for_any_multiple_of_its_stride(name):
+    with torch.device("meta"):
+        model = DETECTORS[name](3, pretrained=False).eval()
+        for height, width in ((3 * model.stride, 4 * model.stride), (model.stride, 5 * model.stride)):
+            raw = model(torch.empty(2, 3, height, width))
+            assert all(part.shape[0] == 2 and part.ndim == 3 for part in flat(raw))
+        with pytest.raises(InputError, match=f"multiples of {model.stride}"):
+            model(torch.empty(1, 3, model.stride, model.stride + 1))
 
 
 def test_an_unknown_detector_is_named_with_its_neighbour():

@@ -1,0 +1,102 @@
+"""The house detector against EfficientDet-Lite0 and a YOLOv5-style one: short trainings of equal processor time, one thread.
+
+    taskset -c 1 python benchmarks/house.py bccd aquatrash playing_cards --seeds 0 1 2 --seconds 120 --out house.jsonl
+
+Processor time, so that a busy machine is fair to all. DATA folders (train.json, val.json) are looked for in
+$FOLDFUSE_SHARED/data or ../shared/data. A run that is in the output file already is not run again; seeds are the outermost
+loop, so that what is there after any time can be compared. A name of `--recipes` may be a mix's (mix:BACKBONE+NECK+HEAD).
+"""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+from foldfuse import machine
+
+machine.tune()
+
+import argparse  # noqa: E402
+import json  # noqa: E402
+import statistics  # noqa: E402
+import tempfile  # noqa: E402
+import time  # noqa: E402
+from dataclasses import replace  # noqa: E402
+from pathlib import Path  # noqa: E402
+from typing import Any  # noqa: E402
+
+from foldfuse.data import Dataset, read  # noqa: E402
+from foldfuse.images import Pictures  # noqa: E402
+from foldfuse.predict import load_detector, predict_views  # noqa: E402
+from foldfuse.recipes import RECIPES, Recipe, load_recipe  # noqa: E402
+from foldfuse.run import Run  # noqa: E402
+from foldfuse.score import score_predictions  # noqa: E402
+from foldfuse.train import Budget, run_facts, train_run  # noqa: E402
+from foldfuse.tta import parse_views  # noqa: E402
+
+ROOT = Path(os.environ.get("FOLDFUSE_SHARED", Path(__file__).parents[2] / "shared")) / "data"
+
+
+def main() -> None:
+    """Run what is not there yet; print the table of all that is there."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="+")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--seconds", type=float, default=120, help="of processor time, for each training")
+    parser.add_argument("--image-size", type=int, default=256)
+    parser.add_argument("--recipes", nargs="+", default=["efficientdet_lite0", "house", "yolov5n"])
+    parser.add_argument("--out", type=Path, default=Path("house.jsonl"))
+    asked = parser.parse_args()
+    rows = [json.loads(line) for line in asked.out.read_text().splitlines()] if asked.out.exists() else []
+    done = {(row["data"], row["seed"], row["recipe"]) for row in rows}
+    for seed in asked.seeds:
+        for name in asked.names:
+            data, held = read(ROOT / name / "train.json"), read(ROOT / name / "val.json")
+            pictures = Pictures.of(data.samples, longest=round(asked.image_size * 1.75))
+            for recipe in asked.recipes:
+                if (name, seed, recipe) in done:
+                    continue
+                made = replace(recipe_of(recipe), image_size=asked.image_size, precision="float32")
+                row = {"data": name, "seed": seed, "recipe": recipe}
+                row |= run(data, held, pictures, made, seed, asked.seconds)
+                rows.append(row)
+                with asked.out.open("a") as file:
+                    file.write(json.dumps(row) + "\n")
+                print(row, flush=True)
+    print(table(rows))
+
+
+def recipe_of(name: str) -> Recipe:
+    """The recipe called `name`, or that of EfficientDet-Lite0 with the mix of that name in its place."""
+    return load_recipe(name) if name in RECIPES else load_recipe("efficientdet_lite0", [f"detector={name}"])
+
+
+def run(data: Dataset, held: Dataset, pictures: Pictures, recipe: Recipe, seed: int, seconds: float) -> dict[str, Any]:
+    """Train once and score on `held`: steps, AP, AP50."""
+    with tempfile.TemporaryDirectory() as folder:
+        run = Run.create(Path(folder) / "run", recipe, run_facts(data, data=data.source, seed=seed, held=()))
+        train_run(run, data, Budget(seconds=seconds, clock=time.process_time), seed, pictures=pictures)
+        model, classes = load_detector(run)
+        views = parse_views(["1"])
+        found = predict_views(model, held.samples, classes, image_size=recipe.image_size, views=views)[views[0]]
+        score = score_predictions(found, held)
+        return {"steps": run.facts["steps"], "ap": round(score.ap or 0, 4), "ap50": round(score.ap50 or 0, 4)}
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """A Markdown table: for each dataset and recipe the means, and AP of each seed."""
+    lines = ["| data | recipe | seeds | steps | AP | AP50 | AP of each seed |", "|---|---|---|---|---|---|---|"]
+    for name in dict.fromkeys(row["data"] for row in rows):
+        for recipe in dict.fromkeys(row["recipe"] for row in rows):
+            mine = [row for row in rows if row["data"] == name and row["recipe"] == recipe]
+            if not mine:
+                continue
+            steps, ap, ap50 = (statistics.mean(row[key] for row in mine) for key in ("steps", "ap", "ap50"))
+            each = ", ".join(f"{row['ap']:.3f}" for row in mine)
+            lines.append(f"| {name} | {recipe} | {len(mine)} | {steps:.0f} | {ap:.3f} | {ap50:.3f} | {each} |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()

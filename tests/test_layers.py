@@ -49,14 +49,14 @@ LAYERS = [
     {"train", "predict", "ensemble", "score", "submit", "report"},
     {"classify"},
     {"rescore_files", "classify_files"},
-    {"export", "campaign", "delivery", "sweep", "fuse_files"},
+    {"export", "campaign", "delivery", "guests", "sweep", "fuse_files"},
     {"stages", "demo"},
     {"cli"},
     {"__main__"},
 ]
 # What is imported only when it is called, against the direction: the campaign checks its input before torch is loaded.
 # Training and predicting hand classifiers on to what is built upon them.
-LATE = {("campaign", "stages"), ("train", "classify"), ("predict", "classify_files")}
+LATE = {("campaign", "stages"), ("campaign", "guests"), ("train", "classify"), ("predict", "classify_files")}
 WITHOUT_MODELS = {"data", "split", "fuse", "ensemble", "score", "submit", "formats", "report"}
 ROOT = Path(__file__).parent.parent / "src" / "foldfuse"
 

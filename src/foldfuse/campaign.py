@@ -54,6 +54,8 @@ class Asked:
     size: tuple[int, ...] = ()
     change: tuple[str, ...] = ()
     folds: int | str = 5
+    member: tuple[str, ...] = ()
+    foreign: tuple[str, ...] = ()
     seed: int = 0
 
     @staticmethod
@@ -75,7 +77,9 @@ class Asked:
         """The same, from whatever folder it is asked."""
         folds = self.folds if isinstance(self.folds, int) else str(Path(self.folds).resolve())
         data, test = (None if path is None else str(Path(path).resolve()) for path in (self.data, self.test))
-        return replace(self, data=data, test=test, folds=folds)
+        member = tuple(str(Path(folder).resolve()) for folder in self.member)
+        foreign = tuple(":".join(str(Path(p).resolve()) for p in pair.rpartition(":")[::2]) for pair in self.foreign)
+        return replace(self, data=data, test=test, folds=folds, member=member, foreign=foreign)
 
     def inputs(self) -> Inputs:
         """The data, read. Raises InputError where it cannot be used."""
@@ -101,6 +105,8 @@ def campaign(
     size: tuple[int, ...] = (),
     change: tuple[str, ...] = (),
     folds: int | Path = 5,
+    member: tuple[Path, ...] = (),
+    foreign: tuple[str, ...] = (),
     seed: int = 0,
     resume: Path | None = None,
     plan: bool = False,
@@ -122,6 +128,9 @@ def campaign(
         change: changes to the recipes, such as lr=3e-4.
         folds: one of so many is held back from training, to choose the ensemble on; or the file of `foldfuse split`, whose
             fold 0 is held back.
+        member: folders of runs that were trained without the pictures held back; they join the ensemble.
+        foreign: HELD:TEST, another toolkit's predictions of the pictures held back and of the test pictures, in any format
+            that `fuse` takes; they join the ensemble.
         seed: of every random choice.
         resume: folder of a campaign that was stopped, to go on with what it was asked; given alone. The time that it has
             worked counts against its deadline, the time that it lay still does not.
@@ -141,6 +150,8 @@ def campaign(
         tuple(size),
         tuple(change),
         folds if isinstance(folds, int) else str(folds),
+        tuple(map(str, member)),
+        tuple(foreign),
         seed,
     )
     machine.tune()
@@ -184,7 +195,7 @@ def _begin(asked: Asked, start: float) -> Path:
     with _full_disk_told(out):
         out.mkdir(parents=True, exist_ok=True)
         with ledgers.held_alone(out), closing(ledgers.begin(out, facts, deadline=seconds, start=start)) as ledger:
-            _work(asked, inputs, ledger)
+            _work(asked, inputs, ledger, new=True)
     return out
 
 
@@ -219,21 +230,25 @@ def _resume(out: Path, start: float) -> Path:
             shutil.rmtree(left) if left.is_dir() else left.unlink()
         if ledger.fact("looked"):
             ledger.note(f"Resumed after {clock_text(ledger.before)} of work.")
-        _work(asked, inputs, ledger)
+        _work(asked, inputs, ledger, new=False)
     return out
 
 
-def _work(asked: Asked, inputs: Inputs, ledger: Ledger) -> None:
-    """Look at the data, then carry the campaign out. A folder in which nothing but the look was tried is removed."""
+def _work(asked: Asked, inputs: Inputs, ledger: Ledger, *, new: bool) -> None:
+    """Look at the data and the guests, then carry the campaign out; where they are no good, a new folder is removed."""
     with ledger.beating():
         try:
             with ledger.stage("look at the data", "setup"):
                 task = look(inputs, asked.member_recipe(), sizes=asked.size, seed=asked.seed, ledger=ledger)
+                from foldfuse.guests import welcome  # here, so that torch is loaded after the input was found good
+
+                welcome(asked.member, asked.foreign, task, ledger)
         except InputError:
-            shutil.rmtree(ledger.folder)  # it held nothing before: once the data is mended, the same command works
+            if new:
+                shutil.rmtree(ledger.folder)  # it held nothing before: once the data is mended, the same command works
             raise
 
-        from foldfuse.stages import carry_out  # here, so that torch is loaded after the input was found good
+        from foldfuse.stages import carry_out
 
         carry_out(task, ledger, trunk_and_branches)
 

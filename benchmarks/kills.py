@@ -1,0 +1,172 @@
+"""Kills a campaign at random moments and resumes it, again and again, and counts what each kill has cost.
+
+    python benchmarks/kills.py --kills 50 --out kills.md
+
+A tiny drawn dataset, a small detector and a deadline of a minute or more. After each kill the ledger must be whole, a
+submission that was there must be there still and valid, and no finished segment may be trained again. A campaign that ends
+before its kill is checked and another is begun, until there were as many kills as asked for.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import signal
+import sqlite3
+import subprocess
+import sys
+import tempfile
+import time
+from contextlib import closing
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from foldfuse import ledger as ledgers
+from foldfuse.data import read
+from foldfuse.scenes import scenes
+from foldfuse.submit import validate_submission
+
+BEFORE_LEDGER = "before there was a ledger"
+
+
+@dataclass
+class Counts:
+    """What was seen.
+
+    Attributes:
+        kills: {what was under way: how many kills came then}.
+        campaigns: that were finished.
+        submissions: valid ones that were found after a kill.
+        lost: seconds of training that each kill has cost.
+        late: seconds of work beyond its deadline, of each finished campaign.
+        wrong: sentences on what must not be.
+    """
+
+    kills: dict[str, int] = field(default_factory=dict)
+    campaigns: int = 0
+    submissions: int = 0
+    lost: list[float] = field(default_factory=list)
+    late: list[float] = field(default_factory=list)
+    wrong: list[str] = field(default_factory=list)
+
+
+def main() -> None:
+    """Kill as often as asked; write a page on it; fail where something was wrong."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=50)
+    parser.add_argument("--deadline", default="60s")
+    parser.add_argument("--longest", type=float, default=25.0, help="seconds between a start and its kill")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, default=Path("kills.md"))
+    asked = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        counts = kills(Path(folder), asked.kills, deadline=asked.deadline, longest=asked.longest, seed=asked.seed)
+    asked.out.write_text(page(counts), encoding="utf-8")
+    print(page(counts))
+    sys.exit(1 if counts.wrong else 0)
+
+
+def kills(work: Path, number: int, *, deadline: str, longest: float, seed: int) -> Counts:
+    """Campaigns in `work`, one after another, until `number` kills have come and the last one has finished."""
+    rng, counts = random.Random(seed), Counts()
+    data = scenes(work / "data", images=18, test_images=6, seed=seed)
+    out, done = work / "out0", dict[str, float]()
+    while sum(counts.kills.values()) < number or (out / ledgers.NAME).exists():
+        begun = (out / ledgers.NAME).exists()
+        words = ["--resume", str(out)] if begun else [str(data), "--deadline", deadline, "--out", str(out), *SMALL]
+        process = subprocess.Popen(
+            [sys.executable, "-m", "foldfuse", "campaign", *words], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL
+        )
+        more = sum(counts.kills.values()) < number
+        try:
+            _, error = process.communicate(timeout=rng.uniform(0.0, longest) if more else None)
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGKILL)
+            process.communicate()
+            kind = look_at(out, data, done, counts)
+            counts.kills[kind] = counts.kills.get(kind, 0) + 1
+            continue
+        if process.returncode:
+            if b"the time was over before a first member" not in error:
+                counts.wrong.append(f"a campaign ended with {process.returncode}: {error.decode()[-300:]}")
+        else:
+            look_at(out, data, done, counts)
+            finished = ledgers.told(out)
+            counts.late.append(finished["seconds_used"] - finished["deadline_seconds"])
+            if finished["state"] != "finished" or not (out / "submission.csv").is_file():
+                counts.wrong.append("a campaign ended without a submission")
+        counts.campaigns += 1
+        out, done = work / f"out{counts.campaigns}", {}
+    return counts
+
+
+SMALL = ("--folds", "3", "--size", "64", "--change", "batch_size=2", "--change", "image_size=64")
+SMALL += ("--recipe", "efficientdet_lite0")
+
+
+def look_at(out: Path, data: Path, done: dict[str, float], counts: Counts) -> str:
+    """What was under way in a folder whose process has gone; what is wrong in it goes to `counts`.
+
+    `done` is {finished segment: when it ended}, as seen before; it is brought up to date.
+    """
+    if not (out / ledgers.NAME).exists():
+        return BEFORE_LEDGER
+    with closing(sqlite3.connect(out / ledgers.NAME)) as db:
+        if db.execute("PRAGMA integrity_check").fetchone() != ("ok",):
+            counts.wrong.append("the ledger is broken")
+    known = ledgers.told(out)
+    for name, ended in done.items():
+        row = next((r for r in known["segments"] if r["name"] == name), None)
+        if row is None or row["state"] != "done" or row["ended"] != ended:
+            counts.wrong.append(f"the finished segment {name} was trained again")
+    done.update({row["name"]: row["ended"] for row in known["segments"] if row["state"] == "done"})
+    if (out / "submission.csv").exists():
+        target = read(data / "test.json", annotated=False)
+        validate_submission(out / "submission.csv", target)
+        validate_submission(out / "submission.json", target, "coco_json") if (
+            out / "submission.json"
+        ).exists() else None
+        counts.submissions += 1
+    elif known["submissions"] > 1:
+        counts.wrong.append("a submission was made, and is gone")
+    stretch = known["timeline"][-1] if known["timeline"] else None
+    if stretch is None or stretch["end"] is not None:
+        return "between two pieces of work"
+    if stretch["kind"] == "train":
+        log = out / "members" / stretch["name"].removeprefix("train ") / "log.jsonl"
+        rows = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+        kept = max((row["seconds"] for row in rows), default=0.0)
+        own = next((r for r in known["segments"] if r["name"] == stretch["name"].removeprefix("train ")), None)
+        before = own["seconds"] if own else 0.0
+        counts.lost.append(max(0.0, known["seconds_used"] - stretch["start"] - max(0.0, kept - before)))
+    return f"in the stage '{stretch['kind']}'"
+
+
+def page(counts: Counts) -> str:
+    """The counts as Markdown."""
+    total = sum(counts.kills.values())
+    lines = [
+        "# Killed campaigns",
+        "",
+        f"`python benchmarks/kills.py --kills {total}` on {time.strftime('%Y-%m-%d')}.",
+        "",
+    ]
+    lines += ["| the kill came | times |", "|---|---|"]
+    lines += [f"| {kind} | {number} |" for kind, number in sorted(counts.kills.items(), key=lambda item: -item[1])]
+    lost, late = np.array(counts.lost or [0.0]), np.array(counts.late or [0.0])
+    lines += [
+        "",
+        f"{total} kills of {counts.campaigns} campaigns; {counts.submissions} times a valid submission lay there afterwards.",
+        f"A kill in training lost {np.median(lost):.1f} s of it at the median and {lost.max():.1f} s at most.",
+        f"Finished campaigns ended between {-late.max():.1f} s before and {-late.min():.1f} s before their deadline.",
+        f"Wrong: {'; '.join(counts.wrong) or 'nothing'}.",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from foldfuse import data
+from foldfuse import data, ledger
 from foldfuse.detections import Annotations, Detections, Predictions
 from foldfuse.errors import InputError
 from foldfuse.formats import write_predictions
@@ -399,3 +399,21 @@ def test_the_verdict_says_what_the_numbers_say(campaign, ap50, interval, words):
     members = [m | ({"ap50": 0.625} if m["name"] == "lite0-320-s1" else {}) for m in row["members"]]
     change(campaign, members=members, fused=row["fused"] | {"ap50": ap50, "interval": interval})
     assert words in verdict(read_facts(campaign))
+
+
+def test_the_plan_and_the_rest_are_read_from_the_ledger_where_there_is_one(campaign):
+    facts = json.loads((campaign / "campaign.json").read_text())
+    part = {"name": "trunk-256", "image_size": 256, "batch_size": 8, "state": "running", "seconds": 211.0}
+    facts |= {"state": "interrupted", "plan": {"segments": [part], "reserved": {"choose the ensemble": 7.0}}}
+    made = ledger.begin(campaign, facts, deadline=600.0, start=0.0)
+    with made.stage("train trunk-256", "train"):
+        made.note("A trunk is trained.")
+    made.close()
+    (campaign / "campaign.json").write_text("{}")
+    page = report(campaign).read_text()
+    assert "A trunk is trained." in page
+    assert '<th scope="row">train trunk-256</th><td>256</td><td>8</td><td>running</td><td>211</td>' in page
+    assert "choose the ensemble" in page
+    assert facts["command"].split(" --out")[0] in page
+    (campaign / ledger.NAME).write_bytes(b"broken" * 200)
+    assert "cannot be read as a campaign&#39;s ledger" in report(campaign).read_text()

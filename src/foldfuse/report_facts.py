@@ -41,6 +41,17 @@ class Member:
 
 
 @dataclass(frozen=True)
+class Planned:
+    """A line of the plan: a member to train, or what time is kept for."""
+
+    name: str
+    image_size: float | None  # pixels
+    batch_size: float | None
+    state: str | None
+    seconds: float | None
+
+
+@dataclass(frozen=True)
 class ClassScore:
     """The fused score of one class."""
 
@@ -94,6 +105,7 @@ class Facts:
     left_out: tuple[tuple[str, str], ...]  # file name, reason
     timeline: tuple[Span, ...]
     members: tuple[Member, ...]
+    plan: tuple[Planned, ...]
     fused: Fused | None
     best: Member | None
     notes: tuple[str, ...]
@@ -182,6 +194,7 @@ def _facts(kind: str, folder: Path, row: Mapping[str, Any], runs: list[Path], ga
         ),
         timeline=tuple(s for s in map(_span, _rows(row, "timeline")) if s is not None),
         members=members,
+        plan=_plan(row.get("plan")),
         fused=_fused(fused) if isinstance(fused, dict) else None,
         best=next((m for m in members if m.name == best_name), None),
         notes=tuple(str(note) for note in _list(row, "notes")),
@@ -207,6 +220,24 @@ def _member(row: Mapping[str, Any]) -> Member:
         adds=_number(row, "adds"),
         weight=_number(row, "weight"),
     )
+
+
+def _plan(value: object) -> tuple[Planned, ...]:
+    """The plan as it is now; empty where there is none."""
+    row = value if isinstance(value, dict) else {}
+    parts = [
+        Planned(
+            f"train {_text(r, 'name') or '?'}",
+            _number(r, "image_size"),
+            _number(r, "batch_size"),
+            _text(r, "state"),
+            _number(r, "seconds"),
+        )
+        for r in _rows(row, "segments")
+    ]
+    kept = row.get("reserved")
+    reserved = kept if isinstance(kept, dict) else {}
+    return (*parts, *(Planned(name, None, None, "kept", _number(reserved, name)) for name in reserved))
 
 
 def _fused(row: Mapping[str, Any]) -> Fused:

@@ -159,7 +159,7 @@ def _program(net: nn.Module, example: Tensor, stride: int | None) -> Any:
 
 @torch.no_grad()
 def largest_difference(net: nn.Module, path: Path, images: Tensor) -> float:
-    """The largest difference between the file's outputs in ONNX Runtime and the network's own, over the largest output; inf if it fails."""
+    """How far the file's outputs in ONNX Runtime are from the network's own, over the largest output; inf if it fails."""
     import onnxruntime  # an optional extra
 
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])

@@ -21,8 +21,7 @@ import time
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
-
-import numpy as np
+from statistics import median
 
 from foldfuse import ledger as ledgers
 from foldfuse.data import read
@@ -156,15 +155,17 @@ def page(counts: Counts) -> str:
     ]
     lines += ["| the kill came | times |", "|---|---|"]
     lines += [f"| {kind} | {number} |" for kind, number in sorted(counts.kills.items(), key=lambda item: -item[1])]
-    lost, late = np.array(counts.lost or [0.0]), np.array(counts.late or [0.0])
-    lines += [
-        "",
-        f"{total} kills of {counts.campaigns} campaigns; {counts.submissions} times a valid submission lay there afterwards.",
-        f"A kill in training lost {np.median(lost):.1f} s of it at the median and {lost.max():.1f} s at most.",
-        f"Finished campaigns ended between {-late.max():.1f} s before and {-late.min():.1f} s before their deadline.",
-        f"Wrong: {'; '.join(counts.wrong) or 'nothing'}.",
-        "",
-    ]
+    lines += ["", f"{total} kills; {counts.submissions} times a valid submission lay there afterwards."]
+    if counts.lost:
+        lines.append(
+            f"A kill in training lost {median(counts.lost):.1f} s of it at the median, {max(counts.lost):.1f} s at most."
+        )
+    lines.append(f"{len(counts.late)} of {counts.campaigns} campaigns finished.")
+    if counts.late:
+        lines.append(
+            f"The last of them to finish was {max(counts.late):+.1f} s from its deadline, the first {min(counts.late):+.1f} s."
+        )
+    lines += [f"Wrong: {'; '.join(counts.wrong) or 'nothing'}.", ""]
     return "\n".join(lines)
 
 

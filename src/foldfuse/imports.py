@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +17,22 @@ from rich.console import Console
 from torch import Tensor
 
 from foldfuse.errors import InputError
-from foldfuse.models.yolov5 import SIZES, STRIDES, YOLOv5
-from foldfuse.recipes import Recipe
+from foldfuse.models.yolov5 import PER_CELL, SIZES, STRIDES, YOLOv5
+from foldfuse.recipes import load_recipe
 from foldfuse.run import Run
-from foldfuse.unpickle import Checkpoint, Inert, Stored, read_checkpoint
+from foldfuse.unpickle import Checkpoint, Inert, Stored, read_checkpoint, shown
 
 INERT = ("models", "utils", "torch.nn.modules", "numpy", "pathlib")
 LICENCE = "its vendor claims AGPL-3.0 for the toolkit's checkpoints (GPL-3.0 for older ones)"
+COCO = (
+    "person,bicycle,car,motorcycle,airplane,bus,train,truck,boat,traffic light,fire hydrant,stop sign,parking meter,bench,bird,"
+    "cat,dog,horse,sheep,cow,elephant,bear,zebra,giraffe,backpack,umbrella,handbag,tie,suitcase,frisbee,skis,snowboard,"
+    "sports ball,kite,baseball bat,baseball glove,skateboard,surfboard,tennis racket,bottle,wine glass,cup,fork,knife,spoon,bowl,"
+    "banana,apple,sandwich,orange,broccoli,carrot,hot dog,pizza,donut,cake,chair,couch,potted plant,bed,dining table,toilet,tv,"
+    "laptop,mouse,remote,keyboard,cell phone,microwave,oven,toaster,sink,refrigerator,book,clock,vase,scissors,teddy bear,"
+    "hair drier,toothbrush"
+)  # the names of COCO's classes, in the order of its category ids
+COCO_UNUSED = {12, 26, 29, 30, 45, 66, 68, 69, 71, 83}  # of its category ids 1..90
 LAYERS: Mapping[int, str] = {
     0: "backbone.stem",
     **{2 * i + 1 + j: f"backbone.stages.{i}.{j}" for i in range(4) for j in range(2)},
@@ -52,7 +62,7 @@ _BLOCK = (
 def import_weights(weights: Path, *, out: Path) -> Path:
     """Make a run folder of your own checkpoint of the original YOLOv5 toolkit; its path comes back. Nothing in it is run.
 
-    Predict with it like with any run, or begin a training with it: `foldfuse train DATA --change weights=RUN ...`.
+    Predict with it like with any run, or begin a training with it: `foldfuse train DATA --start RUN --out OUT`.
 
     Args:
         weights: checkpoint (.pt) of a detector of sizes n to x.
@@ -65,7 +75,7 @@ def import_weights(weights: Path, *, out: Path) -> Path:
     checkpoint = read_checkpoint(weights, inert=INERT)
     network = _network(checkpoint)
     tensors = checkpoint.tensors(_named(network))
-    classes = _classes(network, weights)
+    classes, licence = _classes(network, weights), _licence(checkpoint)
     state = _renamed(tensors, weights)
     name, model = _alike(state, len(classes), weights)
     state["anchors"] = state["anchors"].float() * state["anchors"].new_tensor(STRIDES).view(-1, 1, 1).float()
@@ -73,17 +83,30 @@ def import_weights(weights: Path, *, out: Path) -> Path:
     origin = {
         "file": weights.name,
         "sha256": hashlib.sha256(weights.read_bytes()).hexdigest(),
-        "licence": f"{LICENCE}; Foldfuse claims nothing",
+        "licence": f"{licence}; Foldfuse claims nothing",
     }
-    recipe = Recipe(name, image_size=model.image_size, weights="none", frozen_stages=0)
-    facts = {"classes": list(classes), "category_ids": list(range(len(classes))), "origin": origin, "held": []}
+    recipe = replace(load_recipe("yolov5n"), detector=name, image_size=model.image_size)
+    facts = {"classes": list(classes), "category_ids": category_ids(classes), "origin": origin, "held": []}
     run = Run.create(out, recipe, facts)
     run.save_weights(model.state_dict())
     Console().print(
-        f"{name} for {len(classes)} classes from {weights} is in {run.folder}. Mind its licence: {LICENCE}.",
+        f"{name} for {len(classes)} classes from {weights} is in {run.folder}. Mind its licence: {licence}.",
         markup=False,
     )
     return run.folder
+
+
+def category_ids(classes: Sequence[str]) -> list[int]:
+    """The category id of each class: COCO's own where the classes are COCO's, else 0, 1, ..."""
+    if ",".join(classes) == COCO:
+        return [i for i in range(1, 91) if i not in COCO_UNUSED]
+    return list(range(len(classes)))
+
+
+def _licence(checkpoint: Checkpoint) -> str:
+    """What the file says of its licence, where it does, and what is known of its kind."""
+    said = checkpoint.value.get("license") if isinstance(checkpoint.value, dict) else None
+    return f'the file says "{shown(said)}", and {LICENCE}' if isinstance(said, str) else LICENCE
 
 
 def _network(checkpoint: Checkpoint) -> Inert:
@@ -108,10 +131,10 @@ def _named(network: Inert) -> dict[str, Stored]:
         for kind in ("_parameters", "_buffers"):
             held = module.state.get(kind)
             items = held.items() if isinstance(held, Mapping) else ()
-            found |= {f"{prefix}{key}": t for key, t in items if isinstance(t, Stored)}
+            found |= {f"{prefix}{key}": t for key, t in items if isinstance(key, str) and isinstance(t, Stored)}
         children = module.state.get("_modules")
         if isinstance(children, Mapping):
-            waiting += [(f"{prefix}{key}.", child) for key, child in children.items()]
+            waiting += [(f"{prefix}{key}.", child) for key, child in children.items() if isinstance(key, str)]
     return found
 
 
@@ -136,7 +159,9 @@ def _renamed(tensors: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
         matched = re.match(r"model\.(\d+)\.(.+)", key)
         number = int(matched[1]) if matched else -1
         if matched is None or number not in LAYERS:
-            raise InputError(f"{path}: has a tensor {key}, which no YOLOv5 of the sizes n to x has since version 6.")
+            raise InputError(
+                f"{path}: has a tensor {shown(key)}, which no YOLOv5 of the sizes n to x has since version 6."
+            )
         rest = matched[2]
         if number == _POOL:
             rest = rest.replace("cv1.", "reduce.").replace("cv2.", "join.")
@@ -153,9 +178,10 @@ def _renamed(tensors: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
 def _alike(state: Mapping[str, Tensor], num_classes: int, path: Path) -> tuple[str, YOLOv5]:
     """The size whose tensors have the shapes of `state`, by name, and a network of it."""
     shapes = {key: tuple(t.shape) for key, t in state.items()}
-    stem = shapes.get("backbone.stem.0.weight", (0,))[0]
+    stem = shapes.get("backbone.stem.0.weight")
+    outputs = shapes.get("head.predict.0.bias")  # looked at first: a list of names is no bound on memory
     for name, (depth, width) in SIZES.items():
-        if stem == round(64 * width):
+        if stem == (round(64 * width), 3, 6, 6) and outputs == (PER_CELL * (5 + num_classes),):
             model = YOLOv5(num_classes, depth=depth, width=width)
             if {key: tuple(t.shape) for key, t in model.state_dict().items()} == shapes:
                 return name, model

@@ -228,17 +228,22 @@ def load_recipe(name: str, changes: Sequence[str] = ()) -> Recipe:
     """
     if name not in RECIPES:
         raise unknown_name("recipe", name, [*RECIPES, *CLASSIFIER_RECIPES])
-    return _changed(RECIPES[name](), changes)
+    return changed(RECIPES[name](), changes)
 
 
 def load_classifier_recipe(name: str, changes: Sequence[str] = ()) -> ClassifierRecipe:
     """As `load_recipe`, of a classifier."""
     if name not in CLASSIFIER_RECIPES:
         raise unknown_name("recipe of a classifier", name, CLASSIFIER_RECIPES)
-    return _changed(CLASSIFIER_RECIPES[name](), changes)
+    return changed(CLASSIFIER_RECIPES[name](), changes)
 
 
-def _changed(recipe: R, changes: Sequence[str]) -> R:
+def changed(recipe: R, changes: Sequence[str]) -> R:
+    """`recipe` with fields replaced by `changes` such as "lr=3e-4".
+
+    Raises:
+        InputError: no such field, or a value of the wrong type.
+    """
     for change in changes:
         key, equals, text = change.partition("=")
         if not equals:

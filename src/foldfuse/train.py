@@ -27,7 +27,7 @@ from foldfuse.models.weights import load_effdet
 from foldfuse.precision import Setting, usual
 from foldfuse.probe import probe
 from foldfuse.progress import Progress, bar, silent
-from foldfuse.recipes import CLASSIFIER_RECIPES, load_recipe
+from foldfuse.recipes import CLASSIFIER_RECIPES, Recipe, changed, load_recipe
 from foldfuse.run import Run
 from foldfuse.split import read_folds
 from foldfuse.trackers import Tracker, check_trackers, trackers
@@ -39,8 +39,9 @@ def train(
     data: Path,
     out: Path,
     *,
-    recipe: str = "efficientdet_lite0",
+    recipe: str | None = None,
     change: tuple[str, ...] = (),
+    start: Path | None = None,
     budget: str | None = None,
     steps: int | None = None,
     seed: int = 0,
@@ -56,8 +57,9 @@ def train(
         data: COCO JSON with annotations, or a folder with a train.json. A classifier learns the crops of its objects, or a
             folder of pictures with a sub-folder for each class.
         out: folder to make; it must not exist yet, unless `resume` is given.
-        recipe: name of a recipe; `foldfuse recipes` lists them.
+        recipe: name of a recipe; `foldfuse recipes` lists them. By default that of `start`, else efficientdet_lite0.
         change: changes to the recipe, such as lr=3e-4.
+        start: folder of a detector's run whose weights to begin with; where its classes are other ones, the head begins anew.
         budget: time that training may take, such as 90s, 10m or 1h30m; 10m by default.
         steps: train this many steps instead, however long they take: such a run can be repeated bit by bit.
         seed: of every random choice.
@@ -76,10 +78,14 @@ def train(
     if recipe in CLASSIFIER_RECIPES or (resume and Run(out).of_classifier):
         from foldfuse.classify import train_classifier  # it trains by the same `fit`
 
+        if start is not None:
+            raise InputError(
+                f"start is {start}, and a classifier cannot begin with the weights of a run. Leave it out."
+            )
         return train_classifier(
             data,
             out,
-            recipe=recipe,
+            recipe=recipe or "",
             change=change,
             budget=budget,
             steps=steps,
@@ -112,7 +118,7 @@ def train(
                 )
         else:
             wanted = wanted or {"seconds": seconds_of("10m")}
-            made = load_recipe(recipe, change)
+            made = _wanted_recipe(recipe, change, start)
             together.part(made.batch_size)
             facts = run_facts(dataset, data=data, seed=seed, held=held)
             if together.first:
@@ -135,6 +141,17 @@ def train(
                 together=together,
             )
     return run.folder
+
+
+def _wanted_recipe(name: str | None, change: tuple[str, ...], start: Path | None) -> Recipe:
+    """The recipe that a training is asked for: by name, or that of the run it starts from; with the changes."""
+    if start is None:
+        return load_recipe(name or "efficientdet_lite0", change)
+    change, own = (f"weights={start}", *change), Run(Path(start)).recipe
+    made = changed(own, change) if name is None else load_recipe(name, change)
+    if made.detector != own.detector:
+        raise InputError(f"{start}: is a run of {own.detector}, and {made.detector} cannot begin with its weights.")
+    return made
 
 
 def run_facts(dataset: Dataset, *, data: Path, seed: int, held: Sequence[int]) -> dict[str, Any]:
@@ -185,13 +202,13 @@ def train_run(
     fresh = start is None and state is None
     imagenet = fresh and recipe.weights == "imagenet"
     model = make_detector(recipe.detector, len(dataset.classes), anchor_scale=recipe.anchor_scale, pretrained=imagenet)
-    if fresh and recipe.weights not in ("imagenet", "none"):
-        start_from = Path(recipe.weights)
-        print(Run(start_from).start(model) if start_from.is_dir() else load_effdet(start_from, model))
     samples = dataset.samples
     canvas = canvas_for(samples, image_size=recipe.image_size, stride=model.stride)
     if fresh and hasattr(model, "fit_anchors"):
         model.fit_anchors(_object_sizes(samples, canvas))
+    if fresh and recipe.weights not in ("imagenet", "none"):  # after the fit: a run's weights mean its own anchors
+        start_from = Path(recipe.weights)
+        print(Run(start_from).start(model) if start_from.is_dir() else load_effdet(start_from, model))
     if start is not None:
         model.load_state_dict(start["model"])
     model.to(together.device)

@@ -104,6 +104,36 @@ def test_right_codes_cost_less_than_wrong_ones():
     assert found.labels[0] == 1
 
 
+def test_an_untrained_head_gives_the_prior():
+    for num_classes in (1, 2, 10):
+        model = small(num_classes)
+        for conv in model.head.predict:
+            score = conv.bias.view(3, -1).sigmoid()
+            torch.testing.assert_close(score[:, 4], torch.full((3,), 0.01))
+            assert score[:, 5:].flatten().tolist() == pytest.approx([1 / max(num_classes, 2)] * 3 * num_classes)
+
+
+def test_of_a_single_class_the_objectness_is_the_score():
+    model = small(1).eval()
+    with torch.no_grad():
+        raw = model(torch.rand(1, 3, 64, 64))
+        raw.codes[..., 5] = -20.0  # what no loss has taught
+        (found,) = model.decode(raw)
+        terms = model.loss(raw, [drawn([[16, 16, 48, 56]])])
+    assert found.scores.max() == pytest.approx(raw.codes[..., 4].sigmoid().max().item())
+    assert terms["class"] == 0
+
+
+def test_the_loss_of_a_batch_does_not_grow_with_it():
+    model = small().eval()
+    picture, target = torch.rand(1, 3, 64, 96), drawn([[16, 16, 48, 56]], [1])
+    with torch.no_grad():
+        one = model.loss(model(picture), [target])
+        three = model.loss(model(picture.expand(3, -1, -1, -1)), [target] * 3)
+    for term in one:
+        torch.testing.assert_close(three[term], one[term], rtol=1e-4, atol=1e-6)
+
+
 def test_pictures_without_objects_have_finite_gradients():
     model = small()
     terms = model.loss(model(torch.rand(2, 3, 64, 64)), [drawn([]), drawn([])])

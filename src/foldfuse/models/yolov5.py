@@ -2,7 +2,8 @@
 
 Provenance: written from the papers named at each part and from published facts (widths, repeats, strides, the box code and the
 matching rule, parameter counts). No code of the toolkit that first had this network was read, used or tested against.
-Where we differ: the terms' weights are ours, and the class term does not shrink with the number of classes.
+Where we had no source: the terms' weights are ours; biases begin at a prior, as the focal loss's paper has them; with a single
+class the objectness alone is the score.
 
 Shapes: B images, K classes, A = 3 anchors in each cell of all levels, N objects, M matches of anchors with objects.
 """
@@ -23,6 +24,7 @@ from torchvision.ops import batched_nms, complete_box_iou_loss
 
 from foldfuse.detections import Annotations, Detections
 from foldfuse.errors import InputError
+from foldfuse.models.aligned import PRIOR
 from foldfuse.models.layers import require_multiple
 
 STRIDES = (8, 16, 32)
@@ -159,18 +161,18 @@ class Raw(NamedTuple):
 
 
 class Head(nn.Module):
-    """One 1x1 convolution a level; its biases begin at the odds of an object, and of one class among K."""
+    """One 1x1 convolution a level. Its biases begin at a prior (arXiv:1708.02002, section 4.1): few objects, 1 of K classes."""
 
     def __init__(self, inputs: Sequence[int], num_classes: int) -> None:
         super().__init__()
         self.outputs = 5 + num_classes
         self.predict = nn.ModuleList(nn.Conv2d(width, PER_CELL * self.outputs, 1) for width in inputs)
-        for conv, stride in zip(self.predict, STRIDES, strict=True):
+        for conv in self.predict:
             assert isinstance(conv, nn.Conv2d)
             assert conv.bias is not None
             bias = conv.bias.detach().view(PER_CELL, -1)
-            bias[:, 4] = math.log(8 / (640 / stride) ** 2)  # some eight objects in a picture of 640 px
-            bias[:, 5:] = math.log(0.6 / max(num_classes - 0.6, 0.4))
+            bias[:, 4] = -math.log((1 - PRIOR) / PRIOR)
+            bias[:, 5:] = -math.log(max(num_classes - 1, 1))
 
     def forward(self, levels: Sequence[Tensor]) -> Tensor:
         """(B, C_i, H_i, W_i) of each level -> (B, A, 5 + K)."""
@@ -267,16 +269,16 @@ class YOLOv5(nn.Module):
             there = codes[image, anchor]
             found = self._boxes(there[:, :4], cells[anchor], sides[anchor], strides[anchor])
             ciou = complete_box_iou_loss(found, box)
-            terms["box"] = BOX * len(targets) * ciou.mean()
+            terms["box"] = BOX * ciou.mean()
             truth = F.one_hot(label, self.num_classes).to(codes)
             if self.num_classes > 1:
-                terms["class"] = CLASS * len(targets) * F.binary_cross_entropy_with_logits(there[:, 5:], truth)
+                terms["class"] = CLASS * F.binary_cross_entropy_with_logits(there[:, 5:], truth)
             place = image * codes.shape[1] + anchor  # an anchor of several objects takes the best
             wanted.view(-1).scatter_reduce_(0, place, (1 - ciou.detach()).clamp(0, 1), "amax")
         per_anchor = F.binary_cross_entropy_with_logits(codes[..., 4], wanted, reduction="none")
         counts = [height * width * PER_CELL for height, width in raw.sizes]
         levels = zip(BALANCE, torch.split(per_anchor, counts, 1), strict=True)
-        terms["object"] = OBJECT * len(targets) * torch.stack([w * x.mean() for w, x in levels]).sum()
+        terms["object"] = OBJECT * torch.stack([w * x.mean() for w, x in levels]).sum()
         return terms
 
     def _matches(self, raw: Raw, targets: Sequence[Annotations]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -314,7 +316,7 @@ class YOLOv5(nn.Module):
     def decode(
         self, raw: Raw, *, floor: float = 0.001, nms_iou: float = 0.65, most: int = 100, before_nms: int = 3000
     ) -> list[Detections]:
-        """B Detections in input pixels, cut to the input, best first; a score is objectness x class.
+        """B Detections in input pixels, cut to the input, best first; a score is objectness x class, if there are several.
 
         Args:
             raw: of B images.
@@ -328,7 +330,10 @@ class YOLOv5(nn.Module):
         limit = torch.tensor([width, height, width, height], device=raw.codes.device)
         found = []
         for codes in raw.codes.float():
-            scores = (codes[:, 4:5].sigmoid() * codes[:, 5:].sigmoid()).flatten()
+            scores = codes[:, 4:5].sigmoid()
+            if self.num_classes > 1:
+                scores = scores * codes[:, 5:].sigmoid()
+            scores = scores.flatten()
             scores, place = scores.topk(min(before_nms, len(scores)))
             place, scores = place[scores >= floor], scores[scores >= floor]
             rows, labels = place // self.num_classes, place % self.num_classes

@@ -50,6 +50,7 @@ LAYERS = [
     {"classify"},
     {"rescore_files", "classify_files"},
     {"export", "campaign", "delivery", "guests", "sweep", "fuse_files"},
+    {"opinion"},
     {"stages", "demo"},
     {"cli"},
     {"__main__"},

@@ -6,7 +6,16 @@ import pytest
 
 from foldfuse.ledger import Row
 from foldfuse.recipes import load_recipe
-from foldfuse.strategy import Standing, outlook, plan, reserve, search_seconds, trunk_and_branches, views
+from foldfuse.strategy import (
+    Standing,
+    opinion_seconds,
+    outlook,
+    plan,
+    reserve,
+    search_seconds,
+    trunk_and_branches,
+    views,
+)
 
 RECIPE = load_recipe("efficientdet_lite0")
 
@@ -57,7 +66,7 @@ def carried_out(now, strategy=trunk_and_branches, *, overhead=2.0, diverge=()):
         rows = [r for r in now.rows if r.name != segment.name]
         now = replace(now, used=now.used + taken, rows=(*rows, row))
         done.append((segment, seconds))
-    return replace(now, used=now.used + search_seconds(now.deadline)), done
+    return replace(now, used=now.used + search_seconds(now.deadline) + opinion_seconds(now)), done
 
 
 @pytest.mark.parametrize("deadline", [120.0, 600.0, 3600.0])
@@ -151,3 +160,11 @@ def test_the_plan_adds_up_to_the_deadline_and_is_brought_up_to_date():
 
 def test_slower_pictures_leave_less_for_training():
     assert outlook(standing(cost=0.2)).segments[0].seconds < outlook(standing(cost=0.02)).segments[0].seconds
+
+
+def test_a_second_opinion_is_asked_for_where_it_takes_little_of_the_deadline():
+    now = standing(600.0)
+    assert 0 < opinion_seconds(now) <= 0.1 * 600
+    assert opinion_seconds(replace(now, deadline=200.0)) == 0
+    assert opinion_seconds(replace(now, num_target=100_000)) == 0
+    assert reserve(plan(now)[:1], now) > opinion_seconds(now)

@@ -7,11 +7,12 @@ folder. Whatever moment a process is killed at, what lies at the top is a valid 
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from foldfuse.detections import Detections, Predictions
-from foldfuse.ensemble import Built, apply, build
+from foldfuse.ensemble import Built, Ensemble, apply, build
 from foldfuse.files import atomic, atomic_folder
 from foldfuse.formats import write_predictions
 from foldfuse.ledger import Ledger, Row
@@ -77,7 +78,29 @@ def submit_best(task: Task, ledger: Ledger, found: Found, *, last: bool) -> None
 def deliver(built: Built, held: Predictions, task: Task, ledger: Ledger, found: Found) -> Score:
     """Make a submission of an ensemble whose predictions of the held-back pictures are `held`; their score comes back."""
     score = score_predictions(held, task.held)
-    fused = all_pictures(apply(built.ensemble, found.target), task)
+    put(held, apply(built.ensemble, found.target), built.ensemble, built.score, told(built, score), task, ledger)
+    return score
+
+
+def put(
+    held: Predictions,
+    target: Predictions,
+    ensemble: Ensemble,
+    score: float,
+    facts: Mapping[str, Any],
+    task: Task,
+    ledger: Ledger,
+) -> None:
+    """Make a submission and let it take the place of the one before.
+
+    Args:
+        held, target: what is submitted, of the held-back pictures and of those to submit.
+        ensemble: that it comes from.
+        score: AP50 of `held`.
+        facts: what the ledger is to keep of it.
+        task, ledger: of the campaign.
+    """
+    fused = all_pictures(target, task)
     before = ledger.submission()
     folder = ledger.folder / "submissions" / str(before[0] + 1 if before else 1)
     shutil.rmtree(folder, ignore_errors=True)  # of a process that was killed before it wrote it down
@@ -86,10 +109,9 @@ def deliver(built: Built, held: Predictions, task: Task, ledger: Ledger, found: 
         write_submission(fused, task.target, made / "submission.json", "coco_json")
         write_predictions(held, made / "fused_oof.parquet", task.held)
         write_predictions(fused, made / "fused_test.parquet", task.target)
-        built.ensemble.write(made / "ensemble.json")
-    ledger.submitted(built.score, told(built, score))
+        ensemble.write(made / "ensemble.json")
+    ledger.submitted(score, facts)
     publish(ledger)
-    return score
 
 
 def publish(ledger: Ledger) -> None:

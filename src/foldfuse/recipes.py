@@ -140,6 +140,7 @@ def vit_tiny_pyramid() -> Recipe:
 RECIPES: dict[str, Callable[[], Recipe]] = {
     f.__name__: f
     for f in (
+        house,
         efficientdet_lite0,
         efficientdet_lite0_256,
         efficientdet_lite0_384,
@@ -148,7 +149,6 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
         efficientdet_d0,
         yolov5n,
         yolov5s,
-        house,
         swin_tiny_fpn,
         vit_tiny_pyramid,
     )

@@ -20,12 +20,13 @@ from foldfuse.errors import InputError
 from foldfuse.formats import read_predictions, write_predictions
 from foldfuse.images import Pictures
 from foldfuse.ledger import Ledger, Row
+from foldfuse.opinion import second_opinion
 from foldfuse.plan import table_of
 from foldfuse.predict import load_detector, predict_views
 from foldfuse.progress import bar
 from foldfuse.run import Run
 from foldfuse.score import score_predictions
-from foldfuse.strategy import VIEWS, Segment, Standing, Strategy, outlook, plan, views
+from foldfuse.strategy import FINISH, VIEWS, Segment, Standing, Strategy, opinion_seconds, outlook, plan, views
 from foldfuse.task import Task
 from foldfuse.train import run_facts, train_run
 
@@ -104,6 +105,9 @@ def conduct(task: Task, ledger: Ledger, strategy: Strategy, found: Found) -> Non
             f"{ledger.folder}: the time was over before a first member was trained. Begin anew, with more time."
         )
     submit_best(task, ledger, found, last=True)
+    now = standing(task, ledger)
+    if 0 < opinion_seconds(now) <= now.left - FINISH:
+        second_opinion(task, ledger, found)
 
 
 def keep_plan(task: Task, ledger: Ledger) -> None:

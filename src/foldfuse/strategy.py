@@ -19,6 +19,9 @@ VIEWS = parse_views(["1", "1+hflip", "1.25"])
 TRUNK_SHARE = 0.5  # of the training time; the branches share the rest alike
 PREDICTING_SHARE = 0.3  # of the deadline: predictions that would need more are done with fewer views
 SHORTEST = 5.0  # seconds: with less a member is not begun
+CROPS_LEARNT, CROPS_PER_PICTURE = 1500, 30  # what the second opinion looks at
+CROP_COST = 0.007  # seconds of one crop: seen on one slow core
+OPINION_SHARE = 0.1  # of the deadline: a second opinion that would need more is not asked for
 PIXEL_COST = 0.03 / 256**2  # seconds of one pixel's prediction, until one has been measured
 
 
@@ -180,12 +183,18 @@ def reserve(parts: Sequence[Segment], standing: Standing) -> float:
     """Seconds that must be kept for all but the training of `parts`: their predictions, the choice, the delivery."""
     per_picture = sum(cost_of(part, standing) for part in parts) * sum(v.scale**2 for v in views(standing))
     held_back = MARGIN * standing.deadline + FINISH + search_seconds(standing.deadline) + 4.0 * len(parts)
-    return held_back + standing.pictures * per_picture
+    return held_back + opinion_seconds(standing) + standing.pictures * per_picture
 
 
 def search_seconds(deadline: float) -> float:
     """Seconds for the last choice of the ensemble."""
     return min(60.0, max(3.0, 0.012 * deadline))
+
+
+def opinion_seconds(standing: Standing) -> float:
+    """Seconds for the second opinion; 0 where it would take too much of the deadline."""
+    seconds = CROP_COST * (CROPS_LEARNT + CROPS_PER_PICTURE * standing.pictures)
+    return seconds if seconds <= OPINION_SHARE * standing.deadline else 0.0
 
 
 def cost_of(part: Segment, standing: Standing) -> float:
@@ -253,6 +262,7 @@ def outlook(standing: Standing) -> Outlook:
         "predict the held-back pictures": standing.num_held * each,
         "predict the pictures to submit": standing.num_target * each,
         "choose the ensemble": search_seconds(standing.deadline),
+        "a second opinion": opinion_seconds(standing),
         "the rest": MARGIN * standing.deadline + FINISH + 4.0 * len(coming),
     }
     return Outlook(tuple(parts), {k: round(v, 1) for k, v in reserved.items()}, tuple(map(str, views(standing))))

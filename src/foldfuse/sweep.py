@@ -51,7 +51,7 @@ def sweep(
     out: Path,
     sizes: str = "256,320",
     batches: str = "8",
-    recipes: str = "efficientdet_lite0",
+    recipes: str = "house",
     budget: str = "20m",
     k: int = 5,
     seed: int = 0,

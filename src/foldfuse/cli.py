@@ -25,7 +25,10 @@ COMMANDS = {  # name: (function, what it does)
     "predict": ("foldfuse.predict:predict", "Predict a dataset with a trained run, in one view or several."),
     "fuse": ("foldfuse.fuse_files:fuse", "Make several files of predictions into one."),
     "ensemble": ("foldfuse.ensemble:ensemble", "Choose the best ensemble of out-of-fold predictions, honestly."),
-    "rescore": ("foldfuse.rescore_files:rescore", "Blend a crop classifier's word into scores, where that helps out-of-fold."),
+    "rescore": (
+        "foldfuse.rescore_files:rescore",
+        "Blend a crop classifier's word into scores, where that helps out-of-fold.",
+    ),
     "convert": ("foldfuse.formats:convert", "Write predictions in another format."),
     "score": ("foldfuse.score:score", "Score predictions against annotations."),
     "submit": ("foldfuse.submit:submit", "Write predictions as a submission, and read it back."),

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from foldfuse.errors import InputError
-from foldfuse.models.swin import SIZES, WINDOW, Swin, shift_mask, swin, whole, windows_of
+from foldfuse.models.swin import SIZES, WINDOW, Swin, attend, shift_mask, swin, whole, windows_of
 
 
 def small():
@@ -67,6 +67,22 @@ def test_shifted_windows_reach_across_borders():
     assert not one[7:].any()
     assert not one[:, 7:].any()
     assert two[:10, :10].all()
+
+
+def test_attention_is_the_same_whether_its_bias_learns_or_not():
+    torch.manual_seed(0)
+    q, k, v, bias = (
+        torch.randn(2, 3, 49, 8),
+        torch.randn(2, 3, 49, 8),
+        torch.randn(2, 3, 49, 8),
+        torch.randn(1, 3, 49, 49),
+    )
+    learning = bias.clone().requires_grad_()
+    torch.testing.assert_close(attend(q, k, v, learning), attend(q, k, v, bias))
+    assert torch.autograd.gradcheck(
+        lambda b: attend(q[:1, :1, :4].double(), k[:1, :1, :4].double(), v[:1, :1, :4].double(), b),
+        bias[:, :1, :4, :4].double().requires_grad_(),
+    )
 
 
 @pytest.mark.parametrize(("name", "millions"), [("swin_tiny", 28.3), ("swin_small", 49.6), ("swin_base", 87.8)])

@@ -105,11 +105,42 @@ def test_parameter_counts_are_the_papers(name, millions):
 def test_drop_path_keeps_the_expectation_and_drops_whole_samples():
     torch.manual_seed(0)
     drop = DropPath(0.3)
-    dropped = drop(torch.ones(20000, 2, 3))
+    dropped = drop(torch.zeros(20000, 2, 3), torch.ones_like)
     assert dropped.mean().item() == pytest.approx(1, abs=0.02)
     assert set(dropped.flatten(1).std(1).tolist()) == {0.0}
     assert (dropped[:, 0, 0] == 0).float().mean().item() == pytest.approx(0.3, abs=0.02)
-    assert torch.equal(drop.eval()(torch.ones(4, 2)), torch.ones(4, 2))
+    assert torch.equal(drop.eval()(torch.ones(4, 2), torch.ones_like), torch.full((4, 2), 2.0))
+
+
+def test_what_drop_path_skips_is_what_a_mask_would_drop(monkeypatch):
+    torch.manual_seed(0)
+    drop, branch, x = DropPath(0.5), nn.Linear(3, 3), torch.rand(8, 2, 3, requires_grad=True)
+    sizes = []
+    branch.register_forward_hook(lambda _, given, __: sizes.append(len(given[0])))
+    torch.manual_seed(1)
+    got = drop(x, branch)
+    got_grads = torch.autograd.grad(got.square().sum(), [x, *branch.parameters()])
+    torch.manual_seed(1)
+    kept = torch.empty(8).bernoulli_(0.5)
+    want = x + branch(x) * 2 * kept[:, None, None]
+    want_grads = torch.autograd.grad(want.square().sum(), [x, *branch.parameters()])
+    assert 0 < kept.sum() < 8
+    assert sizes == [kept.sum(), 8]
+    torch.testing.assert_close(got, want)
+    torch.testing.assert_close(got_grads, want_grads)
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    torch.manual_seed(1)
+    torch.testing.assert_close(drop(x, branch), want)
+    assert sizes == [kept.sum(), 8, 8]  # compiled, it works on all and masks
+
+
+def test_a_branch_that_all_go_without_has_gradients_of_zero():
+    torch.manual_seed(0)
+    branch, x = nn.Linear(3, 3), torch.rand(2, 3)
+    out = DropPath(1 - 1e-6)(x, branch)
+    assert torch.equal(out, x)
+    out.sum().backward()
+    assert branch.weight.grad.equal(torch.zeros(3, 3))
 
 
 def test_drop_path_grows_linearly_with_depth():

@@ -5,13 +5,16 @@ Source: Huang et al., "Deep Networks with Stochastic Depth", arXiv:1603.09382.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+import torch
 from torch import Tensor, nn
 
 from foldfuse.errors import InputError
 
 
 class DropPath(nn.Module):
-    """Drops a residual branch of some samples while training, and scales those kept: the expectation stays.
+    """A shortcut around a branch that some samples go without while training; the others' is scaled: the expectation stays.
 
     Args:
         rate: probability that a sample's branch is dropped, 0 <= rate < 1.
@@ -22,12 +25,25 @@ class DropPath(nn.Module):
         assert 0 <= rate < 1, rate
         self.rate = rate
 
-    def forward(self, branch: Tensor) -> Tensor:
-        """(B, ...) -> (B, ...); as it is in eval mode."""
+    def forward(self, x: Tensor, branch: Callable[[Tensor], Tensor]) -> Tensor:
+        """x + branch(x), (B, ...) -> (B, ...).
+
+        Args:
+            x: samples.
+            branch: (b, ...) -> (b, ...), of each sample by itself. On a CPU it never sees those that are dropped.
+        """
         if not self.training or not self.rate:
-            return branch
-        kept = branch.new_empty(len(branch), *[1] * (branch.ndim - 1)).bernoulli_(1 - self.rate)
-        return branch * kept.div_(1 - self.rate)
+            return x + branch(x)
+        kept = x.new_empty(len(x)).bernoulli_(1 - self.rate)
+        scale = 1 / (1 - self.rate)
+        if (
+            x.device.type != "cpu" or torch.compiler.is_compiling()
+        ):  # there, to wait for how many costs more than it saves
+            return x + branch(x) * (kept * scale).view(-1, *[1] * (x.ndim - 1))
+        rows = kept.nonzero().flatten()
+        if not len(rows):  # every weight gets a gradient nevertheless: training on several processes waits for it
+            return x + branch(x[:1]) * 0
+        return x.index_add(0, rows, branch(x.index_select(0, rows)).to(x.dtype), alpha=scale)
 
     def extra_repr(self) -> str:
         """What print() shows of it."""

@@ -49,8 +49,18 @@ class WindowAttention(nn.Module):
         q, k, v = qkv.reshape(3, batch, windows * self.heads, tokens, channels // self.heads).unbind(0)
         bias = self.bias() if mask is None else self.bias() + mask[:, None]
         bias = bias.expand(windows, -1, -1, -1).reshape(1, windows * self.heads, tokens, tokens)
-        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=bias.to(q.dtype))
+        mixed = attend(q, k, v, bias.to(q.dtype))
         return self.out(mixed.view(batch, windows, self.heads, tokens, -1).transpose(2, 3).reshape(x.shape))
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
+    """(B, G, N, D) queries, keys and values of G groups, (1, G, N, N) -> (B, G, N, D): softmax(q k^T / sqrt(D) + bias) v."""
+    if bias.requires_grad and bias.device.type == "cpu":
+        # PyTorch has no fused kernel for this case, and the way it takes instead guards against rows that are masked throughout.
+        logits = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
+        logits += bias
+        return logits.softmax(-1) @ v
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
 
 
 def relative_places(side: int) -> Tensor:
@@ -114,8 +124,8 @@ class Block(nn.Module):
             shifts: of rows and columns, in tokens; 0 for none.
             mask: `shift_mask` of them.
         """
-        x = x + self.drop_path(self._attended(self.norm1(x), shifts, mask))
-        return x + self.drop_path(self.mlp(self.norm2(x)))
+        x = self.drop_path(x, lambda t: self._attended(self.norm1(t), shifts, mask))
+        return self.drop_path(x, lambda t: self.mlp(self.norm2(t)))
 
     def _attended(self, x: Tensor, shifts: tuple[int, int], mask: Tensor | None) -> Tensor:
         """Pad to whole windows, shift, attend, and undo both."""

@@ -59,8 +59,8 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, N, D) -> (B, N, D)."""
-        x = x + self.drop_path(self.attention(self.norm1(x)))
-        return x + self.drop_path(self.mlp(self.norm2(x)))
+        x = self.drop_path(x, lambda t: self.attention(self.norm1(t)))
+        return self.drop_path(x, lambda t: self.mlp(self.norm2(t)))
 
 
 class PositionEmbedding(nn.Module):

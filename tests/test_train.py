@@ -25,7 +25,7 @@ from foldfuse.split import folds
 from foldfuse.train import train
 from learning_samples import write_dataset
 
-TINY = load_recipe("efficientdet_lite0", ["image_size=64", "batch_size=2"])
+TINY = load_recipe("house", ["image_size=64", "batch_size=2"])
 TINY_CHANGES = ("image_size=64", "batch_size=2")
 
 

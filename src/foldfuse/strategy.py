@@ -58,6 +58,8 @@ class Standing:
         num_held, num_target: pictures that each member predicts: those held back, and those to submit.
         rows: the segments so far.
         cost: seconds that one picture takes in one view at the recipe's size, where a plan has measured it.
+        busy: names of segments that are being trained at this moment elsewhere; a strategy names another one, or waits.
+        workers: how many segments can be trained at once.
     """
 
     recipe: Recipe
@@ -69,6 +71,8 @@ class Standing:
     num_target: int
     rows: tuple[Row, ...] = ()
     cost: float | None = None
+    busy: frozenset[str] = frozenset()
+    workers: int = 1
 
     @property
     def pictures(self) -> int:
@@ -98,11 +102,13 @@ class Next:
         segment: to train; None where training is over.
         seconds: that it may have had in all when it ends.
         left_out: names of planned segments for which no time is left.
+        wait: nothing can be begun until a busy segment ends; training is not over.
     """
 
     segment: Segment | None
     seconds: float = 0.0
     left_out: tuple[str, ...] = ()
+    wait: bool = False
 
 
 Strategy = Callable[[Standing], Next]

@@ -141,7 +141,10 @@ def test_what_cannot_be_predicted_is_told_and_nothing_written(trained, tmp_path)
     for arguments, message in [
         ((tmp_path / "gone", data, out), "the folder of a run"),
         ((run, tmp_path / "gone.json", out), "no such file"),
-        ((run, data.parent / "other.json", out), "was trained for the classes red, blue, and does not know crimson of .*other.json"),
+        (
+            (run, data.parent / "other.json", out),
+            "was trained for the classes red, blue, and does not know crimson of .*other.json",
+        ),
     ]:
         with pytest.raises(InputError, match=message):
             predict(*arguments)

@@ -188,8 +188,8 @@ def build(
 ) -> Built:
     """The best ensemble that the search finds in the time given; never worse than the best member or WBF of all.
 
-    Half of the time is for the choice, half for making it again without each fold of images, to see what it is worth.
-    The single members and WBF of all are always measured, however short the time.
+    Three quarters of the time are for the choice, the rest for making it again without each fold of images, to see what it
+    is worth. The single members and WBF of all are always measured, however short the time.
 
     Args:
         members: {name: out-of-fold predictions of the pictures of `dataset`}.
@@ -215,10 +215,12 @@ def build(
     fuse(list(members.values()), threads=threads)  # raises where a member holds a broken box or lacks an image
     num_images = len(truth.image_ids)
     fold_of = np.random.default_rng(seed).permutation(num_images) % min(folds, num_images)
-    ground = ensemble_search.Ground(trials.bench(list(members.values()), truth, chosen_metric), fold_of, threads, clock)
+    ground = ensemble_search.Ground(
+        trials.bench(list(members.values()), truth, chosen_metric), fold_of, threads, clock, seed
+    )
 
     start = clock()
-    best = ensemble_search.search(ground, ensemble_search.ALL, until=start + seconds / 2)
+    best = ensemble_search.search(ground, until=start + 0.75 * seconds)
     singles = {name: ground.worth(ground.single(i)) for i, name in enumerate(names)}
     leader = max(singles, key=lambda name: singles[name])
     nested = interval = None

@@ -1,9 +1,12 @@
-"""What campaigns reach: runs `foldfuse campaign` and scores what it leaves on pictures whose answers it never read.
+"""What campaigns reach, and one training that is given all of their time, on pictures whose answers neither read.
 
     python benchmarks/campaign.py bccd aquatrash playing_cards --seeds 0 1 2 --deadline 10m --out runs
+    python benchmarks/campaign.py bccd aquatrash playing_cards --seeds 0 1 2 --deadline 10m --out runs --single house
 
-DATA folders (train.json, val.json) are looked for in $FOLDFUSE_SHARED/data or ../shared/data. A finished campaign in the
-output folder is scored and not run again.
+DATA folders (train.json, val.json) are looked for in $FOLDFUSE_SHARED/data or ../shared/data. What is finished in the output
+folder is scored and not run again. Each command is a process of its own, with `taskset -c 0` before this one on one core.
+The single training learns from all annotated pictures, and predicts in one view; SPARE seconds of the deadline are kept
+for starting and predicting.
 """
 
 from __future__ import annotations
@@ -17,44 +20,70 @@ import time
 from pathlib import Path
 
 from foldfuse.data import read
+from foldfuse.durations import seconds_of
 from foldfuse.formats import read_predictions
 from foldfuse.score import score_predictions
 
 ROOT = Path(os.environ.get("FOLDFUSE_SHARED", Path(__file__).parents[2] / "shared")) / "data"
 
 
+SPARE = 15
+
+
 def main() -> None:
-    """Run what is not there yet; print a row for each campaign."""
+    """Run what is not there yet; print a row for each."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="+")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--deadline", default="10m")
+    parser.add_argument("--single", metavar="RECIPE", help="one training of this recipe instead of campaigns")
     parser.add_argument("--out", type=Path, default=Path("runs"))
     asked = parser.parse_args()
-    print("| data | seed | AP50 | AP | out-of-fold AP50 | seconds | peak MB |")
+    print("| data | way | seed | AP50 | AP | out-of-fold AP50 | seconds |")
     print("|---|---|---|---|---|---|---|")
-    for name in asked.names:
-        for seed in asked.seeds:
-            folder = asked.out / f"{name}-{seed}"
-            wall = run(name, seed, asked.deadline, folder) if not (folder / "submission.json").is_file() else None
-            facts = json.loads((folder / "campaign.json").read_text(encoding="utf-8"))
+    for seed in asked.seeds:
+        for name in asked.names:
+            folder = asked.out / f"{asked.single or 'campaign'}-{name}-{seed}"
+            find = single if asked.single else campaign
+            found, held, seconds = find(name, seed, seconds_of(asked.deadline), folder, asked.single)
             truth = read(ROOT / name / "val.json")
-            score = score_predictions(read_predictions(folder / "submission.json", truth), truth)
-            seconds = facts["seconds_used"] if wall is None else wall
+            score = score_predictions(read_predictions(found, truth), truth)
+            way = asked.single or "campaign"
+            held_back = "–" if held is None else f"{held:.3f}"
             print(
-                f"| {name} | {seed} | {score.ap50:.3f} | {score.ap:.3f} | {facts['fused']['ap50']:.3f} | {seconds:.0f} | "
-                f"{facts['peak_memory_mb']} |",
+                f"| {name} | {way} | {seed} | {score.ap50:.3f} | {score.ap:.3f} | {held_back} | {seconds:.0f} |",
                 flush=True,
             )
 
 
-def run(name: str, seed: int, deadline: str, folder: Path) -> float:
-    """Run one campaign; the seconds of the whole process come back."""
-    start = time.monotonic()
-    command = [sys.executable, "-m", "foldfuse.cli", "campaign", str(ROOT / name / "train.json")]
-    command += ["--test", str(ROOT / name / "val.json"), "--deadline", deadline, "--seed", str(seed)]
-    subprocess.run([*command, "--out", str(folder)], check=True, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
-    return time.monotonic() - start
+def campaign(name: str, seed: int, deadline: float, folder: Path, _: str | None) -> tuple[Path, float | None, float]:
+    """What a campaign submits, its AP50 out-of-fold, and its seconds."""
+    data, test = str(ROOT / name / "train.json"), str(ROOT / name / "val.json")
+    if not (folder / "submission.json").is_file():
+        asked = ["--test", test, "--deadline", f"{deadline:.0f}s", "--seed", str(seed), "--out", str(folder)]
+        run("campaign", data, *asked)
+    facts = json.loads((folder / "campaign.json").read_text(encoding="utf-8"))
+    return folder / "submission.json", facts["fused"]["ap50"], facts["seconds_used"]
+
+
+def single(name: str, seed: int, deadline: float, folder: Path, recipe: str | None) -> tuple[Path, None, float]:
+    """What one training finds, and its seconds, prediction included."""
+    assert recipe is not None
+    data, test, found = str(ROOT / name / "train.json"), str(ROOT / name / "val.json"), folder / "found.json"
+    took = folder / "seconds.json"
+    if not took.is_file():
+        start = time.monotonic()
+        budget = f"{deadline - SPARE:.0f}s"
+        run("train", data, str(folder), "--recipe", recipe, "--budget", budget, "--seed", str(seed))
+        run("predict", str(folder), test, "--out", str(found))
+        took.write_text(json.dumps(time.monotonic() - start))
+    return found, None, json.loads(took.read_text())
+
+
+def run(*words: str) -> None:
+    """Run a command of Foldfuse to its end."""
+    command = [sys.executable, "-m", "foldfuse", *words]
+    subprocess.run(command, check=True, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@
 A FOLDER is a campaign's; its campaign.json names the data and the test set, whose annotations are read here alone, to measure.
 A campaign predicts the test set only in the views that it submits; the others are predicted here and kept in VIEWS.
 Choices are made by the metric that they are measured by. A campaign that is in the output file is not run again.
+With `--useless N` so many members join that find the boxes of a real one and score them by chance.
 """
 
 from __future__ import annotations
@@ -22,9 +23,12 @@ import argparse  # noqa: E402
 import json  # noqa: E402
 import time  # noqa: E402
 from collections.abc import Callable, Mapping  # noqa: E402
+from dataclasses import replace  # noqa: E402
 from pathlib import Path  # noqa: E402
 from statistics import mean, stdev  # noqa: E402
 from typing import Any  # noqa: E402
+
+import numpy as np  # noqa: E402
 
 from foldfuse.data import Dataset, read  # noqa: E402
 from foldfuse.detections import Predictions  # noqa: E402
@@ -46,6 +50,7 @@ def main() -> None:
     parser.add_argument("folders", nargs="*", type=Path)
     parser.add_argument("--views", type=Path, default=Path("study-views"), help="folder for predictions made here")
     parser.add_argument("--seconds", type=float, default=10.0, help="of the processor, for each search")
+    parser.add_argument("--useless", type=int, default=0, help="members to add that score by chance")
     parser.add_argument("--out", type=Path, default=Path("study.jsonl"))
     asked = parser.parse_args()
     rows = [json.loads(line) for line in asked.out.read_text().splitlines()] if asked.out.exists() else []
@@ -59,6 +64,8 @@ def main() -> None:
         train = read(Path(facts["data"]))
         held = {name: read_predictions(path, train) for name, path in sorted(held_names.items())}
         target = {name: target_of(folder, name, asked.views / folder.name, test) for name in held}
+        for name in list(held)[: asked.useless]:
+            held[f"useless {name}"], target[f"useless {name}"] = by_chance(held[name]), by_chance(target[name])
         row = {"data": data, "seed": seed} | {m: run(held, target, train, test, m, asked.seconds) for m in METRICS}
         rows.append(row)
         with asked.out.open("a") as file:
@@ -82,6 +89,11 @@ def target_of(folder: Path, name: str, made: Path, test: Dataset) -> Predictions
         made.mkdir(parents=True, exist_ok=True)
         write_predictions(found, path, test)
     return read_predictions(path, test)
+
+
+def by_chance(member: Predictions) -> Predictions:
+    """Its boxes, with its scores in another order."""
+    return replace(member, scores=np.random.default_rng(0).permutation(member.scores))
 
 
 def run(

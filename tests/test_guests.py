@@ -25,7 +25,7 @@ def task(tmp_path):
     target = read(write_dataset(tmp_path / "t", 6, seed=9), annotated=False)
     held = labelled.subset(range(5))
     recipe = load_recipe("efficientdet_lite0", ("image_size=64",))
-    return Task(labelled.subset(range(5, 16)), held, target, frozenset({2}), recipe, (), 0, 3)
+    return Task(labelled.subset(range(5, 16)), held, target, frozenset({2}), {"lite0": recipe}, (), 0, 3)
 
 
 @pytest.fixture
@@ -78,7 +78,7 @@ def test_foreign_predictions_that_leave_the_held_back_pictures_out_are_refused(t
 
 def a_run(folder, task, held):
     facts = {"classes": list(task.train.classes), "held": held, "seed": 4, "seconds": 9.0, "steps": 3}
-    run = Run.create(folder, task.recipe, facts)
+    run = Run.create(folder, task.recipes["lite0"], facts)
     run.save_weights({})
     return run
 

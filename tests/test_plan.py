@@ -16,7 +16,6 @@ def test_a_candidate_is_measured_at_its_size(tmp_path):
     recipe = replace(load_recipe("efficientdet_lite0"), image_size=64, batch_size=2)
     small = measured("one", recipe, dataset)
     assert 0 < small.picture < small.step
-    assert small.steps_in(10 * small.step) in (9, 10)
     large = measured("two", replace(recipe, image_size=256, batch_size=4), dataset)
     assert large.picture > small.picture
 
@@ -29,8 +28,8 @@ def test_a_plan_is_shown_and_nothing_is_written(tmp_path, capsys):
     assert none is None
     assert not out.exists()
     shown = capsys.readouterr().out
-    assert "fits" in shown
-    assert "does not fit" not in shown
+    assert "is tried" in shown
+    assert "is not tried" not in shown
     assert "train trunk-128" in shown
     assert "predict the pictures to submit" in shown
     assert "3 members; fold 0 of 5" in shown

@@ -6,16 +6,9 @@ import pytest
 
 from foldfuse.ledger import Row
 from foldfuse.recipes import load_recipe
-from foldfuse.strategy import (
-    Standing,
-    opinion_seconds,
-    outlook,
-    plan,
-    reserve,
-    search_seconds,
-    trunk_and_branches,
-    views,
-)
+from foldfuse.segments import largest_side, plan, trunks
+from foldfuse.standing import Standing
+from foldfuse.strategy import opinion_seconds, outlook, reserve, rung_by_rung, search_seconds, views
 
 RECIPE = load_recipe("efficientdet_lite0")
 
@@ -23,7 +16,7 @@ RECIPE = load_recipe("efficientdet_lite0")
 def standing(deadline=600.0, **changes):
     return Standing(
         **{
-            "recipe": RECIPE,
+            "recipes": {"lite0": RECIPE},
             "sizes": (),
             "seed": 0,
             "deadline": deadline,
@@ -52,7 +45,7 @@ def row_of(segment, now, budget, /, **changes):
     return Row(segment.name, **values | changes)
 
 
-def carried_out(now, strategy=trunk_and_branches, *, overhead=2.0, diverge=()):
+def carried_out(now, strategy=rung_by_rung, *, overhead=2.0, diverge=()):
     """The standing at the end, and [(segment, seconds)], of a campaign whose work takes fake time."""
     done = []
     while (coming := strategy(now)).segment is not None:
@@ -95,7 +88,7 @@ def test_branches_begin_where_the_trunk_ended_and_let_the_rate_fall():
 def test_larger_pictures_come_fewer_at_a_time_and_never_alone():
     assert [s.recipe.batch_size for s in plan(standing())] == [8, 8, 6]
     small = replace(RECIPE, batch_size=2)
-    assert [s.recipe.batch_size for s in plan(standing(recipe=small))] == [2, 2, 2]
+    assert [s.recipe.batch_size for s in plan(standing(recipes={"small": small}))] == [2, 2, 2]
 
 
 def test_only_sizes_that_are_allowed_are_planned():
@@ -106,14 +99,14 @@ def test_only_sizes_that_are_allowed_are_planned():
 
 def test_a_killed_segment_goes_on_and_what_it_had_counts():
     fresh = standing()
-    whole = trunk_and_branches(fresh)
+    whole = rung_by_rung(fresh)
     half = row_of(whole.segment, fresh, whole.seconds, state="running", seconds=whole.seconds / 2, result={})
-    again = trunk_and_branches(replace(fresh, used=fresh.used + whole.seconds / 2, rows=(half,)))
+    again = rung_by_rung(replace(fresh, used=fresh.used + whole.seconds / 2, rows=(half,)))
     assert again.segment == whole.segment
     assert again.seconds == pytest.approx(whole.seconds), "nothing was lost but the kill itself"
-    late = trunk_and_branches(replace(fresh, used=fresh.used + whole.seconds / 2 + 60, rows=(half,)))
+    late = rung_by_rung(replace(fresh, used=fresh.used + whole.seconds / 2 + 60, rows=(half,)))
     assert whole.seconds / 2 < late.seconds < whole.seconds, "the lost minute is shared with the branches"
-    over = trunk_and_branches(replace(fresh, used=fresh.deadline, rows=(half,)))
+    over = rung_by_rung(replace(fresh, used=fresh.deadline, rows=(half,)))
     assert (over.segment, over.seconds) == (whole.segment, whole.seconds / 2), "what was learnt is delivered"
 
 
@@ -121,7 +114,7 @@ def test_a_killed_segment_goes_on_and_what_it_had_counts():
 def test_what_is_over_is_not_trained_again(state):
     fresh = standing()
     row = row_of(plan(fresh)[0], fresh, 200.0, state=state)
-    coming = trunk_and_branches(replace(fresh, used=205.0, rows=(row,))).segment
+    coming = rung_by_rung(replace(fresh, used=205.0, rows=(row,))).segment
     assert coming.name == "branch1-320"
 
 
@@ -135,7 +128,7 @@ def test_the_first_branch_takes_the_place_of_a_trunk_that_diverged():
 def test_what_finds_no_time_is_named():
     fresh = standing(60.0, num_held=1, num_target=0)
     rows = (row_of(plan(fresh)[0], fresh, 20.0),)
-    coming = trunk_and_branches(replace(fresh, used=45.0, rows=rows))
+    coming = rung_by_rung(replace(fresh, used=45.0, rows=rows))
     assert coming.segment is None
     assert coming.left_out == ("branch1-320", "branch2-384")
 
@@ -168,3 +161,63 @@ def test_a_second_opinion_is_asked_for_where_it_takes_little_of_the_deadline():
     assert opinion_seconds(replace(now, deadline=200.0)) == 0
     assert opinion_seconds(replace(now, num_target=100_000)) == 0
     assert reserve(plan(now)[:1], now) > opinion_seconds(now)
+
+
+THREE = {"house": replace(RECIPE, detector="house"), "lite0": RECIPE, "yolov5n": load_recipe("yolov5n")}
+QUICK = {"house": 0.4, "lite0": 0.5, "yolov5n": 0.3}  # seconds of a step
+
+
+def ranked(now):
+    """The strategy of a campaign that ranks its trunks backwards, as soon as they are over."""
+    tried = [part.name for part in trunks(now)]
+    over = all(now.states.get(name) in ("done", "failed") for name in tried)
+    kept = [name for name in reversed(tried) if now.states.get(name) == "done"]
+    return replace(now, ranking=tuple(kept)) if over and len(tried) > 1 else now
+
+
+def test_with_time_several_trunks_are_compared_and_those_that_add_most_go_on():
+    now = standing(2100.0, recipes=THREE, steps=QUICK)
+    end, done = carried_out(now, lambda now: rung_by_rung(ranked(now)))
+    names = [segment.name for segment, _ in done]
+    assert names[:3] == ["trunk-house-256", "trunk-lite0-256", "trunk-yolov5n-256"]
+    assert names[3:5] == ["grown-yolov5n-320", "grown-lite0-320"]
+    assert names[5:] == ["branch1-yolov5n-320", "branch2-lite0-320", "branch3-yolov5n-384", "branch4-lite0-384"]
+    for segment, _ in done[3:]:
+        assert segment.recipe.detector == segment.name.split("-")[1].replace("lite0", "efficientdet_lite0")
+        assert segment.parent.split("-")[1] == segment.name.split("-")[1]
+    shares = [sum(s for segment, s in done if segment.rung == rung) for rung in range(3)]
+    assert [share / sum(shares) for share in shares] == pytest.approx([0.3, 0.3, 0.4], abs=0.03)
+    assert 0.0 <= end.left < 0.03 * 2100
+    assert max(segment.recipe.image_size for segment, _ in done) <= largest_side(now)
+
+
+def test_trunks_are_only_compared_where_each_gets_enough_steps():
+    assert len(trunks(standing(600.0, recipes=THREE, steps=QUICK))) == 1
+    assert len(trunks(standing(3600.0, recipes=THREE, steps={}))) == 1, "nothing was measured"
+    assert len(trunks(standing(3600.0, recipes=THREE, steps=dict.fromkeys(THREE, 4.0)))) == 1
+    many = trunks(standing(20 * 3600.0, recipes=THREE, steps=QUICK))
+    assert sorted({s.recipe.image_size for s in many}) == [256, 320], "then at a second size too"
+    assert len({s.name for s in many}) == 6
+
+
+def test_a_trunk_that_diverged_is_not_promoted():
+    now = standing(2100.0, recipes=THREE, steps=QUICK)
+    _, done = carried_out(now, lambda now: rung_by_rung(ranked(now)), diverge={"trunk-yolov5n-256"})
+    names = [segment.name for segment, _ in done]
+    assert names[3:5] == ["grown-lite0-320", "grown-house-320"]
+
+
+def test_branches_are_trained_side_by_side_and_the_trunk_is_waited_for():
+    now = standing(600.0, workers=2)
+    trunk = rung_by_rung(now).segment
+    assert rung_by_rung(replace(now, busy=frozenset({trunk.name}))).wait
+    now = replace(now, used=200.0, rows=(row_of(trunk, now, 190.0),))
+    first = rung_by_rung(now)
+    second = rung_by_rung(replace(now, busy=frozenset({first.segment.name})))
+    assert {first.segment.name, second.segment.name} == {"branch1-320", "branch2-384"}
+    alone = rung_by_rung(replace(now, workers=1))
+    assert first.seconds == pytest.approx(second.seconds)
+    assert first.seconds > 1.8 * alone.seconds
+    both = frozenset({first.segment.name, second.segment.name})
+    assert rung_by_rung(replace(now, busy=both)).wait
+    assert len(plan(standing(600.0, workers=5))) == 6, "a branch for each worker"

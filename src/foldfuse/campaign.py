@@ -1,9 +1,9 @@
 """The whole competition under one clock: fold, train, predict out-of-fold, choose views, fuse, submit.
 
-The members are branches of one trunk. The trunk trains on small pictures at a level learning rate; each branch goes on
-from its end with an image size and a seed of its own while the rate falls to 0 ("warmup-stable-decay", Hu et al.,
-"MiniCPM", arXiv:2404.06395, section 4). So every member costs a fraction of a training of its own. One fold is held back
-from all of them: what they find there is out-of-fold for each, and the ensemble is chosen on it.
+The members are branches of trunks (see `segments`): a trunk trains on small pictures at a level learning rate; branches go on
+from its end with image sizes and seeds of their own while the rate falls to 0. So every member costs a fraction of a
+training of its own. With more time several trunks are tried, and those that add most to the ensemble are promoted. One
+fold is held back from all of them: what they find there is out-of-fold for each, and the ensemble is chosen on it.
 
 From the first finished member on there is a valid submission on disk. It is only replaced by one that does better on the
 held-back fold. What was done is kept in a ledger, so that a campaign that was killed can be resumed.
@@ -35,7 +35,7 @@ from foldfuse.durations import clock_text, seconds_of
 from foldfuse.errors import InputError
 from foldfuse.ledger import Ledger
 from foldfuse.recipes import Recipe
-from foldfuse.strategy import trunk_and_branches
+from foldfuse.strategy import rung_by_rung
 from foldfuse.task import Inputs, look, read_inputs
 
 SHORTEST = 60.0  # seconds: in less not even one member can be trained, used and fused
@@ -87,11 +87,12 @@ class Asked:
         test = None if self.test is None else Path(self.test)
         return read_inputs(Path(self.data), test, self.folds if isinstance(self.folds, int) else Path(self.folds))
 
-    def member_recipe(self) -> Recipe:
-        """The recipe of all members: the first that is allowed. Raises InputError where there is none."""
-        recipe = next(iter(candidates(self.recipe, self.forbid, self.change).values()))
-        check_sizes(self.size, recipe)
-        return recipe
+    def recipes(self) -> dict[str, Recipe]:
+        """{name: recipe} of what members may be made of. Raises InputError where there is none."""
+        recipes = candidates(self.recipe, self.forbid, self.change)
+        for recipe in recipes.values():
+            check_sizes(self.size, recipe)
+        return recipes
 
 
 def campaign(
@@ -122,7 +123,8 @@ def campaign(
             held-back fold stands in.
         deadline: wall-clock time for everything, such as 10m, 2h or 1h30m.
         out: folder to make.
-        recipe: allowed for members; all by default. `foldfuse recipes` lists them.
+        recipe: allowed for members; house, efficientdet_lite0 and yolov5n by default. With little time only the first is
+            taken. `foldfuse recipes` lists them.
         forbid: recipes that are not allowed.
         size: image sizes that are allowed, in pixels; all by default.
         change: changes to the recipes, such as lr=3e-4.
@@ -178,7 +180,7 @@ def _begin(asked: Asked, start: float) -> Path:
     if out.exists() and (not out.is_dir() or {p.name for p in out.iterdir()} - _LEFT):
         again = f", or go on with --resume {out}" if (out / ledgers.NAME).is_file() else ""
         raise InputError(f"{out}: is there already. Choose another --out, or remove it{again}.")
-    asked.member_recipe()
+    asked.recipes()
     inputs = asked.inputs()
     facts: dict[str, Any] = {
         "state": "running",
@@ -201,17 +203,17 @@ def _begin(asked: Asked, start: float) -> Path:
 
 def _show_plan(asked: Asked, start: float) -> None:
     """Look at the data in a folder that is thrown away, and print the plan."""
-    seconds, recipe = seconds_of(asked.deadline), asked.member_recipe()
+    seconds, recipes = seconds_of(asked.deadline), asked.recipes()
     inputs = asked.inputs()
     with (
         tempfile.TemporaryDirectory() as folder,
         closing(ledgers.begin(Path(folder), {}, deadline=seconds, start=start)) as ledger,
     ):
-        task = look(inputs, recipe, sizes=asked.size, seed=asked.seed, ledger=ledger)
+        task = look(inputs, recipes, sizes=asked.size, seed=asked.seed, ledger=ledger)
 
     from foldfuse.plan import show  # here, so that torch is loaded after the input was found good
 
-    show(task, candidates(asked.recipe, asked.forbid, asked.change), seconds, Console())
+    show(task, seconds, Console())
 
 
 def _resume(out: Path, start: float) -> Path:
@@ -239,7 +241,7 @@ def _work(asked: Asked, inputs: Inputs, ledger: Ledger, *, new: bool) -> None:
     with ledger.beating():
         try:
             with ledger.stage("look at the data", "setup"):
-                task = look(inputs, asked.member_recipe(), sizes=asked.size, seed=asked.seed, ledger=ledger)
+                task = look(inputs, asked.recipes(), sizes=asked.size, seed=asked.seed, ledger=ledger)
                 from foldfuse.guests import welcome  # here, so that torch is loaded after the input was found good
 
                 welcome(asked.member, asked.foreign, task, ledger)
@@ -250,7 +252,7 @@ def _work(asked: Asked, inputs: Inputs, ledger: Ledger, *, new: bool) -> None:
 
         from foldfuse.stages import carry_out
 
-        carry_out(task, ledger, trunk_and_branches)
+        carry_out(task, ledger, rung_by_rung)
 
 
 _LEFT = {ledgers.LOCK, f".{ledgers.NAME}.new"}  # by a process that was killed before it wrote the ledger

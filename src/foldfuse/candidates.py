@@ -7,11 +7,13 @@ from dataclasses import replace
 from foldfuse.errors import InputError, unknown_name
 from foldfuse.recipes import RECIPES, Recipe, load_recipe
 
+EXPLORED = ("house", "efficientdet_lite0", "yolov5n")  # of different families, and cheap
+
 
 def candidates(
     recipe: tuple[str, ...] = (), forbid: tuple[str, ...] = (), change: tuple[str, ...] = ()
 ) -> dict[str, Recipe]:
-    """{name: recipe} of those allowed, in the order asked for, else of the list of recipes; each with `change` applied.
+    """{name: recipe} of those allowed, in the order asked for, else `EXPLORED`; each with `change` applied.
 
     Raises:
         InputError: a name is not known, or is allowed and forbidden, or none is left.
@@ -22,9 +24,12 @@ def candidates(
     both = [name for name in recipe if name in forbid]
     if both:
         raise InputError(f"the recipe {both[0]} is both asked for and forbidden. Take one of the two away.")
-    names = [name for name in dict.fromkeys(recipe or RECIPES) if name not in forbid]
+    names = [name for name in dict.fromkeys(recipe or EXPLORED) if name not in forbid]
     if not names:
-        raise InputError("every recipe is forbidden. Allow at least one; 'foldfuse recipes' lists them.")
+        raise InputError(
+            f"every recipe that a campaign tries by itself ({', '.join(EXPLORED)}) is forbidden. Name one that it may take with "
+            "--recipe; 'foldfuse recipes' lists them."
+        )
     return {name: load_recipe(name, change) for name in names}
 
 

@@ -43,7 +43,7 @@ def welcome(members: Sequence[str], foreign: Sequence[str], task: Task, ledger: 
     if len(names) < len(members) + len(foreign) or len({*runs, *others}) < len(names):
         raise InputError("two guests have the same name, that of their folder or file. Rename one.")
     for name in names:
-        if "@" in name or name.startswith(("trunk-", "branch")):
+        if "@" in name or name.startswith(("trunk-", "grown-", "branch")):
             raise InputError(f"a guest cannot be called {name!r}: the campaign's own members may be. Rename it.")
     for name, run in runs.items():
         _take_run(name, run, ledger)

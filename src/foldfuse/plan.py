@@ -1,9 +1,8 @@
-"""The plan of a campaign, before it begins: what each candidate costs on this machine and these pictures, and what fits."""
+"""The plan of a campaign, before it begins: what each candidate costs on this machine and these pictures, and what is tried."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -17,12 +16,13 @@ from foldfuse.durations import clock_text
 from foldfuse.images import Pictures, canvas_for
 from foldfuse.models import make_detector
 from foldfuse.recipes import Recipe
-from foldfuse.strategy import Outlook, Standing, batch_size, outlook, plan
+from foldfuse.segments import LEAST_STEPS, SCALES, plan, side, sized
+from foldfuse.standing import Standing
+from foldfuse.strategy import Outlook, outlook
 from foldfuse.task import Task
 
 STEPS = 2  # timed steps of a candidate, after one that is not timed; the faster counts
 LOOKED_AT = 16  # pictures that a candidate is measured on
-LEAST_STEPS = 100  # a trunk that gets fewer is not worth its time
 
 
 @dataclass(frozen=True)
@@ -40,10 +40,6 @@ class Cost:
     recipe: Recipe
     step: float
     picture: float
-
-    def steps_in(self, seconds: float) -> int:
-        """How many steps fit."""
-        return int(seconds / self.step)
 
 
 def measured(name: str, recipe: Recipe, dataset: Dataset) -> Cost:
@@ -71,41 +67,38 @@ def measured(name: str, recipe: Recipe, dataset: Dataset) -> Cost:
     return Cost(name, recipe, min(times[1:]), picture)
 
 
-def costs(recipes: dict[str, Recipe], sizes: Sequence[int], dataset: Dataset) -> list[Cost]:
-    """The Cost of each recipe at its own size, or at each of `sizes`."""
-    made = []
-    for name, recipe in recipes.items():
-        for side in sizes or (recipe.image_size,):
-            made.append(measured(name, replace(recipe, image_size=side, batch_size=batch_size(recipe, side)), dataset))
-    return made
+def costs(standing: Standing, dataset: Dataset) -> list[Cost]:
+    """The Cost of each recipe at the side of a trunk."""
+    return [
+        measured(name, sized(recipe, side(recipe, SCALES[0], standing)), dataset)
+        for name, recipe in standing.recipes.items()
+    ]
 
 
-def show(task: Task, recipes: dict[str, Recipe], deadline: float, console: Console) -> None:
-    """Print what each candidate costs and the plan for the first of them, and stop there."""
-    found = costs(recipes, task.sizes, task.train)
-    numbers = len(task.held), len(task.target)
+def show(task: Task, deadline: float, console: Console) -> None:
+    """Print what each candidate costs and the plan, and stop there."""
+    standing = Standing(task.recipes, task.sizes, task.seed, deadline, 0.0, len(task.held), len(task.target))
+    found = costs(standing, task.train)
+    standing = replace(standing, steps={cost.name: cost.step for cost in found}, cost=found[0].picture)
+    planned = plan(standing)
+    tried = {part.recipe.detector for part in planned}
     table = Table(title="Candidates, measured here", title_justify="left")
-    for head in ("recipe", "px", "batch", "s a step", "s a picture", "steps in its time", "verdict"):
+    for head in ("recipe", "px", "batch", "s a step", "s a picture", f"{LEAST_STEPS} steps take", "verdict"):
         words = head in ("recipe", "verdict")
         table.add_column(head, justify="left" if words else "right", no_wrap=head == "recipe")
     for cost in found:
-        standing = Standing(cost.recipe, task.sizes, task.seed, deadline, 0.0, *numbers, cost=cost.picture)
-        trunk = outlook(standing).segments[0].seconds
-        steps = cost.steps_in(trunk)
-        verdict = "fits" if steps >= LEAST_STEPS else f"does not fit: {steps} steps, under {LEAST_STEPS}"
         table.add_row(
             escape(cost.name),
             str(cost.recipe.image_size),
             str(cost.recipe.batch_size),
             f"{cost.step:.2f}",
             f"{cost.picture:.3f}",
-            str(steps),
-            verdict,
+            clock_text(LEAST_STEPS * cost.step),
+            "is tried" if cost.recipe.detector in tried else "is not tried: there is too little time",
         )
     console.print(table)
-    standing = Standing(task.recipe, task.sizes, task.seed, deadline, 0.0, *numbers, cost=found[0].picture)
-    console.print(table_of(outlook(standing), f"The plan for {clock_text(deadline)}, all members {found[0].name}"))
-    console.print(f"{len(plan(standing))} members; fold 0 of {task.num_folds} is held back from all of them.")
+    console.print(table_of(outlook(standing), f"The plan for {clock_text(deadline)}"))
+    console.print(f"{len(planned)} members; fold 0 of {task.num_folds} is held back from all of them.")
 
 
 def table_of(ahead: Outlook, title: str) -> Table:

@@ -21,12 +21,15 @@ from foldfuse.formats import read_predictions, write_predictions
 from foldfuse.images import Pictures
 from foldfuse.ledger import Ledger, Row
 from foldfuse.opinion import second_opinion
-from foldfuse.plan import table_of
+from foldfuse.plan import costs, table_of
 from foldfuse.predict import load_detector, predict_views
 from foldfuse.progress import bar
+from foldfuse.promotion import by_gain
 from foldfuse.run import Run
 from foldfuse.score import score_predictions
-from foldfuse.strategy import FINISH, VIEWS, Segment, Standing, Strategy, opinion_seconds, outlook, plan, views
+from foldfuse.segments import COMPARED_FROM, largest_side, trunks
+from foldfuse.standing import Segment, Standing
+from foldfuse.strategy import FINISH, VIEWS, Strategy, opinion_seconds, outlook, views
 from foldfuse.task import Task
 from foldfuse.train import run_facts, train_run
 
@@ -38,14 +41,9 @@ def carry_out(task: Task, ledger: Ledger, strategy: Strategy) -> None:
     ledger.tell(machine=machine.facts(), state="running")
     publish(ledger)
     found = recalled(task, ledger)
+    if ledger.fact("plan") is None:
+        begin(task, ledger)
     keep_plan(task, ledger)
-    if not ledger.rows():
-        Console(stderr=True).print(table_of(outlook(standing(task, ledger)), "The plan"))
-        sides = [p.recipe.image_size for p in plan(standing(task, ledger))]
-        ledger.note(
-            f"The plan: a trunk at {sides[0]} px, then {len(sides) - 1} branches at "
-            f"{', '.join(map(str, sides[1:]))} px, each with its own seed."
-        )
     try:
         conduct(task, ledger, strategy, found)
     except KeyboardInterrupt:
@@ -66,6 +64,36 @@ def carry_out(task: Task, ledger: Ledger, strategy: Strategy) -> None:
     refresh_report(ledger)
 
 
+def begin(task: Task, ledger: Ledger) -> None:
+    """Measure what the candidates cost where there is time to compare them, and show the plan."""
+    if ledger.deadline >= COMPARED_FROM and len(task.recipes) > 1:
+        with ledger.stage("measure the candidates", "setup"):
+            found = costs(standing(task, ledger), task.train)
+        ledger.tell(steps={cost.name: round(cost.step, 4) for cost in found})
+        told = ", ".join(f"{cost.name} {cost.step:.2f}" for cost in found)
+        ledger.note(f"Seconds of a step as a trunk, measured here: {told}.")
+    ahead = outlook(standing(task, ledger))
+    Console(stderr=True).print(table_of(ahead, "The plan"))
+    ledger.note(f"The plan: {', then '.join(part.name for part in ahead.segments)}.")
+
+
+def promote(task: Task, ledger: Ledger, found: Found) -> None:
+    """Once all trunks are over, write down which of them add most to the ensemble: those go on."""
+    now = standing(task, ledger)
+    tried = [part.name for part in trunks(now)]
+    over = all(now.states.get(name) in ("done", "failed") for name in tried)
+    if len(tried) < 2 or now.ranking or not over:
+        return
+    members = {name: found.held[f"{name}@{VIEWS[0]}"] for name in tried if now.states[name] == "done"}
+    if not members:
+        return
+    with ledger.stage("compare the trunks", "fuse"):
+        ranking = by_gain(members, task.held, metric="ap50")
+    ledger.tell(ranking=[name for name, _ in ranking])
+    told = "; ".join(f"with {name} {value:.3f}" for name, value in ranking)
+    ledger.note(f"The trunks by what they add to AP50 of the ensemble out-of-fold, one after another: {told}.")
+
+
 def conduct(task: Task, ledger: Ledger, strategy: Strategy, found: Found) -> None:
     """Do what the strategy says, one segment after another; each new member may bring a better submission.
 
@@ -77,6 +105,7 @@ def conduct(task: Task, ledger: Ledger, strategy: Strategy, found: Found) -> Non
         for row in ledger.rows():
             if row.state == "trained":
                 predict_held(row, task, ledger, found)
+        promote(task, ledger, found)
         coming = strategy(standing(task, ledger))
         if coming.segment is None:
             break
@@ -86,7 +115,7 @@ def conduct(task: Task, ledger: Ledger, strategy: Strategy, found: Found) -> Non
             refresh_report(ledger)
             continue  # that took time: the strategy is asked again
         if pictures is None:
-            longest = round(max(p.recipe.image_size for p in plan(standing(task, ledger))) * 1.1)
+            longest = round(largest_side(standing(task, ledger)) * 1.1)
             with ledger.stage("decode the pictures", "setup"):
                 pictures = Pictures.of(task.train.samples, longest=longest)
             continue
@@ -117,8 +146,18 @@ def keep_plan(task: Task, ledger: Ledger) -> None:
 
 def standing(task: Task, ledger: Ledger) -> Standing:
     """What a strategy looks at, as it is now."""
-    numbers = len(task.held), len(task.target)
-    return Standing(task.recipe, task.sizes, task.seed, ledger.deadline, ledger.used, *numbers, ledger.rows())
+    return Standing(
+        recipes=task.recipes,
+        sizes=task.sizes,
+        seed=task.seed,
+        deadline=ledger.deadline,
+        used=ledger.used,
+        num_held=len(task.held),
+        num_target=len(task.target),
+        rows=ledger.rows(),
+        steps=ledger.fact("steps") or {},
+        ranking=tuple(ledger.fact("ranking") or ()),
+    )
 
 
 def replace_row(row: Row, **changes: Any) -> Row:

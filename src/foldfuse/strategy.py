@@ -1,4 +1,4 @@
-"""Strategies: what a campaign trains next, as functions of what the ledger knows and of the time. No torch, no files.
+"""Strategies: what a campaign trains next and for how long, from where it stands. No torch, no files.
 
 A strategy is asked again whenever something has been done. It names the next segment and the seconds it may train, or
 says that training is over. Because it keeps nothing in mind, a campaign that was killed goes on where it was.
@@ -9,89 +9,19 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from foldfuse.ledger import Row
-from foldfuse.recipes import Recipe
+from foldfuse.segments import level, plan, sized
+from foldfuse.standing import Segment, Standing
 from foldfuse.tta import View, parse_views
 
 MARGIN = 0.01  # share of the deadline kept free at the end, against surprises
 FINISH = 5.0  # seconds for the last submission and report
 VIEWS = parse_views(["1", "1+hflip", "1.25"])
-TRUNK_SHARE = 0.5  # of the training time; the branches share the rest alike
 PREDICTING_SHARE = 0.3  # of the deadline: predictions that would need more are done with fewer views
 SHORTEST = 5.0  # seconds: with less a member is not begun
 CROPS_LEARNT, CROPS_PER_PICTURE = 1500, 30  # what the second opinion looks at
 CROP_COST = 0.007  # seconds of one crop: seen on one slow core
 OPINION_SHARE = 0.1  # of the deadline: a second opinion that would need more is not asked for
 PIXEL_COST = 0.03 / 256**2  # seconds of one pixel's prediction, until one has been measured
-
-
-@dataclass(frozen=True)
-class Segment:
-    """A piece of training that ends with a member.
-
-    Attributes:
-        name: of the member, and of its folder.
-        recipe: how it is trained.
-        seed: of its random choices.
-        share: how much of the training time it is to have, against others of the same plan.
-        parent: the segment whose last state it begins with; None for a start from the recipe's weights.
-        fold: that it does not learn from.
-    """
-
-    name: str
-    recipe: Recipe
-    seed: int
-    share: float
-    parent: str | None = None
-    fold: int = 0
-
-
-@dataclass(frozen=True)
-class Standing:
-    """All that a strategy looks at.
-
-    Attributes:
-        recipe: that members are made of.
-        sizes: image sizes that are allowed; empty for all.
-        seed: of every random choice.
-        deadline, used: seconds.
-        num_held, num_target: pictures that each member predicts: those held back, and those to submit.
-        rows: the segments so far.
-        cost: seconds that one picture takes in one view at the recipe's size, where a plan has measured it.
-        busy: names of segments that are being trained at this moment elsewhere; a strategy names another one, or waits.
-        workers: how many segments can be trained at once.
-    """
-
-    recipe: Recipe
-    sizes: tuple[int, ...]
-    seed: int
-    deadline: float
-    used: float
-    num_held: int
-    num_target: int
-    rows: tuple[Row, ...] = ()
-    cost: float | None = None
-    busy: frozenset[str] = frozenset()
-    workers: int = 1
-
-    @property
-    def pictures(self) -> int:
-        """How many each member predicts."""
-        return self.num_held + self.num_target
-
-    @property
-    def left(self) -> float:
-        """Seconds until the deadline."""
-        return self.deadline - self.used
-
-    @property
-    def states(self) -> Mapping[str, str]:
-        """{segment: its state}."""
-        return {row.name: row.state for row in self.rows}
-
-    def row(self, name: str) -> Row | None:
-        """What the ledger knows of a segment; None where it has not begun."""
-        return next((row for row in self.rows if row.name == name), None)
 
 
 @dataclass(frozen=True)
@@ -114,75 +44,51 @@ class Next:
 Strategy = Callable[[Standing], Next]
 
 
-def trunk_and_branches(standing: Standing) -> Next:
-    """The trunk, then its branches, each with its share of the time that is left for training."""
-    planned, states = plan(standing), standing.states
-    for i, part in enumerate(planned):
-        if states.get(part.name, "running") != "running":
-            continue
-        row = standing.row(part.name)
-        had = row.seconds if row is not None else 0.0
-        seconds = training_seconds(planned[i:], standing)
-        if seconds < SHORTEST and not had:
-            return Next(None, left_out=tuple(p.name for p in planned[i:]))
-        if row is None and part.parent is not None and states[part.parent] == "failed":
-            part = adopted(part, standing)
-        return Next(part, max(seconds, had))
-    return Next(None)
+def rung_by_rung(standing: Standing) -> Next:
+    """The first segment of the plan that is not over nor busy, with its share of the time that is left for training."""
+    planned = plan(standing)
+    open_now = [part for part in planned if standing.states.get(part.name, "running") == "running"]
+    free = [part for part in open_now if part.name not in standing.busy]
+    if not free:
+        return Next(None, wait=bool(open_now))
+    part = free[0]
+    if part.rung > open_now[0].rung:
+        return Next(None, wait=True)
+    row = standing.row(part.name)
+    had = row.seconds if row is not None else 0.0
+    seconds = training_seconds(part, open_now, standing)
+    if seconds < SHORTEST and not had:
+        return Next(None, left_out=tuple(p.name for p in free), wait=len(free) < len(open_now))
+    if row is None and part.parent is not None and standing.states[part.parent] == "failed":
+        part = adopted(part, standing)
+    return Next(part, max(seconds, had))
 
 
 def adopted(part: Segment, standing: Standing) -> Segment:
-    """A branch whose trunk failed: it goes on from the first that did not fail, or is a trunk itself."""
-    whole = next((row.name for row in standing.rows if row.state == "done" and row.kind == "train"), None)
-    if whole is not None:
-        return replace(part, parent=whole)
-    own = replace(standing.recipe, image_size=part.recipe.image_size, batch_size=part.recipe.batch_size)
-    return replace(part, recipe=level(own), parent=None)
+    """What was to go on from a segment that failed: it goes on from the first of its detector that did not, or is a trunk."""
+    whole = [row for row in standing.rows if row.state == "done" and row.kind == "train"]
+    near = next((row.name for row in whole if row.recipe["detector"] == part.recipe.detector), None)
+    if near is not None:
+        return replace(part, parent=near)
+    own = next(r for r in standing.recipes.values() if r.detector == part.recipe.detector)
+    return replace(part, recipe=level(sized(own, part.recipe.image_size)), parent=None)
 
 
-def plan(standing: Standing) -> tuple[Segment, ...]:
-    """The trunk first, then its branches: sizes around the recipe's, each with a seed of its own."""
-    recipe, size = standing.recipe, standing.recipe.image_size
-    sides = [max(128, round(size * 0.8 / 32) * 32), size, round(size * 1.2 / 32) * 32]
-    if standing.sizes:
-        sides = [min(standing.sizes, key=lambda allowed: (abs(allowed - side), allowed)) for side in sides]
-    made: list[Segment] = []
-    for i, side in enumerate(sides):
-        own = replace(recipe, image_size=side, batch_size=batch_size(recipe, side))
-        seed = standing.seed * 1000 + i
-        if i == 0:
-            made.append(Segment(f"trunk-{side}", level(own), seed, TRUNK_SHARE))
-        else:
-            share = (1 - TRUNK_SHARE) / (len(sides) - 1)
-            made.append(Segment(f"branch{i}-{side}", falling(own), seed, share, parent=made[0].name))
-    return tuple(made)
+def training_seconds(part: Segment, coming: Sequence[Segment], standing: Standing) -> float:
+    """Seconds that `part` may train in all: what it had, and its share of what is left for training.
 
-
-def level(recipe: Recipe) -> Recipe:
-    """The recipe of a trunk: the learning rate stays up."""
-    return replace(recipe, decay_from=1.0)
-
-
-def falling(recipe: Recipe) -> Recipe:
-    """The recipe of what goes on from a trunk: the learning rate falls to 0."""
-    return replace(recipe, warmup=0.0, decay_from=0.0, mosaic_until=min(0.4, recipe.mosaic_until))
-
-
-def batch_size(recipe: Recipe, side: int) -> int:
-    """Pictures of a step at another size. Its memory goes with the pixels: larger pictures come fewer at a time."""
-    return max(2, min(recipe.batch_size, round(recipe.batch_size * (recipe.image_size / side) ** 2)))
-
-
-def training_seconds(parts: Sequence[Segment], standing: Standing) -> float:
-    """Seconds that the first of `parts` may train in all: what it had, and its share of what is left for training.
-
-    What a segment that was killed had already counts against its share.
+    What a segment that was killed had already counts against its share. Segments of one rung are trained side by side
+    where there are workers for them.
     """
-    row = standing.row(parts[0].name)
+    row = standing.row(part.name)
     had = row.seconds if row is not None else 0.0
-    share = parts[0].share * (1 - had / row.budget if row is not None and row.budget else 1)
-    free = standing.left - reserve(parts, standing)
-    return had + free * share / (share + sum(p.share for p in parts[1:]))
+    share = part.share * (1 - had / row.budget if row is not None and row.budget else 1)
+    free = standing.left - reserve(coming, standing)
+    rungs: dict[int, list[float]] = {}
+    for other in coming:
+        rungs.setdefault(other.rung, []).append(share if other is part else other.share)
+    rounds = sum(sum(shares) / min(standing.workers, len(shares)) for shares in rungs.values())
+    return had + free * share / rounds
 
 
 def reserve(parts: Sequence[Segment], standing: Standing) -> float:
@@ -208,7 +114,8 @@ def cost_of(part: Segment, standing: Standing) -> float:
     measured = {row.name: row for row in standing.rows if "cost" in row.result and row.recipe}
     if part.name in measured:
         return float(measured[part.name].result["cost"])
-    per_pixel = [row.result["cost"] / row.recipe["image_size"] ** 2 for row in measured.values()]
+    alike = [row for row in measured.values() if row.recipe["detector"] == part.recipe.detector]
+    per_pixel = [row.result["cost"] / row.recipe["image_size"] ** 2 for row in alike or measured.values()]
     guess = PIXEL_COST if standing.cost is None else standing.cost / standing.recipe.image_size**2
     return part.recipe.image_size**2 * (max(per_pixel) if per_pixel else guess)
 
@@ -249,10 +156,10 @@ class Outlook:
 
 
 def outlook(standing: Standing) -> Outlook:
-    """The plan of trunk and branches as it is now: what is over as it was, what is to come as it is planned."""
+    """The plan as it is now: what is over as it was, what is to come as it is planned."""
     planned = plan(standing)
     coming = [part for part in planned if standing.states.get(part.name, "running") == "running"]
-    seconds = max(0.0, training_seconds(coming, standing)) if coming else 0.0
+    seconds = max(0.0, training_seconds(coming[0], coming, standing)) if coming else 0.0
     parts = []
     for part in planned:
         row = standing.row(part.name)

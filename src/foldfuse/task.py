@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,7 +46,7 @@ class Task:
         held: annotated pictures that no member learns from: the ensemble is chosen on them.
         target: pictures to predict for the submission, without annotations.
         unseen: image ids of `target` whose pictures cannot be decoded; they are submitted as empty.
-        recipe: of all members, but for image size and seed.
+        recipes: {name: recipe} that members may be made of, but for image size and seed; the one to begin with first.
         sizes: image sizes that are allowed; empty for all.
         seed: of every random choice.
         num_folds: of which fold 0 is held back.
@@ -55,7 +56,7 @@ class Task:
     held: Dataset
     target: Dataset
     unseen: frozenset[int]
-    recipe: Recipe
+    recipes: Mapping[str, Recipe]
     sizes: tuple[int, ...]
     seed: int
     num_folds: int
@@ -83,7 +84,7 @@ def read_inputs(data: Path, test: Path | None, folds: int | Path) -> Inputs:
     return Inputs(labelled, target, made)
 
 
-def look(inputs: Inputs, recipe: Recipe, *, sizes: tuple[int, ...], seed: int, ledger: Ledger) -> Task:
+def look(inputs: Inputs, recipes: Mapping[str, Recipe], *, sizes: tuple[int, ...], seed: int, ledger: Ledger) -> Task:
     """The task. Pictures that cannot be decoded are left out; they and the folds are looked for once in a campaign.
 
     Raises:
@@ -111,7 +112,7 @@ def look(inputs: Inputs, recipe: Recipe, *, sizes: tuple[int, ...], seed: int, l
             f"with {held.num_boxes} boxes held back (fold 0 of {split.k}) to choose the ensemble on; {len(target)} to predict."
         )
         ledger.tell(looked=True)
-    return Task(train, held, target, unseen, recipe, sizes, seed, split.k)
+    return Task(train, held, target, unseen, recipes, sizes, seed, split.k)
 
 
 def _look(inputs: Inputs, seed: int, ledger: Ledger) -> None:

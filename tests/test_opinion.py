@@ -37,7 +37,9 @@ def campaign(tmp_path):
     labelled = read(write_dataset(tmp_path / "d", 14))
     target = read(write_dataset(tmp_path / "t", 4, seed=9), annotated=False)
     recipe = load_recipe("efficientdet_lite0", ("image_size=64",))
-    task = Task(labelled.subset(range(6, 14)), labelled.subset(range(6)), target, frozenset({2}), {"lite0": recipe}, (), 0, 3)
+    task = Task(
+        labelled.subset(range(6, 14)), labelled.subset(range(6)), target, frozenset({2}), {"lite0": recipe}, (), 0, 3
+    )
     (tmp_path / "out").mkdir()
     ledger = begin(tmp_path / "out", {}, deadline=600, start=time.monotonic())
     seen = target.subset(set(target.image_ids) - {2})

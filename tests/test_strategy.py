@@ -8,7 +8,16 @@ from foldfuse.ledger import Row
 from foldfuse.recipes import load_recipe
 from foldfuse.segments import largest_side, plan, trunks
 from foldfuse.standing import Standing
-from foldfuse.strategy import opinion_seconds, outlook, reserve, rung_by_rung, search_seconds, views
+from foldfuse.strategy import (
+    looks,
+    opinion_seconds,
+    outlook,
+    owed_seconds,
+    reserve,
+    rung_by_rung,
+    search_seconds,
+    views,
+)
 
 RECIPE = load_recipe("efficientdet_lite0")
 
@@ -54,12 +63,13 @@ def carried_out(now, strategy=rung_by_rung, *, overhead=2.0, diverge=()):
         had = before.seconds if before else 0.0
         cost = 0.03 * (segment.recipe.image_size / 256) ** 2
         state = "failed" if segment.name in diverge else "done"
-        taken = seconds - had + overhead + cost * now.pictures * sum(v.scale**2 for v in views(now))
+        taken = seconds - had + overhead + cost * (now.num_held * looks(now) + now.num_target)
         row = row_of(segment, now, seconds, state=state, result={"cost": cost} if state == "done" else {})
         rows = [r for r in now.rows if r.name != segment.name]
         now = replace(now, used=now.used + taken, rows=(*rows, row))
         done.append((segment, seconds))
-    return replace(now, used=now.used + search_seconds(now.deadline) + opinion_seconds(now)), done
+    late = owed_seconds(now) + search_seconds(now.deadline) + opinion_seconds(now)
+    return replace(now, used=now.used + late), done
 
 
 @pytest.mark.parametrize("deadline", [120.0, 600.0, 3600.0])

@@ -92,10 +92,26 @@ def training_seconds(part: Segment, coming: Sequence[Segment], standing: Standin
 
 
 def reserve(parts: Sequence[Segment], standing: Standing) -> float:
-    """Seconds that must be kept for all but the training of `parts`: their predictions, the choice, the delivery."""
-    per_picture = sum(cost_of(part, standing) for part in parts) * sum(v.scale**2 for v in views(standing))
+    """Seconds that must be kept for all but the training of `parts`: predictions, the choice, the delivery."""
+    per_picture = sum(cost_of(part, standing) for part in parts) * looks(standing)
     held_back = MARGIN * standing.deadline + FINISH + search_seconds(standing.deadline) + 4.0 * len(parts)
-    return held_back + opinion_seconds(standing) + standing.pictures * per_picture
+    owed = owed_seconds(standing)
+    return held_back + opinion_seconds(standing) + owed + standing.pictures * per_picture
+
+
+def looks(standing: Standing) -> float:
+    """How many plain views a picture's views cost."""
+    return sum(v.scale**2 for v in views(standing))
+
+
+def owed_seconds(standing: Standing) -> float:
+    """Seconds for the views of the pictures to submit that members which are done have not been asked for yet.
+
+    Before the last choice members are asked for their plain views alone.
+    """
+    done = [row for row in standing.rows if row.state == "done" and "cost" in row.result]
+    more = max(0.0, looks(standing) - VIEWS[0].scale ** 2)
+    return float(standing.num_target * more * sum(row.result["cost"] for row in done))
 
 
 def search_seconds(deadline: float) -> float:
@@ -169,11 +185,10 @@ def outlook(standing: Standing) -> Outlook:
         else:
             spent, state = seconds * part.share / coming[0].share, "planned" if row is None else row.state
         parts.append(Part(part.name, part.recipe.image_size, part.recipe.batch_size, state, round(spent, 1)))
-    looks = sum(v.scale**2 for v in views(standing))
-    each = sum(cost_of(part, standing) for part in coming) * looks
+    each = sum(cost_of(part, standing) for part in coming) * looks(standing)
     reserved = {
         "predict the held-back pictures": standing.num_held * each,
-        "predict the pictures to submit": standing.num_target * each,
+        "predict the pictures to submit": standing.num_target * each + owed_seconds(standing),
         "choose the ensemble": search_seconds(standing.deadline),
         "a second opinion": opinion_seconds(standing),
         "the rest": MARGIN * standing.deadline + FINISH + 4.0 * len(coming),

@@ -124,3 +124,28 @@ def test_a_campaign_keeps_its_deadline_and_leaves_a_valid_submission(data, tmp_p
     assert all(row["file_name"] in page for row in facts["left_out"])
     assert facts["members"]
     assert not list(out.rglob(".*")), "a temporary file was left"
+
+
+@pytest.mark.slow
+def test_with_several_trunks_those_that_add_most_go_on(data, tmp_path, monkeypatch):
+    monkeypatch.setattr("foldfuse.stages.COMPARED_FROM", 0.0)
+    monkeypatch.setattr("foldfuse.segments.LEAST_STEPS", 1)
+    monkeypatch.setattr("foldfuse.strategy.SHORTEST", 0.1)
+    out = tmp_path / "out"
+    options = ["--deadline", "75s", "--out", str(out), "--folds", "3"]
+    changes = ["--change", "image_size=128", "--change", "batch_size=2"]
+    recipes = ["--recipe", "house", "--recipe", "yolov5n"]
+    assert cli.main(["campaign", str(data), *options, *changes, *recipes]) == 0
+    facts = json.loads((out / "campaign.json").read_text())
+    rows = {row["name"]: row for row in facts["segments"]}
+    trunks = [name for name in rows if name.startswith("trunk-")]
+    assert sorted(trunks) == sorted(facts["ranking"])
+    grown = [row["parent"] for name, row in rows.items() if name.startswith("grown-")]
+    assert grown == facts["ranking"][: len(grown)]
+    assert len(trunks) > len(grown) == 2
+    for name, row in rows.items():
+        if name.startswith("branch"):
+            assert row["parent"].startswith("grown-")
+            assert row["recipe"]["detector"] == rows[row["parent"]]["recipe"]["detector"]
+    assert any("add to AP50 of the ensemble" in note for note in facts["notes"])
+    assert (out / "submission.csv").is_file()

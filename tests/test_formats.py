@@ -18,7 +18,7 @@ from foldfuse.cli import main
 from foldfuse.data import Dataset, Sample, read
 from foldfuse.detections import Detections, Predictions
 from foldfuse.errors import InputError
-from foldfuse.formats import FORMATS, read_predictions, read_stated, write_predictions
+from foldfuse.formats import FORMATS, read_predictions, read_stated, read_told, write_predictions
 
 WIDTH, HEIGHT = 200, 100
 # Ids, file names and category ids that have nothing to do with positions, so that none can stand in for another.
@@ -180,6 +180,21 @@ def test_coco_results_may_name_the_picture_otherwise(tmp_path: Path, image_id: i
     assert found[3].boxes.tolist() == [[1, 2, 4, 6]]
     assert found[3].labels.tolist() == [1]
     assert len(found[7]) == len(found[11]) == 0
+
+
+def test_what_stands_there_twice_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    row = {"image_id": DATASET.image_ids[0], "category_id": DATASET.category_ids[0], "bbox": [1, 2, 3, 4], "score": 0.5}
+    other = row | {"score": 0.25}
+    path = tmp_path / "twice.json"
+    path.write_text(json.dumps([row, other, row]))
+    found = read_told(path, DATASET)
+    assert len(found.boxes) == 3
+    assert f"1 of 3 boxes stand there again with the same class and score, such as in image id {row['image_id']}" in (
+        capsys.readouterr().err
+    )
+    path.write_text(json.dumps([row, other]))
+    read_told(path, DATASET)
+    assert "again" not in capsys.readouterr().err
 
 
 def text_file(folder: Path, text: str) -> Path:

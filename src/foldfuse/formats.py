@@ -62,9 +62,19 @@ def read_predictions(path: Path, dataset: Dataset, *, format: str | None = None)
 
 
 def read_told(path: Path, dataset: Dataset, *, read_as: str | None = None) -> Predictions:
-    """As `read_predictions`; what the file was read as is told on standard error. For commands."""
+    """As `read_predictions`; what the file was read as, and what it says twice, is told on standard error. For commands."""
     found, sniffed = read_stated(path, dataset, format=read_as)
     print(f"{path}: {sniffed}.", file=sys.stderr)
+    columns = found.image_index, found.labels, found.scores, *found.boxes.T
+    first = np.unique(np.stack(columns, 1), axis=0, return_index=True)[1]
+    again = np.setdiff1d(np.arange(len(found.boxes)), first)
+    if len(again):
+        image_id = found.image_ids[found.image_index[again[0]]]
+        print(
+            f"{path}: {len(again)} of {len(found.boxes)} boxes stand there again with the same class and score, such as in image id "
+            f"{image_id}. They are kept; if two files were joined, give them one by one.",
+            file=sys.stderr,
+        )
     return found
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from foldfuse.detections import Detections, Predictions
@@ -16,12 +16,13 @@ from foldfuse.ensemble import Built, Ensemble, apply, build
 from foldfuse.files import atomic, atomic_folder
 from foldfuse.formats import write_predictions
 from foldfuse.ledger import Ledger, Row
+from foldfuse.metrics import measure
 from foldfuse.predict import load_detector, predict_views
 from foldfuse.progress import bar
 from foldfuse.report import report
 from foldfuse.run import Run
 from foldfuse.score import Score, score_predictions
-from foldfuse.strategy import VIEWS, search_seconds
+from foldfuse.strategy import FINISH, VIEWS, search_seconds
 from foldfuse.submit import write_submission
 from foldfuse.task import Task
 from foldfuse.tta import View
@@ -60,6 +61,7 @@ def submit_best(task: Task, ledger: Ledger, found: Found, *, last: bool) -> None
     with ledger.stage("choose the ensemble", "fuse"):
         seconds = search_seconds(ledger.deadline) if last else FIRST_SEARCH
         built = build(candidates, task.held, metric="ap50", seconds=seconds, seed=task.seed)
+        built = affordable(built, candidates, task, ledger, found)
     if found.score is not None and built.score <= found.score:
         ledger.note(
             f"The ensemble with the new member scores AP50 {built.score:.3f} out-of-fold, no more than before: kept."
@@ -73,6 +75,34 @@ def submit_best(task: Task, ledger: Ledger, found: Found, *, last: bool) -> None
         describe(built, score, ledger)
     found.unchosen.clear()
     ledger.tell(chosen_from=sorted({name.split("@")[0] for name in found.held}))
+
+
+def affordable(built: Built, candidates: Mapping[str, Predictions], task: Task, ledger: Ledger, found: Found) -> Built:
+    """The choice without the members' views that would take longer than there is time for.
+
+    Those go first that bring the least weight for each second that it takes to predict the pictures to submit.
+    """
+    costs = {row.name: float(row.result.get("cost", 0.0)) for row in ledger.rows()}
+    seconds = {
+        name: len(task.target) * costs[name.split("@")[0]] * View.parse(name.split("@")[1]).scale ** 2
+        for name in built.ensemble.weights
+        if name not in found.target
+    }
+    weights, free = dict(built.ensemble.weights), ledger.left - FINISH
+    dear = sorted(seconds, key=lambda name: weights[name] / max(seconds[name], 1e-9))
+    while dear and len(weights) > 1 and sum(seconds.get(name, 0.0) for name in weights) > free:
+        del weights[dear.pop(0)]
+    dropped = [name for name in built.ensemble.weights if name not in weights]
+    if not dropped:
+        return built
+    kept = replace(
+        built.ensemble,
+        weights=weights,
+        powers={name: power for name, power in built.ensemble.powers.items() if name in weights},
+    )
+    ledger.note(f"Left out of the ensemble, since predicting with it would take too long: {', '.join(dropped)}.")
+    score = measure(apply(kept, candidates), task.held, metric=built.metric)
+    return replace(built, ensemble=kept, score=score)
 
 
 def deliver(built: Built, held: Predictions, task: Task, ledger: Ledger, found: Found) -> Score:

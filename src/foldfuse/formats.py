@@ -71,8 +71,8 @@ def read_told(path: Path, dataset: Dataset, *, read_as: str | None = None) -> Pr
     if len(again):
         image_id = found.image_ids[found.image_index[again[0]]]
         print(
-            f"{path}: {len(again)} of {len(found.boxes)} boxes stand there again with the same class and score, such as in image id "
-            f"{image_id}. They are kept; if two files were joined, give them one by one.",
+            f"{path}: {len(again)} of {len(found.boxes)} boxes stand there again with the same class and score, such as in "
+            f"image id {image_id}. They are kept; if two files were joined, give them one by one.",
             file=sys.stderr,
         )
     return found

@@ -19,7 +19,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -110,6 +110,7 @@ def campaign(
     foreign: tuple[str, ...] = (),
     seed: int = 0,
     resume: Path | None = None,
+    ray: str | None = None,
     plan: bool = False,
 ) -> Path | None:
     """Make the best submission that can be had by the deadline; the folder that holds it comes back, None for a plan.
@@ -134,12 +135,15 @@ def campaign(
         foreign: HELD:TEST, another toolkit's predictions of the pictures held back and of the test pictures, in any format
             that `fuse` takes; they join the ensemble.
         seed: of every random choice.
-        resume: folder of a campaign that was stopped, to go on with what it was asked; given alone. The time that it has
-            worked counts against its deadline, the time that it lay still does not.
+        resume: folder of a campaign that was stopped, to go on with what it was asked; given alone, or with `ray`. The time
+            that it has worked counts against its deadline, the time that it lay still does not.
+        ray: address of a running Ray cluster, such as 10.0.0.1:6379, or auto for the one of this machine: its nodes train
+            the members. Needs foldfuse[ray].
         plan: only measure the candidates, show the plan, and stop.
 
     Raises:
-        InputError: the data cannot be used, the deadline is too short, the folder is in use, or the disk is full.
+        InputError: the data cannot be used, the deadline is too short, the folder is in use, the disk is full, or there is
+            no such cluster.
     """
     start = time.monotonic()
     asked = Asked(
@@ -159,17 +163,32 @@ def campaign(
     machine.tune()
     if resume is not None:
         if asked != Asked():
-            raise InputError(f"--resume {resume} goes on with what the campaign was asked. Give it alone.")
-        return _resume(Path(resume), start)
+            raise InputError(
+                f"--resume {resume} goes on with what the campaign was asked. Give it alone, or with --ray."
+            )
+        with _joined(ray):
+            return _resume(Path(resume), start, clustered=ray is not None)
     if asked.data is None:
         raise InputError("no data is given. Give a COCO JSON or a folder with a train.json; or --resume DIR.")
     if plan:
+        if ray is not None:
+            raise InputError("--plan measures this machine, not the nodes of a cluster. Leave out --ray.")
         _show_plan(asked, start)
         return None
-    return _begin(asked, start)
+    with _joined(ray):
+        return _begin(asked, start, clustered=ray is not None)
 
 
-def _begin(asked: Asked, start: float) -> Path:
+def _joined(ray: str | None) -> AbstractContextManager[None]:
+    """While it lasts, this process is part of the Ray cluster at an address; of none where there is no address."""
+    if ray is None:
+        return nullcontext()
+    from foldfuse.cluster import joined  # here: it loads torch, and nobody else needs Ray
+
+    return joined(ray)
+
+
+def _begin(asked: Asked, start: float, *, clustered: bool) -> Path:
     """Check what is asked, make the folder, and work in it."""
     seconds = seconds_of(asked.deadline)
     if seconds < SHORTEST:
@@ -197,7 +216,7 @@ def _begin(asked: Asked, start: float) -> Path:
     with _full_disk_told(out):
         out.mkdir(parents=True, exist_ok=True)
         with ledgers.held_alone(out), closing(ledgers.begin(out, facts, deadline=seconds, start=start)) as ledger:
-            _work(asked, inputs, ledger, new=True)
+            _work(asked, inputs, ledger, new=True, clustered=clustered)
     return out
 
 
@@ -216,7 +235,7 @@ def _show_plan(asked: Asked, start: float) -> None:
     show(task, seconds, Console())
 
 
-def _resume(out: Path, start: float) -> Path:
+def _resume(out: Path, start: float, *, clustered: bool) -> Path:
     """Go on with the campaign in a folder; one that has finished is left as it is."""
     if not (out / ledgers.NAME).is_file():
         raise InputError(f"{out}: holds no campaign that has begun. Begin one: foldfuse campaign DATA --out {out}")
@@ -232,11 +251,11 @@ def _resume(out: Path, start: float) -> Path:
             shutil.rmtree(left) if left.is_dir() else left.unlink()
         if ledger.fact("looked"):
             ledger.note(f"Resumed after {clock_text(ledger.before)} of work.")
-        _work(asked, inputs, ledger, new=False)
+        _work(asked, inputs, ledger, new=False, clustered=clustered)
     return out
 
 
-def _work(asked: Asked, inputs: Inputs, ledger: Ledger, *, new: bool) -> None:
+def _work(asked: Asked, inputs: Inputs, ledger: Ledger, *, new: bool, clustered: bool) -> None:
     """Look at the data and the guests, then carry the campaign out; where they are no good, a new folder is removed."""
     with ledger.beating():
         try:
@@ -250,9 +269,12 @@ def _work(asked: Asked, inputs: Inputs, ledger: Ledger, *, new: bool) -> None:
                 shutil.rmtree(ledger.folder)  # it held nothing before: once the data is mended, the same command works
             raise
 
+        from foldfuse.cluster import Cluster
         from foldfuse.stages import carry_out
+        from foldfuse.workers import Here
 
-        carry_out(task, ledger, rung_by_rung)
+        with closing(Cluster(task, ledger) if clustered else Here(task, ledger)) as workers:
+            carry_out(task, ledger, rung_by_rung, workers)
 
 
 _LEFT = {ledgers.LOCK, f".{ledgers.NAME}.new"}  # by a process that was killed before it wrote the ledger

@@ -6,6 +6,7 @@ campaign that was killed is carried on by the same function that carried it out.
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
@@ -13,39 +14,39 @@ from typing import Any
 from rich.console import Console
 
 from foldfuse import machine
-from foldfuse.budget import Budget
 from foldfuse.delivery import Found, publish, refresh_report, submit_best
 from foldfuse.durations import clock_text
 from foldfuse.errors import InputError
 from foldfuse.formats import read_predictions, write_predictions
-from foldfuse.images import Pictures
 from foldfuse.ledger import Ledger, Row
 from foldfuse.opinion import second_opinion
 from foldfuse.plan import costs, table_of
-from foldfuse.predict import load_detector, predict_views
-from foldfuse.progress import bar
 from foldfuse.promotion import by_gain
 from foldfuse.run import Run
 from foldfuse.score import score_predictions
 from foldfuse.segments import COMPARED_FROM, largest_side, trunks
 from foldfuse.standing import Segment, Standing
-from foldfuse.strategy import FINISH, VIEWS, Strategy, opinion_seconds, outlook, views
+from foldfuse.strategy import FINISH, VIEWS, Strategy, opinion_seconds, outlook, reserve
 from foldfuse.task import Task
-from foldfuse.train import run_facts, train_run
+from foldfuse.train import run_facts
+from foldfuse.work import Seen, look
+from foldfuse.workers import Assignment, End, Lost, Workers
 
 CHECKPOINTS = 40  # in a deadline, at most: more would cost more time than they save
+LOOK = 1.0  # seconds between two looks at workers that train aside
+TRIES = 3  # a segment that was lost so often is left out
 
 
-def carry_out(task: Task, ledger: Ledger, strategy: Strategy) -> None:
+def carry_out(task: Task, ledger: Ledger, strategy: Strategy, workers: Workers) -> None:
     """Spend the time until the deadline; leave the submission and the report in the campaign's folder."""
     ledger.tell(machine=machine.facts(), state="running")
     publish(ledger)
     found = recalled(task, ledger)
     if ledger.fact("plan") is None:
-        begin(task, ledger)
-    keep_plan(task, ledger)
+        begin(task, ledger, workers)
+    keep_plan(task, ledger, workers)
     try:
-        conduct(task, ledger, strategy, found)
+        conduct(task, ledger, strategy, found, workers)
     except KeyboardInterrupt:
         ledger.tell(state="interrupted")
         ledger.note("Interrupted: delivering what there is.")
@@ -60,26 +61,26 @@ def carry_out(task: Task, ledger: Ledger, strategy: Strategy) -> None:
     ledger.tell(
         finished=datetime.now(UTC).isoformat(timespec="seconds"), peak_memory_mb=round(machine.peak_memory_mb())
     )
-    keep_plan(task, ledger)
+    keep_plan(task, ledger, workers)
     refresh_report(ledger)
 
 
-def begin(task: Task, ledger: Ledger) -> None:
+def begin(task: Task, ledger: Ledger, workers: Workers) -> None:
     """Measure what the candidates cost where there is time to compare them, and show the plan."""
     if ledger.deadline >= COMPARED_FROM and len(task.recipes) > 1:
         with ledger.stage("measure the candidates", "setup"):
-            found = costs(standing(task, ledger), task.train)
+            found = costs(standing(task, ledger, workers), task.train)
         ledger.tell(steps={cost.name: round(cost.step, 4) for cost in found})
         told = ", ".join(f"{cost.name} {cost.step:.2f}" for cost in found)
         ledger.note(f"Seconds of a step as a trunk, measured here: {told}.")
-    ahead = outlook(standing(task, ledger))
+    ahead = outlook(standing(task, ledger, workers))
     Console(stderr=True).print(table_of(ahead, "The plan"))
     ledger.note(f"The plan: {', then '.join(part.name for part in ahead.segments)}.")
 
 
-def promote(task: Task, ledger: Ledger, found: Found) -> None:
+def promote(task: Task, ledger: Ledger, found: Found, workers: Workers) -> None:
     """Once all trunks are over, write down which of them add most to the ensemble: those go on."""
-    now = standing(task, ledger)
+    now = standing(task, ledger, workers)
     tried = [part.name for part in trunks(now)]
     over = all(now.states.get(name) in ("done", "failed") for name in tried)
     if len(tried) < 2 or now.ranking or not over:
@@ -94,57 +95,85 @@ def promote(task: Task, ledger: Ledger, found: Found) -> None:
     ledger.note(f"The trunks by what they add to AP50 of the ensemble out-of-fold, one after another: {told}.")
 
 
-def conduct(task: Task, ledger: Ledger, strategy: Strategy, found: Found) -> None:
-    """Do what the strategy says, one segment after another; each new member may bring a better submission.
+def conduct(task: Task, ledger: Ledger, strategy: Strategy, found: Found, workers: Workers) -> None:
+    """Give the workers what the strategy names until training is over; each new member may bring a better submission.
+
+    Workers that train aside are given their next segment first, and the ensemble is chosen while they work.
 
     Raises:
         FloatingPointError: every segment diverged.
+        InputError: no member was trained.
     """
-    pictures: Pictures | None = None
+    lost: Counter[str] = Counter()
+    seen: dict[str, Seen] = {}
+    wait = 0.0
     while True:
+        for end in workers.ended(wait):
+            settle(end, ledger, found, lost)
+            if end.seen is not None:
+                seen[end.name] = end.seen
         for row in ledger.rows():
             if row.state == "trained":
-                predict_held(row, task, ledger, found)
-        promote(task, ledger, found)
-        coming = strategy(standing(task, ledger))
-        if coming.segment is None:
+                predict_held(row, task, ledger, found, workers, seen.pop(row.name, None))
+        promote(task, ledger, found, workers)
+        wait, now = 0.0, standing(task, ledger, workers)
+        coming = strategy(now)
+        if coming.segment is None and not workers.busy:
             break
-        if found.unchosen:
+        startable = coming.segment is not None and len(workers.busy) < workers.capacity
+        if found.unchosen and not (startable and workers.aside):
             submit_best(task, ledger, found, last=False)
-            keep_plan(task, ledger)
+            keep_plan(task, ledger, workers)
             refresh_report(ledger)
             continue  # that took time: the strategy is asked again
-        if pictures is None:
-            longest = round(largest_side(standing(task, ledger)) * 1.1)
-            with ledger.stage("decode the pictures", "setup"):
-                pictures = Pictures.of(task.train.samples, longest=longest)
-            continue
-        try:
-            train_segment(coming.segment, coming.seconds, task, ledger, pictures)
-        except FloatingPointError as error:  # it diverged; the others may do well
-            row = next(r for r in ledger.rows() if r.name == coming.segment.name)
-            ledger.add(replace_row(row, state="failed", ended=ledger.used))
-            ledger.note(f"{coming.segment.name} is left out: {error}")
-            if not found.held:
-                raise
-    for name in coming.left_out:
+        if coming.segment is not None and startable:
+            if not workers.prepare(round(largest_side(now) * 1.1)):
+                workers.begin(assigned(coming.segment, coming.seconds, task, ledger, workers))
+        elif found.held and now.left < reserve((), now) - opinion_seconds(now):
+            break
+        else:
+            wait = LOOK
+    for name in (*coming.left_out, *sorted(workers.busy)):
         ledger.note(f"{name} is left out: no time is left to train it.")
     if not found.held:
         raise InputError(
             f"{ledger.folder}: the time was over before a first member was trained. Begin anew, with more time."
         )
     submit_best(task, ledger, found, last=True)
-    now = standing(task, ledger)
+    now = standing(task, ledger, workers)
     if 0 < opinion_seconds(now) <= now.left - FINISH:
         second_opinion(task, ledger, found)
 
 
-def keep_plan(task: Task, ledger: Ledger) -> None:
+def settle(end: End, ledger: Ledger, found: Found, lost: Counter[str]) -> None:
+    """Write down what came of a segment. One that is lost is trained again, unless it has been `lost` too often.
+
+    Raises:
+        FloatingPointError: it diverged, and there is no member yet.
+    """
+    row = next(r for r in ledger.rows() if r.name == end.name)
+    if isinstance(end.error, Lost):
+        lost[end.name] += 1
+        if lost[end.name] < TRIES:
+            again = f"from its checkpoint after {clock_text(end.seconds)}" if end.seconds else "from its beginning"
+            ledger.add(replace_row(row, seconds=end.seconds))
+            ledger.note(f"{end.name}: {end.error} It is to be trained again, {again}.")
+            return
+    if end.error is None:
+        ledger.add(replace_row(row, state="trained", seconds=end.seconds))
+        return
+    ledger.add(replace_row(row, state="failed", ended=ledger.used))
+    ledger.note(f"{end.name} is left out: {end.error}")
+    if not found.held and isinstance(end.error, FloatingPointError):
+        raise end.error  # else the others may do well
+
+
+def keep_plan(task: Task, ledger: Ledger, workers: Workers) -> None:
     """Write the plan down as it is now, for the report."""
-    ledger.tell(plan=asdict(outlook(standing(task, ledger))))
+    ledger.tell(plan=asdict(outlook(standing(task, ledger, workers))))
 
 
-def standing(task: Task, ledger: Ledger) -> Standing:
+def standing(task: Task, ledger: Ledger, workers: Workers) -> Standing:
     """What a strategy looks at, as it is now."""
     return Standing(
         recipes=task.recipes,
@@ -157,6 +186,8 @@ def standing(task: Task, ledger: Ledger) -> Standing:
         rows=ledger.rows(),
         steps=ledger.fact("steps") or {},
         ranking=tuple(ledger.fact("ranking") or ()),
+        busy=workers.busy,
+        workers=max(1, workers.capacity),
     )
 
 
@@ -183,8 +214,8 @@ def recalled(task: Task, ledger: Ledger) -> Found:
     return found
 
 
-def train_segment(segment: Segment, seconds: float, task: Task, ledger: Ledger, pictures: Pictures) -> None:
-    """Train one segment until it has had `seconds`, from its own last checkpoint, else from its parent's end."""
+def assigned(segment: Segment, seconds: float, task: Task, ledger: Ledger, workers: Workers) -> Assignment:
+    """A segment ready to be trained until it has had `seconds`, from its own last checkpoint, else from its parent's end."""
     run = Run(ledger.folder / "members" / segment.name)
     state, trouble = run.load_state() if run.begun else (None, None)
     if trouble:
@@ -193,7 +224,7 @@ def train_segment(segment: Segment, seconds: float, task: Task, ledger: Ledger, 
         facts = run_facts(task.train, data=task.train.source, seed=segment.seed, held=task.held.image_ids)
         Run.create(run.folder, segment.recipe, facts)
     had = state["seconds"] if state is not None else 0.0
-    before = standing(task, ledger).row(segment.name)
+    before = standing(task, ledger, workers).row(segment.name)
     row = Row(
         segment.name,
         "train",
@@ -211,39 +242,21 @@ def train_segment(segment: Segment, seconds: float, task: Task, ledger: Ledger, 
     ledger.add(row)
     if state is not None:
         ledger.note(f"{segment.name} goes on from its checkpoint after {clock_text(had)} of training.")
-    start = Run(ledger.folder / "members" / row.parent).load_state()[0] if row.parent and state is None else None
-    with ledger.stage(f"train {segment.name}", "train"), bar(f"training {segment.name}") as progress:
-        last = train_run(
-            run,
-            task.train,
-            Budget(seconds=seconds),
-            segment.seed,
-            pictures=pictures,
-            state=state,
-            start=start,
-            progress=progress,
-            every=max(10.0, ledger.deadline / CHECKPOINTS),
-        )
-    ledger.add(replace_row(row, state="trained", seconds=last["seconds"]))
+    parent = Run(ledger.folder / "members" / row.parent) if row.parent and state is None else None
+    every = max(10.0, ledger.deadline / CHECKPOINTS)
+    return Assignment(run, seconds, state, parent, every, standing(task, ledger, workers))
 
 
-def predict_held(row: Row, task: Task, ledger: Ledger, found: Found) -> None:
-    """Predict the held-back pictures with one member in every view; it joins the members."""
+def predict_held(row: Row, task: Task, ledger: Ledger, found: Found, workers: Workers, seen: Seen | None) -> None:
+    """Let a trained member join with what it has `seen` of the held-back pictures; None where it has not looked yet."""
     run = Run(ledger.folder / "members" / row.name)
     recipe, facts = run.recipe, run.facts
-    model, classes = load_detector(run)
-    began = ledger.used
-    with ledger.stage(f"out-of-fold {row.name}", "predict"):
-        first = predict_views(model, task.held.samples, classes, image_size=recipe.image_size, views=VIEWS[:1])
-        cost = (ledger.used - began) / len(task.held)
-        ledger.add(replace_row(row, result={"cost": cost}))
-        more = views(standing(task, ledger))[1:]
-        rest = (
-            predict_views(model, task.held.samples, classes, image_size=recipe.image_size, views=more) if more else {}
-        )
-    for view, predictions in (first | rest).items():
+    if seen is None:
+        with ledger.stage(f"out-of-fold {row.name}", "predict"):
+            seen = look(run, task.held, standing(task, ledger, workers))
+    for view, predictions in seen.views.items():
         write_predictions(predictions, run.folder / f"held@{view}.parquet", task.held)
-    score = score_predictions(first[VIEWS[0]], task.held)
+    score = score_predictions(seen.views[VIEWS[0]], task.held)
     trained = [r for r in run.log if "ap50" not in r or "loss" in r]
     run.write_log([*trained, {"step": facts["steps"], "seconds": facts["seconds"], "ap": score.ap, "ap50": score.ap50}])
     result = {
@@ -252,7 +265,7 @@ def predict_held(row: Row, task: Task, ledger: Ledger, found: Found) -> None:
         "image_size": recipe.image_size,
         "seed": row.seed,
         "fold": row.fold,
-        "views": [str(v) for v in (first | rest)],
+        "views": [str(v) for v in seen.views],
         "seconds": facts["seconds"],
         "steps": facts["steps"],
         "images_per_second": facts["images_per_second"],
@@ -260,11 +273,11 @@ def predict_held(row: Row, task: Task, ledger: Ledger, found: Found) -> None:
         "ap50": score.ap50,
         "adds": None,
         "weight": None,
-        "cost": cost,
+        "cost": seen.cost,
     }
     ledger.add(replace_row(row, state="done", ended=ledger.used, result=result))
     found.runs[row.name] = run
-    found.held |= {f"{row.name}@{view}": predictions for view, predictions in (first | rest).items()}
+    found.held |= {f"{row.name}@{view}": predictions for view, predictions in seen.views.items()}
     found.unchosen.append(row.name)
     ledger.note(
         f"{row.name}: AP50 {score.ap50:.3f}, AP {score.ap:.3f} on the held-back pictures after {facts['steps']} steps in "

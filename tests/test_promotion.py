@@ -5,7 +5,7 @@ import pytest
 
 from foldfuse.fuse import fuse
 from foldfuse.metrics import measure
-from foldfuse.promotion import by_gain
+from foldfuse.promotion import LEAST_ADDED, by_gain, worth_going_on
 from score_samples import noisy, random_dataset
 
 
@@ -28,3 +28,10 @@ def test_a_worse_member_that_sees_other_things_comes_before_a_better_one_that_do
     assert [name for name, _ in order] == ["most", "the rest", "some of most"]
     assert order[0][1] == pytest.approx(alone["most"])
     assert order[1][1] == pytest.approx(measure(fuse([members["most"], members["the rest"]]), truth))
+
+
+def test_the_best_goes_on_and_those_that_add_enough():
+    added = 2 * LEAST_ADDED
+    ranked = [("a", 0.5), ("b", 0.5 + added), ("c", 0.4), ("d", 0.45 + added), ("e", 0.5 + 2 * added)]
+    assert worth_going_on(ranked) == ["a", "b", "e"]
+    assert worth_going_on([("only", 0.0)]) == ["only"]

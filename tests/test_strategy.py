@@ -231,3 +231,18 @@ def test_branches_are_trained_side_by_side_and_the_trunk_is_waited_for():
     both = frozenset({first.segment.name, second.segment.name})
     assert rung_by_rung(replace(now, busy=both)).wait
     assert len(plan(standing(600.0, workers=5))) == 6, "a branch for each worker"
+
+
+def test_where_one_trunk_adds_enough_it_has_all_of_the_rest():
+    now = standing(2100.0, recipes=THREE, steps=QUICK)
+    _, done = carried_out(now, lambda now: rung_by_rung(replace(ranked(now), ranking=ranked(now).ranking[:1])))
+    assert [s.name for s, _ in done[3:]] == ["grown-yolov5n-320", "branch1-yolov5n-320", "branch2-yolov5n-384"]
+    shares = [sum(s for segment, s in done if segment.rung == rung) for rung in range(3)]
+    assert [share / sum(shares) for share in shares] == pytest.approx([0.3, 0.3, 0.4], abs=0.03)
+
+
+def test_no_two_segments_have_one_name():
+    small = {name: replace(recipe, image_size=128) for name, recipe in THREE.items()}
+    for changes in ({"recipes": small}, {"recipes": THREE, "sizes": (320,)}, {"recipes": THREE, "sizes": (256, 320)}):
+        names = [s.name for s in plan(standing(20 * 3600.0, steps=QUICK, **changes))]
+        assert len(set(names)) == len(names) > 3

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from foldfuse.data import Dataset
 from foldfuse.detections import Predictions
 from foldfuse.fuse import fuse
 from foldfuse.metrics import measure
+
+LEAST_ADDED = 0.01  # of the metric: a member that adds less to those before it does not go on
+
+
+def worth_going_on(ranked: Sequence[tuple[str, float]]) -> list[str]:
+    """Names of the best, and of those that add enough to the ones before them, of what `by_gain` gave."""
+    values = [0.0, *(value for _, value in ranked)]
+    return [name for i, (name, value) in enumerate(ranked) if i == 0 or value - max(values[: i + 1]) >= LEAST_ADDED]
 
 
 def by_gain(members: Mapping[str, Predictions], dataset: Dataset, *, metric: str) -> list[tuple[str, float]]:

@@ -2,8 +2,9 @@
 
 With little time there is one trunk, at small pictures and a level learning rate, and two branches that go on from its end
 at larger ones while the rate falls to 0 ("warmup-stable-decay", Hu et al., "MiniCPM", arXiv:2404.06395, section 4). With
-more there are several trunks, of different recipes and sizes; the half of them that adds most to the ensemble is promoted
-(successive halving: Jamieson and Talwalkar, arXiv:1502.07943), goes on with larger pictures, and then has branches.
+more there are several trunks, of different recipes and sizes; of the half of them that adds most to the ensemble, those that
+add enough are promoted (successive halving: Jamieson and Talwalkar, arXiv:1502.07943), go on with larger pictures, and then
+have branches.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ TRUNKS, GROWN, BRANCHES = 0.3, 0.3, 0.4  # of the training time, where there are
 TRAINED = 0.7  # share of a deadline that is training, about
 COMPARED_FROM = 900.0  # seconds of deadline: in less, measuring what trunks would cost is not worth its time
 LEAST_STEPS = 300  # of a trunk that is to be compared with others
-FEWEST, PROMOTED = 3, 2  # trunks that are worth comparing, and how many go on at the least
+FEWEST, PROMOTED = 3, 2  # trunks that are worth comparing, and how many may go on at the least
 
 
 def plan(standing: Standing) -> tuple[Segment, ...]:
@@ -39,18 +40,21 @@ def plan(standing: Standing) -> tuple[Segment, ...]:
     }
     count = max(PROMOTED, len(begun) // 2)
     promoted = (standing.ranking or tuple(scales))[:count]
+    grown_share, branch_share = GROWN / len(promoted), BRANCHES / (2 * len(promoted))
     made = list(begun)
     for trunk in promoted:
         name, recipe, scale = scales[trunk]
         px = side(recipe, scale + STEP, standing)
         own = replace(level(sized(recipe, px)), warmup=0.0)
-        made.append(Segment(f"grown-{name}-{px}", own, _seed(standing, len(made)), GROWN / count, trunk, rung=1))
+        made.append(Segment(f"grown-{name}-{px}", own, _seed(standing, len(made)), grown_share, trunk, rung=1))
     parents = made[-len(promoted) :]
     for i, (larger, (parent, of)) in enumerate(product((STEP, 2 * STEP), zip(parents, promoted, strict=True)), start=1):
         name, recipe, scale = scales[of]
         px = side(recipe, scale + larger, standing)
-        seed, share = _seed(standing, len(made)), BRANCHES / (2 * count)
-        made.append(Segment(f"branch{i}-{name}-{px}", falling(sized(recipe, px)), seed, share, parent.name, rung=2))
+        seed = _seed(standing, len(made))
+        made.append(
+            Segment(f"branch{i}-{name}-{px}", falling(sized(recipe, px)), seed, branch_share, parent.name, rung=2)
+        )
     return tuple(made)
 
 
@@ -84,7 +88,8 @@ def candidates(standing: Standing) -> list[tuple[str, Recipe, float]]:
     time = TRAINED * TRUNKS * standing.deadline
     made: list[tuple[str, Recipe, float]] = []
     for scale, (name, recipe) in product(SCALES[:2], standing.recipes.items()):
-        if name not in standing.steps or (scale > SCALES[0] and standing.sizes):
+        again = scale > SCALES[0] and side(recipe, scale, standing) == side(recipe, SCALES[0], standing)
+        if name not in standing.steps or again:
             continue
         time -= LEAST_STEPS * standing.steps[name] * (scale / SCALES[0]) ** 2
         if time < 0:

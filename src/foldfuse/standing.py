@@ -44,7 +44,7 @@ class Standing:
         num_held, num_target: pictures that each member predicts: those held back, and those to submit.
         rows: the segments so far.
         steps: {name of a recipe: seconds of one of its steps as a trunk}, as measured; those not named are not tried.
-        ranking: names of the trunks by what they add to the ensemble, the best first; empty until all have been predicted.
+        ranking: names of the trunks that add enough to the ensemble, the best first; empty until all have been predicted.
         cost: seconds that one picture takes in one view at the first recipe's size, where a plan has measured it.
         busy: names of segments that are being trained at this moment elsewhere; a strategy names another one, or waits.
         workers: how many segments can be trained at once.

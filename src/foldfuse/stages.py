@@ -21,7 +21,7 @@ from foldfuse.formats import read_predictions, write_predictions
 from foldfuse.ledger import Ledger, Row
 from foldfuse.opinion import second_opinion
 from foldfuse.plan import costs, table_of
-from foldfuse.promotion import by_gain
+from foldfuse.promotion import by_gain, worth_going_on
 from foldfuse.run import Run
 from foldfuse.score import score_predictions
 from foldfuse.segments import COMPARED_FROM, largest_side, trunks
@@ -90,7 +90,7 @@ def promote(task: Task, ledger: Ledger, found: Found, workers: Workers) -> None:
         return
     with ledger.stage("compare the trunks", "fuse"):
         ranking = by_gain(members, task.held, metric="ap50")
-    ledger.tell(ranking=[name for name, _ in ranking])
+    ledger.tell(ranking=worth_going_on(ranking))
     told = "; ".join(f"with {name} {value:.3f}" for name, value in ranking)
     ledger.note(f"The trunks by what they add to AP50 of the ensemble out-of-fold, one after another: {told}.")
 

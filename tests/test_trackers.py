@@ -1,6 +1,8 @@
 """Trackers are given the rows of the log, whichever package draws them: fakes stand for the packages."""
 
 import sys
+from contextlib import contextmanager
+from pathlib import Path
 from types import ModuleType
 
 import pytest
@@ -43,8 +45,23 @@ def mlflow(monkeypatch):
     """The calls that MLflow was given."""
     calls = []
     fake = ModuleType("mlflow")
-    for name in ("set_tracking_uri", "start_run", "log_metrics", "flush_async_logging", "end_run"):
+    for name in ("set_tracking_uri", "log_metrics", "flush_async_logging"):
         setattr(fake, name, lambda *args, _name=name, **kwargs: calls.append((_name, args, kwargs)))
+
+    @contextmanager
+    def started():
+        try:
+            yield
+        except BaseException:
+            calls.append(("failed", (), {}))
+            raise
+        calls.append(("finished", (), {}))
+
+    def start_run(**kwargs):
+        calls.append(("start_run", (), kwargs))
+        return started()
+
+    fake.start_run = start_run
     monkeypatch.setitem(sys.modules, "mlflow", fake)
     return calls
 
@@ -70,7 +87,7 @@ def test_mlflow_gets_the_same_points_and_is_closed_when_training_fails(mlflow):
         "start_run",
         *["log_metrics"] * 2,
         "flush_async_logging",
-        "end_run",
+        "failed",
     ]
     assert mlflow[0][1] == ("http://host",)
     assert mlflow[1][2] == {"run_name": "run1"}
@@ -101,3 +118,37 @@ def test_what_cannot_be_opened_is_told_before_training(tmp_path, monkeypatch):
         with pytest.raises(InputError, match=message):
             check_trackers([wanted])
         assert not (tmp_path / "run").exists()
+
+
+def test_a_server_that_cannot_be_reached_is_told_and_leaves_no_run(mlflow, tmp_path, monkeypatch):
+    def refuse(**kwargs):
+        raise ConnectionError("nobody answers\nat length")
+
+    monkeypatch.setattr(sys.modules["mlflow"], "start_run", refuse)
+    data = write_dataset(tmp_path / "d", 2)
+    with pytest.raises(InputError, match=r"mlflow:http://host cannot be opened \(ConnectionError: nobody answers\)"):
+        train(data, tmp_path / "run", steps=1, tracker=("mlflow:http://host",))
+    assert not (tmp_path / "run").exists()
+
+
+def test_tensorboard_may_write_into_the_folder_of_the_run(monkeypatch, tmp_path):
+    class SummaryWriter:
+        def __init__(self, folder):
+            self.path = Path(folder) / "events"
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+
+        def add_scalar(self, key, value, step):
+            self.path.write_text(key)
+
+        def flush(self):
+            pass
+
+        close = flush
+
+    fake = ModuleType("torch.utils.tensorboard")
+    fake.SummaryWriter = SummaryWriter
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", fake)
+    data = write_dataset(tmp_path / "d", 4)
+    small = ("image_size=64", "batch_size=2")
+    train(data, tmp_path / "run", change=small, steps=1, tracker=(f"tensorboard:{tmp_path}",))
+    assert (tmp_path / "run" / "events").exists()

@@ -211,7 +211,7 @@ def train_classifier(
         parts = read_folds(folds)
         dataset, held = whole.subset(parts.train_ids(fold)), whole.subset(parts.held_ids(fold))
     run, state = Run(Path(out)), None
-    with world() as together:
+    with world() as together, trackers(tracker if together.first else (), run.folder.name) as track:
         if resume and run.begun:
             facts = run.facts
             wanted = wanted or facts["budget"]
@@ -237,7 +237,7 @@ def train_classifier(
             run.write_facts(run.facts | {"budget": wanted})
         name = run.classifier_recipe.classifier
         shown = bar(f"training {name}") if together.first else nullcontext(silent)
-        with shown as progress, trackers(tracker if together.first else (), run.folder.name) as track:
+        with shown as progress:
             train_run(
                 run,
                 dataset,

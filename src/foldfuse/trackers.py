@@ -55,9 +55,12 @@ def _parsed(text: str) -> tuple[str, str]:
 
 @contextmanager
 def _tensorboard(where: str, name: str) -> Iterator[Tracker]:
-    writer = _module("torch.utils.tensorboard", "tensorboard").SummaryWriter(f"{where}/{name}")
+    make = _module("torch.utils.tensorboard", "tensorboard").SummaryWriter
+    writer: Any = None
 
     def write(rows: Sequence[Row]) -> None:
+        nonlocal writer
+        writer = writer or make(f"{where}/{name}")  # not before: that may be the run's own folder, which has to be new
         for row in rows:
             for key, value in _numbers(row).items():
                 writer.add_scalar(key, value, row["step"])
@@ -66,24 +69,30 @@ def _tensorboard(where: str, name: str) -> Iterator[Tracker]:
     try:
         yield write
     finally:
-        writer.close()
+        if writer is not None:
+            writer.close()
 
 
 @contextmanager
 def _mlflow(where: str, name: str) -> Iterator[Tracker]:
     mlflow = _module("mlflow", "mlflow")
-    mlflow.set_tracking_uri(where)
-    mlflow.start_run(run_name=name)
+    try:
+        mlflow.set_tracking_uri(where)
+        opened = mlflow.start_run(run_name=name)
+    except Exception as error:  # the server's, the network's, a database's or MLflow's own
+        raise InputError(
+            f"the tracker mlflow:{where} cannot be opened ({_first_line(error)}). Is its server running, and is the URI right?"
+        ) from None
 
     def write(rows: Sequence[Row]) -> None:
         for row in rows:
             mlflow.log_metrics(_numbers(row), step=row["step"], synchronous=False)
 
-    try:
-        yield write
-    finally:
-        mlflow.flush_async_logging()
-        mlflow.end_run()
+    with opened:  # which marks it as failed where training fails
+        try:
+            yield write
+        finally:
+            mlflow.flush_async_logging()
 
 
 _KINDS = {"tensorboard": _tensorboard, "mlflow": _mlflow}
@@ -93,6 +102,10 @@ _PLACES = {"tensorboard": "DIR", "mlflow": "URI"}
 
 def _numbers(row: Row) -> dict[str, float]:
     return {key: float(value) for key, value in row.items() if key != "step" and isinstance(value, int | float)}
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no more is said'}"
 
 
 def _module(name: str, kind: str) -> Any:

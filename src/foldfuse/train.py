@@ -105,7 +105,7 @@ def train(
         split = read_folds(folds)
         dataset, held = dataset.subset(split.train_ids(fold)), tuple(split.held_ids(fold))
     run, state = Run(Path(out)), None
-    with world() as together:
+    with world() as together, trackers(tracker if together.first else (), run.folder.name) as track:
         if resume and run.begun:
             facts = run.facts
             wanted = wanted or facts["budget"]
@@ -128,7 +128,7 @@ def train(
             run.write_facts(run.facts | {"budget": wanted})
         made = run.recipe
         shown = bar(f"training {made.detector} at {made.image_size} px") if together.first else nullcontext(silent)
-        with shown as progress, trackers(tracker if together.first else (), run.folder.name) as track:
+        with shown as progress:
             train_run(
                 run,
                 dataset,

@@ -28,7 +28,7 @@ from typing import Any  # noqa: E402
 from foldfuse.data import Dataset, read  # noqa: E402
 from foldfuse.images import Pictures  # noqa: E402
 from foldfuse.predict import load_detector, predict_views  # noqa: E402
-from foldfuse.recipes import load_recipe  # noqa: E402
+from foldfuse.recipes import Recipe, changed, load_recipe  # noqa: E402
 from foldfuse.run import Run  # noqa: E402
 from foldfuse.score import score_predictions  # noqa: E402
 from foldfuse.train import Budget, run_facts, train_run  # noqa: E402
@@ -38,6 +38,14 @@ ROOT = Path(os.environ.get("FOLDFUSE_SHARED", Path(__file__).parents[2] / "share
 OPTIONS: dict[str, tuple[str, ...]] = {
     "as it is": (),
     "copy_paste 0.5": ("copy_paste=0.5",),
+    "no mosaics": ("mosaic=0.0",),
+    "no scale jitter": ("scale_jitter=0.0",),
+    "no shift": ("shift=0.0",),
+    "no colour": ("colour=0.0",),
+    "no flips": ("hflip=0.0",),
+    "no average": ("ema=0.0",),
+    "no warm-up": ("warmup=0.0",),
+    "nothing frozen": ("frozen_stages=0",),
 }
 
 
@@ -48,11 +56,13 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--seconds", type=float, default=90, help="of processor time, for each training")
     parser.add_argument("--image-size", type=int, default=224)
+    parser.add_argument("--recipe", default="efficientdet_lite0")
     parser.add_argument("--options", nargs="+", default=list(OPTIONS), choices=list(OPTIONS))
     parser.add_argument("--out", type=Path, default=Path("ablations.jsonl"))
     asked = parser.parse_args()
     rows = [json.loads(line) for line in asked.out.read_text().splitlines()] if asked.out.exists() else []
     done = {(row["data"], row["seed"], row["option"]) for row in rows}
+    recipe = replace(load_recipe(asked.recipe), image_size=asked.image_size)
     for seed in asked.seeds:
         for name in asked.names:
             data, held = read(ROOT / name / "train.json"), read(ROOT / name / "val.json")
@@ -61,7 +71,7 @@ def main() -> None:
                 if (name, seed, option) in done:
                     continue
                 row = {"data": name, "seed": seed, "option": option}
-                row |= run(data, held, pictures, OPTIONS[option], seed, asked.seconds, asked.image_size)
+                row |= run(data, held, pictures, OPTIONS[option], seed, asked.seconds, recipe)
                 rows.append(row)
                 with asked.out.open("a") as file:
                     file.write(json.dumps(row) + "\n")
@@ -76,16 +86,16 @@ def run(
     changes: tuple[str, ...],
     seed: int,
     seconds: float,
-    image_size: int,
+    recipe: Recipe,
 ) -> dict[str, Any]:
     """Train once and score on `held`: steps, AP, AP50."""
-    recipe = replace(load_recipe("efficientdet_lite0", changes), image_size=image_size)
+    recipe = changed(recipe, changes)
     with tempfile.TemporaryDirectory() as folder:
         run = Run.create(Path(folder) / "run", recipe, run_facts(data, data=data.source, seed=seed, held=()))
         train_run(run, data, Budget(seconds=seconds, clock=time.process_time), seed, pictures=pictures)
         model, classes = load_detector(run)
         views = parse_views(["1"])
-        found = predict_views(model, held.samples, classes, image_size=image_size, views=views)[views[0]]
+        found = predict_views(model, held.samples, classes, image_size=recipe.image_size, views=views)[views[0]]
         score = score_predictions(found, held)
         return {"steps": run.facts["steps"], "ap": round(score.ap or 0, 4), "ap50": round(score.ap50 or 0, 4)}
 

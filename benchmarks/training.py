@@ -1,20 +1,25 @@
 """How fast detectors train beside a plain loop: pictures a second, in processes of their own that take turns.
 
-    python benchmarks/training.py efficientdet_lite0 --data bccd --rounds 3 --steps 8
+    python benchmarks/training.py --data bccd --rounds 3 --steps 8
+
+DETECTORS are recipes or mixes (mix:BACKBONE+NECK+HEAD); by default EfficientDet-Lite0, ResNet-18, Swin-T and MobileNetV4.
 
 Plain is what one writes first: every picture is decoded by Pillow at its full size when it is needed, then PyTorch's own
 convolutions in its default layout, nothing frozen, AdamW as it comes, no average of the weights. "same parts" is our
-training with nothing frozen either, so that both learn the same; "as it comes" is our training by default.
+training with nothing frozen either, so that both learn the same; "as it comes" is our training by default. Ours is computed as
+the probe finds fastest (`precision=auto`), which is told in the last column.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -22,12 +27,18 @@ from typing import Any
 
 ROOT = Path(os.environ.get("FOLDFUSE_SHARED", Path(__file__).parents[2] / "shared")) / "data"
 KINDS = ("plain", "same parts", "as it comes")
+DETECTORS = (
+    "efficientdet_lite0",
+    "mix:timm/resnet18+fpn+dense",
+    "swin_tiny_fpn",
+    "mix:timm/mobilenetv4_conv_small+fpn+dense",
+)
 
 
 def main() -> None:
     """Measure, and print a row for each detector and kind."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("detectors", nargs="*", default=["efficientdet_lite0"])
+    parser.add_argument("detectors", nargs="*", default=list(DETECTORS))
     parser.add_argument("--data", default="bccd")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=8)
@@ -38,25 +49,29 @@ def main() -> None:
         (name,) = asked.detectors
         print(json.dumps(worker(name, asked.worker, asked.data, asked.steps, asked.image_size)))
         return
-    print("| detector | kind | pictures/s | ratio | pictures per processor second | ratio |\n|---|---|---|---|---|---|")
+    print("| detector | kind | pictures/s | ratio | pictures per processor second | ratio | computed in |")
+    print("|---|---|---|---|---|---|---|")
     for name in asked.detectors:
         found: dict[str, list[tuple[float, float]]] = {kind: [] for kind in KINDS}
+        settings: dict[str, set[str]] = {kind: set() for kind in KINDS}
         for _ in range(asked.rounds):
             for kind in KINDS:
                 command = [sys.executable, __file__, name, "--worker", kind, "--data", asked.data]
                 command += ["--steps", str(asked.steps), "--image-size", str(asked.image_size)]
                 told = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-                found[kind].append(tuple(json.loads(told.splitlines()[-1])))
+                *numbers, setting = json.loads(told.splitlines()[-1])
+                found[kind].append((numbers[0], numbers[1]))
+                settings[kind].add(setting)
         middle = {kind: [statistics.median(column) for column in zip(*rows)] for kind, rows in found.items()}
         for kind, (wall, cpu) in middle.items():
             base = middle["plain"]
-            print(
-                f"| {name} | {kind} | {wall:.2f} | {wall / base[0]:.2f} | {cpu:.2f} | {cpu / base[1]:.2f} |", flush=True
-            )
+            numbers = (wall, wall / base[0], cpu, cpu / base[1])
+            told = [f"{value:.2f}" for value in numbers] + ["; or ".join(sorted(settings[kind]))]
+            print(f"| {name} | {kind} | {' | '.join(told)} |", flush=True)
 
 
-def worker(name: str, kind: str, data: str, steps: int, image_size: int) -> tuple[float, float]:
-    """Pictures a second of wall clock and of processor time, after two steps that are not counted."""
+def worker(name: str, kind: str, data: str, steps: int, image_size: int) -> tuple[float, float, str]:
+    """Pictures a second of wall clock and of processor time, after two steps that are not counted; and the setting."""
     from foldfuse import machine
 
     if kind != "plain":
@@ -65,39 +80,56 @@ def worker(name: str, kind: str, data: str, steps: int, image_size: int) -> tupl
 
     from foldfuse.data import read
     from foldfuse.images import canvas_for
-    from foldfuse.models import efficientdet, make_detector
-    from foldfuse.recipes import Recipe
+    from foldfuse.models import backbones, efficientdet, make_detector
+    from foldfuse.recipes import RECIPES, Recipe, load_recipe
 
-    recipe = Recipe(name, image_size=image_size)
+    recipe = replace(load_recipe(name) if name in RECIPES else Recipe(name), image_size=image_size)
     if kind != "as it comes":
         recipe = replace(recipe, frozen_stages=0)
     if kind == "plain":
-        efficientdet.quicken = lambda module: None  # PyTorch's own convolutions
+        efficientdet.quicken = backbones.quicken = lambda module: None  # PyTorch's own convolutions
     samples = read(ROOT / data / "train.json").samples
     torch.manual_seed(0)
-    model: Any = make_detector(name, 3, pretrained=False)
+    model: Any = make_detector(recipe.detector, 3, pretrained=False)
     canvas = canvas_for(samples, image_size=image_size, stride=model.stride)
-    marks = (plain if kind == "plain" else ours)(model, recipe, samples, canvas, 2 + steps)
+    marks, setting = (plain if kind == "plain" else ours)(model, recipe, samples, canvas, 2 + steps)
     (wall_0, cpu_0), (wall_1, cpu_1) = marks[2], marks[-1]
-    return steps * recipe.batch_size / (wall_1 - wall_0), steps * recipe.batch_size / (cpu_1 - cpu_0)
+    pictures = steps * recipe.batch_size
+    return pictures / (wall_1 - wall_0), pictures / (cpu_1 - cpu_0), setting
 
 
-def ours(model: Any, recipe: Any, samples: Any, canvas: tuple[int, int], steps: int) -> list[tuple[float, float]]:
-    """The clocks before each step of `fit` and after the last."""
+Marks = list[tuple[float, float]]
+
+
+def ours(model: Any, recipe: Any, samples: Any, canvas: tuple[int, int], steps: int) -> tuple[Marks, str]:
+    """The clocks before each step of `fit` and after the last; and how it is computed."""
     from foldfuse.batches import Batches
     from foldfuse.budget import Budget
     from foldfuse.images import Pictures
     from foldfuse.loop import fit
+    from foldfuse.probe import probe
 
     pictures = Pictures.of(samples, longest=round(recipe.image_size * (1 + recipe.scale_jitter)))
-    marks = [now()]
     batches = Batches(samples, pictures, recipe, canvas, 0)
-    fit(model, batches, recipe, Budget(steps=steps), log=[], progress=lambda share: marks.append(now()))
-    return marks
+    with tempfile.TemporaryDirectory() as folder:  # what the machine remembers is not asked
+        first, memory = batches.batch(0, 0.0), Path(folder) / "probe.json"
+        probed = probe(model, first, frozen_stages=recipe.frozen_stages, seconds=math.inf, key="", memory=memory)
+    assert probed is not None
+    marks = [now()]
+    fit(
+        model,
+        batches,
+        recipe,
+        Budget(steps=steps),
+        log=[],
+        progress=lambda share: marks.append(now()),
+        setting=probed.setting,
+    )
+    return marks, str(probed.setting)
 
 
-def plain(model: Any, recipe: Any, samples: Any, canvas: tuple[int, int], steps: int) -> list[tuple[float, float]]:
-    """The clocks before each step of a plain loop and after the last."""
+def plain(model: Any, recipe: Any, samples: Any, canvas: tuple[int, int], steps: int) -> tuple[Marks, str]:
+    """The clocks before each step of a plain loop and after the last; and how it is computed."""
     import torch
 
     from foldfuse.batches import Batches
@@ -115,7 +147,7 @@ def plain(model: Any, recipe: Any, samples: Any, canvas: tuple[int, int], steps:
         torch.nn.utils.clip_grad_norm_(model.parameters(), 10.0)
         optimizer.step()
         marks.append(now())
-    return marks
+    return marks, "float32, channels first"
 
 
 def now() -> tuple[float, float]:

@@ -33,6 +33,8 @@ COMMANDS = {  # name: (function, what it does)
     "score": ("foldfuse.score:score", "Score predictions against annotations."),
     "submit": ("foldfuse.submit:submit", "Write predictions as a submission, and read it back."),
     "report": ("foldfuse.report:report", "Write the page on a campaign or a run anew."),
+    "compare": ("foldfuse.compare:compare", "Put campaigns of the same data side by side."),
+    "note": ("foldfuse.notes:note", "Attach a note, or a leaderboard's score, to a campaign."),
     "models": ("foldfuse.model_table:models", "List the models, with their cost."),
     "profile": ("foldfuse.profile:profile", "Tell how a model's cost grows with the image size."),
     "export": ("foldfuse.export:export", "Write a model as an ONNX file."),

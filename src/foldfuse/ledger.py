@@ -300,14 +300,15 @@ def _rows(db: sqlite3.Connection) -> tuple[Row, ...]:
 def _told(db: sqlite3.Connection) -> dict[str, Any]:
     facts = {name: json.loads(value) for name, value in db.execute("SELECT name, value FROM facts")}
     events = db.execute("SELECT kind, text, began, ended FROM events ORDER BY id").fetchall()
-    last = db.execute("SELECT result FROM submissions ORDER BY id DESC LIMIT 1").fetchone()
+    submitted = db.execute("SELECT score, result FROM submissions ORDER BY id").fetchall()
     rows = _rows(db)
     return {
         **facts,
-        **(json.loads(last[0]) if last else {"fused": None, "best_member": None}),
+        **(json.loads(submitted[-1][1]) if submitted else {"fused": None, "best_member": None}),
         "members": [dict(row.result) for row in rows if row.state == "done"],
         "segments": [vars(row) for row in rows],
-        "submissions": db.execute("SELECT count(*) FROM submissions").fetchone()[0],
+        "submissions": len(submitted),
+        "submission_scores": [score for score, _ in submitted],
         "notes": [text for kind, text, _, _ in events if kind == "note"],
         "timeline": [
             {"name": text, "kind": kind, "start": began, "end": ended}

@@ -23,6 +23,7 @@ from foldfuse.detections import Predictions
 from foldfuse.errors import InputError
 from foldfuse.files import write_text
 from foldfuse.formats import read_predictions
+from foldfuse.notes import noted
 from foldfuse.report_charts import (
     COLOURS,
     Bar,
@@ -97,6 +98,7 @@ def report(folder: Path, *, out: Path | None = None) -> Path:
         name=facts.data.parent.name or facts.data.stem if facts.data else folder.resolve().name,
         verdict=verdict(facts),
         submissions=_submissions(folder, out),
+        noted=noted(folder, gaps),
         timeline=_timeline(facts),
         scores=_scores(facts),
         members=sorted(facts.members, key=lambda m: -1.0 if m.ap50 is None else m.ap50, reverse=True),

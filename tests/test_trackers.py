@@ -1,7 +1,6 @@
 """Trackers are given the rows of the log, whichever package draws them: fakes stand for the packages."""
 
 import sys
-from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 
@@ -45,23 +44,8 @@ def mlflow(monkeypatch):
     """The calls that MLflow was given."""
     calls = []
     fake = ModuleType("mlflow")
-    for name in ("set_tracking_uri", "log_metrics", "flush_async_logging"):
+    for name in ("set_tracking_uri", "start_run", "log_metrics", "flush_async_logging", "end_run"):
         setattr(fake, name, lambda *args, _name=name, **kwargs: calls.append((_name, args, kwargs)))
-
-    @contextmanager
-    def started():
-        try:
-            yield
-        except BaseException:
-            calls.append(("failed", (), {}))
-            raise
-        calls.append(("finished", (), {}))
-
-    def start_run(**kwargs):
-        calls.append(("start_run", (), kwargs))
-        return started()
-
-    fake.start_run = start_run
     monkeypatch.setitem(sys.modules, "mlflow", fake)
     return calls
 
@@ -87,8 +71,9 @@ def test_mlflow_gets_the_same_points_and_is_closed_when_training_fails(mlflow):
         "start_run",
         *["log_metrics"] * 2,
         "flush_async_logging",
-        "failed",
+        "end_run",
     ]
+    assert mlflow[-1][1] == ("FAILED",)
     assert mlflow[0][1] == ("http://host",)
     assert mlflow[1][2] == {"run_name": "run1"}
     assert mlflow[2][1:] == (({"loss": 2.5, "lr": 0.0},), {"step": 0, "synchronous": False})
@@ -129,6 +114,16 @@ def test_a_server_that_cannot_be_reached_is_told_and_leaves_no_run(mlflow, tmp_p
     with pytest.raises(InputError, match=r"mlflow:http://host cannot be opened \(ConnectionError: nobody answers\)"):
         train(data, tmp_path / "run", steps=1, tracker=("mlflow:http://host",))
     assert not (tmp_path / "run").exists()
+
+
+def test_a_server_that_goes_away_does_not_take_the_run_along(mlflow, monkeypatch, capsys):
+    def gone():
+        raise ConnectionError("refused")
+
+    monkeypatch.setattr(sys.modules["mlflow"], "flush_async_logging", gone)
+    with trackers(["mlflow:http://host"], "run1") as track:
+        track(ROWS)
+    assert "mlflow:http://host was lost (ConnectionError: refused); log.jsonl has all rows." in capsys.readouterr().err
 
 
 def test_tensorboard_may_write_into_the_folder_of_the_run(monkeypatch, tmp_path):

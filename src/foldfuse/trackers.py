@@ -7,6 +7,7 @@ step. Neither package is needed otherwise, and neither is imported before it is 
 from __future__ import annotations
 
 import importlib
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -78,7 +79,7 @@ def _mlflow(where: str, name: str) -> Iterator[Tracker]:
     mlflow = _module("mlflow", "mlflow")
     try:
         mlflow.set_tracking_uri(where)
-        opened = mlflow.start_run(run_name=name)
+        mlflow.start_run(run_name=name)
     except Exception as error:  # the server's, the network's, a database's or MLflow's own
         raise InputError(
             f"the tracker mlflow:{where} cannot be opened ({_first_line(error)}). Is its server running, and is the URI right?"
@@ -88,11 +89,17 @@ def _mlflow(where: str, name: str) -> Iterator[Tracker]:
         for row in rows:
             mlflow.log_metrics(_numbers(row), step=row["step"], synchronous=False)
 
-    with opened:  # which marks it as failed where training fails
+    status = "FAILED"
+    try:
+        yield write
+        status = "FINISHED"
+    finally:
         try:
-            yield write
-        finally:
             mlflow.flush_async_logging()
+            mlflow.end_run(status)
+        except Exception as error:  # the server is gone: no reason to lose the run
+            told = f"the tracker mlflow:{where} was lost ({_first_line(error)}); log.jsonl has all rows."
+            print(told, file=sys.stderr)
 
 
 _KINDS = {"tensorboard": _tensorboard, "mlflow": _mlflow}

@@ -15,9 +15,9 @@ def data(tmp_path_factory):
     return write_dataset(tmp_path_factory.mktemp("data") / "d", 10)
 
 
-def test_the_rate_goes_with_the_square_root_of_the_batch_size():
+def test_the_rate_goes_with_the_square_root_of_the_batch_size_and_the_largest_come_first():
     grid = combinations(["efficientdet_lite0"], [192, 256], [2, 8])
-    assert list(grid) == [f"efficientdet_lite0-{size}-b{batch}" for size in (192, 256) for batch in (2, 8)]
+    assert list(grid) == [f"efficientdet_lite0-{size}-b{batch}" for batch in (8, 2) for size in (256, 192)]
     small, usual = (grid[f"efficientdet_lite0-256-b{batch}"] for batch in (2, 8))
     assert usual.lr == pytest.approx(2 * small.lr)
     assert (small.image_size, small.batch_size) == (256, 2)
@@ -29,7 +29,7 @@ def test_a_sweep_scores_each_training_at_moments_and_trains_nothing_twice(data, 
     arguments = {"out": tmp_path / "s", "sizes": "64,96", "batches": "2", "budget": "30s", "k": 2}
     text = sweep(data, **arguments).read_text()
     record = json.loads((tmp_path / "s" / "sweep.json").read_text())
-    names = ["house-64-b2", "house-96-b2"]
+    names = ["house-96-b2", "house-64-b2"]
     assert list(record["runs"]) == names
     for name in names:
         scores = record["runs"][name]["scores"]

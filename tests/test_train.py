@@ -273,6 +273,8 @@ def test_nothing_is_written_where_the_input_is_bad(data, tmp_path):
         ({"recipe": "yolo"}, "no recipe"),
         ({"folds": tmp_path / "gone.json"}, "no such file"),
         ({"folds": split, "fold": 2}, "there is no fold 2"),
+        ({"change": ("detector=housse",)}, "Did you mean 'house'"),
+        ({"change": (f"weights={tmp_path / 'gone.pth'}",)}, "gone.pth: there is no such file"),
     ]:
         with pytest.raises(InputError, match=message):
             train(**({"data": data, "out": tmp_path / "run", "steps": 1} | arguments))

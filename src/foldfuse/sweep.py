@@ -99,13 +99,16 @@ def sweep(
 
 
 def combinations(recipes: list[str], sizes: list[int], batches: list[int]) -> dict[str, Recipe]:
-    """{name: recipe} of the grid; the rate of each goes with the square root of its batch size."""
+    """{name: recipe} of the grid, what takes most memory first, so that what cannot be afforded shows before any time is spent.
+
+    The rate of each goes with the square root of its batch size.
+    """
     made = {}
     for name, size, batch in itertools.product(recipes, sizes, batches):
         own = load_recipe(name)
         rate = own.lr * (batch / own.batch_size) ** 0.5
         made[f"{name}-{size}-b{batch}"] = replace(own, image_size=size, batch_size=batch, lr=rate)
-    return made
+    return dict(sorted(made.items(), key=lambda item: -item[1].batch_size * item[1].image_size ** 2))
 
 
 def seconds_each(grid: Mapping[str, Recipe], held: Dataset, left: float) -> float:
@@ -162,7 +165,10 @@ def _one(
                 every=seconds / MOMENTS * 0.99,
                 evaluate=evaluate,
             )
-        except FloatingPointError as error:
+        except (
+            FloatingPointError,
+            torch.OutOfMemoryError,
+        ) as error:  # the latter is CUDA's; on a CPU the system ends us
             result["failed"] = str(error)
     result["scores"] = [row for row in run.log if "ap50" in row]
     return result | {key: run.facts.get(key) for key in ("steps", "seconds", "images_per_second", "loading_share")}

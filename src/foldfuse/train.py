@@ -120,6 +120,7 @@ def train(
             wanted = wanted or {"seconds": seconds_of("10m")}
             made = _wanted_recipe(recipe, change, start)
             together.part(made.batch_size)
+            _begin(made, _detector(made, dataset))  # what cannot be trained raises here, before there is a folder
             facts = run_facts(dataset, data=data, seed=seed, held=held)
             if together.first:
                 Run.create(run.folder, made, facts)
@@ -152,6 +153,20 @@ def _wanted_recipe(name: str | None, change: tuple[str, ...], start: Path | None
     if made.detector != own.detector:
         raise InputError(f"{start}: is a run of {own.detector}, and {made.detector} cannot begin with its weights.")
     return made
+
+
+def _detector(recipe: Recipe, dataset: Dataset, *, fresh: bool = True) -> Any:
+    """A new detector for a recipe; a `fresh` one has ImageNet weights where the recipe wants them."""
+    imagenet = fresh and recipe.weights == "imagenet"
+    return make_detector(recipe.detector, len(dataset.classes), anchor_scale=recipe.anchor_scale, pretrained=imagenet)
+
+
+def _begin(recipe: Recipe, model: Any) -> str:
+    """Give `model` the weights of the run or checkpoint that the recipe names; a sentence on it, "" where it names none."""
+    if recipe.weights in ("imagenet", "none"):
+        return ""
+    path = Path(recipe.weights)
+    return Run(path).start(model) if path.is_dir() else load_effdet(path, model)
 
 
 def run_facts(dataset: Dataset, *, data: Path, seed: int, held: Sequence[int]) -> dict[str, Any]:
@@ -200,15 +215,13 @@ def train_run(
     recipe, together = run.recipe, together or World(device=best_device())
     torch.manual_seed(seed)
     fresh = start is None and state is None
-    imagenet = fresh and recipe.weights == "imagenet"
-    model = make_detector(recipe.detector, len(dataset.classes), anchor_scale=recipe.anchor_scale, pretrained=imagenet)
+    model = _detector(recipe, dataset, fresh=fresh)
     samples = dataset.samples
     canvas = canvas_for(samples, image_size=recipe.image_size, stride=model.stride)
     if fresh and hasattr(model, "fit_anchors"):
         model.fit_anchors(_object_sizes(samples, canvas))
-    if fresh and recipe.weights not in ("imagenet", "none"):  # after the fit: a run's weights mean its own anchors
-        start_from = Path(recipe.weights)
-        print(Run(start_from).start(model) if start_from.is_dir() else load_effdet(start_from, model))
+    if fresh and (told := _begin(recipe, model)):  # after the fit: a run's weights mean its own anchors
+        print(told)
     if start is not None:
         model.load_state_dict(start["model"])
     model.to(together.device)

@@ -17,6 +17,7 @@ from foldfuse.errors import InputError
 from foldfuse.formats import read_predictions
 from foldfuse.predict import predict
 from foldfuse.run import Run
+from foldfuse.train import train
 from learning_samples import write_dataset
 
 HERE = Path(__file__).parent
@@ -45,11 +46,18 @@ def test_two_processes_learn_what_one_learns(data, tmp_path):
 
 
 def test_two_processes_train_and_predict_from_the_command_line(data, tmp_path):
-    changes = ("--change", "image_size=64", "--change", "batch_size=2")
-    run(*TORCHRUN, "-m", "foldfuse", "train", data, tmp_path / "run", *changes, "--steps", "2")
+    changes = (
+        "image_size=64",
+        "batch_size=4",
+        "lr=1e-4",
+    )  # at the usual rate, rounding alone parts two runs in ten steps
+    flags = [word for change in changes for word in ("--change", change)]
+    run(*TORCHRUN, "-m", "foldfuse", "train", data, tmp_path / "run", *flags, "--steps", "20")
+    train(data, tmp_path / "alone", change=changes, steps=20)
     facts = Run(tmp_path / "run").facts
-    assert (facts["steps"], facts["processes"]) == (2, 2)
-    assert [row["step"] for row in Run(tmp_path / "run").log] == [0, 1]
+    assert (facts["steps"], facts["processes"]) == (20, 2)
+    two, one = ([row["loss"] for row in Run(tmp_path / name).log] for name in ("run", "alone"))
+    np.testing.assert_allclose(two, one, rtol=1e-3)
     run(*TORCHRUN, "-m", "foldfuse", "predict", tmp_path / "run", data, tmp_path / "two.parquet")
     predict(tmp_path / "run", data, tmp_path / "one.parquet")
     one, two = (read_predictions(tmp_path / f"{name}.parquet", read(data)) for name in ("one", "two"))

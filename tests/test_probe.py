@@ -71,8 +71,11 @@ def test_the_model_and_the_random_state_stay_as_they_were(tmp_path):
     assert torch.get_float32_matmul_precision() == "highest"
 
 
-def test_nothing_is_measured_where_the_budget_does_not_repay_it(tmp_path):
+def test_one_step_tells_that_the_budget_does_not_repay_a_measurement(tmp_path, monkeypatch):
+    steps = []
+    monkeypatch.setattr(Network, "loss", lambda self, raw, targets: steps.append(raw) or {"all": raw})
     assert found(tmp_path, Network(), seconds=1.0) is None
+    assert len(steps) == 1
     assert not (tmp_path / "probe.json").exists()
 
 

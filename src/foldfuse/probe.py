@@ -109,12 +109,13 @@ def changes(best: Setting, device: torch.device) -> Generator[Setting, Setting, 
 
 
 def _measured(model: Any, batch: tuple[Tensor, Sequence[Any]], frozen_stages: int, most: float) -> Probed | None:
-    """The best setting by measurement; None where it would take more than `most` seconds."""
+    """The best setting by measurement; None where a single step shows that it would take more than `most` seconds."""
     device = next(model.parameters()).device
     best = usual(device)
-    usual_time, usual_loss = _step(model, batch, frozen_stages, best)
-    if 4 * (1 + ROUNDS) * usual_time > most:
+    one, _ = _step(model, batch, frozen_stages, best, rounds=0)
+    if 4 * (1 + ROUNDS) * one > most:
         return None
+    usual_time, usual_loss = _step(model, batch, frozen_stages, best)
     tried: dict[str, float | str] = {str(best): round(usual_time, 4)}
     best_time = usual_time
     candidates = changes(best, device)
@@ -134,15 +135,17 @@ def _measured(model: Any, batch: tuple[Tensor, Sequence[Any]], frozen_stages: in
     return Probed(best, round(usual_time / best_time, 3), tried)
 
 
-def _step(model: Any, batch: tuple[Tensor, Sequence[Any]], frozen_stages: int, setting: Setting) -> tuple[float, float]:
-    """Seconds of the fastest of a few steps of a copy of `model`, and the loss of the first."""
+def _step(
+    model: Any, batch: tuple[Tensor, Sequence[Any]], frozen_stages: int, setting: Setting, *, rounds: int = ROUNDS
+) -> tuple[float, float]:
+    """Seconds of the fastest step of a copy of `model`, the first aside unless it is the only one; and the loss of the first."""
     device = next(model.parameters()).device
     images, targets = batch[0].to(device, memory_format=setting.memory_format).float().div_(255), batch[1]
     mine = copy.deepcopy(model).to(memory_format=setting.memory_format)
     mine.freeze(frozen_stages)
     times, losses = [], []
     with setting.applied():
-        for _ in range(1 + ROUNDS):
+        for _ in range(1 + rounds):
             began = time.perf_counter()
             with setting.autocast(device):
                 raw = mine(images)
@@ -151,7 +154,7 @@ def _step(model: Any, batch: tuple[Tensor, Sequence[Any]], frozen_stages: int, s
             losses.append(loss.item())
             mine.zero_grad(set_to_none=True)
             times.append(time.perf_counter() - began)
-    return min(times[1:]), losses[0]
+    return min(times[1:] or times), losses[0]
 
 
 def _known(memory: Path) -> dict[str, Any]:

@@ -241,6 +241,12 @@ def _resume(out: Path, start: float, *, clustered: bool) -> Path:
         raise InputError(f"{out}: holds no campaign that has begun. Begin one: foldfuse campaign DATA --out {out}")
     with _full_disk_told(out), ledgers.held_alone(out), closing(ledgers.go_on(out, start=start)) as ledger:
         if ledger.fact("state") == "finished":
+            if ledger.fact("reported") is False:  # the disk was full just then
+                from foldfuse.report import report
+
+                report(out)
+                ledger.export()
+                ledger.tell(reported=True)
             print(f"{out}: has finished already; nothing is left to do.", file=sys.stderr)
             return out
         asked = Asked.of(ledger.fact("asked"))
@@ -280,7 +286,8 @@ def _work(asked: Asked, inputs: Inputs, ledger: Ledger, *, new: bool, clustered:
 _LEFT = {ledgers.LOCK, f".{ledgers.NAME}.new"}  # by a process that was killed before it wrote the ledger
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _FULL_WORDS = ("disk is full", "no space left", "file too large", "quota exceeded", "os error 28", "os error 27")
-_TORCH_WORDS = ("pytorchstreamwriter failed", "file write failed")  # torch does not say why
+_TORCH_WORDS = ("pytorchstreamwriter failed", "file write failed", "unexpected pos")  # torch does not say why
+_SQLITE_WORDS = ("disk i/o error",)  # of a quota, for one
 
 
 @contextmanager
@@ -291,9 +298,12 @@ def _full_disk_told(out: Path) -> Iterator[None]:
     except (OSError, sqlite3.Error, RuntimeError, InputError, SafetensorError) as error:
         words = str(error).lower()
         full = isinstance(error, OSError) and error.errno in _FULL
-        if not full and not any(word in words for word in (*_FULL_WORDS, *_TORCH_WORDS)):
+        if not full and not any(word in words for word in (*_FULL_WORDS, *_TORCH_WORDS, *_SQLITE_WORDS)):
             raise
-        raise InputError(
-            f"{out}: the disk is full. What was finished is safe; make room, then go on with: "
-            f"foldfuse campaign --resume {out}"
-        ) from error
+        kind = "the disk is broken, over its quota or full" if _SQLITE_WORDS[0] in words else "the disk is full"
+        again = (
+            f"What was finished is safe; make room, then go on with: foldfuse campaign --resume {out}"
+            if (out / ledgers.NAME).is_file()
+            else "Nothing was begun; make room, then give the same command again."
+        )
+        raise InputError(f"{out}: {kind}. {again}") from error

@@ -39,7 +39,7 @@ TRIES = 3  # a segment that was lost so often is left out
 
 def carry_out(task: Task, ledger: Ledger, strategy: Strategy, workers: Workers) -> None:
     """Spend the time until the deadline; leave the submission and the report in the campaign's folder."""
-    ledger.tell(machine=machine.facts(), state="running")
+    ledger.tell(machine=machine.facts(), state="running", reported=False)
     publish(ledger)
     found = recalled(task, ledger)
     if ledger.fact("plan") is None:
@@ -63,6 +63,7 @@ def carry_out(task: Task, ledger: Ledger, strategy: Strategy, workers: Workers) 
     )
     keep_plan(task, ledger, workers)
     refresh_report(ledger)
+    ledger.tell(reported=True)
 
 
 def begin(task: Task, ledger: Ledger, workers: Workers) -> None:

@@ -9,12 +9,13 @@ from torch import nn
 from foldfuse.costs import make
 from foldfuse.errors import InputError
 from foldfuse.export import PACKAGES, export, largest_difference, named_tensors, write_onnx
-from foldfuse.models import CLASSIFIERS, DETECTORS, make_detector
+from foldfuse.models import CLASSIFIERS, make_detector
 from foldfuse.models.efficientdet import Raw
 from foldfuse.recipes import Recipe
 from foldfuse.run import Run
 
-SMALL = [*(name for name in ("efficientdet_lite0", "efficientdet_d0", "yolov5n") if name in DETECTORS)]
+SMALL = ["efficientdet_lite0", "efficientdet_d0", "yolov5n", "house", "swin_tiny_fpn", "vit_tiny_pyramid"]
+SMALL += ["mix:timm/resnet18+bifpn+efficientdet"]
 SMALL += [name for name in CLASSIFIERS if name.endswith("_tiny")]
 
 

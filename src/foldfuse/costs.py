@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from foldfuse.errors import InputError, unknown_name
-from foldfuse.models import CLASSIFIERS, DETECTORS
+from foldfuse.models import CLASSIFIERS, DETECTORS, make_detector, mix
 
 
 @dataclass(frozen=True)
@@ -36,16 +36,22 @@ class Arithmetic:
 
 
 def make(name: str, num_classes: int, *, device: str = "cpu") -> Any:
-    """The detector or classifier called `name`, with random weights, in eval mode.
+    """The detector (a mix:BACKBONE+NECK+HEAD too) or classifier called `name`, with random weights, in eval mode.
 
     Raises:
         InputError: there is none.
     """
-    maker: Any = DETECTORS.get(name) or CLASSIFIERS.get(name)
-    if maker is None:
+    if name not in CLASSIFIERS and not is_detector(name):
         raise unknown_name("model", name, [*DETECTORS, *CLASSIFIERS])
     with torch.device(device):
-        return maker(num_classes, pretrained=False).eval()
+        if name in CLASSIFIERS:
+            return CLASSIFIERS[name](num_classes, pretrained=False).eval()
+        return make_detector(name, num_classes, pretrained=False).eval()
+
+
+def is_detector(name: str) -> bool:
+    """Whether this is the name of a detector, a mix's included, and not of a classifier."""
+    return name in DETECTORS or name.startswith(mix.PREFIX)
 
 
 def default_size(model: Any) -> int:

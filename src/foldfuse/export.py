@@ -17,10 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from foldfuse.costs import check_size, default_size, make
+from foldfuse.costs import check_size, default_size, is_detector, make
 from foldfuse.errors import InputError
 from foldfuse.files import atomic
-from foldfuse.models import DETECTORS
 from foldfuse.models.folding import folded
 from foldfuse.predict import load_detector
 from foldfuse.run import Run
@@ -56,7 +55,7 @@ def export(
         size, about = run.recipe.image_size, {"model": run.recipe.detector, "classes": json.dumps(classes)}
     else:
         net = make(model, num_classes)
-        if model in DETECTORS:
+        if is_detector(model):
             net.backbone = folded(net.backbone)
         size, about = default_size(net), {"model": model}
     about |= {"stride": str(net.stride)} | {k: str(getattr(net, k)) for k in ("anchor_scale",) if hasattr(net, k)}

@@ -32,5 +32,6 @@ def models() -> None:
     console.print(table)
     console.print(
         f"First the detectors, for {CLASSES['detector']} classes, then the classifiers, for {CLASSES['classifier']}. "
-        "A multiply-add counts as two FLOPs."
+        "A multiply-add counts as two FLOPs. A mix:BACKBONE+NECK+HEAD, such as mix:timm/resnet18+fpn+dense, can be trained, "
+        "profiled and exported too."
     )

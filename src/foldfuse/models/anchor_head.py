@@ -1,4 +1,4 @@
-"""EfficientDet's heads as one part that goes behind any neck.
+"""EfficientDet's heads as one part that goes behind any neck (Tan, Pang and Le, arXiv:1911.09070, sections 4.1 and 4.2).
 
 Shapes: B images, K classes, A anchors of all levels.
 """

@@ -1,7 +1,8 @@
 """Backbones by name, each made to give levels: P3, P4, P5 of a convolutional network or of Swin, P4 alone of a ViT.
 
 A backbone takes images in 0..1 and normalises them itself. Its attributes are `channels` (of each level) and `stride`;
-`freeze(stages)` stops training up to the features of stride 2^stages (of a ViT, the first quarters of its blocks).
+`freeze(stages)` stops training up to the features of stride 2^stages (of a ViT, the first quarters of its blocks). The levels
+are named as in Lin et al., "Feature Pyramid Networks", arXiv:1612.03144, section 3: P_i has a stride of 2^i.
 
 Shapes: B images, H and W height and width, C_i channels of a level.
 """

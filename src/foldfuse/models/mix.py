@@ -1,7 +1,9 @@
 """Mixes: any backbone with any neck and any head, and the house detectors that are made so.
 
 "mix:timm/mobilenetv4_conv_small+fpn+dense" is a detector's name like any other: a backbone of `make_backbone`, a neck of
-`NECKS`, a head of `HEADS`.
+`NECKS`, a head of `HEADS`. That a detector is these three parts, of which each can be replaced, is how Bochkovskiy, Wang and
+Liao, "YOLOv4", arXiv:2004.10934, section 2.1, sort them; the papers of the parts stand in their files. A ViT gives one level,
+from which ViTDet's pyramid makes the others (Li et al., arXiv:2203.16527, section 3).
 
 Shapes: B images, H and W height and width.
 """

@@ -79,6 +79,7 @@ def test_a_gain_that_is_believed_is_submitted(campaign, monkeypatch):
     number, score, facts = ledger.submission()
     assert (number, score, found.score) == (2, 0.7, 0.7)
     assert facts["second_opinion"] == {"kept": True}
+    assert facts["fused"]["interval"] is None, "what was known of the fusion's gain says nothing of this one"
     submitted = read_predictions(ledger.folder / "submission.json", task.target)
     assert [len(submitted[i].scores) for i in task.target.image_ids] == [1, 1, 0, 1]
     assert submitted[0].scores[0] == pytest.approx(0.9)

@@ -46,7 +46,8 @@ def second_opinion(task: Task, ledger: Ledger, found: Found) -> None:
         rescored = rescore.apply(fitted.rescorer, target, seen)
     with ledger.stage("submit", "submit"):
         score = score_predictions(fitted.predictions, task.held)
-        told = {**facts, "second_opinion": fitted.to_dict(), "fused": {**facts["fused"], **score.to_dict()}}
+        fused = {**facts["fused"], **score.to_dict(), "interval": None}  # that one is of the fusion alone
+        told = {**facts, "second_opinion": fitted.to_dict(), "fused": fused}
         put(fitted.predictions, rescored, read_ensemble(folder / "ensemble.json"), fitted.after, told, task, ledger)
     found.score = fitted.after
     ledger.note(

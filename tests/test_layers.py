@@ -32,6 +32,7 @@ LAYERS = [
     {"ledger", "data", "models", "fuse", "ensemble_boxes", "tta", "recipes", "near", "report_charts", "scenes_objects"},
     {
         "notes",
+        "watch",
         "standing",
         "costs",
         "images",

@@ -37,6 +37,7 @@ from foldfuse.ledger import Ledger
 from foldfuse.recipes import Recipe
 from foldfuse.strategy import rung_by_rung
 from foldfuse.task import Inputs, look, read_inputs
+from foldfuse.watch import live
 
 SHORTEST = 60.0  # seconds: in less not even one member can be trained, used and fused
 
@@ -263,7 +264,7 @@ def _resume(out: Path, start: float, *, clustered: bool) -> Path:
 
 def _work(asked: Asked, inputs: Inputs, ledger: Ledger, *, new: bool, clustered: bool) -> None:
     """Look at the data and the guests, then carry the campaign out; where they are no good, a new folder is removed."""
-    with ledger.beating():
+    with ledger.beating(), live(ledger.folder):
         try:
             with ledger.stage("look at the data", "setup"):
                 task = look(inputs, asked.recipes(), sizes=asked.size, seed=asked.seed, ledger=ledger)

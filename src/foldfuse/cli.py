@@ -17,6 +17,7 @@ from foldfuse.errors import InputError
 
 COMMANDS = {  # name: (function, what it does)
     "campaign": ("foldfuse.campaign:campaign", "Make the best submission that can be had by a deadline."),
+    "watch": ("foldfuse.watch:watch", "Show a campaign that is under way, live."),
     "check": ("foldfuse.doctor:check", "Find what is wrong with a dataset, and mend it."),
     "split": ("foldfuse.split:split", "Cut a dataset into folds that are alike."),
     "train": ("foldfuse.train:train", "Train one detector under a budget."),

@@ -241,7 +241,9 @@ def told(folder: Path) -> dict[str, Any]:
     """
     path = folder / NAME
     try:
-        with closing(sqlite3.connect(path, timeout=30)) as db:
+        with closing(
+            sqlite3.connect(f"{path.resolve().as_uri()}?mode=rw", timeout=30, uri=True)
+        ) as db:  # never made anew
             return _told(db)
     except sqlite3.DatabaseError as error:
         raise _broken(path, error) from None

@@ -11,8 +11,6 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
 
-from rich.console import Console
-
 from foldfuse import machine
 from foldfuse.delivery import Found, publish, refresh_report, submit_best
 from foldfuse.durations import clock_text
@@ -21,6 +19,7 @@ from foldfuse.formats import read_predictions, write_predictions
 from foldfuse.ledger import Ledger, Row
 from foldfuse.opinion import second_opinion
 from foldfuse.plan import costs, table_of
+from foldfuse.progress import error_console
 from foldfuse.promotion import by_gain, worth_going_on
 from foldfuse.run import Run
 from foldfuse.score import score_predictions
@@ -75,7 +74,7 @@ def begin(task: Task, ledger: Ledger, workers: Workers) -> None:
         told = ", ".join(f"{cost.name} {cost.step:.2f}" for cost in found)
         ledger.note(f"Seconds of a step as a trunk, measured here: {told}.")
     ahead = outlook(standing(task, ledger, workers))
-    Console(stderr=True).print(table_of(ahead, "The plan"))
+    error_console().print(table_of(ahead, "The plan"))
     ledger.note(f"The plan: {', then '.join(part.name for part in ahead.segments)}.")
 
 

@@ -8,13 +8,13 @@ from contextlib import suppress
 
 import pytest
 from rich.console import Console
-from test_ledger import a_row
 
 from foldfuse import ledger as ledgers
 from foldfuse import watch as watching
 from foldfuse.errors import InputError
 from foldfuse.progress import bar, error_console
 from foldfuse.watch import Work, live, view, watch
+from test_ledger import a_row
 
 RESULT = {"name": "trunk-64", "ap50": 0.5, "ap": 0.25, "weight": 0.75, "adds": 0.013}
 PLAN = {"segments": [{"name": "trunk-64", "image_size": 64}, {"name": "branch1-96", "image_size": 96, "seconds": 90.0}]}
@@ -48,16 +48,18 @@ def line_with(word, text):
 
 def test_it_tells_clock_score_and_segments(campaign):
     text = shown(ledgers.told(campaign.folder))
-    assert "3 min 20 s of 10 min" in text and "6 min 40 s left" in text
+    assert "3 min 20 s of 10 min" in text
+    assert "6 min 40 s left" in text
     assert "AP50 0.512 out-of-fold, AP 0.260: submission 1; best member trunk-64 0.500" in text
-    assert line_with("trunk-64  ", text) == "trunk-64 64 done 2 min 0.500 0.250 0.75 +0.013".split()
-    assert line_with("branch1-96", text) == "branch1-96 96 planned ~ 1 min 30 s".split()
+    assert line_with("trunk-64  ", text) == ["trunk-64", "64", "done", "2", "min", "0.500", "0.250", "0.75", "+0.013"]
+    assert line_with("branch1-96", text) == ["branch1-96", "96", "planned", "~", "1", "min", "30", "s"]
 
 
 def test_a_campaign_that_has_just_begun(tmp_path):
     ledgers.begin(tmp_path, {"state": "running"}, deadline=60, start=time.monotonic()).close()
     text = shown(ledgers.told(tmp_path))
-    assert "0 s of 1 min" in text and "no submission yet" in text
+    assert "0 s of 1 min" in text
+    assert "no submission yet" in text
     assert shown({}).strip() == ""
 
 
@@ -69,7 +71,8 @@ def test_what_is_done_now_is_the_bar_else_the_open_stage(campaign):
         assert line_with("now: ", shown(told))[:3] == ["now:", "train", "branch1-96"]
         assert line_with("now: ", shown(told))[-1] == "25%"
         now = line_with("now: ", shown(told, Work("predicting", 0.4)))
-        assert now[1] == "predicting" and now[-1] == "40%"
+        assert now[1] == "predicting"
+        assert now[-1] == "40%"
     assert "now: " not in shown(ledgers.told(campaign.folder))
 
 
@@ -77,7 +80,8 @@ def test_states_have_words_and_promoted_trunks_too(campaign):
     campaign.add(a_row("trunk-b-64", state="failed"))
     campaign.tell(ranking=["trunk-64"])
     text = shown(ledgers.told(campaign.folder))
-    assert "promoted" in line_with("trunk-64  ", text) and line_with("trunk-b-64", text)[2:4] == ["left", "out"]
+    assert "promoted" in line_with("trunk-64  ", text)
+    assert line_with("trunk-b-64", text)[2:4] == ["left", "out"]
 
 
 def test_names_are_no_markup_and_narrow_terminals_break_no_line(campaign):
@@ -95,8 +99,10 @@ def test_a_terminal_gets_the_view_with_notes_above_it(campaign):
             progress(0.5)
             time.sleep(1.3)
     text = console.file.getvalue()
-    assert "Something was decided." in text and "a table" in text
-    assert "now: predicting" in text and "50%" in text
+    assert "Something was decided." in text
+    assert "a table" in text
+    assert "now: predicting" in text
+    assert "50%" in text
     assert text.rindex("branch1-96") > text.rindex("a table")  # the last view stays, below the notes
 
 
@@ -137,13 +143,14 @@ def test_watch_follows_until_the_end(campaign, monkeypatch):
     thread.start()
     watch(campaign.folder)
     thread.join()
-    assert "The last word." in console.file.getvalue() and "finished" in console.file.getvalue()
+    assert "The last word." in console.file.getvalue()
+    assert "finished" in console.file.getvalue()
 
 
 def test_watch_says_that_nobody_works(campaign, monkeypatch):
     monkeypatch.setattr(watching, "Console", terminal)
     monkeypatch.setattr(watching, "QUIET", 0.5)
-    with pytest.raises(InputError, match="no process has worked on it for .* --resume"):
+    with pytest.raises(InputError, match=r"no process has worked on it for .* --resume"):
         watch(campaign.folder)
 
 

@@ -59,7 +59,7 @@ LAYERS = [
     },
     {"strategy", "yolo_folders", "doctor", "batches", "ensemble_search", "looks", "image_folders", "imports"},
     {"formats", "rescore", "task"},
-    {"loop", "probe", "plan"},
+    {"loop", "probe", "plan", "pseudo"},
     {"train", "predict", "ensemble", "score", "submit", "report"},
     {"classify", "work"},
     {"rescore_files", "classify_files", "workers", "cluster_worker"},

@@ -36,7 +36,7 @@ from foldfuse.errors import InputError
 from foldfuse.ledger import Ledger
 from foldfuse.recipes import Recipe
 from foldfuse.strategy import rung_by_rung
-from foldfuse.task import Inputs, look, read_inputs
+from foldfuse.task import Inputs, Task, look, read_inputs
 from foldfuse.watch import live
 
 SHORTEST = 60.0  # seconds: in less not even one member can be trained, used and fused
@@ -58,6 +58,7 @@ class Asked:
     member: tuple[str, ...] = ()
     foreign: tuple[str, ...] = ()
     seed: int = 0
+    pseudo_labels: bool = False
 
     @staticmethod
     def of(value: dict[str, Any]) -> Asked:
@@ -70,8 +71,9 @@ class Asked:
         words = ["foldfuse", "campaign", str(self.data)]
         for name, value in vars(self).items():
             if name != "data" and (value != getattr(Asked, name) or name in ("deadline", "out", "seed")):
+                flag = f"--{name.replace('_', '-')}"
                 for one in value if isinstance(value, tuple) else (value,):
-                    words += [f"--{name}", str(one)]
+                    words += [flag] if one is True else [flag, str(one)]
         return shlex.join(words)
 
     def absolute(self) -> Asked:
@@ -95,6 +97,11 @@ class Asked:
             check_sizes(self.size, recipe)
         return recipes
 
+    def task(self, inputs: Inputs, recipes: dict[str, Recipe], ledger: Ledger) -> Task:
+        """What is to be done with the data, once it has been looked at."""
+        made = look(inputs, recipes, sizes=self.size, seed=self.seed, ledger=ledger)
+        return replace(made, pseudo=self.pseudo_labels)
+
 
 def campaign(
     data: Path | None = None,
@@ -110,6 +117,7 @@ def campaign(
     member: tuple[Path, ...] = (),
     foreign: tuple[str, ...] = (),
     seed: int = 0,
+    pseudo_labels: bool = False,
     resume: Path | None = None,
     ray: str | None = None,
     plan: bool = False,
@@ -136,6 +144,8 @@ def campaign(
         foreign: HELD:TEST, another toolkit's predictions of the pictures held back and of the test pictures, in any format
             that `fuse` takes; they join the ensemble.
         seed: of every random choice.
+        pseudo_labels: let the last members learn from what the ensemble is sure of in the test pictures, too, where the
+            contest's rules allow it; the pictures held back stay held back.
         resume: folder of a campaign that was stopped, to go on with what it was asked; given alone, or with `ray`. The time
             that it has worked counts against its deadline, the time that it lay still does not.
         ray: address of a running Ray cluster, such as 10.0.0.1:6379, or auto for the one of this machine: its nodes train
@@ -160,6 +170,7 @@ def campaign(
         tuple(map(str, member)),
         tuple(foreign),
         seed,
+        pseudo_labels,
     )
     machine.tune()
     if resume is not None:
@@ -229,7 +240,7 @@ def _show_plan(asked: Asked, start: float) -> None:
         tempfile.TemporaryDirectory() as folder,
         closing(ledgers.begin(Path(folder), {}, deadline=seconds, start=start)) as ledger,
     ):
-        task = look(inputs, recipes, sizes=asked.size, seed=asked.seed, ledger=ledger)
+        task = asked.task(inputs, recipes, ledger)
 
     from foldfuse.plan import show  # here, so that torch is loaded after the input was found good
 
@@ -267,7 +278,7 @@ def _work(asked: Asked, inputs: Inputs, ledger: Ledger, *, new: bool, clustered:
     with ledger.beating(), live(ledger.folder):
         try:
             with ledger.stage("look at the data", "setup"):
-                task = look(inputs, asked.recipes(), sizes=asked.size, seed=asked.seed, ledger=ledger)
+                task = asked.task(inputs, asked.recipes(), ledger)
                 from foldfuse.guests import welcome  # here, so that torch is loaded after the input was found good
 
                 welcome(asked.member, asked.foreign, task, ledger)

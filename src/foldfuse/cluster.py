@@ -141,6 +141,8 @@ class Cluster:
             parent=files_of(parent.folder, "state*.pt") if parent is not None else {},
             every=assignment.every,
             standing=assignment.standing,
+            more=assignment.more,
+            parcels=() if assignment.more is None else tuple(parcels(assignment.more.samples)),
         )
         hand.assignment = assignment
         hand.coming = {"product": hand.actor.work.remote(order), "checkpoint": hand.actor.checkpoint.remote(name)}

@@ -39,6 +39,8 @@ class Order:
         parent: of the run folder that it begins from; empty where it has a checkpoint, or begins anew.
         every: seconds between checkpoints.
         standing: of the campaign.
+        more: annotated pictures to learn from besides those sent before.
+        parcels: their files.
     """
 
     name: str
@@ -47,6 +49,8 @@ class Order:
     parent: Files
     every: float
     standing: Standing
+    more: Dataset | None = None
+    parcels: Sequence[Parcel] = ()
 
 
 @dataclass(frozen=True)
@@ -100,8 +104,13 @@ class Worker:
         """
         from foldfuse.formats import write_predictions
         from foldfuse.run import Run
-        from foldfuse.work import learn, look
+        from foldfuse.work import joined, learn, look
 
+        dataset, pictures = self._train, self._pictures
+        if order.more is not None:
+            folder = self._folder / "more"
+            shutil.rmtree(folder, ignore_errors=True)
+            dataset, pictures = joined(dataset, pictures, unpacked(order.more, order.parcels, folder))
         run, parent = Run(self._folder / "members" / order.name), Run(self._folder / "parent")
         for folder, files in ((run.folder, order.files), (parent.folder, order.parent)):
             shutil.rmtree(folder, ignore_errors=True)
@@ -110,11 +119,11 @@ class Worker:
         try:
             seconds = learn(
                 run,
-                self._train,
+                dataset,
                 order.seconds,
                 state=run.load_state()[0],
                 parent=parent if order.parent else None,
-                pictures=self._pictures,
+                pictures=pictures,
                 every=order.every,
             )
             seen = look(run, self._held, order.standing)

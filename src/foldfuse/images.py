@@ -148,6 +148,12 @@ class Pictures:
                 kept += _filed(pool.map(lambda s: load_image(s.path, longest=longest), samples[here:either]))
         return Pictures(samples, longest, kept)
 
+    def __add__(self, more: Pictures) -> Pictures:
+        """These pictures and those of `more` behind them, all shrunk to the same side."""
+        whole = len(self._kept) == len(self.samples)  # else there would be a gap
+        kept = self._kept + more._kept if whole else self._kept
+        return Pictures((*self.samples, *more.samples), self.longest, kept)
+
     def __getitem__(self, i: int) -> Picture:
         """(H, W, 3) uint8 of sample `i`."""
         return self._kept[i] if i < len(self._kept) else load_image(self.samples[i].path, longest=self.longest)

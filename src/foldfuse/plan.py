@@ -77,7 +77,9 @@ def costs(standing: Standing, dataset: Dataset) -> list[Cost]:
 
 def show(task: Task, deadline: float, console: Console) -> None:
     """Print what each candidate costs and the plan, and stop there."""
-    standing = Standing(task.recipes, task.sizes, task.seed, deadline, 0.0, len(task.held), len(task.target))
+    standing = Standing(
+        task.recipes, task.sizes, task.seed, deadline, 0.0, len(task.held), len(task.target), pseudo=task.pseudo
+    )
     found = costs(standing, task.train)
     standing = replace(standing, steps={cost.name: cost.step for cost in found}, cost=found[0].picture)
     planned = plan(standing)

@@ -51,10 +51,9 @@ def plan(standing: Standing) -> tuple[Segment, ...]:
     for i, (larger, (parent, of)) in enumerate(product((STEP, 2 * STEP), zip(parents, promoted, strict=True)), start=1):
         name, recipe, scale = scales[of]
         px = side(recipe, scale + larger, standing)
-        seed = _seed(standing, len(made))
-        made.append(
-            Segment(f"branch{i}-{name}-{px}", falling(sized(recipe, px)), seed, branch_share, parent.name, rung=2)
-        )
+        seed, own = _seed(standing, len(made)), falling(sized(recipe, px))
+        branch = Segment(f"branch{i}-{name}-{px}", own, seed, branch_share, parent.name, rung=2)
+        made.append(taught(branch) if standing.pseudo and larger > STEP else branch)
     return tuple(made)
 
 
@@ -77,10 +76,16 @@ def _branches(trunk: Segment, standing: Standing) -> list[Segment]:
     count = max(len(larger), standing.workers)
     sides = [side(recipe, larger[i % len(larger)], standing) for i in range(count)]
     share = (1 - LONE_TRUNK) / count
-    return [
+    branches = [
         Segment(f"branch{i}-{px}", falling(sized(recipe, px)), _seed(standing, i), share, trunk.name, rung=1)
         for i, px in enumerate(sides, start=1)
     ]
+    return [*branches[:-1], taught(branches[-1])] if standing.pseudo else branches
+
+
+def taught(branch: Segment) -> Segment:
+    """The branch, learning from pseudo-labels too: it waits for the others, whose ensemble gives the labels."""
+    return replace(branch, rung=branch.rung + 1, pseudo=True)
 
 
 def candidates(standing: Standing) -> list[tuple[str, Recipe, float]]:

@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from foldfuse import machine
+from foldfuse.data import Dataset
 from foldfuse.delivery import Found, publish, refresh_report, submit_best
 from foldfuse.durations import clock_text
 from foldfuse.errors import InputError
@@ -21,6 +22,7 @@ from foldfuse.opinion import second_opinion
 from foldfuse.plan import costs, table_of
 from foldfuse.progress import error_console
 from foldfuse.promotion import by_gain, worth_going_on
+from foldfuse.pseudo import labelled, sure
 from foldfuse.run import Run
 from foldfuse.score import score_predictions
 from foldfuse.segments import COMPARED_FROM, largest_side, trunks
@@ -188,6 +190,7 @@ def standing(task: Task, ledger: Ledger, workers: Workers) -> Standing:
         ranking=tuple(ledger.fact("ranking") or ()),
         busy=workers.busy,
         workers=max(1, workers.capacity),
+        pseudo=task.pseudo,
     )
 
 
@@ -244,7 +247,25 @@ def assigned(segment: Segment, seconds: float, task: Task, ledger: Ledger, worke
         ledger.note(f"{segment.name} goes on from its checkpoint after {clock_text(had)} of training.")
     parent = Run(ledger.folder / "members" / row.parent) if row.parent and state is None else None
     every = max(10.0, ledger.deadline / CHECKPOINTS)
-    return Assignment(run, seconds, state, parent, every, standing(task, ledger, workers))
+    more = taught_by(run, task, ledger) if segment.pseudo else None
+    return Assignment(run, seconds, state, parent, every, standing(task, ledger, workers), more)
+
+
+def taught_by(run: Run, task: Task, ledger: Ledger) -> Dataset | None:
+    """The pseudo-labels that a run learns from: those it began with, else of the submission that holds now; None if none."""
+    path, holds = run.folder / "pseudo.parquet", ledger.submission()
+    if not path.exists():
+        if holds is None:
+            ledger.note(f"{run.folder.name} learns without pseudo-labels: nothing has been submitted yet.")
+            return None
+        folder = ledger.folder / "submissions" / str(holds[0])
+        held = read_predictions(folder / "fused_oof.parquet", task.held)
+        target = read_predictions(folder / "fused_test.parquet", task.target)
+        write_predictions(sure(held, task.held, target), path, task.target)
+    more = labelled(task.target, read_predictions(path, task.target))
+    what = f"{more.num_boxes} boxes that the ensemble is sure of in {len(more)} of the pictures to submit"
+    ledger.note(f"{run.folder.name} learns from {what}, too.")
+    return more if len(more) else None
 
 
 def predict_held(row: Row, task: Task, ledger: Ledger, found: Found, workers: Workers, seen: Seen | None) -> None:

@@ -21,6 +21,7 @@ class Segment:
         parent: the segment whose last state it begins with; None for a start from the recipe's weights.
         fold: that it does not learn from.
         rung: 0 for a trunk; a segment is only begun when those of lower rungs are over.
+        pseudo: whether it learns from what the ensemble finds in the pictures to submit, too.
     """
 
     name: str
@@ -30,6 +31,7 @@ class Segment:
     parent: str | None = None
     fold: int = 0
     rung: int = 0
+    pseudo: bool = False
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,7 @@ class Standing:
         cost: seconds that one picture takes in one view at the first recipe's size, where a plan has measured it.
         busy: names of segments that are being trained at this moment elsewhere; a strategy names another one, or waits.
         workers: how many segments can be trained at once.
+        pseudo: whether the last branches are to learn from pseudo-labels, too.
     """
 
     recipes: Mapping[str, Recipe]
@@ -63,6 +66,7 @@ class Standing:
     cost: float | None = None
     busy: frozenset[str] = frozenset()
     workers: int = 1
+    pseudo: bool = False
 
     @property
     def recipe(self) -> Recipe:

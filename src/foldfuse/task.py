@@ -50,6 +50,7 @@ class Task:
         sizes: image sizes that are allowed; empty for all.
         seed: of every random choice.
         num_folds: of which fold 0 is held back.
+        pseudo: whether the last members learn from pseudo-labels of `target`, too.
     """
 
     train: Dataset
@@ -60,6 +61,7 @@ class Task:
     sizes: tuple[int, ...]
     seed: int
     num_folds: int
+    pseudo: bool = False
 
 
 def read_inputs(data: Path, test: Path | None, folds: int | Path) -> Inputs:

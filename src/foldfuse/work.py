@@ -75,6 +75,12 @@ def learn(
     return float(last["seconds"])
 
 
+def joined(dataset: Dataset, pictures: Pictures, more: Dataset) -> tuple[Dataset, Pictures]:
+    """A dataset and its pictures with those of another one behind them, which are decoded now."""
+    samples = (*dataset.samples, *more.samples)
+    return replace(dataset, samples=samples), pictures + Pictures.of(more.samples, longest=pictures.longest)
+
+
 def look(run: Run, held: Dataset, standing: Standing) -> Seen:
     """The held-back pictures as a trained run sees them, in as many views as there is time for.
 

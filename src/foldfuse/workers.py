@@ -10,13 +10,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from foldfuse.data import Dataset
 from foldfuse.images import Pictures
 from foldfuse.ledger import Ledger
 from foldfuse.progress import bar
 from foldfuse.run import Run
 from foldfuse.standing import Standing
 from foldfuse.task import Task
-from foldfuse.work import Seen, learn
+from foldfuse.work import Seen, joined, learn
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,7 @@ class Assignment:
         parent: the run with whose last state it begins, where it has no checkpoint.
         every: seconds between checkpoints.
         standing: of the campaign, the segment among its rows.
+        more: annotated pictures to learn from besides those of the task.
     """
 
     run: Run
@@ -38,6 +40,7 @@ class Assignment:
     parent: Run | None
     every: float
     standing: Standing
+    more: Dataset | None = None
 
     @property
     def name(self) -> str:
@@ -119,16 +122,18 @@ class Here:
     def begin(self, assignment: Assignment) -> None:
         """Train a segment to its end."""
         assert self._pictures is not None, "prepare comes first"
-        name = assignment.name
+        name, dataset, pictures = assignment.name, self._task.train, self._pictures
+        if assignment.more is not None:
+            dataset, pictures = joined(dataset, pictures, assignment.more)
         try:
             with self._ledger.stage(f"train {name}", "train"), bar(f"training {name}") as progress:
                 seconds = learn(
                     assignment.run,
-                    self._task.train,
+                    dataset,
                     assignment.seconds,
                     state=assignment.state,
                     parent=assignment.parent,
-                    pictures=self._pictures,
+                    pictures=pictures,
                     every=assignment.every,
                     progress=progress,
                 )

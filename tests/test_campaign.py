@@ -41,6 +41,7 @@ def break_pictures(path, number):
         (lambda d: d, {"deadline": "soon"}, "the time 'soon' is not one"),
         (lambda d: d, {"recipe": ("yolo",)}, "no recipe is called 'yolo'"),
         (lambda d: d, {"change": ("lr=0",)}, "lr is 0"),
+        (lambda d: d, {"metric": "map"}, "no metric is called 'map'"),
         (lambda d: d.parent / "gone.json", {}, "gone.json: there is no such file"),
         (lambda d: d.parent / "images", {}, "holds no train.json"),
         (lambda d: edited(d, "b.json", lambda doc: doc.update(annotations=[])), {}, "not one object is annotated"),

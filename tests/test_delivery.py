@@ -1,14 +1,16 @@
 """The delivery: what cannot be predicted in the time that is left stays out of the ensemble."""
 
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from foldfuse.data import read
-from foldfuse.delivery import Found, affordable
+from foldfuse.delivery import Found, affordable, submit_best
 from foldfuse.detections import Detections, Predictions
 from foldfuse.ensemble import Built, Ensemble, apply
+from foldfuse.formats import read_predictions
 from foldfuse.ledger import Row, begin
 from foldfuse.metrics import measure
 from foldfuse.recipes import load_recipe
@@ -67,3 +69,19 @@ def test_what_is_predicted_already_is_never_left_out_for_its_time(campaign, monk
     kept = affordable(built, candidates, task, ledger, Found(target={"slow@1": candidates["slow@1"]}))
     assert set(kept.ensemble.weights) == {"slow@1"}
     assert len(affordable(built, candidates, task, ledger, Found()).ensemble.weights) == 1, "one must be predicted"
+
+
+@pytest.mark.parametrize("metric", ["ap50", "f2"])
+def test_the_campaigns_metric_decides(campaign, metric, capsys):
+    task, ledger, candidates, _ = campaign
+    held = {"quick@1": candidates["quick@1"], "slow@1": candidates["slow@1"]}
+    target = {
+        name: Predictions.of(dict.fromkeys(task.target.image_ids, Detections.empty()), p.classes)
+        for name, p in held.items()
+    }
+    submit_best(replace(task, metric=metric), ledger, Found(held=held, target=target), last=False)
+    _, score, facts = ledger.submission()
+    assert (facts["fused"]["metric"], facts["fused"]["value"]) == (metric, score)
+    submitted = read_predictions(ledger.folder / "fused_oof.parquet", task.held)
+    assert score == pytest.approx(measure(submitted, task.held, metric=metric))
+    assert f"{metric.upper()} {score:.3f} out-of-fold" in capsys.readouterr().err

@@ -252,8 +252,8 @@ def test_with_pseudo_labels_the_last_branches_wait_for_the_others_and_keep_their
     plain, taught = plan(standing()), plan(standing(pseudo=True))
     assert [(s.name, s.share) for s in plain] == [(s.name, s.share) for s in taught]
     assert [(s.rung, s.pseudo) for s in taught] == [(0, False), (1, False), (2, True)]
-    steps = {name: 0.1 for name in "abc"}
-    several = standing(3600.0, recipes={name: RECIPE for name in "abc"}, steps=steps, pseudo=True)
+    steps = dict.fromkeys("abc", 0.1)
+    several = standing(3600.0, recipes=dict.fromkeys("abc", RECIPE), steps=steps, pseudo=True)
     names = {s.name: (s.rung, s.pseudo) for s in plan(several) if s.name.startswith("branch")}
     half = len(names) // 2
     assert list(names.values()) == [(2, False)] * half + [(3, True)] * half

@@ -34,6 +34,7 @@ from foldfuse.candidates import candidates, check_sizes
 from foldfuse.durations import clock_text, seconds_of
 from foldfuse.errors import InputError
 from foldfuse.ledger import Ledger
+from foldfuse.metrics import metric_called
 from foldfuse.recipes import Recipe
 from foldfuse.strategy import rung_by_rung
 from foldfuse.task import Inputs, Task, look, read_inputs
@@ -58,6 +59,7 @@ class Asked:
     member: tuple[str, ...] = ()
     foreign: tuple[str, ...] = ()
     seed: int = 0
+    metric: str = "ap50"
     pseudo_labels: bool = False
 
     @staticmethod
@@ -91,16 +93,17 @@ class Asked:
         return read_inputs(Path(self.data), test, self.folds if isinstance(self.folds, int) else Path(self.folds))
 
     def recipes(self) -> dict[str, Recipe]:
-        """{name: recipe} of what members may be made of. Raises InputError where there is none."""
+        """{name: recipe} of what members may be made of. Raises InputError where there is none, or no such metric."""
         recipes = candidates(self.recipe, self.forbid, self.change)
         for recipe in recipes.values():
             check_sizes(self.size, recipe)
+        metric_called(self.metric)
         return recipes
 
     def task(self, inputs: Inputs, recipes: dict[str, Recipe], ledger: Ledger) -> Task:
         """What is to be done with the data, once it has been looked at."""
         made = look(inputs, recipes, sizes=self.size, seed=self.seed, ledger=ledger)
-        return replace(made, pseudo=self.pseudo_labels)
+        return replace(made, metric=self.metric, pseudo=self.pseudo_labels)
 
 
 def campaign(
@@ -117,6 +120,7 @@ def campaign(
     member: tuple[Path, ...] = (),
     foreign: tuple[str, ...] = (),
     seed: int = 0,
+    metric: str = "ap50",
     pseudo_labels: bool = False,
     resume: Path | None = None,
     ray: str | None = None,
@@ -144,6 +148,7 @@ def campaign(
         foreign: HELD:TEST, another toolkit's predictions of the pictures held back and of the test pictures, in any format
             that `fuse` takes; they join the ensemble.
         seed: of every random choice.
+        metric: the contest's, that everything is chosen by out-of-fold: ap50, ap (COCO's), f2 or wheat.
         pseudo_labels: let the last members learn from what the ensemble is sure of in the test pictures, too, where the
             contest's rules allow it; the pictures held back stay held back.
         resume: folder of a campaign that was stopped, to go on with what it was asked; given alone, or with `ray`. The time
@@ -170,6 +175,7 @@ def campaign(
         tuple(map(str, member)),
         tuple(foreign),
         seed,
+        metric,
         pseudo_labels,
     )
     machine.tune()

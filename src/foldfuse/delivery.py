@@ -38,7 +38,7 @@ class Found:
         held: {"member@view": predictions of the held-back pictures}.
         target: as `held`, of the pictures to submit; filled when an ensemble asks for it.
         runs: {member: its run folder}.
-        score: AP50 on the held-back pictures of the ensemble that is submitted now.
+        score: the campaign's metric on the held-back pictures of the ensemble that is submitted now.
         unchosen: members that no ensemble has been chosen from yet.
     """
 
@@ -60,19 +60,18 @@ def submit_best(task: Task, ledger: Ledger, found: Found, *, last: bool) -> None
     }
     with ledger.stage("choose the ensemble", "fuse"):
         seconds = search_seconds(ledger.deadline) if last else FIRST_SEARCH
-        built = build(candidates, task.held, metric="ap50", seconds=seconds, seed=task.seed)
+        built = build(candidates, task.held, metric=task.metric, seconds=seconds, seed=task.seed)
         built = affordable(built, candidates, task, ledger, found)
     if found.score is not None and built.score <= found.score:
-        ledger.note(
-            f"The ensemble with the new member scores AP50 {built.score:.3f} out-of-fold, no more than before: kept."
-        )
+        scores = f"{built.metric.upper()} {built.score:.3f} out-of-fold"
+        ledger.note(f"The ensemble with the new member scores {scores}, no more than before: kept.")
     else:
         with ledger.stage("predict the pictures to submit", "predict"):
             predict_target(built, task, ledger, found)
         with ledger.stage("submit", "submit"):
-            score = deliver(built, apply(built.ensemble, candidates), task, ledger, found)
+            deliver(built, apply(built.ensemble, candidates), task, ledger, found)
         found.score = built.score
-        describe(built, score, ledger)
+        describe(built, ledger)
     found.unchosen.clear()
     ledger.tell(chosen_from=sorted({name.split("@")[0] for name in found.held}))
 
@@ -105,11 +104,10 @@ def affordable(built: Built, candidates: Mapping[str, Predictions], task: Task, 
     return replace(built, ensemble=kept, score=score)
 
 
-def deliver(built: Built, held: Predictions, task: Task, ledger: Ledger, found: Found) -> Score:
-    """Make a submission of an ensemble whose predictions of the held-back pictures are `held`; their score comes back."""
-    score = score_predictions(held, task.held)
-    put(held, apply(built.ensemble, found.target), built.ensemble, built.score, told(built, score), task, ledger)
-    return score
+def deliver(built: Built, held: Predictions, task: Task, ledger: Ledger, found: Found) -> None:
+    """Make a submission of an ensemble whose predictions of the held-back pictures are `held`."""
+    facts = told(built, score_predictions(held, task.held))
+    put(held, apply(built.ensemble, found.target), built.ensemble, built.score, facts, task, ledger)
 
 
 def put(
@@ -126,7 +124,7 @@ def put(
     Args:
         held, target: what is submitted, of the held-back pictures and of those to submit.
         ensemble: that it comes from.
-        score: AP50 of `held`.
+        score: the campaign's metric of `held`.
         facts: what the ledger is to keep of it.
         task, ledger: of the campaign.
     """
@@ -191,15 +189,17 @@ def told(built: Built, score: Score) -> dict[str, Any]:
         "iou": ensemble.iou,
         "skip": ensemble.skip,
         "weights": dict(ensemble.weights),
-        "nested_ap50": built.nested_score,
-        "all_alike_ap50": built.all_alike,
+        "metric": built.metric,
+        "value": built.score,
+        "nested": built.nested_score,
+        "all_alike": built.all_alike,
         "interval": [built.interval.low, built.interval.high] if built.interval else None,
         **score.to_dict(),
     }
     return {"best_member": built.best_single[0].split("@")[0], "fused": fused}
 
 
-def describe(built: Built, score: Score, ledger: Ledger) -> None:
+def describe(built: Built, ledger: Ledger) -> None:
     """Tell each member's part in the ensemble, and in a sentence what was chosen and why."""
     ensemble, (best_name, best_score) = built.ensemble, built.best_single
     total = sum(ensemble.weights.values())
@@ -213,10 +213,11 @@ def describe(built: Built, score: Score, ledger: Ledger) -> None:
             "views": [name.split("@")[1] for name in parts] or row.result["views"],
         }
         ledger.add(Row(**vars(row) | {"result": {**row.result, **share}}))
+    score = f"{built.metric.upper()} {built.score:.3f}"
     members = ", ".join(f"{weight:g} x {name}" for name, weight in ensemble.weights.items())
     honest = f" ({built.nested_score:.3f} on pictures not chosen on)" if built.nested_score is not None else ""
     ledger.note(
-        f"Submitted {ensemble.kind.upper()} at IoU {ensemble.iou:g} of {members}: AP50 {score.ap50:.3f} out-of-fold"
+        f"Submitted {ensemble.kind.upper()} at IoU {ensemble.iou:g} of {members}: {score} out-of-fold"
         f"{honest}; the best member in one view, {best_name}, has {best_score:.3f}, plain WBF of all {built.all_alike:.3f}."
     )
 

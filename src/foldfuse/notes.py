@@ -38,7 +38,7 @@ class Note:
 
 @dataclass(frozen=True)
 class Scored:
-    """A submission with its AP50 out-of-fold and the score that the leaderboard gave it."""
+    """A submission with its out-of-fold score, by the campaign's metric, and the score that the leaderboard gave it."""
 
     submission: int
     out_of_fold: float
@@ -129,7 +129,7 @@ def record(folder: Path) -> dict[str, Any]:
 
 
 def submission_scores(told: Mapping[str, Any]) -> tuple[float, ...]:
-    """AP50 out-of-fold of each submission of a campaign, from the first to the one that holds now."""
+    """The out-of-fold score of each submission of a campaign, from the first to the one that holds now."""
     if "submission_scores" in told:
         return tuple(told["submission_scores"])
     fused = told.get("fused")
@@ -137,7 +137,7 @@ def submission_scores(told: Mapping[str, Any]) -> tuple[float, ...]:
 
 
 def leaderboard_chart(scored: Mapping[str, Sequence[Scored]]) -> Chart | None:
-    """A dot for each submission of each campaign: AP50 out-of-fold to the right, the leaderboard's score upwards.
+    """A dot for each submission of each campaign: the out-of-fold score to the right, the leaderboard's score upwards.
 
     None for fewer than two submissions: one dot tells nothing.
     """
@@ -160,8 +160,8 @@ def leaderboard_chart(scored: Mapping[str, Sequence[Scored]]) -> Chart | None:
         dots,
         linear_axis(float(x.min()), float(x.max())),
         linear_axis(float(y.min()), float(y.max())),
-        titles=("AP50 out-of-fold", "leaderboard"),
-        label="Leaderboard score against AP50 out-of-fold: " + "; ".join(dot.name for dot in dots) + ".",
+        titles=("out-of-fold", "leaderboard"),
+        label="Leaderboard score against the one out-of-fold: " + "; ".join(dot.name for dot in dots) + ".",
     )
     told = f"Each dot is a submission. Both scores agree on which is the better one in {alike} of {len(pairs)} pairs."
     return Chart("Out-of-fold and leaderboard", svg, told, tuple(scored) if len(scored) > 1 else ())

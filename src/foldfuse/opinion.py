@@ -28,13 +28,15 @@ def second_opinion(task: Task, ledger: Ledger, found: Found) -> None:
     target = read_predictions(folder / "fused_test.parquet", task.target)
     if len(task.held) < rescore.PARTS or not len(held.boxes):
         return  # too few to tell a gain from chance
-    began = ledger.left
+    began, name = ledger.left, task.metric.upper()
     with ledger.stage("a second opinion", "fuse"):
-        fitted = rescore.fit(held, _whole(task), most=CROPS_PER_PICTURE, examples=CROPS_LEARNT, seed=task.seed)
+        fitted = rescore.fit(
+            held, _whole(task), metric=task.metric, most=CROPS_PER_PICTURE, examples=CROPS_LEARNT, seed=task.seed
+        )
         if not fitted.kept or fitted.after <= before:
             ledger.note(
-                f"A second opinion, by a classifier of crops, brings no gain that can be believed: AP50 {before:.3f} before and "
-                f"{fitted.after:.3f} after it out-of-fold. Submitted as before."
+                f"A second opinion, by a classifier of crops, brings no gain that can be believed: {name} {before:.3f} before "
+                f"and {fitted.after:.3f} after it out-of-fold. Submitted as before."
             )
             return
         seen = [s for s in task.target.samples if s.id not in task.unseen]
@@ -46,12 +48,17 @@ def second_opinion(task: Task, ledger: Ledger, found: Found) -> None:
         rescored = rescore.apply(fitted.rescorer, target, seen)
     with ledger.stage("submit", "submit"):
         score = score_predictions(fitted.predictions, task.held)
-        fused = {**facts["fused"], **score.to_dict(), "interval": None}  # that one is of the fusion alone
+        fused = {
+            **facts["fused"],
+            **score.to_dict(),
+            "value": fitted.after,
+            "interval": None,
+        }  # that one is of the fusion alone
         told = {**facts, "second_opinion": fitted.to_dict(), "fused": fused}
         put(fitted.predictions, rescored, read_ensemble(folder / "ensemble.json"), fitted.after, told, task, ledger)
     found.score = fitted.after
     ledger.note(
-        f"A second opinion, by a classifier of crops, lifts AP50 from {before:.3f} to {fitted.after:.3f} out-of-fold (gain on "
+        f"A second opinion, by a classifier of crops, lifts {name} from {before:.3f} to {fitted.after:.3f} out-of-fold (gain on "
         f"pictures not chosen on: {fitted.gain.low:+.3f} to {fitted.gain.high:+.3f}). Submitted with it."
     )
 

@@ -91,10 +91,12 @@ def promote(task: Task, ledger: Ledger, found: Found, workers: Workers) -> None:
     if not members:
         return
     with ledger.stage("compare the trunks", "fuse"):
-        ranking = by_gain(members, task.held, metric="ap50")
+        ranking = by_gain(members, task.held, metric=task.metric)
     ledger.tell(ranking=worth_going_on(ranking))
     told = "; ".join(f"with {name} {value:.3f}" for name, value in ranking)
-    ledger.note(f"The trunks by what they add to AP50 of the ensemble out-of-fold, one after another: {told}.")
+    ledger.note(
+        f"The trunks by what they add to {task.metric.upper()} of the ensemble out-of-fold, one after another: {told}."
+    )
 
 
 def conduct(task: Task, ledger: Ledger, strategy: Strategy, found: Found, workers: Workers) -> None:

@@ -50,6 +50,7 @@ class Task:
         sizes: image sizes that are allowed; empty for all.
         seed: of every random choice.
         num_folds: of which fold 0 is held back.
+        metric: that trunks are promoted by and the ensemble is chosen by: ap50, ap, f2 or wheat.
         pseudo: whether the last members learn from pseudo-labels of `target`, too.
     """
 
@@ -61,6 +62,7 @@ class Task:
     sizes: tuple[int, ...]
     seed: int
     num_folds: int
+    metric: str = "ap50"
     pseudo: bool = False
 
 

@@ -161,8 +161,10 @@ def _score(told: Mapping[str, Any]) -> RenderableType:
     if members:
         best = max(members, key=lambda member: float(member.get("ap50") or 0.0))
         alone = f"; best member {escape(str(best.get('name')))} {_three(best.get('ap50'))}"
+    metric = str(fused.get("metric", "ap50"))
+    chosen = "" if metric in ("ap50", "ap") else f"{escape(metric.upper())} {_three(fused.get('value'))}, "
     return Text.from_markup(
-        f"[bold green]AP50 {_three(fused.get('ap50'))}[/bold green] out-of-fold, AP {_three(fused.get('ap'))}: "
+        f"[bold green]{chosen}AP50 {_three(fused.get('ap50'))}[/bold green] out-of-fold, AP {_three(fused.get('ap'))}: "
         f"submission {told.get('submissions', 1)}{alone}"
     )
 

@@ -184,11 +184,17 @@ def all_pictures(predictions: Predictions, task: Task) -> Predictions:
 def told(built: Built, score: Score) -> dict[str, Any]:
     """What the ledger and the report keep of a chosen ensemble."""
     ensemble = built.ensemble
+    total = sum(ensemble.weights.values())
+    named = (
+        (*name.partition("@")[::2], weight / total, built.adds.get(name)) for name, weight in ensemble.weights.items()
+    )
     fused = {
         "kind": ensemble.kind,
         "iou": ensemble.iou,
         "skip": ensemble.skip,
         "weights": dict(ensemble.weights),
+        "parts": [dict(zip(("name", "view", "weight", "adds"), part, strict=True)) for part in named],
+        "best_single": list(built.best_single),
         "metric": built.metric,
         "value": built.score,
         "nested": built.nested_score,

@@ -300,18 +300,28 @@ def _rows(db: sqlite3.Connection) -> tuple[Row, ...]:
 
 
 def _told(db: sqlite3.Connection) -> dict[str, Any]:
+    """The facts, and what the tables say: the submission that holds, how it came to it, members, notes and the timeline."""
     facts = {name: json.loads(value) for name, value in db.execute("SELECT name, value FROM facts")}
     events = db.execute("SELECT kind, text, began, ended FROM events ORDER BY id").fetchall()
-    submitted = db.execute("SELECT score, result FROM submissions ORDER BY id").fetchall()
+    submitted = [
+        (at, score, json.loads(result))
+        for at, score, result in db.execute("SELECT at, score, result FROM submissions ORDER BY id")
+    ]
+    noted = [(text, began) for kind, text, began, _ in events if kind == "note"]
     rows = _rows(db)
     return {
         **facts,
-        **(json.loads(submitted[-1][1]) if submitted else {"fused": None, "best_member": None}),
+        **(submitted[-1][2] if submitted else {"fused": None, "best_member": None}),
         "members": [dict(row.result) for row in rows if row.state == "done"],
         "segments": [vars(row) for row in rows],
         "submissions": len(submitted),
-        "submission_scores": [score for score, _ in submitted],
-        "notes": [text for kind, text, _, _ in events if kind == "note"],
+        "submission_scores": [score for _, score, _ in submitted],
+        "history": [
+            {"at": at, "score": score, **{key: fused.get(key) for key in ("metric", "ap50", "best_single", "weights")}}
+            for at, score, fused in ((at, score, result.get("fused") or {}) for at, score, result in submitted)
+        ],
+        "notes": [text for text, _ in noted],
+        "note_times": [at for _, at in noted],
         "timeline": [
             {"name": text, "kind": kind, "start": began, "end": ended}
             for kind, text, began, ended in events

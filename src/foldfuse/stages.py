@@ -39,7 +39,11 @@ TRIES = 3  # a segment that was lost so often is left out
 
 
 def carry_out(task: Task, ledger: Ledger, strategy: Strategy, workers: Workers) -> None:
-    """Spend the time until the deadline; leave the submission and the report in the campaign's folder."""
+    """Spend the time until the deadline; leave the submission and the report in the campaign's folder.
+
+    Raises:
+        KeyboardInterrupt: while there was no member; later ones end the campaign early, with what there is.
+    """
     ledger.tell(machine=machine.facts(), state="running", reported=False)
     publish(ledger)
     found = recalled(task, ledger)
@@ -50,7 +54,11 @@ def carry_out(task: Task, ledger: Ledger, strategy: Strategy, workers: Workers) 
         conduct(task, ledger, strategy, found, workers)
     except KeyboardInterrupt:
         ledger.tell(state="interrupted")
-        ledger.note("Interrupted: delivering what there is.")
+        again = f"Go on with: foldfuse campaign --resume {ledger.folder}"
+        if not found.held:
+            ledger.note(f"Interrupted before a first member was trained: there is nothing to deliver yet. {again}")
+            raise
+        ledger.note(f"Interrupted: delivering what there is. {again}")
         if found.unchosen:
             submit_best(task, ledger, found, last=False)
     except FloatingPointError:
@@ -92,7 +100,7 @@ def promote(task: Task, ledger: Ledger, found: Found, workers: Workers) -> None:
         return
     with ledger.stage("compare the trunks", "fuse"):
         ranking = by_gain(members, task.held, metric=task.metric)
-    ledger.tell(ranking=worth_going_on(ranking))
+    ledger.tell(ranking=worth_going_on(ranking), gains=ranking)
     told = "; ".join(f"with {name} {value:.3f}" for name, value in ranking)
     ledger.note(
         f"The trunks by what they add to {task.metric.upper()} of the ensemble out-of-fold, one after another: {told}."

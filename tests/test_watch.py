@@ -51,8 +51,8 @@ def test_it_tells_clock_score_and_segments(campaign):
     assert "3 min 20 s of 10 min" in text
     assert "6 min 40 s left" in text
     assert "AP50 0.512 out-of-fold, AP 0.260: submission 1; best member trunk-64 0.500" in text
-    assert line_with("trunk-64  ", text) == ["trunk-64", "64", "done", "2", "min", "0.500", "0.250", "0.75", "+0.013"]
-    assert line_with("branch1-96", text) == ["branch1-96", "96", "planned", "~", "1", "min", "30", "s"]
+    assert line_with("trunk-64  ", text) == ["trunk-64", "64", "done", "2:00", "0.500", "0.250", "0.75", "+0.013"]
+    assert line_with("branch1-96", text) == ["branch1-96", "96", "planned", "~1:30"]
 
 
 def test_a_campaign_that_has_just_begun(tmp_path):
@@ -82,6 +82,16 @@ def test_states_have_words_and_promoted_trunks_too(campaign):
     text = shown(ledgers.told(campaign.folder))
     assert "promoted" in line_with("trunk-64  ", text)
     assert line_with("trunk-b-64", text)[2:4] == ["left", "out"]
+
+
+def test_in_80_columns_names_give_way_and_numbers_stay(campaign):
+    row = a_row(
+        "trunk-efficientdet_lite0_384-896", state="done", seconds=3725.0, recipe={"image_size": 1024}, result=RESULT
+    )
+    campaign.add(row)
+    campaign.tell(ranking=[row.name])
+    line = line_with("trunk-efficientdet_lite0", shown(ledgers.told(campaign.folder), width=80))
+    assert line[-7:] == ["1024", "promoted", "1:02:05", "0.500", "0.250", "0.75", "+0.013"]
 
 
 def test_names_are_no_markup_and_narrow_terminals_break_no_line(campaign):

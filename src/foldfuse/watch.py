@@ -200,8 +200,8 @@ def _trained(told: Mapping[str, Any], part: Mapping[str, Any]) -> float:
 
 def _segments(told: Mapping[str, Any]) -> RenderableType:
     """A line for each segment: those that the ledger knows, then those that are planned."""
-    table = Table(box=None, padding=(0, 1), pad_edge=False, header_style="dim")
-    table.add_column("segment", no_wrap=True, overflow="ellipsis")
+    table = Table(box=None, padding=(0, 1, 0, 0), header_style="dim")
+    table.add_column("segment", overflow="ellipsis")  # the one that gives way where the terminal is narrow
     for head in ("px", "state", "time", "AP50", "AP", "weight", "adds"):
         table.add_column(head, justify="left" if head == "state" else "right", no_wrap=True)
     rows = {row["name"]: row for row in told.get("segments", ())}
@@ -209,7 +209,7 @@ def _segments(told: Mapping[str, Any]) -> RenderableType:
     for name in {**rows, **planned}:
         row, part = rows.get(name), planned.get(name, {})
         if row is None:
-            cells = (str(part.get("image_size", "")), "planned", f"~ {clock_text(part.get('seconds') or 0.0)}")
+            cells = (str(part.get("image_size", "")), "planned", f"~{_minutes(part.get('seconds') or 0.0)}")
             table.add_row(escape(name), *cells, "", "", "", "", style="dim")
             continue
         state, result = str(row["state"]), row["result"]
@@ -220,13 +220,19 @@ def _segments(told: Mapping[str, Any]) -> RenderableType:
             Text(name),
             str(row["recipe"].get("image_size", "")),
             Text(word, style=style),
-            clock_text(row["seconds"] if state != "running" else row["budget"]),
+            _minutes(row["seconds"] if state != "running" else row["budget"]),
             _three(result.get("ap50")),
             _three(result.get("ap")),
             "" if result.get("weight") is None else f"{result['weight']:.2f}",
             "" if result.get("adds") is None else f"{result['adds']:+.3f}",
         )
     return table
+
+
+def _minutes(seconds: float) -> str:
+    """Such as 2:05; of hours, 1:02:05."""
+    hours, rest = divmod(round(seconds), 3600)
+    return f"{hours}:{rest // 60:02}:{rest % 60:02}" if hours else f"{rest // 60}:{rest % 60:02}"
 
 
 def _three(value: object) -> str:

@@ -135,12 +135,11 @@ def test_the_first_branch_takes_the_place_of_a_trunk_that_diverged():
     assert (second.parent, second.recipe.decay_from) == ("branch1-320", 0.0)
 
 
-def test_what_finds_no_time_is_named():
+def test_what_finds_no_time_is_not_begun():
     fresh = standing(60.0, num_held=1, num_target=0)
     rows = (row_of(plan(fresh)[0], fresh, 20.0),)
-    coming = rung_by_rung(replace(fresh, used=45.0, rows=rows))
-    assert coming.segment is None
-    assert coming.left_out == ("branch1-320", "branch2-384")
+    assert rung_by_rung(replace(fresh, used=30.0, rows=rows)).segment.name == "branch1-320"
+    assert rung_by_rung(replace(fresh, used=45.0, rows=rows)).segment is None
 
 
 def test_many_pictures_are_predicted_in_fewer_views_and_time_is_kept_for_them():
@@ -220,7 +219,7 @@ def test_a_trunk_that_diverged_is_not_promoted():
 def test_branches_are_trained_side_by_side_and_the_trunk_is_waited_for():
     now = standing(600.0, workers=2)
     trunk = rung_by_rung(now).segment
-    assert rung_by_rung(replace(now, busy=frozenset({trunk.name}))).wait
+    assert rung_by_rung(replace(now, busy=frozenset({trunk.name}))).segment is None
     now = replace(now, used=200.0, rows=(row_of(trunk, now, 190.0),))
     first = rung_by_rung(now)
     second = rung_by_rung(replace(now, busy=frozenset({first.segment.name})))
@@ -229,8 +228,11 @@ def test_branches_are_trained_side_by_side_and_the_trunk_is_waited_for():
     assert first.seconds == pytest.approx(second.seconds)
     assert first.seconds > 1.8 * alone.seconds
     both = frozenset({first.segment.name, second.segment.name})
-    assert rung_by_rung(replace(now, busy=both)).wait
-    assert len(plan(standing(600.0, workers=5))) == 6, "a branch for each worker"
+    assert rung_by_rung(replace(now, busy=both)).segment is None
+    five = standing(600.0, workers=5)
+    assert len(plan(five)) == 6, "a branch for each worker"
+    rows = tuple(row_of(part, five, 90.0, state="running") for part in plan(five))
+    assert plan(replace(five, workers=2, rows=rows)) == plan(five), "those that have begun stay"
 
 
 def test_where_one_trunk_adds_enough_it_has_all_of_the_rest():

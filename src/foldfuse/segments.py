@@ -71,9 +71,13 @@ def trunks(standing: Standing) -> tuple[Segment, ...]:
 
 
 def _branches(trunk: Segment, standing: Standing) -> list[Segment]:
-    """The branches of a lone trunk, each with a size and a seed of its own; as many as there are workers, and two at least."""
+    """The branches of a lone trunk, each with a size and a seed of its own; as many as there are workers, and two at least.
+
+    Those that have begun stay, though there be fewer workers by now.
+    """
     recipe, larger = standing.recipe, SCALES[1:]
-    count = max(len(larger), standing.workers)
+    begun = sum(row.kind == "train" and row.name.startswith("branch") for row in standing.rows)
+    count = max(len(larger), standing.workers, begun)
     sides = [side(recipe, larger[i % len(larger)], standing) for i in range(count)]
     share = (1 - LONE_TRUNK) / count
     branches = [

@@ -25,7 +25,7 @@ from foldfuse.promotion import by_gain, worth_going_on
 from foldfuse.pseudo import labelled, sure
 from foldfuse.run import Run
 from foldfuse.score import score_predictions
-from foldfuse.segments import COMPARED_FROM, largest_side, trunks
+from foldfuse.segments import COMPARED_FROM, largest_side, plan, trunks
 from foldfuse.standing import Segment, Standing
 from foldfuse.strategy import FINISH, VIEWS, Strategy, opinion_seconds, outlook, reserve
 from foldfuse.task import Task
@@ -113,15 +113,18 @@ def conduct(task: Task, ledger: Ledger, strategy: Strategy, found: Found, worker
     Workers that train aside are given their next segment first, and the ensemble is chosen while they work.
 
     Raises:
-        FloatingPointError: every segment diverged.
+        FloatingPointError: every trunk diverged, and there is no member.
         InputError: no member was trained.
     """
     lost: Counter[str] = Counter()
+    diverged: FloatingPointError | None = None
     seen: dict[str, Seen] = {}
     wait = 0.0
     while True:
         for end in workers.ended(wait):
-            settle(end, ledger, found, lost)
+            settle(end, ledger, lost)
+            if isinstance(end.error, FloatingPointError):
+                diverged = end.error
             if end.seen is not None:
                 seen[end.name] = end.seen
         for row in ledger.rows():
@@ -129,6 +132,9 @@ def conduct(task: Task, ledger: Ledger, strategy: Strategy, found: Found, worker
                 predict_held(row, task, ledger, found, workers, seen.pop(row.name, None))
         promote(task, ledger, found, workers)
         wait, now = 0.0, standing(task, ledger, workers)
+        hopeless = not workers.busy and all(now.states.get(part.name) == "failed" for part in trunks(now))
+        if diverged is not None and not found.held and hopeless:
+            raise diverged  # branches that take the trunk's place would only do so again
         coming = strategy(now)
         if coming.segment is None and not workers.busy:
             break
@@ -141,12 +147,11 @@ def conduct(task: Task, ledger: Ledger, strategy: Strategy, found: Found, worker
         if coming.segment is not None and startable:
             if not workers.prepare(round(largest_side(now) * 1.1)):
                 workers.begin(assigned(coming.segment, coming.seconds, task, ledger, workers))
-        elif found.held and now.left < reserve((), now) - opinion_seconds(now):
+        elif (found.held or not workers.busy) and now.left < reserve((), now) - opinion_seconds(now):
             break
         else:
             wait = LOOK
-    for name in (*coming.left_out, *sorted(workers.busy)):
-        ledger.note(f"{name} is left out: no time is left to train it.")
+    leave_out(now, ledger)
     if not found.held:
         raise InputError(
             f"{ledger.folder}: the time was over before a first member was trained. Begin anew, with more time."
@@ -157,12 +162,8 @@ def conduct(task: Task, ledger: Ledger, strategy: Strategy, found: Found, worker
         second_opinion(task, ledger, found)
 
 
-def settle(end: End, ledger: Ledger, found: Found, lost: Counter[str]) -> None:
-    """Write down what came of a segment. One that is lost is trained again, unless it has been `lost` too often.
-
-    Raises:
-        FloatingPointError: it diverged, and there is no member yet.
-    """
+def settle(end: End, ledger: Ledger, lost: Counter[str]) -> None:
+    """Write down what came of a segment. One that is lost is trained again, unless it has been `lost` too often."""
     row = next(r for r in ledger.rows() if r.name == end.name)
     if isinstance(end.error, Lost):
         lost[end.name] += 1
@@ -176,8 +177,17 @@ def settle(end: End, ledger: Ledger, found: Found, lost: Counter[str]) -> None:
         return
     ledger.add(replace_row(row, state="failed", ended=ledger.used))
     ledger.note(f"{end.name} is left out: {end.error}")
-    if not found.held and isinstance(end.error, FloatingPointError):
-        raise end.error  # else the others may do well
+
+
+def leave_out(now: Standing, ledger: Ledger) -> None:
+    """Write down which segments no time is left for, whether they have begun or not."""
+    for part in plan(now):
+        row = now.row(part.name)
+        if row is not None and row.state != "running":
+            continue
+        if row is not None:
+            ledger.add(replace_row(row, state="failed", ended=ledger.used))
+        ledger.note(f"{part.name} is left out: no time is left to train it.")
 
 
 def keep_plan(task: Task, ledger: Ledger, workers: Workers) -> None:

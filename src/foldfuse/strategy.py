@@ -29,16 +29,12 @@ class Next:
     """What to do next.
 
     Attributes:
-        segment: to train; None where training is over.
+        segment: to train; None where nothing can be begun: training is over, or a busy segment must end first.
         seconds: that it may have had in all when it ends.
-        left_out: names of planned segments for which no time is left.
-        wait: nothing can be begun until a busy segment ends; training is not over.
     """
 
     segment: Segment | None
     seconds: float = 0.0
-    left_out: tuple[str, ...] = ()
-    wait: bool = False
 
 
 Strategy = Callable[[Standing], Next]
@@ -49,16 +45,14 @@ def rung_by_rung(standing: Standing) -> Next:
     planned = plan(standing)
     open_now = [part for part in planned if standing.states.get(part.name, "running") == "running"]
     free = [part for part in open_now if part.name not in standing.busy]
-    if not free:
-        return Next(None, wait=bool(open_now))
+    if not free or free[0].rung > open_now[0].rung:
+        return Next(None)
     part = free[0]
-    if part.rung > open_now[0].rung:
-        return Next(None, wait=True)
     row = standing.row(part.name)
     had = row.seconds if row is not None else 0.0
     seconds = training_seconds(part, open_now, standing)
     if seconds < SHORTEST and not had:
-        return Next(None, left_out=tuple(p.name for p in free), wait=len(free) < len(open_now))
+        return Next(None)
     if row is None and part.parent is not None and standing.states[part.parent] == "failed":
         part = adopted(part, standing)
     return Next(part, max(seconds, had))

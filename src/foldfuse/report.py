@@ -9,8 +9,7 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
@@ -36,36 +35,15 @@ from foldfuse.report_charts import (
     log_axis,
     thinned,
     time_axis,
-    timeline,
 )
 from foldfuse.report_data import data_facts
 from foldfuse.report_facts import Facts, read_facts
-from foldfuse.report_pictures import (
-    Curve,
-    Picture,
-    best_threshold,
-    compared,
-    matches,
-    precision_recall,
-    predicted,
-    spread,
-    telling,
-)
+from foldfuse.report_mistakes import mistakes, sent_examples
+from foldfuse.report_story import story
 from foldfuse.split import read_folds
 
-KINDS = ("setup", "train", "predict", "fuse", "submit", "report", "other")
 _PACKAGES = ("foldfuse", "torch", "torchvision", "timm", "numpy", "numba", "hotcoco", "scikit-learn", "pillow")
-_CURVES_SHOWN = 8
-_TEST_PICTURES = 6
 _THRESHOLD = 0.3  # for test pictures where there is nothing to choose it on
-
-
-@dataclass(frozen=True)
-class Examples:
-    """Pictures with boxes, drawn where the score is at least `threshold`."""
-
-    pictures: tuple[Picture, ...]
-    threshold: float
 
 
 def report(folder: Path, *, out: Path | None = None) -> Path:
@@ -88,25 +66,21 @@ def report(folder: Path, *, out: Path | None = None) -> Path:
     held = _predictions(folder / name, dataset, gaps)
     sent = _predictions(folder / name.replace("oof", "test"), test, gaps)
 
-    curves, examples = None, None
-    if dataset and held:
-        matched = matches(dataset, held)
-        curves = _precision_chart(precision_recall(dataset, held, matched))
-        examples = _examples(dataset, held, best_threshold(dataset, held, matched), gaps)
+    wrong = mistakes(dataset, held, gaps) if dataset and held else None
+    threshold = wrong.examples.threshold if wrong else _THRESHOLD
     page = template("report.html").render(
         facts=facts,
         name=facts.data.parent.name or facts.data.stem if facts.data else folder.resolve().name,
         verdict=verdict(facts),
         submissions=_submissions(folder, out),
         noted=noted(folder, gaps),
-        timeline=_timeline(facts),
+        story=story(facts),
         scores=_scores(facts),
         members=sorted(facts.members, key=lambda m: -1.0 if m.ap50 is None else m.ap50, reverse=True),
         learning=_learning(facts),
-        precision=curves,
+        wrong=wrong,
         data=data_facts(dataset, _folds(folder / "folds.json", gaps)) if dataset else None,
-        examples=examples,
-        test_examples=_test_examples(test, sent, examples.threshold if examples else _THRESHOLD, gaps),
+        test_examples=sent_examples(test, sent, threshold, gaps) if test and sent else None,
         test_pictures=len(sent) if sent else None,
         versions=_versions(),
         gaps=gaps,
@@ -207,16 +181,6 @@ def _submissions(folder: Path, out: Path) -> list[tuple[str, str, int]]:
     return [(p.name, os.path.relpath(p.resolve(), start).replace(os.sep, "/"), p.stat().st_size) for p in files]
 
 
-def _timeline(facts: Facts) -> Chart | None:
-    if not facts.timeline:
-        return None
-    kinds = [*KINDS, *sorted({s.kind for s in facts.timeline} - set(KINDS))]
-    taken = {k: sum(s.end - s.start for s in facts.timeline if s.kind == k) for k in kinds}
-    words = ", ".join(f"{k} {duration(t)}" for k, t in taken.items() if t)
-    svg = timeline(facts.timeline, kinds=kinds, deadline=facts.deadline_seconds, label=f"Where the time went: {words}.")
-    return Chart("", svg, "Time since the start; each block is one piece of work. Shares are of all work done.")
-
-
 def _scores(facts: Facts) -> tuple[Chart, ...]:
     """Bars of AP50 and of AP: every member, best first, and what they make together."""
     charts = []
@@ -273,55 +237,6 @@ def _learning(facts: Facts) -> tuple[Chart, ...]:
         )
         charts.append(Chart("Score while training", svg, "AP50 on held-back pictures.", names))
     return tuple(charts)
-
-
-def _precision_chart(curves: Sequence[Curve]) -> Chart | None:
-    shown = sorted(curves, key=lambda c: -c.boxes)[:_CURVES_SHOWN]
-    if not shown:
-        return None
-    recall = np.linspace(0, 1, 101)
-    unit = linear_axis(0, 1)
-    svg = line_chart(
-        [Line(c.name, recall[c.precision > 0], c.precision[c.precision > 0], i) for i, c in enumerate(shown)],
-        unit,
-        unit,
-        titles=("recall", "precision"),
-        label="Precision against recall at IoU 0.5: "
-        + ", ".join(f"{c.name} has a mean precision of {c.precision.mean():.2f}" for c in shown),
-    )
-    rest = f" The {len(shown)} classes with most boxes, of {len(curves)}." if len(curves) > len(shown) else ""
-    return Chart(
-        "Precision and recall",
-        svg,
-        f"Of what was found in held-back pictures, at IoU 0.50.{rest}",
-        tuple(c.name for c in shown),
-    )
-
-
-def _examples(dataset: Dataset, held: Predictions, threshold: float, gaps: list[str]) -> Examples:
-    pictures = []
-    for kind, sample in telling(dataset, held, threshold):
-        found = held[sample.id]
-        try:
-            pictures.append(compared(sample, found[found.scores >= threshold], dataset.classes, kind=kind))
-        except InputError as error:
-            gaps.append(str(error))
-    return Examples(tuple(pictures), threshold)
-
-
-def _test_examples(
-    test: Dataset | None, sent: Predictions | None, threshold: float, gaps: list[str]
-) -> Examples | None:
-    if test is None or sent is None:
-        return None
-    pictures = []
-    for sample in spread([s for s in test.samples if s.id in sent], _TEST_PICTURES):
-        found = sent[sample.id]
-        try:
-            pictures.append(predicted(sample, found[found.scores >= threshold], test.classes))
-        except InputError as error:
-            gaps.append(str(error))
-    return Examples(tuple(pictures), threshold)
 
 
 def _versions() -> list[tuple[str, str]]:

@@ -22,17 +22,22 @@ COLOURS = 8
 _TIME_STEPS = (1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 14400, 21600, 43200, 86400)  # seconds
 _PLOT_TOP, _PLOT_HEIGHT, _PLOT_FOOT = 26, 200, 42  # pixels: above the plot, the plot, its tick labels and axis title
 _PLOT_LEFT, _PLOT_WIDTH = 11.0, 87.0  # per cent of the chart's width
+_LANE = 15  # pixels: the height of a lane below its name
 _ROW, _BAR = 36, 11  # pixels: one labelled bar with its label, and the bar alone
 
 
 @dataclass(frozen=True)
 class Line:
-    """One curve. `colour` is a place in the palette; from 8 on the palette repeats with dashes."""
+    """One curve. `colour` is a place in the palette; from 8 on the palette repeats with dashes.
+
+    A `strong` one is drawn above the others, thicker and as dark as the letters.
+    """
 
     name: str
     x: Array
     y: Array
     colour: int
+    strong: bool = False
 
 
 @dataclass(frozen=True)
@@ -48,12 +53,16 @@ class Bar:
 
 @dataclass(frozen=True)
 class Chart:
-    """A chart with its title and the sentence below it, and the names of its colours where it has any."""
+    """A chart with its title and the sentence below it, and the names of its colours where it has any.
+
+    `lead` is the name of its strong line.
+    """
 
     title: str
     svg: Markup
     caption: str
     legend: tuple[str, ...] = ()
+    lead: str | None = None
 
 
 @dataclass(frozen=True)
@@ -64,6 +73,17 @@ class Span:
     kind: str
     start: float
     end: float
+
+
+@dataclass(frozen=True)
+class Lane:
+    """A lane with its own name: faint over all of its time, and strong where something was done. `colour` is f0..f7."""
+
+    name: str
+    words: str
+    whole: Span
+    blocks: tuple[Span, ...]
+    colour: str
 
 
 @dataclass(frozen=True)
@@ -128,22 +148,34 @@ def thinned(x: Array, y: Array, *, points: int = 60) -> tuple[Array, Array]:
 
 
 def line_chart(
-    lines: Sequence[Line], x: Axis, y: Axis, *, titles: tuple[str, str], label: str, dots: bool = False
+    lines: Sequence[Line],
+    x: Axis,
+    y: Axis,
+    *,
+    titles: tuple[str, str],
+    label: str,
+    dots: bool = False,
+    deadline: float | None = None,
 ) -> Markup:
     """Curves over a grid. `titles` are those of the x and y axis, `label` says in words what is drawn."""
     curves = []
-    for line in lines:
+    for line in sorted(lines, key=lambda line: line.strong):
         points = [
             (round(1000 * share(x, a), 1), round(1000 * (1 - share(y, b)), 1))
             for a, b in zip(line.x.tolist(), line.y.tolist(), strict=True)
         ]
         style = f"line c{line.colour % COLOURS}" + (" dashed" if line.colour // COLOURS % 2 else "")
+        style = "line strong" if line.strong else style
         path = "M" + " ".join(f"{a:g},{b:g}" for a, b in points)
         curves.append(Markup('<path class="{}" d="{}"><title>{}</title></path>').format(style, path, line.name))
         if dots or len(points) == 1:  # a line of no length with round ends is a dot, whatever the stretching
             for a, b in points:
                 curves.append(Markup('<path class="dot c{}" d="M{:g},{:g}h0"/>').format(line.colour % COLOURS, a, b))
-    return _chart(_frame(x, y, titles) + _stretched(curves), _PLOT_TOP + _PLOT_HEIGHT + _PLOT_FOOT, label)
+    marks = Markup("")
+    if deadline is not None:
+        at = _PLOT_LEFT + _PLOT_WIDTH * share(x, deadline)
+        marks = _deadline(at, _PLOT_TOP, _PLOT_TOP + _PLOT_HEIGHT, word_y=_PLOT_TOP - 8)
+    return _chart(_frame(x, y, titles) + marks + _stretched(curves), _PLOT_TOP + _PLOT_HEIGHT + _PLOT_FOOT, label)
 
 
 def histogram(counts: Sequence[int], edges: Sequence[float], x: Axis, *, titles: tuple[str, str], label: str) -> Markup:
@@ -205,16 +237,7 @@ def timeline(spans: Sequence[Span], *, kinds: Sequence[str], deadline: float | N
     axis = time_axis(max([s.end for s in spans] + [deadline or 0.0]) * 1.04)
     lanes = [k for k in kinds if any(s.kind == k for s in spans)]
     height = len(lanes) * _ROW
-    parts = []
-    for value, text in axis.ticks:
-        at = 100 * share(axis, value)
-        parts.append(Markup('<line class="grid" x1="{0:.2f}%" y1="0" x2="{0:.2f}%" y2="{1}"/>').format(at, height + 4))
-        anchor = "start" if at < 4 else "end" if at > 97 else "middle"
-        parts.append(
-            Markup('<text class="tick" x="{:.2f}%" y="{}" text-anchor="{}">{}</text>').format(
-                at, height + 18, anchor, text
-            )
-        )
+    parts = [_time_grid(axis, height)]
     for i, kind in enumerate(lanes):
         own = [s for s in spans if s.kind == kind]
         taken = sum(s.end - s.start for s in own)
@@ -238,14 +261,71 @@ def timeline(spans: Sequence[Span], *, kinds: Sequence[str], deadline: float | N
                 )
             )
     if deadline is not None:
-        at = 100 * share(axis, deadline)
-        parts.append(
-            Markup('<line class="deadline" x1="{0:.2f}%" y1="0" x2="{0:.2f}%" y2="{1}"/>').format(at, height + 4)
-        )
-        parts.append(
-            Markup('<text class="deadline" x="{:.2f}%" dx="-5" y="13" text-anchor="end">deadline</text>').format(at)
-        )
+        parts.append(_deadline(100 * share(axis, deadline), 0, height + 4, word_y=13))
     return _chart(Markup("").join(parts), height + 24, label)
+
+
+def lanes(rows: Sequence[Lane], *, deadline: float | None, label: str) -> Markup:
+    """A list with a lane a row, each under its name and words, and below them the time since the start.
+
+    Names and words are a paragraph of the page, which breaks where the page is narrow.
+    """
+    spans = [span for row in rows for span in (row.whole, *row.blocks)]
+    axis = time_axis(max([s.end for s in spans] + [deadline or 0.0]) * 1.04)
+    items = []
+    for row in rows:
+        blocks = [_block(axis, row.whole, f"{row.colour} faint"), *(_block(axis, b, row.colour) for b in row.blocks)]
+        if deadline is not None:
+            blocks.append(_deadline(100 * share(axis, deadline), 0, _LANE, word_y=None))
+        items.append(
+            Markup('<li><span class="name">{}</span> <span class="aside">{}</span>{}</li>').format(
+                row.name,
+                row.words,
+                Markup('<svg class="chart" aria-hidden="true" width="100%" height="{}">{}</svg>').format(
+                    _LANE, Markup("").join(blocks)
+                ),
+            )
+        )
+    foot = _time_grid(axis, 0)
+    if deadline is not None:
+        foot += _deadline(100 * share(axis, deadline), 0, 4, word_y=None)
+    return Markup('<ul class="lanes" aria-label="{}">{}</ul>{}').format(
+        label,
+        Markup("").join(items),
+        Markup('<svg class="chart" aria-hidden="true" width="100%" height="24">{}</svg>').format(foot),
+    )
+
+
+def _block(axis: Axis, span: Span, style: str) -> Markup:
+    left, right = 100 * share(axis, span.start), 100 * share(axis, span.end)
+    title = f"{span.name}: {duration(span.end - span.start)}, from {duration(span.start)} on"
+    return Markup(
+        '<rect class="block {}" x="{:.2f}%" y="1" width="{:.2f}%" height="{}"><title>{}</title></rect>'
+    ).format(style, left, max(right - left, 0.25), _BAR + 2, title)
+
+
+def _time_grid(axis: Axis, height: int) -> Markup:
+    """Upright lines over `height` pixels at the ticks, with their labels below."""
+    parts = []
+    for value, text in axis.ticks:
+        at = 100 * share(axis, value)
+        anchor = "start" if at < 4 else "end" if at > 97 else "middle"
+        parts.append(
+            Markup(
+                '<line class="grid" x1="{0:.2f}%" y1="0" x2="{0:.2f}%" y2="{1}"/>'
+                '<text class="tick" x="{0:.2f}%" y="{2}" text-anchor="{3}">{4}</text>'
+            ).format(at, height + 4, height + 18, anchor, text)
+        )
+    return Markup("").join(parts)
+
+
+def _deadline(at: float, top: int, bottom: int, *, word_y: int | None) -> Markup:
+    """A line at `at` per cent of the width, with its name where that has a place."""
+    line = Markup('<line class="deadline" x1="{0:.2f}%" y1="{1}" x2="{0:.2f}%" y2="{2}"/>').format(at, top, bottom)
+    if word_y is None:
+        return line
+    word = Markup('<text class="deadline" x="{:.2f}%" dx="-5" y="{}" text-anchor="end">deadline</text>')
+    return line + word.format(at, word_y)
 
 
 def _chart(inside: Markup, height: int, label: str) -> Markup:

@@ -6,8 +6,6 @@ is None or empty here; what is there but cannot be read is told in `gaps`, so th
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +17,18 @@ from foldfuse import ledger
 from foldfuse.boxes import Array
 from foldfuse.errors import InputError
 from foldfuse.report_charts import Span
+from foldfuse.report_values import (
+    decoded,
+    finite,
+    list_of,
+    number_of,
+    object_of,
+    pairs_of,
+    path_of,
+    rows_of,
+    text_of,
+    word_of,
+)
 
 
 @dataclass(frozen=True)
@@ -62,6 +72,47 @@ class ClassScore:
 
 
 @dataclass(frozen=True)
+class Part:
+    """A member in one view, as the fusion takes it."""
+
+    name: str
+    view: str
+    weight: float | None  # as a share of all weights
+    adds: float | None  # to the fused score
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A stretch of training: a trunk, one that went on from it, or a branch; `ended` is None while it lasts."""
+
+    name: str
+    parent: str | None
+    state: str | None
+    started: float  # seconds since the start, as all times of a campaign
+    ended: float | None
+    ap50: float | None
+
+
+@dataclass(frozen=True)
+class Submission:
+    """One of the submissions, each better than the one before it."""
+
+    at: float
+    ap50: float | None
+    best_name: str | None  # of the best member in one view
+    best_ap50: float | None
+    members: int | None  # in the fusion
+
+
+@dataclass(frozen=True)
+class Reason:
+    """A sentence that explains a decision."""
+
+    text: str
+    at: float | None
+
+
+@dataclass(frozen=True)
 class Fused:
     """The score of the fused predictions on held-back pictures, and how they were fused."""
 
@@ -73,6 +124,7 @@ class Fused:
     skip: float | None
     interval: tuple[float, float] | None  # of the gain over the best member
     per_class: tuple[ClassScore, ...]
+    parts: tuple[Part, ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,7 +160,11 @@ class Facts:
     plan: tuple[Planned, ...]
     fused: Fused | None
     best: Member | None
-    notes: tuple[str, ...]
+    notes: tuple[Reason, ...]
+    segments: tuple[Segment, ...]
+    history: tuple[Submission, ...]
+    gains: tuple[tuple[str, float], ...]  # trunk, and the value of the ensemble of it and those before it
+    promoted: frozenset[str]
     logs: tuple[Log, ...]
     recipe: tuple[tuple[str, str], ...]  # of a run
     gaps: tuple[str, ...]
@@ -154,13 +210,13 @@ def read_log(path: Path, name: str, gaps: list[str]) -> Log:
     tested: list[tuple[float, float]] = []
     broken = 0
     for line in lines[:-1]:
-        row = _decoded(line)
-        seconds = _number(row, "seconds")
+        row = decoded(line)
+        seconds = number_of(row, "seconds")
         if seconds is None:
             broken += 1
             continue
         for key, curve in (("loss", loss), ("ap50", tested)):
-            value = _number(row, key)
+            value = number_of(row, key)
             if value is not None:
                 curve.append((seconds, value))
     if broken:
@@ -170,157 +226,167 @@ def read_log(path: Path, name: str, gaps: list[str]) -> Log:
 
 
 def _facts(kind: str, folder: Path, row: Mapping[str, Any], runs: list[Path], gaps: list[str]) -> Facts:
-    members = tuple(_member(r) for r in _rows(row, "members"))
-    best_name = _text(row, "best_member")
-    fused, memory = row.get("fused"), _number(row, "peak_memory_mb")
+    members = tuple(_member(r) for r in rows_of(row, "members"))
+    best_name = text_of(row, "best_member")
+    fused, memory = row.get("fused"), number_of(row, "peak_memory_mb")
     logs = {run.name: read_log(run / "log.jsonl", run.name, gaps) for run in runs}
     order = [m.name for m in members if m.name in logs] + [n for n in logs if n not in {m.name for m in members}]
     recipe = _object(folder / "recipe.json", gaps) if kind == "run" else {}
     return Facts(
         kind=kind,
         folder=folder,
-        command=_text(row, "command"),
-        data=_path(row, "data"),
-        test=_path(row, "test"),
-        deadline_seconds=_number(row, "deadline_seconds"),
-        seconds_used=_number(row, "seconds_used" if kind == "campaign" else "seconds"),
-        started=_text(row, "started"),
-        finished=_text(row, "finished"),
-        state=_text(row, "state") or "unknown",
-        seed=_number(row, "seed"),
-        machine=_pairs(row.get("machine")) + _pairs({"peak memory": f"{memory:.0f} MB"} if memory else {}),
+        command=text_of(row, "command"),
+        data=path_of(row, "data"),
+        test=path_of(row, "test"),
+        deadline_seconds=number_of(row, "deadline_seconds"),
+        seconds_used=number_of(row, "seconds_used" if kind == "campaign" else "seconds"),
+        started=text_of(row, "started"),
+        finished=text_of(row, "finished"),
+        state=text_of(row, "state") or "unknown",
+        seed=number_of(row, "seed"),
+        machine=pairs_of(row.get("machine")) + pairs_of({"peak memory": f"{memory:.0f} MB"} if memory else {}),
         left_out=tuple(
-            (_text(r, "file_name") or "?", _text(r, "reason") or "no reason given") for r in _rows(row, "left_out")
+            (text_of(r, "file_name") or "?", text_of(r, "reason") or "no reason given")
+            for r in rows_of(row, "left_out")
         ),
-        timeline=tuple(s for s in map(_span, _rows(row, "timeline")) if s is not None),
+        timeline=tuple(s for s in map(_span, rows_of(row, "timeline")) if s is not None),
         members=members,
         plan=_plan(row.get("plan")),
         fused=_fused(fused) if isinstance(fused, dict) else None,
         best=next((m for m in members if m.name == best_name), None),
-        notes=tuple(str(note) for note in _list(row, "notes")),
+        notes=_reasons(row),
+        segments=tuple(s for s in map(_segment, rows_of(row, "segments")) if s is not None),
+        history=tuple(s for s in map(_submission, rows_of(row, "history")) if s is not None),
+        gains=_gains(row),
+        promoted=frozenset(word_of(name) for name in list_of(row, "ranking")),
         logs=tuple(logs[name] for name in order),
-        recipe=_pairs(recipe),
+        recipe=pairs_of(recipe),
         gaps=tuple(gaps),
     )
 
 
 def _member(row: Mapping[str, Any]) -> Member:
     return Member(
-        name=_text(row, "name") or "?",
-        recipe=_text(row, "recipe"),
-        image_size=_number(row, "image_size"),
-        seed=_number(row, "seed"),
-        fold=_text(row, "fold"),
-        views=tuple(_word(view) for view in _list(row, "views")),
-        seconds=_number(row, "seconds"),
-        steps=_number(row, "steps"),
-        images_per_second=_number(row, "images_per_second"),
-        ap=_number(row, "ap"),
-        ap50=_number(row, "ap50"),
-        adds=_number(row, "adds"),
-        weight=_number(row, "weight"),
+        name=text_of(row, "name") or "?",
+        recipe=text_of(row, "recipe"),
+        image_size=number_of(row, "image_size"),
+        seed=number_of(row, "seed"),
+        fold=text_of(row, "fold"),
+        views=tuple(word_of(view) for view in list_of(row, "views")),
+        seconds=number_of(row, "seconds"),
+        steps=number_of(row, "steps"),
+        images_per_second=number_of(row, "images_per_second"),
+        ap=number_of(row, "ap"),
+        ap50=number_of(row, "ap50"),
+        adds=number_of(row, "adds"),
+        weight=number_of(row, "weight"),
     )
 
 
 def _plan(value: object) -> tuple[Planned, ...]:
     """The plan as it is now; empty where there is none."""
-    row = value if isinstance(value, dict) else {}
+    row = object_of(value)
     parts = [
         Planned(
-            f"train {_text(r, 'name') or '?'}",
-            _number(r, "image_size"),
-            _number(r, "batch_size"),
-            _text(r, "state"),
-            _number(r, "seconds"),
+            f"train {text_of(r, 'name') or '?'}",
+            number_of(r, "image_size"),
+            number_of(r, "batch_size"),
+            text_of(r, "state"),
+            number_of(r, "seconds"),
         )
-        for r in _rows(row, "segments")
+        for r in rows_of(row, "segments")
     ]
-    kept = row.get("reserved")
-    reserved = kept if isinstance(kept, dict) else {}
-    return (*parts, *(Planned(name, None, None, "kept", _number(reserved, name)) for name in reserved))
+    reserved = object_of(row.get("reserved"))
+    return (*parts, *(Planned(name, None, None, "kept", number_of(reserved, name)) for name in reserved))
 
 
 def _fused(row: Mapping[str, Any]) -> Fused:
-    ends = [v for v in (_finite(v) for v in _list(row, "interval")) if v is not None]
+    ends = [v for v in (finite(v) for v in list_of(row, "interval")) if v is not None]
     return Fused(
-        ap=_number(row, "ap"),
-        ap50=_number(row, "ap50"),
-        ap75=_number(row, "ap75"),
-        kind=_text(row, "kind"),
-        iou=_number(row, "iou"),
-        skip=_number(row, "skip"),
+        ap=number_of(row, "ap"),
+        ap50=number_of(row, "ap50"),
+        ap75=number_of(row, "ap75"),
+        kind=text_of(row, "kind"),
+        iou=number_of(row, "iou"),
+        skip=number_of(row, "skip"),
         interval=(ends[0], ends[1]) if len(ends) == 2 else None,
         per_class=tuple(
-            ClassScore(_text(r, "name") or "?", _number(r, "boxes"), _number(r, "ap"), _number(r, "ap50"))
-            for r in _rows(row, "per_class")
+            ClassScore(text_of(r, "name") or "?", number_of(r, "boxes"), number_of(r, "ap"), number_of(r, "ap50"))
+            for r in rows_of(row, "per_class")
         ),
+        parts=_parts(row),
     )
+
+
+def _parts(row: Mapping[str, Any]) -> tuple[Part, ...]:
+    """The parts of the fusion; of a campaign that did not keep them, out of the weights alone."""
+    if "parts" in row:
+        return tuple(
+            Part(text_of(r, "name") or "?", text_of(r, "view") or "?", number_of(r, "weight"), number_of(r, "adds"))
+            for r in rows_of(row, "parts")
+        )
+    weights = {name: finite(w) or 0.0 for name, w in object_of(row.get("weights")).items()}
+    total = sum(weights.values())
+    return tuple(
+        Part(name.partition("@")[0], name.partition("@")[2] or "1", w / total if total else None, None)
+        for name, w in weights.items()
+    )
+
+
+def _segment(row: Mapping[str, Any]) -> Segment | None:
+    started = number_of(row, "started")
+    if started is None:
+        return None
+    return Segment(
+        name=text_of(row, "name") or "?",
+        parent=text_of(row, "parent"),
+        state=text_of(row, "state"),
+        started=started,
+        ended=number_of(row, "ended"),
+        ap50=number_of(object_of(row.get("result")), "ap50"),
+    )
+
+
+def _submission(row: Mapping[str, Any]) -> Submission | None:
+    at, by_ap50 = number_of(row, "at"), text_of(row, "metric") in (None, "ap50")
+    if at is None:
+        return None
+    name, value = [*list_of(row, "best_single"), None, None][:2]
+    weights = object_of(row.get("weights"))
+    return Submission(
+        at=at,
+        ap50=number_of(row, "ap50"),
+        best_name=None if name is None else word_of(name),
+        best_ap50=finite(value) if by_ap50 else None,  # else it is of another metric
+        members=len({part.partition("@")[0] for part in weights}) or None,
+    )
+
+
+def _reasons(row: Mapping[str, Any]) -> tuple[Reason, ...]:
+    notes, times = list_of(row, "notes"), list_of(row, "note_times")
+    if len(times) != len(notes):
+        times = [None] * len(notes)
+    return tuple(Reason(str(note), finite(at)) for note, at in zip(notes, times, strict=True))
+
+
+def _gains(row: Mapping[str, Any]) -> tuple[tuple[str, float], ...]:
+    pairs = [pair for pair in list_of(row, "gains") if isinstance(pair, list) and len(pair) == 2]
+    return tuple((word_of(name), value) for name, value in ((n, finite(v)) for n, v in pairs) if value is not None)
 
 
 def _span(row: Mapping[str, Any]) -> Span | None:
     """The Span, or None where the stretch of time is not known; one still under way ends where it starts."""
-    start, end = _number(row, "start"), _number(row, "end")
+    start, end = number_of(row, "start"), number_of(row, "end")
     if start is None:
         return None
-    return Span(_text(row, "name") or "?", _text(row, "kind") or "other", start, max(start, end or start))
+    return Span(text_of(row, "name") or "?", text_of(row, "kind") or "other", start, max(start, end or start))
 
 
 def _object(path: Path, gaps: list[str]) -> dict[str, Any]:
     """The object in a JSON file; {} where it is absent, or broken, which is a gap."""
     if not path.exists():
         return {}
-    value = _decoded(path.read_text(encoding="utf-8", errors="replace"))
+    value = decoded(path.read_text(encoding="utf-8", errors="replace"))
     if not value:
         gaps.append(f"{path.name}: holds no JSON object.")
     return value
-
-
-def _decoded(text: str) -> dict[str, Any]:
-    try:
-        value = json.loads(text)
-    except ValueError:
-        return {}
-    return value if isinstance(value, dict) else {}
-
-
-def _finite(value: object) -> float | None:
-    good = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-    return float(value) if good and isinstance(value, (int, float)) else None
-
-
-def _number(row: Mapping[str, Any], key: str) -> float | None:
-    return _finite(row.get(key))
-
-
-def _text(row: Mapping[str, Any], key: str) -> str | None:
-    value = row.get(key)
-    return None if value is None else _word(value)
-
-
-def _path(row: Mapping[str, Any], key: str) -> Path | None:
-    text = _text(row, key)
-    return Path(text) if text else None
-
-
-def _list(row: Mapping[str, Any], key: str) -> list[Any]:
-    value = row.get(key)
-    return value if isinstance(value, list) else []
-
-
-def _rows(row: Mapping[str, Any], key: str) -> list[dict[str, Any]]:
-    return [value for value in _list(row, key) if isinstance(value, dict)]
-
-
-def _pairs(value: object) -> tuple[tuple[str, str], ...]:
-    return tuple((str(k), _word(v)) for k, v in value.items()) if isinstance(value, dict) else ()
-
-
-def _word(value: object) -> str:
-    """A JSON value as people write it."""
-    if isinstance(value, dict):
-        return ", ".join(f"{k} {_word(v)}" for k, v in value.items())
-    if isinstance(value, list):
-        return ", ".join(map(_word, value))
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    return "none" if value is None else str(value)

@@ -127,14 +127,23 @@ def diagnose(predictions: Predictions, dataset: Dataset) -> Diagnosis:
     matches = metrics.match(predictions, truth, ious=(0.5,), most=metrics.NO_LIMIT)
     f1 = metrics.f_beta(matches, 1.0)(np.ones((1, len(truth.image_ids)), np.int64))[0]
     threshold = float(metrics.THRESHOLDS[f1.argmax()])
-    tide = evaluation.tide_errors(pos_thr=0.5, bg_thr=0.1)
+    errors, counts = _mended(evaluation)
     return Diagnosis(
         precision=np.where(curves < 0, np.nan, curves),
         threshold=round(threshold, 2),
         confusion=np.asarray(evaluation.confusion_matrix(iou_thr=0.5, min_score=threshold)["matrix"]).astype(np.int64),
-        errors={kind: float(tide["delta_ap"][kind]) for kind in ERRORS},
-        error_counts={kind: int(tide["counts"][kind]) for kind in ERRORS},
+        errors=errors,
+        error_counts=counts,
     )
+
+
+def mended(predictions: Predictions, dataset: Dataset) -> tuple[dict[str, float], dict[str, int]]:
+    """Of each of the ERRORS, the AP50 that mending all of its kind would bring, and how many of them there are.
+
+    Raises:
+        InputError: as for `score_predictions`.
+    """
+    return _mended(_evaluated(predictions, dataset))
 
 
 def score(predictions: Path, dataset: Path, *, other: Path | None = None, read_as: str | None = None) -> None:
@@ -220,6 +229,11 @@ def _table(title: str, heads: list[str]) -> Table:
 
 def _number(value: float | None) -> str:
     return "–" if value is None else f"{value:.4f}"
+
+
+def _mended(evaluation: Any) -> tuple[dict[str, float], dict[str, int]]:
+    tide = evaluation.tide_errors(pos_thr=0.5, bg_thr=0.1)
+    return {k: float(tide["delta_ap"][k]) for k in ERRORS}, {k: int(tide["counts"][k]) for k in ERRORS}
 
 
 def _mean(values: Array) -> float | None:

@@ -1,12 +1,16 @@
 """Campaigns: bad input leaves nothing behind; a real one keeps its deadline and leaves a valid submission."""
 
 import json
+import os
+import signal
+import subprocess
+import sys
 import time
 
 import pytest
 from PIL import Image
 
-from foldfuse import cli
+from foldfuse import cli, ledger
 from foldfuse.campaign import campaign
 from foldfuse.data import read
 from foldfuse.errors import InputError
@@ -98,6 +102,49 @@ def test_a_trunk_that_diverges_is_told_in_a_sentence(data, tmp_path, capsys, mon
     assert "error: step 7: the loss is not finite" in capsys.readouterr().err
     assert json.loads((tmp_path / "out" / "campaign.json").read_text())["state"] == "failed"
     assert not (tmp_path / "out" / "submission.csv").exists()
+
+
+def test_an_interrupt_while_looking_at_the_pictures_is_told_in_a_sentence(data, tmp_path, capsys, monkeypatch):
+    def pressed(dataset):
+        raise KeyboardInterrupt
+
+    out = tmp_path / "out"
+    with monkeypatch.context() as during:
+        during.setattr("foldfuse.task.undecodable", pressed)
+        assert cli.main(["campaign", str(data), "--out", str(out), "--folds", "3"]) == 130
+    again = f"Go on with: foldfuse campaign --resume {out}"
+    assert f"Interrupted: nothing has been submitted yet. {again}\ninterrupted\n" in capsys.readouterr().err
+    assert ledger.told(out)["state"] == "interrupted"
+
+    tasks = []
+    monkeypatch.setattr("foldfuse.stages.carry_out", lambda task, *others: tasks.append(task))
+    assert cli.main(["campaign", "--resume", str(out)]) == 0
+    (task,) = tasks
+    assert len(task.train) + len(task.held) + len(task.target) == 16
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGINT for another process")
+def test_ctrl_c_in_the_first_training_ends_it_at_once(data, tmp_path):
+    out = tmp_path / "out"
+    words = ["--folds", "3", "--size", "64", "--change", "batch_size=2", "--change", "image_size=64"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "foldfuse", "campaign", str(data), "--out", str(out), *words],
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # it may be ignored where we run
+    )
+    while not list(out.glob("members/trunk-*/log.jsonl")):
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Traceback" not in error
+    assert error.endswith(f"Go on with: foldfuse campaign --resume {out}\ninterrupted\n")
+    facts = ledger.told(out)
+    assert (facts["state"], facts["submissions"]) == ("interrupted", 0)
 
 
 @pytest.mark.slow

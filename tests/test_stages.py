@@ -1,20 +1,21 @@
-"""The conductor with workers that train aside, on a fake clock: what is begun when, and what becomes of the lost and diverged."""
+"""The conductor with workers that train aside, on a fake clock: what is begun when, what is lost, diverged or interrupted."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from foldfuse import delivery, stages
 from foldfuse import ledger as ledgers
-from foldfuse import stages
 from foldfuse.data import Dataset, read
 from foldfuse.delivery import Found
 from foldfuse.detections import Detections, Predictions
+from foldfuse.ensemble import Built
 from foldfuse.errors import InputError
 from foldfuse.ledger import Ledger
 from foldfuse.recipes import load_recipe
@@ -44,19 +45,16 @@ class Crew:
     """Workers that train nothing: a segment takes the seconds that it is given, and comes to the end that it is told to.
 
     Attributes:
-        task, ledger, found: of the campaign.
-        truth: the pictures to submit, with annotations.
+        task, ledger: of the campaign.
         now: the campaign's clock.
         capacities: {second: workers from then on}.
         fates: {segment: what becomes of it each time it is begun}: "lost" halfway, "diverged" halfway, or "hangs"; all
-            others are trained.
+            others are trained. At the end of an "interrupted" one somebody presses Ctrl-C.
         begun: (segment, when, assignment), in this order.
     """
 
     task: Task
     ledger: Ledger
-    found: Found
-    truth: Dataset
     now: float = 0.0
     capacities: dict[float, int] = field(default_factory=lambda: {0.0: 2})
     fates: dict[str, list[str]] = field(default_factory=dict)
@@ -97,6 +95,8 @@ class Crew:
 
     def _end(self, fate: str, assignment: Assignment) -> End:
         name, run = assignment.name, assignment.run
+        if fate == "interrupted":
+            raise KeyboardInterrupt
         if fate == "diverged":
             return End(name, error=FloatingPointError(f"{name}: the loss is not finite."))
         if fate == "lost":
@@ -104,7 +104,6 @@ class Crew:
             run.save_state({"seconds": half})
             return End(name, half, error=Lost("node 1 was lost."))
         run.write_facts(run.facts | {"steps": 7, "seconds": assignment.seconds, "images_per_second": 8.0})
-        self.found.target[f"{name}@{VIEWS[0]}"] = noisy(self.truth, run.facts["seed"])
         seen = Seen({VIEWS[0]: noisy(self.task.held, run.facts["seed"])}, cost=0.001)
         return End(name, assignment.seconds, seen)
 
@@ -123,15 +122,20 @@ def crew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Crew]:
     task = Task(train, held, truth.without_annotations(), frozenset(), recipes, (), 0, 3)
     (tmp_path / "out").mkdir()
     monkeypatch.setattr(stages, "refresh_report", lambda ledger: None)
+
+    def predict_target(built: Built, task: Task, ledger: Ledger, found: Found) -> None:
+        found.target |= {name: noisy(truth, len(name)) for name in built.ensemble.weights}
+
+    monkeypatch.setattr(delivery, "predict_target", predict_target)
     with closing(ledgers.begin(tmp_path / "out", {}, deadline=DEADLINE, start=0.0)) as ledger:
-        crew = Crew(task, ledger, Found(), truth)
+        crew = Crew(task, ledger)
         ledger.clock = lambda: crew.now
         yield crew
 
 
 def conduct(crew: Crew) -> dict[str, str]:
     """{segment: its state} at the end of the campaign, and "notes" of all that was told."""
-    stages.conduct(crew.task, crew.ledger, rung_by_rung, crew.found, crew)
+    stages.conduct(crew.task, crew.ledger, rung_by_rung, Found(), crew)
     assert validate_submission(crew.ledger.folder / "submission.csv", crew.task.target)
     assert crew.ledger.left >= 0
     return {row.name: row.state for row in crew.ledger.rows()} | {
@@ -297,3 +301,87 @@ def test_workers_that_come_back_go_on(crew):
     states = conduct(crew)
     assert states[TRUNK] == "done"
     assert crew.times(TRUNK)[1] >= 30
+
+
+def carry_out(crew: Crew) -> dict[str, str]:
+    """{segment: its state}, after a process that carried the campaign out, and "state" of the campaign."""
+    stages.carry_out(crew.task, crew.ledger, rung_by_rung, crew)
+    states = {row.name: row.state for row in crew.ledger.rows()}
+    return states | {"state": crew.ledger.fact("state")}
+
+
+def submitted(crew: Crew) -> int:
+    """The number of the submission that holds, which lies whole in the folder."""
+    validate_submission(crew.ledger.folder / "submission.csv", crew.task.target)
+    return crew.ledger.submission()[0]
+
+
+def test_an_interrupt_before_there_is_a_member_goes_on_and_nothing_is_lost(crew):
+    crew.fates[TRUNK] = ["interrupted"]
+    with pytest.raises(KeyboardInterrupt):
+        carry_out(crew)
+    assert crew.ledger.submission() is None
+    crew.close()
+    states = carry_out(crew)
+    assert (states["state"], states[TRUNK], states[BRANCHES[0]]) == ("finished", "done", "done")
+
+
+def test_an_interrupt_later_delivers_what_there_is_and_the_rest_can_be_made(crew, capsys):
+    crew.fates[BRANCHES[0]] = ["interrupted"]
+    states = carry_out(crew)
+    assert [states[name] for name in ("state", TRUNK, *BRANCHES)] == ["interrupted", "done", "running", "running"]
+    assert submitted(crew) == 1
+    told = capsys.readouterr().err.splitlines()[-2:]
+    assert told[0].endswith("Interrupted: delivering what there is; Ctrl-C again stops at once.")
+    assert told[1].endswith(f"Go on with: foldfuse campaign --resume {crew.ledger.folder}")
+    crew.close()
+    states = carry_out(crew)
+    assert [states[name] for name in ("state", *BRANCHES)] == ["finished", "done", "done"]
+    assert crew.times(TRUNK) == [0.0]
+
+
+@pytest.fixture
+def interrupted_choice(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """Whether Ctrl-C is pressed in the next choices of an ensemble."""
+    pressed: list[bool] = []
+
+    def build_or_not(*arguments: object, **options: object) -> Built:
+        if pressed and pressed.pop(0):
+            raise KeyboardInterrupt
+        return build(*arguments, **options)
+
+    build = delivery.build
+    monkeypatch.setattr(delivery, "build", build_or_not)
+    return pressed
+
+
+def test_a_member_that_was_being_joined_is_delivered(crew, interrupted_choice):
+    interrupted_choice += [True]
+    assert carry_out(crew)["state"] == "interrupted"
+    assert submitted(crew) == 1
+
+
+def test_interrupted_twice_what_was_submitted_before_stays(crew, interrupted_choice):
+    interrupted_choice += [False, True, True]
+    with pytest.raises(KeyboardInterrupt):
+        carry_out(crew)
+    assert submitted(crew) == 1
+    crew.close()
+    assert carry_out(crew)["state"] == "finished"
+    assert submitted(crew) >= 1
+
+
+def test_a_submission_made_just_before_the_interrupt_is_not_replaced_by_a_lesser_one(crew, monkeypatch):
+    def describe(*arguments: object) -> None:
+        monkeypatch.setattr(delivery, "describe", described)
+        monkeypatch.setattr(delivery, "build", lesser)
+        raise KeyboardInterrupt
+
+    def lesser(*arguments: object, **options: object) -> Built:
+        made = build(*arguments, **options)
+        return replace(made, score=made.score - 0.1)
+
+    described, build = delivery.describe, delivery.build
+    monkeypatch.setattr(delivery, "describe", describe)
+    assert carry_out(crew)["state"] == "interrupted"
+    assert submitted(crew) == 1

@@ -281,7 +281,7 @@ def _resume(out: Path, start: float, *, clustered: bool) -> Path:
 
 def _work(asked: Asked, inputs: Inputs, ledger: Ledger, *, new: bool, clustered: bool) -> None:
     """Look at the data and the guests, then carry the campaign out; where they are no good, a new folder is removed."""
-    with ledger.beating(), live(ledger.folder):
+    with ledger.beating(), live(ledger.folder), _interrupt_told(ledger):
         try:
             with ledger.stage("look at the data", "setup"):
                 task = asked.task(inputs, asked.recipes(), ledger)
@@ -299,6 +299,19 @@ def _work(asked: Asked, inputs: Inputs, ledger: Ledger, *, new: bool, clustered:
 
         with closing(Cluster(task, ledger) if clustered else Here(task, ledger)) as workers:
             carry_out(task, ledger, rung_by_rung, workers)
+
+
+@contextmanager
+def _interrupt_told(ledger: Ledger) -> Iterator[None]:
+    """An interrupt that ends all work is written down, with a sentence on what there is, and goes on."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        if ledger.fact("state") == "running":
+            ledger.tell(state="interrupted")
+        there = "nothing has been submitted yet" if ledger.submission() is None else "what was submitted before stays"
+        ledger.note(f"Interrupted: {there}. Go on with: foldfuse campaign --resume {ledger.folder}")
+        raise
 
 
 _LEFT = {ledgers.LOCK, f".{ledgers.NAME}.new"}  # by a process that was killed before it wrote the ledger

@@ -42,25 +42,25 @@ def carry_out(task: Task, ledger: Ledger, strategy: Strategy, workers: Workers) 
     """Spend the time until the deadline; leave the submission and the report in the campaign's folder.
 
     Raises:
-        KeyboardInterrupt: while there was no member; later ones end the campaign early, with what there is.
+        KeyboardInterrupt: while there was no member, or a second time; a later one ends the campaign early, with what
+            there is.
     """
     ledger.tell(machine=machine.facts(), state="running", reported=False)
     publish(ledger)
-    found = recalled(task, ledger)
-    if ledger.fact("plan") is None:
-        begin(task, ledger, workers)
-    keep_plan(task, ledger, workers)
     try:
-        conduct(task, ledger, strategy, found, workers)
+        if ledger.fact("plan") is None:
+            begin(task, ledger, workers)
+        keep_plan(task, ledger, workers)
+        conduct(task, ledger, strategy, recalled(task, ledger), workers)
     except KeyboardInterrupt:
-        ledger.tell(state="interrupted")
-        again = f"Go on with: foldfuse campaign --resume {ledger.folder}"
+        found = recalled(task, ledger)  # anew: what was under way may be half done in memory
         if not found.held:
-            ledger.note(f"Interrupted before a first member was trained: there is nothing to deliver yet. {again}")
             raise
-        ledger.note(f"Interrupted: delivering what there is. {again}")
+        ledger.tell(state="interrupted")
+        ledger.note("Interrupted: delivering what there is; Ctrl-C again stops at once.")
         if found.unchosen:
             submit_best(task, ledger, found, last=False)
+        ledger.note(f"Go on with: foldfuse campaign --resume {ledger.folder}")
     except FloatingPointError:
         ledger.tell(state="failed")
         ledger.export()

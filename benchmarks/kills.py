@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import random
+import shlex
 import signal
 import sqlite3
 import subprocess
@@ -25,6 +26,7 @@ from statistics import median
 
 from foldfuse import ledger as ledgers
 from foldfuse.data import read
+from foldfuse.errors import InputError
 from foldfuse.scenes import scenes
 from foldfuse.submit import validate_submission
 
@@ -37,7 +39,8 @@ class Counts:
 
     Attributes:
         kills: {what was under way: how many kills came then}.
-        campaigns: that were finished.
+        campaigns: that came to an end.
+        out_of_time: of them, that the kills left no time to train a first member.
         submissions: valid ones that were found after a kill.
         lost: seconds of training that each kill has cost.
         late: seconds of work beyond its deadline, of each finished campaign.
@@ -46,6 +49,7 @@ class Counts:
 
     kills: dict[str, int] = field(default_factory=dict)
     campaigns: int = 0
+    out_of_time: int = 0
     submissions: int = 0
     lost: list[float] = field(default_factory=list)
     late: list[float] = field(default_factory=list)
@@ -63,8 +67,9 @@ def main() -> None:
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         counts = kills(Path(folder), asked.kills, deadline=asked.deadline, longest=asked.longest, seed=asked.seed)
-    asked.out.write_text(page(counts), encoding="utf-8")
-    print(page(counts))
+    made = page(counts, shlex.join(["python", *sys.argv]))
+    asked.out.write_text(made, encoding="utf-8")
+    print(made)
     sys.exit(1 if counts.wrong else 0)
 
 
@@ -87,9 +92,12 @@ def kills(work: Path, number: int, *, deadline: str, longest: float, seed: int) 
             process.communicate()
             kind = look_at(out, data, done, counts)
             counts.kills[kind] = counts.kills.get(kind, 0) + 1
+            print(f"kill {sum(counts.kills.values())}: {kind}", file=sys.stderr, flush=True)
             continue
         if process.returncode:
-            if b"the time was over before a first member" not in error:
+            if b"the time was over before a first member" in error:
+                counts.out_of_time += 1
+            else:
                 counts.wrong.append(f"a campaign ended with {process.returncode}: {error.decode()[-300:]}")
         else:
             look_at(out, data, done, counts)
@@ -122,15 +130,9 @@ def look_at(out: Path, data: Path, done: dict[str, float], counts: Counts) -> st
         if row is None or row["state"] != "done" or row["ended"] != ended:
             counts.wrong.append(f"the finished segment {name} was trained again")
     done.update({row["name"]: row["ended"] for row in known["segments"] if row["state"] == "done"})
-    if (out / "submission.csv").exists():
-        target = read(data / "test.json", annotated=False)
-        validate_submission(out / "submission.csv", target)
-        validate_submission(out / "submission.json", target, "coco_json") if (
-            out / "submission.json"
-        ).exists() else None
+    if known["submissions"]:
         counts.submissions += 1
-    elif known["submissions"] > 1:
-        counts.wrong.append("a submission was made, and is gone")
+        check_submissions(out, known["submissions"], data, counts)
     stretch = known["timeline"][-1] if known["timeline"] else None
     if stretch is None or stretch["end"] is not None:
         return "between two pieces of work"
@@ -144,15 +146,26 @@ def look_at(out: Path, data: Path, done: dict[str, float], counts: Counts) -> st
     return f"in the stage '{stretch['kind']}'"
 
 
-def page(counts: Counts) -> str:
+def check_submissions(out: Path, number: int, data: Path, counts: Counts) -> None:
+    """What is wrong with the submission that holds, and with the files at the top, goes to `counts`.
+
+    The first one may not have been copied to the top yet; every later one takes the place of a whole one.
+    """
+    target = read(data / "test.json", annotated=False)
+    for folder in (out / "submissions" / str(number), out):
+        for name, kind in (("submission.csv", "contest_csv"), ("submission.json", "coco_json")):
+            if folder == out and number == 1 and not (out / name).exists():
+                continue
+            try:
+                validate_submission(folder / name, target, kind)
+            except InputError as error:
+                counts.wrong.append(f"a submission was made, and is not valid: {error}")
+
+
+def page(counts: Counts, command: str) -> str:
     """The counts as Markdown."""
     total = sum(counts.kills.values())
-    lines = [
-        "# Killed campaigns",
-        "",
-        f"`python benchmarks/kills.py --kills {total}` on {time.strftime('%Y-%m-%d')}.",
-        "",
-    ]
+    lines = ["# Killed campaigns", "", f"`{command}` on {time.strftime('%Y-%m-%d')}.", ""]
     lines += ["| the kill came | times |", "|---|---|"]
     lines += [f"| {kind} | {number} |" for kind, number in sorted(counts.kills.items(), key=lambda item: -item[1])]
     lines += ["", f"{total} kills; {counts.submissions} times a valid submission lay there afterwards."]
@@ -160,11 +173,11 @@ def page(counts: Counts) -> str:
         lines.append(
             f"A kill in training lost {median(counts.lost):.1f} s of it at the median, {max(counts.lost):.1f} s at most."
         )
-    lines.append(f"{len(counts.late)} of {counts.campaigns} campaigns finished.")
+    lines.append(f"{len(counts.late)} of {counts.campaigns} campaigns finished, each with a submission;")
+    lines.append(f"{counts.out_of_time} had no time left for a first member, since each start costs some seconds.")
     if counts.late:
-        lines.append(
-            f"The last of them to finish was {max(counts.late):+.1f} s from its deadline, the first {min(counts.late):+.1f} s."
-        )
+        earliest, latest = min(counts.late), max(counts.late)
+        lines.append(f"They ended {earliest:+.1f} s to {latest:+.1f} s from their deadlines, in seconds of work.")
     lines += [f"Wrong: {'; '.join(counts.wrong) or 'nothing'}.", ""]
     return "\n".join(lines)
 

@@ -3,22 +3,28 @@
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
+from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from foldfuse import cli, ledger
 from foldfuse.campaign import campaign
-from foldfuse.cluster_worker import files_of, parcels, put, unpacked
+from foldfuse.cluster_worker import Order, Worker, files_of, parcels, put, unpacked
 from foldfuse.data import read
 from foldfuse.errors import InputError
 from foldfuse.run import Run
 from foldfuse.split import read_folds
 from foldfuse.submit import validate_submission
+from foldfuse.work import Seen
 from learning_samples import write_dataset
+from test_strategy import standing
 
 
 @pytest.fixture
@@ -54,6 +60,32 @@ def test_a_run_folder_arrives_as_it_was_sent(tmp_path):
     assert not list(there.folder.glob(".*"))
 
 
+def test_a_worker_learns_from_the_pictures_that_come_with_an_order_too(data, tmp_path, monkeypatch):
+    whole = read(data)
+    train, held, more = (whole.subset(whole.image_ids[part]) for part in (slice(12), slice(12, 20), slice(20, 24)))
+    seen = []
+
+    def learn(run, dataset, seconds, *, pictures, **_):
+        seen.append((dataset.image_ids, [pictures[i].shape for i in range(len(dataset))]))
+        return seconds
+
+    monkeypatch.setattr("foldfuse.work.learn", learn)
+    monkeypatch.setattr("foldfuse.work.look", lambda *_: Seen({}, 0.5))
+    monkeypatch.setitem(sys.modules, "ray", SimpleNamespace(get=lambda parcel: parcel))
+    worker = Worker()
+    worker.prepare(train, held, list(parcels(train.samples)), list(parcels(held.samples)), 64)
+    run = Run(tmp_path / "run")
+    run.write_facts({})
+    plain = Order("b", 2.0, files_of(run.folder), {}, 60.0, standing())
+    for order in (plain, replace(plain, more=more, parcels=tuple(parcels(more.samples))), plain):
+        assert worker.work(order).cost == 0.5
+    alone, joined, again = seen
+    assert alone == again
+    assert joined[0] == train.image_ids + more.image_ids
+    assert len(joined[1]) == 16
+    worker.close()
+
+
 @pytest.mark.parametrize(
     ("address", "message"),
     [
@@ -80,6 +112,28 @@ def test_without_ray_one_sentence_says_how_to_get_it(data, tmp_path, capsys, mon
 def test_the_plan_is_of_this_machine(data):
     with pytest.raises(InputError, match="Leave out --ray"):
         campaign(data, plan=True, ray="auto")
+
+
+def test_the_recorded_command_names_the_cluster_that_was_last_given(data, tmp_path, monkeypatch):
+    monkeypatch.setattr("foldfuse.campaign._joined", lambda ray: nullcontext())
+    monkeypatch.setattr("foldfuse.campaign._work", lambda *asked, **how: None)
+    out = tmp_path / "our out"
+    plain = shlex.join(["foldfuse", "campaign", str(data), "--deadline", "10m", "--out", str(out), "--seed", "0"])
+    told = []
+    for where in ({"data": data, "out": out, "ray": "10.0.0.1:6379"}, {"resume": out}, {"resume": out, "ray": "auto"}):
+        campaign(**where)
+        told.append(ledger.told(out)["command"])
+    assert told == [f"{plain} --ray 10.0.0.1:6379", f"{plain} --ray 10.0.0.1:6379", f"{plain} --ray auto"]
+
+
+def test_a_campaign_begun_here_and_resumed_on_a_cluster_tells_so(data, tmp_path, monkeypatch):
+    monkeypatch.setattr("foldfuse.campaign._joined", lambda ray: nullcontext())
+    monkeypatch.setattr("foldfuse.campaign._work", lambda *asked, **how: None)
+    out = tmp_path / "out"
+    campaign(data, out=out)
+    assert "--ray" not in ledger.told(out)["command"]
+    campaign(resume=out, ray="auto")
+    assert ledger.told(out)["command"].endswith(" --ray auto")
 
 
 @pytest.fixture

@@ -106,6 +106,17 @@ class Asked:
         return replace(made, metric=self.metric, pseudo=self.pseudo_labels)
 
 
+def on_cluster(command: str, ray: str | None) -> str:
+    """A campaign's command, to be carried out on the Ray cluster at an address; unchanged where there is no address."""
+    if ray is None:
+        return command
+    words = shlex.split(command)
+    if "--ray" in words:
+        at = words.index("--ray")
+        del words[at : at + 2]
+    return shlex.join([*words, "--ray", ray])
+
+
 def campaign(
     data: Path | None = None,
     *,
@@ -185,7 +196,7 @@ def campaign(
                 f"--resume {resume} goes on with what the campaign was asked. Give it alone, or with --ray."
             )
         with _joined(ray):
-            return _resume(Path(resume), start, clustered=ray is not None)
+            return _resume(Path(resume), start, ray=ray)
     if asked.data is None:
         raise InputError("no data is given. Give a COCO JSON or a folder with a train.json; or --resume DIR.")
     if plan:
@@ -194,7 +205,7 @@ def campaign(
         _show_plan(asked, start)
         return None
     with _joined(ray):
-        return _begin(asked, start, clustered=ray is not None)
+        return _begin(asked, start, ray=ray)
 
 
 def _joined(ray: str | None) -> AbstractContextManager[None]:
@@ -206,7 +217,7 @@ def _joined(ray: str | None) -> AbstractContextManager[None]:
     return joined(ray)
 
 
-def _begin(asked: Asked, start: float, *, clustered: bool) -> Path:
+def _begin(asked: Asked, start: float, *, ray: str | None) -> Path:
     """Check what is asked, make the folder, and work in it."""
     seconds = seconds_of(asked.deadline)
     if seconds < SHORTEST:
@@ -222,7 +233,7 @@ def _begin(asked: Asked, start: float, *, clustered: bool) -> Path:
     facts: dict[str, Any] = {
         "state": "running",
         "asked": asdict(asked.absolute()),
-        "command": asked.command(),
+        "command": on_cluster(asked.command(), ray),
         "data": str(inputs.labelled.source.resolve()),
         "test": str(inputs.target.source.resolve()) if inputs.target is not None else None,
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -234,7 +245,7 @@ def _begin(asked: Asked, start: float, *, clustered: bool) -> Path:
     with _full_disk_told(out):
         out.mkdir(parents=True, exist_ok=True)
         with ledgers.held_alone(out), closing(ledgers.begin(out, facts, deadline=seconds, start=start)) as ledger:
-            _work(asked, inputs, ledger, new=True, clustered=clustered)
+            _work(asked, inputs, ledger, new=True, clustered=ray is not None)
     return out
 
 
@@ -253,7 +264,7 @@ def _show_plan(asked: Asked, start: float) -> None:
     show(task, seconds, Console())
 
 
-def _resume(out: Path, start: float, *, clustered: bool) -> Path:
+def _resume(out: Path, start: float, *, ray: str | None) -> Path:
     """Go on with the campaign in a folder; one that has finished is left as it is."""
     if not (out / ledgers.NAME).is_file():
         raise InputError(f"{out}: holds no campaign that has begun. Begin one: foldfuse campaign DATA --out {out}")
@@ -273,9 +284,10 @@ def _resume(out: Path, start: float, *, clustered: bool) -> Path:
             raise InputError(f"{out}: was begun with other data than {asked.data} holds now. Begin a new campaign.")
         for left in out.rglob(".*"):  # files and folders that were being written when the process was killed
             shutil.rmtree(left) if left.is_dir() else left.unlink()
+        ledger.tell(command=on_cluster(ledger.fact("command"), ray))
         if ledger.fact("looked"):
             ledger.note(f"Resumed after {clock_text(ledger.before)} of work.")
-        _work(asked, inputs, ledger, new=False, clustered=clustered)
+        _work(asked, inputs, ledger, new=False, clustered=ray is not None)
     return out
 
 

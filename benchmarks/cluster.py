@@ -1,0 +1,154 @@
+"""What a campaign gains by a second node: one process on one core beside a Ray cluster of two nodes with one CPU each.
+
+    python benchmarks/cluster.py --data bccd/train.json --test bccd/val.json --deadline 10m --out cluster.md
+
+Same data, same deadline, same seed. The nodes are processes on this machine, each with one CPU for its worker, beside a
+head that trains nothing; the campaign's own process chooses ensembles and predicts the pictures to submit beside them. Without
+--data, drawn scenes. Needs foldfuse[ray], two cores, and nothing else at work on them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from foldfuse import ledger, machine
+from foldfuse.run import Run
+from foldfuse.scenes import scenes
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What came of a campaign.
+
+    Attributes:
+        segments: that were trained to their end.
+        steps, pictures: that these learnt from, in all.
+        trained: seconds of training, of all segments.
+        phase: seconds from the beginning of the first training to the end of the last.
+        best, fused: AP50 on the held-back pictures, of the best member in one view and of what was submitted.
+        used: seconds of the whole campaign.
+    """
+
+    segments: int
+    steps: int
+    pictures: int
+    trained: float
+    phase: float
+    best: float
+    fused: float
+    used: float
+
+
+def main() -> None:
+    """Run the campaigns one after the other; write a page on them."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path)
+    parser.add_argument("--test", type=Path)
+    parser.add_argument("--deadline", default="10m")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--more", default="", help="further words for both campaigns, such as '--recipe house'")
+    parser.add_argument("--work", type=Path, help="folder to make for the campaigns; a temporary one by default")
+    parser.add_argument("--out", type=Path, default=Path("cluster.md"))
+    asked = parser.parse_args()
+    with tempfile.TemporaryDirectory() as temporary:
+        work = asked.work or Path(temporary)
+        words = [str(asked.data or scenes(work / "data", images=60, test_images=20, seed=asked.seed))]
+        words += ["--test", str(asked.test)] if asked.test else []
+        words += ["--deadline", asked.deadline, "--seed", str(asked.seed), *shlex.split(asked.more)]
+        alone = campaign(work / "alone", words, cores=1)
+        with two_nodes() as address:
+            both = campaign(work / "both", [*words, "--ray", address], cores=None)
+    made = page(alone, both, shlex.join(["python", *sys.argv]))
+    asked.out.write_text(made, encoding="utf-8")
+    print(made)
+
+
+def campaign(out: Path, words: Sequence[str], *, cores: int | None) -> Measured:
+    """Carry a campaign out in a process that may use so many of the cores that this one may; None for all."""
+    usable = sorted(os.sched_getaffinity(0))
+    subprocess.run(
+        [sys.executable, "-m", "foldfuse", "campaign", *words, "--out", str(out)],
+        check=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        preexec_fn=lambda: os.sched_setaffinity(0, usable[:cores]),
+    )
+    return measured(out, ledger.told(out))
+
+
+def measured(out: Path, told: Mapping[str, Any]) -> Measured:
+    """What the ledger and the run folders of a campaign tell."""
+    runs = {row["name"]: Run(out / "members" / row["name"]) for row in told["segments"] if row["state"] == "done"}
+    spans = [span for span in told["timeline"] if span["kind"] == "train"]
+    steps = {name: int(run.facts["steps"]) for name, run in runs.items()}
+    return Measured(
+        segments=len(runs),
+        steps=sum(steps.values()),
+        pictures=sum(steps[name] * run.recipe.batch_size for name, run in runs.items()),
+        trained=sum(run.facts["seconds"] for run in runs.values()),
+        phase=max(span["end"] or told["seconds_used"] for span in spans) - min(span["start"] for span in spans),
+        best=max(member["ap50"] for member in told["members"]),
+        fused=told["fused"]["ap50"],
+        used=told["seconds_used"],
+    )
+
+
+@contextmanager
+def two_nodes() -> Iterator[str]:
+    """While it lasts, a cluster of two nodes with one CPU each; its address."""
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+    try:
+        for _ in range(2):
+            cluster.add_node(num_cpus=1)
+        yield cluster.address
+    finally:
+        cluster.shutdown()
+
+
+def page(alone: Measured, both: Measured, command: str) -> str:
+    """The two side by side, as Markdown."""
+    rows: dict[str, Callable[[Measured], str]] = {
+        "segments trained": lambda m: f"{m.segments}",
+        "steps of training": lambda m: f"{m.steps}",
+        "steps a second of the training phase": lambda m: f"{m.steps / m.phase:.2f}",
+        "pictures a second of the training phase": lambda m: f"{m.pictures / m.phase:.1f}",
+        "workers at training, on average": lambda m: f"{m.trained / m.phase:.2f}",
+        "pictures a second of a worker that trains": lambda m: f"{m.pictures / m.trained:.1f}",
+        "AP50 out-of-fold, best member": lambda m: f"{m.best:.3f}",
+        "AP50 out-of-fold, submitted": lambda m: f"{m.fused:.3f}",
+        "seconds of the campaign": lambda m: f"{m.used:.0f}",
+    }
+    gain = both.pictures / both.phase / (alone.pictures / alone.phase)
+    lines = [
+        "# A campaign on two nodes",
+        "",
+        f"`{command}` on {time.strftime('%Y-%m-%d')}; one run each.",
+        "The training phase is from the beginning of the first training to the end of the last one.",
+        "",
+        "| | one process, one core | two nodes, one CPU each |",
+        "|---|---|---|",
+        *(f"| {name} | {told(alone)} | {told(both)} |" for name, told in rows.items()),
+        "",
+        f"The two nodes learnt from {gain:.2f} times as many pictures a second of the training phase.",
+        "",
+        f"Machine: {', '.join(f'{name} {value}' for name, value in machine.facts().items())}.",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()

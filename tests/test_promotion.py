@@ -5,7 +5,7 @@ import pytest
 
 from foldfuse.fuse import fuse
 from foldfuse.metrics import measure
-from foldfuse.promotion import LEAST_ADDED, by_gain, worth_going_on
+from foldfuse.promotion import LEAST_ADDED, SURE, Ranked, by_gain, worth_going_on
 from score_samples import noisy, random_dataset
 
 
@@ -25,13 +25,27 @@ def test_a_worse_member_that_sees_other_things_comes_before_a_better_one_that_do
     alone = {name: measure(member, truth) for name, member in members.items()}
     assert alone["some of most"] > alone["the rest"]
     order = by_gain(members, truth, metric="ap50")
-    assert [name for name, _ in order] == ["most", "the rest", "some of most"]
-    assert order[0][1] == pytest.approx(alone["most"])
-    assert order[1][1] == pytest.approx(measure(fuse([members["most"], members["the rest"]]), truth))
+    assert [one.name for one in order] == ["most", "the rest", "some of most"]
+    assert order[0].value == pytest.approx(measure(fuse([members["most"]]), truth))
+    assert order[0].value > alone["most"], "boxes that overlap are joined, which is no other member's merit"
+    assert order[1].value == pytest.approx(measure(fuse([members["most"], members["the rest"]]), truth))
 
 
-def test_the_best_goes_on_and_those_that_add_enough():
+def test_the_best_goes_on_and_those_that_add_enough_and_not_by_chance():
     added = 2 * LEAST_ADDED
-    ranked = [("a", 0.5), ("b", 0.5 + added), ("c", 0.4), ("d", 0.45 + added), ("e", 0.5 + 2 * added)]
+    values = {"a": 0.5, "b": 0.5 + added, "c": 0.4, "d": 0.45 + added, "e": 0.5 + 2 * added}
+    ranked = [Ranked(name, value, SURE) for name, value in values.items()]
     assert worth_going_on(ranked) == ["a", "b", "e"]
-    assert worth_going_on([("only", 0.0)]) == ["only"]
+    assert worth_going_on([one._replace(sure=0.9) for one in ranked]) == ["a"]
+    assert worth_going_on([Ranked("only", 0.0, 1.0)]) == ["only"]
+
+
+def test_what_adds_in_every_picture_is_sure_and_what_adds_in_two_is_not():
+    truth = random_dataset(5, images=24)
+    good = noisy(truth, 1, jitter=0.01, keep=1.0, extra=0, wrong=0.0)
+    most, rest = only_of(good, [0, 1]), only_of(good, [2])
+    little = rest.where(rest.image_index <= 2)  # of two pictures, which one draw in eight lacks
+    (_, much), (_, few) = (by_gain({"most": most, "other": other}, truth, metric="ap50") for other in (rest, little))
+    assert much.sure > SURE
+    assert few.value > measure(fuse([most]), truth)
+    assert few.sure < SURE

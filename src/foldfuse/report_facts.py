@@ -370,8 +370,8 @@ def _reasons(row: Mapping[str, Any]) -> tuple[Reason, ...]:
 
 
 def _gains(row: Mapping[str, Any]) -> tuple[tuple[str, float], ...]:
-    pairs = [pair for pair in list_of(row, "gains") if isinstance(pair, list) and len(pair) == 2]
-    return tuple((word_of(name), value) for name, value in ((n, finite(v)) for n, v in pairs) if value is not None)
+    pairs = [pair for pair in list_of(row, "gains") if isinstance(pair, list) and len(pair) > 1]
+    return tuple((word_of(name), value) for name, value in ((n, finite(v)) for n, v, *_ in pairs) if value is not None)
 
 
 def _span(row: Mapping[str, Any]) -> Span | None:

@@ -70,6 +70,13 @@ def test_an_interrupt_is_no_traceback(capsys, monkeypatch):
     assert capsys.readouterr().err == "interrupted\n"
 
 
+def test_an_interrupt_while_the_process_ends_is_no_traceback():
+    late = "import atexit, signal, sys; atexit.register(signal.raise_signal, signal.SIGINT)"  # called after later ones
+    code = f"{late}; from foldfuse.cli import main; sys.exit(main(['recipes']))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_a_training_that_diverged_is_told_in_a_sentence(capsys, monkeypatch):
     def diverge():
         raise FloatingPointError("step 3: the loss is not finite")

@@ -5,7 +5,10 @@ Modules are loaded when their command is called, so that `--help` does not wait 
 
 from __future__ import annotations
 
+import atexit
+import gc
 import os
+import signal
 import sys
 from collections.abc import Sequence
 
@@ -83,9 +86,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         error_console.print("interrupted", markup=False)
         return 130
+    finally:
+        atexit.register(_leave)  # last, so that it is called first
     if result is not None and first:
         print(result)
     return int(getattr(result, "exit_status", 0))
+
+
+def _leave() -> None:
+    """Let the process end soon and quietly; all that it made lies on the disk."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # one more Ctrl-C would only bring a traceback
+    gc.freeze()  # else Python looks through all of torch's objects once more, for about a second
 
 
 if __name__ == "__main__":

@@ -84,7 +84,7 @@ class Crew:
         self.begun.append((assignment.name, self.now, assignment))
 
     def ended(self, wait: float) -> list[End]:
-        assert self.now < DEADLINE + 60, "the campaign does not come to its end"
+        assert self.now < self.ledger.deadline + 60, "the campaign does not come to its end"
         soonest = min((end for end, _, _ in self.under_way.values()), default=np.inf)
         self.now = max(self.now, min(soonest, self.now + wait))
         over = [name for name, (end, _, _) in self.under_way.items() if end <= self.now]
@@ -144,10 +144,12 @@ def conduct(crew: Crew) -> dict[str, str]:
 
 
 def several_trunks(crew: Crew, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Names of the four trunks that the campaign now begins with."""
+    """Names of the four trunks that the campaign now begins with, and has time for."""
+    crew.ledger.deadline = 4 * DEADLINE
     recipes = {"house": crew.task.recipes["house"], "yolov5n": load_recipe("yolov5n", ["image_size=192"])}
     crew.task = Task(**vars(crew.task) | {"recipes": recipes})
     monkeypatch.setattr("foldfuse.segments.LEAST_STEPS", 1)
+    monkeypatch.setattr("foldfuse.strategy.SHORTEST", 0.1)
     crew.ledger.tell(steps=dict.fromkeys(recipes, 0.1))
     return [f"trunk-{name}-{px}" for px in (160, 192) for name in recipes]
 
@@ -314,6 +316,14 @@ def submitted(crew: Crew) -> int:
     """The number of the submission that holds, which lies whole in the folder."""
     validate_submission(crew.ledger.folder / "submission.csv", crew.task.target)
     return crew.ledger.submission()[0]
+
+
+def test_a_campaign_without_a_member_has_failed_and_is_not_taken_for_one_under_way(crew):
+    crew.capacities = {0.0: 2, 10.0: 0}
+    crew.fates[TRUNK] = ["lost"]
+    with pytest.raises(InputError, match="the time was over before a first member"):
+        carry_out(crew)
+    assert crew.ledger.fact("state") == "failed"
 
 
 def test_an_interrupt_before_there_is_a_member_goes_on_and_nothing_is_lost(crew):

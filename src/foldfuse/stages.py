@@ -61,7 +61,7 @@ def carry_out(task: Task, ledger: Ledger, strategy: Strategy, workers: Workers) 
         if found.unchosen:
             submit_best(task, ledger, found, last=False)
         ledger.note(f"Go on with: foldfuse campaign --resume {ledger.folder}")
-    except FloatingPointError:
+    except (FloatingPointError, InputError):
         ledger.tell(state="failed")
         ledger.export()
         raise

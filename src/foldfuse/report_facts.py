@@ -105,6 +105,15 @@ class Submission:
 
 
 @dataclass(frozen=True)
+class Gain:
+    """A trunk with the value of the ensemble of it and those before it, and in what share of draws that is more."""
+
+    name: str
+    value: float
+    sure: float | None
+
+
+@dataclass(frozen=True)
 class Reason:
     """A sentence that explains a decision."""
 
@@ -163,7 +172,7 @@ class Facts:
     notes: tuple[Reason, ...]
     segments: tuple[Segment, ...]
     history: tuple[Submission, ...]
-    gains: tuple[tuple[str, float], ...]  # trunk, and the value of the ensemble of it and those before it
+    gains: tuple[Gain, ...]
     promoted: frozenset[str]
     logs: tuple[Log, ...]
     recipe: tuple[tuple[str, str], ...]  # of a run
@@ -369,9 +378,10 @@ def _reasons(row: Mapping[str, Any]) -> tuple[Reason, ...]:
     return tuple(Reason(str(note), finite(at)) for note, at in zip(notes, times, strict=True))
 
 
-def _gains(row: Mapping[str, Any]) -> tuple[tuple[str, float], ...]:
-    pairs = [pair for pair in list_of(row, "gains") if isinstance(pair, list) and len(pair) > 1]
-    return tuple((word_of(name), value) for name, value in ((n, finite(v)) for n, v, *_ in pairs) if value is not None)
+def _gains(row: Mapping[str, Any]) -> tuple[Gain, ...]:
+    triples = [[*one, None, None, None][:3] for one in list_of(row, "gains") if isinstance(one, list)]
+    found = ((word_of(name), finite(value), finite(sure)) for name, value, sure in triples)
+    return tuple(Gain(name, value, sure) for name, value, sure in found if value is not None)
 
 
 def _span(row: Mapping[str, Any]) -> Span | None:

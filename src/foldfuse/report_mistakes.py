@@ -25,13 +25,13 @@ from foldfuse.report_pictures import (
 from foldfuse.score import ERRORS, mended
 
 ALL_CLASSES = "all classes"
-NAMES = {  # of the ERRORS, as a sentence has them
+NAMES = {  # of the ERRORS, written out
     "Cls": "classification",
     "Loc": "localisation",
-    "Both": "classification and localisation",
-    "Dupe": "duplicates",
+    "Both": "class and localisation",
+    "Dupe": "duplicate",
     "Bkg": "background",
-    "Miss": "missed objects",
+    "Miss": "missed",
 }
 _CURVES_SHOWN = 8
 _TEST_PICTURES = 6
@@ -116,13 +116,20 @@ def costs(held: Dataset, predictions: Predictions, threshold: float) -> tuple[Co
 
 
 def mostly(dataset: Dataset, predictions: Predictions, sample: Sample, threshold: float) -> str:
-    """Which kind of error dominates on one picture: "mostly localisation (3 of 4 mistakes)"; "" where there is none."""
+    """Which kind of error dominates on one picture: "mostly localisation (3 of 4 mistakes)"; "" where there is none.
+
+    Where several kinds are equally many: "as often localisation as missed (1 each of 2 mistakes)".
+    """
     found = _cut(predictions, [sample], threshold)
     counts = mended(found, dataset.subset([sample.id]))[1] if _objects([sample]) else {"Bkg": len(found.scores)}
-    worst, number = max(counts, key=lambda kind: counts[kind]), sum(counts.values())
+    most, number = max(counts.values()), sum(counts.values())
     if not number:
         return ""
-    return f"mostly {NAMES[worst]} ({counts[worst]} of {number} mistake{'s' * (number != 1)})"
+    worst = [NAMES[kind] for kind, count in counts.items() if count == most]
+    of = f"of {number} mistake{'s' * (number != 1)}"
+    if len(worst) > 1:
+        return f"as often {' as '.join(worst)} ({most} each {of})"
+    return f"mostly {worst[0]} ({most} {of})"
 
 
 def sent_examples(test: Dataset, sent: Predictions, threshold: float, gaps: list[str]) -> Examples:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from foldfuse.boxes import Array
-from foldfuse.promotion import LEAST_ADDED
+from foldfuse.promotion import LEAST_ADDED, SURE
 from foldfuse.report_charts import (
     Chart,
     Lane,
@@ -29,12 +29,16 @@ _COLOURS = {"trunk": "f1", "grown": "f4", "branch": "f2"}  # of segments, by wha
 
 @dataclass(frozen=True)
 class Promoted:
-    """A trunk, and whether it went on: its own AP50, the ensemble's value with it, and what it adds to those before it."""
+    """A trunk, and whether it went on: its own AP50, the ensemble's value with it, and what it adds to those before it.
+
+    `sure` is the share of draws of the pictures in which it adds something; None where that is not known.
+    """
 
     name: str
     ap50: float | None
     value: float
     adds: float
+    sure: float | None
     went_on: bool
 
 
@@ -47,6 +51,7 @@ class Story:
     segments: Chart | None
     trunks: tuple[Promoted, ...]
     least_added: float = LEAST_ADDED
+    least_sure: float = SURE
 
 
 def story(facts: Facts) -> Story:
@@ -142,7 +147,8 @@ def promoted(facts: Facts) -> tuple[Promoted, ...]:
         return ()
     alone = {s.name: s.ap50 for s in facts.segments}
     rows, best = [], 0.0
-    for name, value in facts.gains:
-        rows.append(Promoted(name, alone.get(name), value, value - best, name in facts.promoted))
-        best = max(best, value)
+    for gain in facts.gains:
+        went_on = gain.name in facts.promoted
+        rows.append(Promoted(gain.name, alone.get(gain.name), gain.value, gain.value - best, gain.sure, went_on))
+        best = max(best, gain.value)
     return tuple(rows)

@@ -45,7 +45,7 @@ def test_hours_minutes_and_seconds_add_up(hours, minutes, seconds):
         (59.4, "59 s"),
         (59.6, "1 min"),
         (200, "3 min 20 s"),
-        (3600, "1 h 0 min"),
+        (3600, "1 h"),
         (3900, "1 h 5 min"),
         (-3, "-3 s"),
     ],

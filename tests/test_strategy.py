@@ -243,6 +243,18 @@ def test_where_one_trunk_adds_enough_it_has_all_of_the_rest():
     assert [share / sum(shares) for share in shares] == pytest.approx([0.15, 0.4, 0.45], abs=0.03)
 
 
+def test_with_hours_there_are_more_branches_and_not_only_longer_ones():
+    names = [s.name for s in plan(standing(2 * 3600.0))]
+    assert names == ["trunk-256", "branch1-320", "branch2-384", "branch3-320", "branch4-384"]
+    assert len({s.seed for s in plan(standing(2 * 3600.0))}) == 5
+    alone = standing(2 * 3600.0, recipes=THREE, steps=QUICK)
+    first = trunks(alone)[0].name
+    branches = [s.name for s in plan(replace(alone, ranking=(first,))) if s.name.startswith("branch")]
+    assert branches == ["branch1-house-320", "branch2-house-384", "branch3-house-320", "branch4-house-384"]
+    shares = [s.share for s in plan(replace(alone, ranking=(first,)))]
+    assert sum(shares) == pytest.approx(1)
+
+
 def test_no_two_segments_have_one_name():
     small = {name: replace(recipe, image_size=128) for name, recipe in THREE.items()}
     for changes in ({"recipes": small}, {"recipes": THREE, "sizes": (320,)}, {"recipes": THREE, "sizes": (256, 320)}):

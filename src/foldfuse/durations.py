@@ -24,10 +24,11 @@ def seconds_of(text: str) -> float:
 
 
 def clock_text(seconds: float) -> str:
-    """Seconds as people write them: "45 s", "3 min 20 s", "1 h 5 min"."""
+    """Seconds as people write them: "45 s", "3 min 20 s", "1 h 5 min", "2 h"."""
     whole = round(seconds)
     if whole < 60:
         return f"{whole} s"
     if whole < 3600:
         return f"{whole // 60} min {whole % 60} s" if whole % 60 else f"{whole // 60} min"
-    return f"{whole // 3600} h {whole % 3600 // 60} min"
+    minutes = whole % 3600 // 60
+    return f"{whole // 3600} h {minutes} min" if minutes else f"{whole // 3600} h"

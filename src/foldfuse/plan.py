@@ -96,7 +96,7 @@ def show(task: Task, deadline: float, console: Console) -> None:
             f"{cost.step:.2f}",
             f"{cost.picture:.3f}",
             clock_text(LEAST_STEPS * cost.step),
-            "is tried" if cost.recipe.detector in tried else "is not tried: there is too little time",
+            "tried" if cost.recipe.detector in tried else "no time",
         )
     console.print(table)
     console.print(table_of(outlook(standing), f"The plan for {clock_text(deadline)}"))

@@ -24,6 +24,8 @@ TRAINED = 0.7  # share of a deadline that is training, about
 COMPARED_FROM = 900.0  # seconds of deadline: in less, measuring what trunks would cost is not worth its time
 LEAST_STEPS = 300  # of a trunk that is to be compared with others
 FEWEST, PROMOTED = 3, 2  # trunks that are worth comparing, and how many may go on at the least
+BRANCHES_OF_ONE = (2, 4)  # branches of a trunk that goes on, at the least and at the most
+LEAST_BRANCH = 480.0  # seconds of training: with less for each there are no more than the fewest branches
 
 
 def plan(standing: Standing) -> tuple[Segment, ...]:
@@ -40,7 +42,8 @@ def plan(standing: Standing) -> tuple[Segment, ...]:
     }
     count = max(PROMOTED, len(begun) // 2)
     promoted = (standing.ranking or tuple(scales))[:count]
-    grown_share, branch_share = GROWN / len(promoted), BRANCHES / (2 * len(promoted))
+    rounds = branches_of_one(BRANCHES / len(promoted), standing)
+    grown_share, branch_share = GROWN / len(promoted), BRANCHES / (rounds * len(promoted))
     made = list(begun)
     for trunk in promoted:
         name, recipe, scale = scales[trunk]
@@ -48,12 +51,12 @@ def plan(standing: Standing) -> tuple[Segment, ...]:
         own = replace(level(sized(recipe, px)), warmup=0.0)
         made.append(Segment(f"grown-{name}-{px}", own, _seed(standing, len(made)), grown_share, trunk, rung=1))
     parents = made[-len(promoted) :]
-    for i, (larger, (parent, of)) in enumerate(product((STEP, 2 * STEP), zip(parents, promoted, strict=True)), start=1):
+    for i, (turn, (parent, of)) in enumerate(product(range(rounds), zip(parents, promoted, strict=True)), start=1):
         name, recipe, scale = scales[of]
-        px = side(recipe, scale + larger, standing)
+        px = side(recipe, scale + (STEP, 2 * STEP)[turn % 2], standing)
         seed, own = _seed(standing, len(made)), falling(sized(recipe, px))
         branch = Segment(f"branch{i}-{name}-{px}", own, seed, branch_share, parent.name, rung=2)
-        made.append(taught(branch) if standing.pseudo and larger > STEP else branch)
+        made.append(taught(branch) if standing.pseudo and turn == rounds - 1 else branch)
     return tuple(made)
 
 
@@ -71,13 +74,13 @@ def trunks(standing: Standing) -> tuple[Segment, ...]:
 
 
 def _branches(trunk: Segment, standing: Standing) -> list[Segment]:
-    """The branches of a lone trunk, each with a size and a seed of its own; as many as there are workers, and two at least.
+    """The branches of a lone trunk, each with a size or a seed of its own; as many as there are workers, at least.
 
     Those that have begun stay, though there be fewer workers by now.
     """
     recipe, larger = standing.recipe, SCALES[1:]
     begun = sum(row.kind == "train" and row.name.startswith("branch") for row in standing.rows)
-    count = max(len(larger), standing.workers, begun)
+    count = max(branches_of_one(1 - LONE_TRUNK, standing), standing.workers, begun)
     sides = [side(recipe, larger[i % len(larger)], standing) for i in range(count)]
     share = (1 - LONE_TRUNK) / count
     branches = [
@@ -85,6 +88,12 @@ def _branches(trunk: Segment, standing: Standing) -> list[Segment]:
         for i, px in enumerate(sides, start=1)
     ]
     return [*branches[:-1], taught(branches[-1])] if standing.pseudo else branches
+
+
+def branches_of_one(share: float, standing: Standing) -> int:
+    """How many branches share this much of the training time: with more time they are more, not only longer."""
+    fewest, most = BRANCHES_OF_ONE
+    return max(fewest, min(most, int(share * TRAINED * standing.deadline / LEAST_BRANCH)))
 
 
 def taught(branch: Segment) -> Segment:

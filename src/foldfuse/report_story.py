@@ -118,7 +118,8 @@ def segment_chart(facts: Facts) -> Chart | None:
     rows = [_lane(segment, facts) for segment in sorted(facts.segments, key=lambda s: s.started)]
     svg = lanes(rows, deadline=facts.deadline_seconds, label="What was trained when")
     caption = "Strong where it was trained, faint until its held-back pictures were predicted."
-    return Chart("By segment", svg, caption)
+    deadline = " The dashes are the deadline." if facts.deadline_seconds is not None else ""
+    return Chart("By segment", svg, caption + deadline)
 
 
 def _lane(segment: Segment, facts: Facts) -> Lane:

@@ -106,7 +106,10 @@ def measured(out: Path, told: Mapping[str, Any]) -> Measured:
 @contextmanager
 def two_nodes() -> Iterator[str]:
     """While it lasts, a cluster of two nodes with one CPU each; its address."""
-    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    os.environ |= {
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_worker_niceness": "0",
+    }  # else 15, and whoever else works goes first
     from ray.cluster_utils import Cluster
 
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})

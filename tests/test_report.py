@@ -454,9 +454,9 @@ def test_a_folder_of_something_else_is_refused(tmp_path):
         (
             0.700,
             [0.01, 0.09],
-            "0.075 above the best single member, lite0-320-s1. The interval of the gain, +0.010 to +0.090",
+            "above the best single member, lite0-320-s1. On pictures that it was not chosen on, the gain is +0.010 to +0.090",
         ),
-        (0.700, [-0.01, 0.09], "includes zero: it may be chance"),
+        (0.700, [-0.01, 0.09], "the gain is -0.010 to +0.090: it may be chance"),
         (0.600, None, "0.025 below the best single member"),
         (0.6251, None, "the same as the best single member"),
     ],
@@ -466,6 +466,24 @@ def test_the_verdict_says_what_the_numbers_say(campaign, ap50, interval, words):
     members = [m | ({"ap50": 0.625} if m["name"] == "lite0-320-s1" else {}) for m in row["members"]]
     change(campaign, members=members, fused=row["fused"] | {"ap50": ap50, "interval": interval})
     assert words in verdict(read_facts(campaign))
+
+
+@pytest.mark.parametrize(
+    ("metric", "words"),
+    [
+        ("ap", ("reach AP 0.700", "0.100 above the best single member")),
+        ("f2", ("reach F2 0.700 on pictures that were held back",)),
+    ],
+)
+def test_the_page_speaks_of_the_metric_that_decided_the_campaign(campaign, metric, words):
+    row = json.loads((campaign / "campaign.json").read_text())
+    members = [m | ({"ap": 0.6} if m["name"] == "lite0-320-s1" else {}) for m in row["members"]]
+    fused = row["fused"] | {"metric": metric, "value": 0.7, "interval": [0.05, 0.15]}
+    change(campaign, members=members, fused=fused)
+    text = " ".join(read_page(report(campaign)).text)
+    assert all(one in text for one in words)
+    assert f"the {metric.upper()} that the fused predictions gain" in text
+    assert ("Fused F2" in text) == (metric == "f2")
 
 
 def test_the_plan_and_the_rest_are_read_from_the_ledger_where_there_is_one(campaign):

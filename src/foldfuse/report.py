@@ -95,23 +95,24 @@ def verdict(facts: Facts) -> str:
     if facts.kind == "run":
         scored = [(log.ap50[-1], log.name) for log in facts.logs if len(log.ap50)]
         return f"At its last evaluation the run reached AP50 {scored[0][0]:.3f}." if scored else "No evaluation yet."
-    if fused is None or fused.ap50 is None:
+    if fused is None or fused.value is None:
         if facts.state == "running":
             return "The campaign is under way; no predictions have been fused yet."
         return "No fused score: the campaign ended before its first fusion."
     number = sum(m.weight is not None and m.weight > 0 for m in facts.members)
     what = f"{number} members fused reach" if number > 1 else "The fused predictions reach"
-    text = f"{what} AP50 {fused.ap50:.3f} on pictures that were held back from training"
-    if best is None or best.ap50 is None:
+    text = f"{what} {fused.metric.upper()} {fused.value:.3f} on pictures that were held back from training"
+    alone = getattr(best, fused.metric, None)  # of f2 and wheat, members have no value
+    if best is None or alone is None:
         return text + "."
-    gain = fused.ap50 - best.ap50
+    gain = fused.value - alone
     if abs(gain) < 0.0005:
         return f"{text}, the same as the best single member, {best.name}."
     text += f", {abs(gain):.3f} {'above' if gain > 0 else 'below'} the best single member, {best.name}."
     if fused.interval and gain > 0:
         low, high = fused.interval
-        sure = "lies above zero" if low > 0 else "includes zero: it may be chance"
-        text += f" The interval of the gain, {low:+.3f} to {high:+.3f}, {sure}."
+        sure = "" if low > 0 else ": it may be chance"
+        text += f" On pictures that it was not chosen on, the gain is {low:+.3f} to {high:+.3f}{sure}."
     return text
 
 
@@ -190,14 +191,16 @@ def _scores(facts: Facts) -> tuple[Chart, ...]:
         bars = [Bar(m.name, value, f"{value:.3f}") for value, m in ranked]
         fused = getattr(facts.fused, key) if facts.fused else None
         if fused is not None:
-            interval = None
-            if key == "ap50" and facts.fused and facts.fused.interval and facts.best and facts.best.ap50 is not None:
+            alone, interval = getattr(facts.best, key, None), None
+            if facts.fused and facts.fused.metric == key and facts.fused.interval and alone is not None:
                 low, high = facts.fused.interval
-                interval = (facts.best.ap50 + low, facts.best.ap50 + high)
+                interval = (alone + low, alone + high)
             bars.insert(0, Bar("fused", fused, f"{fused:.3f}", strong=True, interval=interval))
         if bars:
             words = ", ".join(f"{b.label} {b.text}" for b in bars)
-            whisker = " The whisker is the interval of the gain over the best member." if bars[0].interval else ""
+            whisker = (
+                " The whisker is the gain over the best member on pictures not chosen on." if bars[0].interval else ""
+            )
             meaning = "at IoU 0.50" if key == "ap50" else "averaged over IoU 0.50 to 0.95"
             svg = bar_chart(bars, label=f"{title} of each member: {words}.")
             charts.append(Chart(title, svg, f"Average precision {meaning}, on held-back pictures.{whisker}"))

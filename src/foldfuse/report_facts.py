@@ -123,15 +123,20 @@ class Reason:
 
 @dataclass(frozen=True)
 class Fused:
-    """The score of the fused predictions on held-back pictures, and how they were fused."""
+    """The score of the fused predictions on held-back pictures, and how they were fused.
 
+    `metric` is what they were chosen by, `value` that of them.
+    """
+
+    metric: str
+    value: float | None
     ap: float | None
     ap50: float | None
     ap75: float | None
     kind: str | None
     iou: float | None
     skip: float | None
-    interval: tuple[float, float] | None  # of the gain over the best member
+    interval: tuple[float, float] | None  # of the gain over the best member, on pictures that it was not chosen on
     per_class: tuple[ClassScore, ...]
     parts: tuple[Part, ...]
 
@@ -311,7 +316,10 @@ def _plan(value: object) -> tuple[Planned, ...]:
 
 def _fused(row: Mapping[str, Any]) -> Fused:
     ends = [v for v in (finite(v) for v in list_of(row, "interval")) if v is not None]
+    metric, value = text_of(row, "metric") or "ap50", number_of(row, "value")
     return Fused(
+        metric=metric,
+        value=value if value is not None else number_of(row, metric),  # an older campaign has AP50 alone
         ap=number_of(row, "ap"),
         ap50=number_of(row, "ap50"),
         ap75=number_of(row, "ap75"),

@@ -148,7 +148,7 @@ def test_ctrl_c_in_the_first_training_ends_it_at_once(data, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_campaign_keeps_its_deadline_and_leaves_a_valid_submission(data, tmp_path):
+def test_a_campaign_keeps_its_deadline_and_leaves_a_valid_submission(data, tmp_path, capsys):
     break_pictures(data, 1)
     test = write_dataset(tmp_path / "t", 6, size=(64, 96), seed=9)
     Image.new("RGB", (5, 5)).save(test.parent / "images" / "002.png")  # not of the size that the JSON says
@@ -158,6 +158,8 @@ def test_a_campaign_keeps_its_deadline_and_leaves_a_valid_submission(data, tmp_p
     changes = ["--change", "image_size=64", "--change", "batch_size=2"]
     assert cli.main(["campaign", str(data), "--test", str(test), *options, *changes]) == 0
     assert time.monotonic() - began < 66  # a tenth more than asked: the tests may share the machine
+
+    assert f"{out / 'submission.csv'} is what to submit" in capsys.readouterr().err
 
     target = read(test, annotated=False)
     found = validate_submission(out / "submission.csv", target)

@@ -311,6 +311,8 @@ def _work(asked: Asked, inputs: Inputs, ledger: Ledger, *, new: bool, clustered:
 
         with closing(Cluster(task, ledger) if clustered else Here(task, ledger)) as workers:
             carry_out(task, ledger, rung_by_rung, workers)
+    out = ledger.folder
+    print(f"{out / 'submission.csv'} is what to submit; {out / 'report.html'} says why.", file=sys.stderr)
 
 
 @contextmanager

@@ -108,6 +108,24 @@ def test_without_time_for_the_pictures_to_submit_all_stays(campaign, monkeypatch
     assert ledger.submission()[0] == 1
 
 
+def test_where_learning_is_slow_it_is_given_up_before_the_deadline(campaign, monkeypatch, capsys):
+    task, ledger, found = campaign
+    now, done = [500.0], []
+    ledger.start, ledger.clock = 0.0, lambda: now[0]
+
+    def fit(*_, progress, **__):  # a hundred seconds, all that is left
+        for tenths in range(1, 11):
+            now[0] += 10
+            progress(tenths / 10)
+            done.append(tenths)
+
+    monkeypatch.setattr(rescore, "fit", fit)
+    second_opinion(task, ledger, found)
+    assert not done
+    assert "no time is left to ask for it" in capsys.readouterr().err
+    assert ledger.submission()[0] == 1
+
+
 def test_the_real_classifier_is_asked(campaign):
     task, ledger, found = campaign
     second_opinion(task, ledger, found)

@@ -12,6 +12,15 @@ from foldfuse.score import score_predictions
 from foldfuse.strategy import CROPS_LEARNT, CROPS_PER_PICTURE, FINISH
 from foldfuse.task import Task
 
+TELLING = 0.1  # share of learning from which on it tells how long all of it takes
+NO_TIME = (
+    "A second opinion was begun, but no time is left to ask for it on the pictures to submit. Submitted as before."
+)
+
+
+class _Late(Exception):
+    """The second opinion would not be ready in time."""
+
 
 def second_opinion(task: Task, ledger: Ledger, found: Found) -> None:
     """Rescore the submission that holds now; the rescored one takes its place where the gain out-of-fold is believed.
@@ -29,21 +38,37 @@ def second_opinion(task: Task, ledger: Ledger, found: Found) -> None:
     if len(task.held) < rescore.PARTS or not len(held.boxes):
         return  # too few to tell a gain from chance
     began, name = ledger.left, task.metric.upper()
+    seen = [s for s in task.target.samples if s.id not in task.unseen]
+    learnt = CROPS_LEARNT + CROPS_PER_PICTURE * len(task.held)
+    coming = CROPS_PER_PICTURE * len(seen) / learnt  # what is still to be looked at then, against that
+
+    def in_time(share: float) -> None:
+        """Raise _Late where learning, of which a `share` is done, and what is to come would take longer than there is."""
+        if share >= TELLING and (began - ledger.left) / share * (1 + coming) > began - FINISH:
+            raise _Late
+
     with ledger.stage("a second opinion", "fuse"):
-        fitted = rescore.fit(
-            held, _whole(task), metric=task.metric, most=CROPS_PER_PICTURE, examples=CROPS_LEARNT, seed=task.seed
-        )
+        try:
+            fitted = rescore.fit(
+                held,
+                _whole(task),
+                metric=task.metric,
+                most=CROPS_PER_PICTURE,
+                examples=CROPS_LEARNT,
+                seed=task.seed,
+                progress=in_time,
+            )
+        except _Late:
+            ledger.note(NO_TIME)
+            return
         if not fitted.kept or fitted.after <= before:
             ledger.note(
                 f"A second opinion, by a classifier of crops, brings no gain that can be believed: {name} {before:.3f} before "
                 f"and {fitted.after:.3f} after it out-of-fold. Submitted as before."
             )
             return
-        seen = [s for s in task.target.samples if s.id not in task.unseen]
-        looked_at = CROPS_LEARNT + CROPS_PER_PICTURE * len(task.held)
-        wanted = (began - ledger.left) / looked_at * CROPS_PER_PICTURE * len(seen)
-        if wanted > ledger.left - FINISH:
-            ledger.note("A second opinion would help, but no time is left to ask for it on the pictures to submit.")
+        if (began - ledger.left) * coming > ledger.left - FINISH:
+            ledger.note(NO_TIME)
             return
         rescored = rescore.apply(fitted.rescorer, target, seen)
     with ledger.stage("submit", "submit"):

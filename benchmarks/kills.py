@@ -43,7 +43,8 @@ class Counts:
         out_of_time: of them, that the kills left no time to train a first member.
         submissions: valid ones that were found after a kill.
         lost: seconds of training that each kill has cost.
-        late: seconds of work beyond its deadline, of each finished campaign.
+        late: of each finished campaign, the share of its deadline that was used at its last kill, and the seconds of work
+            beyond the deadline at its end.
         wrong: sentences on what must not be.
     """
 
@@ -52,7 +53,7 @@ class Counts:
     out_of_time: int = 0
     submissions: int = 0
     lost: list[float] = field(default_factory=list)
-    late: list[float] = field(default_factory=list)
+    late: list[tuple[float, float]] = field(default_factory=list)
     wrong: list[str] = field(default_factory=list)
 
 
@@ -77,7 +78,7 @@ def kills(work: Path, number: int, *, deadline: str, longest: float, seed: int) 
     """Campaigns in `work`, one after another, until `number` kills have come and the last one has finished."""
     rng, counts = random.Random(seed), Counts()
     data = scenes(work / "data", images=18, test_images=6, seed=seed)
-    out, done = work / "out0", dict[str, float]()
+    out, done, last = work / "out0", dict[str, float](), 0.0
     while sum(counts.kills.values()) < number or (out / ledgers.NAME).exists():
         begun = (out / ledgers.NAME).exists()
         words = ["--resume", str(out)] if begun else [str(data), "--deadline", deadline, "--out", str(out), *SMALL]
@@ -92,6 +93,7 @@ def kills(work: Path, number: int, *, deadline: str, longest: float, seed: int) 
             process.communicate()
             kind = look_at(out, data, done, counts)
             counts.kills[kind] = counts.kills.get(kind, 0) + 1
+            last = used(out)
             print(f"kill {sum(counts.kills.values())}: {kind}", file=sys.stderr, flush=True)
             continue
         if process.returncode:
@@ -102,12 +104,20 @@ def kills(work: Path, number: int, *, deadline: str, longest: float, seed: int) 
         else:
             look_at(out, data, done, counts)
             finished = ledgers.told(out)
-            counts.late.append(finished["seconds_used"] - finished["deadline_seconds"])
+            counts.late.append((last, finished["seconds_used"] - finished["deadline_seconds"]))
             if finished["state"] != "finished" or not (out / "submission.csv").is_file():
                 counts.wrong.append("a campaign ended without a submission")
         counts.campaigns += 1
-        out, done = work / f"out{counts.campaigns}", {}
+        out, done, last = work / f"out{counts.campaigns}", {}, 0.0
     return counts
+
+
+def used(out: Path) -> float:
+    """The share of its deadline that the campaign in a folder has used; 0 where there is none yet."""
+    if not (out / ledgers.NAME).exists():
+        return 0.0
+    told = ledgers.told(out)
+    return float(told["seconds_used"] / told["deadline_seconds"])
 
 
 SMALL = ("--folds", "3", "--size", "64", "--change", "batch_size=2", "--change", "image_size=64")
@@ -175,9 +185,11 @@ def page(counts: Counts, command: str) -> str:
         )
     lines.append(f"{len(counts.late)} of {counts.campaigns} campaigns finished, each with a submission;")
     lines.append(f"{counts.out_of_time} had no time left for a first member, since each start costs some seconds.")
-    if counts.late:
-        earliest, latest = min(counts.late), max(counts.late)
-        lines.append(f"They ended {earliest:+.1f} s to {latest:+.1f} s from their deadlines, in seconds of work.")
+    for share, late in sorted(counts.late):
+        lines += [
+            "",
+            f"Last killed at {share:.0%} of its deadline, a campaign ended {late:+.1f} s from it, in seconds of work.",
+        ]
     lines += [f"Wrong: {'; '.join(counts.wrong) or 'nothing'}.", ""]
     return "\n".join(lines)
 

@@ -19,10 +19,11 @@ from foldfuse.errors import InputError
 from foldfuse.images import Pictures
 from foldfuse.loop import fit, parameter_groups
 from foldfuse.models import make_detector
+from foldfuse.models.mix import Mix
 from foldfuse.recipes import Recipe, load_recipe
 from foldfuse.run import Run
 from foldfuse.split import folds
-from foldfuse.train import train
+from foldfuse.train import out_of_memory, train
 from learning_samples import write_dataset
 
 TINY = load_recipe("house", ["image_size=64", "batch_size=2"])
@@ -320,3 +321,65 @@ def test_biases_and_norms_are_not_decayed_and_the_backbone_has_its_own_rate():
         for p in group["params"]:
             assert group["weight_decay"] == (0.05 if p.ndim > 1 else 0)
             assert group["peak"] == pytest.approx(1e-4 if id(p) in backbone else 1e-3)
+
+
+# memory
+
+
+@pytest.fixture
+def room(monkeypatch):
+    """A memory that holds a batch of so many pictures; sizes of the batches that were tried."""
+    tried, own = [], Mix.forward
+
+    def limited(most):
+        def forward(self, images):
+            tried.append(len(images))
+            if len(images) > most:
+                torch.empty(2**60, dtype=torch.uint8)  # the allocator's own complaint
+            return own(self, images)
+
+        monkeypatch.setattr(Mix, "forward", forward)
+        return tried
+
+    return limited
+
+
+def test_a_batch_that_does_not_fit_is_halved(data, tmp_path, room, capsys):
+    tried = room(2)
+    train(data, tmp_path / "run", change=("image_size=64", "batch_size=8", "lr=4e-3"), steps=2)
+    run = Run(tmp_path / "run")
+    assert tried == [8, 4, 2, 2]
+    assert (run.recipe.batch_size, run.recipe.lr) == (2, pytest.approx(2e-3))
+    assert [row["step"] for row in run.log] == [0, 1]
+    told = capsys.readouterr().err
+    assert "8 pictures at a time do not fit in memory. Training with 4, and a learning rate of 0.0028 in place" in told
+    train(data, tmp_path / "small", change=("image_size=64", "batch_size=2", "lr=2e-3"), steps=2)
+    small = Run(tmp_path / "small").load_weights()
+    assert all(torch.equal(t, small[key]) for key, t in run.load_weights().items()), (
+        "the attempts left something behind"
+    )
+
+
+def test_a_picture_that_does_not_fit_is_told(data, tmp_path, room):
+    room(0)
+    with pytest.raises(
+        InputError, match=r"batch_size is 2, which does not fit in memory at 64 px.* Take a smaller image_size"
+    ):
+        train(data, tmp_path / "run", change=TINY_CHANGES, steps=1)
+
+
+def test_a_batch_that_has_been_learnt_from_is_not_halved(data, tmp_path, room):
+    train(data, tmp_path / "run", change=TINY_CHANGES, steps=1)
+    room(1)
+    with pytest.raises(RuntimeError, match="DefaultCPUAllocator"):
+        train(data, tmp_path / "run", steps=2, resume=True)
+
+
+def test_other_errors_are_raised_as_they_are(data, tmp_path, monkeypatch):
+    def broken(self, images):
+        raise RuntimeError("a shape is wrong")
+
+    monkeypatch.setattr(Mix, "forward", broken)
+    with pytest.raises(RuntimeError, match="a shape is wrong"):
+        train(data, tmp_path / "run", change=TINY_CHANGES, steps=1)
+    assert out_of_memory(torch.OutOfMemoryError("CUDA out of memory"))

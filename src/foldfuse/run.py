@@ -137,6 +137,11 @@ class Run:
             return f"{self.folder}: all weights were taken."
         return f"{self.folder}: knows {num_known} other classes: {len(anew)} tensors of the head begin anew, the rest was taken."
 
+    @property
+    def has_state(self) -> bool:
+        """Whether there is a checkpoint."""
+        return (self.folder / "state.pt").exists()
+
     def save_state(self, state: Mapping[str, Any]) -> None:
         """Replace state.pt; the one before it is kept as state.previous.pt."""
         path = self.folder / "state.pt"

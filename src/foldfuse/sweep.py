@@ -164,6 +164,7 @@ def _one(
                 progress=progress,
                 every=seconds / MOMENTS * 0.99,
                 evaluate=evaluate,
+                halve=False,  # or one combination would be trained under the name of another
             )
         except (
             FloatingPointError,

@@ -27,7 +27,7 @@ from foldfuse.models.weights import load_effdet
 from foldfuse.precision import Setting, usual
 from foldfuse.probe import probe
 from foldfuse.progress import Progress, bar, silent
-from foldfuse.recipes import CLASSIFIER_RECIPES, Recipe, changed, load_recipe
+from foldfuse.recipes import CLASSIFIER_RECIPES, Recipe, changed, load_recipe, write_recipe
 from foldfuse.run import Run
 from foldfuse.split import read_folds
 from foldfuse.trackers import Tracker, check_trackers, trackers
@@ -195,8 +195,12 @@ def train_run(
     evaluate: Callable[[Mapping[str, Tensor]], dict[str, float | None]] | None = None,
     track: Tracker | None = None,
     together: World | None = None,
+    halve: bool = True,
 ) -> dict[str, Any]:
     """Train the detector of a run folder, and leave weights, log and facts in it; the last state comes back.
+
+    All steps see pictures of one size, so that the first ones tell what memory holds: where a batch does not fit, it is halved,
+    the rate goes with its square root, and the run begins anew.
 
     Args:
         run: folder with a recipe.
@@ -211,6 +215,11 @@ def train_run(
         evaluate: gives the scores of averaged weights; asked at each checkpoint, off the budget, for a row in the log.
         track: is given the rows of the log, at each checkpoint the new ones.
         together: the processes that train as one; this one alone by default.
+        halve: whether a batch that does not fit may be halved; that of several processes is not.
+
+    Raises:
+        FloatingPointError: the loss is not finite.
+        InputError: not even the smallest batch fits in memory.
     """
     recipe, together = run.recipe, together or World(device=best_device())
     torch.manual_seed(seed)
@@ -231,7 +240,6 @@ def train_run(
         pictures = Pictures.of(samples, longest=round(recipe.image_size * (1 + recipe.scale_jitter)))
     log = [row for row in run.log if state is not None and _before(row, state["step"])]
     batches = Batches(samples, pictures, recipe, canvas, seed)
-    setting = _setting(run, model, batches, budget, together)
     tracked = len(log)
 
     def checkpoint(now: dict[str, Any]) -> None:
@@ -246,19 +254,46 @@ def train_run(
             track(log[tracked:])
             tracked = len(log)
 
-    last = fit(
-        model,
-        batches,
-        recipe,
-        budget,
-        log=log,
-        resume=state,
-        checkpoint=checkpoint,
-        every=every,
-        progress=progress,
-        setting=setting,
-        together=together,
-    )
+    too_large = False
+    try:
+        last = fit(
+            model,
+            batches,
+            recipe,
+            budget,
+            log=log,
+            resume=state,
+            checkpoint=checkpoint,
+            every=every,
+            progress=progress,
+            setting=_setting(run, model, batches, budget, together),
+            together=together,
+        )
+    except RuntimeError as error:
+        too_large = halve and together.size == 1 and not run.has_state and out_of_memory(error)
+        if not too_large:
+            raise
+    if too_large:  # not within `except`: there the error keeps the step that failed, and all its memory
+        smaller = halved(recipe)
+        print(
+            f"{run.folder}: {recipe.batch_size} pictures at a time do not fit in memory. Training with {smaller.batch_size}, "
+            f"and a learning rate of {smaller.lr:.2g} in place of {recipe.lr:.2g}.",
+            file=sys.stderr,
+        )
+        write_recipe(smaller, run.folder / "recipe.json")
+        return train_run(
+            run,
+            dataset,
+            budget,
+            seed,
+            pictures=pictures,
+            start=start,
+            progress=progress,
+            every=every,
+            evaluate=evaluate,
+            track=track,
+            together=together,
+        )
     if together.first:
         run.save_weights(last["ema"])
         seconds, steps = last["seconds"], last["step"]
@@ -275,6 +310,27 @@ def train_run(
         )
     together.wait()
     return last
+
+
+def out_of_memory(error: RuntimeError) -> bool:
+    """Whether torch could not allocate: on CUDA that is an error of its own, on a CPU its text must be read."""
+    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
+
+
+def halved(recipe: Recipe) -> Recipe:
+    """The recipe with half the pictures in a batch, and a rate that goes with the square root, as `sweep` has it.
+
+    Raises:
+        InputError: half a batch is too small to learn from.
+    """
+    size = recipe.batch_size // 2
+    try:
+        return replace(recipe, batch_size=size, lr=recipe.lr * (size / recipe.batch_size) ** 0.5)
+    except InputError:
+        raise InputError(
+            f"batch_size is {recipe.batch_size}, which does not fit in memory at {recipe.image_size} px, and half of it "
+            "cannot be learnt from. Take a smaller image_size, or a smaller detector."
+        ) from None
 
 
 def _setting(run: Run, model: Any, batches: Batches, budget: Budget, together: World) -> Setting:

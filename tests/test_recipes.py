@@ -95,3 +95,10 @@ def test_recipes_are_shown_with_what_they_are_for(capsys):
     recipes()
     shown = capsys.readouterr().out
     assert all(name in shown for name in RECIPES)
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_changes_that_need_one_another_may_come_in_any_order(order):
+    changes = ["weights=none", "frozen_stages=0", "lr=0.01", "lr=0.02"]
+    recipe = load_recipe("vit_tiny_pyramid", changes[:2][::order] + changes[2:])
+    assert (recipe.weights, recipe.frozen_stages, recipe.lr) == ("none", 0, 0.02)

@@ -244,14 +244,15 @@ def changed(recipe: R, changes: Sequence[str]) -> R:
     Raises:
         InputError: no such field, or a value of the wrong type.
     """
+    values: dict[str, Any] = {}
     for change in changes:
         key, equals, text = change.partition("=")
         if not equals:
             raise InputError(f"a change is NAME=VALUE, such as lr=3e-4; got {change!r}.")
         if key not in {f.name for f in fields(recipe)}:
             raise unknown_name("recipe field", key, [f.name for f in fields(recipe)])
-        recipe = replace(recipe, **{key: _value(key, text, type(getattr(recipe, key)))})
-    return recipe
+        values[key] = _value(key, text, type(getattr(recipe, key)))
+    return replace(recipe, **values)  # at once: one change may need another
 
 
 def _value(key: str, text: str, kind: type) -> Any:

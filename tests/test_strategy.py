@@ -142,6 +142,22 @@ def test_what_finds_no_time_is_not_begun():
     assert rung_by_rung(replace(fresh, used=45.0, rows=rows)).segment is None
 
 
+@pytest.mark.parametrize(("used", "seen"), [(175.0, 3), (185.0, 2), (205.0, 1)])
+def test_where_time_turns_out_short_a_segment_is_trained_and_looks_in_fewer_views(used, seen):
+    fresh = standing(240.0, num_held=59, num_target=73)
+    rows = tuple(row_of(part, fresh, 40.0, result={"cost": 0.03}) for part in plan(fresh)[:2])
+    late = replace(fresh, used=used, rows=rows)
+    assert len(views(late)) == 3
+    coming = rung_by_rung(late)
+    assert (coming.segment.name, coming.views) == ("branch2-384", seen)
+    assert coming.seconds >= 5
+    kept = replace(late, most_views=coming.views)
+    assert len(views(kept)) == seen
+    assert rung_by_rung(kept) == coming, "from then on it stays so"
+    assert kept.used + coming.seconds + reserve((coming.segment,), kept) <= 240.0
+    assert rung_by_rung(replace(late, used=215.0)).segment is None
+
+
 def test_many_pictures_are_predicted_in_fewer_views_and_time_is_kept_for_them():
     few, many = standing(num_held=50, num_target=0), standing(num_held=50, num_target=3950)
     assert len(views(few)) == 3

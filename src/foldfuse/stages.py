@@ -27,7 +27,7 @@ from foldfuse.run import Run
 from foldfuse.score import score_predictions
 from foldfuse.segments import COMPARED_FROM, largest_side, plan, trunks
 from foldfuse.standing import Segment, Standing
-from foldfuse.strategy import FINISH, VIEWS, Strategy, opinion_seconds, outlook, reserve
+from foldfuse.strategy import FINISH, VIEWS, Strategy, opinion_seconds, outlook, reserve, views
 from foldfuse.task import Task
 from foldfuse.train import run_facts
 from foldfuse.work import Seen, look
@@ -145,6 +145,12 @@ def conduct(task: Task, ledger: Ledger, strategy: Strategy, found: Found, worker
             refresh_report(ledger)
             continue  # that took time: the strategy is asked again
         if coming.segment is not None and startable:
+            if coming.views < len(views(now)):
+                ledger.tell(most_views=coming.views)
+                what = ", ".join(map(str, VIEWS[: coming.views]))
+                ledger.note(
+                    f"Time is short for {coming.segment.name}: pictures are looked at in fewer views from now on ({what})."
+                )
             if not workers.prepare(round(largest_side(now) * 1.1)):
                 workers.begin(assigned(coming.segment, coming.seconds, task, ledger, workers))
         elif (found.held or not workers.busy) and now.left < reserve((), now) - opinion_seconds(now):
@@ -211,6 +217,7 @@ def standing(task: Task, ledger: Ledger, workers: Workers) -> Standing:
         busy=workers.busy,
         workers=max(1, workers.capacity),
         pseudo=task.pseudo,
+        most_views=ledger.fact("most_views"),
     )
 
 

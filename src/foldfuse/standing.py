@@ -51,6 +51,7 @@ class Standing:
         busy: names of segments that are being trained at this moment elsewhere; a strategy names another one, or waits.
         workers: how many segments can be trained at once.
         pseudo: whether the last branches are to learn from pseudo-labels, too.
+        most_views: in which a picture is looked at, where time has turned out short; None for no such limit.
     """
 
     recipes: Mapping[str, Recipe]
@@ -67,6 +68,7 @@ class Standing:
     busy: frozenset[str] = frozenset()
     workers: int = 1
     pseudo: bool = False
+    most_views: int | None = None
 
     @property
     def recipe(self) -> Recipe:

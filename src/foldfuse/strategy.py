@@ -31,10 +31,12 @@ class Next:
     Attributes:
         segment: to train; None where nothing can be begun: training is over, or a busy segment must end first.
         seconds: that it may have had in all when it ends.
+        views: in how many of `VIEWS` pictures may be looked at from now on, so that there is time for it.
     """
 
     segment: Segment | None
     seconds: float = 0.0
+    views: int = len(VIEWS)
 
 
 Strategy = Callable[[Standing], Next]
@@ -50,12 +52,15 @@ def rung_by_rung(standing: Standing) -> Next:
     part = free[0]
     row = standing.row(part.name)
     had = row.seconds if row is not None else 0.0
-    seconds = training_seconds(part, open_now, standing)
-    if seconds < SHORTEST and not had:
+    for number in range(len(views(standing)), 0, -1):  # a member in fewer views is worth more than none
+        seconds = training_seconds(part, open_now, replace(standing, most_views=number))
+        if seconds >= SHORTEST or had:
+            break
+    else:
         return Next(None)
     if row is None and part.parent is not None and standing.states[part.parent] == "failed":
         part = adopted(part, standing)
-    return Next(part, max(seconds, had))
+    return Next(part, max(seconds, had), number)
 
 
 def adopted(part: Segment, standing: Standing) -> Segment:
@@ -133,7 +138,7 @@ def cost_of(part: Segment, standing: Standing) -> float:
 def views(standing: Standing) -> tuple[View, ...]:
     """As many of `VIEWS` as a fair share of the deadline allows for all members."""
     once = standing.pictures * sum(cost_of(part, standing) for part in plan(standing))
-    chosen = VIEWS
+    chosen = VIEWS[: standing.most_views]
     while len(chosen) > 1 and once * sum(v.scale**2 for v in chosen) > PREDICTING_SHARE * standing.deadline:
         chosen = chosen[:-1]
     return chosen

@@ -12,7 +12,7 @@ from foldfuse.score import score_predictions
 from foldfuse.strategy import CROPS_LEARNT, CROPS_PER_PICTURE, FINISH
 from foldfuse.task import Task
 
-TELLING = 0.1  # share of learning from which on it tells how long all of it takes
+TELLING = 0.1  # a share of learning that tells how long the rest takes
 NO_TIME = (
     "A second opinion was begun, but no time is left to ask for it on the pictures to submit. Submitted as before."
 )
@@ -42,9 +42,14 @@ def second_opinion(task: Task, ledger: Ledger, found: Found) -> None:
     learnt = CROPS_LEARNT + CROPS_PER_PICTURE * len(task.held)
     coming = CROPS_PER_PICTURE * len(seen) / learnt  # what is still to be looked at then, against that
 
+    heard: list[tuple[float, float]] = []  # share of learning that was done, seconds that were left
+
     def in_time(share: float) -> None:
         """Raise _Late where learning, of which a `share` is done, and what is to come would take longer than there is."""
-        if share >= TELLING and (began - ledger.left) / share * (1 + coming) > began - FINISH:
+        heard.append((share, ledger.left))
+        (first, before), (_, left) = heard[0], heard[-1]  # what comes before the first is not part of the pace
+        pace = (before - left) / (share - first) if share - first >= TELLING else 0.0
+        if pace * (1 - share + coming) > left - FINISH:
             raise _Late
 
     with ledger.stage("a second opinion", "fuse"):

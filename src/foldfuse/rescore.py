@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
+from itertools import pairwise, product
 from typing import Any
 
 import numpy as np
@@ -37,6 +37,7 @@ RIDGES = (0.03, 0.1, 0.3, 1.0)
 SHARES = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7)
 DRAWN = 0.5  # weight of an annotated object among what is learnt from; a detection weighs 1
 SURE = 0.8  # share of resampled picture sets in which there must be a gain for it to be believed
+LOOKED = 0.9  # share of the progress of `fit` that looking at crops is; the rest is learning, which takes longer with more classes
 LOWEST = -12.0  # logarithm of the least probability that is believed
 
 
@@ -156,8 +157,9 @@ def fit(
     part_of = _parts(held, folds, seed)
     found, rows = detected(predictions, held.samples, most=most)
     drawn = _some(objects(dataset), examples, num_classes, np.random.default_rng(seed))
-    lessons = _lessons(drawn, labelled(found, num_classes), look, part_of, examples, progress)
-    ridge, log_p = _opinions(lessons, num_classes)
+    looking, learning = _span(progress, 0.0, LOOKED), _span(progress, LOOKED, 1.0)
+    lessons = _lessons(drawn, labelled(found, num_classes), look, part_of, examples, looking)
+    ridge, log_p = _opinions(lessons, num_classes, learning)
 
     candidates = {
         blend: blended(predictions, rows, log_p, blend)
@@ -299,18 +301,17 @@ def _lessons(
     )
 
 
-def _opinions(lessons: _Lessons, num_classes: int) -> tuple[float, Array]:
+def _opinions(lessons: _Lessons, num_classes: int, progress: Progress) -> tuple[float, Array]:
     """The likeliest ridge, and (m, K + 1) log p of each detection by a head that has not seen its part."""
     found, parts = lessons.features[lessons.detected], lessons.parts[lessons.detected]
     labels = lessons.labels[lessons.detected]
     known = np.flatnonzero(labels >= 0)
-    opinions = {}
-    for ridge in RIDGES:
-        log_p = np.empty((len(found), num_classes + 1))
-        for part in np.unique(parts):
-            own = parts == part
-            log_p[own] = lessons.head(num_classes, ridge, without=int(part)).log_probabilities(found[own])
-        opinions[ridge] = log_p
+    opinions = {ridge: np.empty((len(found), num_classes + 1)) for ridge in RIDGES}
+    tried = list(product(RIDGES, np.unique(parts).tolist()))
+    for done, (ridge, part) in enumerate(tried, start=1):
+        own = parts == part
+        opinions[ridge][own] = lessons.head(num_classes, ridge, without=part).log_probabilities(found[own])
+        progress(done / len(tried))
     best = max(RIDGES, key=lambda ridge: float(opinions[ridge][known, labels[known]].mean()))
     return best, opinions[best]
 

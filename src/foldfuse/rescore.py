@@ -37,7 +37,7 @@ RIDGES = (0.03, 0.1, 0.3, 1.0)
 SHARES = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7)
 DRAWN = 0.5  # weight of an annotated object among what is learnt from; a detection weighs 1
 SURE = 0.8  # share of resampled picture sets in which there must be a gain for it to be believed
-LOOKED = 0.9  # share of the progress of `fit` that looking at crops is; the rest is learning, which takes longer with more classes
+LOOKED = 0.9  # share of the progress of `fit` that looking at crops is; learning takes longer with more classes
 LOWEST = -12.0  # logarithm of the least probability that is believed
 
 

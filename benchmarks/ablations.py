@@ -46,6 +46,8 @@ OPTIONS: dict[str, tuple[str, ...]] = {
     "no average": ("ema=0.0",),
     "no warm-up": ("warmup=0.0",),
     "nothing frozen": ("frozen_stages=0",),
+    "schedule_free": ("optimizer=schedule_free",),
+    "layer_decay 0.8": ("layer_decay=0.8",),
 }
 
 

@@ -12,10 +12,11 @@ from torch import nn
 
 from foldfuse import classify, cli
 from foldfuse.budget import Budget
-from foldfuse.classify import Learner, layers, make_classifier, parameter_groups, read_labelled
+from foldfuse.classify import Learner, make_classifier, read_labelled
 from foldfuse.crops import CropPictures, objects
 from foldfuse.data import read
 from foldfuse.errors import InputError
+from foldfuse.optimizers import classifier_groups, layers
 from foldfuse.recipes import CLASSIFIER_RECIPES, ClassifierRecipe, load_classifier_recipe
 from foldfuse.run import Run
 from foldfuse.split import folds
@@ -214,7 +215,7 @@ def test_rates_fall_towards_the_pixels_and_vectors_are_not_decayed():
     recipe = ClassifierRecipe("tiny", lr=1.0, layer_decay=0.5, weight_decay=0.1)
     model = Learner(Tiny(2), 0.0)
     model.freeze(0)
-    rate = {id(p): g for g in parameter_groups(model, recipe) for p in g["params"]}
+    rate = {id(p): g for g in classifier_groups(model, recipe) for p in g["params"]}
     net = model.net
     assert rate[id(net.stem.weight)]["peak"] == 0.125
     assert rate[id(net.blocks[1].weight)]["peak"] == 0.5

@@ -38,6 +38,7 @@ LAYERS = [
         "costs",
         "images",
         "run",
+        "optimizers",
         "split",
         "metrics",
         "rows",

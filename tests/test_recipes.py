@@ -49,6 +49,8 @@ def test_changes_replace_fields_and_keep_their_types():
         ("backbone_lr=-1", "backbone_lr is -1.*0 or more"),
         ("scale_jitter=-1", "scale_jitter is -1.*0 or more"),
         ("shift=-1", "shift is -1.*0 or more"),
+        ("optimizer=adam", "Did you mean 'adamw'"),
+        ("layer_decay=0", "layer_decay is 0.*above 0"),
         ("colour=2", r"colour is 2.*0\.\.1"),
         ("weights=none", "weights is none and frozen_stages is 3.*frozen_stages=0"),
     ],

@@ -1,15 +1,13 @@
 """Classifiers of pictures, and of the crops of objects: their training, by the loop of `train`, and their predictions.
 
 A folder of pictures is read as a dataset whose every picture is one object, all of it; so there is one kind of data here:
-crops with labels. Layer-wise learning rates follow Bao et al., "BEiT", arXiv:2106.08254, appendix: of two neighbouring layers the
-one nearer to the pixels learns more slowly.
+crops with labels.
 
 Shapes: B crops, K classes.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -35,6 +33,7 @@ from foldfuse.looks import Look, features, mirrored
 from foldfuse.loop import fit
 from foldfuse.models import CLASSIFIERS
 from foldfuse.models.timm_classifiers import TimmClassifier
+from foldfuse.optimizers import classifier_optimizer, layers
 from foldfuse.progress import Progress, bar, silent
 from foldfuse.recipes import ClassifierRecipe, load_classifier_recipe
 from foldfuse.run import Run
@@ -43,7 +42,6 @@ from foldfuse.trackers import Tracker, check_trackers, trackers
 from foldfuse.train import run_facts
 
 TIMM = "timm:"
-_LAYER = re.compile(r"(?:\w+\.)*?[a-z_]\w*(?:\.\d+)+(?:\.blocks\.\d+)?(?=\.)")
 
 
 def make_classifier(name: str, num_classes: int, *, pretrained: bool = True) -> nn.Module:
@@ -93,37 +91,6 @@ class Learner(nn.Module):
                 module.eval()
         for name, parameter in self.net.named_parameters():
             parameter.requires_grad_(layer_of[name] >= stages)
-
-
-def layers(net: nn.Module) -> dict[str, int]:
-    """{parameter: its layer}, from 0 nearest to the pixels; what is no block of a stack joins the first or a last layer."""
-    names = [name for name, _ in net.named_parameters()]
-    blocks = [match.group() if (match := _LAYER.match(name)) else None for name in names]
-    order = {block: i + 1 for i, block in enumerate(dict.fromkeys(b for b in blocks if b is not None))}
-    begun = next((i for i, block in enumerate(blocks) if block is not None), len(blocks))
-    return {
-        name: order[block] if block is not None else len(order) + 1 if i > begun else 0
-        for i, (name, block) in enumerate(zip(names, blocks, strict=True))
-    }
-
-
-def parameter_groups(model: Learner, recipe: ClassifierRecipe) -> list[dict[str, Any]]:
-    """The optimizer's groups: by layer, and decayed (matrices) or not (biases, norms, tokens and position embeddings)."""
-    layer_of = layers(model.net)
-    last = max(layer_of.values())
-    groups: dict[tuple[int, bool], list[Tensor]] = {}
-    for name, p in model.net.named_parameters():
-        if p.requires_grad:
-            groups.setdefault((layer_of[name], p.ndim > 1 and name.endswith("weight")), []).append(p)
-    return [
-        {
-            "params": params,
-            "peak": recipe.lr * recipe.layer_decay ** (last - layer),
-            "lr": 0.0,
-            "weight_decay": recipe.weight_decay if decayed else 0.0,
-        }
-        for (layer, decayed), params in groups.items()
-    ]
 
 
 @dataclass(frozen=True, eq=False)
@@ -311,7 +278,7 @@ def train_run(
         every=every,
         progress=progress,
         together=together,
-        groups=parameter_groups,
+        optimizer_of=classifier_optimizer,
     )
     if together.first:
         run.save_weights(last["ema"])

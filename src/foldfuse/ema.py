@@ -23,11 +23,10 @@ class Ema:
         self.steps = steps
 
     @torch.no_grad()
-    def update(self, model: nn.Module) -> None:
-        """Move the average towards the model's present weights."""
+    def update(self, now: Mapping[str, Tensor]) -> None:
+        """Move the average towards a model's present weights."""
         self.steps += 1
         share = 1 - min(self.decay, (1 + self.steps) / (10 + self.steps))
-        now = model.state_dict()
         means = [key for key, t in self.weights.items() if t.is_floating_point()]
         torch._foreach_lerp_([self.weights[key] for key in means], [now[key] for key in means], share)
         for key in self.weights.keys() - set(means):

@@ -12,12 +12,14 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from torch.optim import Optimizer
 
 from foldfuse.budget import Budget, lr_scale
 from foldfuse.data import Sample
 from foldfuse.distributed import ALONE, World
 from foldfuse.ema import Ema
+from foldfuse.optimizers import ScheduleFree, detector_optimizer, evaluated
 from foldfuse.precision import Setting, usual
 from foldfuse.progress import Progress, silent
 from foldfuse.recipes import ClassifierRecipe, Recipe
@@ -37,24 +39,6 @@ class Steps(Protocol):
         """(B, 3, H, W) uint8, and B targets."""
 
 
-def parameter_groups(model: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
-    """The optimizer's groups: backbone or not, decayed (matrices) or not (biases and norms); `peak` is a group's lr."""
-    backbone = {id(p) for p in model.backbone.parameters()}  # type: ignore[union-attr]
-    groups: dict[tuple[bool, bool], list[Tensor]] = {}
-    for p in model.parameters():
-        if p.requires_grad:
-            groups.setdefault((id(p) in backbone, p.ndim > 1), []).append(p)
-    return [
-        {
-            "params": params,
-            "peak": recipe.lr * (recipe.backbone_lr if in_backbone else 1),
-            "lr": 0.0,
-            "weight_decay": recipe.weight_decay if decayed else 0.0,
-        }
-        for (in_backbone, decayed), params in groups.items()
-    ]
-
-
 def fit(
     model: Any,
     batches: Steps,
@@ -68,7 +52,7 @@ def fit(
     progress: Progress = silent,
     setting: Setting | None = None,
     together: World = ALONE,
-    groups: Callable[[Any, Any], list[dict[str, Any]]] = parameter_groups,
+    optimizer_of: Callable[[Any, Any], Optimizer] = detector_optimizer,
 ) -> dict[str, Any]:
     """Train `model` in place until the budget is gone.
 
@@ -84,7 +68,7 @@ def fit(
         progress: is told the share of the budget that is spent.
         setting: how it is computed; the usual one of the device by default.
         together: the processes that train as one.
-        groups: gives the optimizer's groups of a model and its recipe.
+        optimizer_of: gives the optimizer of a model and its recipe.
 
     Returns:
         The state at the end: "model", "ema", "ema_steps", "optimizer", "scaler", "step", "seconds", "loading", "rng".
@@ -99,8 +83,10 @@ def fit(
         model.load_state_dict(resume["model"])
     model.freeze(recipe.frozen_stages)  # after the weights are there: the frozen part is a copy
     parameters = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(groups(model, recipe), fused=True)
-    ema, step, loading = Ema(model, recipe.ema), 0, 0.0
+    optimizer = optimizer_of(model, recipe)
+    averages = isinstance(optimizer, ScheduleFree)  # by itself: its rate does not fall, and no other average is taken
+    decay_from = 1.0 if averages else recipe.decay_from
+    ema, step, loading = Ema(model, 0.0 if averages else recipe.ema), 0, 0.0
     scaler = setting.scaler(device)
     if resume is not None:
         scaler.load_state_dict(resume["scaler"])
@@ -129,7 +115,7 @@ def fit(
         coming = ahead.submit(batches.batch, step, spent, part)
         while spent < 1:
             for group in optimizer.param_groups:
-                group["lr"] = group["peak"] * lr_scale(spent, recipe.warmup, recipe.decay_from)
+                group["lr"] = group["peak"] * lr_scale(spent, recipe.warmup, decay_from)
             began = budget.elapsed()
             images, targets = coming.result()
             # The next batch is made while this one is learnt from; which it is, and how, its step alone decides.
@@ -152,10 +138,10 @@ def fit(
             torch.nn.utils.clip_grad_norm_(parameters, recipe.clip)
             scaler.step(optimizer)
             scaler.update()
-            ema.update(model)
+            ema.update(evaluated(model, optimizer))
 
             row = {"step": step, "seconds": round(budget.elapsed(), 3), "spent": round(spent, 6)}
-            row |= {"lr": recipe.lr * lr_scale(spent, recipe.warmup, recipe.decay_from), "loss": loss.item()}
+            row |= {"lr": recipe.lr * lr_scale(spent, recipe.warmup, decay_from), "loss": loss.item()}
             log.append(row | {name: term.item() for name, term in terms.items()} | {"loading": round(loading, 3)})
             step += 1
             spent = together.agreed(budget.spent(step))

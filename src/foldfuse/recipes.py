@@ -24,8 +24,10 @@ class Recipe:
     detector: str
     image_size: int = 320  # pixels: the longest side of a picture as the model sees it
     batch_size: int = 8  # images per optimizer step
+    optimizer: str = "adamw"  # or "schedule_free", which averages as it goes: `ema` and `decay_from` are not for it
     lr: float = 2e-3  # peak learning rate
     backbone_lr: float = 1.0  # of the backbone, as a share of `lr`
+    layer_decay: float = 1.0  # learning rate of each of the backbone's layers, as a share of that of the layer after it
     weight_decay: float = 0.01
     warmup: float = 0.05  # share of the budget spent warming up, 0..1
     decay_from: float = 0.05  # share of the budget from which the learning rate falls to 0; 1 keeps it up
@@ -60,6 +62,8 @@ class Recipe:
             )
         if self.precision not in ("float32", "bfloat16", "auto"):
             raise unknown_name("precision", self.precision, ("float32", "bfloat16", "auto"))
+        if self.optimizer not in ("adamw", "schedule_free"):
+            raise unknown_name("optimizer", self.optimizer, ("adamw", "schedule_free"))
         if not 0 <= self.frozen_stages <= 3:
             raise InputError(f"frozen_stages is {self.frozen_stages}, and must be in 0..3.")
         if self.weights == "none" and self.frozen_stages:
@@ -67,7 +71,7 @@ class Recipe:
                 f"weights is none and frozen_stages is {self.frozen_stages}: what has learnt nothing must be trained. "
                 "Take frozen_stages=0."
             )
-        for name in ("lr", "clip", "anchor_scale"):
+        for name in ("lr", "clip", "layer_decay", "anchor_scale"):
             value = getattr(self, name)
             if not 0 < value < math.inf:
                 raise InputError(f"{name} is {value}, and must be a number above 0.")

@@ -11,12 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from foldfuse import ledger
-from foldfuse.boxes import Array
 from foldfuse.errors import InputError
 from foldfuse.report_charts import Span
+from foldfuse.report_logs import Log, read_log
 from foldfuse.report_values import (
     decoded,
     finite,
@@ -142,17 +140,6 @@ class Fused:
 
 
 @dataclass(frozen=True, eq=False)
-class Log:
-    """The learning curves of one member: (n,) seconds and loss, (m,) seconds and AP50 of the evaluations."""
-
-    name: str
-    seconds: Array
-    loss: Array
-    tested: Array
-    ap50: Array
-
-
-@dataclass(frozen=True, eq=False)
 class Facts:
     """All that the page tells but the pictures and the data. `kind` is "campaign" or "run"."""
 
@@ -215,28 +202,6 @@ def _campaign(folder: Path, gaps: list[str]) -> dict[str, Any]:
     except InputError as error:
         gaps.append(str(error))
         return {}
-
-
-def read_log(path: Path, name: str, gaps: list[str]) -> Log:
-    """The Log in a log.jsonl; empty where there is none. A last line that is still being written is passed over."""
-    lines = path.read_text(encoding="utf-8", errors="replace").split("\n") if path.exists() else []
-    loss: list[tuple[float, float]] = []
-    tested: list[tuple[float, float]] = []
-    broken = 0
-    for line in lines[:-1]:
-        row = decoded(line)
-        seconds = number_of(row, "seconds")
-        if seconds is None:
-            broken += 1
-            continue
-        for key, curve in (("loss", loss), ("ap50", tested)):
-            value = number_of(row, key)
-            if value is not None:
-                curve.append((seconds, value))
-    if broken:
-        gaps.append(f"{path.name} of {name}: {broken} of {len(lines) - 1} lines could not be read.")
-    losses, tests = (np.array(curve, np.float64).reshape(-1, 2) for curve in (loss, tested))
-    return Log(name, losses[:, 0], losses[:, 1], tests[:, 0], tests[:, 1])
 
 
 def _facts(kind: str, folder: Path, row: Mapping[str, Any], runs: list[Path], gaps: list[str]) -> Facts:

@@ -52,6 +52,7 @@ LAYERS = [
         "run",
         "optimizers",
         "split",
+        "matching",
         "metrics",
         "rows",
         "scenes",

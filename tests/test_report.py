@@ -454,7 +454,7 @@ def test_a_folder_of_something_else_is_refused(tmp_path):
         (
             0.700,
             [0.01, 0.09],
-            "above the best single member, lite0-320-s1. On pictures that it was not chosen on, the gain is +0.010 to +0.090",
+            "lite0-320-s1. On pictures that the fusion was not chosen on, the gain is +0.010 to +0.090",
         ),
         (0.700, [-0.01, 0.09], "the gain is -0.010 to +0.090: it may be chance"),
         (0.600, None, "0.025 below the best single member"),

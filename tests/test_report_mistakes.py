@@ -10,8 +10,8 @@ import pytest
 
 from foldfuse.data import Dataset, Sample
 from foldfuse.detections import Annotations, Detections, Predictions
+from foldfuse.matching import Curve
 from foldfuse.report_mistakes import ALL_CLASSES, NAMES, costs, mostly, precision_chart
-from foldfuse.report_pictures import Curve
 from foldfuse.score import ERRORS, diagnose
 
 CLASSES = ("cup", "jar")

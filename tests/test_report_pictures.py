@@ -18,18 +18,8 @@ from foldfuse.boxes import xyxy_to_xywh
 from foldfuse.data import Dataset, Sample
 from foldfuse.detections import Annotations, Detections, Predictions
 from foldfuse.errors import InputError
-from foldfuse.report_pictures import (
-    best_threshold,
-    compared,
-    data_uri,
-    f1_of,
-    match,
-    matches,
-    precision_recall,
-    predicted,
-    spread,
-    telling,
-)
+from foldfuse.matching import best_threshold, f1_of, match, matches, precision_recall
+from foldfuse.report_pictures import compared, data_uri, predicted, spread, telling
 
 CLASSES = ("cup", "jar", "lid")
 

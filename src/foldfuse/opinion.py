@@ -78,12 +78,8 @@ def second_opinion(task: Task, ledger: Ledger, found: Found) -> None:
         rescored = rescore.apply(fitted.rescorer, target, seen)
     with ledger.stage("submit", "submit"):
         score = score_predictions(fitted.predictions, task.held)
-        fused = {
-            **facts["fused"],
-            **score.to_dict(),
-            "value": fitted.after,
-            "interval": None,
-        }  # that one is of the fusion alone
+        now = {"value": fitted.after, "interval": None}  # what is known of the fusion's gain says nothing of this one
+        fused = {**facts["fused"], **score.to_dict(), **now}
         told = {**facts, "second_opinion": fitted.to_dict(), "fused": fused}
         put(fitted.predictions, rescored, read_ensemble(folder / "ensemble.json"), fitted.after, told, task, ledger)
     found.score = fitted.after

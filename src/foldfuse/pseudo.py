@@ -13,7 +13,7 @@ import numpy as np
 
 from foldfuse.data import Dataset
 from foldfuse.detections import Annotations, Detections, Predictions
-from foldfuse.report_pictures import best_threshold, matches
+from foldfuse.matching import best_threshold, matches
 
 
 def sure(held_predictions: Predictions, held: Dataset, target_predictions: Predictions) -> Predictions:

@@ -112,7 +112,7 @@ def verdict(facts: Facts) -> str:
     if fused.interval and gain > 0:
         low, high = fused.interval
         sure = "" if low > 0 else ": it may be chance"
-        text += f" On pictures that it was not chosen on, the gain is {low:+.3f} to {high:+.3f}{sure}."
+        text += f" On pictures that the fusion was not chosen on, the gain is {low:+.3f} to {high:+.3f}{sure}."
     return text
 
 

@@ -10,18 +10,9 @@ import numpy as np
 from foldfuse.data import Dataset, Sample
 from foldfuse.detections import Detections, Predictions
 from foldfuse.errors import InputError
+from foldfuse.matching import Curve, best_threshold, matches, precision_recall
 from foldfuse.report_charts import Chart, Line, line_chart, linear_axis
-from foldfuse.report_pictures import (
-    Curve,
-    Picture,
-    best_threshold,
-    compared,
-    matches,
-    precision_recall,
-    predicted,
-    spread,
-    telling,
-)
+from foldfuse.report_pictures import Picture, compared, predicted, spread, telling
 from foldfuse.score import ERRORS, mended
 
 ALL_CLASSES = "all classes"

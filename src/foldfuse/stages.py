@@ -102,9 +102,10 @@ def promote(task: Task, ledger: Ledger, found: Found, workers: Workers) -> None:
         ranking = by_gain(members, task.held, metric=task.metric)
     ledger.tell(ranking=worth_going_on(ranking), gains=ranking)
     first, *others = ranking
-    told = "; ".join(f"with {one.name} {one.value:.3f} (more in {one.sure:.0%} of draws)" for one in others)
+    told = [f"{first.name} {first.value:.3f}"]
+    told += [f"with {one.name} {one.value:.3f} (more in {one.sure:.0%} of draws)" for one in others]
     what = f"{task.metric.upper()} of the ensemble out-of-fold"
-    ledger.note(f"The trunks by what they add to {what}, one after another: {first.name} {first.value:.3f}; {told}.")
+    ledger.note(f"The trunks by what they add to {what}, one after another: {'; '.join(told)}.")
 
 
 def conduct(task: Task, ledger: Ledger, strategy: Strategy, found: Found, workers: Workers) -> None:

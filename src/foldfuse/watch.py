@@ -98,7 +98,7 @@ def watch(folder: Path) -> None:
         folder: of the campaign.
 
     Raises:
-        InputError: it holds none.
+        InputError: it holds none, or no process works on it any more.
     """
     if not (Path(folder) / ledger.NAME).is_file():
         raise InputError(f"{folder}: holds no campaign that has begun. Give the folder that --out named.")

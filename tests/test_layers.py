@@ -15,6 +15,7 @@ LAYERS = [
         "budget",
         "ema",
         "precision",
+        "interrupts",
     },
     {
         "report_values",
@@ -84,7 +85,7 @@ LAYERS = [
         "imports",
     },
     {"formats", "rescore", "task"},
-    {"loop", "probe", "plan", "pseudo"},
+    {"loop", "keeping", "probe", "plan", "pseudo"},
     {"train", "predict", "ensemble", "score", "submit"},
     {"classify", "work", "report_mistakes"},
     {"report", "rescore_files", "classify_files", "workers", "cluster_worker"},

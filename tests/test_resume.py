@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from foldfuse.budget import Budget
+from foldfuse.interrupts import interrupts_held
 from foldfuse.run import Run
 from foldfuse.train import train
 from learning_samples import write_dataset
@@ -23,13 +24,14 @@ def data(tmp_path_factory):
     return write_dataset(tmp_path_factory.mktemp("data") / "d", 6)
 
 
-def start(data, out):
+def start(data, out, *, checkpoint="0.001s", steps=STEPS):
     """A real process that trains, leaving a checkpoint after about every step."""
-    command = [sys.executable, "-m", "foldfuse", "train", str(data), str(out), "--resume", "--checkpoint", "0.001s"]
+    command = [sys.executable, "-m", "foldfuse", "train", str(data), str(out), "--resume", "--checkpoint", checkpoint]
     for change in CHANGES:
         command += ["--change", change]
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "env": os.environ | {"OMP_NUM_THREADS": "1"}}
-    return subprocess.Popen([*command, "--steps", str(STEPS)], **quiet)
+    quiet["preexec_fn"] = lambda: signal.signal(signal.SIGINT, signal.default_int_handler)  # it may be ignored here
+    return subprocess.Popen([*command, "--steps", str(steps)], **quiet)
 
 
 def kill_once_it_has_learnt(process, run, after):
@@ -69,6 +71,46 @@ def test_killed_twice_and_resumed_it_ends_with_the_same_weights(data, tmp_path):
         assert all(torch.equal(one[key], other[key]) for key in one)
     assert torch.equal(states[0]["rng"][0]["cpu"], states[1]["rng"][0]["cpu"])
     assert [row["loss"] for row in whole.log] == [row["loss"] for row in killed.log]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["SIGINT", "SIGTERM"])
+def test_an_interrupt_keeps_what_was_learnt_and_says_how_to_go_on(data, tmp_path, number):
+    run = Run(tmp_path / "run")
+    process = start(data, run.folder, checkpoint="1s", steps=100_000)
+    kept = 0
+    while not kept:
+        assert process.poll() is None, process.stderr.read().decode()
+        time.sleep(0.05)
+        kept = len(run.log)
+    time.sleep(0.5)  # to learn some more
+    process.send_signal(number)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 130
+    step = run.load_state()[0]["step"]
+    assert step > kept, "what came after the last checkpoint is kept too"
+    assert [row["step"] for row in run.log] == list(range(step))
+    again = f"Go on with: foldfuse train {data} {run.folder} --resume"
+    assert error.decode().endswith(f"Stopped; what was learnt in {step} steps is kept. {again}\n")
+
+
+def test_a_second_interrupt_ends_work_at_once():
+    with pytest.raises(KeyboardInterrupt), interrupts_held() as interrupted:
+        signal.raise_signal(signal.SIGINT)
+        assert interrupted()
+        signal.raise_signal(signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_handlers_of_others_are_left_alone():
+    heard = []
+    before = signal.signal(signal.SIGINT, lambda *_: heard.append("theirs"))
+    try:
+        with interrupts_held() as interrupted:
+            signal.raise_signal(signal.SIGINT)
+            assert not interrupted()
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert heard == ["theirs"]
 
 
 def test_a_resumed_run_has_the_rest_of_its_own_budget(data, tmp_path, monkeypatch):

@@ -9,7 +9,6 @@ Shapes: B crops, K classes.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,21 +23,22 @@ from foldfuse.budget import Budget
 from foldfuse.crops import CropPictures, Crops, objects
 from foldfuse.data import Dataset, Sample, locate, read, require_annotations
 from foldfuse.detections import Annotations, Array
-from foldfuse.distributed import World, best_device, world
+from foldfuse.distributed import World, best_device
 from foldfuse.durations import seconds_of
 from foldfuse.errors import InputError, unknown_name
 from foldfuse.image_folders import read_image_folder
+from foldfuse.keeping import Keeper, budget_of, opened
 from foldfuse.layouts import find_layout
 from foldfuse.looks import Look, features, mirrored
 from foldfuse.loop import fit
 from foldfuse.models import CLASSIFIERS
 from foldfuse.models.timm_classifiers import TimmClassifier
 from foldfuse.optimizers import classifier_optimizer, layers
-from foldfuse.progress import Progress, bar, silent
+from foldfuse.progress import Progress, silent
 from foldfuse.recipes import ClassifierRecipe, load_classifier_recipe
 from foldfuse.run import Run
 from foldfuse.split import read_folds
-from foldfuse.trackers import Tracker, check_trackers, trackers
+from foldfuse.trackers import Tracker, check_trackers
 from foldfuse.train import run_facts
 
 TIMM = "timm:"
@@ -171,54 +171,42 @@ def train_classifier(
     """As `train`, for the recipe of a classifier; the run folder comes back."""
     every = seconds_of(checkpoint)
     check_trackers(tracker)
-    wanted = {"steps": steps} if steps is not None else {"seconds": seconds_of(budget)} if budget is not None else None
+    wanted = budget_of(steps, budget)
     whole, of_pictures = read_labelled(data)
     dataset, held = require_annotations(whole), None
     if folds is not None:
         parts = read_folds(folds)
         dataset, held = whole.subset(parts.train_ids(fold)), whole.subset(parts.held_ids(fold))
-    run, state = Run(Path(out)), None
-    with world() as together, trackers(tracker if together.first else (), run.folder.name) as track:
-        if resume and run.begun:
-            facts = run.facts
-            wanted = wanted or facts["budget"]
-            state, trouble = run.load_state()
-            if trouble and together.first:
-                print(trouble)
-            if facts["data_fingerprint"] != dataset.fingerprint:
-                raise InputError(
-                    f"{out}: was trained on other data than {data}. Resume it with the data it began with."
-                )
-        else:
-            wanted = wanted or {"seconds": seconds_of("10m")}
-            made = load_classifier_recipe(recipe, change)
-            together.part(made.batch_size)
-            # What cannot be trained raises here, before there is a folder.
-            _learner(made, len(dataset.classes), pretrained=made.weights == "imagenet")
-            facts = run_facts(dataset, data=data, seed=seed, held=held.image_ids if held else ())
-            facts["context"] = 1.0 if of_pictures else made.context
-            if together.first:
-                Run.create(run.folder, made, facts)
-        together.wait()
-        if together.first:
-            run.write_facts(run.facts | {"budget": wanted})
-        name = run.classifier_recipe.classifier
-        shown = bar(f"training {name}") if together.first else nullcontext(silent)
-        with shown as progress:
-            train_run(
-                run,
-                dataset,
-                Budget(**wanted),
-                state=state,
-                progress=progress,
-                every=every,
-                track=track,
-                together=together,
-            )
-        if held and together.first:
-            right = accuracy(classify(run, objects(held)), objects(held).labels)
-            run.write_log([*run.log, {"step": run.facts["steps"], "seconds": run.facts["seconds"], "accuracy": right}])
-            print(f"accuracy on the {len(objects(held))} objects held back: {right:.4f}")
+    run = Run(Path(out))
+
+    def begin(together: World) -> tuple[ClassifierRecipe, dict[str, Any]]:
+        made = load_classifier_recipe(recipe, change)
+        together.part(made.batch_size)
+        _learner(made, len(dataset.classes), pretrained=made.weights == "imagenet")
+        facts = run_facts(dataset, data=data, seed=seed, held=held.image_ids if held else ())
+        return made, facts | {"context": 1.0 if of_pictures else made.context}
+
+    def title(run: Run) -> str:
+        return f"training {run.classifier_recipe.classifier}"
+
+    with opened(
+        run, dataset, data=data, wanted=wanted, resume=resume, tracker=tracker, begin=begin, title=title
+    ) as now:
+        train_run(
+            run,
+            dataset,
+            now.budget,
+            state=now.state,
+            progress=now.progress,
+            every=every,
+            track=now.track,
+            together=now.together,
+        )
+    if held and now.together.first:
+        right = accuracy(classify(run, objects(held)), objects(held).labels)
+        steps = [row for row in run.log if "accuracy" not in row]
+        run.write_log([*steps, {"step": run.facts["steps"], "seconds": run.facts["seconds"], "accuracy": right}])
+        print(f"accuracy on the {len(objects(held))} objects held back: {right:.4f}")
     return run.folder
 
 
@@ -255,26 +243,15 @@ def train_run(
     side = round(recipe.image_size * (1 + recipe.scale_jitter))
     pictures = CropPictures.of(crops, context=facts["context"], size=side)
     samples = [dataset.samples[i] for i in crops.image]
-    log = [row for row in run.log if state is not None and row["step"] < state["step"]]
-    tracked = len(log)
-
-    def checkpoint(now: dict[str, Any]) -> None:
-        nonlocal tracked
-        if together.first:
-            run.write_log(log)
-            run.save_state(now)
-        if track is not None:
-            track(log[tracked:])
-            tracked = len(log)
-
+    keep = Keeper(run, state, budget, together=together, track=track)
     last = fit(
         model,
         CropBatches(samples, pictures, crops.labels, recipe, facts["seed"]),
         recipe,
         budget,
-        log=log,
+        log=keep.log,
         resume=state,
-        checkpoint=checkpoint,
+        checkpoint=keep,
         every=every,
         progress=progress,
         together=together,

@@ -17,6 +17,7 @@ from rich.console import Console
 
 from foldfuse import __version__, machine
 from foldfuse.errors import InputError
+from foldfuse.interrupts import sigterm_interrupts
 
 COMMANDS = {  # name: (function, what it does)
     "campaign": ("foldfuse.campaign:campaign", "Make the best submission that can be had by a deadline."),
@@ -72,7 +73,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     first = os.environ.get("RANK", "0") == "0"  # of torchrun's processes, one speaks
     error_console = Console(stderr=True, soft_wrap=True, highlight=False, quiet=not first)
     try:
-        result = make_app()(words, exit_on_error=False, print_error=False, result_action="return_value")
+        with sigterm_interrupts():
+            result = make_app()(words, exit_on_error=False, print_error=False, result_action="return_value")
     except InputError as error:
         error_console.print(f"error: {error}", markup=False)
         return 2
@@ -83,8 +85,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except FloatingPointError as error:  # a training diverged
         error_console.print(f"error: {error}", markup=False)
         return 1
-    except KeyboardInterrupt:
-        error_console.print("interrupted", markup=False)
+    except KeyboardInterrupt as error:
+        error_console.print(str(error) or "interrupted", markup=False)
         return 130
     finally:
         atexit.register(_leave)  # last, so that it is called first

@@ -19,6 +19,7 @@ from foldfuse.budget import Budget, lr_scale
 from foldfuse.data import Sample
 from foldfuse.distributed import ALONE, World
 from foldfuse.ema import Ema
+from foldfuse.interrupts import interrupts_held
 from foldfuse.optimizers import ScheduleFree, detector_optimizer, evaluated
 from foldfuse.precision import Setting, usual
 from foldfuse.progress import Progress, silent
@@ -75,6 +76,7 @@ def fit(
 
     Raises:
         FloatingPointError: the loss is not finite; the step, the terms and the pictures are named.
+        KeyboardInterrupt: the step that an interrupt came in is over, and its state was given to `checkpoint`.
     """
     device = next(model.parameters()).device
     setting = setting or usual(device)
@@ -110,7 +112,7 @@ def fit(
         }
 
     saved, part = budget.elapsed(), together.part(recipe.batch_size)
-    with ThreadPoolExecutor(1) as ahead, setting.applied():
+    with interrupts_held() as interrupted, ThreadPoolExecutor(1) as ahead, setting.applied():
         spent = together.agreed(budget.spent(step))
         coming = ahead.submit(batches.batch, step, spent, part)
         while spent < 1:
@@ -146,6 +148,10 @@ def fit(
             step += 1
             spent = together.agreed(budget.spent(step))
             progress(spent)
+            if together.agreed(interrupted()):
+                if checkpoint is not None:
+                    checkpoint(state())
+                raise KeyboardInterrupt
             if checkpoint is not None and spent < 1 and together.agreed(budget.elapsed() - saved) > every:
                 checkpoint(state())
                 saved = budget.elapsed()

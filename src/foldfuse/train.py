@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,20 +16,21 @@ from torch import Tensor
 from foldfuse.batches import Batches
 from foldfuse.budget import Budget
 from foldfuse.data import Dataset, Sample, read, require_annotations
-from foldfuse.distributed import World, best_device, world
+from foldfuse.distributed import World, best_device
 from foldfuse.durations import seconds_of
 from foldfuse.errors import InputError
 from foldfuse.images import Fit, Pictures, canvas_for
+from foldfuse.keeping import Evaluate, Keeper, budget_of, opened
 from foldfuse.loop import fit
 from foldfuse.models import make_detector
 from foldfuse.models.weights import load_effdet
 from foldfuse.precision import Setting, usual
 from foldfuse.probe import probe
-from foldfuse.progress import Progress, bar, silent
+from foldfuse.progress import Progress, silent
 from foldfuse.recipes import CLASSIFIER_RECIPES, Recipe, changed, load_recipe, write_recipe
 from foldfuse.run import Run
 from foldfuse.split import read_folds
-from foldfuse.trackers import Tracker, check_trackers, trackers
+from foldfuse.trackers import Tracker, check_trackers
 
 __all__ = ["Budget", "fit", "run_facts", "train", "train_run"]
 
@@ -98,49 +98,37 @@ def train(
         )
     every = seconds_of(checkpoint)
     check_trackers(tracker)
-    wanted = {"steps": steps} if steps is not None else {"seconds": seconds_of(budget)} if budget is not None else None
+    wanted = budget_of(steps, budget)
     dataset = require_annotations(read(data))
     held: tuple[int, ...] = ()
     if folds is not None:
         split = read_folds(folds)
         dataset, held = dataset.subset(split.train_ids(fold)), tuple(split.held_ids(fold))
-    run, state = Run(Path(out)), None
-    with world() as together, trackers(tracker if together.first else (), run.folder.name) as track:
-        if resume and run.begun:
-            facts = run.facts
-            wanted = wanted or facts["budget"]
-            state, trouble = run.load_state()
-            if trouble and together.first:
-                print(trouble)
-            if facts["data_fingerprint"] != dataset.fingerprint:
-                raise InputError(
-                    f"{out}: was trained on other data than {data}. Resume it with the data it began with."
-                )
-        else:
-            wanted = wanted or {"seconds": seconds_of("10m")}
-            made = _wanted_recipe(recipe, change, start)
-            together.part(made.batch_size)
-            _begin(made, _detector(made, dataset))  # what cannot be trained raises here, before there is a folder
-            facts = run_facts(dataset, data=data, seed=seed, held=held)
-            if together.first:
-                Run.create(run.folder, made, facts)
-        together.wait()
-        if together.first:
-            run.write_facts(run.facts | {"budget": wanted})
-        made = run.recipe
-        shown = bar(f"training {made.detector} at {made.image_size} px") if together.first else nullcontext(silent)
-        with shown as progress:
-            train_run(
-                run,
-                dataset,
-                Budget(**wanted),
-                facts["seed"],
-                state=state,
-                progress=progress,
-                every=every,
-                track=track,
-                together=together,
-            )
+    run = Run(Path(out))
+
+    def begin(together: World) -> tuple[Recipe, dict[str, Any]]:
+        made = _wanted_recipe(recipe, change, start)
+        together.part(made.batch_size)
+        _begin(made, _detector(made, dataset))
+        return made, run_facts(dataset, data=data, seed=seed, held=held)
+
+    def title(run: Run) -> str:
+        return f"training {run.recipe.detector} at {run.recipe.image_size} px"
+
+    with opened(
+        run, dataset, data=data, wanted=wanted, resume=resume, tracker=tracker, begin=begin, title=title
+    ) as now:
+        train_run(
+            run,
+            dataset,
+            now.budget,
+            run.facts["seed"],
+            state=now.state,
+            progress=now.progress,
+            every=every,
+            track=now.track,
+            together=now.together,
+        )
     return run.folder
 
 
@@ -192,7 +180,7 @@ def train_run(
     start: Mapping[str, Any] | None = None,
     progress: Progress = silent,
     every: float = 60.0,
-    evaluate: Callable[[Mapping[str, Tensor]], dict[str, float | None]] | None = None,
+    evaluate: Evaluate | None = None,
     track: Tracker | None = None,
     together: World | None = None,
     halve: bool = True,
@@ -238,22 +226,8 @@ def train_run(
         torch.manual_seed(seed + 1_000_003 * together.rank)  # DropPath is to drop other pictures' paths elsewhere
     if pictures is None:
         pictures = Pictures.of(samples, longest=round(recipe.image_size * (1 + recipe.scale_jitter)))
-    log = [row for row in run.log if state is not None and _before(row, state["step"])]
     batches = Batches(samples, pictures, recipe, canvas, seed)
-    tracked = len(log)
-
-    def checkpoint(now: dict[str, Any]) -> None:
-        nonlocal tracked
-        if evaluate is not None and (not log or "loss" in log[-1]):
-            with budget.paused():
-                log.append({"step": now["step"], "seconds": round(now["seconds"], 3), **evaluate(now["ema"])})
-        if together.first:
-            run.write_log(log)  # first: a log that is longer than the state can be cut, a shorter one has lost rows
-            run.save_state(now)
-        if track is not None:
-            track(log[tracked:])
-            tracked = len(log)
-
+    keep = Keeper(run, state, budget, together=together, track=track, evaluate=evaluate)
     too_large = False
     try:
         last = fit(
@@ -261,9 +235,9 @@ def train_run(
             batches,
             recipe,
             budget,
-            log=log,
+            log=keep.log,
             resume=state,
-            checkpoint=checkpoint,
+            checkpoint=keep,
             every=every,
             progress=progress,
             setting=_setting(run, model, batches, budget, together),
@@ -304,7 +278,7 @@ def train_run(
                 "steps": steps,
                 "seconds": round(seconds, 2),
                 "images_per_second": round(steps * recipe.batch_size / max(seconds, 1e-9), 2),
-                "loading_share": round(last["loading"] / seconds, 4) if log else None,
+                "loading_share": round(last["loading"] / seconds, 4) if keep.log else None,
                 "processes": together.size,
             }
         )
@@ -361,11 +335,6 @@ def _setting(run: Run, model: Any, batches: Batches, budget: Budget, together: W
         run.write_facts(facts | {"setting": setting.to_dict()} | told)
     together.wait()
     return setting
-
-
-def _before(row: Mapping[str, Any], step: int) -> bool:
-    """Whether a row of the log was written before a checkpoint at `step`; an evaluation at it was."""
-    return row["step"] < step or (row["step"] == step and "loss" not in row)
 
 
 def _object_sizes(samples: Sequence[Sample], canvas: tuple[int, int]) -> Tensor:

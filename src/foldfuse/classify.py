@@ -204,8 +204,8 @@ def train_classifier(
         )
     if held and now.together.first:
         right = accuracy(classify(run, objects(held)), objects(held).labels)
-        steps = [row for row in run.log if "accuracy" not in row]
-        run.write_log([*steps, {"step": run.facts["steps"], "seconds": run.facts["seconds"], "accuracy": right}])
+        learnt = [row for row in run.log if "accuracy" not in row]
+        run.write_log([*learnt, {"step": run.facts["steps"], "seconds": run.facts["seconds"], "accuracy": right}])
         print(f"accuracy on the {len(objects(held))} objects held back: {right:.4f}")
     return run.folder
 

@@ -138,7 +138,21 @@ def parts_of(name: str) -> tuple[str, str, str]:
 
 def house(num_classes: int, *, anchor_scale: float | None = None, pretrained: bool = True) -> Mix:
     """EfficientNet-Lite0 without its last stage, FPN of 64 channels over P3 to P5, one box a cell: learns fast on a CPU."""
-    body = Convolutional("tf_efficientnet_lite0", pretrained=pretrained, cut=1)
+    return _house("tf_efficientnet_lite0", num_classes, anchor_scale, pretrained)
+
+
+def house_lite1(num_classes: int, *, anchor_scale: float | None = None, pretrained: bool = True) -> Mix:
+    """As `house`, on EfficientNet-Lite1."""
+    return _house("tf_efficientnet_lite1", num_classes, anchor_scale, pretrained)
+
+
+def house_lite2(num_classes: int, *, anchor_scale: float | None = None, pretrained: bool = True) -> Mix:
+    """As `house`, on EfficientNet-Lite2."""
+    return _house("tf_efficientnet_lite2", num_classes, anchor_scale, pretrained)
+
+
+def _house(backbone: str, num_classes: int, anchor_scale: float | None, pretrained: bool) -> Mix:
+    body = Convolutional(backbone, pretrained=pretrained, cut=1)
     scale = 3.0 if anchor_scale is None else anchor_scale
     return Mix(body, FPN(body.channels, width=64), DenseHead(num_classes, width=64, anchor_scale=scale))
 
@@ -156,6 +170,8 @@ def _maker(name: str, parts: str, what: str) -> Callable[..., Mix | YOLOv5Mix]:
 
 FAMILY: Mapping[str, Callable[..., Mix | YOLOv5Mix]] = {
     "house": house,
+    "house_lite1": house_lite1,
+    "house_lite2": house_lite2,
     "swin_tiny_fpn": _maker("swin_tiny_fpn", "swin_tiny+fpn+dense", "Swin-T, FPN of 64 channels, one box a cell."),
     "vit_tiny_pyramid": _maker(
         "vit_tiny_pyramid", "vit_tiny+vitdet+dense", "ViT-Ti/16, ViTDet's plain pyramid, one box a cell."

@@ -10,7 +10,7 @@ from torch import nn
 
 from foldfuse import probe as module
 from foldfuse.precision import Setting, usual
-from foldfuse.probe import Probed, probe
+from foldfuse.probe import Probed, affordable, probe
 from foldfuse.run import Run
 from foldfuse.train import train
 from learning_samples import write_dataset
@@ -71,10 +71,29 @@ def test_the_model_and_the_random_state_stay_as_they_were(tmp_path):
     assert torch.get_float32_matmul_precision() == "highest"
 
 
+@pytest.mark.parametrize(
+    ("step", "wanted"), [(0.1, (8, 3)), (0.2, (8, 1)), (1.0, (2, 1)), (2.0, (2, 1)), (2.5, None)], ids=str
+)
+def test_where_steps_are_slow_a_few_pictures_must_do(step, wanted):
+    assert affordable(step, 8, 300.0) == wanted
+    if wanted is not None:
+        pictures, rounds = wanted
+        assert 4 * (1 + rounds) * step * pictures / 2 <= 0.06 * 300
+
+
+def test_a_slow_network_is_probed_with_a_part_of_its_batch(tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(Network, "forward", lambda self, images: seen.append(len(images)) or self.weight.sum())
+    monkeypatch.setattr(module, "affordable", lambda step, pictures, seconds: (2, 1))
+    batch = torch.zeros(8, 3, 32, 32, dtype=torch.uint8), [[] for _ in range(8)]
+    probe(Network(), batch, frozen_stages=0, seconds=1.0, key="network", memory=tmp_path / "probe.json")
+    assert set(seen) == {2}
+
+
 def test_one_step_tells_that_the_budget_does_not_repay_a_measurement(tmp_path, monkeypatch):
     steps = []
     monkeypatch.setattr(Network, "loss", lambda self, raw, targets: steps.append(raw) or {"all": raw})
-    assert found(tmp_path, Network(), seconds=1.0) is None
+    assert found(tmp_path, Network(), seconds=0.5) is None
     assert len(steps) == 1
     assert not (tmp_path / "probe.json").exists()
 

@@ -29,6 +29,8 @@ WORTH = 0.93  # of the time: a change must bring a step below this share, more t
 TOLERANCE = 0.02  # of the loss
 ROUNDS = 3  # timed steps of each setting, after one that is not timed; the fastest counts
 SHARE = 0.03  # of the budget that probing may take
+LARGEST_SHARE = 0.06  # the same where steps are so slow that a few pictures must do: there a change gains most
+FEW = 2  # pictures
 
 
 @dataclass(frozen=True)
@@ -85,7 +87,7 @@ def probe(
         with suppress(KeyError, TypeError):
             return Probed.from_dict(known[key])
     rng = torch.get_rng_state()
-    found = _measured(model, batch, frozen_stages, SHARE * seconds)
+    found = _measured(model, batch, frozen_stages, seconds)
     torch.set_rng_state(rng)
     if found is not None:
         with suppress(InputError):  # a cache that cannot be written is measured again
@@ -108,20 +110,38 @@ def changes(best: Setting, device: torch.device) -> Generator[Setting, Setting, 
         yield replace(best, threads=torch.get_num_threads() // 2)
 
 
-def _measured(model: Any, batch: tuple[Tensor, Sequence[Any]], frozen_stages: int, most: float) -> Probed | None:
-    """The best setting by measurement; None where a single step shows that it would take more than `most` seconds."""
+def affordable(step: float, pictures: int, seconds: float) -> tuple[int, int] | None:
+    """How many pictures and timed steps of each setting there is time to measure; None where even the fewest take too long.
+
+    Args:
+        step: seconds of one with `FEW` pictures.
+        pictures: of a batch.
+        seconds: of the budget.
+    """
+    for count, rounds, share in ((pictures, ROUNDS, SHARE), (pictures, 1, SHARE), (FEW, 1, LARGEST_SHARE)):
+        if 4 * (1 + rounds) * step * count / FEW <= share * seconds:
+            return count, rounds
+    return None
+
+
+def _measured(model: Any, batch: tuple[Tensor, Sequence[Any]], frozen_stages: int, budget: float) -> Probed | None:
+    """The best setting by measurement; None where a single step shows that it would take too much of `budget` seconds."""
     device = next(model.parameters()).device
     best = usual(device)
-    one, _ = _step(model, batch, frozen_stages, best, rounds=0)
-    if 4 * (1 + ROUNDS) * one > most:
+    images, targets = batch
+    one, _ = _step(model, (images[:FEW], targets[:FEW]), frozen_stages, best, rounds=0)
+    found = affordable(one, len(images), budget)
+    if found is None:
         return None
-    usual_time, usual_loss = _step(model, batch, frozen_stages, best)
+    count, rounds = found
+    batch = images[:count], targets[:count]
+    usual_time, usual_loss = _step(model, batch, frozen_stages, best, rounds=rounds)
     tried: dict[str, float | str] = {str(best): round(usual_time, 4)}
     best_time = usual_time
     candidates = changes(best, device)
     trial = next(candidates, None)
     while trial is not None:
-        seconds, loss = _step(model, batch, frozen_stages, trial)
+        seconds, loss = _step(model, batch, frozen_stages, trial, rounds=rounds)
         if abs(loss - usual_loss) > TOLERANCE * abs(usual_loss):
             tried[str(trial)] = f"its loss is {loss:.4g}, not {usual_loss:.4g}"
         else:
@@ -136,7 +156,7 @@ def _measured(model: Any, batch: tuple[Tensor, Sequence[Any]], frozen_stages: in
 
 
 def _step(
-    model: Any, batch: tuple[Tensor, Sequence[Any]], frozen_stages: int, setting: Setting, *, rounds: int = ROUNDS
+    model: Any, batch: tuple[Tensor, Sequence[Any]], frozen_stages: int, setting: Setting, *, rounds: int
 ) -> tuple[float, float]:
     """Seconds of the fastest step of a copy of `model`, the first aside unless it is the only one; and the loss of the first."""
     device = next(model.parameters()).device

@@ -93,6 +93,15 @@ def test_an_interrupt_keeps_what_was_learnt_and_says_how_to_go_on(data, tmp_path
     assert error.decode().endswith(f"Stopped; what was learnt in {step} steps is kept. {again}\n")
 
 
+@pytest.fixture
+def usual_handler():
+    """Python's own handler of SIGINT, which is not there where the tests run in a shell's background."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("usual_handler")
 def test_a_second_interrupt_ends_work_at_once():
     with interrupts_held() as interrupted:
         signal.raise_signal(signal.SIGINT)

@@ -89,8 +89,8 @@ def test_an_interrupt_keeps_what_was_learnt_and_says_how_to_go_on(data, tmp_path
     step = run.load_state()[0]["step"]
     assert step > kept, "what came after the last checkpoint is kept too"
     assert [row["step"] for row in run.log] == list(range(step))
-    again = f"Go on with: foldfuse train {data} {run.folder} --resume"
-    assert error.decode().endswith(f"Stopped; what was learnt in {step} steps is kept. {again}\n")
+    kept = f"{run.folder}: stopped; what was learnt in {step} steps is kept."
+    assert error.decode().endswith(f"{kept} Go on with the same command and --resume.\n")
 
 
 @pytest.fixture

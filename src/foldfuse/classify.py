@@ -182,7 +182,7 @@ def train_classifier(
     def begin(together: World) -> tuple[ClassifierRecipe, dict[str, Any]]:
         made = load_classifier_recipe(recipe, change)
         together.part(made.batch_size)
-        _learner(made, len(dataset.classes), pretrained=made.weights == "imagenet")
+        _learner(made, len(dataset.classes), pretrained=made.weights == "imagenet")  # made to see that it can be
         facts = run_facts(dataset, data=data, seed=seed, held=held.image_ids if held else ())
         return made, facts | {"context": 1.0 if of_pictures else made.context}
 

@@ -66,7 +66,7 @@ def opened(
     begin: Callable[[World], tuple[Recipe | ClassifierRecipe, dict[str, Any]]],
     title: Callable[[Run], str],
 ) -> Iterator[Opened]:
-    """Make the folder of a run, or go on with it; an interrupt is told with the command that goes on.
+    """Make the folder of a run, or go on with it; an interrupt is told with what is kept and how to go on.
 
     Args:
         run: whose folder it is.
@@ -106,15 +106,15 @@ def opened(
             with bar(title(run)) if together.first else nullcontext(silent) as progress:
                 yield Opened(state, Budget(**wanted), track, together, progress)
         except KeyboardInterrupt:
-            raise KeyboardInterrupt(f"{_kept(run)} Go on with: foldfuse train {data} {run.folder} --resume") from None
+            raise KeyboardInterrupt(f"{run.folder}: {_kept(run)} Go on with the same command and --resume.") from None
 
 
 def _kept(run: Run) -> str:
     """How much of a run that was stopped is on the disk."""
     steps = [row for row in run.log if "loss" in row]
     if not steps or not run.has_state:
-        return "Stopped before anything was learnt."
-    return f"Stopped; what was learnt in {steps[-1]['step'] + 1} steps is kept."
+        return "stopped before anything was learnt."
+    return f"stopped; what was learnt in {steps[-1]['step'] + 1} steps is kept."
 
 
 class Keeper:

@@ -109,7 +109,7 @@ def train(
     def begin(together: World) -> tuple[Recipe, dict[str, Any]]:
         made = _wanted_recipe(recipe, change, start)
         together.part(made.batch_size)
-        _begin(made, _detector(made, dataset))
+        _begin(made, _detector(made, dataset))  # made to see that it can be
         return made, run_facts(dataset, data=data, seed=seed, held=held)
 
     def title(run: Run) -> str:

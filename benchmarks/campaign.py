@@ -19,10 +19,10 @@ import sys
 import time
 from pathlib import Path
 
-from foldfuse.data import read
-from foldfuse.durations import seconds_of
-from foldfuse.formats import read_predictions
-from foldfuse.score import score_predictions
+from foldfuse.data.readers.coco import read
+from foldfuse.evaluation.coco import score_predictions
+from foldfuse.formats.predictions import read_predictions
+from foldfuse.system.durations import seconds_of
 
 ROOT = Path(os.environ.get("FOLDFUSE_SHARED", Path(__file__).parents[2] / "shared")) / "data"
 

@@ -14,11 +14,12 @@ import json
 from pathlib import Path
 from statistics import mean
 
-from foldfuse.data import Dataset, read
+from foldfuse.data.dataset import Dataset
+from foldfuse.data.readers.coco import read
 from foldfuse.detections import Predictions
-from foldfuse.ensemble import apply, build
-from foldfuse.formats import read_predictions
-from foldfuse.metrics import measure
+from foldfuse.ensemble.ensemble import apply, build
+from foldfuse.evaluation.metrics import measure
+from foldfuse.formats.predictions import read_predictions
 
 WAYS = ("as submitted", "no second opinion", "no views", "no fusion", "no branches")
 METRICS = ("ap50", "ap")

@@ -22,9 +22,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from foldfuse import ledger, machine
-from foldfuse.run import Run
-from foldfuse.scenes import scenes
+from foldfuse.demo.synthetic import scenes
+from foldfuse.storage import ledger
+from foldfuse.storage.run import Run
+from foldfuse.system import host as machine
 
 
 @dataclass(frozen=True)

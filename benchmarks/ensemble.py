@@ -16,13 +16,13 @@ from pathlib import Path
 
 import numpy as np
 
-from foldfuse import trials
-from foldfuse.data import Dataset, Sample
+from foldfuse.data.dataset import Dataset, Sample
 from foldfuse.detections import Annotations, Predictions
-from foldfuse.ensemble_search import ALL, IOUS, KINDS, SKIPS, Choice, Ground
-from foldfuse.fuse import fuse
-from foldfuse.metrics import METRICS, truth_of
-from foldfuse.score import score_predictions
+from foldfuse.ensemble import trials
+from foldfuse.ensemble.search import ALL, IOUS, KINDS, SKIPS, Choice, Ground
+from foldfuse.evaluation.coco import score_predictions
+from foldfuse.evaluation.metrics import METRICS, truth_of
+from foldfuse.fusion.methods import fuse
 
 MEMBERS, BOXES, CLASSES, SIDE = 5, 200, 10, 1024
 

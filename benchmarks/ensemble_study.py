@@ -15,30 +15,44 @@ import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from foldfuse import machine
+from foldfuse.system import host as machine
 
 machine.tune()
 
-import argparse  # noqa: E402
-import json  # noqa: E402
-import time  # noqa: E402
-from collections.abc import Callable, Mapping  # noqa: E402
-from dataclasses import replace  # noqa: E402
-from pathlib import Path  # noqa: E402
-from statistics import mean, stdev  # noqa: E402
-from typing import Any  # noqa: E402
+import argparse
+import json
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
 
-import numpy as np  # noqa: E402
+import numpy as np
 
-from foldfuse.data import Dataset, read  # noqa: E402
-from foldfuse.detections import Predictions  # noqa: E402
-from foldfuse.ensemble import Ensemble, apply, build  # noqa: E402
-from foldfuse.formats import read_predictions, write_predictions  # noqa: E402
-from foldfuse.fuse import fuse  # noqa: E402
-from foldfuse.metrics import bootstrap_difference, measure  # noqa: E402
-from foldfuse.predict import load_detector, predict_views  # noqa: E402
-from foldfuse.run import Run  # noqa: E402
-from foldfuse.tta import View  # noqa: E402
+from foldfuse.data.dataset import Dataset
+from foldfuse.data.readers.coco import read
+from foldfuse.detections import Predictions
+from foldfuse.ensemble.ensemble import (
+    Ensemble,
+    apply,
+    build,
+)
+from foldfuse.evaluation.metrics import (
+    bootstrap_difference,
+    measure,
+)
+from foldfuse.formats.predictions import (
+    read_predictions,
+    write_predictions,
+)
+from foldfuse.fusion.methods import fuse
+from foldfuse.inference.detector import (
+    load_detector,
+    predict_views,
+)
+from foldfuse.inference.tta import View
+from foldfuse.storage.run import Run
 
 METRICS = ("ap50", "ap")
 WAYS = ("chosen", "WBF of all", "WBF of plain views", "NMS of all", "best member", "best in hindsight")

@@ -20,9 +20,9 @@ import numpy as np
 import torch
 from torchvision.ops import batched_nms
 
-from foldfuse import ensemble_boxes as drop_in
-from foldfuse import fuse
 from foldfuse.detections import Array, Detections, Predictions
+from foldfuse.fusion import ensemble_boxes as drop_in
+from foldfuse.fusion import methods as fuse
 
 CLASSES = tuple("abcdefghij")
 SIDE = 1000.0  # pixels, of every picture

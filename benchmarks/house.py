@@ -13,27 +13,37 @@ import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from foldfuse import machine
+from foldfuse.system import host as machine
 
 machine.tune()
 
-import argparse  # noqa: E402
-import json  # noqa: E402
-import statistics  # noqa: E402
-import tempfile  # noqa: E402
-import time  # noqa: E402
-from dataclasses import replace  # noqa: E402
-from pathlib import Path  # noqa: E402
-from typing import Any  # noqa: E402
+import argparse
+import json
+import statistics
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
-from foldfuse.data import Dataset, read  # noqa: E402
-from foldfuse.images import Pictures  # noqa: E402
-from foldfuse.predict import load_detector, predict_views  # noqa: E402
-from foldfuse.recipes import RECIPES, Recipe, load_recipe  # noqa: E402
-from foldfuse.run import Run  # noqa: E402
-from foldfuse.score import score_predictions  # noqa: E402
-from foldfuse.train import Budget, run_facts, train_run  # noqa: E402
-from foldfuse.tta import parse_views  # noqa: E402
+from foldfuse.data.dataset import Dataset
+from foldfuse.data.images import Pictures
+from foldfuse.data.readers.coco import read
+from foldfuse.evaluation.coco import score_predictions
+from foldfuse.inference.detector import (
+    load_detector,
+    predict_views,
+)
+from foldfuse.inference.tta import parse_views
+from foldfuse.recipes import (
+    RECIPES,
+    Recipe,
+    load_recipe,
+)
+from foldfuse.storage.run import Run
+from foldfuse.training.budget import Budget
+from foldfuse.training.checkpoints import run_facts
+from foldfuse.training.detector import train_run
 
 ROOT = Path(os.environ.get("FOLDFUSE_SHARED", Path(__file__).parents[2] / "shared")) / "data"
 

@@ -29,11 +29,11 @@ import torch.nn.functional as F
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
-from foldfuse.budget import lr_scale
-from foldfuse.crops import objects
-from foldfuse.data import read
-from foldfuse.models import swin
-from foldfuse.models.vit import ViT
+from foldfuse.data.crops import objects
+from foldfuse.data.readers.coco import read
+from foldfuse.models.backbones import swin
+from foldfuse.models.backbones.vit import ViT
+from foldfuse.training.budget import lr_scale
 
 ROOT = Path(os.environ.get("FOLDFUSE_SHARED", Path(__file__).parents[2] / "shared")) / "data"
 SIDE = 32

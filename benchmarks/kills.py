@@ -24,11 +24,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 
-from foldfuse import ledger as ledgers
-from foldfuse.data import read
+from foldfuse.data.readers.coco import read
+from foldfuse.demo.synthetic import scenes
 from foldfuse.errors import InputError
-from foldfuse.scenes import scenes
-from foldfuse.submit import validate_submission
+from foldfuse.formats.submission import validate_submission
+from foldfuse.storage import ledger as ledgers
 
 BEFORE_LEDGER = "before there was a ledger"
 

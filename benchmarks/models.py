@@ -11,25 +11,28 @@ gradients of the squares of all outputs.
 
 from __future__ import annotations
 
-from foldfuse import machine
+from foldfuse.system import host as machine
 
 machine.tune()  # before torch is loaded, as the command line does; it serves both sides
 
-import argparse  # noqa: E402
-import copy  # noqa: E402
-import time  # noqa: E402
-import warnings  # noqa: E402
-from collections.abc import Callable, Iterator, Mapping  # noqa: E402
-from statistics import median  # noqa: E402
-from typing import Any  # noqa: E402
+import argparse
+import copy
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from statistics import median
+from typing import Any
 
-import effdet  # noqa: E402
-import torch  # noqa: E402
-from torch import Tensor, nn  # noqa: E402
-from torchvision.models.detection import ssdlite320_mobilenet_v3_large  # noqa: E402
+import effdet
+import torch
+from torch import Tensor, nn
+from torchvision.models.detection import ssdlite320_mobilenet_v3_large
 
-from foldfuse.models import DETECTORS, make_detector  # noqa: E402
-from foldfuse.models.folding import folded  # noqa: E402
+from foldfuse.models import (
+    DETECTORS,
+    make_detector,
+)
+from foldfuse.models.cpu.fold_batch_norm import folded
 
 CLASSES, BATCH = 10, 4
 

@@ -12,24 +12,27 @@ import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from foldfuse import machine
+from foldfuse.system import host as machine
 
 machine.tune()
 
-import argparse  # noqa: E402
-import json  # noqa: E402
-import time  # noqa: E402
-from collections.abc import Mapping  # noqa: E402
-from dataclasses import asdict, replace  # noqa: E402
-from pathlib import Path  # noqa: E402
-from typing import Any  # noqa: E402
+import argparse
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
 
-from foldfuse import rescore  # noqa: E402
-from foldfuse.data import read  # noqa: E402
-from foldfuse.formats import read_predictions  # noqa: E402
-from foldfuse.looks import imagenet  # noqa: E402
-from foldfuse.metrics import bootstrap_difference, measure  # noqa: E402
-from foldfuse.split import read_folds  # noqa: E402
+from foldfuse.data.folds import read_folds
+from foldfuse.data.readers.coco import read
+from foldfuse.evaluation.metrics import (
+    bootstrap_difference,
+    measure,
+)
+from foldfuse.formats.predictions import read_predictions
+from foldfuse.inference import rescoring as rescore
+from foldfuse.inference.crop_features import imagenet
 
 
 def main() -> None:

@@ -18,10 +18,10 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
-from foldfuse.budget import Budget, lr_scale
-from foldfuse.data import Dataset, Sample
+from foldfuse.data.dataset import Dataset, Sample
 from foldfuse.detections import Detections, Predictions
-from foldfuse.models.weights import load_backbone
+from foldfuse.models.pretrained.imagenet import load_backbone
+from foldfuse.training.budget import Budget, lr_scale
 
 BATCH, RATE, WARMUP, CLIP = 8, 1e-3, 0.05, 10.0
 MEAN = STD = 0.5  # of EfficientNet-Lite's pictures

@@ -78,21 +78,22 @@ def worker(training: Row) -> Row:
 
 def ours(training: Row) -> Row:
     """Train a recipe as `foldfuse train` does, and score it."""
-    from foldfuse import machine
+    from foldfuse.system import host as machine
 
     machine.tune()
     import torch
 
-    from foldfuse.budget import Budget
-    from foldfuse.data import read
+    from foldfuse.data.readers.coco import read
     from foldfuse.errors import InputError
+    from foldfuse.evaluation.coco import score_predictions
+    from foldfuse.inference.detector import load_detector, predict_views
+    from foldfuse.inference.tta import parse_views
     from foldfuse.models import make_detector
-    from foldfuse.predict import load_detector, predict_views
     from foldfuse.recipes import load_recipe
-    from foldfuse.run import Run
-    from foldfuse.score import score_predictions
-    from foldfuse.train import run_facts, train_run
-    from foldfuse.tta import parse_views
+    from foldfuse.storage.run import Run
+    from foldfuse.training.budget import Budget
+    from foldfuse.training.checkpoints import run_facts
+    from foldfuse.training.detector import train_run
 
     data, held = (read(ROOT / training["data"] / f"{part}.json") for part in ("train", "val"))
     recipe = load_recipe(training["detector"])
@@ -130,9 +131,9 @@ def rival(training: Row) -> Row:
     import torch
 
     import rivals
-    from foldfuse.budget import Budget
-    from foldfuse.data import read
-    from foldfuse.score import score_predictions
+    from foldfuse.data.readers.coco import read
+    from foldfuse.evaluation.coco import score_predictions
+    from foldfuse.training.budget import Budget
 
     data, held = (read(ROOT / training["data"] / f"{part}.json") for part in ("train", "val"))
     torch.manual_seed(training["seed"])

@@ -72,15 +72,17 @@ def main() -> None:
 
 def worker(name: str, kind: str, data: str, steps: int, image_size: int) -> tuple[float, float, str]:
     """Pictures a second of wall clock and of processor time, after two steps that are not counted; and the setting."""
-    from foldfuse import machine
+    from foldfuse.system import host as machine
 
     if kind != "plain":
         machine.tune()
     import torch
 
-    from foldfuse.data import read
-    from foldfuse.images import canvas_for
-    from foldfuse.models import backbones, efficientdet, make_detector
+    from foldfuse.data.images import canvas_for
+    from foldfuse.data.readers.coco import read
+    from foldfuse.models import make_detector
+    from foldfuse.models.backbones import factory as backbones
+    from foldfuse.models.detection import efficientdet
     from foldfuse.recipes import RECIPES, Recipe, load_recipe
 
     recipe = replace(load_recipe(name) if name in RECIPES else Recipe(name), image_size=image_size)
@@ -103,11 +105,11 @@ Marks = list[tuple[float, float]]
 
 def ours(model: Any, recipe: Any, samples: Any, canvas: tuple[int, int], steps: int) -> tuple[Marks, str]:
     """The clocks before each step of `fit` and after the last; and how it is computed."""
-    from foldfuse.batches import Batches
-    from foldfuse.budget import Budget
-    from foldfuse.images import Pictures
-    from foldfuse.loop import fit
-    from foldfuse.probe import probe
+    from foldfuse.data.images import Pictures
+    from foldfuse.training.batches import Batches
+    from foldfuse.training.budget import Budget
+    from foldfuse.training.loop import fit
+    from foldfuse.training.precision import probe
 
     pictures = Pictures.of(samples, longest=round(recipe.image_size * (1 + recipe.scale_jitter)))
     batches = Batches(samples, pictures, recipe, canvas, 0)
@@ -132,8 +134,8 @@ def plain(model: Any, recipe: Any, samples: Any, canvas: tuple[int, int], steps:
     """The clocks before each step of a plain loop and after the last; and how it is computed."""
     import torch
 
-    from foldfuse.batches import Batches
-    from foldfuse.images import Pictures
+    from foldfuse.data.images import Pictures
+    from foldfuse.training.batches import Batches
 
     batches = Batches(samples, Pictures(samples, 10**6, ()), recipe, canvas, 0)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=False)

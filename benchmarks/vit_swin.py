@@ -17,9 +17,9 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from foldfuse import machine
-from foldfuse.models.swin import swin
-from foldfuse.models.vit import vit
+from foldfuse.models.backbones.swin import swin
+from foldfuse.models.backbones.vit import vit
+from foldfuse.system import host as machine
 
 CASES = [
     ("vit_tiny", "vit_tiny_patch16_224", 224, 8),

@@ -8,21 +8,21 @@ that, and the first with as much or more. How time is taken, and how the passes 
 
 from __future__ import annotations
 
-from foldfuse import machine
+from foldfuse.system import host as machine
 
 machine.tune()  # before torch is loaded, as the command line does; it serves both sides
 
-import argparse  # noqa: E402
-import copy  # noqa: E402
-import warnings  # noqa: E402
+import argparse
+import copy
+import warnings
 
-import torch  # noqa: E402
-from torch import nn  # noqa: E402
-from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
-from foldfuse.models import make_detector  # noqa: E402
-from foldfuse.models.folding import folded  # noqa: E402
-from models import BATCH, CLASSES, forward, forward_and_backward, rival, seconds  # noqa: E402
+from foldfuse.models import make_detector
+from foldfuse.models.cpu.fold_batch_norm import folded
+from models import BATCH, CLASSES, forward, forward_and_backward, rival, seconds
 
 RIVAL_SIZE = 320
 

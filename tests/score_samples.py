@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from foldfuse.data import Dataset, Sample
+from foldfuse.data.dataset import Dataset, Sample
 from foldfuse.detections import Annotations, Detections, Predictions
 
 CLASSES = ("cat", "dog", "eel")

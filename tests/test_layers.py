@@ -1,157 +1,106 @@
-"""Imports point one way: a module may import only from the layers before its own."""
+"""Imports point one way: a room may import only from the rooms before its own, and modules form no circles."""
 
 import ast
 from pathlib import Path
 
-LAYERS = [
-    {
-        "errors",
-        "boxes",
-        "machine",
-        "progress",
-        "ap_kernels",
-        "fuse_clusters",
-        "scenes_art",
-        "budget",
-        "ema",
-        "precision",
-        "interrupts",
-    },
-    {
-        "report_values",
-        "distributed",
-        "trackers",
-        "unpickle",
-        "files",
-        "durations",
-        "layouts",
-        "detections",
-        "fuse_kernels",
-        "ensemble_boxes_kernels",
-        "scenes_grounds",
-        "scenes_vessels",
-    },
-    {
-        "ledger",
-        "data",
-        "models",
-        "fuse",
-        "ensemble_boxes",
-        "tta",
-        "recipes",
-        "near",
-        "report_charts",
-        "report_logs",
-        "scenes_objects",
-    },
-    {
-        "notes",
-        "watch",
-        "standing",
-        "costs",
-        "images",
-        "run",
-        "optimizers",
-        "split",
-        "matching",
-        "metrics",
-        "rows",
-        "scenes",
-        "report_data",
-        "report_facts",
-    },
-    {
-        "segments",
-        "promotion",
-        "candidates",
-        "model_table",
-        "profile",
-        "augment",
-        "checkup",
-        "trials",
-        "prediction_strings",
-        "report_pictures",
-        "crops",
-    },
-    {
-        "report_story",
-        "strategy",
-        "yolo_folders",
-        "doctor",
-        "batches",
-        "ensemble_search",
-        "looks",
-        "image_folders",
-        "imports",
-    },
-    {"formats", "rescore", "task"},
-    {"loop", "keeping", "probe", "plan", "pseudo"},
-    {"train", "predict", "ensemble", "score", "submit"},
-    {"classify", "work", "report_mistakes"},
-    {"report", "rescore_files", "classify_files", "workers", "cluster_worker"},
-    {"cluster"},
-    {"export", "campaign", "delivery", "guests", "sweep", "fuse_files", "compare"},
-    {"opinion"},
-    {"stages", "demo"},
-    {"cli"},
-    {"__main__"},
-]
-# What is imported only when it is called, against the direction: the campaign checks its input before torch is loaded.
-# Training and predicting hand classifiers on to what is built upon them.
-LATE = {("campaign", "stages"), ("campaign", "guests"), ("train", "classify"), ("predict", "classify_files")}
-WITHOUT_MODELS = {"data", "split", "fuse", "ensemble", "score", "submit", "formats", "report"}
 ROOT = Path(__file__).parent.parent / "src" / "foldfuse"
+LAYERS = [  # rooms of one line do not know each other
+    {"errors", "boxes"},
+    {"detections"},
+    {"system"},
+    {"recipes"},
+    {"data", "models", "fusion", "storage"},
+    {"evaluation", "formats"},
+    {"ensemble"},
+    {"inference"},
+    {"training"},
+    {"reporting"},
+    {"campaign"},
+    {"demo"},
+    {"commands"},
+    {"cli"},
+]
+RANK = {room: i for i, layer in enumerate(LAYERS) for room in layer}
+OUTSIDE = {"__init__", "__main__", "ensemble_boxes"}  # the front door; nothing inside imports them
+NEEDS_NO_TORCH = {  # rooms, and modules of others
+    *("errors", "boxes", "detections", "recipes", "data", "fusion", "evaluation", "formats", "ensemble", "cli"),
+    *("commands.data", "commands.fusion", "commands.predictions", "commands.campaign"),
+}
 
 
-def imported(path: Path) -> set[str]:
-    """The modules of foldfuse that a file imports, anywhere in it."""
-    names = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.ImportFrom) and node.module:
-            names |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+def module_name(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+MODULES = {module_name(path): path for path in ROOT.rglob("*.py")}
+
+
+def imports(path: Path, *, inner: bool) -> set[str]:
+    """Modules of foldfuse that a file imports: at its top, or with `inner` within its functions."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    nodes = [n for n in ast.walk(tree) if n not in tree.body] if inner else tree.body
+    found = set()
+    for node in nodes:
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("foldfuse"):
+            parent = node.module.removeprefix("foldfuse").lstrip(".")
+            for alias in node.names:
+                child = f"{parent}.{alias.name}".lstrip(".")
+                found.add(child if child in MODULES else parent)
         if isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
-    found = {name.split(".")[1] for name in names if name.startswith("foldfuse.")}
-    return {name for name in found if (ROOT / f"{name}.py").exists() or (ROOT / name).is_dir()}
+            found |= {a.name.removeprefix("foldfuse.") for a in node.names if a.name.startswith("foldfuse.")}
+    return found - {""}
 
 
-def modules() -> dict[str, set[str]]:
-    """{module: modules that it imports}; a package counts as one."""
-    found: dict[str, set[str]] = {}
-    for path in ROOT.rglob("*.py"):
-        own = path.relative_to(ROOT).parts[0].removesuffix(".py")
-        found.setdefault(own, set()).update(imported(path) - {own})
-    del found["__init__"]
-    return found
+def room(module: str) -> str:
+    return module.split(".")[0]
 
 
-def test_every_module_has_a_place():
-    assert set(modules()) == set().union(*LAYERS), "give a new module its place in LAYERS"
-    assert sum(map(len, LAYERS)) == len(set().union(*LAYERS)), "a module stands in two layers"
+def test_every_room_has_a_place():
+    assert {room(m) for m in MODULES} - OUTSIDE == set(RANK)
 
 
 def test_imports_point_down():
-    rank = {name: i for i, layer in enumerate(LAYERS) for name in layer}
-    up = {
-        (own, other)
-        for own, others in modules().items()
-        for other in others
-        if rank.get(other, 0) >= rank.get(own, len(LAYERS))
-    }
-    assert up == LATE
+    up = [
+        f"{module} -> {other}"
+        for module, path in MODULES.items()
+        if room(module) not in OUTSIDE
+        for other in imports(path, inner=False) | imports(path, inner=True)
+        if room(other) != room(module) and RANK[room(other)] >= RANK[room(module)]
+    ]
+    assert not up
 
 
-def test_models_and_data_do_not_know_each_other():
-    found = modules()
-    assert found["models"] == {"detections", "errors"}
-    assert "models" not in found["data"]
+def test_there_are_no_circles():
+    graph = {module: imports(path, inner=False) for module, path in MODULES.items()}
+    done: set[str] = set()
+
+    def visit(module: str, way: tuple[str, ...]) -> None:
+        assert module not in way, " -> ".join((*way[way.index(module) :], module))
+        if module not in done:
+            for other in graph.get(module, ()):
+                visit(other, (*way, module))
+            done.add(module)
+
+    for module in graph:
+        visit(module, ())
 
 
-def test_what_works_on_predictions_knows_no_model():
-    found = modules()
+def test_an_import_inside_a_function_keeps_torch_out():
+    """Every late import of foldfuse leads to torch, and its module does not import torch at its top."""
+    graph = {module: imports(path, inner=False) for module, path in MODULES.items()}
+    heavy = {m for m, path in MODULES.items() if "torch" in top_packages(path)}
+    while more := {m for m, others in graph.items() if others & heavy} - heavy:
+        heavy |= more
+    late = {(m, other) for m, path in MODULES.items() for other in imports(path, inner=True)}
+    assert not {(m, other) for m, other in late if m in heavy or other not in heavy}
+    assert not {m for m in heavy if {m, room(m)} & NEEDS_NO_TORCH}
 
-    def reached(name: str) -> set[str]:
-        return {name}.union(*(reached(other) for other in found[name]))
 
-    for name in WITHOUT_MODELS:
-        assert not reached(name) & {"models", "train", "predict", "run"}, name
+def top_packages(path: Path) -> set[str]:
+    found = set()
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.Import):
+            found |= {a.name.split(".")[0] for a in node.names}
+        if isinstance(node, ast.ImportFrom):
+            found.add((node.module or "").split(".")[0])
+    return found

@@ -15,36 +15,43 @@ from collections.abc import Sequence
 import cyclopts
 from rich.console import Console
 
-from foldfuse import __version__, machine
+from foldfuse import __version__
 from foldfuse.errors import InputError
-from foldfuse.interrupts import sigterm_interrupts
+from foldfuse.system import host as machine
+from foldfuse.system.signals import sigterm_interrupts
 
 COMMANDS = {  # name: (function, what it does)
-    "campaign": ("foldfuse.campaign:campaign", "Make the best submission that can be had by a deadline."),
-    "watch": ("foldfuse.watch:watch", "Show a campaign that is under way, live."),
-    "check": ("foldfuse.doctor:check", "Find what is wrong with a dataset, and mend it."),
-    "split": ("foldfuse.split:split", "Cut a dataset into folds that are alike."),
-    "train": ("foldfuse.train:train", "Train one detector under a budget."),
-    "sweep": ("foldfuse.sweep:sweep", "Compare recipes, image sizes and batch sizes under one budget."),
-    "import": ("foldfuse.imports:import_weights", "Make a run of your own YOLOv5 checkpoint; nothing in it is run."),
-    "predict": ("foldfuse.predict:predict", "Predict a dataset with a trained run, in one view or several."),
-    "fuse": ("foldfuse.fuse_files:fuse", "Make several files of predictions into one."),
-    "ensemble": ("foldfuse.ensemble:ensemble", "Choose the best ensemble of out-of-fold predictions, honestly."),
+    "campaign": ("foldfuse.commands.campaign:campaign", "Make the best submission that can be had by a deadline."),
+    "watch": ("foldfuse.reporting.live:watch", "Show a campaign that is under way, live."),
+    "check": ("foldfuse.commands.data:check", "Find what is wrong with a dataset, and mend it."),
+    "split": ("foldfuse.commands.data:split", "Cut a dataset into folds that are alike."),
+    "train": ("foldfuse.commands.train:train", "Train one detector under a budget."),
+    "sweep": ("foldfuse.commands.train:sweep", "Compare recipes, image sizes and batch sizes under one budget."),
+    "import": (
+        "foldfuse.commands.train:import_weights",
+        "Make a run of your own YOLOv5 checkpoint; nothing in it is run.",
+    ),
+    "predict": ("foldfuse.commands.predict:predict", "Predict a dataset with a trained run, in one view or several."),
+    "fuse": ("foldfuse.commands.fusion:fuse", "Make several files of predictions into one."),
+    "ensemble": (
+        "foldfuse.commands.fusion:ensemble",
+        "Choose the best ensemble of out-of-fold predictions, honestly.",
+    ),
     "rescore": (
-        "foldfuse.rescore_files:rescore",
+        "foldfuse.commands.rescore:rescore",
         "Blend a crop classifier's word into scores, where that helps out-of-fold.",
     ),
-    "convert": ("foldfuse.formats:convert", "Write predictions in another format."),
-    "score": ("foldfuse.score:score", "Score predictions against annotations."),
-    "submit": ("foldfuse.submit:submit", "Write predictions as a submission, and read it back."),
-    "report": ("foldfuse.report:report", "Write the page on a campaign or a run anew."),
-    "compare": ("foldfuse.compare:compare", "Put campaigns of the same data side by side."),
-    "note": ("foldfuse.notes:note", "Attach a note, or a leaderboard's score, to a campaign."),
-    "models": ("foldfuse.model_table:models", "List the models, with their cost."),
-    "profile": ("foldfuse.profile:profile", "Tell how a model's cost grows with the image size."),
-    "export": ("foldfuse.export:export", "Write a model as an ONNX file."),
-    "recipes": ("foldfuse.recipes:recipes", "List the recipes."),
-    "demo": ("foldfuse.demo:demo", "Run a campaign on drawn scenes of recyclable trash."),
+    "convert": ("foldfuse.commands.predictions:convert", "Write predictions in another format."),
+    "score": ("foldfuse.commands.predictions:score", "Score predictions against annotations."),
+    "submit": ("foldfuse.commands.predictions:submit", "Write predictions as a submission, and read it back."),
+    "report": ("foldfuse.reporting.campaign_page:report", "Write the page on a campaign or a run anew."),
+    "compare": ("foldfuse.reporting.compare:compare", "Put campaigns of the same data side by side."),
+    "note": ("foldfuse.commands.campaign:note", "Attach a note, or a leaderboard's score, to a campaign."),
+    "models": ("foldfuse.commands.models:models", "List the models, with their cost."),
+    "profile": ("foldfuse.commands.models:profile", "Tell how a model's cost grows with the image size."),
+    "export": ("foldfuse.commands.models:export", "Write a model as an ONNX file."),
+    "recipes": ("foldfuse.commands.models:recipes", "List the recipes."),
+    "demo": ("foldfuse.commands.campaign:demo", "Run a campaign on drawn scenes of recyclable trash."),
 }
 
 

@@ -10,11 +10,8 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from rich.console import Console
-from rich.table import Table
-
 from foldfuse.errors import InputError, unknown_name
-from foldfuse.files import write_text
+from foldfuse.system.atomic_files import write_text
 
 
 @dataclass(frozen=True)
@@ -284,16 +281,6 @@ def _value(key: str, text: str, kind: type) -> Any:
     if kind is float and (whole or isinstance(value, float)):
         return float(value)
     raise InputError(f"the change {key}={text}: {text!r} is not {'a whole number' if kind is int else 'a number'}.")
-
-
-def recipes() -> None:
-    """Show all recipes, as `--recipe` takes them, with what each is for."""
-    table = Table("recipe", "image size", "batch size", "what it is for")
-    makers: dict[str, Callable[[], Recipe | ClassifierRecipe]] = {**RECIPES, **CLASSIFIER_RECIPES}
-    for name, make in makers.items():
-        recipe = make()
-        table.add_row(name, str(recipe.image_size), str(recipe.batch_size), (make.__doc__ or "").split("\n")[0])
-    Console().print(table)
 
 
 def write_recipe(recipe: Recipe | ClassifierRecipe, path: Path) -> None:

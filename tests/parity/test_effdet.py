@@ -11,11 +11,10 @@ import torch
 from torch import nn
 
 from foldfuse.errors import InputError
-from foldfuse.models import anchors as A
 from foldfuse.models import make_detector
-from foldfuse.models.efficientdet import EfficientDet
-from foldfuse.models.efficientdet_family import FAMILY, SCALINGS
-from foldfuse.models.weights import from_effdet, load_effdet
+from foldfuse.models.detection import anchors as A
+from foldfuse.models.detection.efficientdet import FAMILY, SCALINGS, EfficientDet
+from foldfuse.models.pretrained.effdet import from_effdet, load_effdet
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # effdet calls torch.jit.script, which torch has deprecated

@@ -9,7 +9,7 @@ import ensemble_boxes as theirs
 import numpy as np
 import pytest
 
-from foldfuse import ensemble_boxes as ours
+from foldfuse.fusion import ensemble_boxes as ours
 
 CONF_TYPES = ("avg", "max", "box_and_model_avg", "absent_model_aware_avg")
 

@@ -6,7 +6,6 @@ import contextlib
 import io
 import json
 import os
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -15,11 +14,9 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from foldfuse.boxes import xyxy_to_xywh
-from foldfuse.data import read, write
-from foldfuse.metrics import measure
-from foldfuse.score import score_predictions
-
-sys.path.insert(0, str(Path(__file__).parent.parent))
+from foldfuse.data.readers.coco import read, write
+from foldfuse.evaluation.coco import score_predictions
+from foldfuse.evaluation.metrics import measure
 from score_samples import noisy, random_dataset
 
 SHARED = Path(os.environ.get("FOLDFUSE_SHARED", Path(__file__).parents[2].parent / "shared"))

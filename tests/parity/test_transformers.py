@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import timm
 import torch
-from tests.test_vit import jax_checkpoint
 from torchvision.models import swin_t
 
-from foldfuse.models.swin import swin
-from foldfuse.models.transformer_weights import SWIN, VIT, from_timm, load_matching, read_npz, to_timm
-from foldfuse.models.vit import vit
+from foldfuse.models.backbones.swin import swin
+from foldfuse.models.backbones.vit import vit
+from foldfuse.models.pretrained.vit_swin import SWIN, VIT, from_timm, load_matching, read_npz, to_timm
+from vit_samples import jax_checkpoint
 
 CLOSE = {"atol": 1e-5, "rtol": 1e-5}
 

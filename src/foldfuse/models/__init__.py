@@ -24,7 +24,32 @@ from torch import Tensor, nn
 
 from foldfuse.detections import Annotations, Detections
 from foldfuse.errors import unknown_name
-from foldfuse.models import classifiers, efficientdet_family, mix, yolov5
+from foldfuse.models import classifiers
+from foldfuse.models.classifiers import TimmClassifier
+from foldfuse.models.detection import composed as mix
+from foldfuse.models.detection import efficientdet as efficientdet_family
+from foldfuse.models.detection import yolov5
+
+TIMM = "timm:"
+
+
+def make_classifier(name: str, num_classes: int, *, pretrained: bool = True) -> nn.Module:
+    """A new network: (B, 3, H, W) in 0..1 -> (B, num_classes) logits.
+
+    Args:
+        name: one of CLASSIFIERS, or "timm:" and the name of one of timm's networks.
+        num_classes: K.
+        pretrained: begin with ImageNet weights.
+
+    Raises:
+        InputError: there is no such network, or its weights are not at hand.
+    """
+    if name.startswith(TIMM):
+        return TimmClassifier(name.removeprefix(TIMM), num_classes, pretrained=pretrained)
+    if name not in CLASSIFIERS:
+        raise unknown_name("classifier", name, [*CLASSIFIERS, f"{TIMM}NAME"])
+    made: nn.Module = CLASSIFIERS[name](num_classes, pretrained=pretrained)
+    return made
 
 
 class Detector(Protocol):

@@ -1,41 +1,26 @@
 """ViT and Swin by name, with ImageNet weights where timm's hub can be reached or has been.
 
 Which weights: those that timm takes by default for the name on the right of `TIMM_NAMES`.
+
+timm's networks as classifiers: any of them, by name, from their ImageNet weights.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import difflib
+import re
+from collections.abc import Callable, Mapping, Sequence
 
-from torch import nn
+import timm
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from foldfuse.errors import InputError
-from foldfuse.models import swin, vit
-from foldfuse.models.transformer_weights import SWIN, VIT, Table, from_timm, load_matching
-from foldfuse.models.weights import hub_weights
-
-TIMM_NAMES: Mapping[str, str] = {
-    "vit_tiny": "vit_tiny_patch16_224",
-    "vit_small": "vit_small_patch16_224",
-    "vit_base": "vit_base_patch16_224",
-    "vit_large": "vit_large_patch16_224",
-    "swin_tiny": "swin_tiny_patch4_window7_224",
-    "swin_small": "swin_small_patch4_window7_224",
-    "swin_base": "swin_base_patch4_window7_224",
-}
-
-
-def load_imagenet(model: nn.Module, name: str, table: Table) -> None:
-    """Give `model`, one of ours called `name`, its ImageNet weights, all but the head's.
-
-    Raises:
-        InputError: there are none, or they are not at hand.
-    """
-    if name not in TIMM_NAMES:
-        known = ", ".join(TIMM_NAMES)
-        raise InputError(f"{name}: no ImageNet weights are known. Train it from scratch, or take one of {known}.")
-    state = from_timm(hub_weights(TIMM_NAMES[name]), table)
-    load_matching(model, {key: t for key, t in state.items() if not key.startswith("head.")}, source=TIMM_NAMES[name])
+from foldfuse.models.backbones import swin, vit
+from foldfuse.models.cpu.fast_layers import quicken
+from foldfuse.models.pretrained.imagenet import load_backbone
+from foldfuse.models.pretrained.vit_swin import SWIN, VIT, Table, load_imagenet
 
 
 def _maker(name: str, make: Callable[[str, int], nn.Module], table: Table, what: str) -> Callable[..., nn.Module]:
@@ -64,3 +49,83 @@ FAMILY: Mapping[str, Callable[..., nn.Module]] = {
         for name, (channels, depths, _) in swin.SIZES.items()
     },
 }
+
+
+class TimmClassifier(nn.Module):
+    """A network of timm's that normalises its pictures itself.
+
+    Attributes:
+        stride: image height and width must be multiples of it.
+        fixed_size: the only image size that it takes, in pixels; None where any will do.
+    """
+
+    mean: Tensor
+    std: Tensor
+    stride = 1
+
+    def __init__(self, name: str, num_classes: int, *, pretrained: bool = True) -> None:
+        """Raises InputError where timm has no such network, or its weights are not at hand."""
+        super().__init__()
+        if not timm.is_model(name):
+            near = difflib.get_close_matches(name, timm.list_models(), n=1)
+            hint = f" Did you mean {near[0]!r}?" if near else " timm.list_models() names all."
+            raise InputError(f"timm has no network called {name!r}.{hint}")
+        self.net = timm.create_model(name)
+        if pretrained:
+            load_backbone(self.net, name)
+        self.net.reset_classifier(num_classes)
+        quicken(self.net)
+        told = self.net.pretrained_cfg
+        self.fixed_size: int | None = told["input_size"][-1] if told.get("fixed_input_size") else None
+        self.register_buffer("mean", torch.tensor(told["mean"]).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(told["std"]).view(1, 3, 1, 1), persistent=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) in 0..1 -> (B, K) logits."""
+        logits: Tensor = self.net((images - self.mean) / self.std)
+        return logits
+
+
+class Learner(nn.Module):
+    """A classifier as `fit` trains it."""
+
+    def __init__(self, net: nn.Module, smoothing: float) -> None:
+        super().__init__()
+        self.net = net
+        self.smoothing = smoothing
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) in 0..1 -> (B, K) logits."""
+        logits: Tensor = self.net(images)
+        return logits
+
+    def loss(self, raw: Tensor, targets: Sequence[int]) -> dict[str, Tensor]:
+        """Cross-entropy with smoothed targets."""
+        wanted = torch.tensor(targets, device=raw.device)
+        return {"class": F.cross_entropy(raw.float(), wanted, label_smoothing=self.smoothing)}
+
+    def freeze(self, stages: int) -> None:
+        """Training mode, but for the first `stages` layers, which are not trained."""
+        self.train()
+        layer_of = layers(self.net)
+        for name, module in self.net.named_modules():
+            own = [layer_of[f"{name}.{p}" if name else p] for p, _ in module.named_parameters()]
+            if own and max(own) < stages:
+                module.eval()
+        for name, parameter in self.net.named_parameters():
+            parameter.requires_grad_(layer_of[name] >= stages)
+
+
+_LAYER = re.compile(r"(?:\w+\.)*?[a-z_]\w*(?:\.\d+)+(?:\.blocks\.\d+)?(?=\.)")
+
+
+def layers(net: nn.Module) -> dict[str, int]:
+    """{parameter: its layer}, from 0 nearest to the pixels; what is no block of a stack joins the first or a last layer."""
+    names = [name for name, _ in net.named_parameters()]
+    blocks = [match.group() if (match := _LAYER.match(name)) else None for name in names]
+    order = {block: i + 1 for i, block in enumerate(dict.fromkeys(b for b in blocks if b is not None))}
+    begun = next((i for i, block in enumerate(blocks) if block is not None), len(blocks))
+    return {
+        name: order[block] if block is not None else len(order) + 1 if i > begun else 0
+        for i, (name, block) in enumerate(zip(names, blocks, strict=True))
+    }

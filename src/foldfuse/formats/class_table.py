@@ -1,0 +1,35 @@
+"""Class probabilities as a CSV table, one row per image or object."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet
+
+from foldfuse.data.crops import Crops
+from foldfuse.detections import Array
+from foldfuse.system.atomic_files import atomic
+
+
+def write_table(said: Array, crops: Crops, classes: Sequence[str], out: Path, *, boxes: bool) -> None:
+    """Write (n, K) probabilities of `crops` as .csv or .parquet.
+
+    Columns: picture; x1, y1, x2, y2 where `boxes`; class, empty where it is not known; said, the most probable class; and
+    p(NAME) of each class.
+    """
+    columns: dict[str, Sequence[str] | Array] = {"picture": [crops.samples[i].file_name for i in crops.image]}
+    if boxes:
+        columns |= {name: crops.boxes[:, i] for i, name in enumerate(("x1", "y1", "x2", "y2"))}
+    columns["class"] = [classes[label] if label >= 0 else "" for label in crops.labels]
+    columns["said"] = [classes[label] for label in said.argmax(1)]
+    columns |= {f"p({name})": said[:, k].astype(np.float64).round(6) for k, name in enumerate(classes)}
+    table = pa.table(columns)
+    with atomic(out) as path:
+        if out.suffix == ".csv":
+            pyarrow.csv.write_csv(table, path)
+        else:
+            pyarrow.parquet.write_table(table, path)

@@ -1,0 +1,89 @@
+"""Predictions as COCO results JSON: a list of image_id, category_id, bbox and score."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from foldfuse.boxes import xywh_to_xyxy, xyxy_to_xywh
+from foldfuse.data.dataset import Dataset
+from foldfuse.data.readers.coco import read_json
+from foldfuse.detections import Array, Predictions
+from foldfuse.errors import InputError
+from foldfuse.formats.box_table import Rows, names_of, unknown_image
+from foldfuse.system.atomic_files import write_text
+
+
+def write_coco(predictions: Predictions, path: Path, dataset: Dataset) -> None:
+    """Write COCO results JSON: a list of {image_id, category_id, bbox, score}, in the organiser's ids."""
+    category = np.array(dataset.category_ids, np.int64)[predictions.labels].tolist()
+    image = predictions.image_ids[predictions.image_index].tolist()
+    boxes = np.round(xyxy_to_xywh(predictions.boxes.astype(np.float64)), 3).tolist()
+    scores = np.round(predictions.scores.astype(np.float64), 6).tolist()
+    rows = [
+        {"image_id": i, "category_id": c, "bbox": b, "score": s}
+        for i, c, b, s in zip(image, category, boxes, scores, strict=True)
+    ]
+    write_text(path, json.dumps(rows))
+
+
+def _read_coco(path: Path, dataset: Dataset) -> Rows:
+    rows = read_json(path)
+    if not isinstance(rows, list):
+        raise InputError(f"{path}: holds a {type(rows).__name__}, expected COCO results: a list of objects.")
+    for number, row in enumerate(rows):
+        if not isinstance(row, dict) or not {"image_id", "category_id", "bbox", "score"} <= row.keys():
+            raise InputError(
+                f"{path}: row {number} is {json.dumps(row)[:120]}, expected an object with image_id, category_id, "
+                "bbox [left, top, width, height] and score."
+            )
+    id_of: dict[Any, int] = {
+        **names_of(dataset),
+        **{str(i): i for i in dataset.image_ids},
+        **{i: i for i in dataset.image_ids},
+    }
+    label_of = {category_id: label for label, category_id in enumerate(dataset.category_ids)}
+    image_ids = _looked_up(path, rows, "image_id", id_of, dataset)
+    labels = _looked_up(path, rows, "category_id", label_of | {str(i): k for i, k in label_of.items()}, dataset)
+    boxes = _floats(path, rows, "bbox", (4,))
+    scores = _floats(path, rows, "score", ())
+    with np.errstate(invalid="ignore"):  # infinite numbers are refused with their row, later
+        xyxy = xywh_to_xyxy(boxes)
+    return Rows(image_ids, xyxy, scores, labels, dataset.image_ids, lambda i: f"{path}: row {i}")
+
+
+def _looked_up(path: Path, rows: list[dict[str, Any]], key: str, known: dict[Any, int], dataset: Dataset) -> Array:
+    """(n,) int64: what `known` says of each row[key]."""
+    try:
+        return np.array([known[row[key]] for row in rows], np.int64)
+    except (KeyError, TypeError):  # TypeError: a list cannot be looked up
+        number, value = next(
+            (i, row[key]) for i, row in enumerate(rows) if isinstance(row[key], (list, dict)) or row[key] not in known
+        )
+        where = f"{path}: row {number}"
+        if key == "image_id":
+            raise unknown_image(where, value, dataset) from None
+        raise InputError(
+            f"{where}: category_id {value!r} is not in {dataset.source} (known: {', '.join(map(str, dataset.category_ids))})."
+        ) from None
+
+
+def _floats(path: Path, rows: list[dict[str, Any]], key: str, shape: tuple[int, ...]) -> Array:
+    """(n, *shape) float64 of each row[key]."""
+
+    def numbers(value: Any) -> Array | None:
+        try:
+            found = np.array(value)
+        except ValueError:  # lists of unequal lengths
+            return None
+        return found.astype(np.float64) if found.dtype.kind in "iuf" else None
+
+    whole = numbers([row[key] for row in rows]) if rows else np.zeros((0, *shape))
+    if whole is not None and whole.shape == (len(rows), *shape):
+        return whole
+    bad = next(i for i, row in enumerate(rows) if (one := numbers(row[key])) is None or one.shape != shape)
+    expected = "[left, top, width, height]" if shape else "a number"
+    raise InputError(f"{path}: row {bad}: {key!r} is {json.dumps(rows[bad][key])[:80]}, expected {expected}.")

@@ -1,0 +1,156 @@
+"""The clusters of one class while it is being fused, and the search for the one that a box overlaps most.
+
+Few clusters are scanned, several at a time by the processor's vectors. Many are kept in a hash of cells as well: by
+octave of area, and within an octave by position in cells about as wide as such boxes. A box that has an IoU above t
+with another is t..1/t times its area and has its centre nearby, so that a handful of cells hold all that can match,
+however crowded the picture is.
+Both searches are exact and give the same cluster: of the greatest IoU, and among equals the one founded first.
+
+Three arrays hold n clusters (three, not a tuple of them: numba counts references whenever it takes a tuple apart):
+    sides: (6, n) float64, rows x1, y1, x2, y2, area, and the scan's own notes.
+    heads: (cells,) int32, the first cluster in the list of each cell, -1 where there is none.
+    links: (3, n) int32, of each cluster the one before it and the one after it in its list (-1: none), and its cell.
+"""
+
+# mypy: allow-untyped-defs
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numba import njit
+
+SLACK = 1e-9  # how much the quick tests let through beyond what can match; the exact one follows
+ROUNDING = 1e-13  # of a centre, relative to its coordinate
+CROWD = 640  # classes of more boxes than this use the cells
+OCTAVES = 64  # areas from 2^-OCTAVES to 2^OCTAVES have a size of cell of their own
+CELLS_PER_SIDE = np.array([2.0 ** (-octave / 2) for octave in range(-OCTAVES, OCTAVES + 1)])  # 1 / side of a cell
+X1, Y1, X2, Y2, AREA, NOTE = range(6)
+BEFORE, AFTER, CELL = range(3)
+
+# `nnan` and `nsz` let the compiler use vector minimum and maximum; they leave every finite result as it is.
+compiled = njit(cache=True, nogil=True, error_model="numpy", fastmath={"nnan", "nsz"})
+
+
+@compiled
+def make_clusters(size):
+    """sides, heads, links with room for `size` clusters, all unused."""
+    cells = 1
+    while cells < size and size > CROWD:
+        cells *= 2
+    return np.empty((6, size)), np.full(cells, -1, np.int32), np.empty((3, size), np.int32)
+
+
+@compiled
+def place(sides, heads, links, k, box, crowded, new):
+    """Put cluster `k` where `box`, four floats, is; `new` if it was nowhere before."""
+    area = (box[2] - box[0]) * (box[3] - box[1])
+    sides[X1, k], sides[Y1, k], sides[X2, k], sides[Y2, k], sides[AREA, k] = box[0], box[1], box[2], box[3], area
+    if not crowded:
+        return
+    octave = _octave(area)
+    per_side = CELLS_PER_SIDE[octave + OCTAVES]
+    column, row = math.floor((box[0] + box[2]) / 2 * per_side), math.floor((box[1] + box[3]) / 2 * per_side)
+    cell = _cell(octave, column, row, len(heads))
+    if not new:
+        if cell == links[CELL, k]:
+            return
+        before, after = links[BEFORE, k], links[AFTER, k]
+        if before >= 0:
+            links[AFTER, before] = after
+        else:
+            heads[links[CELL, k]] = after
+        if after >= 0:
+            links[BEFORE, after] = before
+    if heads[cell] >= 0:
+        links[BEFORE, heads[cell]] = k
+    links[BEFORE, k], links[AFTER, k], links[CELL, k] = -1, heads[cell], cell
+    heads[cell] = k
+
+
+@compiled
+def clear(heads, links, count, crowded):
+    """Take the first `count` clusters out of their cells."""
+    if crowded:
+        for k in range(count):
+            heads[links[CELL, k]] = -1
+
+
+@compiled
+def overlap(sides, k, box, area):
+    """IoU of cluster `k` with `box`, of this area."""
+    wide = max(min(sides[X2, k], box[2]) - max(sides[X1, k], box[0]), 0.0)
+    high = max(min(sides[Y2, k], box[3]) - max(sides[Y1, k], box[1]), 0.0)
+    return wide * high / (sides[AREA, k] + area - wide * high)
+
+
+@compiled
+def nearest(sides, heads, links, count, box, iou, crowded):
+    """The first of the clusters of greatest IoU with `box`, if that is above `iou`; else -1. Also that IoU."""
+    wide, high = box[2] - box[0], box[3] - box[1]
+    if crowded and iou > 0.1 and max(wide, high) < 16 * min(wide, high):  # else there are many cells to look into
+        return _search(sides, heads, links, box, iou)
+    return _scan(sides, count, box, iou)
+
+
+@compiled
+def _scan(sides, count, box, iou):
+    """`nearest`, by looking at all."""
+    area = (box[2] - box[0]) * (box[3] - box[1])
+    # inter / union > iou exactly where inter / (sum of both areas) > iou / (1 + iou)
+    share = (1 - SLACK) * iou / (1 + iou) if iou > 0 else 0.0
+    hits = 0
+    for k in range(count):  # nothing here but what the compiler can do with vectors
+        wide = max(min(sides[X2, k], box[2]) - max(sides[X1, k], box[0]), 0.0)
+        high = max(min(sides[Y2, k], box[3]) - max(sides[Y1, k], box[1]), 0.0)
+        sides[NOTE, k] = wide * high - share * (sides[AREA, k] + area)
+        hits += sides[NOTE, k] >= 0
+    best, best_iou, k = -1, iou, 0
+    while hits > 0:
+        if sides[NOTE, k] >= 0:
+            hits -= 1
+            found = overlap(sides, k, box, area)
+            if found > best_iou:
+                best, best_iou = k, found
+        k += 1
+    return best, best_iou
+
+
+@compiled
+def _search(sides, heads, links, box, iou):
+    """`nearest`, by looking into the cells where a match can be; `iou` must be above 0.
+
+    Let the widths be w and v, and i that of the intersection. IoU > t needs i > t max(w, v), and the centres are at
+    most (w + v) / 2 - i apart. With v in t w..w / t that is at most w (1 - t) max(1, 1 / 2t).
+    """
+    wide, high = box[2] - box[0], box[3] - box[1]
+    area = wide * high
+    reach = (1 - iou) * max(1.0, 0.5 / iou) + SLACK
+    x, y = (box[0] + box[2]) / 2, (box[1] + box[3]) / 2
+    reach_x, reach_y = reach * wide + ROUNDING * abs(x), reach * high + ROUNDING * abs(y)
+    best, best_iou = -1, iou
+    for octave in range(_octave(area * iou * (1 - SLACK)), _octave(area / iou * (1 + SLACK)) + 1):
+        per_side = CELLS_PER_SIDE[octave + OCTAVES]
+        left, right = math.floor((x - reach_x) * per_side), math.floor((x + reach_x) * per_side)
+        top, bottom = math.floor((y - reach_y) * per_side), math.floor((y + reach_y) * per_side)
+        for row in range(top, bottom + 1):
+            for column in range(left, right + 1):
+                k = heads[_cell(octave, column, row, len(heads))]
+                while k >= 0:
+                    found = overlap(sides, k, box, area)
+                    if found > best_iou or (found == best_iou and k < best):
+                        best, best_iou = k, found
+                    k = links[AFTER, k]
+    return best, best_iou
+
+
+@compiled
+def _octave(area):
+    """The power of two next above the area, within -OCTAVES..OCTAVES."""
+    return min(max(math.frexp(area)[1], -OCTAVES), OCTAVES)
+
+
+@compiled
+def _cell(octave, column, row, cells):
+    """Where the list of a cell is kept. Different cells may share a place: the search looks at IoU, not at cells."""
+    return (column * 73856093 ^ row * 19349663 ^ octave * 83492791) & (cells - 1)

@@ -1,0 +1,319 @@
+"""The inner loops of fusion, compiled by numba on first use and kept on disk. `fuse` is the door to them.
+
+Every greedy method here is one loop: take the boxes of a class in falling order of score, find the cluster that each
+overlaps most, join it or found a new one. WBF, NMW and NMS differ only in what joining means.
+
+Shapes: N rows of all members, M members, I images, K classes. A row is one box of one member.
+"""
+
+# mypy: allow-untyped-defs
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numba import njit
+
+from foldfuse.fusion.clusters import CROWD, X1, X2, Y1, Y2, clear, compiled, make_clusters, nearest, place
+
+WBF, NMS, NMW = 0, 1, 2
+LINEAR, GAUSSIAN = 0, 1
+
+NOWHERE = 1e300  # left side of a box that is done with, whose right side is -NOWHERE
+TOP = (1 << 30) - 1  # the bits of a float32 in [0, 1] are below this
+
+
+@njit(cache=True, nogil=True)
+def first_bad_row(boxes, scores, labels, num_classes):
+    """The first row that is not a box with a score in [0, 1] and a label in 0..K-1; -1 if all are."""
+    for i in range(len(boxes)):
+        finite = np.isfinite(boxes[i, 0]) and np.isfinite(boxes[i, 1])
+        finite = finite and np.isfinite(boxes[i, 2]) and np.isfinite(boxes[i, 3])
+        ordered = boxes[i, 0] <= boxes[i, 2] and boxes[i, 1] <= boxes[i, 3]
+        if not (finite and ordered and 0 <= scores[i] <= 1 and 0 <= labels[i] < num_classes):
+            return i
+    return -1
+
+
+@compiled
+def _before(boxes, a, b):
+    """Whether box `a` stands before box `b` where their scores are equal: by x1, y1, x2, y2."""
+    for c in range(4):
+        if boxes[a, c] != boxes[b, c]:
+            return boxes[a, c] < boxes[b, c]
+    return False
+
+
+@compiled
+def _falling(scores, boxes, labels, count, num_classes, order, spare, starts):
+    """Fill order[:count] with positions by label, then falling score, then box; starts[k] is where label k begins.
+
+    A radix sort on the bits of the float32 scores, which must be in [0, 1]: three stable passes of 10 bits, then one by
+    label.
+    """
+    bits = scores.view(np.int32)
+    seen = np.zeros((3, 1024), np.int64)
+    for i in range(count):
+        key = TOP - bits[i]
+        seen[0, key & 1023] += 1
+        seen[1, (key >> 10) & 1023] += 1
+        seen[2, key >> 20] += 1
+        order[i] = i
+    for digit in range(3):
+        total = 0
+        for value in range(1024):
+            total, seen[digit, value] = total + seen[digit, value], total
+        for i in range(count):
+            row = order[i]
+            value = ((TOP - bits[row]) >> (10 * digit)) & 1023
+            spare[seen[digit, value]] = row
+            seen[digit, value] += 1
+        order, spare = spare, order
+    # After three swaps `spare` is the caller's `order`, which the pass by label fills.
+    starts[:] = 0
+    for i in range(count):
+        starts[labels[i] + 1] += 1
+    for k in range(num_classes):
+        starts[k + 1] += starts[k]
+    for i in range(count):
+        row = order[i]
+        spare[starts[labels[row]]] = row
+        starts[labels[row]] += 1
+    for k in range(num_classes, 0, -1):
+        starts[k] = starts[k - 1]
+    starts[0] = 0
+    for k in range(num_classes):
+        for i in range(starts[k] + 1, starts[k + 1]):
+            row, j = spare[i], i
+            while j > starts[k] and bits[spare[j - 1]] == bits[row] and _before(boxes, row, spare[j - 1]):
+                spare[j] = spare[j - 1]
+                j -= 1
+            spare[j] = row
+
+
+@compiled
+def _gather(boxes, scores, labels, begin, end, image, weights, skip, near, member_of):
+    """Copy the rows of one image that carry a vote to `near`, with weighted scores; the number of them."""
+    near_boxes, near_scores, near_labels = near
+    count = 0
+    for member in range(len(weights)):
+        for row in range(begin[member, image], end[member, image]):
+            score = np.float32(scores[row] * weights[member])
+            flat = boxes[row, 2] <= boxes[row, 0] or boxes[row, 3] <= boxes[row, 1]
+            if scores[row] < skip or score <= 0 or flat:
+                continue
+            for c in range(4):
+                near_boxes[count, c] = boxes[row, c]
+            near_scores[count] = score
+            near_labels[count] = labels[row]
+            member_of[count] = member
+            count += 1
+    return count
+
+
+@compiled
+def greedy(kind, boxes, scores, labels, begin, end, images, weights, total, skip, iou, num_classes, out, found):
+    """Fuse the images images[0]..images[1] - 1 by WBF, NMS or NMW.
+
+    Args:
+        kind: WBF, NMS or NMW.
+        boxes, scores, labels: (N, 4), (N,), (N,) rows of all members.
+        begin, end: (M, I) the rows of each member on each image.
+        images: the first image, and the one after the last.
+        weights: (M,) in [0, 1].
+        total: the sum of `weights`.
+        out: boxes, scores, labels to fill, shaped as the inputs; an image's results begin where its rows would, were
+            the rows sorted by image.
+        found: (I,) to fill with the number of results of each image.
+    """
+    members = len(weights)
+    rows_of = (end - begin).sum(0)
+    offset, size = rows_of[: images[0]].sum(), 0
+    for image in range(images[0], images[1]):
+        size = max(size, rows_of[image])
+
+    near = np.empty((size, 4), np.float32), np.empty(size, np.float32), np.empty(size, np.int64)
+    member_of = np.empty(size, np.int64)
+    order, spare, starts = np.empty(size, np.int32), np.empty(size, np.int32), np.empty(num_classes + 1, np.int64)
+    sides, heads, links = make_clusters(size)
+    sums, votes, voted = np.empty((size, 4)), np.empty(size), np.empty((size, members // 64 + 1), np.uint64)
+    founder = np.empty(size, np.int64)
+    fused_boxes, fused_scores = np.empty((size, 4), np.float32), np.empty(size, np.float32)
+    fused_labels = np.empty(size, np.int64)
+    one_label = np.zeros(size, np.int64)
+
+    for image in range(images[0], images[1]):
+        count = _gather(boxes, scores, labels, begin, end, image, weights, skip, near, member_of)
+        near_boxes, near_scores, near_labels = near
+        _falling(near_scores, near_boxes, near_labels, count, num_classes, order, spare, starts)
+        results = 0
+        for label in range(num_classes):
+            crowded = starts[label + 1] - starts[label] > CROWD
+            made, last, match, match_iou = 0, -1, -1, 0.0
+            for i in range(starts[label], starts[label + 1]):
+                row = order[i]
+                box = (
+                    np.float64(near_boxes[row, 0]),
+                    np.float64(near_boxes[row, 1]),
+                    np.float64(near_boxes[row, 2]),
+                    np.float64(near_boxes[row, 3]),
+                )
+                # Equal boxes of equal score stay together, or else the order of members would decide who goes where.
+                same = last >= 0 and near_scores[row] == near_scores[last]
+                for c in range(4):
+                    same = same and near_boxes[row, c] == near_boxes[last, c]
+                last = row
+                if not same:
+                    match, match_iou = nearest(sides, heads, links, made, box, iou, crowded)
+                if match < 0:
+                    match, match_iou = made, 1.0
+                    place(sides, heads, links, match, box, crowded, True)
+                    sums[match], votes[match], voted[match], founder[match] = 0, 0, 0, row
+                    made += 1
+                word, bit = member_of[row] // 64, np.uint64(1) << np.uint64(member_of[row] % 64)
+                if kind == NMS or voted[match, word] & bit:
+                    continue
+                voted[match, word] |= bit
+                vote = near_scores[row] * match_iou if kind == NMW else np.float64(near_scores[row])
+                votes[match] += vote
+                for c in range(4):
+                    sums[match, c] += vote * box[c]
+                if kind == WBF and row != founder[match]:
+                    total_votes, mean = votes[match], sums[match]
+                    box = mean[0] / total_votes, mean[1] / total_votes, mean[2] / total_votes, mean[3] / total_votes
+                    place(sides, heads, links, match, box, crowded, False)
+
+            for k in range(made):
+                fused_boxes[results, 0], fused_boxes[results, 1] = sides[X1, k], sides[Y1, k]
+                fused_boxes[results, 2], fused_boxes[results, 3] = sides[X2, k], sides[Y2, k]
+                if kind == NMW:
+                    for c in range(4):
+                        fused_boxes[results, c] = sums[k, c] / votes[k]
+                fused_scores[results] = min(votes[k] / total, 1.0) if kind == WBF else near_scores[founder[k]]
+                fused_labels[results] = label
+                results += 1
+            clear(heads, links, made, crowded)
+
+        _write(fused_boxes, fused_scores, fused_labels, results, one_label, order, spare, out, offset)
+        found[image] = results
+        offset += rows_of[image]
+
+
+@compiled
+def _write(boxes, scores, labels, count, one_label, order, spare, out, offset):
+    """Copy the results of one image to `out` in falling order of score, then by box, then by label."""
+    _falling(scores, boxes, one_label, count, 1, order, spare, np.empty(2, np.int64))
+    out_boxes, out_scores, out_labels = out
+    for i in range(count):
+        row, to = order[i], offset + i
+        for c in range(4):
+            out_boxes[to, c] = boxes[row, c]
+        out_scores[to], out_labels[to] = scores[row], labels[row]
+
+
+@compiled
+def soften(
+    method, sigma, floor, boxes, scores, labels, begin, end, images, weights, skip, iou, num_classes, out, found
+):
+    """Soft-NMS of the images images[0]..images[1] - 1.
+
+    Args:
+        method: LINEAR or GAUSSIAN.
+        sigma: of the Gaussian.
+        floor: boxes whose score falls to this or below are dropped.
+        boxes, scores, labels, begin, end, images, weights, skip, iou, num_classes, out, found: as for `greedy`.
+    """
+    rows_of = (end - begin).sum(0)
+    offset, size = rows_of[: images[0]].sum(), 0
+    for image in range(images[0], images[1]):
+        size = max(size, rows_of[image])
+
+    near = np.empty((size, 4), np.float32), np.empty(size, np.float32), np.empty(size, np.int64)
+    member_of = np.empty(size, np.int64)
+    order, spare, starts = np.empty(size, np.int32), np.empty(size, np.int32), np.empty(num_classes + 1, np.int64)
+    columns, shared = np.empty((6, size)), np.empty(size)
+    x1, y1, x2, y2, area, left = columns[0], columns[1], columns[2], columns[3], columns[4], columns[5]
+    fused_boxes, fused_scores = np.empty((size, 4), np.float32), np.empty(size, np.float32)
+    fused_labels = np.empty(size, np.int64)
+    one_label = np.zeros(size, np.int64)
+    meets = 0.0 if method == GAUSSIAN else iou
+
+    for image in range(images[0], images[1]):
+        count = _gather(boxes, scores, labels, begin, end, image, weights, skip, near, member_of)
+        near_boxes, near_scores, near_labels = near
+        _falling(near_scores, near_boxes, near_labels, count, num_classes, order, spare, starts)
+        results = 0
+        for label in range(num_classes):
+            n = starts[label + 1] - starts[label]
+            for i in range(n):
+                row = order[starts[label] + i]
+                x1[i], y1[i] = near_boxes[row, 0], near_boxes[row, 1]
+                x2[i], y2[i] = near_boxes[row, 2], near_boxes[row, 3]
+                area[i] = (x2[i] - x1[i]) * (y2[i] - y1[i])
+                left[i] = near_scores[row]
+            taken = 0  # boxes among the n that are done with, and lie nowhere
+            while n > taken:
+                most = _greatest(left, n)
+                if most <= floor:
+                    break
+                best = 0
+                while left[best] != most:  # the first, since the order decides between equal scores
+                    best += 1
+                box, box_area = (x1[best], y1[best], x2[best], y2[best]), area[best]
+                for c in range(4):
+                    fused_boxes[results, c] = box[c]
+                fused_scores[results], fused_labels[results] = most, label
+                results += 1
+                left[best], x1[best], x2[best] = -1.0, NOWHERE, -NOWHERE
+                taken += 1
+                if 4 * taken > n:
+                    n, taken = _close_up(columns, n, floor), 0
+                for i in range(n):
+                    wide = max(min(x2[i], box[2]) - max(x1[i], box[0]), 0.0)
+                    high = max(min(y2[i], box[3]) - max(y1[i], box[1]), 0.0)
+                    shared[i] = wide * high / (area[i] + box_area - wide * high)
+                for i in range(n):
+                    if shared[i] > meets:
+                        left[i] *= math.exp(-shared[i] * shared[i] / sigma) if method == GAUSSIAN else 1 - shared[i]
+
+        _write(fused_boxes, fused_scores, fused_labels, results, one_label, order, spare, out, offset)
+        found[image] = results
+        offset += rows_of[image]
+
+
+@compiled
+def _greatest(values, count):
+    """The greatest of values[:count]; four at a time, since a step of a single chain waits for the one before."""
+    a = b = c = d = -np.inf
+    for i in range(0, count - 3, 4):
+        a, b = max(a, values[i]), max(b, values[i + 1])
+        c, d = max(c, values[i + 2]), max(d, values[i + 3])
+    for i in range(count - count % 4, count):
+        a = max(a, values[i])
+    return max(max(a, b), max(c, d))
+
+
+@compiled
+def _close_up(columns, count, floor):
+    """Move the boxes whose score, in the last column, is above `floor` to the front, in order; the number of them."""
+    kept = 0
+    for i in range(count):
+        if columns[5, i] > floor:
+            for c in range(6):
+                columns[c, kept] = columns[c, i]
+            kept += 1
+    return kept
+
+
+@njit(cache=True, nogil=True)
+def compact(boxes, scores, labels, rows_of, found):
+    """The results of all images without the gaps between them: boxes, scores, labels. Works in place."""
+    source, target = 0, 0
+    for image in range(len(found)):
+        for i in range(found[image]):
+            boxes[target + i] = boxes[source + i]
+            scores[target + i] = scores[source + i]
+            labels[target + i] = labels[source + i]
+        source += rows_of[image]
+        target += found[image]
+    return boxes[:target].copy(), scores[:target].copy(), labels[:target].copy()

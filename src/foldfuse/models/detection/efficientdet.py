@@ -1,0 +1,260 @@
+"""EfficientDet at any image size that is a multiple of its stride.
+
+Source: Tan, Pang & Le, "EfficientDet", arXiv:1911.09070. The network (backbone, BiFPN, shared heads with a batch norm per
+level) was checked against effdet 0.4.1 (Apache-2.0): the same outputs with the same weights.
+Where we differ: what it learns from, see `aligned`.
+
+Shapes: B images, K classes, A anchors of all levels.
+
+The EfficientDets by name: compound scaling in one table.
+
+Source: Tan, Pang & Le, "EfficientDet", arXiv:1911.09070, table 1 (D0-D7) and section 3.3; what the paper leaves open (the
+Lite variants, anchor scales, DropPath of the backbone, plain sums in D6 and D7 "for training stability") are facts of the
+authors' released models, as effdet 0.4.1 (Apache-2.0) lists them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import timm
+import torch
+from torch import Tensor, nn
+
+from foldfuse.errors import InputError
+from foldfuse.models.cpu.fast_layers import ReLU6, SiLU, quicken
+from foldfuse.models.cpu.fold_batch_norm import folded
+from foldfuse.models.detection import anchors as A
+from foldfuse.models.detection.bifpn import BiFPN
+from foldfuse.models.detection.dense_head import PRIOR, Aligned, Raw
+from foldfuse.models.detection.heads import Head
+from foldfuse.models.pretrained.imagenet import load_backbone
+
+
+class EfficientDet(Aligned, nn.Module):
+    """Backbone -> BiFPN -> class and box heads."""
+
+    mean: Tensor
+    std: Tensor
+
+    per_cell = A.PER_CELL
+    stride = 32  # image height and width must be multiples of this
+
+    def __init__(
+        self,
+        num_classes: int,
+        *,
+        backbone: str = "tf_efficientnet_lite0",
+        width: int = 64,
+        repeats: int = 3,
+        head_repeats: int = 3,
+        act: Callable[[], nn.Module] = ReLU6,
+        weighted: bool = False,
+        anchor_scale: float = 3.0,
+        mean: Sequence[float] = (0.5, 0.5, 0.5),
+        std: Sequence[float] = (0.5, 0.5, 0.5),
+        drop_path: float = 0.0,
+        image_size: int = 320,
+    ) -> None:
+        super().__init__()
+        self.num_classes = num_classes
+        self.image_size = image_size  # pixels, the side that it was published with
+        self.anchor_scale = anchor_scale
+        self.backbone = timm.create_model(backbone, features_only=True, out_indices=(2, 3, 4), drop_path_rate=drop_path)
+        self.neck = BiFPN(
+            self.backbone.feature_info.channels(), width=width, repeats=repeats, act=act, weighted=weighted
+        )
+        self.class_head = Head(width, repeats=head_repeats, outputs=num_classes, num_levels=5, act=act)
+        self.box_head = Head(width, repeats=head_repeats, outputs=4, num_levels=5, act=act)
+        self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
+        self._initialise()
+        quicken(self.backbone)
+        self._level_stages = [int(f["module"].split(".")[1]) for f in self.backbone.feature_info.get_dicts()]
+        self._frozen: _Outside | None = None
+        self._num_frozen = 0
+
+    def _initialise(self) -> None:
+        for part in (self.neck, self.class_head, self.box_head):
+            for module in part.modules():
+                if isinstance(module, nn.Conv2d):
+                    fan_in = module.weight[0].numel()
+                    nn.init.normal_(module.weight, std=fan_in**-0.5)
+                    if module.bias is not None:
+                        nn.init.zeros_(module.bias)
+        bias = self.class_head.predict.pointwise.bias
+        assert bias is not None
+        nn.init.constant_(bias, -math.log((1 - PRIOR) / PRIOR))
+        for head in (self.class_head, self.box_head):  # start from the anchors as they are, and from the prior
+            nn.init.normal_(head.predict.pointwise.weight, std=0.01)
+
+    def forward(self, images: Tensor) -> Raw:
+        """(B, 3, H, W) RGB in [0, 1], H and W multiples of `stride` -> Raw.
+
+        Raises:
+            InputError: H or W is no multiple of `stride`.
+        """
+        height, width = images.shape[-2:]
+        if height % self.stride or width % self.stride:
+            raise InputError(
+                f"the image is {height} x {width} pixels (height x width); both must be multiples of {self.stride}."
+            )
+        levels = self.neck(self._features((images - self.mean) / self.std))
+        sizes = tuple((x.shape[-2], x.shape[-1]) for x in levels)  # no int(): it would fix the size of an export
+        return Raw(self.class_head(levels), self.box_head(levels), sizes, (height, width))
+
+    def _features(self, x: Tensor) -> list[Tensor]:
+        """(B, 3, H, W) -> the backbone's levels P3, P4, P5."""
+        if self._frozen is None:
+            return list(self.backbone(x))
+        levels = []
+        with torch.no_grad():
+            x = self._frozen(x)
+        for i, stage in enumerate(self.backbone.blocks):
+            if i >= self._num_frozen:
+                x = stage(x)
+            if i in self._level_stages and i >= self._num_frozen - 1:
+                levels.append(x)
+        return levels
+
+    def freeze(self, stages: int) -> None:
+        """Put the model into training mode, but for the backbone's stem and first `stages` stages (0..3).
+
+        Those have the most pixels and the most general features. They are not trained: they run as one folded copy,
+        without gradients. `stages` = 0 trains everything.
+        """
+        self.train()
+        self._frozen, self._num_frozen = None, stages
+        self.backbone.requires_grad_(not stages)
+        if not stages:
+            return
+        assert stages <= self._level_stages[0] + 1, "the levels after the first must come from stages that are trained"
+        stem, blocks = [self.backbone.conv_stem, self.backbone.bn1], list(self.backbone.blocks)
+        for part in [*stem, *blocks[:stages]]:
+            part.eval()
+        for stage in blocks[stages:]:
+            stage.requires_grad_(True)
+        self._frozen = _Outside(folded(nn.Sequential(*stem, *blocks[:stages])))
+
+    def places(self, raw: Raw) -> Tensor:
+        """(A, 4) cxcywh of the anchors in input pixels."""
+        return A.anchors(raw.sizes, raw.image, self.anchor_scale).to(raw.codes.device)
+
+    def boxes(self, codes: Tensor, places: Tensor) -> Tensor:
+        """(..., 4) codes and (..., 4) anchors -> (..., 4) xyxy in input pixels."""
+        return A.decode(codes, places)
+
+
+class _Outside:
+    """A module that its owner uses but does not own: it is in no state dict, and `train()` does not reach it."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self.module(x)
+
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+LITE_MEAN, LITE_STD = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
+
+
+@dataclass(frozen=True)
+class Scaling:
+    """How one member of the family is made.
+
+    Attributes:
+        backbone: timm's name.
+        image_size: pixels, the side of the square that it was published with; it works at any.
+        width: channels of the BiFPN and of the heads.
+        repeats: BiFPN layers.
+        head_repeats: convolutions of a head, before the one that predicts.
+        fusion: "weighted" (fast normalised fusion) or "sum".
+        anchor_scale: side of a level's smallest anchor, in strides.
+        drop_path: rate of the backbone's last block; it grows linearly up to there.
+    """
+
+    backbone: str
+    image_size: int
+    width: int
+    repeats: int
+    head_repeats: int
+    fusion: str
+    anchor_scale: float
+    drop_path: float
+
+    @property
+    def lite(self) -> bool:
+        """Made for quantised inference: ReLU6 for SiLU, no squeeze-excite, inputs in -1..1."""
+        return "lite" in self.backbone
+
+
+SCALINGS: Mapping[str, Scaling] = {
+    #                                 backbone                 size width repeats head  fusion  anchors drop_path
+    "efficientdet_d0": Scaling("tf_efficientnet_b0", 512, 64, 3, 3, "weighted", 4.0, 0.2),
+    "efficientdet_d1": Scaling("tf_efficientnet_b1", 640, 88, 4, 3, "weighted", 4.0, 0.2),
+    "efficientdet_d2": Scaling("tf_efficientnet_b2", 768, 112, 5, 3, "weighted", 4.0, 0.2),
+    "efficientdet_d3": Scaling("tf_efficientnet_b3", 896, 160, 6, 4, "weighted", 4.0, 0.2),
+    "efficientdet_d4": Scaling("tf_efficientnet_b4", 1024, 224, 7, 4, "weighted", 4.0, 0.2),
+    "efficientdet_d5": Scaling("tf_efficientnet_b5", 1280, 288, 7, 4, "weighted", 4.0, 0.2),
+    "efficientdet_d6": Scaling("tf_efficientnet_b6", 1280, 384, 8, 5, "sum", 4.0, 0.2),
+    "efficientdet_d7": Scaling("tf_efficientnet_b6", 1536, 384, 8, 5, "sum", 5.0, 0.2),
+    "efficientdet_lite0": Scaling("tf_efficientnet_lite0", 320, 64, 3, 3, "sum", 3.0, 0.0),
+    "efficientdet_lite1": Scaling("tf_efficientnet_lite1", 384, 88, 4, 3, "sum", 3.0, 0.2),
+    "efficientdet_lite2": Scaling("tf_efficientnet_lite2", 448, 112, 5, 3, "sum", 3.0, 0.2),
+    "efficientdet_lite3": Scaling("tf_efficientnet_lite3", 512, 160, 6, 4, "sum", 4.0, 0.2),
+    "efficientdet_lite4": Scaling("tf_efficientnet_lite4", 640, 224, 7, 4, "sum", 4.0, 0.2),
+}
+
+
+def make(
+    scaling: Scaling, num_classes: int, *, anchor_scale: float | None = None, pretrained: bool = True
+) -> EfficientDet:
+    """An EfficientDet of this scaling; ImageNet weights in its backbone unless told not to.
+
+    Args:
+        scaling: a row of the table.
+        num_classes: of the data.
+        anchor_scale: None for the table's.
+        pretrained: begin with ImageNet weights.
+
+    Raises:
+        InputError: the weights are not at hand.
+    """
+    model = EfficientDet(
+        num_classes,
+        backbone=scaling.backbone,
+        width=scaling.width,
+        repeats=scaling.repeats,
+        head_repeats=scaling.head_repeats,
+        act=ReLU6 if scaling.lite else SiLU,
+        weighted=scaling.fusion == "weighted",
+        anchor_scale=scaling.anchor_scale if anchor_scale is None else anchor_scale,
+        mean=LITE_MEAN if scaling.lite else IMAGENET_MEAN,
+        std=LITE_STD if scaling.lite else IMAGENET_STD,
+        drop_path=scaling.drop_path,
+        image_size=scaling.image_size,
+    )
+    if pretrained:
+        load_backbone(model.backbone, scaling.backbone)
+    return model
+
+
+def _maker(name: str, scaling: Scaling) -> Callable[..., EfficientDet]:
+    """The registry's maker of one row."""
+
+    def maker(num_classes: int, *, anchor_scale: float | None = None, pretrained: bool = True) -> EfficientDet:
+        return make(scaling, num_classes, anchor_scale=anchor_scale, pretrained=pretrained)
+
+    backbone = scaling.backbone.removeprefix("tf_efficientnet_").capitalize()
+    maker.__name__ = maker.__qualname__ = name
+    maker.__doc__ = (
+        f"EfficientNet-{backbone}, {scaling.repeats} BiFPN layers of {scaling.width} channels "
+        f"({'plain sums' if scaling.fusion == 'sum' else 'weighted fusion'}), heads of {scaling.head_repeats}."
+    )
+    return maker
+
+
+FAMILY: Mapping[str, Callable[..., EfficientDet]] = {name: _maker(name, row) for name, row in SCALINGS.items()}

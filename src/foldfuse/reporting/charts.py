@@ -1,0 +1,371 @@
+"""Charts as inline SVG: lines, bars, histograms and a timeline. Numbers in, markup out; nothing here reads a file.
+
+Heights are in pixels and horizontal places in per cent, so a chart fills whatever width it is given and its letters
+stay as large as the page's. Colours, strokes and fonts are the page's: the classes `c0`..`c7` are its palette, and
+they are told apart by dashes too once they repeat. Every text passes through `escape`.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from markupsafe import Markup, escape
+
+from foldfuse.boxes import Array
+from foldfuse.system.durations import clock_text
+
+COLOURS = 8
+_TIME_STEPS = (1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 14400, 21600, 43200, 86400)  # seconds
+_PLOT_TOP, _PLOT_HEIGHT, _PLOT_FOOT = 26, 200, 42  # pixels: above the plot, the plot, its tick labels and axis title
+_PLOT_LEFT, _PLOT_WIDTH = 11.0, 87.0  # per cent of the chart's width
+_LANE = 15  # pixels: the height of a lane below its name
+_ROW, _BAR = 36, 11  # pixels: one labelled bar with its label, and the bar alone
+
+
+@dataclass(frozen=True)
+class Line:
+    """One curve. `colour` is a place in the palette; from 8 on the palette repeats with dashes.
+
+    A `strong` one is drawn above the others, thicker and as dark as the letters.
+    """
+
+    name: str
+    x: Array
+    y: Array
+    colour: int
+    strong: bool = False
+
+
+@dataclass(frozen=True)
+class Bar:
+    """One labelled bar; `interval` is drawn as a whisker, `strong` in the page's accent colour."""
+
+    label: str
+    value: float
+    text: str
+    strong: bool = False
+    interval: tuple[float, float] | None = None
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A chart with its title and the sentence below it, and the names of its colours where it has any.
+
+    `lead` is the name of its strong line.
+    """
+
+    title: str
+    svg: Markup
+    caption: str
+    legend: tuple[str, ...] = ()
+    lead: str | None = None
+
+
+@dataclass(frozen=True)
+class Span:
+    """Something that took from `start` to `end`, in seconds."""
+
+    name: str
+    kind: str
+    start: float
+    end: float
+
+
+@dataclass(frozen=True)
+class Lane:
+    """A lane with its own name: faint over all of its time, and strong where something was done. `colour` is f0..f7."""
+
+    name: str
+    words: str
+    whole: Span
+    blocks: tuple[Span, ...]
+    colour: str
+
+
+@dataclass(frozen=True)
+class Axis:
+    """A range of values and the labelled ticks in it."""
+
+    low: float
+    high: float
+    ticks: tuple[tuple[float, str], ...]
+    log: bool = False
+
+
+def duration(seconds: float) -> str:
+    """Seconds for a human, with tenths where they matter: "0.4 s", "48 s", "9 min 5 s"."""
+    return f"{seconds:.1f} s" if seconds < 9.95 else clock_text(seconds)
+
+
+def linear_axis(low: float, high: float, *, count: int = 5) -> Axis:
+    """An axis over at least low..high, with about `count` ticks at round numbers."""
+    width = high - low if high > low else max(abs(high), 1.0)
+    power = 10.0 ** math.floor(math.log10(width / count))
+    step = next(power * m for m in (1, 2, 5, 10) if power * m * count >= width * (1 - 1e-9))
+    first, last = math.floor(low / step + 1e-9), math.ceil((low + width) / step - 1e-9)
+    ticks = tuple((i * step, f"{i * step:.6g}") for i in range(first, last + 1))
+    return Axis(first * step, last * step, ticks)
+
+
+def log_axis(low: float, high: float) -> Axis:
+    """A logarithmic axis over low..high (both above 0), with ticks at 1, 2 and 5 times powers of ten."""
+    low, high = low / 1.05, high * 1.05
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    ticks = [m * 10.0**p for p in powers for m in (1, 2, 5) if low <= m * 10.0**p <= high]
+    if len(ticks) > 7:
+        ticks = [t for t in ticks if math.isclose(math.log10(t) % 1, 0, abs_tol=1e-9)]
+    if len(ticks) < 2:  # the whole range lies between two of them
+        ticks = [low, math.sqrt(low * high), high]
+    return Axis(low, high, tuple((t, f"{t:.3g}") for t in ticks), log=True)
+
+
+def time_axis(high: float) -> Axis:
+    """An axis over 0..high seconds, with at most seven ticks at round seconds, minutes or hours."""
+    high = max(high, 1.0)
+    step = next((s for s in _TIME_STEPS if high / s <= 6), 86400 * math.ceil(high / 86400 / 6))
+    unit, name = (1, "s") if step < 60 else (60, "min") if step < 3600 else (3600, "h")
+    ticks = tuple((i * step, f"{i * step // unit} {name}") for i in range(int(high // step) + 1))
+    return Axis(0.0, high, ticks)
+
+
+def share(axis: Axis, value: float) -> float:
+    """Where `value` lies on the axis: 0 at its low end, 1 at its high end; values outside are moved to the ends."""
+    low, high = axis.low, axis.high
+    if axis.log:
+        low, high, value = math.log(low), math.log(high), math.log(max(value, 1e-300))
+    return min(max((value - low) / (high - low), 0.0), 1.0)
+
+
+def thinned(x: Array, y: Array, *, points: int = 60) -> tuple[Array, Array]:
+    """(n,), (n,) -> (m,), (m,) with m <= points: means of consecutive stretches, which smooths a noisy curve too."""
+    edges = np.linspace(0, len(x), min(len(x), points) + 1).astype(int)
+    stretches = list(itertools.pairwise(edges))
+    return np.array([x[a:b].mean() for a, b in stretches]), np.array([y[a:b].mean() for a, b in stretches])
+
+
+def line_chart(
+    lines: Sequence[Line],
+    x: Axis,
+    y: Axis,
+    *,
+    titles: tuple[str, str],
+    label: str,
+    dots: bool = False,
+    deadline: float | None = None,
+) -> Markup:
+    """Curves over a grid. `titles` are those of the x and y axis, `label` says in words what is drawn."""
+    curves = []
+    for line in sorted(lines, key=lambda line: line.strong):
+        points = [
+            (round(1000 * share(x, a), 1), round(1000 * (1 - share(y, b)), 1))
+            for a, b in zip(line.x.tolist(), line.y.tolist(), strict=True)
+        ]
+        style = f"line c{line.colour % COLOURS}" + (" dashed" if line.colour // COLOURS % 2 else "")
+        style = "line strong" if line.strong else style
+        path = "M" + " ".join(f"{a:g},{b:g}" for a, b in points)
+        curves.append(Markup('<path class="{}" d="{}"><title>{}</title></path>').format(style, path, line.name))
+        if dots or len(points) == 1:  # a line of no length with round ends is a dot, whatever the stretching
+            for a, b in points:
+                curves.append(Markup('<path class="dot c{}" d="M{:g},{:g}h0"/>').format(line.colour % COLOURS, a, b))
+    marks = Markup("")
+    if deadline is not None:
+        at = _PLOT_LEFT + _PLOT_WIDTH * share(x, deadline)
+        marks = _deadline(at, _PLOT_TOP, _PLOT_TOP + _PLOT_HEIGHT, word_y=_PLOT_TOP - 8)
+    return _chart(_frame(x, y, titles) + marks + _stretched(curves), _PLOT_TOP + _PLOT_HEIGHT + _PLOT_FOOT, label)
+
+
+def histogram(counts: Sequence[int], edges: Sequence[float], x: Axis, *, titles: tuple[str, str], label: str) -> Markup:
+    """Upright bars, one for each of the n counts between its two of the n + 1 edges."""
+    y = linear_axis(0, max([*counts, 1]), count=4)
+    bars = []
+    for count, low, high in zip(counts, edges[:-1], edges[1:], strict=True):
+        left, right, top = share(x, low), share(x, high), share(y, count)
+        bars.append(
+            Markup(
+                '<rect class="bar" x="{:.1f}" y="{:.1f}" width="{:.1f}" height="{:.1f}"><title>{}</title></rect>'
+            ).format(
+                1000 * left,
+                1000 * (1 - top),
+                1000 * max(right - left, 0.001),
+                1000 * top,
+                f"{low:.4g} to {high:.4g}: {count}",
+            )
+        )
+    return _chart(_frame(x, y, titles) + _stretched(bars), _PLOT_TOP + _PLOT_HEIGHT + _PLOT_FOOT, label)
+
+
+def bar_chart(bars: Sequence[Bar], *, label: str) -> Markup:
+    """Lying bars from 0, the longest over three quarters of the width, with labels above and texts at their ends."""
+    top = max([b.value for b in bars] + [b.interval[1] for b in bars if b.interval] + [1e-12])
+    parts = []
+    for i, bar in enumerate(bars):
+        y, end = i * _ROW, 75 * max(bar.value, 0) / top
+        parts.append(
+            Markup(
+                '<text class="name" x="0" y="{}">{}</text>'
+                '<rect class="bar{}" x="0" y="{}" width="{:.2f}%" height="{}" rx="2"/>'
+            ).format(y + 13, bar.label, " strong" if bar.strong else "", y + 19, end, _BAR)
+        )
+        if bar.interval:
+            low, high = (75 * min(max(v, 0), top) / top for v in bar.interval)
+            parts += _whisker(low, high, y + 19 + _BAR / 2)
+            end = max(end, high)
+        parts.append(Markup('<text x="{:.2f}%" dx="6" y="{}">{}</text>').format(end, y + 19 + _BAR - 1, bar.text))
+    return _chart(Markup("").join(parts), max(len(bars), 1) * _ROW, label)
+
+
+def _whisker(low: float, high: float, y: float) -> list[Markup]:
+    """A line from low to high per cent with a stroke at each end, on a rim that keeps it visible over its bar."""
+    strokes = [
+        Markup('x1="{:.2f}%" y1="{:g}" x2="{:.2f}%" y2="{:g}"').format(x1, y + y1, x2, y + y2)
+        for x1, y1, x2, y2 in ((low, 0, high, 0), (low, -4, low, 4), (high, -4, high, 4))
+    ]
+    return [
+        Markup('<line class="{}" {}/>').format(style, stroke)
+        for style in ("whisker rim", "whisker")
+        for stroke in strokes
+    ]
+
+
+def timeline(spans: Sequence[Span], *, kinds: Sequence[str], deadline: float | None, label: str) -> Markup:
+    """One lane a kind, a block a span, and a line at the deadline; below them the time since the start."""
+    total = sum(s.end - s.start for s in spans) or 1.0
+    axis = time_axis(max([s.end for s in spans] + [deadline or 0.0]) * 1.04)
+    lanes = [k for k in kinds if any(s.kind == k for s in spans)]
+    height = len(lanes) * _ROW
+    parts = [_time_grid(axis, height)]
+    for i, kind in enumerate(lanes):
+        own = [s for s in spans if s.kind == kind]
+        taken = sum(s.end - s.start for s in own)
+        parts.append(
+            Markup('<text class="name" x="0" y="{}">{} <tspan class="aside">{}</tspan></text>').format(
+                i * _ROW + 13, kind, f"{duration(taken)}, {taken / total:.0%}"
+            )
+        )
+        for span in own:
+            left, right = 100 * share(axis, span.start), 100 * share(axis, span.end)
+            parts.append(
+                Markup(
+                    '<rect class="block f{}" x="{:.2f}%" y="{}" width="{:.2f}%" height="{}"><title>{}</title></rect>'
+                ).format(
+                    kinds.index(kind) % COLOURS,
+                    left,
+                    i * _ROW + 18,
+                    max(right - left, 0.25),
+                    _BAR + 2,
+                    f"{span.name}: {duration(span.end - span.start)}, from {duration(span.start)} on",
+                )
+            )
+    if deadline is not None:
+        parts.append(_deadline(100 * share(axis, deadline), 0, height + 4, word_y=13))
+    return _chart(Markup("").join(parts), height + 24, label)
+
+
+def lanes(rows: Sequence[Lane], *, deadline: float | None, label: str) -> Markup:
+    """A list with a lane a row, each under its name and words, and below them the time since the start.
+
+    Names and words are a paragraph of the page, which breaks where the page is narrow.
+    """
+    spans = [span for row in rows for span in (row.whole, *row.blocks)]
+    axis = time_axis(max([s.end for s in spans] + [deadline or 0.0]) * 1.04)
+    items = []
+    for row in rows:
+        blocks = [_block(axis, row.whole, f"{row.colour} faint"), *(_block(axis, b, row.colour) for b in row.blocks)]
+        if deadline is not None:
+            blocks.append(_deadline(100 * share(axis, deadline), 0, _LANE, word_y=None))
+        items.append(
+            Markup('<li><span class="name">{}</span> <span class="aside">{}</span>{}</li>').format(
+                row.name,
+                row.words,
+                Markup('<svg class="chart" aria-hidden="true" width="100%" height="{}">{}</svg>').format(
+                    _LANE, Markup("").join(blocks)
+                ),
+            )
+        )
+    foot = _time_grid(axis, 0)
+    if deadline is not None:
+        foot += _deadline(100 * share(axis, deadline), 0, 4, word_y=None)
+    return Markup('<ul class="lanes" aria-label="{}">{}</ul>{}').format(
+        label,
+        Markup("").join(items),
+        Markup('<svg class="chart" aria-hidden="true" width="100%" height="24">{}</svg>').format(foot),
+    )
+
+
+def _block(axis: Axis, span: Span, style: str) -> Markup:
+    left, right = 100 * share(axis, span.start), 100 * share(axis, span.end)
+    title = f"{span.name}: {duration(span.end - span.start)}, from {duration(span.start)} on"
+    return Markup(
+        '<rect class="block {}" x="{:.2f}%" y="1" width="{:.2f}%" height="{}"><title>{}</title></rect>'
+    ).format(style, left, max(right - left, 0.25), _BAR + 2, title)
+
+
+def _time_grid(axis: Axis, height: int) -> Markup:
+    """Upright lines over `height` pixels at the ticks, with their labels below."""
+    parts = []
+    for value, text in axis.ticks:
+        at = 100 * share(axis, value)
+        anchor = "start" if at < 4 else "end" if at > 97 else "middle"
+        parts.append(
+            Markup(
+                '<line class="grid" x1="{0:.2f}%" y1="0" x2="{0:.2f}%" y2="{1}"/>'
+                '<text class="tick" x="{0:.2f}%" y="{2}" text-anchor="{3}">{4}</text>'
+            ).format(at, height + 4, height + 18, anchor, text)
+        )
+    return Markup("").join(parts)
+
+
+def _deadline(at: float, top: int, bottom: int, *, word_y: int | None) -> Markup:
+    """A line at `at` per cent of the width, with its name where that has a place."""
+    line = Markup('<line class="deadline" x1="{0:.2f}%" y1="{1}" x2="{0:.2f}%" y2="{2}"/>').format(at, top, bottom)
+    if word_y is None:
+        return line
+    word = Markup('<text class="deadline" x="{:.2f}%" dx="-5" y="{}" text-anchor="end">deadline</text>')
+    return line + word.format(at, word_y)
+
+
+def _chart(inside: Markup, height: int, label: str) -> Markup:
+    return Markup('<svg class="chart" role="img" aria-label="{}" width="100%" height="{}">{}</svg>').format(
+        escape(label), height, inside
+    )
+
+
+def _stretched(parts: Iterable[Markup]) -> Markup:
+    """The plot's own 1000 x 1000 square, pulled to the plot's size; strokes keep their width by the page's style."""
+    return Markup(
+        '<svg class="plot" x="{}%" y="{}" width="{}%" height="{}" viewBox="0 0 1000 1000" preserveAspectRatio="none">'
+        "{}</svg>"
+    ).format(_PLOT_LEFT, _PLOT_TOP, _PLOT_WIDTH, _PLOT_HEIGHT, Markup("").join(parts))
+
+
+def _frame(x: Axis, y: Axis, titles: tuple[str, str]) -> Markup:
+    """Grid lines, tick labels and the axes' titles."""
+    bottom, right = _PLOT_TOP + _PLOT_HEIGHT, _PLOT_LEFT + _PLOT_WIDTH
+    parts = []
+    for value, text in y.ticks:
+        at = bottom - _PLOT_HEIGHT * share(y, value)
+        parts.append(
+            Markup('<line class="grid" x1="{}%" y1="{:.1f}" x2="{}%" y2="{:.1f}"/>').format(_PLOT_LEFT, at, right, at)
+        )
+        parts.append(
+            Markup('<text class="tick" x="{}%" dx="-6" y="{:.1f}" text-anchor="end">{}</text>').format(
+                _PLOT_LEFT, at + 4, text
+            )
+        )
+    for value, text in x.ticks:
+        place = share(x, value)
+        anchor = "end" if place > 0.97 else "middle"
+        parts.append(
+            Markup('<text class="tick" x="{:.2f}%" y="{}" text-anchor="{}">{}</text>').format(
+                _PLOT_LEFT + _PLOT_WIDTH * place, bottom + 16, anchor, text
+            )
+        )
+    parts.append(
+        Markup('<text class="axis" x="{}%" y="{}" text-anchor="end">{}</text>').format(right, bottom + 35, titles[0])
+    )
+    parts.append(Markup('<text class="axis" x="0" y="11">{}</text>').format(titles[1]))
+    return Markup("").join(parts)

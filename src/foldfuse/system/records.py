@@ -1,0 +1,109 @@
+"""Typed records: frozen dataclasses as JSON files that are checked field by field when they are read.
+
+A file holds the fields of one dataclass and "format", the version of its layout. A file of a later version than this package
+knows is refused, and so is a field that is missing, unknown or of the wrong type: the sentence names it.
+
+msgspec does the checking (https://jcristharif.com/msgspec/supported-types.html). Integers are taken where a float is expected;
+nothing else is converted.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+
+from foldfuse.errors import InputError, unknown_name
+from foldfuse.system.atomic_files import write_text
+
+R = TypeVar("R")
+VERSION_KEY = "format"
+
+
+def to_plain(record: Any, *, version: int | None = None) -> dict[str, Any]:
+    """The fields of a dataclass as what JSON can hold: dicts, lists, str, int, float, bool and None.
+
+    Args:
+        record: a dataclass, whose fields may be dataclasses, tuples, mappings and paths.
+        version: of the layout, written as "format" before the fields; nothing is added without one.
+    """
+    plain: dict[str, Any] = msgspec.to_builtins(record, enc_hook=_plain)
+    return plain if version is None else {VERSION_KEY: version, **plain}
+
+
+def from_plain(value: Any, kind: type[R], *, where: str, what: str, version: int | None = None) -> R:
+    """The record of type `kind` in a decoded JSON value.
+
+    Args:
+        value: what `to_plain` gave, perhaps of another version of this package.
+        kind: a dataclass.
+        where: names the file in messages.
+        what: the kind of record in messages, such as "a recipe".
+        version: the latest layout that this package reads; without one the value carries no version.
+
+    Raises:
+        InputError: a later version, or a field that is missing, unknown or of the wrong type.
+    """
+    if not isinstance(value, dict):
+        raise InputError(f"{where}: holds a {type(value).__name__}, expected the JSON object of {what}.")
+    if version is not None:
+        value = dict(value)
+        found = value.pop(VERSION_KEY, 1)
+        if not isinstance(found, int) or found > version:
+            raise InputError(
+                f"{where}: is {what} of format {found}, and this version of Foldfuse reads up to {version}. "
+                "Update Foldfuse, or use the version that wrote it."
+            )
+    if is_dataclass(kind):
+        known = [field.name for field in fields(kind)]
+        for name in value:
+            if name not in known:
+                raise InputError(f"{where}: is not {what} of this version: {unknown_name('field', str(name), known)}")
+    try:
+        return msgspec.convert(value, kind, dec_hook=_typed)
+    except msgspec.ValidationError as error:
+        raise InputError(f"{where}: is not {what} ({error}).") from None
+
+
+def write_record(path: Path, record: Any, *, version: int) -> None:
+    """Write a dataclass as a JSON file, whole or not at all. Raises ValueError for a number that is not finite."""
+    write_text(path, json.dumps(to_plain(record, version=version), indent=1, allow_nan=False) + "\n")
+
+
+def read_record(path: Path, kind: type[R], *, version: int, what: str, hint: str = "") -> R:
+    """The dataclass in a JSON file that `write_record` wrote.
+
+    Args:
+        path: the file.
+        kind: the dataclass.
+        version: the latest layout that this package reads.
+        what: the kind of record in messages, such as "a recipe".
+        hint: a sentence for the reader where the file is missing.
+
+    Raises:
+        InputError: the file is missing, is not JSON, or is not such a record.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"{path}: there is no such file. {hint}".rstrip()) from None
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}).") from None
+    except ValueError as error:  # JSON or UTF-8
+        raise InputError(f"{path}: is not JSON ({error}). Was it cut off while copying?") from None
+    return from_plain(value, kind, where=str(path), what=what, version=version)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Path):
+        return str(value)
+    raise TypeError(f"{type(value).__name__} cannot be part of a record")
+
+
+def _typed(kind: type, value: Any) -> Any:
+    if issubclass(kind, Path) and isinstance(value, str):
+        return kind(value)
+    raise TypeError(f"{kind.__name__} cannot be part of a record")

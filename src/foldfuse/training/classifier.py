@@ -1,0 +1,83 @@
+"""Classifiers of pictures, and of the crops of objects: their training, by the loop of `train`, and their predictions.
+
+A folder of pictures is read as a dataset whose every picture is one object, all of it; so there is one kind of data here:
+crops with labels.
+
+Shapes: B crops, K classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from foldfuse.data.crops import CropPictures, objects
+from foldfuse.data.dataset import Dataset
+from foldfuse.inference.classifier import load_learner
+from foldfuse.storage.run import Run
+from foldfuse.system.device import best_device
+from foldfuse.system.processes import World
+from foldfuse.system.progress import Progress, silent
+from foldfuse.training.batches import CropBatches
+from foldfuse.training.budget import Budget
+from foldfuse.training.checkpoints import Keeper
+from foldfuse.training.loop import fit
+from foldfuse.training.optimizers import classifier_optimizer
+from foldfuse.training.trackers import Tracker
+
+
+def train_run(
+    run: Run,
+    dataset: Dataset,
+    budget: Budget,
+    *,
+    state: Mapping[str, Any] | None = None,
+    progress: Progress = silent,
+    every: float = 60.0,
+    track: Tracker | None = None,
+    together: World | None = None,
+) -> dict[str, Any]:
+    """Train the classifier of a run folder on the objects of `dataset`; its last state comes back.
+
+    Args:
+        run: folder with a classifier's recipe and facts.
+        dataset: annotated pictures to learn from.
+        budget: when to stop.
+        state: of this very run, to go on with.
+        progress: is told the share of the budget that is spent.
+        every: seconds between checkpoints.
+        track: is given the rows of the log, at each checkpoint the new ones.
+        together: the processes that train as one; this one alone by default.
+    """
+    recipe, facts, together = run.classifier_recipe, run.facts, together or World(device=best_device())
+    torch.manual_seed(facts["seed"])
+    model = load_learner(run, pretrained=state is None and recipe.weights == "imagenet")
+    model.to(together.device)
+    if together.rank:
+        torch.manual_seed(facts["seed"] + 1_000_003 * together.rank)
+    crops = objects(dataset)
+    side = round(recipe.image_size * (1 + recipe.scale_jitter))
+    pictures = CropPictures.of(crops, context=facts["context"], size=side)
+    samples = [dataset.samples[i] for i in crops.image]
+    keep = Keeper(run, state, budget, together=together, track=track)
+    last = fit(
+        model,
+        CropBatches(samples, pictures, crops.labels, recipe, facts["seed"]),
+        recipe,
+        budget,
+        log=keep.log,
+        resume=state,
+        checkpoint=keep,
+        every=every,
+        progress=progress,
+        together=together,
+        optimizer_of=classifier_optimizer,
+    )
+    if together.first:
+        run.save_weights(last["ema"])
+        seconds = round(last["seconds"], 2)
+        run.write_facts(run.facts | {"steps": last["step"], "seconds": seconds, "crops": len(crops)})
+    together.wait()
+    return last

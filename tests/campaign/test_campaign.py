@@ -1,0 +1,203 @@
+"""Campaigns: bad input leaves nothing behind; a real one keeps its deadline and leaves a valid submission."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from PIL import Image
+
+from foldfuse import cli
+from foldfuse.commands.campaign import campaign
+from foldfuse.data.readers.coco import read
+from foldfuse.errors import InputError
+from foldfuse.formats.predictions import read_predictions
+from foldfuse.formats.submission import validate_submission
+from foldfuse.storage import ledger
+from learning_samples import write_dataset
+
+
+@pytest.fixture
+def data(tmp_path):
+    return write_dataset(tmp_path / "d", 16)
+
+
+def edited(path, name, change):
+    """A copy of a JSON beside it, called `name`, after `change(document)`."""
+    document = json.loads(path.read_text())
+    change(document)
+    (path.parent / name).write_text(json.dumps(document))
+    return path.parent / name
+
+
+def break_pictures(path, number):
+    for picture in sorted((path.parent / "images").iterdir())[:number]:
+        picture.write_bytes(b"no picture")
+    return path
+
+
+@pytest.mark.parametrize(
+    ("bad", "options", "message"),
+    [
+        (lambda d: d, {"deadline": "59s"}, "the deadline is 59 s, and even one member needs 1 min"),
+        (lambda d: d, {"deadline": "soon"}, "the time 'soon' is not one"),
+        (lambda d: d, {"recipe": ("yolo",)}, "no recipe is called 'yolo'"),
+        (lambda d: d, {"change": ("lr=0",)}, "lr is 0"),
+        (lambda d: d, {"metric": "map"}, "no metric is called 'map'"),
+        (lambda d: d.parent / "gone.json", {}, "gone.json: there is no such file"),
+        (lambda d: d.parent / "images", {}, "holds no train.json"),
+        (lambda d: edited(d, "b.json", lambda doc: doc.update(annotations=[])), {}, "not one object is annotated"),
+        (lambda d: edited(d, "b.json", lambda doc: doc["images"][3].update(file_name="x.png")), {}, "no picture"),
+        (lambda d: edited(d, "b.json", lambda doc: doc.pop("categories")), {}, "has no 'categories'"),
+    ],
+)
+def test_bad_input_is_one_sentence_and_nothing_is_written(data, tmp_path, bad, options, message):
+    before = set(tmp_path.rglob("*"))
+    path = bad(data)
+    before |= {path}
+    with pytest.raises(InputError) as caught:
+        campaign(path, out=tmp_path / "out", **options)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert set(tmp_path.rglob("*")) <= before
+
+
+def test_a_broken_json_is_status_2(data, tmp_path, capsys):
+    data.write_text(data.read_text()[:300])
+    assert cli.main(["campaign", str(data), "--out", str(tmp_path / "out")]) == 2
+    error = capsys.readouterr().err
+    assert "is not JSON (line 1, column" in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_in_use_is_left_alone(data, tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "mine.txt").write_text("keep")
+    with pytest.raises(InputError, match="is there already"):
+        campaign(data, out=out)
+    assert [p.name for p in out.iterdir()] == ["mine.txt"]
+
+
+@pytest.mark.parametrize(
+    ("number", "folds", "message"),
+    [(8, 5, "8 of 16 pictures cannot be decoded"), (0, 20, "fewer than the 20 folds"), (0, 1, "k is 1")],
+)
+def test_what_looking_at_the_pictures_finds_leaves_no_folder(data, tmp_path, number, folds, message):
+    break_pictures(data, number)
+    with pytest.raises(InputError, match=message):
+        campaign(data, out=tmp_path / "out", folds=folds)
+    assert not (tmp_path / "out").exists(), "one could not start again with the same command"
+
+
+def test_a_trunk_that_diverges_is_told_in_a_sentence(data, tmp_path, capsys, monkeypatch):
+    def diverge(*arguments, **options):
+        raise FloatingPointError("step 7: the loss is not finite. Try a lower lr.")
+
+    monkeypatch.setattr("foldfuse.campaign.execution.jobs.train_run", diverge)
+    assert cli.main(["campaign", str(data), "--out", str(tmp_path / "out")]) == 1
+    assert "error: step 7: the loss is not finite" in capsys.readouterr().err
+    assert json.loads((tmp_path / "out" / "campaign.json").read_text())["state"] == "failed"
+    assert not (tmp_path / "out" / "submission.csv").exists()
+
+
+def test_an_interrupt_while_looking_at_the_pictures_is_told_in_a_sentence(data, tmp_path, capsys, monkeypatch):
+    def pressed(dataset):
+        raise KeyboardInterrupt
+
+    out = tmp_path / "out"
+    with monkeypatch.context() as during:
+        during.setattr("foldfuse.campaign.task.undecodable", pressed)
+        assert cli.main(["campaign", str(data), "--out", str(out), "--folds", "3"]) == 130
+    again = f"Go on with: foldfuse campaign --resume {out}"
+    assert f"Interrupted: nothing has been submitted yet. {again}\ninterrupted\n" in capsys.readouterr().err
+    assert ledger.told(out)["state"] == "interrupted"
+
+    tasks = []
+    monkeypatch.setattr("foldfuse.campaign.runner.carry_out", lambda task, *others: tasks.append(task))
+    assert cli.main(["campaign", "--resume", str(out)]) == 0
+    (task,) = tasks
+    assert len(task.train) + len(task.held) + len(task.target) == 16
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGINT for another process")
+def test_ctrl_c_in_the_first_training_ends_it_at_once(data, tmp_path):
+    out = tmp_path / "out"
+    words = ["--folds", "3", "--size", "64", "--change", "batch_size=2", "--change", "image_size=64"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "foldfuse", "campaign", str(data), "--out", str(out), *words],
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # it may be ignored where we run
+    )
+    while not list(out.glob("members/trunk-*/log.jsonl")):
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Traceback" not in error
+    assert error.endswith(f"Go on with: foldfuse campaign --resume {out}\ninterrupted\n")
+    facts = ledger.told(out)
+    assert (facts["state"], facts["submissions"]) == ("interrupted", 0)
+
+
+@pytest.mark.slow
+def test_a_campaign_keeps_its_deadline_and_leaves_a_valid_submission(data, tmp_path, capsys):
+    break_pictures(data, 1)
+    test = write_dataset(tmp_path / "t", 6, size=(64, 96), seed=9)
+    Image.new("RGB", (5, 5)).save(test.parent / "images" / "002.png")  # not of the size that the JSON says
+    out = tmp_path / "out"
+    began = time.monotonic()
+    options = ["--deadline", "60s", "--out", str(out), "--folds", "3"]
+    changes = ["--change", "image_size=64", "--change", "batch_size=2"]
+    assert cli.main(["campaign", str(data), "--test", str(test), *options, *changes]) == 0
+    assert time.monotonic() - began < 66  # a tenth more than asked: the tests may share the machine
+
+    assert f"{out / 'submission.csv'} is what to submit" in capsys.readouterr().err
+
+    target = read(test, annotated=False)
+    found = validate_submission(out / "submission.csv", target)
+    assert list(found.image_ids) == list(target.image_ids)
+    assert len(found[2]) == 0, "the broken picture is submitted as empty"
+    assert len(found.boxes) > 0
+    assert len(read_predictions(out / "submission.json", target).boxes) == len(found.boxes)
+    page = (out / "report.html").read_text()
+    facts = json.loads((out / "campaign.json").read_text())
+    assert facts["state"] == "finished"
+    assert {row["file_name"] for row in facts["left_out"]} == {"000.png", "002.png"}
+    assert all(row["file_name"] in page for row in facts["left_out"])
+    assert facts["members"]
+    assert not list(out.rglob(".*")), "a temporary file was left"
+
+
+@pytest.mark.slow
+def test_with_several_trunks_those_that_add_most_go_on(data, tmp_path, monkeypatch):
+    monkeypatch.setattr("foldfuse.campaign.runner.COMPARED_FROM", 0.0)
+    monkeypatch.setattr("foldfuse.campaign.planning.segments.LEAST_STEPS", 1)
+    monkeypatch.setattr("foldfuse.campaign.planning.allocation.SHORTEST", 0.1)
+    out = tmp_path / "out"
+    options = ["--deadline", "75s", "--out", str(out), "--folds", "3"]
+    changes = ["--change", "image_size=192", "--change", "batch_size=2"]
+    recipes = ["--recipe", "house", "--recipe", "yolov5n"]
+    assert cli.main(["campaign", str(data), *options, *changes, *recipes]) == 0
+    facts = json.loads((out / "campaign.json").read_text())
+    rows = {row["name"]: row for row in facts["segments"]}
+    trunks = [name for name in rows if name.startswith("trunk-")]
+    assert len(trunks) == 4
+    assert set(facts["ranking"]) <= set(trunks)
+    grown = [row["parent"] for name, row in rows.items() if name.startswith("grown-")]
+    assert grown == facts["ranking"][: len(grown)]
+    assert 1 <= len(grown) <= 2
+    for name, row in rows.items():
+        if name.startswith("branch"):
+            assert row["parent"].startswith("grown-")
+            assert row["recipe"]["detector"] == rows[row["parent"]]["recipe"]["detector"]
+    assert any("add to AP50 of the ensemble" in note for note in facts["notes"])
+    assert (out / "submission.csv").is_file()

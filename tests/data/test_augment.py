@@ -1,0 +1,214 @@
+"""Boxes follow their pixels under every augmentation: painted pictures are the reference."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from foldfuse.boxes import area
+from foldfuse.data.augment import (
+    MIN_SIDE,
+    MIN_VISIBLE,
+    Augmentation,
+    Labelled,
+    augmented,
+    moved,
+    pasted,
+    placed,
+    recoloured,
+)
+from foldfuse.data.images import GREY
+from foldfuse.detections import Annotations
+
+quiet = settings(deadline=None, derandomize=True, max_examples=60)
+STILL = Augmentation(hflip=0, vflip=0, scale=0, shift=0, colour=0)
+seeds = st.integers(0, 10**6)
+ranges = st.builds(
+    Augmentation,
+    hflip=st.sampled_from([0.0, 0.5, 1.0]),
+    vflip=st.sampled_from([0.0, 0.5, 1.0]),
+    scale=st.floats(0, 1),
+    shift=st.floats(0, 0.3),
+    colour=st.just(0.0),
+)
+
+
+def drawn(boxes, labels=None):
+    boxes = np.array(boxes, np.float64).reshape(-1, 4)
+    labels = np.arange(len(boxes)) if labels is None else np.array(labels, np.int64)
+    return Annotations(boxes, labels, np.zeros(len(boxes), bool), area(boxes))
+
+
+def painted(width, height, box, colour=(255, 255, 255)):
+    """A black picture with one box filled in, and that box drawn."""
+    picture = np.zeros((height, width, 3), np.uint8)
+    picture[box[1] : box[3], box[0] : box[2]] = colour
+    return Labelled(picture, drawn([box]))
+
+
+def bounds(mask):
+    """xyxy of the true pixels, or None."""
+    y, x = np.nonzero(mask)
+    return [x.min(), y.min(), x.max() + 1, y.max() + 1] if len(x) else None
+
+
+@quiet
+@given(seeds, ranges, st.sampled_from([(96, 96), (64, 128), (128, 64)]))
+def test_a_box_follows_its_pixels(seed, how, canvas):
+    made = augmented([painted(120, 80, (20, 10, 60, 40))], canvas, how, np.random.default_rng(seed))
+    assert made.picture.shape == (*canvas, 3)
+    seen = bounds(made.picture.min(-1) > 200)
+    if len(made.annotations):
+        np.testing.assert_allclose(made.annotations.boxes[0], seen, atol=1.6)
+    elif seen is not None:  # left out: only a sliver is in view
+        largest_scale = min(canvas[0] / 80, canvas[1] / 120) * (1 + how.scale)
+        assert (seen[2] - seen[0]) * (seen[3] - seen[1]) <= (MIN_VISIBLE + 0.05) * 1200 * largest_scale**2
+
+
+@quiet
+@given(seeds, ranges, st.sampled_from([(96, 96), (64, 128)]))
+def test_in_a_mosaic_each_box_follows_its_own_pixels(seed, how, canvas):
+    colours = [(255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 0)]
+    pool = []
+    for label, colour in enumerate(colours):
+        one = painted(120, 80, (20, 10, 100, 70), colour)
+        pool.append(Labelled(one.picture, drawn([[20, 10, 100, 70]], [label])))
+    made = augmented(pool, canvas, how, np.random.default_rng(seed))
+    assert made.picture.shape == (*canvas, 3)
+    boxes = made.annotations.boxes
+    assert (boxes >= 0).all()
+    assert (boxes <= [canvas[1], canvas[0]] * 2).all()
+    for box, label in zip(boxes, made.annotations.labels, strict=True):
+        distance = np.abs(made.picture.astype(int) - colours[label]).max(-1)
+        np.testing.assert_allclose(box, bounds(distance < 60), atol=1.6)
+
+
+def test_a_mosaic_shows_four_pictures_about_a_point():
+    colours = [(255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 0)]
+    pool = [painted(50, 50, (0, 0, 50, 50), colour) for colour in colours]
+    made = augmented(pool, (100, 100), STILL, np.random.default_rng(3))
+    corners = made.picture[[20, 20, 80, 80], [20, 80, 20, 80]]
+    np.testing.assert_array_equal(corners, colours)
+    boxes = made.annotations.boxes
+    assert area(boxes).sum() == pytest.approx(100 * 100, rel=0.4)
+    x, y = boxes[0, 2], boxes[0, 3]
+    assert 30 <= x <= 70
+    assert 30 <= y <= 70
+
+
+def test_without_changes_the_picture_just_lies_on_its_canvas():
+    one = painted(64, 32, (10, 5, 30, 20))
+    made = augmented([one], (32, 64), STILL, np.random.default_rng(0))
+    np.testing.assert_array_equal(made.picture, one.picture)
+    np.testing.assert_allclose(made.annotations.boxes, one.annotations.boxes)
+    np.testing.assert_allclose(made.annotations.area, one.annotations.area)
+
+
+@pytest.mark.parametrize(
+    ("how", "axis"), [(Augmentation(1, 0, 0, 0, 0), 1), (Augmentation(0, 1, 0, 0, 0), 0)], ids=["hflip", "vflip"]
+)
+def test_a_flip_mirrors_picture_and_boxes_exactly(how, axis):
+    one = painted(64, 32, (10, 5, 30, 20))
+    made = augmented([one], (32, 64), how, np.random.default_rng(0))
+    np.testing.assert_array_equal(made.picture, np.flip(one.picture, axis))
+    want = [34, 5, 54, 20] if axis == 1 else [10, 12, 30, 27]
+    np.testing.assert_allclose(made.annotations.boxes, [want])
+
+
+def test_area_goes_with_the_square_of_the_scale():
+    # `area` is of the mask, so it may not be taken anew from the box.
+    one = painted(32, 32, (0, 0, 32, 32))
+    one = Labelled(
+        one.picture, Annotations(one.annotations.boxes, np.zeros(1, int), np.zeros(1, bool), np.array([100.0]))
+    )
+    made = placed(one, (64, 64), (0, 0, 64, 64), STILL, np.random.default_rng(0))
+    np.testing.assert_allclose(made.annotations.area, [400.0])
+
+
+def test_what_is_too_little_in_view_is_left_out():
+    window = (0, 0, 100, 100)
+    before = drawn(
+        [[-60, 0, 40, 10], [-80, 0, 20, 10], [0, 0, 50, MIN_SIDE - 0.5], [0, 0, 50, MIN_SIDE], [200, 0, 210, 9]]
+    )
+    after = moved(before, (1.0, 1.0), (0.0, 0.0), window)
+    assert after.labels.tolist() == [0, 3]
+    np.testing.assert_allclose(after.boxes, [[0, 0, 40, 10], [0, 0, 50, MIN_SIDE]])
+
+
+def test_a_picture_without_objects_stays_one():
+    one = Labelled(np.zeros((20, 30, 3), np.uint8), Annotations.empty())
+    assert len(augmented([one], (32, 32), Augmentation(), np.random.default_rng(0)).annotations) == 0
+    assert len(augmented([one] * 4, (32, 32), Augmentation(), np.random.default_rng(0)).annotations) == 0
+
+
+@quiet
+@given(seeds, st.booleans())
+def test_the_generator_decides_everything(seed, mosaic):
+    picture = np.random.default_rng(1).integers(0, 255, (40, 60, 3), np.uint8)
+    pool = [Labelled(picture, drawn([[5, 5, 30, 30]]))] * (4 if mosaic else 1)
+    one, same, other = (
+        augmented(pool, (64, 64), Augmentation(), np.random.default_rng(s)) for s in (seed, seed, seed + 1)
+    )
+    assert np.array_equal(one.picture, same.picture)
+    assert np.array_equal(one.annotations.boxes, same.annotations.boxes)
+    assert not np.array_equal(one.picture, other.picture)
+
+
+def test_the_picture_given_is_not_changed():
+    one = painted(60, 40, (5, 5, 20, 20))
+    before = one.picture.copy()
+    augmented([one] * 4, (64, 64), Augmentation(), np.random.default_rng(0))
+    assert np.array_equal(one.picture, before)
+
+
+def test_the_rest_of_the_canvas_is_grey():
+    one = Labelled(np.full((20, 20, 3), 255, np.uint8), Annotations.empty())
+    made = augmented([one], (20, 60), STILL, np.random.default_rng(0))
+    values, counts = np.unique(made.picture, return_counts=True)
+    assert dict(zip(values.tolist(), counts.tolist(), strict=True))[GREY] == pytest.approx(2 * 20 * 20 * 3, rel=0.06)
+
+
+def test_colour_changes_pixels_and_no_more_than_asked():
+    picture = np.full((8, 8, 3), (100, 120, 80), np.uint8)
+    assert np.array_equal(recoloured(picture, 0.0, np.random.default_rng(0)), picture)
+    changed = [recoloured(picture, 0.3, np.random.default_rng(seed)) for seed in range(20)]
+    means = np.array([c.mean() for c in changed])
+    assert means.std() > 5
+    assert ((means > 100 * 0.65) & (means < 100 * 1.35)).all()
+
+
+def test_scale_jitter_is_as_likely_to_halve_as_to_double():
+    one = painted(64, 64, (0, 0, 64, 64))
+    how = Augmentation(0, 0, 1.0, 0, 0)
+    rng = np.random.default_rng(0)
+    areas = [placed(one, (64, 64), (0, 0, 200, 200), how, rng).annotations.area[0] / 64**2 for _ in range(300)]
+    factors = np.sqrt(areas)
+    assert 0.5 <= factors.min() < 0.55
+    assert 1.8 < factors.max() <= 2.0
+    assert np.median(factors) == pytest.approx(1.0, abs=0.1)
+
+
+# objects of another picture
+
+
+@quiet
+@given(seeds)
+def test_pasted_objects_are_seen_whole_and_cover_nothing_drawn(seed):
+    one = painted(60, 40, (5, 5, 20, 20))
+    other = painted(50, 50, (10, 20, 22, 40), colour=(9, 200, 30))
+    made = pasted(one, other, np.random.default_rng(seed))
+    np.testing.assert_array_equal(one.picture, painted(60, 40, (5, 5, 20, 20)).picture)  # the original stays
+    assert (made.picture[5:20, 5:20] == 255).all()
+    new = made.annotations.boxes[1:]
+    assert len(new) <= 1
+    assert (made.picture == (9, 200, 30)).all(-1).sum() == 12 * 20 * len(new)
+    for box in new.astype(int):
+        assert (made.picture[box[1] : box[3], box[0] : box[2]] == (9, 200, 30)).all()
+
+
+def test_pasting_finds_a_place_in_most_cases_and_none_in_a_smaller_picture():
+    one, other = painted(200, 200, (0, 0, 10, 10)), painted(50, 50, (10, 20, 22, 40))
+    counts = [len(pasted(one, other, np.random.default_rng(seed)).annotations) for seed in range(20)]
+    assert sum(counts) > 30
+    tiny = painted(8, 8, (0, 0, 4, 4))
+    assert len(pasted(tiny, other, np.random.default_rng(0)).annotations) == 1

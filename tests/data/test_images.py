@@ -1,0 +1,195 @@
+"""Pictures on canvases and back: laws, and painted pictures as the reference."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from foldfuse.data.dataset import Sample
+from foldfuse.data.images import GREY, Fit, Pictures, canvas_for, load_image, scale_of
+from foldfuse.detections import Detections
+from foldfuse.errors import InputError
+
+quiet = settings(deadline=None, derandomize=True, max_examples=60)
+side = st.integers(1, 700)
+canvas_side = st.integers(1, 12).map(lambda n: 32 * n)
+
+
+def sample(width, height, path=Path("x.png"), id=0):
+    return Sample(id, path, path.name, width, height, None)
+
+
+def found(boxes):
+    boxes = np.array(boxes, np.float32).reshape(-1, 4)
+    return Detections(boxes, np.linspace(1, 0.5, len(boxes), dtype=np.float32), np.arange(len(boxes)))
+
+
+def painted(width, height, box):
+    """A black picture with a whole-pixel xyxy box of white."""
+    picture = np.zeros((height, width, 3), np.uint8)
+    picture[box[1] : box[3], box[0] : box[2]] = 255
+    return picture
+
+
+def bounds(picture, *, above=128):
+    """xyxy of the pixels brighter than `above`."""
+    y, x = np.nonzero(picture.min(-1) > above)
+    return [x.min(), y.min(), x.max() + 1, y.max() + 1]
+
+
+# load_image
+
+
+def test_a_picture_comes_back_as_rgb_whatever_its_mode(tmp_path):
+    for mode in ("RGB", "L", "P", "RGBA", "CMYK", "1"):
+        path = tmp_path / f"{mode}.{'tif' if mode == 'CMYK' else 'png'}"
+        Image.new(mode, (5, 3)).save(path)
+        picture = load_image(path)
+        assert (picture.shape, picture.dtype) == ((3, 5, 3), np.uint8)
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg"])
+@pytest.mark.parametrize(("longest", "shape"), [(None, (60, 200)), (200, (60, 200)), (50, (15, 50)), (400, (60, 200))])
+def test_a_picture_is_shrunk_to_the_longest_side_and_never_enlarged(tmp_path, suffix, longest, shape):
+    path = tmp_path / f"a{suffix}"
+    Image.fromarray(painted(200, 60, (100, 30, 200, 60))).save(path)
+    picture = load_image(path, longest=longest)
+    assert picture.shape[:2] == shape
+    np.testing.assert_allclose(bounds(picture), [shape[1] // 2, shape[0] / 2, shape[1], shape[0]], atol=1)
+
+
+def test_the_orientation_tag_is_not_applied(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # "turn by a quarter": COCO's boxes know nothing of it
+    Image.new("RGB", (40, 20)).save(tmp_path / "a.jpg", exif=exif)
+    assert load_image(tmp_path / "a.jpg").shape == (20, 40, 3)
+
+
+@pytest.mark.parametrize("content", [b"", b"no picture", b"\x89PNG\r\n\x1a\n broken"])
+def test_an_undecodable_picture_is_named(tmp_path, content):
+    path = tmp_path / "bad.png"
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=r"bad\.png: cannot be decoded"):
+        load_image(path)
+
+
+def test_a_cut_picture_is_named(tmp_path):
+    path = tmp_path / "cut.jpg"
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)).save(path)
+    path.write_bytes(path.read_bytes()[:1500])
+    with pytest.raises(InputError, match=r"cut\.jpg: cannot be decoded"):
+        load_image(path)
+
+
+def test_a_missing_picture_is_named(tmp_path):
+    with pytest.raises(InputError, match=r"gone\.png: there is no such picture"):
+        load_image(tmp_path / "gone.png")
+
+
+# Fit
+
+
+@quiet
+@given(side, side, canvas_side, canvas_side)
+def test_boxes_come_back_from_the_canvas_where_they_were(width, height, canvas_height, canvas_width):
+    fit = Fit(width, height, (canvas_height, canvas_width))
+    boxes = np.array([[0, 0, width, height], [0.25 * width, 0.5 * height, 0.75 * width, 0.9 * height]])
+    on_canvas = fit.boxes(boxes)
+    assert (on_canvas[:, 2:] <= np.array([canvas_width, canvas_height]) + 1e-6).all()
+    back = fit.back(found(on_canvas))
+    np.testing.assert_allclose(back.boxes, boxes, rtol=1e-4, atol=1e-3)
+
+
+@quiet
+@given(side, side, canvas_side, canvas_side)
+def test_a_picture_fits_one_side_of_its_canvas_and_the_rest_is_grey(width, height, canvas_height, canvas_width):
+    fit = Fit(width, height, (canvas_height, canvas_width))
+    out = fit.image(np.full((height, width, 3), 255, np.uint8))
+    assert out.shape == (canvas_height, canvas_width, 3)
+    right, low = bounds(out)[2:]
+    assert right == canvas_width or low == canvas_height
+    assert (out[:low, :right] == 255).all()
+    assert (out[low:] == GREY).all()
+    assert (out[:, right:] == GREY).all()
+
+
+@pytest.mark.parametrize("canvas", [(32, 64), (64, 64), (160, 96), (320, 320)])
+@pytest.mark.parametrize("shrunk", [1, 2])
+def test_boxes_follow_the_pixels_onto_the_canvas(canvas, shrunk):
+    box = (20, 40, 80, 60)
+    fit = Fit(160, 80, canvas)
+    picture = painted(160, 80, box)[::shrunk, ::shrunk]  # perhaps shrunk already when it was decoded
+    tolerance = max(1.0, fit.scale * shrunk)
+    np.testing.assert_allclose(bounds(fit.image(picture)), fit.boxes(np.array(box)), atol=tolerance)
+
+
+def test_what_lies_on_the_grey_is_gone_and_what_sticks_out_is_cut():
+    fit = Fit(100, 50, (64, 64))  # 32 rows of picture, 32 of grey
+    got = fit.back(found([[10, 40, 20, 60], [-5, 20, 32, 50]]))
+    assert got.labels.tolist() == [1]
+    np.testing.assert_allclose(got.boxes, [[0, 31.25, 50, 50]])
+
+
+def test_nothing_found_comes_back_as_nothing():
+    assert len(Fit(10, 10, (32, 32)).back(Detections.empty())) == 0
+
+
+# canvases
+
+
+@quiet
+@given(st.lists(st.tuples(side, side), min_size=1, max_size=5), st.integers(1, 20).map(lambda n: 32 * n))
+def test_the_canvas_is_the_smallest_that_holds_every_picture(sizes, image_size):
+    height, width = canvas_for([sample(w, h) for w, h in sizes], image_size=image_size, stride=32)
+    assert height % 32 == width % 32 == 0
+    assert max(height, width) <= image_size
+    longest = [(w * image_size / max(w, h), h * image_size / max(w, h)) for w, h in sizes]
+    assert max(w for w, _ in longest) <= width + 1e-3
+    assert max(h for _, h in longest) <= height + 1e-3
+    assert max(w for w, _ in longest) > width - 32 - 1e-3
+    assert max(h for _, h in longest) > height - 32 - 1e-3
+
+
+@pytest.mark.parametrize(
+    ("sizes", "want"),
+    [
+        ([(640, 480)], (256, 320)),
+        ([(480, 640)], (320, 256)),
+        ([(640, 480), (480, 640)], (320, 320)),
+        ([(1000, 10)], (32, 320)),
+        ([(7, 7)], (320, 320)),
+    ],
+)
+def test_canvases_by_hand(sizes, want):
+    assert canvas_for([sample(w, h) for w, h in sizes], image_size=320, stride=32) == want
+
+
+# Pictures
+
+
+@pytest.mark.parametrize(("memory_mb", "disk_mb"), [(800.0, 0.0), (0.0, 800.0), (0.003, 0.003), (0.0, 0.0)])
+def test_pictures_are_the_same_in_memory_in_a_file_or_decoded_anew(tmp_path, memory_mb, disk_mb):
+    samples = []
+    for i, (width, height) in enumerate([(60, 40), (20, 30)]):
+        path = tmp_path / f"{i}.png"
+        Image.new("RGB", (width, height), (i, i, i)).save(path)
+        samples.append(sample(width, height, path, i))
+    pictures = Pictures.of(samples, longest=30, memory_mb=memory_mb, disk_mb=disk_mb)
+    assert [pictures[i].shape for i in range(2)] == [(20, 30, 3), (30, 20, 3)]
+    assert [int(pictures[i][0, 0, 0]) for i in range(2)] == [0, 1]
+    assert scale_of(samples[0], pictures[0]) == (0.5, 0.5)
+    path.unlink()
+    if memory_mb + disk_mb:
+        assert pictures[1].shape == (30, 20, 3)
+    else:
+        with pytest.raises(InputError, match="no such picture"):
+            pictures[1]
+
+
+def test_a_broken_picture_is_named_before_training_begins(tmp_path):
+    (tmp_path / "a.png").write_bytes(b"x")
+    with pytest.raises(InputError, match=r"a\.png"):
+        Pictures.of([sample(4, 4, tmp_path / "a.png")], longest=8)

@@ -1,0 +1,175 @@
+"""What networks cost, held against counting by hand, and the commands that show it."""
+
+import re
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from foldfuse.commands.models import models, profile
+from foldfuse.errors import InputError
+from foldfuse.inference.cost import (
+    Point,
+    arithmetic,
+    check_size,
+    default_size,
+    exponents,
+    kept_bytes,
+    latency,
+    make,
+    measure,
+)
+from foldfuse.models import CLASSIFIERS, DETECTORS
+from foldfuse.reporting.profile_chart import drawing
+
+
+class Small(nn.Module):
+    """A convolution of 3x3 from 3 to 4 channels, and a product of its output with itself."""
+
+    stride = 2
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3, padding=1)
+
+    def forward(self, images):
+        x = self.conv(images).flatten(2)  # (B, 4, H W)
+        return x @ x.transpose(1, 2)
+
+
+def test_arithmetic_by_hand():
+    with torch.device("meta"):
+        net = Small()
+    got = arithmetic(net, 10)
+    assert got.parameters == 4 * 3 * 9 + 4
+    assert got.attention == 2 * 4 * 100 * 4
+    assert got.flops == 2 * 100 * 4 * 27 + got.attention
+
+
+def test_a_vit_costs_what_its_layers_cost():
+    net = make("vit_tiny", 10, device="meta")
+    tokens, width, layers = 14 * 14 + 1, 192, 12
+    attention = layers * 2 * 2 * tokens * tokens * width
+    rest = layers * 2 * tokens * width * (3 * width + width + 8 * width)
+    patches, head = 2 * 196 * 3 * 16 * 16 * width, 2 * width * 10
+    got = arithmetic(net, 224)
+    assert got.attention == attention
+    assert got.flops == attention + rest + patches + head
+
+
+def test_kept_bytes_by_hand():
+    class Scaled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(1))
+
+        def forward(self, x):
+            return ((x * self.weight).relu() * self.weight).sum()
+
+    # the first product keeps the picture, relu its output, which the second product keeps too; the weight is no activation
+    assert kept_bytes(Scaled(), 8) == 2 * 3 * 8 * 8 * 4
+
+
+def test_latency_is_the_time_of_a_run():
+    import time
+
+    class Slow(nn.Module):
+        def forward(self, x):
+            time.sleep(0.02)
+
+    assert 0.02 <= latency(Slow(), 4, seconds=0.0) < 0.2
+
+
+@pytest.mark.parametrize("name", [*DETECTORS, *CLASSIFIERS])
+def test_every_model_can_be_counted_and_takes_its_default_size(name):
+    net = make(name, 10, device="meta")
+    got = arithmetic(net, default_size(net))
+    assert 0 < got.attention < got.flops or got.attention == 0 < got.flops
+    assert got.parameters > 1e6
+
+
+def test_a_size_or_name_that_does_not_suit_is_named():
+    net = make("efficientdet_lite0", 2, device="meta")
+    with pytest.raises(InputError, match=r"is 100, and must be a multiple of 32.*nearest are 96 and 128"):
+        check_size(net, 100)
+    with pytest.raises(InputError, match="nearest are 32 and 64"):
+        check_size(net, 0)
+    with pytest.raises(InputError, match="Did you mean 'vit_tiny'"):
+        make("vit-tiny", 2)
+
+
+def test_the_table_tells_what_each_model_costs_and_is(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setattr("foldfuse.commands.models.DETECTORS", {"efficientdet_d0": DETECTORS["efficientdet_d0"]})
+    monkeypatch.setattr("foldfuse.commands.models.CLASSIFIERS", {"vit_tiny": CLASSIFIERS["vit_tiny"]})
+    models()
+    shown = capsys.readouterr().out
+    assert re.search(r"efficientdet_d0\D+ 3\.9\D+5\.1\D+512\D+32\W+EfficientNet-B0, 3 BiFPN layers", shown)
+    assert re.search(r"vit_tiny\D+5\.7\D+2\.5\D+224\D+16\W+ViT: 12 layers", shown)
+
+
+def test_exponents_are_those_of_the_powers_that_they_were_made_from():
+    from foldfuse.inference.cost import Arithmetic
+
+    points = [Point(s, Arithmetic(7, s**2, s**4), 5 * s**2, 1e-9 * s**3) for s in (64, 96, 160)]
+    got = exponents(points)
+    assert got == pytest.approx(
+        {"parameters": 0, "attention's products": 2, "all arithmetic": 1, "memory of a training step": 1,
+         "time of a prediction": 1.5}, abs=1e-3
+    )  # fmt: skip
+
+
+def test_a_vits_parameters_stay_while_attention_grows_with_the_square_and_a_swins_with_the_patches():
+    grown = {
+        name: {
+            what: np.log(getattr(large, what) / getattr(small, what)) / np.log(4)
+            for net in [make(name, 10, device="meta")]
+            for small, large in [(arithmetic(net, 448), arithmetic(net, 896))]
+            for what in ("parameters", "attention", "flops")
+        }
+        for name in ("vit_tiny", "swin_tiny")
+    }
+    assert grown["vit_tiny"]["parameters"] == grown["swin_tiny"]["parameters"] == 0
+    assert grown["vit_tiny"]["attention"] == pytest.approx(2, abs=0.01)
+    assert grown["swin_tiny"]["attention"] == pytest.approx(1, abs=0.02)
+    assert grown["vit_tiny"]["flops"] > 1.4
+    assert grown["swin_tiny"]["flops"] == pytest.approx(1, abs=0.02)
+
+
+def test_profile_shows_and_draws(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    profile("vit_tiny,efficientdet_lite0", sizes="96,64", out=tmp_path / "p.svg", seconds=0.0)
+    shown = capsys.readouterr().out
+    assert "vit_tiny: parameters ~ patches^0.00, attention's products ~ patches^1." in shown
+    assert "efficientdet_lite0: parameters ~ patches^0.00, all arithmetic ~" in shown  # it has no attention
+    text = (tmp_path / "p.svg").read_text()
+    assert text.startswith("<svg xmlns")
+    assert text.count('class="chart"') == 2
+
+
+def test_the_drawing_is_well_formed_and_starts_every_curve_at_one():
+    import xml.etree.ElementTree as ET
+
+    points = measure("efficientdet_lite0", [64, 96], seconds=0.0)
+    root = ET.fromstring(drawing({"a<b": points}))
+    curves = [e for e in root.iter("{http://www.w3.org/2000/svg}path") if e.get("class", "").startswith("line")]
+    starts = {e.get("d").split(" ")[0] for e in curves if "," in e.get("d") and e.get("d")[1:3] == "0,"}
+    assert len(starts) == 1
+
+
+@pytest.mark.parametrize(
+    ("sizes", "out", "message"),
+    [
+        ("224", None, "two or more"),
+        ("224,224", None, "two or more"),
+        ("224,b", None, "not whole numbers"),
+        ("-32,32", None, "two or more"),
+        ("100,128", None, "multiple of 32"),
+        ("96,128", "p.png", r"must end in \.svg"),
+    ],
+)
+def test_what_cannot_be_profiled_is_named(sizes, out, message, tmp_path):
+    with pytest.raises(InputError, match=message):
+        profile("efficientdet_lite0", sizes=sizes, out=tmp_path / out if out else None)
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,227 @@
+"""A second opinion on detections: it must help where classes can be told from crops, and keep out where they cannot."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from foldfuse import cli
+from foldfuse.boxes import pairwise_iou
+from foldfuse.commands import rescore as rescore_files
+from foldfuse.data.crops import Crops
+from foldfuse.data.folds import Folds, folds
+from foldfuse.data.readers.coco import read
+from foldfuse.detections import Detections, Predictions
+from foldfuse.errors import InputError
+from foldfuse.evaluation.metrics import measure
+from foldfuse.formats.predictions import read_predictions, write_predictions
+from foldfuse.inference import rescoring as rescore
+from foldfuse.inference.crop_features import Look, features, fit_head
+from foldfuse.inference.rescoring import Blend, Rescorer
+from learning_samples import write_dataset
+
+
+def mean_colour() -> Look:
+    """A look that takes 1 ms: the mean colour of the crop's middle."""
+    return Look(lambda images: images[:, :, 8:24, 8:24].mean((2, 3)), size=32, context=1.0)
+
+
+def blind() -> Look:
+    """A look that sees nothing."""
+    return Look(lambda images: torch.zeros(len(images), 3), size=32, context=1.0)
+
+
+def guessed(dataset, seed=0):
+    """Predictions that find each object but guess its class, and one box a picture where nothing is."""
+    rng = np.random.default_rng(seed)
+    found = {}
+    for sample in dataset.samples:
+        drawn = sample.annotations.boxes
+        off = np.array([[0, 0, 10, 10]]) + rng.integers(0, 50, 2)[[0, 1, 0, 1]]
+        off = off[pairwise_iou(off.astype(float), drawn).max(1) == 0]
+        boxes = np.concatenate([drawn + rng.uniform(-1, 1, drawn.shape), off]).astype(np.float32)
+        labels = rng.integers(0, 2, len(boxes))
+        found[sample.id] = Detections(boxes, rng.uniform(0.3, 0.7, len(boxes)).astype(np.float32), labels)
+    return Predictions.of(found, dataset.classes)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return read(write_dataset(tmp_path_factory.mktemp("squares"), 40))
+
+
+@pytest.fixture(scope="module")
+def test_data(tmp_path_factory):
+    return read(write_dataset(tmp_path_factory.mktemp("others"), 20, seed=1))
+
+
+def test_it_helps_where_colours_tell_the_classes(data, test_data):
+    predictions, test = guessed(data), guessed(test_data, seed=1)
+    fitted = rescore.fit(predictions, data, look=mean_colour())
+    assert fitted.kept
+    assert fitted.right > 0.9  # some squares lie upon others
+    assert fitted.gain.low > 0
+    after = rescore.apply(fitted.rescorer, test, test_data.samples)
+    assert measure(after, test_data) > measure(test, test_data) + 0.1
+    np.testing.assert_array_equal(after.boxes, test.boxes)
+    np.testing.assert_array_equal(after.labels, test.labels)
+
+
+def test_it_keeps_out_where_it_sees_nothing(data):
+    predictions = guessed(data)
+    fitted = rescore.fit(predictions, data, look=blind())
+    assert not fitted.kept
+    np.testing.assert_array_equal(fitted.predictions.scores, predictions.scores)
+    after = rescore.apply(fitted.rescorer, predictions, data.samples)
+    np.testing.assert_array_equal(after.scores, predictions.scores)
+
+
+def test_a_classifier_is_never_asked_about_what_it_has_learnt():
+    """Features that name the picture and a label drawn at random can only be learnt by heart; unseen, they say nothing."""
+    rng = np.random.default_rng(0)
+    x = np.eye(200, dtype=np.float32)
+    y = rng.integers(0, 2, 200)
+    head = fit_head(x, y, np.ones(200), num_classes=2, ridge=1e-3)
+    assert (head.log_probabilities(x).argmax(1) == y).all(), "the look below could not cheat at all"
+
+
+def test_each_picture_is_rescored_by_a_head_without_it(data, monkeypatch):
+    """Every head is fitted without the rows of the part that it is then asked about."""
+    fits = []
+
+    def spy(x, y, weights, *, num_classes, ridge):
+        fits.append({tuple(row) for row in x.tolist()})
+        return fit_head(x, y, weights, num_classes=num_classes, ridge=ridge)
+
+    asked = []
+    real = rescore.Head.log_probabilities
+    monkeypatch.setattr(rescore, "fit_head", spy)
+    monkeypatch.setattr(
+        rescore.Head,
+        "log_probabilities",
+        lambda head, x: asked.append((fits[-1], {tuple(row) for row in x.tolist()})) or real(head, x),
+    )
+    wide = Look(lambda images: images.mean((2, 3)), size=32, context=2.0)  # of noise as well, so that no two are alike
+    rescore.fit(guessed(data), data, look=wide)
+    assert len(asked) == rescore.PARTS * len(rescore.RIDGES)
+    for learnt, seen in asked:
+        assert not learnt & seen
+
+
+def test_folds_of_several_are_the_parts_and_one_alone_is_cut_anew(data):
+    given = folds(data, k=4)
+    assert rescore._parts(data, given, 0) == {i: given.fold_of[i] for i in data.image_ids}
+    one = Folds(dict.fromkeys(data.image_ids, 0), 4)
+    assert len(set(rescore._parts(data, one, 0).values())) == rescore.PARTS
+
+
+def test_labels_of_detections_are_those_of_the_objects_they_lie_on(data):
+    sample = next(s for s in data.samples if len(s.annotations) == 1)
+    x1, y1, x2, y2 = sample.annotations.boxes[0]
+    side = x2 - x1
+    boxes = np.array(
+        [[x1, y1, x2, y2], [x1 + 0.42 * side, y1, x2 + 0.42 * side, y2], [x1 + 0.8 * side, y1, x2 + side, y2]]
+    )
+    crops = Crops((sample,), np.zeros(3, int), boxes, np.full(3, -1))
+    assert rescore.labelled(crops, 2).labels.tolist() == [sample.annotations.labels[0], -1, 2]
+
+
+def predictions_of(scores, labels):
+    boxes = np.tile(np.float32([0, 0, 9, 9]), (len(scores), 1))
+    return Predictions.of({0: Detections(boxes, np.float32(scores), np.array(labels))}, ("a", "b"))
+
+
+def test_a_blend_is_the_weighted_geometric_mean_of_score_and_probability():
+    found = predictions_of([0.9, 0.4, 0.1], [0, 1, 1])
+    log_p = np.log([[0.5, 0.2, 0.3], [0.1, 0.6, 0.3]])
+    out = rescore.blended(found, np.array([0, 1]), log_p, Blend(0.25))
+    np.testing.assert_allclose(out.scores[:2], [0.9**0.75 * 0.5**0.25, 0.4**0.75 * 0.6**0.25], rtol=1e-6)
+    np.testing.assert_allclose(out.scores[2], 0.1**0.75 * np.sqrt(0.5 * 0.6) ** 0.25, rtol=1e-6)
+    given = rescore.blended(found, np.array([0, 1]), log_p, Blend(0.25, background=False))
+    np.testing.assert_allclose(given.scores[0], 0.9**0.75 * (0.5 / 0.7) ** 0.25, rtol=1e-6)
+    assert rescore.blended(found, np.array([0]), log_p[:1], Blend(0.0)) is found
+
+
+def test_scores_of_0_and_hopeless_probabilities_stay_in_range():
+    found = predictions_of([0.0, 1.0], [0, 0])
+    out = rescore.blended(found, np.array([0, 1]), np.array([[0.0, -900, -900], [-900, -900, 0]]), Blend(0.5))
+    assert np.isfinite(out.scores).all()
+    assert ((out.scores >= 0) & (out.scores <= 1)).all()
+
+
+def test_a_head_is_the_minimum_that_scikit_learn_finds():
+    from sklearn.linear_model import LogisticRegression
+
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(80, 5)).astype(np.float32)
+    y, weights = rng.integers(0, 3, 80), rng.uniform(0.5, 2, 80)
+    head = fit_head(x, y, weights, num_classes=3, ridge=0.1)
+    theirs = LogisticRegression(C=1 / (0.1 * weights.sum()), tol=1e-8, max_iter=1000)
+    theirs.fit((x - head.mean) / head.spread, y, sample_weight=weights)
+    want = theirs.predict_log_proba((x - head.mean) / head.spread)
+    np.testing.assert_allclose(head.log_probabilities(x), want, atol=2e-3)
+
+
+def test_more_objects_than_wanted_are_drawn_evenly():
+    labels = np.repeat([0, 1, 2], [50, 30, 4])
+    crops = Crops((None,), np.zeros(84, int), np.zeros((84, 4)), labels)
+    drawn = rescore._some(crops, 24, 3, np.random.default_rng(0))
+    assert np.bincount(drawn.labels).tolist() == [10, 10, 4]
+    assert rescore._some(crops, 84, 3, np.random.default_rng(0)) is crops
+
+
+def test_only_so_many_boxes_of_a_picture_are_looked_at(data):
+    looked = []
+    look = Look(lambda images: looked.append(len(images)) or images.mean((2, 3)), size=8, context=1.0)
+    predictions = guessed(data)
+    head = fit_head(np.zeros((3, 3), np.float32), np.arange(3), np.ones(3), num_classes=3, ridge=1.0)
+    rescore.apply(Rescorer(head, look, Blend(0.3), 1, -1.0), predictions, data.samples)
+    assert sum(looked) == (np.diff(predictions.offsets) > 0).sum()
+
+
+def test_features_come_in_the_order_of_the_crops_and_progress_ends_at_1(data):
+    from foldfuse.data.crops import objects
+
+    told = []
+    crops = objects(data)
+    found = features(crops, mean_colour(), progress=told.append)
+    assert found.shape == (len(crops), 3)
+    assert ((found[:, 0] > found[:, 2]) == (crops.labels == 0)).mean() > 0.9  # class 0 is red; some lie under others
+    assert told[-1] == 1.0
+
+
+def test_nothing_found_or_too_much_known_is_told_in_a_sentence(data, tmp_path):
+    nothing = Predictions.of({i: Detections.empty() for i in data.image_ids}, data.classes)
+    with pytest.raises(InputError, match="there are 0 boxes on 40 pictures"):
+        rescore.fit(nothing, data, look=blind())
+    with pytest.raises(InputError, match="on 3 pictures to rescore"):
+        rescore.fit(guessed(data).of_images(data.image_ids[:3]), data, look=blind())
+    with pytest.raises(InputError, match="not one object is annotated"):
+        rescore.fit(guessed(data), data.without_annotations(), look=blind())
+
+
+def test_the_command_writes_both_files_and_what_it_was_worth(data, test_data, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(rescore_files, "imagenet", mean_colour)
+    oof, test = tmp_path / "oof.parquet", tmp_path / "test.parquet"
+    write_predictions(guessed(data), oof, data)
+    write_predictions(guessed(test_data, seed=1), test, test_data)
+    words = ["rescore", str(oof), "--data", str(data.source), "--out", str(tmp_path / "out")]
+    assert cli.main([*words, "--test-predictions", str(test), "--test", str(test_data.source)]) == 0
+    assert "chosen on others: +0." in capsys.readouterr().out
+    facts = json.loads((tmp_path / "out" / "rescore.json").read_text())
+    assert facts["kept"]
+    assert facts["after"] == measure(read_predictions(tmp_path / "out" / "oof.parquet", data), data)
+    after = read_predictions(tmp_path / "out" / "test.parquet", test_data)
+    assert measure(after, test_data) > measure(guessed(test_data, seed=1), test_data)
+    assert cli.main([*words[:-1], str(tmp_path / "two"), "--test", str(test_data.source)]) == 2
+    assert "belong together" in capsys.readouterr().err
+    assert not (tmp_path / "two").exists()
+
+
+def test_what_is_not_believed_is_told(data):
+    fitted = rescore.fit(guessed(data), data, look=blind())
+    assert "It does not help ap50" in rescore_files.told(fitted, "ap50")
+    believed = replace(fitted, rescorer=replace(fitted.rescorer, blend=Blend(0.2)))
+    assert "It counts with 0.2" in rescore_files.told(believed, "ap50")

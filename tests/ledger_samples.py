@@ -1,0 +1,20 @@
+"""Rows of a ledger that several tests start from."""
+
+from foldfuse.storage.ledger import Row
+
+
+def a_row(name="a", **changes):
+    values = {
+        "kind": "train",
+        "recipe": {"image_size": 64},
+        "parent": None,
+        "fold": 0,
+        "seed": 0,
+        "state": "running",
+        "budget": 10.0,
+        "seconds": 0.0,
+        "started": 1.0,
+        "ended": None,
+        "result": {},
+    }
+    return Row(name, **values | changes)

@@ -1,0 +1,505 @@
+"""The page on a campaign holds what the folder holds, opens without network, and never fails for what is missing."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, ImageDraw
+
+from foldfuse.data.folds import Folds
+from foldfuse.data.readers import coco as data
+from foldfuse.detections import Annotations, Detections, Predictions
+from foldfuse.errors import InputError
+from foldfuse.formats.predictions import write_predictions
+from foldfuse.reporting.campaign_page import report, verdict
+from foldfuse.reporting.records import read_facts
+from foldfuse.storage import ledger
+
+CLASSES = ("circle", "square", "<b>bolt & nut</b>")
+VOID = {"meta"}  # the only elements of the page that HTML leaves open
+
+
+def draw_dataset(folder: Path, *, pictures: int, seed: int) -> Path:
+    """A COCO file of small pictures with circles and squares on them; the rare class has a hostile name."""
+    rng = np.random.default_rng(seed)
+    folder.mkdir(parents=True)
+    images, annotations = [], []
+    for i in range(pictures):
+        picture = Image.new("RGB", (160, 120), (200, 210, 140 + 4 * i))
+        pen = ImageDraw.Draw(picture)
+        for _ in range(int(rng.integers(0, 5))):
+            x, y, side = (int(v) for v in (rng.integers(0, 120), rng.integers(0, 80), rng.integers(8, 40)))
+            kind = int(rng.choice(3, p=[0.5, 0.4, 0.1]))
+            (pen.ellipse if kind == 0 else pen.rectangle)((x, y, x + side, y + side), fill=(40, 80 * kind, 160))
+            annotations.append(
+                {
+                    "id": len(annotations),
+                    "image_id": i,
+                    "category_id": kind,
+                    "bbox": [x, y, side, side],
+                    "area": side * side,
+                    "iscrowd": 0,
+                }
+            )
+        picture.save(folder / f"{i:03}.jpg")
+        images.append({"id": i, "file_name": f"{i:03}.jpg", "width": 160, "height": 120})
+    categories = [{"id": k, "name": name} for k, name in enumerate(CLASSES)]
+    path = folder / "train.json"
+    path.write_text(json.dumps({"images": images, "annotations": annotations, "categories": categories}))
+    return path
+
+
+def guesses(dataset: data.Dataset, *, seed: int, noise: float = 0.06) -> Predictions:
+    """Predictions as a fair detector makes them: moved boxes, a few missed, a few too many, telling scores."""
+    rng = np.random.default_rng(seed)
+    found = {}
+    for sample in dataset.samples:
+        drawn = sample.annotations or Annotations.empty()
+        seen = drawn[rng.random(len(drawn)) < 0.9]
+        sides = np.tile(seen.boxes[:, 2:] - seen.boxes[:, :2], 2)
+        extra = int(rng.integers(0, 4))
+        corner = rng.random((extra, 2)) * [sample.width * 0.7, sample.height * 0.7]
+        boxes = [
+            seen.boxes + rng.normal(0, noise, sides.shape) * sides,
+            np.hstack([corner, corner + sample.height * 0.25]),
+        ]
+        found[sample.id] = Detections(
+            np.concatenate(boxes).astype(np.float32),
+            np.concatenate([rng.beta(6, 2, len(seen)), rng.beta(1, 6, extra)]).astype(np.float32),
+            np.concatenate([seen.labels, rng.integers(0, len(dataset.classes), extra)]),
+        )
+    return Predictions.of(found, dataset.classes)
+
+
+def write_campaign(folder: Path, train: Path, test: Path) -> Path:
+    """A finished campaign's folder over these datasets, with invented members and scores."""
+    rng = np.random.default_rng(0)
+    dataset, tested = data.read(train), data.read(test)
+    names = ["lite0-256-s0", "lite0-320-s1", "lite0-320-s2", "lite0-384-s3", "yolo-320-s4"]
+    members, timeline, clock = [], [{"name": "look at the data", "kind": "setup", "start": 0, "end": 21.5}], 21.5
+    for i, name in enumerate(names):
+        seconds = 80.0 + 9 * i
+        ap50 = 0.61 + 0.03 * i - 0.012 * i * i
+        members.append(
+            {
+                "name": name,
+                "recipe": "efficientdet_lite0" if i < 4 else "yolov5n",
+                "image_size": int(name.split("-")[1]),
+                "seed": i,
+                "fold": i % 3,
+                "views": ["plain", "hflip"] if i < 3 else ["plain"],
+                "seconds": seconds,
+                "steps": 310 + 40 * i,
+                "images_per_second": 58.2 - 6 * i,
+                "ap": round(ap50 * 0.52, 4),
+                "ap50": round(ap50, 4),
+                "adds": [0.031, 0.022, 0.011, 0.004, None][i],
+                "weight": [1.0, 1.0, 0.5, 0.5, None][i],
+            }
+        )
+        for kind, length in (("train", seconds), ("predict", 7.5)):
+            timeline.append({"name": f"{kind} {name}", "kind": kind, "start": clock, "end": clock + length})
+            clock += length
+        run = folder / "members" / name
+        run.mkdir(parents=True)
+        rows: list[dict[str, float]] = []
+        for step in range(300):
+            spent = step / 300
+            loss = 3.2 * np.exp(-3 * spent) + 0.5 + 0.05 * i + rng.normal(0, 0.12)
+            rows.append({"step": step, "seconds": seconds * spent, "spent": spent, "lr": 1e-3, "loss": float(loss)})
+            if step % 60 == 59:
+                rows.append(
+                    {"step": step, "seconds": seconds * spent, "ap": 0.3, "ap50": ap50 * (1 - np.exp(-4 * spent))}
+                )
+        (run / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for kind, length in (("fuse", 19.0), ("submit", 0.6), ("report", 1.8)):
+        timeline.append({"name": kind, "kind": kind, "start": clock, "end": clock + length})
+        clock += length
+    drawn = np.bincount(
+        np.concatenate([s.annotations.labels for s in dataset.samples if s.annotations is not None]),
+        minlength=len(dataset.classes),
+    )
+    campaign = {
+        "command": f"foldfuse campaign {train} --test {test} --deadline 10m --out {folder}",
+        "data": str(train),
+        "test": str(test),
+        "deadline_seconds": 600.0,
+        "started": "2026-11-23T08:00:00+00:00",
+        "finished": "2026-11-23T08:09:40+00:00",
+        "state": "finished",
+        "seconds_used": clock,
+        "seed": 0,
+        "machine": {"cpu": "a plain laptop", "cores": 2, "torch": "2.9.1", "device": "cpu"},
+        "left_out": [{"file_name": "broken.jpg", "reason": "cannot be decoded as a picture"}],
+        "timeline": timeline,
+        "members": members,
+        "fused": {
+            "ap": 0.351,
+            "ap50": 0.664,
+            "ap75": 0.331,
+            "kind": "wbf",
+            "iou": 0.55,
+            "skip": 0.01,
+            "interval": [0.012, 0.044],
+            "parts": [
+                {"name": names[1], "view": "1", "weight": 0.6, "adds": 0.017},
+                {"name": names[1], "view": "1+hflip", "weight": 0.4, "adds": 0.005},
+            ],
+            "per_class": [
+                {"name": n, "boxes": int(b), "ap": 0.42 / (k + 1), "ap50": 0.75 / (k + 1)}
+                for k, (n, b) in enumerate(zip(dataset.classes, drawn))
+            ],
+        },
+        "best_member": "lite0-320-s1",
+        "segments": [
+            {"name": m["name"], "parent": names[0] if i else None, "state": "done"}
+            | {"started": 21.5 + 90 * i, "ended": 100 + 90 * i, "result": {"ap50": m["ap50"]}}
+            for i, m in enumerate(members)
+        ],
+        "gains": [[names[1], 0.628, 1.0], [names[0], 0.651, 0.98], [names[4], 0.655, 0.71]],
+        "ranking": names[1::-1],
+        "history": [
+            {"at": 130.0, "ap50": 0.61, "best_single": [f"{names[0]}@1", 0.61], "weights": {f"{names[0]}@1": 1.0}},
+            {
+                "at": 500.0,
+                "ap50": 0.664,
+                "best_single": [f"{names[1]}@1", 0.628],
+                "weights": dict.fromkeys(names[:4], 1.0),
+            },
+        ],
+        "note_times": [24.0, 505.0, 506.0],
+        "notes": [
+            "Three image sizes were tried for 20 s each; 320 px gave the most AP50 per second of training.",
+            "yolo-320-s4 was left out of the fusion: with it the fused AP50 fell by 0.002.",
+            "The horizontal flip added 0.009 AP50 for 2.1 s of prediction, the larger scale nothing.",
+        ],
+    }
+    (folder / "campaign.json").write_text(json.dumps(campaign))
+    Folds({image_id: i % 5 for i, image_id in enumerate(dataset.image_ids)}, 5).write(folder / "folds.json")
+    held = dataset.subset(dataset.image_ids[::2])
+    write_predictions(guesses(held, seed=1), folder / "fused_oof.parquet", held)
+    write_predictions(guesses(tested, seed=2), folder / "fused_test.parquet", tested)
+    (folder / "submission.csv").write_text("PredictionString,image_id\n")
+    (folder / "submission.json").write_text("[]")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A finished campaign's folder, for tests that only read it."""
+    root = tmp_path_factory.mktemp("report")
+    train = draw_dataset(root / "shapes", pictures=24, seed=0)
+    test = draw_dataset(root / "unseen", pictures=9, seed=1)
+    return write_campaign(root / "out", train, test)
+
+
+@pytest.fixture
+def campaign(finished, tmp_path):
+    """A copy of it, to be broken."""
+    return Path(shutil.copytree(finished, tmp_path / "out"))
+
+
+def change(folder: Path, **values: object) -> None:
+    """Replace values in the folder's campaign.json."""
+    path = folder / "campaign.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
+class Reader(HTMLParser):
+    """Collects text, ids and addresses of a page, and asserts that every element is closed in turn."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.text: list[str] = []
+        self.ids: list[str] = []
+        self.addresses: list[str] = []
+        self.elements: set[str] = set()
+        self.feed(page)
+        assert not self.open
+
+    def handle_starttag(self, tag, attrs):
+        self.elements.add(tag)
+        self.ids += [value for key, value in attrs if key == "id"]
+        self.addresses += [value for key, value in attrs if key in ("href", "src", "action", "srcset")]
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.handle_starttag(tag, attrs)
+        self.handle_endtag(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text.append(data)
+
+
+def read_page(path: Path) -> Reader:
+    return Reader(path.read_text(encoding="utf-8"))
+
+
+def test_the_page_lies_in_the_folder_and_tells_what_it_holds(finished):
+    path = report(finished)
+    assert path == finished / "report.html"
+    text = " ".join(" ".join(read_page(path).text).split())
+    for words in (
+        "4 members fused reach AP50 0.664",
+        "0.036 above the best single member, lite0-320-s1",
+        "left out of the fusion: with it the fused AP50 fell by 0.002",
+        "9 min 30 s",
+        "submission.csv",
+        "It covers 9 test pictures",
+        "broken.jpg",
+        "--deadline 10m",
+        "24 pictures with",
+        "Worst, F1",
+        "Who was promoted, and why",
+        "+0.023 98 % yes",
+        "+0.004 71 % no",
+        "What each view adds",
+        "1+hflip",
+        "from lite0-256-s0 · trained 1 min 29 s · AP50 0.628",
+        "24 s Three image sizes were tried",
+        "all classes",
+    ):
+        assert words in text
+
+
+def test_every_section_that_is_linked_is_there(finished):
+    page = read_page(report(finished))
+    linked = {a.removeprefix("#") for a in page.addresses if a.startswith("#")}
+    assert linked == {
+        "submit",
+        "why",
+        "way",
+        "scores",
+        "learning",
+        "classes",
+        "errors",
+        "pictures",
+        "time",
+        "data",
+        "again",
+    }
+    assert linked <= set(page.ids)
+    assert "gaps" not in page.ids
+    assert len(page.ids) == len(set(page.ids))
+
+
+def test_the_page_asks_for_nothing_from_outside(finished):
+    path = report(finished)
+    page = read_page(path)
+    outside = [a for a in page.addresses if not a.startswith(("#", "data:image/jpeg;base64,"))]
+    assert outside == ["submission.csv", "submission.json"]
+    assert not {"script", "link", "iframe", "object"} & page.elements
+    text = path.read_text(encoding="utf-8")
+    assert "default-src 'none'" in text
+    assert "url(" not in text
+    assert "@import" not in text
+
+
+def test_pictures_are_inside_it_and_it_stays_small(finished):
+    path = report(finished)
+    inlined = [a for a in read_page(path).addresses if a.startswith("data:")]
+    assert len(inlined) == 6 + 6  # held-back and test pictures
+    assert len(set(inlined)) == 12
+    assert path.stat().st_size < 3e6
+
+
+def test_texts_of_the_data_are_escaped(campaign):
+    hostile = "<script>alert('x')</script>"
+    row = json.loads((campaign / "campaign.json").read_text())
+    change(
+        campaign,
+        notes=[hostile],
+        command=hostile,
+        left_out=[{"file_name": hostile, "reason": hostile}],
+        segments=[{"name": hostile, "parent": hostile, "state": hostile, "started": 0, "ended": 9}],
+        timeline=[{"name": f"train {hostile}", "kind": "train", "start": 1, "end": 8}],
+        gains=[[hostile, 0.5], [hostile, 0.6]],
+        ranking=[hostile],
+        history=[{"at": 5, "ap50": 0.5, "best_single": [hostile, 0.4], "weights": {hostile: 1}}],
+        fused=row["fused"] | {"parts": [{"name": hostile, "view": hostile}] * 2},
+    )
+    page = read_page(report(campaign))
+    assert not {"script", "b"} & page.elements
+    text = "".join(page.text)
+    assert text.count(hostile) == 4 + 3 + 3 + 2 + 1 + 4  # as above, a lane and its blocks, trunks, a submission, views
+    assert CLASSES[2] in text
+
+
+def test_writing_it_again_changes_nothing(finished, tmp_path):
+    once, again = report(finished, out=tmp_path / "a.html"), report(finished, out=tmp_path / "b.html")
+    assert once.read_bytes() == again.read_bytes()
+
+
+def test_links_from_elsewhere_lead_back_to_the_folder(finished, tmp_path):
+    path = report(finished, out=tmp_path / "pages" / "report.html")
+    address = next(a for a in read_page(path).addresses if a.endswith("submission.csv"))
+    assert (path.parent / address).resolve() == (finished / "submission.csv").resolve()
+
+
+def test_a_running_campaign_reloads_and_a_finished_one_does_not(campaign):
+    assert 'http-equiv="refresh"' not in report(campaign).read_text()
+    change(campaign, state="running", fused=None, best_member=None, finished=None)
+    text = report(campaign).read_text()
+    assert 'http-equiv="refresh"' in text
+    assert "no predictions have been fused yet" in text
+
+
+def test_the_worst_pictures_are_told_of_while_it_runs(campaign):
+    change(campaign, state="running", finished=None)
+    text = " ".join(read_page(report(campaign)).text)
+    worst = text.split("Worst, F1")[1:]
+    assert len(worst) == 2
+    assert all(re.search(r"; (mostly|as often) [a-z ]+ \(\d+ (each )?of \d+ mistakes?\)", part[:200]) for part in worst)
+    assert "What errors cost" in text
+
+
+KEYS = [
+    *("command", "data", "test", "deadline_seconds", "started", "finished", "state", "seconds_used", "seed", "machine"),
+    *("left_out", "timeline", "members", "fused", "best_member", "notes"),
+    *("segments", "gains", "ranking", "history", "note_times"),
+]
+
+
+@pytest.mark.parametrize("key", KEYS)
+def test_any_value_may_be_missing_or_odd(campaign, key):
+    if key not in ("data", "test"):
+        for path in campaign.glob("fused_*.parquet"):
+            path.unlink()  # pictures hang on those two alone, and take most of the time
+    row = json.loads((campaign / "campaign.json").read_text())
+    (campaign / "campaign.json").write_text(json.dumps({k: v for k, v in row.items() if k != key}))
+    read_page(report(campaign))
+    for odd in (None, "odd", -3.5, float("nan"), [], [{}], [[1]], {}, {"per_class": [{}], "parts": [{}, {}]}):
+        change(campaign, **{key: odd})
+        read_page(report(campaign))
+
+
+@pytest.mark.parametrize(
+    "name", ["campaign.json", "folds.json", "fused_oof.parquet", "fused_test.parquet", "submission.csv", "members"]
+)
+def test_any_file_may_be_missing(campaign, name):
+    path = campaign / name
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+    assert "gaps" not in read_page(report(campaign)).ids
+
+
+@pytest.mark.parametrize("name", ["campaign.json", "folds.json", "fused_oof.parquet", "fused_test.parquet"])
+def test_a_broken_file_is_named(campaign, name):
+    (campaign / name).write_text("broken")
+    page = read_page(report(campaign))
+    assert "gaps" in page.ids
+    assert name in "".join(page.text).split("could not show")[1]
+
+
+def test_a_log_that_is_being_written_is_read_up_to_its_last_whole_line(campaign):
+    log = campaign / "members" / "lite0-256-s0" / "log.jsonl"
+    whole = read_facts(campaign).logs[0]
+    with log.open("a") as file:
+        file.write('{"step": 300, "seco')
+    cut = read_facts(campaign)
+    assert np.array_equal(cut.logs[0].loss, whole.loss)
+    assert not cut.gaps
+    with log.open("a") as file:
+        file.write("\n")
+    assert "1 of 306 lines" in read_facts(campaign).gaps[0]
+
+
+def test_a_picture_that_is_gone_is_named(finished, campaign, tmp_path):
+    moved = Path(shutil.copytree(finished.parent / "unseen", tmp_path / "unseen"))
+    change(campaign, test=str(moved / "train.json"))
+    (moved / "000.jpg").write_bytes(b"no picture")
+    page = read_page(report(campaign))
+    assert "000.jpg: cannot be decoded" in "".join(page.text)
+    assert sum(a.startswith("data:") for a in page.addresses) == 6 + 5
+
+
+def test_a_run_alone_has_a_page_too(finished, tmp_path):
+    run = Path(shutil.copytree(finished / "members" / "lite0-256-s0", tmp_path / "run"))
+    (run / "recipe.json").write_text(json.dumps({"detector": "efficientdet_lite0", "lr": 0.002}))
+    (run / "run.json").write_text(
+        json.dumps({"data": str(finished.parent / "shapes" / "train.json"), "seed": 3, "seconds": 80})
+    )
+    text = " ".join(read_page(report(run)).text)
+    for words in (
+        "Foldfuse run",
+        "the run reached AP50 0.5",
+        "efficientdet_lite0",
+        "24 pictures with",
+        "Training loss",
+        "1 min 20 s",
+    ):
+        assert words in text
+
+
+def test_a_folder_of_something_else_is_refused(tmp_path):
+    with pytest.raises(InputError, match=r"holds neither a campaign\.json nor a run\.json"):
+        report(tmp_path)
+    with pytest.raises(InputError, match="there is no such folder"):
+        report(tmp_path / "nowhere")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("ap50", "interval", "words"),
+    [
+        (
+            0.700,
+            [0.01, 0.09],
+            "lite0-320-s1. On pictures that the fusion was not chosen on, the gain is +0.010 to +0.090",
+        ),
+        (0.700, [-0.01, 0.09], "the gain is -0.010 to +0.090: it may be chance"),
+        (0.600, None, "0.025 below the best single member"),
+        (0.6251, None, "the same as the best single member"),
+    ],
+)
+def test_the_verdict_says_what_the_numbers_say(campaign, ap50, interval, words):
+    row = json.loads((campaign / "campaign.json").read_text())
+    members = [m | ({"ap50": 0.625} if m["name"] == "lite0-320-s1" else {}) for m in row["members"]]
+    change(campaign, members=members, fused=row["fused"] | {"ap50": ap50, "interval": interval})
+    assert words in verdict(read_facts(campaign))
+
+
+@pytest.mark.parametrize(
+    ("metric", "words"),
+    [
+        ("ap", ("reach AP 0.700", "0.100 above the best single member")),
+        ("f2", ("reach F2 0.700 on pictures that were held back",)),
+    ],
+)
+def test_the_page_speaks_of_the_metric_that_decided_the_campaign(campaign, metric, words):
+    row = json.loads((campaign / "campaign.json").read_text())
+    members = [m | ({"ap": 0.6} if m["name"] == "lite0-320-s1" else {}) for m in row["members"]]
+    fused = row["fused"] | {"metric": metric, "value": 0.7, "interval": [0.05, 0.15]}
+    change(campaign, members=members, fused=fused)
+    text = " ".join(read_page(report(campaign)).text)
+    assert all(one in text for one in words)
+    assert f"the {metric.upper()} that the fused predictions gain" in text
+    assert ("Fused F2" in text) == (metric == "f2")
+
+
+def test_the_plan_and_the_rest_are_read_from_the_ledger_where_there_is_one(campaign):
+    facts = json.loads((campaign / "campaign.json").read_text())
+    part = {"name": "trunk-256", "image_size": 256, "batch_size": 8, "state": "running", "seconds": 211.0}
+    facts |= {"state": "interrupted", "plan": {"segments": [part], "reserved": {"choose the ensemble": 7.0}}}
+    made = ledger.begin(campaign, facts, deadline=600.0, start=0.0)
+    with made.stage("train trunk-256", "train"):
+        made.note("A trunk is trained.")
+    made.close()
+    (campaign / "campaign.json").write_text("{}")
+    page = report(campaign).read_text()
+    assert "A trunk is trained." in page
+    assert '<th scope="row">train trunk-256</th><td>256</td><td>8</td><td>running</td><td>211</td>' in page
+    assert "choose the ensemble" in page
+    assert facts["command"].split(" --out")[0] in page
+    (campaign / ledger.NAME).write_bytes(b"broken" * 200)
+    assert "cannot be read as a campaign&#39;s ledger" in report(campaign).read_text()

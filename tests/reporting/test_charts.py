@@ -1,0 +1,148 @@
+"""Charts are well-formed, say what they show, and put values where they belong."""
+
+from __future__ import annotations
+
+import math
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from foldfuse.reporting.charts import (
+    Axis,
+    Bar,
+    Line,
+    Span,
+    bar_chart,
+    duration,
+    histogram,
+    line_chart,
+    linear_axis,
+    log_axis,
+    share,
+    thinned,
+    time_axis,
+    timeline,
+)
+
+law = settings(deadline=None, derandomize=True)
+HOSTILE = '<b>"quoted" & more</b>'
+DIAGONAL = np.array([0.0, 1.0])
+UNIT = Axis(0, 1, ((0, "0"), (1, "1")))
+
+
+def attribute(element: ElementTree.Element, key: str) -> float:
+    return float(element.attrib[key].removesuffix("%"))
+
+
+@law
+@given(st.floats(-1e6, 1e6), st.floats(1e-6, 1e6))
+def test_a_linear_axis_covers_its_values_with_a_few_even_ticks(low, width):
+    axis = linear_axis(low, low + width)
+    slack = 1e-6 * max(abs(low), width)
+    assert axis.low <= low + slack
+    assert axis.high >= low + width - slack
+    assert 2 <= len(axis.ticks) <= 8
+    steps = np.diff([value for value, _ in axis.ticks])
+    assert np.allclose(steps, steps[0], rtol=1e-3)
+
+
+def test_a_linear_axis_has_round_ticks():
+    assert [text for _, text in linear_axis(0, 0.66).ticks] == ["0", "0.2", "0.4", "0.6", "0.8"]
+
+
+@law
+@given(st.floats(1e-6, 1e6), st.floats(1, 1e6))
+def test_a_log_axis_covers_its_values_with_ticks_inside(low, factor):
+    axis = log_axis(low, low * factor)
+    assert axis.low < low <= low * factor < axis.high
+    assert 2 <= len(axis.ticks) <= 15
+    assert all(axis.low <= value <= axis.high for value, _ in axis.ticks)
+
+
+@law
+@given(st.floats(0, 1e6))
+def test_a_time_axis_has_few_ticks_from_zero_on(high):
+    axis = time_axis(high)
+    assert axis.ticks[0][0] == 0
+    assert 2 <= len(axis.ticks) <= 7
+    assert all(value <= axis.high for value, _ in axis.ticks)
+
+
+def test_a_time_axis_names_its_unit():
+    assert [text for _, text in time_axis(600).ticks] == ["0 min", "2 min", "4 min", "6 min", "8 min", "10 min"]
+
+
+@pytest.mark.parametrize(
+    ("axis", "value", "place"),
+    [(UNIT, 0.25, 0.25), (UNIT, -3, 0), (UNIT, 7, 1), (Axis(1, 100, (), log=True), 10, 0.5)],
+)
+def test_share_is_the_place_between_the_ends(axis, value, place):
+    assert share(axis, value) == pytest.approx(place)
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(0.42, "0.4 s"), (9.96, "10 s"), (75, "1 min 15 s")])
+def test_durations_are_told_with_tenths_only_where_they_matter(seconds, text):
+    assert duration(seconds) == text
+
+
+def test_thinning_keeps_the_mean_and_short_curves():
+    x, y = np.arange(1000.0), np.arange(1000.0) * 3
+    short_x, short_y = thinned(x, y, points=50)
+    assert len(short_x) == 50
+    assert short_y.mean() == pytest.approx(y.mean())
+    assert np.allclose(short_y, 3 * short_x)
+    assert np.array_equal(thinned(x[:7], y[:7])[1], y[:7])
+
+
+@pytest.mark.parametrize(
+    "svg",
+    [
+        line_chart([Line(HOSTILE, DIAGONAL, DIAGONAL, 9)], UNIT, UNIT, titles=(HOSTILE,) * 2, label=HOSTILE),
+        bar_chart([Bar(HOSTILE, 1, HOSTILE, interval=(0.5, 1.5))], label=HOSTILE),
+        bar_chart([], label="nothing"),
+        histogram([1, 2], [0, 0.5, 1], UNIT, titles=(HOSTILE,) * 2, label=HOSTILE),
+        timeline([Span(HOSTILE, HOSTILE, 0, 3)], kinds=[HOSTILE], deadline=5, label=HOSTILE),
+        timeline([], kinds=["train"], deadline=None, label="nothing"),
+    ],
+)
+def test_charts_are_whole_and_carry_words_for_those_who_cannot_see_them(svg):
+    root = ElementTree.fromstring(svg)
+    assert root.attrib["role"] == "img"
+    assert root.attrib["aria-label"] in (HOSTILE, "nothing")
+    assert not root.findall(".//b")
+
+
+def test_a_line_goes_from_corner_to_corner():
+    line = Line("rising", DIAGONAL, DIAGONAL, 0)
+    root = ElementTree.fromstring(line_chart([line], UNIT, UNIT, titles=("x", "y"), label="rising"))
+    assert root.find(".//path[@class='line c0']").attrib["d"] == "M0,1000 1000,0"
+
+
+def test_bars_are_as_long_as_their_values():
+    root = ElementTree.fromstring(bar_chart([Bar("a", 4, "4"), Bar("b", 1, "1")], label="two"))
+    longer, shorter = (attribute(bar, "width") for bar in root.findall("rect"))
+    assert longer == pytest.approx(4 * shorter)
+
+
+def test_histogram_bars_stand_on_their_edges():
+    root = ElementTree.fromstring(histogram([4, 2], [0, 0.25, 1], UNIT, titles=("x", "y"), label="two"))
+    first, second = root.findall(".//rect")
+    assert (attribute(first, "x"), attribute(first, "width")) == (0, 250)
+    assert (attribute(second, "x"), attribute(second, "width")) == (250, 750)
+    assert attribute(first, "height") == 2 * attribute(second, "height")
+    assert attribute(second, "y") + attribute(second, "height") == 1000
+
+
+def test_the_timeline_gives_each_kind_a_lane_and_its_share():
+    spans = [Span("a", "train", 0, 30), Span("b", "predict", 30, 40), Span("c", "train", 40, 60)]
+    root = ElementTree.fromstring(timeline(spans, kinds=["train", "predict"], deadline=100, label="two lanes"))
+    assert [e.text for e in root.iter("tspan")] == ["50 s, 83%", "10 s, 17%"]
+    blocks = root.findall("rect")
+    assert len({block.attrib["y"] for block in blocks}) == 2
+    widths = [attribute(block, "width") for block in blocks]
+    assert math.isclose(widths[0] / widths[1], 30 / 20, rel_tol=1e-3)
+    deadline = root.find(".//line[@class='deadline']")
+    assert attribute(deadline, "x1") > max(attribute(b, "x") + attribute(b, "width") for b in blocks)

@@ -1,0 +1,136 @@
+"""Campaigns side by side: the numbers are those of `score`, on the pictures that both held back."""
+
+import json
+from contextlib import closing
+
+import numpy as np
+import pytest
+
+from foldfuse import cli
+from foldfuse.commands.campaign import note
+from foldfuse.data.readers import coco as data
+from foldfuse.detections import Detections, Predictions
+from foldfuse.errors import InputError
+from foldfuse.evaluation import metrics
+from foldfuse.formats.predictions import read_predictions, write_predictions
+from foldfuse.reporting.compare import compare, held_against, read_entries
+from foldfuse.storage import ledger
+from learning_samples import write_dataset
+
+
+def guessed(dataset, *, noise, seed):
+    """Every annotated box of the pictures, moved by some pixels, with a score by chance."""
+    rng = np.random.default_rng(seed)
+    found = {}
+    for sample in dataset.samples:
+        boxes = sample.annotations.boxes + rng.normal(0, noise, (len(sample.annotations), 2))[:, [0, 1, 0, 1]]
+        scores = rng.random(len(boxes), dtype=np.float32)
+        found[sample.id] = Detections(boxes.astype(np.float32), scores, sample.annotations.labels)
+    return Predictions.of(found, dataset.classes)
+
+
+def campaign(folder, path, *, held, noise, kept=True):
+    """A campaign's folder with one submission, that held back these pictures of the dataset."""
+    dataset = data.read(path)
+    facts = {"state": "finished", "data": str(path)} | ({"fingerprints": {"data": dataset.fingerprint}} if kept else {})
+    folder.mkdir()
+    with closing(ledger.begin(folder, facts, deadline=600, start=0.0)) as book:
+        result = {"name": "trunk-256", "ap50": 0.4, "ap": 0.2, "weight": 1.0}
+        book.add(ledger.Row("trunk-256", "train", {}, None, 0, 0, "done", 9.0, 9.0, 0.0, 9.0, result))
+        book.submitted(
+            0.5,
+            {
+                "fused": {"ap50": 0.5123, "ap": 0.25, "nested_ap50": 0.4777},
+                "best_member": "trunk-256",
+                "second_opinion": {"before": 0.48, "after": 0.5},
+            },
+        )
+    seen = dataset.subset(held)
+    write_predictions(guessed(seen, noise=noise, seed=0), folder / "fused_oof.parquet", seen)
+    return folder
+
+
+@pytest.fixture
+def shapes(tmp_path):
+    return write_dataset(tmp_path / "shapes", 16)
+
+
+def test_the_difference_is_that_of_the_pictures_both_held_back(shapes, tmp_path):
+    a = campaign(tmp_path / "a", shapes, held=range(10), noise=4)
+    b = campaign(tmp_path / "b", shapes, held=range(4, 14), noise=1)
+    dataset = data.read(shapes)
+    ap50, ap = held_against(*read_entries((a, b), []), dataset)
+    both = dataset.subset(range(4, 10))
+    first, second = (read_predictions(f / "fused_oof.parquet", dataset).of_images(both.image_ids) for f in (a, b))
+    assert ap50.common == ap.common == 6
+    assert ap.difference == metrics.bootstrap_difference(second, first, both, "ap")
+    assert ap50.difference == metrics.bootstrap_difference(second, first, both, "ap50")
+    assert (ap.first, ap.second) == tuple(metrics.measure(p, both, metric="ap") for p in (first, second))
+    assert ap.difference.mean > 0, "the second one is nearer to the truth"
+
+
+def test_the_terminal_and_the_page_tell_the_same(shapes, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    folders = [
+        campaign(tmp_path / name, shapes, held=held, noise=noise)
+        for name, held, noise in (("a", range(10), 4), ("b", range(4, 14), 1), ("far", range(10, 16), 1))
+    ]
+    note(folders[0], "a <hunch>", leaderboard=0.61)
+    note(folders[1], leaderboard=0.64)
+    out = tmp_path / "c.html"
+    assert cli.main(["compare", *map(str, folders), "--out", str(out)]) == 0
+    said, page = capsys.readouterr().out, out.read_text()
+    for text in ("10 min", "1 of 1", "0.5123", "0.4777", "0.4000 trunk-256", "+0.0200", "0.6100 (submission 1)"):
+        assert text in said
+        assert text in page
+    assert "far and a hold back no picture in common (6 and 10 of their own)" in said
+    assert "far and a hold back no picture in common" in page
+    assert "a &lt;hunch&gt;" in page
+    assert "in 0 of 1 pairs" in page, "both have the same score out-of-fold"
+    assert "<script" not in page
+    assert "https://" not in page
+
+
+def test_campaigns_of_different_data_are_refused_in_a_sentence_that_names_both(shapes, tmp_path):
+    a = campaign(tmp_path / "a", shapes, held=range(8), noise=1)
+    other = write_dataset(tmp_path / "other", 16, seed=1)
+    b = campaign(tmp_path / "b", other, held=range(8), noise=1)
+    with pytest.raises(InputError) as caught:
+        compare((a, b), out=tmp_path / "c.html")
+    for name in (a, b, shapes, other):
+        assert str(name) in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "c.html").exists()
+
+
+@pytest.mark.parametrize("names", [["a"], ["a", "a"], ["a", "gone"]])
+def test_too_few_campaigns_or_none_are_status_2(shapes, tmp_path, names, capsys):
+    campaign(tmp_path / "a", shapes, held=range(8), noise=1)
+    assert cli.main(["compare", *(str(tmp_path / name) for name in names)]) == 2
+    error = capsys.readouterr().err
+    assert ("holds no campaign" if "gone" in names else "two or more") in error
+    assert error.count("\n") == 1
+
+
+def test_an_older_campaign_is_known_by_its_data_and_changed_data_leaves_out_the_intervals(shapes, tmp_path, capsys):
+    a = campaign(tmp_path / "a", shapes, held=range(8), noise=4, kept=False)
+    b = campaign(tmp_path / "b", shapes, held=range(8), noise=1)
+    c = campaign(tmp_path / "c", shapes, held=range(8), noise=2)
+    compare((a, b))
+    assert "pictures in common" in capsys.readouterr().out
+    document = json.loads(shapes.read_text())
+    document["annotations"].pop()
+    shapes.write_text(json.dumps(document))
+    compare((b, c))
+    said = capsys.readouterr().out
+    assert "has changed since the campaigns began. Without the annotations the differences have no interval." in said
+    assert "pictures in common" not in said
+
+
+def test_a_campaign_without_a_submission_is_shown_without_scores(shapes, tmp_path, capsys):
+    a = campaign(tmp_path / "a", shapes, held=range(8), noise=1)
+    (tmp_path / "b").mkdir()
+    facts = {"data": str(shapes), "fingerprints": {"data": data.read(shapes).fingerprint}}
+    ledger.begin(tmp_path / "b", facts, deadline=60, start=0.0).close()
+    compare((a, tmp_path / "b"))
+    assert "b has no submission yet" in capsys.readouterr().out

@@ -1,0 +1,99 @@
+"""Kinds of error: what they cost, which one dominates on a picture, and the curve over all classes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+
+from foldfuse.data.dataset import Dataset, Sample
+from foldfuse.detections import Annotations, Detections, Predictions
+from foldfuse.evaluation.coco import ERRORS, diagnose
+from foldfuse.evaluation.matching import Curve
+from foldfuse.reporting.error_analysis import ALL_CLASSES, NAMES, costs, mostly, precision_chart
+
+CLASSES = ("cup", "jar")
+BOX = [10.0, 10.0, 50.0, 50.0]
+FAR = [150.0, 100.0, 190.0, 140.0]
+
+
+def drawn(*boxes: list[float], crowd: bool = False) -> Annotations:
+    """Cups."""
+    array = np.array(boxes, np.float64).reshape(-1, 4)
+    area = (array[:, 2:] - array[:, :2]).prod(1)
+    return Annotations(array, np.zeros(len(boxes), np.int64), np.full(len(boxes), crowd), area)
+
+
+def found(*rows: tuple[list[float], int, float]) -> Detections:
+    return Detections(
+        np.array([r[0] for r in rows], np.float32).reshape(-1, 4),
+        np.array([r[2] for r in rows], np.float32),
+        np.array([r[1] for r in rows], np.int64),
+    )
+
+
+def made(*pictures: tuple[Annotations, Detections]) -> tuple[Dataset, Predictions]:
+    samples = tuple(Sample(i, Path(f"{i}.jpg"), f"{i}.jpg", 200, 150, a) for i, (a, _) in enumerate(pictures))
+    guesses = {i: d for i, (_, d) in enumerate(pictures)}
+    return Dataset(samples, CLASSES, (0, 1), Path("made.json")), Predictions.of(guesses, CLASSES)
+
+
+@pytest.mark.parametrize(
+    ("truth", "guesses", "words"),
+    [
+        ([BOX], [(BOX, 0, 0.9)], ""),
+        ([BOX], [(BOX, 1, 0.9)], "mostly classification (1 of 1 mistake)"),
+        ([BOX], [([10.0, 10.0, 50.0, 100.0], 0, 0.9)], "mostly localisation (1 of 1 mistake)"),
+        ([BOX], [(BOX, 0, 0.9), (BOX, 0, 0.8), (BOX, 0, 0.7), (FAR, 0, 0.6)], "mostly duplicate (2 of 3 mistakes)"),
+        ([BOX], [(BOX, 0, 0.9), (FAR, 0, 0.6)], "mostly background (1 of 1 mistake)"),
+        ([BOX], [(BOX, 0, 0.1)], "mostly missed (1 of 1 mistake)"),
+        ([BOX], [(FAR, 0, 0.9)], "as often background as missed (1 each of 2 mistakes)"),
+        ([], [(FAR, 0, 0.9), (BOX, 0, 0.9), (BOX, 1, 0.1)], "mostly background (2 of 2 mistakes)"),
+        ([], [], ""),
+    ],
+)
+def test_the_kind_that_dominates_is_named(truth, guesses, words):
+    dataset, predictions = made((drawn(*truth), found(*guesses)))
+    assert mostly(dataset, predictions, dataset.samples[0], 0.5) == words
+
+
+def test_costs_are_those_of_the_diagnosis_and_counted_at_the_threshold():
+    dataset, predictions = made(
+        (drawn(BOX), found((BOX, 1, 0.9), (FAR, 0, 0.95), (FAR, 0, 0.2))),
+        (drawn(BOX, FAR), found((BOX, 0, 0.8))),
+    )
+    rows = costs(dataset, predictions, 0.5)
+    assert {row.name: row.ap50 for row in rows} == {
+        NAMES[kind]: value for kind, value in diagnose(predictions, dataset).errors.items()
+    }
+    assert [row.ap50 for row in rows] == sorted((row.ap50 for row in rows), reverse=True)
+    assert {row.name: row.count for row in rows if row.count} == {"classification": 1, "background": 1, "missed": 1}
+    assert {row.meaning for row in rows} == set(ERRORS.values())
+
+
+def test_where_no_object_is_drawn_no_error_has_a_price():
+    for truth in (drawn(), drawn(BOX, crowd=True)):
+        dataset, predictions = made((truth, found((BOX, 0, 0.9))))
+        assert costs(dataset, predictions, 0.5) == ()
+
+
+def test_the_mean_over_all_classes_is_drawn_above_the_others():
+    curves = [Curve("cup", 9, np.linspace(1, 0, 101)), Curve("jar", 1, np.ones(101))]
+    chart = precision_chart(curves)
+    assert chart is not None
+    assert (chart.lead, chart.legend) == (ALL_CLASSES, ("cup", "jar"))
+    root = ElementTree.fromstring(chart.svg)
+    last = root.findall(".//path")[-1]
+    assert last.attrib["class"] == "line strong"
+    assert last.attrib["d"].split()[-1] == "1000,500"  # at recall 1 the mean of 0 and 1
+    assert f"{ALL_CLASSES} together 0.75" in root.attrib["aria-label"]
+
+
+def test_one_class_alone_has_no_mean():
+    chart = precision_chart([Curve("cup", 9, np.ones(101))])
+    assert chart is not None
+    assert chart.lead is None
+    assert ALL_CLASSES not in chart.svg
+    assert precision_chart([]) is None

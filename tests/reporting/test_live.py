@@ -1,0 +1,169 @@
+"""The live view: what the ledger knows, in lines; notes above it; nothing of it where there is no terminal."""
+
+import io
+import sqlite3
+import threading
+import time
+from contextlib import suppress
+
+import pytest
+from rich.console import Console
+
+from foldfuse.errors import InputError
+from foldfuse.reporting import live as watching
+from foldfuse.reporting.live import Work, live, view, watch
+from foldfuse.storage import ledger as ledgers
+from foldfuse.system.progress import bar, error_console
+from ledger_samples import a_row
+
+RESULT = {"name": "trunk-64", "ap50": 0.5, "ap": 0.25, "weight": 0.75, "adds": 0.013}
+PLAN = {"segments": [{"name": "trunk-64", "image_size": 64}, {"name": "branch1-96", "image_size": 96, "seconds": 90.0}]}
+
+
+@pytest.fixture
+def campaign(tmp_path):
+    """An open ledger: a trunk that is done, a branch that is planned, a submission."""
+    ledger = ledgers.begin(tmp_path, {"state": "running"}, deadline=600, start=time.monotonic() - 200)
+    ledger.add(a_row("trunk-64", state="done", seconds=120.0, ended=150.0, result=RESULT))
+    ledger.tell(plan=PLAN, seconds_used=200.0)
+    ledger.submitted(0.5125, {"best_member": "trunk-64", "fused": {"ap50": 0.5125, "ap": 0.26}})
+    yield ledger
+    with suppress(sqlite3.ProgrammingError):  # a test has closed it
+        ledger.close()
+
+
+def shown(told, work=None, *, width=100):
+    console = Console(file=io.StringIO(), width=width)
+    console.print(view(told, work or Work()))
+    return console.file.getvalue()
+
+
+def terminal(width=100):
+    return Console(file=io.StringIO(), width=width, force_terminal=True, color_system=None, force_interactive=True)
+
+
+def line_with(word, text):
+    return next(line.split() for line in text.splitlines() if word in line)
+
+
+def test_it_tells_clock_score_and_segments(campaign):
+    text = shown(ledgers.told(campaign.folder))
+    assert "3 min 20 s of 10 min" in text
+    assert "6 min 40 s left" in text
+    assert "AP50 0.512 out-of-fold, AP 0.260: submission 1; best member trunk-64 0.500" in text
+    assert line_with("trunk-64  ", text) == ["trunk-64", "64", "done", "2:00", "0.500", "0.250", "0.75", "+0.013"]
+    assert line_with("branch1-96", text) == ["branch1-96", "96", "planned", "~1:30"]
+
+
+def test_a_campaign_that_has_just_begun(tmp_path):
+    ledgers.begin(tmp_path, {"state": "running"}, deadline=60, start=time.monotonic()).close()
+    text = shown(ledgers.told(tmp_path))
+    assert "0 s of 1 min" in text
+    assert "no submission yet" in text
+    assert shown({}).strip() == ""
+
+
+def test_what_is_done_now_is_the_bar_else_the_open_stage(campaign):
+    campaign.add(a_row("branch1-96", state="running", budget=100.0, seconds=0.0, recipe={"image_size": 96}))
+    with campaign.stage("train branch1-96", "train"):
+        campaign.tell(seconds_used=campaign.used + 25.0)
+        told = ledgers.told(campaign.folder)
+        assert line_with("now: ", shown(told))[:3] == ["now:", "train", "branch1-96"]
+        assert line_with("now: ", shown(told))[-1] == "25%"
+        now = line_with("now: ", shown(told, Work("predicting", 0.4)))
+        assert now[1] == "predicting"
+        assert now[-1] == "40%"
+    assert "now: " not in shown(ledgers.told(campaign.folder))
+
+
+def test_states_have_words_and_promoted_trunks_too(campaign):
+    campaign.add(a_row("trunk-b-64", state="failed"))
+    campaign.tell(ranking=["trunk-64"])
+    text = shown(ledgers.told(campaign.folder))
+    assert "promoted" in line_with("trunk-64  ", text)
+    assert line_with("trunk-b-64", text)[2:4] == ["left", "out"]
+
+
+def test_in_80_columns_names_give_way_and_numbers_stay(campaign):
+    row = a_row(
+        "trunk-efficientdet_lite0_384-896", state="done", seconds=3725.0, recipe={"image_size": 1024}, result=RESULT
+    )
+    campaign.add(row)
+    campaign.tell(ranking=[row.name])
+    line = line_with("trunk-efficientdet_lite0", shown(ledgers.told(campaign.folder), width=80))
+    assert line[-7:] == ["1024", "promoted", "1:02:05", "0.500", "0.250", "0.75", "+0.013"]
+
+
+def test_names_are_no_markup_and_narrow_terminals_break_no_line(campaign):
+    campaign.add(a_row("[red]trunk[/red]-64", state="running"))
+    assert "[red]trunk[/red]-64" in shown(ledgers.told(campaign.folder))
+    assert max(map(len, shown(ledgers.told(campaign.folder), width=40).splitlines())) <= 40
+
+
+def test_a_terminal_gets_the_view_with_notes_above_it(campaign):
+    console = terminal()
+    with live(campaign.folder, console=console):
+        campaign.note("Something was decided.")
+        error_console().print("a table")
+        with bar("predicting") as progress:
+            progress(0.5)
+            time.sleep(1.3)
+    text = console.file.getvalue()
+    assert "Something was decided." in text
+    assert "a table" in text
+    assert "now: predicting" in text
+    assert "50%" in text
+    assert text.rindex("branch1-96") > text.rindex("a table")  # the last view stays, below the notes
+
+
+def test_no_terminal_no_view(campaign, capsys):
+    with live(campaign.folder, console=Console(file=io.StringIO())):
+        campaign.note("Something was decided.")
+    assert capsys.readouterr().err.rstrip().endswith("Something was decided.")
+
+
+def test_a_ledger_that_is_gone_is_not_made_anew(campaign):
+    console = terminal()
+    with live(campaign.folder, console=console):
+        campaign.close()
+        (campaign.folder / ledgers.NAME).unlink()
+        time.sleep(1.2)
+    assert not (campaign.folder / ledgers.NAME).exists()
+    assert "trunk-64" in console.file.getvalue()
+
+
+def test_watch_shows_a_finished_campaign_once(campaign, capsys):
+    campaign.tell(state="finished")
+    watch(campaign.folder)
+    assert "trunk-64" in capsys.readouterr().out
+
+
+def test_watch_follows_until_the_end(campaign, monkeypatch):
+    console = terminal()
+    monkeypatch.setattr(watching, "Console", lambda: console)
+
+    def ends():
+        db = ledgers.go_on(campaign.folder, start=time.monotonic())
+        time.sleep(0.5)
+        db.note("The last word.")
+        db.tell(state="finished")
+        db.close()
+
+    thread = threading.Thread(target=ends)
+    thread.start()
+    watch(campaign.folder)
+    thread.join()
+    assert "The last word." in console.file.getvalue()
+    assert "finished" in console.file.getvalue()
+
+
+def test_watch_says_that_nobody_works(campaign, monkeypatch):
+    monkeypatch.setattr(watching, "Console", terminal)
+    monkeypatch.setattr(watching, "QUIET", 0.5)
+    with pytest.raises(InputError, match=r"no process has worked on it for .* --resume"):
+        watch(campaign.folder)
+
+
+def test_watch_wants_a_campaign(tmp_path):
+    with pytest.raises(InputError, match="holds no campaign that has begun"):
+        watch(tmp_path / "none")

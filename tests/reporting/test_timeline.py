@@ -1,0 +1,147 @@
+"""The way of a campaign: steps stand where the clock was, lanes are told apart, and the promoted are those of the ledger."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+
+from foldfuse.ensemble.ranking import Ranked, worth_going_on
+from foldfuse.reporting.records import Facts, Part, read_facts
+from foldfuse.reporting.timeline import kind_chart, promoted, score_chart, segment_chart, steps, story
+from foldfuse.storage import ledger
+
+HOSTILE = "<script>alert(1)</script>"
+
+
+def facts_of(folder: Path, **told: object) -> Facts:
+    """The Facts of a campaign that tells this."""
+    (folder / "campaign.json").write_text(json.dumps(told))
+    return read_facts(folder)
+
+
+def segment(name: str, started: float, ended: float | None, ap50: float | None, parent: str | None = None) -> dict:
+    state = "running" if ended is None else "done"
+    result = {} if ap50 is None else {"ap50": ap50}
+    return {"name": name, "parent": parent, "state": state, "started": started, "ended": ended, "result": result}
+
+
+def test_steps_keep_a_value_until_the_next_one():
+    x, y = steps([(10.0, 0.5), (30.0, 0.7)], 50.0)
+    assert x.tolist() == [10, 30, 30, 50]
+    assert y.tolist() == [0.5, 0.5, 0.7, 0.7]
+
+
+def test_the_score_rises_with_the_clock(tmp_path):
+    facts = facts_of(
+        tmp_path,
+        deadline_seconds=100.0,
+        seconds_used=90.0,
+        history=[{"at": 20.0, "ap50": 0.5, "metric": "ap50"}, {"at": 60.0, "ap50": 0.8, "metric": "ap50"}],
+        segments=[
+            segment("trunk-64", 0, 18, 0.5),
+            segment("branch1-64", 20, 58, 0.4),
+            segment("branch2-64", 60, 85, 0.6),
+        ],
+    )
+    chart = score_chart(facts)
+    assert chart is not None
+    root = ElementTree.fromstring(chart.svg)
+    single, fused = root.findall(".//path")  # the strong line lies above
+    assert (single.attrib["class"], fused.attrib["class"]) == ("line c0", "line strong")
+    assert (chart.lead, chart.legend) == ("fused", ("best single member",))
+    places = np.array([[float(v) for v in pair.split(",")] for pair in fused.attrib["d"][1:].split()])
+    np.testing.assert_allclose(places[:, 0], np.array([20, 60, 60, 90]) / 104 * 1000, atol=0.1)
+    assert places[0, 1] == places[1, 1] > places[2, 1] == places[3, 1]
+    best = [float(pair.split(",")[1]) for pair in single.attrib["d"][1:].split()]
+    assert best[:4] == [best[0]] * 4  # a worse member does not lower the best so far
+    assert best[-1] < best[0]
+    assert len(root.findall(".//line[@class='deadline']")) == 1
+    assert "fused ends at 0.800, best single member ends at 0.600" in root.attrib["aria-label"]
+
+
+def test_the_best_single_is_told_only_where_it_is_an_ap50(tmp_path):
+    rows = [{"at": 1, "ap50": 0.5, "best_single": ["a@1", 0.3], "metric": metric} for metric in ("ap50", "f2", None)]
+    assert [s.best_ap50 for s in facts_of(tmp_path, history=rows).history] == [0.3, None, 0.3]
+
+
+def test_a_ledger_tells_how_it_came_to_its_submission(tmp_path):
+    clock = iter(np.arange(0.0, 1000.0, 10.0).tolist())
+    made = ledger.begin(tmp_path, {"ranking": ["a", "b"], "gains": [["a", 0.5], ["b", 0.6]]}, deadline=600.0, start=0.0)
+    made.clock = lambda: next(clock)
+    made.note("First.")
+    fused = {"ap50": 0.5, "metric": "ap50", "best_single": ["a@1", 0.45], "weights": {"a@1": 1.0, "a@1.25": 1.0}}
+    made.submitted(0.5, {"best_member": "a", "fused": fused})
+    made.submitted(0.6, {"best_member": "a"})  # of an older version
+    made.close()
+    told = ledger.told(tmp_path)
+    assert told["submission_scores"] == [0.5, 0.6]
+    assert [row["at"] for row in told["history"]] == sorted(row["at"] for row in told["history"])
+    facts = read_facts(tmp_path)
+    first, second = facts.history
+    assert (first.ap50, first.best_ap50, first.best_name, first.members) == (0.5, 0.45, "a@1", 1)
+    assert (second.ap50, second.best_ap50, second.members) == (None, None, None)
+    assert facts.notes[0].text == "First."
+    assert facts.notes[0].at is not None
+    assert facts.notes[0].at < first.at < second.at
+
+
+def test_each_segment_has_a_lane_with_its_parent(tmp_path):
+    names = ["trunk-house-256", "grown-house-320", f"branch1-{HOSTILE}"]
+    facts = facts_of(
+        tmp_path,
+        deadline_seconds=200.0,
+        seconds_used=150.0,
+        segments=[
+            segment(names[2], 100, None, None, names[1]),
+            segment(names[0], 10, 50, 0.5),
+            segment(names[1], 50, 100, 0.6, names[0]),
+        ],
+        timeline=[{"name": f"train {names[0]}", "kind": "train", "start": 10, "end": 40}],
+    )
+    chart = segment_chart(facts)
+    assert chart is not None
+    root = ElementTree.fromstring(f"<div>{chart.svg}</div>")
+    lanes = root.findall("./ul/li")
+    assert [lane.find("span[@class='name']").text for lane in lanes] == names
+    words = [lane.find("span[@class='aside']").text for lane in lanes]
+    assert words == ["trained 30 s · AP50 0.500", f"from {names[0]} · AP50 0.600", f"from {names[1]} · running"]
+    colours = [lane.find("svg/rect").attrib["class"] for lane in lanes]
+    assert colours == ["block f1 faint", "block f4 faint", "block f2 faint"]
+    whole, trained = lanes[0].findall("svg/rect")
+    assert float(trained.attrib["width"][:-1]) == pytest.approx(30 / 208 * 100, abs=0.01)
+    assert float(whole.attrib["width"][:-1]) == pytest.approx(40 / 208 * 100, abs=0.01)
+    assert float(lanes[2].find("svg/rect").attrib["width"][:-1]) == pytest.approx(50 / 208 * 100, abs=0.01)
+
+
+def test_the_promoted_are_those_that_the_campaign_takes_further(tmp_path):
+    values = {"a": (0.60, 1.0), "b": (0.63, 0.99), "c": (0.62, 0.2), "d": (0.635, 0.97), "e": (0.66, 0.5)}
+    ranked = [Ranked(name, value, sure) for name, (value, sure) in values.items()]
+    facts = facts_of(tmp_path, gains=ranked, ranking=worth_going_on(ranked), segments=[segment("b", 0, 1, 0.5)])
+    rows = promoted(facts)
+    assert [row.name for row in rows if row.went_on] == ["a", "b"]
+    assert [row.adds for row in rows] == pytest.approx([0.60, 0.03, -0.01, 0.005, 0.025])
+    assert [row.sure for row in rows] == [sure for _, sure in values.values()]
+    assert [row.ap50 for row in rows] == [None, 0.5, None, None, None]
+    assert promoted(facts_of(tmp_path, gains=[["a", 0.6], ["b", 0.7]]))[1].sure is None
+    assert promoted(facts_of(tmp_path, gains=ranked[:1], ranking=["a"])) == ()
+
+
+def test_an_older_campaign_has_no_story_and_its_views_come_from_its_weights(tmp_path):
+    facts = facts_of(tmp_path, notes=["Why."], note_times=[], fused={"weights": {"a@1": 1.0, "b@1+hflip": 3.0}})
+    told = story(facts)
+    assert (told.scores, told.segments, told.kinds, told.trunks) == (None, None, None, ())
+    assert (facts.notes[0].text, facts.notes[0].at) == ("Why.", None)
+    assert facts.fused is not None
+    assert facts.fused.parts == (Part("a", "1", 0.25, None), Part("b", "1+hflip", 0.75, None))
+
+
+def test_kinds_of_work_that_nobody_knows_have_a_lane_too(tmp_path):
+    rows = [{"name": "x", "kind": kind, "start": 0, "end": 5} for kind in ("train", "dream")]
+    chart = kind_chart(facts_of(tmp_path, timeline=rows))
+    assert chart is not None
+    names = [e.text.strip() for e in ElementTree.fromstring(chart.svg).findall("text[@class='name']")]
+    assert names == ["train", "dream"]

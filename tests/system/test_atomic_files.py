@@ -1,0 +1,90 @@
+"""A file or a folder is whole or not there, whatever happens while it is written."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from foldfuse.errors import InputError
+from foldfuse.system.atomic_files import atomic, atomic_folder, write_text
+
+
+def test_the_file_appears_when_all_is_written(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "a.txt"
+    with atomic(path) as temporary:
+        temporary.write_text("half")
+        assert not path.exists()
+        assert temporary.parent == path.parent  # else the renaming could cross file systems
+        assert temporary.suffix == ".txt"
+    assert path.read_text() == "half"
+    assert path.stat().st_mode & 0o777 == 0o644
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_an_error_leaves_what_was_there(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text("before")
+
+    def fail_half_way() -> None:
+        with atomic(path) as temporary:
+            temporary.write_text("half")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail_half_way()
+    assert path.read_text() == "before"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_text_is_written_byte_for_byte(tmp_path: Path) -> None:
+    write_text(tmp_path / "a.txt", "Größe\nx\r\n")
+    assert (tmp_path / "a.txt").read_bytes() == "Größe\nx\r\n".encode()
+
+
+def test_a_folder_that_cannot_be_made_is_told(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="cannot be written"):
+        write_text(tmp_path / "file" / "a.txt", "text")
+
+
+def test_a_folder_appears_when_all_is_written(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "labels"
+    with atomic_folder(path) as temporary:
+        (temporary / "a.txt").write_text("half")
+        assert not path.exists()
+    assert [file.name for file in path.iterdir()] == ["a.txt"]
+    assert path.stat().st_mode & 0o777 == 0o755
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_an_empty_folder_may_be_filled(tmp_path: Path) -> None:
+    (tmp_path / "labels").mkdir()
+    with atomic_folder(tmp_path / "labels") as temporary:
+        (temporary / "a.txt").write_text("all")
+    assert (tmp_path / "labels" / "a.txt").read_text() == "all"
+
+
+def test_an_error_leaves_no_folder(tmp_path: Path) -> None:
+    def fail_half_way() -> None:
+        with atomic_folder(tmp_path / "labels") as temporary:
+            (temporary / "a.txt").write_text("half")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail_half_way()
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_holds_something_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "a.txt").write_text("before")
+    for path, told in [
+        (tmp_path / "full", "is a folder that is not empty, expected a new or an empty"),
+        (tmp_path / "full" / "a.txt", "is a file, expected a new or an empty folder"),
+        (tmp_path / "full" / "a.txt" / "labels", "cannot be written"),
+    ]:
+        with pytest.raises(InputError, match=told), atomic_folder(path):
+            pass
+    assert (tmp_path / "full" / "a.txt").read_text() == "before"
+    assert len(list(tmp_path.rglob("*"))) == 2

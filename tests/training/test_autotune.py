@@ -1,0 +1,128 @@
+"""The probe takes what is faster and computes the same, remembers it, and leaves nothing else behind."""
+
+import json
+import time
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from foldfuse.commands.train import train
+from foldfuse.storage.run import Run
+from foldfuse.training import precision as module
+from foldfuse.training.precision import Probed, Setting, affordable, probe, usual
+from learning_samples import write_dataset
+
+BATCH = torch.zeros(2, 3, 32, 32, dtype=torch.uint8), []
+
+
+class Network(nn.Module):
+    """Fast in bfloat16, slow otherwise; `wrong` is added to its loss there."""
+
+    def __init__(self, wrong=0.0):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(1))
+        self.wrong = wrong
+        self.register_buffer("calls", torch.zeros(()))
+
+    def freeze(self, stages):
+        self.train()
+
+    def forward(self, images):
+        half = torch.is_autocast_enabled("cpu")
+        self.calls += 1
+        torch.rand(1)
+        time.sleep(0.0 if half else 0.02)
+        return self.weight.sum() + (self.wrong if half else 0.0)
+
+    def loss(self, raw, targets):
+        return {"all": raw}
+
+
+def found(tmp_path, model, seconds=1000.0):
+    return probe(model, BATCH, frozen_stages=0, seconds=seconds, key="network", memory=tmp_path / "probe.json")
+
+
+def test_the_faster_setting_is_taken_and_remembered(tmp_path, monkeypatch):
+    made = found(tmp_path, Network())
+    assert made.setting.precision == "bfloat16"
+    assert made.gain > 2
+    assert "x the usual speed" in str(made)
+    monkeypatch.setattr(module, "_measured", lambda *_: pytest.fail("measured again"))
+    again = found(tmp_path, Network())
+    assert again == made
+
+
+def test_a_setting_that_computes_something_else_is_left_out(tmp_path):
+    made = found(tmp_path, Network(wrong=0.1))
+    assert made.setting.precision == "float32"
+    assert any(str(told).startswith("its loss is") for name, told in made.tried.items() if "bfloat16" in name)
+
+
+def test_the_model_and_the_random_state_stay_as_they_were(tmp_path):
+    model, threads, before = Network(), torch.get_num_threads(), torch.get_rng_state()
+    found(tmp_path, model)
+    assert model.calls == 0
+    assert model.weight.grad is None
+    assert torch.equal(torch.get_rng_state(), before)
+    assert torch.get_num_threads() == threads
+    assert torch.get_float32_matmul_precision() == "highest"
+
+
+@pytest.mark.parametrize(
+    ("step", "wanted"), [(0.1, (8, 3)), (0.2, (8, 1)), (1.0, (2, 1)), (2.0, (2, 1)), (2.5, None)], ids=str
+)
+def test_where_steps_are_slow_a_few_pictures_must_do(step, wanted):
+    assert affordable(step, 8, 300.0) == wanted
+    if wanted is not None:
+        pictures, rounds = wanted
+        assert 4 * (1 + rounds) * step * pictures / 2 <= 0.06 * 300
+
+
+def test_a_slow_network_is_probed_with_a_part_of_its_batch(tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(Network, "forward", lambda self, images: seen.append(len(images)) or self.weight.sum())
+    monkeypatch.setattr(module, "affordable", lambda step, pictures, seconds: (2, 1))
+    batch = torch.zeros(8, 3, 32, 32, dtype=torch.uint8), [[] for _ in range(8)]
+    probe(Network(), batch, frozen_stages=0, seconds=1.0, key="network", memory=tmp_path / "probe.json")
+    assert set(seen) == {2}
+
+
+def test_one_step_tells_that_the_budget_does_not_repay_a_measurement(tmp_path, monkeypatch):
+    steps = []
+    monkeypatch.setattr(Network, "loss", lambda self, raw, targets: steps.append(raw) or {"all": raw})
+    assert found(tmp_path, Network(), seconds=0.5) is None
+    assert len(steps) == 1
+    assert not (tmp_path / "probe.json").exists()
+
+
+def test_a_broken_memory_is_measured_anew(tmp_path):
+    (tmp_path / "probe.json").write_text("[{")
+    assert found(tmp_path, Network()) is not None
+    assert len(json.loads((tmp_path / "probe.json").read_text())) == 1
+
+
+def test_a_run_keeps_its_setting_and_one_of_steps_is_not_probed(tmp_path, monkeypatch):
+    data, changes = write_dataset(tmp_path / "d", 4), ("image_size=64", "batch_size=2")
+    monkeypatch.setattr("foldfuse.training.detector.probe", lambda *_, **__: pytest.fail("probed"))
+    train(data, tmp_path / "steps", change=changes, steps=1)
+    assert Run(tmp_path / "steps").facts["setting"] == usual(torch.device("cpu")).to_dict()
+    chosen = Probed(Setting("bfloat16", channels_last=False), 1.5, {"x": 1.0})
+    monkeypatch.setattr("foldfuse.training.detector.probe", lambda *_, **__: chosen)
+    train(data, tmp_path / "timed", change=changes, budget="0.3s")
+    run = Run(tmp_path / "timed")
+    assert run.facts["setting"] == chosen.setting.to_dict()
+    assert run.facts["probe"]["gain"] == 1.5
+    monkeypatch.setattr("foldfuse.training.detector.probe", lambda *_, **__: pytest.fail("probed again"))
+    train(data, tmp_path / "timed", budget="100s", steps=run.facts["steps"] + 1, resume=True)
+    assert run.facts["setting"] == chosen.setting.to_dict()
+
+
+def test_a_run_in_bfloat16_learns_nearly_the_same(tmp_path):
+    data, changes = write_dataset(tmp_path / "d", 4), ("image_size=64", "batch_size=2")
+    for precision in ("float32", "bfloat16"):
+        train(data, tmp_path / precision, change=(*changes, f"precision={precision}"), steps=2)
+    one, other = ([row["loss"] for row in Run(tmp_path / name).log] for name in ("float32", "bfloat16"))
+    assert one != other
+    np.testing.assert_allclose(one, other, rtol=0.05)

@@ -1,0 +1,386 @@
+"""Training under a budget: the clock, the schedules, resuming, and what goes wrong."""
+
+import json
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from foldfuse.commands.train import train
+from foldfuse.data.folds import folds
+from foldfuse.data.images import Pictures
+from foldfuse.data.readers.coco import read
+from foldfuse.errors import InputError
+from foldfuse.models import make_detector
+from foldfuse.models.detection.composed import Mix
+from foldfuse.recipes import Recipe, load_recipe
+from foldfuse.storage.run import Run
+from foldfuse.training.batches import Batches
+from foldfuse.training.budget import Budget, lr_scale
+from foldfuse.training.loop import fit
+from foldfuse.training.memory import out_of_memory
+from foldfuse.training.optimizers import Ema, detector_groups
+from learning_samples import write_dataset
+
+TINY = load_recipe("house", ["image_size=64", "batch_size=2"])
+TINY_CHANGES = ("image_size=64", "batch_size=2")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return write_dataset(tmp_path_factory.mktemp("data") / "d", 6)
+
+
+def batches_of(data, recipe=TINY, seed=0):
+    samples = read(data).samples
+    return Batches(samples, Pictures.of(samples, longest=96), recipe, (64, 64), seed)
+
+
+class Clock:
+    """A clock that only moves when somebody works."""
+
+    now = 0.0
+
+    def __call__(self):
+        return self.now
+
+
+class Line(nn.Module):
+    """The least that `fit` can train: one weight, pulled towards 3. A step takes 10 seconds of its clock."""
+
+    def __init__(self, clock=None):
+        super().__init__()
+        self.backbone = nn.Linear(1, 1, bias=False)
+        self.clock = clock or Clock()
+
+    def freeze(self, stages):
+        self.train()
+
+    def forward(self, images):
+        self.clock.now += 10
+        return self.backbone.weight.sum() + 0 * images.sum()
+
+    def loss(self, raw, targets):
+        return {"near": (raw - 3) ** 2, "none": raw * 0}
+
+
+class NoPictures:
+    """Batches for a model that does not look at them."""
+
+    def batch(self, step, spent, part):
+        return torch.zeros(1, 3, 32, 32, dtype=torch.uint8), []
+
+
+# the budget and the schedule
+
+
+def test_training_stops_when_the_time_is_gone():
+    clock, log = Clock(), []
+    fit(Line(clock), NoPictures(), TINY, Budget(seconds=60, clock=clock), log=log)
+    assert [row["spent"] for row in log] == [round(i / 6, 6) for i in range(6)]
+    assert clock.now == 60
+
+
+def test_training_stops_after_its_steps():
+    log = []
+    state = fit(Line(), NoPictures(), TINY, Budget(steps=4), log=log)
+    assert [row["step"] for row in log] == [0, 1, 2, 3]
+    assert state["step"] == 4
+
+
+def test_a_resumed_budget_remembers_what_is_gone():
+    clock = Clock()
+    budget = Budget(seconds=60, clock=clock, used=45)
+    assert budget.spent(0) == 0.75
+    clock.now = 15
+    assert budget.spent(1) == 1
+
+
+@settings(deadline=None, derandomize=True)
+@given(st.floats(0, 1), st.floats(0, 0.5), st.floats(0, 1))
+def test_the_learning_rate_stays_within_its_peak_and_never_rises_after_warmup(spent, warmup, decay_from):
+    now, later = lr_scale(spent, warmup, decay_from), lr_scale(min(1, spent + 0.01), warmup, decay_from)
+    assert 0 <= now <= 1
+    assert later <= now or spent < warmup
+
+
+def test_the_schedule_by_hand():
+    assert [lr_scale(x, 0.2, 0.6) for x in (0, 0.1, 0.2, 0.6)] == [0, 0.5, 1, 1]
+    assert lr_scale(0.8, 0.2, 0.6) == pytest.approx(0.5)
+    assert lr_scale(1.0, 0.2, 0.6) == pytest.approx(0)
+    assert lr_scale(1.0, 0.2, 1.0) == 1  # a trunk stays at its peak
+
+
+# the average
+
+
+def test_ema_by_hand():
+    model = Line()
+    with torch.no_grad():
+        model.backbone.weight.fill_(0.0)
+    ema = Ema(model, 0.5)
+    for value in (1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0, 10.0):
+        with torch.no_grad():
+            model.backbone.weight.fill_(value)
+        ema.update(model.state_dict())
+    want = 0.0
+    for n, value in enumerate(range(1, 11), 1):
+        decay = min(0.5, (1 + n) / (10 + n))
+        want = decay * want + (1 - decay) * value
+    assert ema.weights["backbone.weight"].item() == pytest.approx(want)
+
+
+def test_ema_counts_batches_as_the_model_does():
+    model = nn.BatchNorm1d(2)
+    ema = Ema(model, 0.9)
+    model(torch.rand(4, 2))
+    ema.update(model.state_dict())
+    assert ema.weights["num_batches_tracked"].item() == 1
+
+
+# what a step sees
+
+
+def test_batches_are_a_function_of_seed_and_step(data):
+    one, same, other = batches_of(data), batches_of(data), batches_of(data, seed=1)
+    one.batch(0, 0.0)  # having looked at other steps changes nothing
+    images, targets = one.batch(5, 0.3)
+    again, its_targets = same.batch(5, 0.3)
+    assert torch.equal(images, again)
+    assert all(np.array_equal(a.boxes, b.boxes) for a, b in zip(targets, its_targets, strict=True))
+    assert not torch.equal(images, other.batch(5, 0.3)[0])
+    assert not torch.equal(images, one.batch(6, 0.3)[0])
+    assert images.shape == (2, 3, 64, 64)
+    assert images.dtype == torch.uint8
+
+
+def test_each_epoch_sees_every_picture_once_in_an_order_of_its_own(data):
+    batches = batches_of(data, replace(TINY, batch_size=4))
+    seen = [i for step in range(6) for i in batches.indices(step)]
+    epochs = [seen[start : start + 6] for start in range(0, 24, 6)]
+    assert all(sorted(epoch) == list(range(6)) for epoch in epochs)
+    assert len({tuple(epoch) for epoch in epochs}) > 1
+
+
+def test_crowd_regions_are_not_taught(tmp_path):
+    path = write_dataset(tmp_path / "d", 3)
+    document = json.loads(path.read_text())
+    for row in document["annotations"]:
+        row["iscrowd"] = 1
+    path.write_text(json.dumps(document))
+    batches = batches_of(path)
+    assert all(len(batches.labelled(i).annotations) == 0 for i in range(3))
+
+
+def test_boxes_are_in_the_pixels_of_the_shrunk_picture(data):
+    samples = read(data).samples
+    batches = Batches(samples, Pictures.of(samples, longest=48), TINY, (64, 64), 0)
+    np.testing.assert_allclose(batches.labelled(2).annotations.boxes, samples[2].annotations.boxes / 2)
+
+
+def test_mosaics_end_when_the_recipe_says(data):
+    recipe = replace(TINY, mosaic=1.0, mosaic_until=0.5)
+    batches = batches_of(data, recipe)
+    early, late = batches.batch(0, 0.49)[0], batches.batch(0, 0.5)[0]
+    assert torch.equal(late, batches.batch(0, 0.9)[0])
+    assert not torch.equal(early, late)
+
+
+# resuming
+
+
+def test_a_resumed_run_is_bit_equal_to_the_uninterrupted_one(data, tmp_path):
+    batches, run = batches_of(data), Run.create(tmp_path / "run", TINY, {})
+    torch.manual_seed(0)
+    whole_log, log = [], []
+    model = make_detector(TINY.detector, 2)
+    begin = {key: t.clone() for key, t in model.state_dict().items()}
+    whole = fit(model, batches, TINY, Budget(steps=5), log=whole_log)
+
+    def stop_after_two(state):
+        run.save_state(state)
+        if state["step"] == 2:
+            raise KeyboardInterrupt
+
+    model = make_detector(TINY.detector, 2)
+    model.load_state_dict(begin)
+    with pytest.raises(KeyboardInterrupt):
+        fit(model, batches, TINY, Budget(steps=5), log=log, checkpoint=stop_after_two, every=-1.0)
+    state, trouble = run.load_state()
+    assert trouble is None
+    assert state["step"] == 2
+    torch.manual_seed(99)
+    model = make_detector(TINY.detector, 2, pretrained=False)  # all must come from the state
+    resumed = fit(model, batches, TINY, Budget(steps=5), log=log, resume=state)
+
+    assert [row["loss"] for row in log] == [row["loss"] for row in whole_log]
+    for part in ("model", "ema"):
+        assert all(torch.equal(resumed[part][key], t) for key, t in whole[part].items())
+    assert any(not torch.equal(whole["model"][key], t) for key, t in begin.items())
+
+
+def test_train_goes_on_where_it_was_stopped(data, tmp_path):
+    out = tmp_path / "run"
+    train(data, out, change=TINY_CHANGES, steps=2)
+    assert Run(out).facts["steps"] == 2
+    train(data, out, steps=3, resume=True)
+    assert Run(out).facts["steps"] == 3
+    assert [row["step"] for row in Run(out).log] == [0, 1, 2]
+    other = write_dataset(tmp_path / "other", 4, seed=5)
+    with pytest.raises(InputError, match="was trained on other data"):
+        train(other, out, steps=4, resume=True)
+
+
+def test_the_same_seed_gives_the_same_weights_and_another_does_not(data, tmp_path):
+    weights = []
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        train(data, tmp_path / name, change=TINY_CHANGES, steps=2, seed=seed)
+        weights.append(Run(tmp_path / name).load_weights())
+    assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
+    assert any(not torch.equal(weights[0][key], weights[2][key]) for key in weights[0])
+
+
+# what goes wrong
+
+
+def test_a_loss_that_is_not_finite_names_step_terms_and_pictures(data):
+    class Bad(Line):
+        def loss(self, raw, targets):
+            self.calls = getattr(self, "calls", 0) + 1
+            return {"near": raw**2, "far": raw * (math.nan if self.calls == 3 else 0)}
+
+    batches = batches_of(data)
+    names = ", ".join(batches.samples[i].file_name for i in batches.indices(2))
+    with pytest.raises(FloatingPointError, match=rf"step 2: .*near [\d.e-]+, far nan.*{names}\. Try a lower lr"):
+        fit(Bad(), batches, TINY, Budget(steps=9), log=[])
+
+
+def test_nothing_is_written_where_the_input_is_bad(data, tmp_path):
+    empty = tmp_path / "empty.json"
+    document = json.loads(data.read_text()) | {"annotations": []}
+    (data.parent / "bare.json").write_text(json.dumps(document))
+    split = tmp_path / "folds.json"
+    folds(read(data), k=2).write(split)
+    for arguments, message in [
+        ({"data": empty}, "no such file"),
+        ({"data": data.parent / "bare.json"}, "not one object is annotated"),
+        ({"change": ("lr=x",)}, "not a number"),
+        ({"budget": "soon", "steps": None}, "the time 'soon'"),
+        ({"steps": 0}, "steps is 0"),
+        ({"recipe": "yolo"}, "no recipe"),
+        ({"folds": tmp_path / "gone.json"}, "no such file"),
+        ({"folds": split, "fold": 2}, "there is no fold 2"),
+        ({"change": ("detector=housse",)}, "Did you mean 'house'"),
+        ({"change": (f"weights={tmp_path / 'gone.pth'}",)}, "gone.pth: there is no such file"),
+    ]:
+        with pytest.raises(InputError, match=message):
+            train(**({"data": data, "out": tmp_path / "run", "steps": 1} | arguments))
+        assert not (tmp_path / "run").exists(), message
+
+
+def test_a_folder_in_use_is_refused(data, tmp_path):
+    (tmp_path / "mine.txt").write_text("keep")
+    with pytest.raises(InputError, match="is there already"):
+        train(data, tmp_path, steps=1)
+    assert [p.name for p in tmp_path.iterdir()] == ["mine.txt"]
+
+
+# what is left behind
+
+
+def test_a_run_tells_what_it_was_trained_on(data, tmp_path):
+    split = tmp_path / "folds.json"
+    made = folds(read(data), k=2)
+    made.write(split)
+    train(data, tmp_path / "run", change=TINY_CHANGES, steps=2, folds=split, fold=1)
+    run = Run(tmp_path / "run")
+    assert run.facts["held"] == made.held_ids(1)
+    assert run.facts["classes"] == ["red", "blue"]
+    assert run.facts["canvas"] == [64, 64]
+    assert run.recipe == TINY
+    rows = run.log
+    assert [row["step"] for row in rows] == [0, 1]
+    assert all({"loss", "class", "box", "lr", "seconds", "spent", "loading"} <= row.keys() for row in rows)
+    assert not list(run.folder.glob(".*")), "a temporary file was left"
+
+
+def test_biases_and_norms_are_not_decayed_and_the_backbone_has_its_own_rate():
+    recipe = Recipe("efficientdet_lite0", lr=1e-3, backbone_lr=0.1, weight_decay=0.05)
+    model = make_detector("efficientdet_lite0", 2, pretrained=False)
+    model.freeze(2)
+    groups = detector_groups(model, recipe)
+    assert len(groups) == 4
+    backbone = {id(p) for p in model.backbone.parameters()}
+    seen = [p for group in groups for p in group["params"]]
+    assert {id(p) for p in seen} == {id(p) for p in model.parameters() if p.requires_grad}
+    for group in groups:
+        for p in group["params"]:
+            assert group["weight_decay"] == (0.05 if p.ndim > 1 else 0)
+            assert group["peak"] == pytest.approx(1e-4 if id(p) in backbone else 1e-3)
+
+
+# memory
+
+
+@pytest.fixture
+def room(monkeypatch):
+    """A memory that holds a batch of so many pictures; sizes of the batches that were tried."""
+    tried, own = [], Mix.forward
+
+    def limited(most):
+        def forward(self, images):
+            tried.append(len(images))
+            if len(images) > most:
+                torch.empty(2**60, dtype=torch.uint8)  # the allocator's own complaint
+            return own(self, images)
+
+        monkeypatch.setattr(Mix, "forward", forward)
+        return tried
+
+    return limited
+
+
+def test_a_batch_that_does_not_fit_is_halved(data, tmp_path, room, capsys):
+    tried = room(2)
+    train(data, tmp_path / "run", change=("image_size=64", "batch_size=8", "lr=4e-3"), steps=2)
+    run = Run(tmp_path / "run")
+    assert tried == [8, 4, 2, 2]
+    assert (run.recipe.batch_size, run.recipe.lr) == (2, pytest.approx(2e-3))
+    assert [row["step"] for row in run.log] == [0, 1]
+    told = capsys.readouterr().err
+    assert "8 pictures at a time do not fit in memory. Training with 4, and a learning rate of 0.0028 in place" in told
+    train(data, tmp_path / "small", change=("image_size=64", "batch_size=2", "lr=2e-3"), steps=2)
+    small = Run(tmp_path / "small").load_weights()
+    assert all(torch.equal(t, small[key]) for key, t in run.load_weights().items()), (
+        "the attempts left something behind"
+    )
+
+
+def test_a_picture_that_does_not_fit_is_told(data, tmp_path, room):
+    room(0)
+    with pytest.raises(
+        InputError, match=r"batch_size is 2, which does not fit in memory at 64 px.* Take a smaller image_size"
+    ):
+        train(data, tmp_path / "run", change=TINY_CHANGES, steps=1)
+
+
+def test_a_batch_that_has_been_learnt_from_is_not_halved(data, tmp_path, room):
+    train(data, tmp_path / "run", change=TINY_CHANGES, steps=1)
+    room(1)
+    with pytest.raises(RuntimeError, match="DefaultCPUAllocator"):
+        train(data, tmp_path / "run", steps=2, resume=True)
+
+
+def test_other_errors_are_raised_as_they_are(data, tmp_path, monkeypatch):
+    def broken(self, images):
+        raise RuntimeError("a shape is wrong")
+
+    monkeypatch.setattr(Mix, "forward", broken)
+    with pytest.raises(RuntimeError, match="a shape is wrong"):
+        train(data, tmp_path / "run", change=TINY_CHANGES, steps=1)
+    assert out_of_memory(torch.OutOfMemoryError("CUDA out of memory"))

@@ -1,0 +1,164 @@
+"""A training that is killed at any moment and resumed ends with the very weights of one that never was."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+from foldfuse.commands.train import train
+from foldfuse.storage.run import Run
+from foldfuse.system.signals import interrupts_held
+from foldfuse.training.budget import Budget
+from learning_samples import write_dataset
+
+CHANGES = ("image_size=64", "batch_size=2", "mosaic=0.9", "mosaic_until=0.5")
+STEPS = 24
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return write_dataset(tmp_path_factory.mktemp("data") / "d", 6)
+
+
+def start(data, out, *, checkpoint="0.001s", steps=STEPS):
+    """A real process that trains, leaving a checkpoint after about every step."""
+    command = [sys.executable, "-m", "foldfuse", "train", str(data), str(out), "--resume", "--checkpoint", checkpoint]
+    for change in CHANGES:
+        command += ["--change", change]
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "env": os.environ | {"OMP_NUM_THREADS": "1"}}
+    quiet["preexec_fn"] = lambda: signal.signal(signal.SIGINT, signal.default_int_handler)  # it may be ignored here
+    return subprocess.Popen([*command, "--steps", str(steps)], **quiet)
+
+
+def kill_once_it_has_learnt(process, run, after):
+    """kill -9 `after` seconds after the next checkpoint."""
+    path = run.folder / "state.pt"
+    seen = path.stat().st_mtime_ns if path.exists() else 0
+    while not path.exists() or path.stat().st_mtime_ns == seen:
+        assert process.poll() is None, process.stderr.read().decode()
+        time.sleep(0.01)
+    time.sleep(after)
+    assert process.poll() is None, "it ended before it was killed"
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+
+
+def test_killed_twice_and_resumed_it_ends_with_the_same_weights(data, tmp_path):
+    run, steps = Run(tmp_path / "killed"), []
+    for after in (0.03, 0.2):
+        kill_once_it_has_learnt(start(data, run.folder), run, after)
+        steps.append(run.load_state()[0]["step"])
+    assert 0 < steps[0] < steps[1] < STEPS
+    last = start(data, run.folder)
+    assert last.wait(60) == 0, last.stderr.read().decode()
+    last.stderr.close()
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        train(data, tmp_path / "whole", change=CHANGES, steps=STEPS)
+    finally:
+        torch.set_num_threads(threads)
+    whole, killed = (Run(tmp_path / name) for name in ("whole", "killed"))
+    states = whole.load_state()[0], killed.load_state()[0]
+    assert states[0]["ema_steps"] == states[1]["ema_steps"] == STEPS
+    for part in ("model", "ema"):
+        assert all(torch.equal(states[0][part][key], states[1][part][key]) for key in states[0][part])
+    for one, other in zip(*(state["optimizer"]["state"].values() for state in states), strict=True):
+        assert all(torch.equal(one[key], other[key]) for key in one)
+    assert torch.equal(states[0]["rng"][0]["cpu"], states[1]["rng"][0]["cpu"])
+    assert [row["loss"] for row in whole.log] == [row["loss"] for row in killed.log]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["SIGINT", "SIGTERM"])
+def test_an_interrupt_keeps_what_was_learnt_and_says_how_to_go_on(data, tmp_path, number):
+    run = Run(tmp_path / "run")
+    process = start(data, run.folder, checkpoint="1s", steps=100_000)
+    kept = 0
+    while not kept:
+        assert process.poll() is None, process.stderr.read().decode()
+        time.sleep(0.05)
+        kept = len(run.log)
+    time.sleep(0.5)  # to learn some more
+    process.send_signal(number)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 130
+    step = run.load_state()[0]["step"]
+    assert step > kept, "what came after the last checkpoint is kept too"
+    assert [row["step"] for row in run.log] == list(range(step))
+    kept = f"{run.folder}: stopped; what was learnt in {step} steps is kept."
+    assert error.decode().endswith(f"{kept} Go on with the same command and --resume.\n")
+
+
+@pytest.fixture
+def usual_handler():
+    """Python's own handler of SIGINT, which is not there where the tests run in a shell's background."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("usual_handler")
+def test_a_second_interrupt_ends_work_at_once():
+    with interrupts_held() as interrupted:
+        signal.raise_signal(signal.SIGINT)
+        assert interrupted()
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_handlers_of_others_are_left_alone():
+    heard = []
+    before = signal.signal(signal.SIGINT, lambda *_: heard.append("theirs"))
+    try:
+        with interrupts_held() as interrupted:
+            signal.raise_signal(signal.SIGINT)
+            assert not interrupted()
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert heard == ["theirs"]
+
+
+def test_a_resumed_run_has_the_rest_of_its_own_budget(data, tmp_path, monkeypatch):
+    out = tmp_path / "run"
+    train(data, out, change=CHANGES, steps=1)
+    run = Run(out)
+    run.write_facts(run.facts | {"budget": {"seconds": 100.0}})
+    state = run.load_state()[0]
+    run.save_state(state | {"seconds": 99.9})
+    train(data, out, resume=True)
+    assert run.facts["steps"] <= 20  # not another hundred seconds
+    assert run.facts["budget"] == {"seconds": 100.0}
+
+
+def test_a_broken_checkpoint_gives_way_to_the_one_before(data, tmp_path, capsys):
+    out = tmp_path / "run"
+    train(data, out, change=CHANGES, steps=2)
+    train(data, out, steps=3, resume=True)
+    (out / "state.pt").write_bytes((out / "state.pt").read_bytes()[:1000])
+    train(data, out, steps=4, resume=True)
+    assert "state.pt: is broken" in capsys.readouterr().out
+    assert [row["step"] for row in Run(out).log] == [0, 1, 2, 3]
+
+
+def test_a_run_that_was_stopped_before_it_began_is_begun(data, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "recipe.json").write_text("{")
+    train(data, tmp_path / "run", change=CHANGES, steps=1, resume=True)
+    assert Run(tmp_path / "run").facts["steps"] == 1
+
+
+def test_what_is_done_in_a_pause_is_not_paid_for():
+    now = [0.0]
+    budget = Budget(seconds=100, clock=lambda: now[0])
+    assert budget.spent(0) == 0
+    now[0] = 30
+    with budget.paused():
+        now[0] = 1000
+    assert budget.elapsed() == 30
+    now[0] = 1020
+    assert budget.spent(1) == 0.5

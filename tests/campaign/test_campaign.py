@@ -185,7 +185,7 @@ def test_with_several_trunks_those_that_add_most_go_on(data, tmp_path, monkeypat
     out = tmp_path / "out"
     options = ["--deadline", "75s", "--out", str(out), "--folds", "3"]
     changes = ["--change", "image_size=192", "--change", "batch_size=2"]
-    recipes = ["--recipe", "house", "--recipe", "yolov5n"]
+    recipes = ["--recipe", "lite0_fpn", "--recipe", "yolov5n"]
     assert cli.main(["campaign", str(data), *options, *changes, *recipes]) == 0
     facts = json.loads((out / "campaign.json").read_text())
     rows = {row["name"]: row for row in facts["segments"]}

@@ -173,8 +173,8 @@ def test_a_second_opinion_is_asked_for_where_it_takes_little_of_the_deadline():
     assert reserve(plan(now)[:1], now) > opinion_seconds(now)
 
 
-THREE = {"house": replace(RECIPE, detector="house"), "lite0": RECIPE, "yolov5n": load_recipe("yolov5n")}
-QUICK = {"house": 0.4, "lite0": 0.5, "yolov5n": 0.3}  # seconds of a step
+THREE = {"lite0_fpn": replace(RECIPE, detector="lite0_fpn"), "lite0": RECIPE, "yolov5n": load_recipe("yolov5n")}
+QUICK = {"lite0_fpn": 0.4, "lite0": 0.5, "yolov5n": 0.3}  # seconds of a step
 
 
 def ranked(now):
@@ -189,7 +189,7 @@ def test_with_time_several_trunks_are_compared_and_those_that_add_most_go_on():
     now = standing(4200.0, recipes=THREE, steps=QUICK)
     end, done = carried_out(now, lambda now: rung_by_rung(ranked(now)))
     names = [segment.name for segment, _ in done]
-    assert names[:3] == ["trunk-house-256", "trunk-lite0-256", "trunk-yolov5n-256"]
+    assert names[:3] == ["trunk-lite0_fpn-256", "trunk-lite0-256", "trunk-yolov5n-256"]
     assert names[3:5] == ["grown-yolov5n-320", "grown-lite0-320"]
     assert names[5:] == ["branch1-yolov5n-320", "branch2-lite0-320", "branch3-yolov5n-384", "branch4-lite0-384"]
     for segment, _ in done[3:]:
@@ -214,7 +214,7 @@ def test_a_trunk_that_diverged_is_not_promoted():
     now = standing(4200.0, recipes=THREE, steps=QUICK)
     _, done = carried_out(now, lambda now: rung_by_rung(ranked(now)), diverge={"trunk-yolov5n-256"})
     names = [segment.name for segment, _ in done]
-    assert names[3:5] == ["grown-lite0-320", "grown-house-320"]
+    assert names[3:5] == ["grown-lite0-320", "grown-lite0_fpn-320"]
 
 
 def test_branches_are_trained_side_by_side_and_the_trunk_is_waited_for():
@@ -251,7 +251,12 @@ def test_with_hours_there_are_more_branches_and_not_only_longer_ones():
     alone = standing(2 * 3600.0, recipes=THREE, steps=QUICK)
     first = trunks(alone)[0].name
     branches = [s.name for s in plan(replace(alone, ranking=(first,))) if s.name.startswith("branch")]
-    assert branches == ["branch1-house-320", "branch2-house-384", "branch3-house-320", "branch4-house-384"]
+    assert branches == [
+        "branch1-lite0_fpn-320",
+        "branch2-lite0_fpn-384",
+        "branch3-lite0_fpn-320",
+        "branch4-lite0_fpn-384",
+    ]
     shares = [s.share for s in plan(replace(alone, ranking=(first,)))]
     assert sum(shares) == pytest.approx(1)
 

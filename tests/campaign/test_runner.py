@@ -120,7 +120,7 @@ def crew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Crew]:
     whole = read(write_dataset(tmp_path / "d", 16))
     parts = (slice(6), slice(6, 12), slice(12, 16))
     train, held, truth = (whole.subset(whole.image_ids[part]) for part in parts)
-    recipes = {"house": load_recipe("house", ["image_size=192"])}
+    recipes = {"lite0_fpn": load_recipe("lite0_fpn", ["image_size=192"])}
     task = Task(train, held, truth.without_annotations(), frozenset(), recipes, (), 0, 3)
     (tmp_path / "out").mkdir()
     monkeypatch.setattr(stages, "refresh_report", lambda ledger: None)
@@ -148,7 +148,7 @@ def conduct(crew: Crew) -> dict[str, str]:
 def several_trunks(crew: Crew, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Names of the four trunks that the campaign now begins with, and has time for."""
     crew.ledger.deadline = 4 * DEADLINE
-    recipes = {"house": crew.task.recipes["house"], "yolov5n": load_recipe("yolov5n", ["image_size=192"])}
+    recipes = {"lite0_fpn": crew.task.recipes["lite0_fpn"], "yolov5n": load_recipe("yolov5n", ["image_size=192"])}
     crew.task = Task(**vars(crew.task) | {"recipes": recipes})
     monkeypatch.setattr("foldfuse.campaign.planning.segments.LEAST_STEPS", 1)
     monkeypatch.setattr("foldfuse.campaign.planning.allocation.SHORTEST", 0.1)

@@ -35,7 +35,9 @@ def campaign(tmp_path):
     labelled = read(write_dataset(tmp_path / "d", 14))
     target = read(write_dataset(tmp_path / "t", 10, seed=9), annotated=False)
     held = labelled.subset(range(6))
-    task = Task(labelled.subset(range(6, 14)), held, target, frozenset(), {"house": load_recipe("house")}, (), 0, 3)
+    task = Task(
+        labelled.subset(range(6, 14)), held, target, frozenset(), {"lite0_fpn": load_recipe("lite0_fpn")}, (), 0, 3
+    )
     (tmp_path / "out").mkdir()
     ledger = begin(tmp_path / "out", {}, deadline=600, start=time.monotonic())
     for name, cost in (("quick", 1.0), ("slow", 4.0)):

@@ -24,7 +24,7 @@ def task(tmp_path):
     """Six pictures to learn from, five held back, five to submit."""
     whole = read(write_dataset(tmp_path / "d", 16))
     train, held, target = (whole.subset(whole.image_ids[part]) for part in (slice(6), slice(6, 11), slice(11, 16)))
-    recipes = {"house": load_recipe("house")}
+    recipes = {"lite0_fpn": load_recipe("lite0_fpn")}
     return Task(train, held, target.without_annotations(), frozenset(), recipes, (), 0, 3, pseudo=True), whole
 
 

@@ -15,8 +15,8 @@ from foldfuse.models.detection.dense_head import Raw
 from foldfuse.recipes import Recipe
 from foldfuse.storage.run import Run
 
-SMALL = ["efficientdet_lite0", "efficientdet_d0", "yolov5n", "house", "swin_tiny_fpn", "vit_tiny_pyramid"]
-SMALL += ["mix:timm/resnet18+bifpn+efficientdet"]
+SMALL = ["efficientdet_lite0", "efficientdet_d0", "yolov5n", "lite0_fpn", "swin_tiny_fpn", "vit_tiny_pyramid"]
+SMALL += ["compose:timm:resnet18+bifpn+efficientdet"]
 SMALL += [name for name in CLASSIFIERS if name.endswith("_tiny")]
 
 

@@ -1,4 +1,4 @@
-"""Mixes: what the contract of all detectors does not ask. Parts that fit and parts that do not, freezing, weights by name."""
+"""Composed detectors, beyond the contract of all detectors. Parts that fit and parts that do not, freezing, weights by name."""
 
 import numpy as np
 import pytest
@@ -9,7 +9,7 @@ from torch import nn
 from foldfuse.detections import Annotations
 from foldfuse.errors import InputError
 from foldfuse.models import make_detector
-from foldfuse.models.backbones import factory as backbones
+from foldfuse.models.backbones import timm_cnn
 from foldfuse.models.backbones.timm_cnn import Convolutional
 from foldfuse.models.cpu.fold_batch_norm import folded
 from foldfuse.models.detection.heads import DenseHead
@@ -79,7 +79,7 @@ def test_freezing_more_trains_less_of_a_convolutional_backbone():
 
 @pytest.mark.parametrize("parts", ["vit_tiny+vitdet+dense", "swin_tiny+fpn+dense", "vit_tiny+vitdet+yolov5"])
 def test_transformers_freeze_and_the_rest_learns(parts):
-    model = make_detector(f"mix:{parts}", 3, pretrained=False)
+    model = make_detector(f"compose:{parts}", 3, pretrained=False)
     model.freeze(3)
     frozen = {key for key, p in model.named_parameters() if not p.requires_grad}
     assert any(key.startswith("backbone.net.patches") for key in frozen)
@@ -94,7 +94,7 @@ def test_transformers_freeze_and_the_rest_learns(parts):
 @pytest.mark.parametrize("neck", ["fpn", "bifpn", "pan"])
 @pytest.mark.parametrize("head", ["dense", "efficientdet", "yolov5"])
 def test_every_neck_goes_with_every_head(neck, head):
-    model = make_detector(f"mix:timm/mobilenetv4_conv_small+{neck}+{head}", 3, pretrained=False)
+    model = make_detector(f"compose:timm:mobilenetv4_conv_small+{neck}+{head}", 3, pretrained=False)
     model.freeze(3)
     terms = model.loss(model(torch.rand(2, 3, 64, 96)), TARGETS)
     sum(terms.values()).backward()
@@ -107,14 +107,14 @@ def test_every_neck_goes_with_every_head(neck, head):
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("mix:swin_tinny+fpn+dense", "Did you mean 'swin_tiny'"),
-        ("mix:swin_tiny+fpm+dense", "Did you mean 'fpn'"),
-        ("mix:swin_tiny+fpn+dens", "Did you mean 'dense'"),
-        ("mix:timm/resnet81+fpn+dense", "timm has no network called 'resnet81'. Did you mean"),
-        ("mix:timm/vit_tiny_patch16_224+vitdet+dense", "no stack of convolutional stages"),
-        ("mix:vit_tiny+fpn+dense", "the neck fpn does not fit vit_tiny, which has 1 level.*Take vitdet"),
-        ("mix:swin_tiny+vitdet+dense", "the neck vitdet does not fit swin_tiny, which has 3 level.*Take fpn"),
-        ("mix:swin_tiny+fpn", "mix:BACKBONE"),
+        ("compose:swin_tinny+fpn+dense", "Did you mean 'swin_tiny'"),
+        ("compose:swin_tiny+fpm+dense", "Did you mean 'fpn'"),
+        ("compose:swin_tiny+fpn+dens", "Did you mean 'dense'"),
+        ("compose:timm:resnet81+fpn+dense", "timm has no network called 'resnet81'. Did you mean"),
+        ("compose:timm:vit_tiny_patch16_224+vitdet+dense", "no stack of convolutional stages"),
+        ("compose:vit_tiny+fpn+dense", "the neck fpn does not fit vit_tiny, which has 1 level.*Take vitdet"),
+        ("compose:swin_tiny+vitdet+dense", "the neck vitdet does not fit swin_tiny, which has 3 level.*Take fpn"),
+        ("compose:swin_tiny+fpn", "compose:BACKBONE"),
     ],
 )
 def test_parts_that_do_not_exist_or_do_not_fit_are_named(name, words):
@@ -123,13 +123,13 @@ def test_parts_that_do_not_exist_or_do_not_fit_are_named(name, words):
 
 
 def test_a_recipe_takes_a_mix_by_name():
-    name = "mix:timm/mobilenetv4_conv_small+fpn+dense"
-    assert load_recipe("house", [f"detector={name}"]).detector == name
+    name = "compose:timm:mobilenetv4_conv_small+fpn+dense"
+    assert load_recipe("lite0_fpn", [f"detector={name}"]).detector == name
 
 
 def test_weights_of_a_network_whose_parts_timm_renames_are_all_loaded(monkeypatch):
     whole = timm.create_model("convnext_atto")
-    monkeypatch.setattr(backbones, "load_backbone", lambda net, name: net.load_state_dict(whole.state_dict()))
+    monkeypatch.setattr(timm_cnn, "load_backbone", lambda net, name: net.load_state_dict(whole.state_dict()))
     loaded = Convolutional("convnext_atto", pretrained=True)
     theirs = [t for key, t in whole.state_dict().items() if not key.startswith("head.")]
     ours = list(loaded.parts.state_dict().values())
@@ -138,7 +138,7 @@ def test_weights_of_a_network_whose_parts_timm_renames_are_all_loaded(monkeypatc
 
 
 def test_house_leaves_out_the_last_stage():
-    model = make_detector("house", 3, pretrained=False)
+    model = make_detector("lite0_fpn", 3, pretrained=False)
     assert model.backbone.channels == (40, 112, 192)
 
 

@@ -12,7 +12,7 @@ from foldfuse.errors import InputError
 from foldfuse.models import DETECTORS, make_detector
 
 SMALL = 4e6  # parameters: beyond, a detector is looked at on shapes alone, which takes neither memory nor time
-WEIGHTS_AT_HAND = ("efficientdet_lite0", "house", "house_lite1")  # ImageNet weights that need no network
+WEIGHTS_AT_HAND = ("efficientdet_lite0", "lite0_fpn", "lite1_fpn")  # ImageNet weights that need no network
 
 
 def num_parameters(name):

@@ -90,7 +90,7 @@ def test_a_ledger_tells_how_it_came_to_its_submission(tmp_path):
 
 
 def test_each_segment_has_a_lane_with_its_parent(tmp_path):
-    names = ["trunk-house-256", "grown-house-320", f"branch1-{HOSTILE}"]
+    names = ["trunk-lite0_fpn-256", "grown-lite0_fpn-320", f"branch1-{HOSTILE}"]
     facts = facts_of(
         tmp_path,
         deadline_seconds=200.0,

@@ -17,7 +17,7 @@ from foldfuse.data.images import Pictures
 from foldfuse.data.readers.coco import read
 from foldfuse.errors import InputError
 from foldfuse.models import make_detector
-from foldfuse.models.detection.composed import Mix
+from foldfuse.models.detection.composed import ComposedDetector
 from foldfuse.recipes import Recipe, load_recipe
 from foldfuse.storage.run import Run
 from foldfuse.training.batches import Batches
@@ -27,7 +27,7 @@ from foldfuse.training.memory import out_of_memory
 from foldfuse.training.optimizers import Ema, detector_groups
 from learning_samples import write_dataset
 
-TINY = load_recipe("house", ["image_size=64", "batch_size=2"])
+TINY = load_recipe("lite0_fpn", ["image_size=64", "batch_size=2"])
 TINY_CHANGES = ("image_size=64", "batch_size=2")
 
 
@@ -275,7 +275,7 @@ def test_nothing_is_written_where_the_input_is_bad(data, tmp_path):
         ({"recipe": "yolo"}, "no recipe"),
         ({"folds": tmp_path / "gone.json"}, "no such file"),
         ({"folds": split, "fold": 2}, "there is no fold 2"),
-        ({"change": ("detector=housse",)}, "Did you mean 'house'"),
+        ({"change": ("detector=lite0_fpm",)}, "Did you mean 'lite0_fpn'"),
         ({"change": (f"weights={tmp_path / 'gone.pth'}",)}, "gone.pth: there is no such file"),
     ]:
         with pytest.raises(InputError, match=message):
@@ -330,7 +330,7 @@ def test_biases_and_norms_are_not_decayed_and_the_backbone_has_its_own_rate():
 @pytest.fixture
 def room(monkeypatch):
     """A memory that holds a batch of so many pictures; sizes of the batches that were tried."""
-    tried, own = [], Mix.forward
+    tried, own = [], ComposedDetector.forward
 
     def limited(most):
         def forward(self, images):
@@ -339,7 +339,7 @@ def room(monkeypatch):
                 torch.empty(2**60, dtype=torch.uint8)  # the allocator's own complaint
             return own(self, images)
 
-        monkeypatch.setattr(Mix, "forward", forward)
+        monkeypatch.setattr(ComposedDetector, "forward", forward)
         return tried
 
     return limited
@@ -380,7 +380,7 @@ def test_other_errors_are_raised_as_they_are(data, tmp_path, monkeypatch):
     def broken(self, images):
         raise RuntimeError("a shape is wrong")
 
-    monkeypatch.setattr(Mix, "forward", broken)
+    monkeypatch.setattr(ComposedDetector, "forward", broken)
     with pytest.raises(RuntimeError, match="a shape is wrong"):
         train(data, tmp_path / "run", change=TINY_CHANGES, steps=1)
     assert out_of_memory(torch.OutOfMemoryError("CUDA out of memory"))

@@ -31,7 +31,7 @@ def test_a_sweep_scores_each_training_at_moments_and_trains_nothing_twice(data, 
     arguments = {"out": tmp_path / "s", "sizes": "64,96", "batches": "2", "budget": "30s", "k": 2}
     text = sweep(data, **arguments).read_text()
     record = json.loads((tmp_path / "s" / "sweep.json").read_text())
-    names = ["house-96-b2", "house-64-b2"]
+    names = ["lite0_fpn-96-b2", "lite0_fpn-64-b2"]
     assert list(record["runs"]) == names
     for name in names:
         scores = record["runs"][name]["scores"]

@@ -85,7 +85,7 @@ def campaign(
             held-back fold stands in.
         deadline: wall-clock time for everything, such as 10m, 2h or 1h30m.
         out: folder to make.
-        recipe: allowed for members; house, house_lite1 and yolov5n by default. With little time only the first is
+        recipe: allowed for members; lite0_fpn, lite1_fpn and yolov5n by default. With little time only the first is
             taken. `foldfuse recipes` lists them.
         forbid: recipes that are not allowed.
         size: image sizes that are allowed, in pixels; all by default.

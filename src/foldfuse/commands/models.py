@@ -141,8 +141,8 @@ def models() -> None:
     console.print(table)
     console.print(
         f"First the detectors, for {CLASSES['detector']} classes, then the classifiers, for {CLASSES['classifier']}. "
-        "A multiply-add counts as two FLOPs. A mix:BACKBONE+NECK+HEAD, such as mix:timm/resnet18+fpn+dense, can be trained, "
-        "profiled and exported too."
+        "A multiply-add counts as two FLOPs. A compose:BACKBONE+NECK+HEAD, such as compose:timm:resnet18+fpn+dense, can be "
+        "trained, profiled and exported too."
     )
 
 

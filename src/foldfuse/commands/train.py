@@ -114,7 +114,7 @@ def train(
         data: COCO JSON with annotations, or a folder with a train.json. A classifier learns the crops of its objects, or a
             folder of pictures with a sub-folder for each class.
         out: folder to make; it must not exist yet, unless `resume` is given.
-        recipe: name of a recipe; `foldfuse recipes` lists them. By default that of `start`, else house.
+        recipe: name of a recipe; `foldfuse recipes` lists them. By default that of `start`, else lite0_fpn.
         change: changes to the recipe, such as lr=3e-4.
         start: folder of a detector's run whose weights to begin with; where its classes are other ones, the head begins anew.
         budget: time that training may take, such as 90s, 10m or 1h30m; 10m by default.
@@ -190,7 +190,7 @@ def train(
 def _wanted_recipe(name: str | None, change: tuple[str, ...], start: Path | None) -> Recipe:
     """The recipe that a training is asked for: by name, or that of the run it starts from; with the changes."""
     if start is None:
-        return load_recipe(name or "house", change)
+        return load_recipe(name or "lite0_fpn", change)
     change, own = (f"weights={start}", *change), Run(Path(start)).recipe
     made = changed(own, change) if name is None else load_recipe(name, change)
     if made.detector != own.detector:
@@ -261,7 +261,7 @@ def sweep(
     out: Path,
     sizes: str = "256,320",
     batches: str = "8",
-    recipes: str = "house",
+    recipes: str = "lite0_fpn",
     budget: str = "20m",
     k: int = 5,
     seed: int = 0,

@@ -20,7 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from foldfuse.errors import InputError, unknown_name
 from foldfuse.models import CLASSIFIERS, DETECTORS, make_detector
-from foldfuse.models.detection import composed as mix
+from foldfuse.models.detection import composed
 
 PATCH = 16  # pixels on the side of what is counted as a patch here, whatever the model makes of the picture
 
@@ -41,7 +41,7 @@ class Arithmetic:
 
 
 def make(name: str, num_classes: int, *, device: str = "cpu") -> Any:
-    """The detector (a mix:BACKBONE+NECK+HEAD too) or classifier called `name`, with random weights, in eval mode.
+    """The detector (a compose:BACKBONE+NECK+HEAD too) or classifier called `name`, with random weights, in eval mode.
 
     Raises:
         InputError: there is none.
@@ -55,8 +55,8 @@ def make(name: str, num_classes: int, *, device: str = "cpu") -> Any:
 
 
 def is_detector(name: str) -> bool:
-    """Whether this is the name of a detector, a mix's included, and not of a classifier."""
-    return name in DETECTORS or name.startswith(mix.PREFIX)
+    """Whether this is the name of a detector, a composed one's included, and not of a classifier."""
+    return name in DETECTORS or name.startswith(composed.PREFIX)
 
 
 def default_size(model: Any) -> int:

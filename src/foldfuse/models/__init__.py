@@ -26,9 +26,8 @@ from foldfuse.detections import Annotations, Detections
 from foldfuse.errors import unknown_name
 from foldfuse.models import classifiers
 from foldfuse.models.classifiers import TimmClassifier
-from foldfuse.models.detection import composed as mix
+from foldfuse.models.detection import composed, yolov5
 from foldfuse.models.detection import efficientdet as efficientdet_family
-from foldfuse.models.detection import yolov5
 
 TIMM = "timm:"
 
@@ -76,13 +75,13 @@ class Detector(Protocol):
         """B Detections in input pixels."""
 
 
-DETECTORS: Mapping[str, Callable[..., Detector]] = {**efficientdet_family.FAMILY, **yolov5.FAMILY, **mix.FAMILY}
+DETECTORS: Mapping[str, Callable[..., Detector]] = {**efficientdet_family.FAMILY, **yolov5.FAMILY, **composed.FAMILY}
 # {name: maker(num_classes, *, pretrained)}; a classifier has a `stride`, and forward(images in 0..1) gives (B, K) logits.
 CLASSIFIERS: Mapping[str, Callable[..., nn.Module]] = {**classifiers.FAMILY}
 
 
 def make_detector(name: str, num_classes: int, *, anchor_scale: float | None = None, pretrained: bool = True) -> Any:
-    """A new detector of the kind `name`, a name of the registry or "mix:BACKBONE+NECK+HEAD".
+    """A new detector of the kind `name`, a name of the registry or "compose:BACKBONE+NECK+HEAD".
 
     Args:
         name: of the detector.
@@ -93,8 +92,10 @@ def make_detector(name: str, num_classes: int, *, anchor_scale: float | None = N
     Raises:
         InputError: there is no such detector, or its weights to start from are not at hand.
     """
-    if name.startswith(mix.PREFIX):
-        return mix.make_mix(*mix.parts_of(name), num_classes, anchor_scale=anchor_scale, pretrained=pretrained)
+    if name.startswith(composed.PREFIX):
+        return composed.make_composed(
+            *composed.parts_of(name), num_classes, anchor_scale=anchor_scale, pretrained=pretrained
+        )
     if name not in DETECTORS:
         raise unknown_name("detector", name, DETECTORS)
     return DETECTORS[name](num_classes, anchor_scale=anchor_scale, pretrained=pretrained)

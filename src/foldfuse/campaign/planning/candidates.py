@@ -7,7 +7,7 @@ from dataclasses import replace
 from foldfuse.errors import InputError, unknown_name
 from foldfuse.recipes import RECIPES, Recipe, load_recipe
 
-EXPLORED = ("house", "house_lite1", "yolov5n")  # of different backbones, and cheap
+EXPLORED = ("lite0_fpn", "lite1_fpn", "yolov5n")  # of different backbones, and cheap
 
 
 def candidates(

@@ -75,13 +75,13 @@ TRANSFORMERS: tuple[str, ...] = (*(name for name, row in vit.SIZES.items() if ro
 
 
 def make_backbone(name: str, *, pretrained: bool) -> Convolutional | ViTBackbone | SwinBackbone:
-    """The backbone called `name`: "timm/" and one of timm's convolutional networks, or one of `TRANSFORMERS`.
+    """The backbone called `name`: "timm:" and one of timm's convolutional networks, or one of `TRANSFORMERS`.
 
     Raises:
         InputError: there is none, or its weights are not at hand.
     """
-    if name.startswith("timm/"):
-        return Convolutional(name.removeprefix("timm/"), pretrained=pretrained)
+    if name.startswith("timm:"):
+        return Convolutional(name.removeprefix("timm:"), pretrained=pretrained)
     if name not in TRANSFORMERS:
-        raise unknown_name("backbone", name, (*TRANSFORMERS, "timm/tf_efficientnet_lite0"))
+        raise unknown_name("backbone", name, (*TRANSFORMERS, "timm:tf_efficientnet_lite0"))
     return (SwinBackbone if name in swin.SIZES else ViTBackbone)(name, pretrained=pretrained)

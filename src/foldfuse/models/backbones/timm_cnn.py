@@ -53,10 +53,10 @@ class Convolutional(nn.Module):
         try:
             net = timm.create_model(name, features_only=True)
         except (RuntimeError, AttributeError, TypeError) as error:
-            raise InputError(f"timm/{name}: gives no features of its stages ({error}). Take another.") from None
+            raise InputError(f"timm:{name}: gives no features of its stages ({error}). Take another.") from None
         if not isinstance(net, FeatureListNet) and not hasattr(net, "conv_stem"):
             raise InputError(
-                f"timm/{name}: is no stack of convolutional stages. Take another, or a ViT or Swin such as swin_tiny."
+                f"timm:{name}: is no stack of convolutional stages. Take another, or a ViT or Swin such as swin_tiny."
             )
         if pretrained:
             _load(net, name)
@@ -65,7 +65,7 @@ class Convolutional(nn.Module):
         self.ends = {i: stride for i, (stride, _) in channels.items()}  # position of a part: stride of what it gives
         missing = set(LEVELS) - set(self.ends.values())
         if missing:
-            raise InputError(f"timm/{name}: has no features of stride {min(missing)}; all of {LEVELS} are needed.")
+            raise InputError(f"timm:{name}: has no features of stride {min(missing)}; all of {LEVELS} are needed.")
         self.channels = tuple(next(c for s, c in channels.values() if s == level) for level in LEVELS)
         told = timm.get_pretrained_cfg(name)
         self.register_buffer("mean", torch.tensor(told.mean).view(1, 3, 1, 1), persistent=False)

@@ -1,6 +1,6 @@
-"""Mixes: any backbone with any neck and any head, and the house detectors that are made so.
+"""Detectors composed of any backbone, neck and head, by name; `lite0_fpn` and its siblings are composed so.
 
-"mix:timm/mobilenetv4_conv_small+fpn+dense" is a detector's name like any other: a backbone of `make_backbone`, a neck of
+"compose:timm:mobilenetv4_conv_small+fpn+dense" is a detector's name like any other: a backbone of `make_backbone`, a neck of
 `NECKS`, a head of `HEADS`. That a detector is these three parts, of which each can be replaced, is how Bochkovskiy, Wang and
 Liao, "YOLOv4", arXiv:2004.10934, section 2.1, sort them; the papers of the parts stand in their files. A ViT gives one level,
 from which ViTDet's pyramid makes the others (Li et al., arXiv:2203.16527, section 3).
@@ -25,12 +25,12 @@ from foldfuse.models.detection.heads import AnchorHead, DenseHead
 from foldfuse.models.detection.necks import FPN, NECKS
 from foldfuse.models.detection.yolov5 import Head, YOLOv5
 
-PREFIX = "mix:"
-WIDTH = 64  # channels of a mix's neck and head
+PREFIX = "compose:"
+WIDTH = 64  # channels of a composed detector's neck and head
 HEADS = ("efficientdet", "yolov5", "dense")
 
 
-class Mix(nn.Module):
+class ComposedDetector(nn.Module):
     """Backbone -> neck -> head; the head says what is learnt, and what is found.
 
     Args:
@@ -70,7 +70,7 @@ class Mix(nn.Module):
         return self.head.decode(raw)
 
 
-class YOLOv5Mix(YOLOv5):
+class ComposedYOLOv5(YOLOv5):
     """YOLOv5's head, with its fitted anchors and its loss, on another backbone and neck."""
 
     def __init__(self, backbone: Any, neck: nn.Module, num_classes: int, *, image_size: int = 320) -> None:
@@ -85,7 +85,7 @@ class YOLOv5Mix(YOLOv5):
         self.backbone.freeze(stages)  # type: ignore[operator]
 
 
-def make_mix(
+def make_composed(
     backbone: str,
     neck: str,
     head: str,
@@ -93,7 +93,7 @@ def make_mix(
     *,
     anchor_scale: float | None = None,
     pretrained: bool = True,
-) -> Mix | YOLOv5Mix:
+) -> ComposedDetector | ComposedYOLOv5:
     """A new detector of these parts.
 
     Args:
@@ -119,59 +119,63 @@ def make_mix(
     between = NECKS[neck](body.channels, width=WIDTH)
     scale = 3.0 if anchor_scale is None else anchor_scale
     if head == "yolov5":
-        return YOLOv5Mix(body, between, num_classes)
+        return ComposedYOLOv5(body, between, num_classes)
     kind = DenseHead if head == "dense" else AnchorHead
-    return Mix(body, between, kind(num_classes, width=WIDTH, anchor_scale=scale))
+    return ComposedDetector(body, between, kind(num_classes, width=WIDTH, anchor_scale=scale))
 
 
 def parts_of(name: str) -> tuple[str, str, str]:
-    """The backbone, neck and head that a name such as "mix:swin_tiny+fpn+dense" gives.
+    """The backbone, neck and head that a name such as "compose:swin_tiny+fpn+dense" gives.
 
     Raises:
         InputError: these are not three.
     """
     parts = name.removeprefix(PREFIX).split("+")
     if len(parts) != 3:
-        raise InputError(f"{name!r}: a mix is called mix:BACKBONE+NECK+HEAD, such as mix:swin_tiny+fpn+dense.")
+        raise InputError(
+            f"{name!r}: a composed detector is called compose:BACKBONE+NECK+HEAD, such as compose:swin_tiny+fpn+dense."
+        )
     return parts[0], parts[1], parts[2]
 
 
-def house(num_classes: int, *, anchor_scale: float | None = None, pretrained: bool = True) -> Mix:
+def lite0_fpn(num_classes: int, *, anchor_scale: float | None = None, pretrained: bool = True) -> ComposedDetector:
     """EfficientNet-Lite0 without its last stage, FPN of 64 channels over P3 to P5, one box a cell: learns fast on a CPU."""
-    return _house("tf_efficientnet_lite0", num_classes, anchor_scale, pretrained)
+    return _lite_fpn("tf_efficientnet_lite0", num_classes, anchor_scale, pretrained)
 
 
-def house_lite1(num_classes: int, *, anchor_scale: float | None = None, pretrained: bool = True) -> Mix:
-    """As `house`, on EfficientNet-Lite1."""
-    return _house("tf_efficientnet_lite1", num_classes, anchor_scale, pretrained)
+def lite1_fpn(num_classes: int, *, anchor_scale: float | None = None, pretrained: bool = True) -> ComposedDetector:
+    """As `lite0_fpn`, on EfficientNet-Lite1."""
+    return _lite_fpn("tf_efficientnet_lite1", num_classes, anchor_scale, pretrained)
 
 
-def house_lite2(num_classes: int, *, anchor_scale: float | None = None, pretrained: bool = True) -> Mix:
-    """As `house`, on EfficientNet-Lite2."""
-    return _house("tf_efficientnet_lite2", num_classes, anchor_scale, pretrained)
+def lite2_fpn(num_classes: int, *, anchor_scale: float | None = None, pretrained: bool = True) -> ComposedDetector:
+    """As `lite0_fpn`, on EfficientNet-Lite2."""
+    return _lite_fpn("tf_efficientnet_lite2", num_classes, anchor_scale, pretrained)
 
 
-def _house(backbone: str, num_classes: int, anchor_scale: float | None, pretrained: bool) -> Mix:
+def _lite_fpn(backbone: str, num_classes: int, anchor_scale: float | None, pretrained: bool) -> ComposedDetector:
     body = Convolutional(backbone, pretrained=pretrained, cut=1)
     scale = 3.0 if anchor_scale is None else anchor_scale
-    return Mix(body, FPN(body.channels, width=64), DenseHead(num_classes, width=64, anchor_scale=scale))
+    return ComposedDetector(body, FPN(body.channels, width=64), DenseHead(num_classes, width=64, anchor_scale=scale))
 
 
-def _maker(name: str, parts: str, what: str) -> Callable[..., Mix | YOLOv5Mix]:
-    """The registry's maker of one mix that has a name of its own."""
+def _maker(name: str, parts: str, what: str) -> Callable[..., ComposedDetector | ComposedYOLOv5]:
+    """The registry's maker of one composed detector that has a name of its own."""
 
-    def maker(num_classes: int, *, anchor_scale: float | None = None, pretrained: bool = True) -> Mix | YOLOv5Mix:
-        return make_mix(*parts_of(parts), num_classes, anchor_scale=anchor_scale, pretrained=pretrained)
+    def maker(
+        num_classes: int, *, anchor_scale: float | None = None, pretrained: bool = True
+    ) -> ComposedDetector | ComposedYOLOv5:
+        return make_composed(*parts_of(parts), num_classes, anchor_scale=anchor_scale, pretrained=pretrained)
 
     maker.__name__ = maker.__qualname__ = name
     maker.__doc__ = what
     return maker
 
 
-FAMILY: Mapping[str, Callable[..., Mix | YOLOv5Mix]] = {
-    "house": house,
-    "house_lite1": house_lite1,
-    "house_lite2": house_lite2,
+FAMILY: Mapping[str, Callable[..., ComposedDetector | ComposedYOLOv5]] = {
+    "lite0_fpn": lite0_fpn,
+    "lite1_fpn": lite1_fpn,
+    "lite2_fpn": lite2_fpn,
     "swin_tiny_fpn": _maker("swin_tiny_fpn", "swin_tiny+fpn+dense", "Swin-T, FPN of 64 channels, one box a cell."),
     "vit_tiny_pyramid": _maker(
         "vit_tiny_pyramid", "vit_tiny+vitdet+dense", "ViT-Ti/16, ViTDet's plain pyramid, one box a cell."

@@ -1,10 +1,11 @@
-"""The house detector against EfficientDet-Lite0 and a YOLOv5-style one: short trainings of equal processor time, one thread.
+"""lite0_fpn against EfficientDet-Lite0 and a YOLOv5-style one: short trainings of equal processor time, one thread.
 
-    taskset -c 1 python benchmarks/house.py bccd aquatrash playing_cards --seeds 0 1 2 --seconds 120 --out house.jsonl
+    taskset -c 1 python benchmarks/lite0_fpn.py bccd aquatrash playing_cards --seeds 0 1 2 --seconds 120 --out lite0_fpn.jsonl
 
 Processor time, so that a busy machine is fair to all. DATA folders (train.json, val.json) are looked for in
 $FOLDFUSE_SHARED/data or ../shared/data. A run that is in the output file already is not run again; seeds are the outermost
-loop, so that what is there after any time can be compared. A name of `--recipes` may be a mix's (mix:BACKBONE+NECK+HEAD).
+loop, so that what is there after any time can be compared. A name of `--recipes` may be a composed detector
+(compose:BACKBONE+NECK+HEAD).
 """
 
 from __future__ import annotations
@@ -55,8 +56,8 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--seconds", type=float, default=120, help="of processor time, for each training")
     parser.add_argument("--image-size", type=int, default=256)
-    parser.add_argument("--recipes", nargs="+", default=["efficientdet_lite0", "house", "yolov5n"])
-    parser.add_argument("--out", type=Path, default=Path("house.jsonl"))
+    parser.add_argument("--recipes", nargs="+", default=["efficientdet_lite0", "lite0_fpn", "yolov5n"])
+    parser.add_argument("--out", type=Path, default=Path("lite0_fpn.jsonl"))
     asked = parser.parse_args()
     rows = [json.loads(line) for line in asked.out.read_text().splitlines()] if asked.out.exists() else []
     done = {(row["data"], row["seed"], row["recipe"]) for row in rows}
@@ -78,7 +79,7 @@ def main() -> None:
 
 
 def recipe_of(name: str) -> Recipe:
-    """The recipe called `name`, or that of EfficientDet-Lite0 with the mix of that name in its place."""
+    """The recipe called `name`, or that of EfficientDet-Lite0 with the composed detector of that name in its place."""
     return load_recipe(name) if name in RECIPES else load_recipe("efficientdet_lite0", [f"detector={name}"])
 
 

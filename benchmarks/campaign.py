@@ -22,7 +22,7 @@ from pathlib import Path
 from foldfuse.data.readers.coco import read
 from foldfuse.evaluation.coco import score_predictions
 from foldfuse.formats.predictions import read_predictions
-from foldfuse.system.durations import seconds_of
+from foldfuse.system.durations import parse_duration
 
 ROOT = Path(os.environ.get("FOLDFUSE_SHARED", Path(__file__).parents[2] / "shared")) / "data"
 
@@ -45,7 +45,7 @@ def main() -> None:
         for name in asked.names:
             folder = asked.out / f"{asked.single or 'campaign'}-{name}-{seed}"
             find = single if asked.single else campaign
-            found, held, seconds = find(name, seed, seconds_of(asked.deadline), folder, asked.single)
+            found, held, seconds = find(name, seed, parse_duration(asked.deadline), folder, asked.single)
             truth = read(ROOT / name / "val.json")
             score = score_predictions(read_predictions(found, truth), truth)
             way = asked.single or "campaign"

@@ -25,7 +25,7 @@ from typing import Any
 from foldfuse.demo.synthetic import scenes
 from foldfuse.storage import ledger
 from foldfuse.storage.run import Run
-from foldfuse.system import host as machine
+from foldfuse.system import host
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ def campaign(out: Path, words: Sequence[str], *, cores: int | None) -> Measured:
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         preexec_fn=lambda: os.sched_setaffinity(0, usable[:cores]),
     )
-    return measured(out, ledger.told(out))
+    return measured(out, ledger.snapshot(out))
 
 
 def measured(out: Path, told: Mapping[str, Any]) -> Measured:
@@ -148,7 +148,7 @@ def page(alone: Measured, both: Measured, command: str) -> str:
         "",
         f"The two nodes learnt from {gain:.2f} times as many pictures a second of the training phase.",
         "",
-        f"Machine: {', '.join(f'{name} {value}' for name, value in machine.facts().items())}.",
+        f"Machine: {', '.join(f'{name} {value}' for name, value in host.describe().items())}.",
         "",
     ]
     return "\n".join(lines)

@@ -15,9 +15,9 @@ import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from foldfuse.system import host as machine
+from foldfuse.system import host
 
-machine.tune()
+host.tune_malloc()
 
 import argparse
 import json

@@ -103,7 +103,7 @@ def kills(work: Path, number: int, *, deadline: str, longest: float, seed: int) 
                 counts.wrong.append(f"a campaign ended with {process.returncode}: {error.decode()[-300:]}")
         else:
             look_at(out, data, done, counts)
-            finished = ledgers.told(out)
+            finished = ledgers.snapshot(out)
             counts.late.append((last, finished["seconds_used"] - finished["deadline_seconds"]))
             if finished["state"] != "finished" or not (out / "submission.csv").is_file():
                 counts.wrong.append("a campaign ended without a submission")
@@ -116,7 +116,7 @@ def used(out: Path) -> float:
     """The share of its deadline that the campaign in a folder has used; 0 where there is none yet."""
     if not (out / ledgers.NAME).exists():
         return 0.0
-    told = ledgers.told(out)
+    told = ledgers.snapshot(out)
     return float(told["seconds_used"] / told["deadline_seconds"])
 
 
@@ -134,7 +134,7 @@ def look_at(out: Path, data: Path, done: dict[str, float], counts: Counts) -> st
     with closing(sqlite3.connect(out / ledgers.NAME)) as db:
         if db.execute("PRAGMA integrity_check").fetchone() != ("ok",):
             counts.wrong.append("the ledger is broken")
-    known = ledgers.told(out)
+    known = ledgers.snapshot(out)
     for name, ended in done.items():
         row = next((r for r in known["segments"] if r["name"] == name), None)
         if row is None or row["state"] != "done" or row["ended"] != ended:

@@ -11,9 +11,9 @@ gradients of the squares of all outputs.
 
 from __future__ import annotations
 
-from foldfuse.system import host as machine
+from foldfuse.system import host
 
-machine.tune()  # before torch is loaded, as the command line does; it serves both sides
+host.tune_malloc()  # before torch is loaded, as the command line does; it serves both sides
 
 import argparse
 import copy

@@ -78,9 +78,9 @@ def worker(training: Row) -> Row:
 
 def ours(training: Row) -> Row:
     """Train a recipe as `foldfuse train` does, and score it."""
-    from foldfuse.system import host as machine
+    from foldfuse.system import host
 
-    machine.tune()
+    host.tune_malloc()
     import torch
 
     from foldfuse.data.readers.coco import read

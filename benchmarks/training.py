@@ -73,10 +73,10 @@ def main() -> None:
 
 def worker(name: str, kind: str, data: str, steps: int, image_size: int) -> tuple[float, float, str]:
     """Pictures a second of wall clock and of processor time, after two steps that are not counted; and the setting."""
-    from foldfuse.system import host as machine
+    from foldfuse.system import host
 
     if kind != "plain":
-        machine.tune()
+        host.tune_malloc()
     import torch
 
     from foldfuse.data.images import canvas_for

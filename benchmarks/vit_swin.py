@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from foldfuse.models.backbones.swin import swin
 from foldfuse.models.backbones.vit import vit
-from foldfuse.system import host as machine
+from foldfuse.system import host
 
 CASES = [
     ("vit_tiny", "vit_tiny_patch16_224", 224, 8),
@@ -73,7 +73,7 @@ def main() -> None:
     parser.add_argument("--only", default="", help="models whose name begins so")
     options = parser.parse_args()
     turns = options.turns
-    machine.tune()
+    host.tune_malloc()
     torch.set_num_threads(1)
     print("| model | px | batch | pass | ours, pictures/s | timm, pictures/s | ratio | middle half of the turns |")
     print("|---|---|---|---|---|---|---|---|")

@@ -8,9 +8,9 @@ that, and the first with as much or more. How time is taken, and how the passes 
 
 from __future__ import annotations
 
-from foldfuse.system import host as machine
+from foldfuse.system import host
 
-machine.tune()  # before torch is loaded, as the command line does; it serves both sides
+host.tune_malloc()  # before torch is loaded, as the command line does; it serves both sides
 
 import argparse
 import copy

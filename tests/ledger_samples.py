@@ -1,9 +1,9 @@
 """Rows of a ledger that several tests start from."""
 
-from foldfuse.storage.ledger import Row
+from foldfuse.storage.ledger import SegmentRecord
 
 
-def a_row(name="a", **changes):
+def a_record(name="a", **changes):
     values = {
         "kind": "train",
         "recipe": {"image_size": 64},
@@ -17,4 +17,4 @@ def a_row(name="a", **changes):
         "ended": None,
         "result": {},
     }
-    return Row(name, **values | changes)
+    return SegmentRecord(name, **values | changes)

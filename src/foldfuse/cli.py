@@ -17,8 +17,8 @@ from rich.console import Console
 
 from foldfuse import __version__
 from foldfuse.errors import InputError
-from foldfuse.system import host as machine
-from foldfuse.system.signals import sigterm_interrupts
+from foldfuse.system import host
+from foldfuse.system.signals import sigterm_as_interrupt
 
 COMMANDS = {  # name: (function, what it does)
     "campaign": ("foldfuse.commands.campaign:campaign", "Make the best submission that can be had by a deadline."),
@@ -76,11 +76,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: words of the command line, those of this process by default.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
-    machine.tune()
+    host.tune_malloc()
     first = os.environ.get("RANK", "0") == "0"  # of torchrun's processes, one speaks
     error_console = Console(stderr=True, soft_wrap=True, highlight=False, quiet=not first)
     try:
-        with sigterm_interrupts():
+        with sigterm_as_interrupt():
             result = make_app()(words, exit_on_error=False, print_error=False, result_action="return_value")
     except InputError as error:
         error_console.print(f"error: {error}", markup=False)

@@ -115,7 +115,7 @@ def test_an_interrupt_while_looking_at_the_pictures_is_told_in_a_sentence(data, 
         assert cli.main(["campaign", str(data), "--out", str(out), "--folds", "3"]) == 130
     again = f"Go on with: foldfuse campaign --resume {out}"
     assert f"Interrupted: nothing has been submitted yet. {again}\ninterrupted\n" in capsys.readouterr().err
-    assert ledger.told(out)["state"] == "interrupted"
+    assert ledger.snapshot(out)["state"] == "interrupted"
 
     tasks = []
     monkeypatch.setattr("foldfuse.campaign.runner.carry_out", lambda task, *others: tasks.append(task))
@@ -144,7 +144,7 @@ def test_ctrl_c_in_the_first_training_ends_it_at_once(data, tmp_path):
     assert process.returncode == 130
     assert "Traceback" not in error
     assert error.endswith(f"Go on with: foldfuse campaign --resume {out}\ninterrupted\n")
-    facts = ledger.told(out)
+    facts = ledger.snapshot(out)
     assert (facts["state"], facts["submissions"]) == ("interrupted", 0)
 
 

@@ -14,7 +14,7 @@ from foldfuse.errors import InputError
 from foldfuse.formats.predictions import write_predictions
 from foldfuse.formats.submission import validate_submission
 from foldfuse.recipes import load_recipe
-from foldfuse.storage.ledger import begin
+from foldfuse.storage.ledger import create
 from foldfuse.storage.run import Run
 from learning_samples import write_dataset
 
@@ -31,7 +31,7 @@ def task(tmp_path):
 @pytest.fixture
 def ledger(tmp_path):
     (tmp_path / "out").mkdir()
-    made = begin(tmp_path / "out", {}, deadline=60, start=0.0)
+    made = create(tmp_path / "out", {}, deadline=60, start=0.0)
     yield made
     made.close()
 
@@ -63,7 +63,7 @@ def test_foreign_predictions_alone_make_a_submission(task, ledger, tmp_path):
     assert recalled(task, ledger).score == found.score
 
     welcome((), ("gone:gone",), task, ledger)  # once in a campaign: it is not looked for again
-    assert [row.name for row in ledger.rows()] == ["theirs"]
+    assert [row.name for row in ledger.segments()] == ["theirs"]
 
 
 def test_foreign_predictions_that_leave_the_held_back_pictures_out_are_refused(task, ledger, tmp_path):
@@ -73,7 +73,7 @@ def test_foreign_predictions_that_leave_the_held_back_pictures_out_are_refused(t
         welcome((), (f"{tmp_path / 'wrong.json'}:{tmp_path / 'test.parquet'}",), task, ledger)
     with pytest.raises(InputError, match="--foreign is HELD:TEST"):
         welcome((), ("one.json",), task, ledger)
-    assert not ledger.rows()
+    assert not ledger.segments()
 
 
 def a_run(folder, task, held):
@@ -86,7 +86,7 @@ def a_run(folder, task, held):
 def test_a_run_joins_where_it_did_not_learn_from_what_is_held_back(task, ledger, tmp_path):
     a_run(tmp_path / "mine", task, [*task.held.image_ids, 9])
     welcome((str(tmp_path / "mine"),), (), task, ledger)
-    (row,) = ledger.rows()
+    (row,) = ledger.segments()
     assert (row.name, row.kind, row.state) == ("mine", "run", "trained")
     assert json.loads((ledger.folder / "members" / "mine" / "run.json").read_text())["seed"] == 4
 
@@ -103,5 +103,5 @@ def test_a_run_that_cannot_join_is_refused_and_nothing_is_taken(task, ledger, tm
     a_run(tmp_path / name, task, held)
     with pytest.raises(InputError, match=message):
         welcome((str(tmp_path / name),), (), task, ledger)
-    assert not ledger.rows()
+    assert not ledger.segments()
     assert not (ledger.folder / "members").exists()

@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 
 from foldfuse import cli
-from foldfuse.campaign.planning.allocation import Next
+from foldfuse.campaign.planning.allocation import Decision
 from foldfuse.campaign.planning.segments import plan
-from foldfuse.campaign.planning.state import Standing
+from foldfuse.campaign.planning.state import CampaignState
 from foldfuse.data.readers.coco import read
 from foldfuse.formats.predictions import read_predictions
 from foldfuse.formats.submission import validate_submission
@@ -63,16 +63,16 @@ def full_from(name: str) -> Iterator[list[str]]:
             resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-def one_short_trunk(standing: Standing) -> Next:
+def one_short_trunk(standing: CampaignState) -> Decision:
     """A strategy: the first trunk has a second of training, and nothing follows."""
     trunk = plan(standing)[0]
     over = standing.states.get(trunk.name, "running") != "running"
-    return Next(None) if over else Next(trunk, 1.0)
+    return Decision(None) if over else Decision(trunk, 1.0)
 
 
 @pytest.fixture
 def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr("foldfuse.campaign.campaign.rung_by_rung", one_short_trunk)
+    monkeypatch.setattr("foldfuse.campaign.campaign.successive_halving", one_short_trunk)
     monkeypatch.setattr("foldfuse.campaign.runner.opinion_seconds", lambda standing: 0.0)
     monkeypatch.setattr("foldfuse.campaign.submissions.FIRST_SEARCH", 0.1)
     monkeypatch.setattr("foldfuse.campaign.submissions.search_seconds", lambda deadline: 0.1)
@@ -105,7 +105,7 @@ def test_a_campaign_goes_on_from_every_kind_of_write_that_failed(data: Path, tmp
     found = validate_submission(out / "submission.csv", target)
     assert list(found.image_ids) == list(target.image_ids)
     assert len(read_predictions(out / "submission.json", target).boxes) == len(found.boxes)
-    assert ledger.told(out)["state"] == "finished"
+    assert ledger.snapshot(out)["state"] == "finished"
     assert (out / "report.html").is_file()
 
 

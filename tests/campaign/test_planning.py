@@ -11,13 +11,13 @@ from foldfuse.campaign.planning.allocation import (
     outlook,
     owed_seconds,
     reserve,
-    rung_by_rung,
     search_seconds,
+    successive_halving,
     views,
 )
 from foldfuse.campaign.planning.segments import largest_side, plan, trunks
 from foldfuse.recipes import load_recipe
-from foldfuse.storage.ledger import Row
+from foldfuse.storage.ledger import SegmentRecord
 
 RECIPE = load_recipe("efficientdet_lite0")
 
@@ -32,14 +32,14 @@ def row_of(segment, now, budget, /, **changes):
         "state": "done",
         "budget": budget,
         "seconds": budget,
-        "started": now.used,
-        "ended": now.used + budget,
+        "started": now.elapsed,
+        "ended": now.elapsed + budget,
         "result": {"cost": 0.03 * (segment.recipe.image_size / 256) ** 2},
     }
-    return Row(segment.name, **values | changes)
+    return SegmentRecord(segment.name, **values | changes)
 
 
-def carried_out(now, strategy=rung_by_rung, *, overhead=2.0, diverge=()):
+def carried_out(now, strategy=successive_halving, *, overhead=2.0, diverge=()):
     """The standing at the end, and [(segment, seconds)], of a campaign whose work takes fake time."""
     done = []
     while (coming := strategy(now)).segment is not None:
@@ -51,17 +51,17 @@ def carried_out(now, strategy=rung_by_rung, *, overhead=2.0, diverge=()):
         taken = seconds - had + overhead + cost * (now.num_held * looks(now) + now.num_target)
         row = row_of(segment, now, seconds, state=state, result={"cost": cost} if state == "done" else {})
         rows = [r for r in now.rows if r.name != segment.name]
-        now = replace(now, used=now.used + taken, rows=(*rows, row))
+        now = replace(now, elapsed=now.elapsed + taken, rows=(*rows, row))
         done.append((segment, seconds))
     late = owed_seconds(now) + search_seconds(now.deadline) + opinion_seconds(now)
-    return replace(now, used=now.used + late), done
+    return replace(now, elapsed=now.elapsed + late), done
 
 
 @pytest.mark.parametrize("deadline", [120.0, 600.0, 3600.0])
 def test_the_deadline_is_kept_and_not_left_unused(deadline):
     end, done = carried_out(standing(deadline))
     assert [s.name for s, _ in done] == ["trunk-256", "branch1-320", "branch2-384"]
-    assert 0.0 <= end.left < max(0.03 * deadline, 15.0)
+    assert 0.0 <= end.remaining < max(0.03 * deadline, 15.0)
 
 
 def test_the_trunk_has_half_of_the_training_and_the_branches_the_rest_alike():
@@ -94,14 +94,14 @@ def test_only_sizes_that_are_allowed_are_planned():
 
 def test_a_killed_segment_goes_on_and_what_it_had_counts():
     fresh = standing()
-    whole = rung_by_rung(fresh)
+    whole = successive_halving(fresh)
     half = row_of(whole.segment, fresh, whole.seconds, state="running", seconds=whole.seconds / 2, result={})
-    again = rung_by_rung(replace(fresh, used=fresh.used + whole.seconds / 2, rows=(half,)))
+    again = successive_halving(replace(fresh, elapsed=fresh.elapsed + whole.seconds / 2, rows=(half,)))
     assert again.segment == whole.segment
     assert again.seconds == pytest.approx(whole.seconds), "nothing was lost but the kill itself"
-    late = rung_by_rung(replace(fresh, used=fresh.used + whole.seconds / 2 + 60, rows=(half,)))
+    late = successive_halving(replace(fresh, elapsed=fresh.elapsed + whole.seconds / 2 + 60, rows=(half,)))
     assert whole.seconds / 2 < late.seconds < whole.seconds, "the lost minute is shared with the branches"
-    over = rung_by_rung(replace(fresh, used=fresh.deadline, rows=(half,)))
+    over = successive_halving(replace(fresh, elapsed=fresh.deadline, rows=(half,)))
     assert (over.segment, over.seconds) == (whole.segment, whole.seconds / 2), "what was learnt is delivered"
 
 
@@ -109,7 +109,7 @@ def test_a_killed_segment_goes_on_and_what_it_had_counts():
 def test_what_is_over_is_not_trained_again(state):
     fresh = standing()
     row = row_of(plan(fresh)[0], fresh, 200.0, state=state)
-    coming = rung_by_rung(replace(fresh, used=205.0, rows=(row,))).segment
+    coming = successive_halving(replace(fresh, elapsed=205.0, rows=(row,))).segment
     assert coming.name == "branch1-320"
 
 
@@ -123,24 +123,24 @@ def test_the_first_branch_takes_the_place_of_a_trunk_that_diverged():
 def test_what_finds_no_time_is_not_begun():
     fresh = standing(60.0, num_held=1, num_target=0)
     rows = (row_of(plan(fresh)[0], fresh, 20.0),)
-    assert rung_by_rung(replace(fresh, used=30.0, rows=rows)).segment.name == "branch1-320"
-    assert rung_by_rung(replace(fresh, used=45.0, rows=rows)).segment is None
+    assert successive_halving(replace(fresh, elapsed=30.0, rows=rows)).segment.name == "branch1-320"
+    assert successive_halving(replace(fresh, elapsed=45.0, rows=rows)).segment is None
 
 
 @pytest.mark.parametrize(("used", "seen"), [(175.0, 3), (185.0, 2), (205.0, 1)])
 def test_where_time_turns_out_short_a_segment_is_trained_and_looks_in_fewer_views(used, seen):
     fresh = standing(240.0, num_held=59, num_target=73)
     rows = tuple(row_of(part, fresh, 40.0, result={"cost": 0.03}) for part in plan(fresh)[:2])
-    late = replace(fresh, used=used, rows=rows)
+    late = replace(fresh, elapsed=used, rows=rows)
     assert len(views(late)) == 3
-    coming = rung_by_rung(late)
+    coming = successive_halving(late)
     assert (coming.segment.name, coming.views) == ("branch2-384", seen)
     assert coming.seconds >= 5
     kept = replace(late, most_views=coming.views)
     assert len(views(kept)) == seen
-    assert rung_by_rung(kept) == coming, "from then on it stays so"
-    assert kept.used + coming.seconds + reserve((coming.segment,), kept) <= 240.0
-    assert rung_by_rung(replace(late, used=215.0)).segment is None
+    assert successive_halving(kept) == coming, "from then on it stays so"
+    assert kept.elapsed + coming.seconds + reserve((coming.segment,), kept) <= 240.0
+    assert successive_halving(replace(late, elapsed=215.0)).segment is None
 
 
 def test_many_pictures_are_predicted_in_fewer_views_and_time_is_kept_for_them():
@@ -153,10 +153,10 @@ def test_many_pictures_are_predicted_in_fewer_views_and_time_is_kept_for_them():
 def test_the_plan_adds_up_to_the_deadline_and_is_brought_up_to_date():
     fresh = standing()
     ahead = outlook(fresh)
-    whole = fresh.used + sum(p.seconds for p in ahead.segments) + sum(ahead.reserved.values())
+    whole = fresh.elapsed + sum(p.seconds for p in ahead.segments) + sum(ahead.reserved.values())
     assert whole == pytest.approx(fresh.deadline, abs=1)
     assert [p.state for p in ahead.segments] == ["planned"] * 3
-    later = outlook(replace(fresh, used=300.0, rows=(row_of(plan(fresh)[0], fresh, 250.0),)))
+    later = outlook(replace(fresh, elapsed=300.0, rows=(row_of(plan(fresh)[0], fresh, 250.0),)))
     assert (later.segments[0].state, later.segments[0].seconds) == ("done", 250.0)
     assert sum(p.seconds for p in later.segments[1:]) + sum(later.reserved.values()) == pytest.approx(300, abs=1)
 
@@ -187,7 +187,7 @@ def ranked(now):
 
 def test_with_time_several_trunks_are_compared_and_those_that_add_most_go_on():
     now = standing(4200.0, recipes=THREE, steps=QUICK)
-    end, done = carried_out(now, lambda now: rung_by_rung(ranked(now)))
+    end, done = carried_out(now, lambda now: successive_halving(ranked(now)))
     names = [segment.name for segment, _ in done]
     assert names[:3] == ["trunk-lite0_fpn-256", "trunk-lite0-256", "trunk-yolov5n-256"]
     assert names[3:5] == ["grown-yolov5n-320", "grown-lite0-320"]
@@ -197,7 +197,7 @@ def test_with_time_several_trunks_are_compared_and_those_that_add_most_go_on():
         assert segment.parent.split("-")[1] == segment.name.split("-")[1]
     shares = [sum(s for segment, s in done if segment.rung == rung) for rung in range(3)]
     assert [share / sum(shares) for share in shares] == pytest.approx([0.15, 0.4, 0.45], abs=0.03)
-    assert 0.0 <= end.left < 0.03 * 4200
+    assert 0.0 <= end.remaining < 0.03 * 4200
     assert max(segment.recipe.image_size for segment, _ in done) <= largest_side(now)
 
 
@@ -212,24 +212,24 @@ def test_trunks_are_only_compared_where_each_gets_enough_steps():
 
 def test_a_trunk_that_diverged_is_not_promoted():
     now = standing(4200.0, recipes=THREE, steps=QUICK)
-    _, done = carried_out(now, lambda now: rung_by_rung(ranked(now)), diverge={"trunk-yolov5n-256"})
+    _, done = carried_out(now, lambda now: successive_halving(ranked(now)), diverge={"trunk-yolov5n-256"})
     names = [segment.name for segment, _ in done]
     assert names[3:5] == ["grown-lite0-320", "grown-lite0_fpn-320"]
 
 
 def test_branches_are_trained_side_by_side_and_the_trunk_is_waited_for():
     now = standing(600.0, workers=2)
-    trunk = rung_by_rung(now).segment
-    assert rung_by_rung(replace(now, busy=frozenset({trunk.name}))).segment is None
-    now = replace(now, used=200.0, rows=(row_of(trunk, now, 190.0),))
-    first = rung_by_rung(now)
-    second = rung_by_rung(replace(now, busy=frozenset({first.segment.name})))
+    trunk = successive_halving(now).segment
+    assert successive_halving(replace(now, busy=frozenset({trunk.name}))).segment is None
+    now = replace(now, elapsed=200.0, rows=(row_of(trunk, now, 190.0),))
+    first = successive_halving(now)
+    second = successive_halving(replace(now, busy=frozenset({first.segment.name})))
     assert {first.segment.name, second.segment.name} == {"branch1-320", "branch2-384"}
-    alone = rung_by_rung(replace(now, workers=1))
+    alone = successive_halving(replace(now, workers=1))
     assert first.seconds == pytest.approx(second.seconds)
     assert first.seconds > 1.8 * alone.seconds
     both = frozenset({first.segment.name, second.segment.name})
-    assert rung_by_rung(replace(now, busy=both)).segment is None
+    assert successive_halving(replace(now, busy=both)).segment is None
     five = standing(600.0, workers=5)
     assert len(plan(five)) == 6, "a branch for each worker"
     rows = tuple(row_of(part, five, 90.0, state="running") for part in plan(five))
@@ -238,7 +238,7 @@ def test_branches_are_trained_side_by_side_and_the_trunk_is_waited_for():
 
 def test_where_one_trunk_adds_enough_it_has_all_of_the_rest():
     now = standing(4200.0, recipes=THREE, steps=QUICK)
-    _, done = carried_out(now, lambda now: rung_by_rung(replace(ranked(now), ranking=ranked(now).ranking[:1])))
+    _, done = carried_out(now, lambda now: successive_halving(replace(ranked(now), ranking=ranked(now).ranking[:1])))
     assert [s.name for s, _ in done[3:]] == ["grown-yolov5n-320", "branch1-yolov5n-320", "branch2-yolov5n-384"]
     shares = [sum(s for segment, s in done if segment.rung == rung) for rung in range(3)]
     assert [share / sum(shares) for share in shares] == pytest.approx([0.15, 0.4, 0.45], abs=0.03)
@@ -279,4 +279,4 @@ def test_with_pseudo_labels_the_last_branches_wait_for_the_others_and_keep_their
     assert list(names.values()) == [(2, False)] * half + [(3, True)] * half
     end, done = carried_out(standing(pseudo=True))
     assert [s.name for s, _ in done] == [s.name for s in taught]
-    assert end.left >= 0
+    assert end.remaining >= 0

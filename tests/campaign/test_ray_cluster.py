@@ -123,7 +123,7 @@ def test_the_recorded_command_names_the_cluster_that_was_last_given(data, tmp_pa
     told = []
     for where in ({"data": data, "out": out, "ray": "10.0.0.1:6379"}, {"resume": out}, {"resume": out, "ray": "auto"}):
         campaign(**where)
-        told.append(ledger.told(out)["command"])
+        told.append(ledger.snapshot(out)["command"])
     assert told == [f"{plain} --ray 10.0.0.1:6379", f"{plain} --ray 10.0.0.1:6379", f"{plain} --ray auto"]
 
 
@@ -132,9 +132,9 @@ def test_a_campaign_begun_here_and_resumed_on_a_cluster_tells_so(data, tmp_path,
     monkeypatch.setattr("foldfuse.campaign.campaign._work", lambda *asked, **how: None)
     out = tmp_path / "out"
     campaign(data, out=out)
-    assert "--ray" not in ledger.told(out)["command"]
+    assert "--ray" not in ledger.snapshot(out)["command"]
     campaign(resume=out, ray="auto")
-    assert ledger.told(out)["command"].endswith(" --ray auto")
+    assert ledger.snapshot(out)["command"].endswith(" --ray auto")
 
 
 @pytest.fixture
@@ -170,7 +170,7 @@ def test_a_node_killed_at_work_costs_no_more_than_its_segment(data, tmp_path, no
     while not list(members.glob("trunk-*/state.pt")):  # the first checkpoint that came from the node
         assert process.poll() is None, process.stderr.read()
         time.sleep(0.2)
-    facts = ledger.told(out)
+    facts = ledger.snapshot(out)
     trunk, node = next(
         found.groups() for note in facts["notes"] if (found := re.match(r"(trunk-\d+) is trained on .*\((\w+)\)", note))
     )

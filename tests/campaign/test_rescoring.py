@@ -17,7 +17,7 @@ from foldfuse.formats.predictions import read_predictions
 from foldfuse.formats.submission import validate_submission
 from foldfuse.inference import rescoring as rescore
 from foldfuse.recipes import load_recipe
-from foldfuse.storage.ledger import begin
+from foldfuse.storage.ledger import create
 from learning_samples import write_dataset
 
 
@@ -41,7 +41,7 @@ def campaign(tmp_path):
         labelled.subset(range(6, 14)), labelled.subset(range(6)), target, frozenset({2}), {"lite0": recipe}, (), 0, 3
     )
     (tmp_path / "out").mkdir()
-    ledger = begin(tmp_path / "out", {}, deadline=600, start=time.monotonic())
+    ledger = create(tmp_path / "out", {}, deadline=600, start=time.monotonic())
     seen = target.subset(set(target.image_ids) - {2})
     put(scored(task.held, 0.4), scored(seen, 0.4), Ensemble({"a@1": 1.0}), 0.5, {"fused": {"ap": 0.1}}, task, ledger)
     yield task, ledger, Found(score=0.5)
@@ -76,7 +76,7 @@ def test_a_gain_that_is_believed_is_submitted(campaign, monkeypatch):
     opinion(monkeypatch, kept=True, after=0.7, asked=asked)
     second_opinion(task, ledger, found)
     assert set(asked[0].image_ids) == set(range(14))
-    number, score, facts = ledger.submission()
+    number, score, facts = ledger.latest_submission()
     assert (number, score, found.score) == (2, 0.7, 0.7)
     assert facts["second_opinion"] == {"kept": True}
     assert facts["fused"]["interval"] is None, "what was known of the fusion's gain says nothing of this one"
@@ -95,7 +95,7 @@ def test_without_a_gain_all_stays(campaign, monkeypatch, kept, after):
     before = (ledger.folder / "submission.csv").read_bytes()
     opinion(monkeypatch, kept=kept, after=after, asked=[])
     second_opinion(task, ledger, found)
-    assert ledger.submission()[:2] == (1, 0.5)
+    assert ledger.latest_submission()[:2] == (1, 0.5)
     assert found.score == 0.5
     assert (ledger.folder / "submission.csv").read_bytes() == before
 
@@ -103,9 +103,9 @@ def test_without_a_gain_all_stays(campaign, monkeypatch, kept, after):
 def test_without_time_for_the_pictures_to_submit_all_stays(campaign, monkeypatch):
     task, ledger, found = campaign
     opinion(monkeypatch, kept=True, after=0.9, asked=[])
-    monkeypatch.setattr(type(ledger), "left", 1.0)
+    monkeypatch.setattr(type(ledger), "remaining", 1.0)
     second_opinion(task, ledger, found)
-    assert ledger.submission()[0] == 1
+    assert ledger.latest_submission()[0] == 1
 
 
 def test_where_learning_is_slow_it_is_given_up_before_the_deadline(campaign, monkeypatch, capsys):
@@ -123,11 +123,11 @@ def test_where_learning_is_slow_it_is_given_up_before_the_deadline(campaign, mon
     second_opinion(task, ledger, found)
     assert done == [1], "the second step tells the pace"
     assert "no time is left to ask for it" in capsys.readouterr().err
-    assert ledger.submission()[0] == 1
+    assert ledger.latest_submission()[0] == 1
 
 
 def test_the_real_classifier_is_asked(campaign):
     task, ledger, found = campaign
     second_opinion(task, ledger, found)
-    assert ledger.submission()[0] in (1, 2)
-    assert found.score == ledger.submission()[1]
+    assert ledger.latest_submission()[0] in (1, 2)
+    assert found.score == ledger.latest_submission()[1]

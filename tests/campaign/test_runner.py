@@ -14,7 +14,7 @@ from foldfuse.campaign import runner as stages
 from foldfuse.campaign import submissions as delivery
 from foldfuse.campaign.execution.jobs import Seen
 from foldfuse.campaign.execution.workers import Assignment, End, Lost
-from foldfuse.campaign.planning.allocation import VIEWS, rung_by_rung
+from foldfuse.campaign.planning.allocation import VIEWS, successive_halving
 from foldfuse.campaign.submissions import Found
 from foldfuse.campaign.task import Task
 from foldfuse.data.dataset import Dataset
@@ -129,7 +129,7 @@ def crew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Crew]:
         found.target |= {name: noisy(truth, len(name)) for name in built.ensemble.weights}
 
     monkeypatch.setattr(delivery, "predict_target", predict_target)
-    with closing(ledgers.begin(tmp_path / "out", {}, deadline=DEADLINE, start=0.0)) as ledger:
+    with closing(ledgers.create(tmp_path / "out", {}, deadline=DEADLINE, start=0.0)) as ledger:
         crew = Crew(task, ledger)
         ledger.clock = lambda: crew.now
         yield crew
@@ -137,11 +137,11 @@ def crew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Crew]:
 
 def conduct(crew: Crew) -> dict[str, str]:
     """{segment: its state} at the end of the campaign, and "notes" of all that was told."""
-    stages.conduct(crew.task, crew.ledger, rung_by_rung, Found(), crew)
+    stages.conduct(crew.task, crew.ledger, successive_halving, Found(), crew)
     assert validate_submission(crew.ledger.folder / "submission.csv", crew.task.target)
-    assert crew.ledger.left >= 0
-    return {row.name: row.state for row in crew.ledger.rows()} | {
-        "notes": " ".join(ledgers.told(crew.ledger.folder)["notes"])
+    assert crew.ledger.remaining >= 0
+    return {row.name: row.state for row in crew.ledger.segments()} | {
+        "notes": " ".join(ledgers.snapshot(crew.ledger.folder)["notes"])
     }
 
 
@@ -152,7 +152,7 @@ def several_trunks(crew: Crew, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     crew.task = Task(**vars(crew.task) | {"recipes": recipes})
     monkeypatch.setattr("foldfuse.campaign.planning.segments.LEAST_STEPS", 1)
     monkeypatch.setattr("foldfuse.campaign.planning.allocation.SHORTEST", 0.1)
-    crew.ledger.tell(steps=dict.fromkeys(recipes, 0.1))
+    crew.ledger.set(steps=dict.fromkeys(recipes, 0.1))
     return [f"trunk-{name}-{px}" for px in (160, 192) for name in recipes]
 
 
@@ -227,7 +227,7 @@ def test_where_one_of_several_trunks_diverges_the_others_go_on(crew, monkeypatch
     states = conduct(crew)
     assert states[first] == "failed"
     assert {states[name] for name in others} == {"done"}
-    assert first not in crew.ledger.fact("ranking")
+    assert first not in crew.ledger.get("ranking")
 
 
 def test_where_all_of_several_trunks_diverge_the_campaign_ends(crew, monkeypatch):
@@ -309,15 +309,15 @@ def test_workers_that_come_back_go_on(crew):
 
 def carry_out(crew: Crew) -> dict[str, str]:
     """{segment: its state}, after a process that carried the campaign out, and "state" of the campaign."""
-    stages.carry_out(crew.task, crew.ledger, rung_by_rung, crew)
-    states = {row.name: row.state for row in crew.ledger.rows()}
-    return states | {"state": crew.ledger.fact("state")}
+    stages.carry_out(crew.task, crew.ledger, successive_halving, crew)
+    states = {row.name: row.state for row in crew.ledger.segments()}
+    return states | {"state": crew.ledger.get("state")}
 
 
 def submitted(crew: Crew) -> int:
     """The number of the submission that holds, which lies whole in the folder."""
     validate_submission(crew.ledger.folder / "submission.csv", crew.task.target)
-    return crew.ledger.submission()[0]
+    return crew.ledger.latest_submission()[0]
 
 
 def test_a_campaign_without_a_member_has_failed_and_is_not_taken_for_one_under_way(crew):
@@ -325,14 +325,14 @@ def test_a_campaign_without_a_member_has_failed_and_is_not_taken_for_one_under_w
     crew.fates[TRUNK] = ["lost"]
     with pytest.raises(InputError, match="the time was over before a first member"):
         carry_out(crew)
-    assert crew.ledger.fact("state") == "failed"
+    assert crew.ledger.get("state") == "failed"
 
 
 def test_an_interrupt_before_there_is_a_member_goes_on_and_nothing_is_lost(crew):
     crew.fates[TRUNK] = ["interrupted"]
     with pytest.raises(KeyboardInterrupt):
         carry_out(crew)
-    assert crew.ledger.submission() is None
+    assert crew.ledger.latest_submission() is None
     crew.close()
     states = carry_out(crew)
     assert (states["state"], states[TRUNK], states[BRANCHES[0]]) == ("finished", "done", "done")

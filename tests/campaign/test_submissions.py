@@ -14,7 +14,7 @@ from foldfuse.ensemble.ensemble import Built, Ensemble, apply
 from foldfuse.evaluation.metrics import measure
 from foldfuse.formats.predictions import read_predictions
 from foldfuse.recipes import load_recipe
-from foldfuse.storage.ledger import Row, begin
+from foldfuse.storage.ledger import SegmentRecord, create
 from learning_samples import write_dataset
 
 VIEWS = ("1", "1+hflip", "1.25")
@@ -39,9 +39,9 @@ def campaign(tmp_path):
         labelled.subset(range(6, 14)), held, target, frozenset(), {"lite0_fpn": load_recipe("lite0_fpn")}, (), 0, 3
     )
     (tmp_path / "out").mkdir()
-    ledger = begin(tmp_path / "out", {}, deadline=600, start=time.monotonic())
+    ledger = create(tmp_path / "out", {}, deadline=600, start=time.monotonic())
     for name, cost in (("quick", 1.0), ("slow", 4.0)):
-        ledger.add(Row(name, "train", {}, None, 0, 0, "done", 1.0, 1.0, 0.0, 1.0, {"cost": cost}))
+        ledger.put_segment(SegmentRecord(name, "train", {}, None, 0, 0, "done", 1.0, 1.0, 0.0, 1.0, {"cost": cost}))
     candidates = {f"{name}@{view}": shifted(held, i) for i, name in enumerate(("quick", "slow")) for view in VIEWS}
     chosen = Ensemble(dict.fromkeys(candidates, 1.0), powers={"slow@1.25": 2.0, "quick@1": 2.0})
     built = Built(chosen, "ap50", 0.9, None, None, ("quick@1", 0.9), 0.9, (), 1)
@@ -57,7 +57,7 @@ def test_with_time_the_choice_stays(campaign):
 def test_the_views_that_bring_least_for_their_time_are_left_out(campaign, monkeypatch, capsys):
     task, ledger, candidates, built = campaign
     found = Found(target={"quick@1": candidates["quick@1"]})  # ten pictures: 10 + 15.6 s quick, 40 + 40 + 62.5 s slow
-    monkeypatch.setattr(type(ledger), "left", 5.0 + 70.0)
+    monkeypatch.setattr(type(ledger), "remaining", 5.0 + 70.0)
     kept = affordable(built, candidates, task, ledger, found)
     assert set(kept.ensemble.weights) == {"quick@1", "quick@1+hflip", "quick@1.25", "slow@1+hflip"}
     assert kept.ensemble.powers == {"quick@1": 2.0}
@@ -67,7 +67,7 @@ def test_the_views_that_bring_least_for_their_time_are_left_out(campaign, monkey
 
 def test_what_is_predicted_already_is_never_left_out_for_its_time(campaign, monkeypatch):
     task, ledger, candidates, built = campaign
-    monkeypatch.setattr(type(ledger), "left", 0.0)
+    monkeypatch.setattr(type(ledger), "remaining", 0.0)
     kept = affordable(built, candidates, task, ledger, Found(target={"slow@1": candidates["slow@1"]}))
     assert set(kept.ensemble.weights) == {"slow@1"}
     assert len(affordable(built, candidates, task, ledger, Found()).ensemble.weights) == 1, "one must be predicted"
@@ -82,7 +82,7 @@ def test_the_campaigns_metric_decides(campaign, metric, capsys):
         for name, p in held.items()
     }
     submit_best(replace(task, metric=metric), ledger, Found(held=held, target=target), last=False)
-    _, score, facts = ledger.submission()
+    _, score, facts = ledger.latest_submission()
     assert (facts["fused"]["metric"], facts["fused"]["value"]) == (metric, score)
     submitted = read_predictions(ledger.folder / "fused_oof.parquet", task.held)
     assert score == pytest.approx(measure(submitted, task.held, metric=metric))

@@ -86,7 +86,7 @@ def test_a_run_learns_from_the_submission_that_held_when_it_began(task, tmp_path
     task, whole = task
     out = tmp_path / "out"
     out.mkdir()
-    ledger = ledgers.begin(out, {}, deadline=60, start=0)
+    ledger = ledgers.create(out, {}, deadline=60, start=0)
     run = Run(out / "members" / "branch2-96")
     run.folder.mkdir(parents=True)
     assert taught_by(run, task, ledger) is None
@@ -98,10 +98,10 @@ def test_a_run_learns_from_the_submission_that_held_when_it_began(task, tmp_path
         folder.mkdir(parents=True)
         write_predictions(as_found(task.held, 0.8), folder / "fused_oof.parquet", task.held)
         write_predictions(as_found(truth, score), folder / "fused_test.parquet", task.target)
-    ledger.submitted(0.5, {})
+    ledger.add_submission(0.5, {})
     more = taught_by(run, task, ledger)
     assert more.num_boxes == truth.num_boxes
-    ledger.submitted(0.6, {})  # of which nothing is sure; the run goes on with what it began with
+    ledger.add_submission(0.6, {})  # of which nothing is sure; the run goes on with what it began with
     assert taught_by(run, task, ledger).num_boxes == truth.num_boxes
     assert taught_by(Run(out / "members" / "branch2-96"), task, ledger).fingerprint == more.fingerprint
     ledger.close()

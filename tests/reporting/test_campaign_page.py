@@ -491,9 +491,9 @@ def test_the_plan_and_the_rest_are_read_from_the_ledger_where_there_is_one(campa
     facts = json.loads((campaign / "campaign.json").read_text())
     part = {"name": "trunk-256", "image_size": 256, "batch_size": 8, "state": "running", "seconds": 211.0}
     facts |= {"state": "interrupted", "plan": {"segments": [part], "reserved": {"choose the ensemble": 7.0}}}
-    made = ledger.begin(campaign, facts, deadline=600.0, start=0.0)
-    with made.stage("train trunk-256", "train"):
-        made.note("A trunk is trained.")
+    made = ledger.create(campaign, facts, deadline=600.0, start=0.0)
+    with made.timed("train trunk-256", "train"):
+        made.log("A trunk is trained.")
     made.close()
     (campaign / "campaign.json").write_text("{}")
     page = report(campaign).read_text()

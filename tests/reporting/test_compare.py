@@ -34,10 +34,10 @@ def campaign(folder, path, *, held, noise, kept=True):
     dataset = data.read(path)
     facts = {"state": "finished", "data": str(path)} | ({"fingerprints": {"data": dataset.fingerprint}} if kept else {})
     folder.mkdir()
-    with closing(ledger.begin(folder, facts, deadline=600, start=0.0)) as book:
+    with closing(ledger.create(folder, facts, deadline=600, start=0.0)) as book:
         result = {"name": "trunk-256", "ap50": 0.4, "ap": 0.2, "weight": 1.0}
-        book.add(ledger.Row("trunk-256", "train", {}, None, 0, 0, "done", 9.0, 9.0, 0.0, 9.0, result))
-        book.submitted(
+        book.put_segment(ledger.SegmentRecord("trunk-256", "train", {}, None, 0, 0, "done", 9.0, 9.0, 0.0, 9.0, result))
+        book.add_submission(
             0.5,
             {
                 "fused": {"ap50": 0.5123, "ap": 0.25, "nested_ap50": 0.4777},
@@ -131,6 +131,6 @@ def test_a_campaign_without_a_submission_is_shown_without_scores(shapes, tmp_pat
     a = campaign(tmp_path / "a", shapes, held=range(8), noise=1)
     (tmp_path / "b").mkdir()
     facts = {"data": str(shapes), "fingerprints": {"data": data.read(shapes).fingerprint}}
-    ledger.begin(tmp_path / "b", facts, deadline=60, start=0.0).close()
+    ledger.create(tmp_path / "b", facts, deadline=60, start=0.0).close()
     compare((a, tmp_path / "b"))
     assert "b has no submission yet" in capsys.readouterr().out

@@ -13,8 +13,8 @@ from foldfuse.errors import InputError
 from foldfuse.reporting import live as watching
 from foldfuse.reporting.live import Work, live, view, watch
 from foldfuse.storage import ledger as ledgers
-from foldfuse.system.progress import bar, error_console
-from ledger_samples import a_row
+from foldfuse.system.progress import error_console, progress_bar
+from ledger_samples import a_record
 
 RESULT = {"name": "trunk-64", "ap50": 0.5, "ap": 0.25, "weight": 0.75, "adds": 0.013}
 PLAN = {"segments": [{"name": "trunk-64", "image_size": 64}, {"name": "branch1-96", "image_size": 96, "seconds": 90.0}]}
@@ -23,10 +23,10 @@ PLAN = {"segments": [{"name": "trunk-64", "image_size": 64}, {"name": "branch1-9
 @pytest.fixture
 def campaign(tmp_path):
     """An open ledger: a trunk that is done, a branch that is planned, a submission."""
-    ledger = ledgers.begin(tmp_path, {"state": "running"}, deadline=600, start=time.monotonic() - 200)
-    ledger.add(a_row("trunk-64", state="done", seconds=120.0, ended=150.0, result=RESULT))
-    ledger.tell(plan=PLAN, seconds_used=200.0)
-    ledger.submitted(0.5125, {"best_member": "trunk-64", "fused": {"ap50": 0.5125, "ap": 0.26}})
+    ledger = ledgers.create(tmp_path, {"state": "running"}, deadline=600, start=time.monotonic() - 200)
+    ledger.put_segment(a_record("trunk-64", state="done", seconds=120.0, ended=150.0, result=RESULT))
+    ledger.set(plan=PLAN, seconds_used=200.0)
+    ledger.add_submission(0.5125, {"best_member": "trunk-64", "fused": {"ap50": 0.5125, "ap": 0.26}})
     yield ledger
     with suppress(sqlite3.ProgrammingError):  # a test has closed it
         ledger.close()
@@ -47,7 +47,7 @@ def line_with(word, text):
 
 
 def test_it_tells_clock_score_and_segments(campaign):
-    text = shown(ledgers.told(campaign.folder))
+    text = shown(ledgers.snapshot(campaign.folder))
     assert "3 min 20 s of 10 min" in text
     assert "6 min 40 s left" in text
     assert "AP50 0.512 out-of-fold, AP 0.260: submission 1; best member trunk-64 0.500" in text
@@ -56,56 +56,56 @@ def test_it_tells_clock_score_and_segments(campaign):
 
 
 def test_a_campaign_that_has_just_begun(tmp_path):
-    ledgers.begin(tmp_path, {"state": "running"}, deadline=60, start=time.monotonic()).close()
-    text = shown(ledgers.told(tmp_path))
+    ledgers.create(tmp_path, {"state": "running"}, deadline=60, start=time.monotonic()).close()
+    text = shown(ledgers.snapshot(tmp_path))
     assert "0 s of 1 min" in text
     assert "no submission yet" in text
     assert shown({}).strip() == ""
 
 
 def test_what_is_done_now_is_the_bar_else_the_open_stage(campaign):
-    campaign.add(a_row("branch1-96", state="running", budget=100.0, seconds=0.0, recipe={"image_size": 96}))
-    with campaign.stage("train branch1-96", "train"):
-        campaign.tell(seconds_used=campaign.used + 25.0)
-        told = ledgers.told(campaign.folder)
+    campaign.put_segment(a_record("branch1-96", state="running", budget=100.0, seconds=0.0, recipe={"image_size": 96}))
+    with campaign.timed("train branch1-96", "train"):
+        campaign.set(seconds_used=campaign.elapsed + 25.0)
+        told = ledgers.snapshot(campaign.folder)
         assert line_with("now: ", shown(told))[:3] == ["now:", "train", "branch1-96"]
         assert line_with("now: ", shown(told))[-1] == "25%"
         now = line_with("now: ", shown(told, Work("predicting", 0.4)))
         assert now[1] == "predicting"
         assert now[-1] == "40%"
-    assert "now: " not in shown(ledgers.told(campaign.folder))
+    assert "now: " not in shown(ledgers.snapshot(campaign.folder))
 
 
 def test_states_have_words_and_promoted_trunks_too(campaign):
-    campaign.add(a_row("trunk-b-64", state="failed"))
-    campaign.tell(ranking=["trunk-64"])
-    text = shown(ledgers.told(campaign.folder))
+    campaign.put_segment(a_record("trunk-b-64", state="failed"))
+    campaign.set(ranking=["trunk-64"])
+    text = shown(ledgers.snapshot(campaign.folder))
     assert "promoted" in line_with("trunk-64  ", text)
     assert line_with("trunk-b-64", text)[2:4] == ["left", "out"]
 
 
 def test_in_80_columns_names_give_way_and_numbers_stay(campaign):
-    row = a_row(
+    row = a_record(
         "trunk-efficientdet_lite0_384-896", state="done", seconds=3725.0, recipe={"image_size": 1024}, result=RESULT
     )
-    campaign.add(row)
-    campaign.tell(ranking=[row.name])
-    line = line_with("trunk-efficientdet_lite0", shown(ledgers.told(campaign.folder), width=80))
+    campaign.put_segment(row)
+    campaign.set(ranking=[row.name])
+    line = line_with("trunk-efficientdet_lite0", shown(ledgers.snapshot(campaign.folder), width=80))
     assert line[-7:] == ["1024", "promoted", "1:02:05", "0.500", "0.250", "0.75", "+0.013"]
 
 
 def test_names_are_no_markup_and_narrow_terminals_break_no_line(campaign):
-    campaign.add(a_row("[red]trunk[/red]-64", state="running"))
-    assert "[red]trunk[/red]-64" in shown(ledgers.told(campaign.folder))
-    assert max(map(len, shown(ledgers.told(campaign.folder), width=40).splitlines())) <= 40
+    campaign.put_segment(a_record("[red]trunk[/red]-64", state="running"))
+    assert "[red]trunk[/red]-64" in shown(ledgers.snapshot(campaign.folder))
+    assert max(map(len, shown(ledgers.snapshot(campaign.folder), width=40).splitlines())) <= 40
 
 
 def test_a_terminal_gets_the_view_with_notes_above_it(campaign):
     console = terminal()
     with live(campaign.folder, console=console):
-        campaign.note("Something was decided.")
+        campaign.log("Something was decided.")
         error_console().print("a table")
-        with bar("predicting") as progress:
+        with progress_bar("predicting") as progress:
             progress(0.5)
             time.sleep(1.3)
     text = console.file.getvalue()
@@ -118,7 +118,7 @@ def test_a_terminal_gets_the_view_with_notes_above_it(campaign):
 
 def test_no_terminal_no_view(campaign, capsys):
     with live(campaign.folder, console=Console(file=io.StringIO())):
-        campaign.note("Something was decided.")
+        campaign.log("Something was decided.")
     assert capsys.readouterr().err.rstrip().endswith("Something was decided.")
 
 
@@ -133,7 +133,7 @@ def test_a_ledger_that_is_gone_is_not_made_anew(campaign):
 
 
 def test_watch_shows_a_finished_campaign_once(campaign, capsys):
-    campaign.tell(state="finished")
+    campaign.set(state="finished")
     watch(campaign.folder)
     assert "trunk-64" in capsys.readouterr().out
 
@@ -143,10 +143,10 @@ def test_watch_follows_until_the_end(campaign, monkeypatch):
     monkeypatch.setattr(watching, "Console", lambda: console)
 
     def ends():
-        db = ledgers.go_on(campaign.folder, start=time.monotonic())
+        db = ledgers.resume(campaign.folder, start=time.monotonic())
         time.sleep(0.5)
-        db.note("The last word.")
-        db.tell(state="finished")
+        db.log("The last word.")
+        db.set(state="finished")
         db.close()
 
     thread = threading.Thread(target=ends)

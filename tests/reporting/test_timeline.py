@@ -70,14 +70,16 @@ def test_the_best_single_is_told_only_where_it_is_an_ap50(tmp_path):
 
 def test_a_ledger_tells_how_it_came_to_its_submission(tmp_path):
     clock = iter(np.arange(0.0, 1000.0, 10.0).tolist())
-    made = ledger.begin(tmp_path, {"ranking": ["a", "b"], "gains": [["a", 0.5], ["b", 0.6]]}, deadline=600.0, start=0.0)
+    made = ledger.create(
+        tmp_path, {"ranking": ["a", "b"], "gains": [["a", 0.5], ["b", 0.6]]}, deadline=600.0, start=0.0
+    )
     made.clock = lambda: next(clock)
-    made.note("First.")
+    made.log("First.")
     fused = {"ap50": 0.5, "metric": "ap50", "best_single": ["a@1", 0.45], "weights": {"a@1": 1.0, "a@1.25": 1.0}}
-    made.submitted(0.5, {"best_member": "a", "fused": fused})
-    made.submitted(0.6, {"best_member": "a"})  # of an older version
+    made.add_submission(0.5, {"best_member": "a", "fused": fused})
+    made.add_submission(0.6, {"best_member": "a"})  # of an older version
     made.close()
-    told = ledger.told(tmp_path)
+    told = ledger.snapshot(tmp_path)
     assert told["submission_scores"] == [0.5, 0.6]
     assert [row["at"] for row in told["history"]] == sorted(row["at"] for row in told["history"])
     facts = read_facts(tmp_path)

@@ -14,36 +14,36 @@ import pytest
 
 from foldfuse.errors import InputError
 from foldfuse.storage import ledger as ledgers
-from foldfuse.storage.ledger import Ledger, begin, go_on, held_alone, told
-from ledger_samples import a_row
+from foldfuse.storage.ledger import Ledger, create, exclusive, resume, snapshot
+from ledger_samples import a_record
 
 WRITER = """
 import sys, time
 from pathlib import Path
 from foldfuse.storage import ledger
-made = ledger.begin(Path(sys.argv[1]), {"written": -1}, deadline=60, start=time.monotonic())
-with ledger.held_alone(Path(sys.argv[1])), made.beating(), made.stage("count", "train"):
+made = ledger.create(Path(sys.argv[1]), {"written": -1}, deadline=60, start=time.monotonic())
+with ledger.exclusive(Path(sys.argv[1])), made.heartbeat(), made.timed("count", "train"):
     for i in range(10**9):
-        made.tell(written=i, again=i)
+        made.set(written=i, again=i)
         print(i, flush=True)
 """
 
 
 def opened(folder, *, now=None):
     now = now or [100.0]
-    made = begin(folder, {"a": 1}, deadline=60, start=now[0])
+    made = create(folder, {"a": 1}, deadline=60, start=now[0])
     return Ledger(made.folder, made.db, made.deadline, 0.0, now[0], clock=lambda: now[0])
 
 
 def test_it_tells_time_by_its_clock(tmp_path):
     now = [100.0]
     ledger = opened(tmp_path, now=now)
-    with ledger.stage("one", "train"):
+    with ledger.timed("one", "train"):
         now[0] = 115.0
-    with suppress(RuntimeError), ledger.stage("two", "fuse"):
+    with suppress(RuntimeError), ledger.timed("two", "fuse"):
         now[0] = 130.0
         raise RuntimeError
-    assert (ledger.used, ledger.left) == (30, 30)
+    assert (ledger.elapsed, ledger.remaining) == (30, 30)
     ledger.export()
     saved = json.loads((tmp_path / "campaign.json").read_text())
     assert saved["timeline"] == [
@@ -51,28 +51,28 @@ def test_it_tells_time_by_its_clock(tmp_path):
         {"name": "two", "kind": "fuse", "start": 15, "end": 30},
     ]
     assert saved["seconds_used"] == 30
-    assert saved == told(tmp_path)
+    assert saved == snapshot(tmp_path)
     ledger.close()
 
 
 def test_facts_rows_and_submissions_come_back_as_they_went(tmp_path):
     ledger = opened(tmp_path)
-    ledger.tell(a=[1, {"b": None}])
-    ledger.add(a_row("second", started=2.0))
-    ledger.add(a_row("first", started=1.0, parent="x", result={"ap50": 0.5}))
-    ledger.add(a_row("second", started=2.0, state="done", result={"ap50": 0.25, "name": "second"}))
-    assert ledger.submission() is None
-    assert ledger.submitted(0.25, {"fused": {"ap50": 0.25}}) == 1
-    assert ledger.submitted(0.5, {"fused": {"ap50": 0.5}}) == 2
+    ledger.set(a=[1, {"b": None}])
+    ledger.put_segment(a_record("second", started=2.0))
+    ledger.put_segment(a_record("first", started=1.0, parent="x", result={"ap50": 0.5}))
+    ledger.put_segment(a_record("second", started=2.0, state="done", result={"ap50": 0.25, "name": "second"}))
+    assert ledger.latest_submission() is None
+    assert ledger.add_submission(0.25, {"fused": {"ap50": 0.25}}) == 1
+    assert ledger.add_submission(0.5, {"fused": {"ap50": 0.5}}) == 2
     ledger.close()
 
-    again = go_on(tmp_path, start=0.0)
-    assert again.fact("a") == [1, {"b": None}]
-    assert again.fact("no such fact") is None
-    assert [row.name for row in again.rows()] == ["first", "second"]
-    assert again.rows()[0] == a_row("first", started=1.0, parent="x", result={"ap50": 0.5})
-    assert again.submission() == (2, 0.5, {"fused": {"ap50": 0.5}})
-    page = told(tmp_path)
+    again = resume(tmp_path, start=0.0)
+    assert again.get("a") == [1, {"b": None}]
+    assert again.get("no such fact") is None
+    assert [row.name for row in again.segments()] == ["first", "second"]
+    assert again.segments()[0] == a_record("first", started=1.0, parent="x", result={"ap50": 0.5})
+    assert again.latest_submission() == (2, 0.5, {"fused": {"ap50": 0.5}})
+    page = snapshot(tmp_path)
     assert page["members"] == [{"ap50": 0.25, "name": "second"}]
     assert page["fused"] == {"ap50": 0.5}
     again.close()
@@ -82,26 +82,26 @@ def test_a_resumed_ledger_counts_the_time_that_was_worked_and_not_the_time_it_la
     now = [100.0]
     ledger = opened(tmp_path, now=now)
     now[0] = 140.0
-    ledger.tell(seconds_used=ledger.used)  # as the heartbeat does
+    ledger.set(seconds_used=ledger.elapsed)  # as the heartbeat does
     ledger.db.execute("INSERT INTO events (kind, text, began) VALUES ('train', 'cut off', 30)")
     ledger.db.commit()
     ledger.db.close()
-    resumed = go_on(tmp_path, start=5000.0)
+    resumed = resume(tmp_path, start=5000.0)
     resumed.clock = lambda: 5007.0
-    assert resumed.used == 47
-    assert resumed.left == 13
-    assert told(tmp_path)["timeline"][-1] == {"name": "cut off", "kind": "train", "start": 30, "end": 40}
+    assert resumed.elapsed == 47
+    assert resumed.remaining == 13
+    assert snapshot(tmp_path)["timeline"][-1] == {"name": "cut off", "kind": "train", "start": 30, "end": 40}
     resumed.close()
 
 
 def test_the_heart_beats_without_anybody_writing(tmp_path, monkeypatch):
-    monkeypatch.setattr(ledgers, "BEAT", 0.01)
-    made = begin(tmp_path, {}, deadline=60, start=time.monotonic() - 7)
-    with made.beating():
+    monkeypatch.setattr(ledgers, "HEARTBEAT_SECONDS", 0.01)
+    made = create(tmp_path, {}, deadline=60, start=time.monotonic() - 7)
+    with made.heartbeat():
         until = time.monotonic() + 5
-        while told(tmp_path)["seconds_used"] < 7 and time.monotonic() < until:
+        while snapshot(tmp_path)["seconds_used"] < 7 and time.monotonic() < until:
             time.sleep(0.01)
-    assert 7 <= told(tmp_path)["seconds_used"] < 13
+    assert 7 <= snapshot(tmp_path)["seconds_used"] < 13
     made.close()
 
 
@@ -122,10 +122,10 @@ def test_what_a_killed_writer_said_it_wrote_is_there(tmp_path, wait):
     writer.wait()
     writer.stdout.close()
     last = int([line for line in said if line.endswith("\n")][-1])
-    with held_alone(tmp_path):  # the lock went with the process
-        ledger = go_on(tmp_path, start=0.0)
-    assert ledger.fact("written") >= last
-    assert ledger.fact("written") == ledger.fact("again"), "half of a write"
+    with exclusive(tmp_path):  # the lock went with the process
+        ledger = resume(tmp_path, start=0.0)
+    assert ledger.get("written") >= last
+    assert ledger.get("written") == ledger.get("again"), "half of a write"
     assert ledger.db.execute("PRAGMA integrity_check").fetchone() == ("ok",)
     ledger.close()
 
@@ -133,32 +133,32 @@ def test_what_a_killed_writer_said_it_wrote_is_there(tmp_path, wait):
 def test_a_second_process_is_refused_in_a_sentence(tmp_path):
     def take(folder, answer):
         try:
-            with held_alone(folder):
+            with exclusive(folder):
                 answer.put("taken")
         except InputError as error:
             answer.put(str(error))
 
     context = multiprocessing.get_context("fork") if os.name == "posix" else pytest.skip("needs fork")
     answer = context.SimpleQueue()
-    with held_alone(tmp_path):
+    with exclusive(tmp_path):
         other = context.Process(target=take, args=(tmp_path, answer))
         other.start()
         other.join()
     sentence = answer.get()
     assert "another process is at work on this campaign" in sentence
     assert "\n" not in sentence
-    with held_alone(tmp_path):
+    with exclusive(tmp_path):
         pass
 
 
 def test_a_ledger_that_is_none_is_told_in_a_sentence(tmp_path):
     with pytest.raises(InputError, match="holds no campaign that has begun"):
-        go_on(tmp_path, start=0.0)
+        resume(tmp_path, start=0.0)
     (tmp_path / ledgers.NAME).write_bytes(b"not a database" * 100)
     with pytest.raises(InputError, match="cannot be read as a campaign's ledger"):
-        go_on(tmp_path, start=0.0)
+        resume(tmp_path, start=0.0)
     with pytest.raises(InputError, match="cannot be read as a campaign's ledger"):
-        told(tmp_path)
+        snapshot(tmp_path)
 
 
 def test_a_full_disk_leaves_the_rows_that_were_written(tmp_path):
@@ -166,17 +166,17 @@ def test_a_full_disk_leaves_the_rows_that_were_written(tmp_path):
     child = os.fork()
     if child == 0:  # the limit cannot be lifted again, so another process has it
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        ledger = begin(tmp_path, {}, deadline=60, start=0.0)
+        ledger = create(tmp_path, {}, deadline=60, start=0.0)
         resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
         try:
             for i in range(1000):
-                ledger.tell(written=i, load="x" * 3000)
+                ledger.set(written=i, load="x" * 3000)
                 (tmp_path / "said").write_text(str(i))
         except sqlite3.OperationalError:
             os._exit(7)
         os._exit(0)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
-    ledger = go_on(tmp_path, start=0.0)
-    assert ledger.fact("written") == int((tmp_path / "said").read_text())
+    ledger = resume(tmp_path, start=0.0)
+    assert ledger.get("written") == int((tmp_path / "said").read_text())
     assert ledger.db.execute("PRAGMA integrity_check").fetchone() == ("ok",)
     ledger.close()

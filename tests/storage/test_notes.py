@@ -19,11 +19,11 @@ def running(tmp_path):
     """A campaign at work, with two submissions, in the folder "night"."""
     (tmp_path / "night").mkdir()
     with (
-        ledger.held_alone(tmp_path / "night"),
-        closing(ledger.begin(tmp_path / "night", {"state": "running"}, deadline=60, start=0.0)) as book,
+        ledger.exclusive(tmp_path / "night"),
+        closing(ledger.create(tmp_path / "night", {"state": "running"}, deadline=60, start=0.0)) as book,
     ):
         for score in (0.5, 0.6):
-            book.submitted(score, {"fused": {"ap50": score}, "best_member": None})
+            book.add_submission(score, {"fused": {"ap50": score}, "best_member": None})
         yield book
 
 
@@ -44,7 +44,7 @@ def test_a_note_waits_for_nobody_and_nobody_for_it(running):
     running.db.execute("BEGIN EXCLUSIVE")  # the campaign writes just now
     path = note(running.folder, "still", leaderboard=None)
     running.db.rollback()
-    running.tell(state="finished")
+    running.set(state="finished")
     assert json.loads(path.read_text())["text"] == "still"
     assert [p.name for p in path.parent.iterdir()] == [path.name]
 
@@ -67,7 +67,7 @@ def test_what_cannot_be_noted_is_told_in_a_sentence(running, said, sentence):
 
 
 def test_there_is_no_score_before_there_is_a_submission(tmp_path, capsys):
-    ledger.begin(tmp_path, {}, deadline=60, start=0.0).close()
+    ledger.create(tmp_path, {}, deadline=60, start=0.0).close()
     assert cli.main(["note", str(tmp_path), "--leaderboard", "0.5"]) == 2
     assert "has no submission yet" in capsys.readouterr().err
     (tmp_path / "empty").mkdir()

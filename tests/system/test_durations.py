@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from foldfuse.errors import InputError
-from foldfuse.system.durations import clock_text, seconds_of
+from foldfuse.system.durations import format_duration, parse_duration
 
 
 @pytest.mark.parametrize(
@@ -22,20 +22,20 @@ from foldfuse.system.durations import clock_text, seconds_of
     ],
 )
 def test_durations_by_hand(text, seconds):
-    assert seconds_of(text) == seconds
-    assert seconds_of(f" {text} ") == seconds
+    assert parse_duration(text) == seconds
+    assert parse_duration(f" {text} ") == seconds
 
 
 @pytest.mark.parametrize("text", ["", " ", "0", "0m", "-5m", "5 m", "m", "10x", "1m1h", "ten", "nan", "inf", "1e3"])
 def test_what_is_no_duration_is_named(text):
     with pytest.raises(InputError, match="write it as 90s, 10m, 2h or 1h30m"):
-        seconds_of(text)
+        parse_duration(text)
 
 
 @settings(deadline=None, derandomize=True)
 @given(st.integers(0, 40), st.integers(0, 59), st.integers(1, 59))
 def test_hours_minutes_and_seconds_add_up(hours, minutes, seconds):
-    assert seconds_of(f"{hours}h{minutes}m{seconds}s") == 3600 * hours + 60 * minutes + seconds
+    assert parse_duration(f"{hours}h{minutes}m{seconds}s") == 3600 * hours + 60 * minutes + seconds
 
 
 @pytest.mark.parametrize(
@@ -51,4 +51,4 @@ def test_hours_minutes_and_seconds_add_up(hours, minutes, seconds):
     ],
 )
 def test_clock_texts_by_hand(seconds, text):
-    assert clock_text(seconds) == text
+    assert format_duration(seconds) == text

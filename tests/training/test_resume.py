@@ -11,7 +11,7 @@ import torch
 
 from foldfuse.commands.train import train
 from foldfuse.storage.run import Run
-from foldfuse.system.signals import interrupts_held
+from foldfuse.system.signals import deferred_interrupts
 from foldfuse.training.budget import Budget
 from learning_samples import write_dataset
 
@@ -103,7 +103,7 @@ def usual_handler():
 
 @pytest.mark.usefixtures("usual_handler")
 def test_a_second_interrupt_ends_work_at_once():
-    with interrupts_held() as interrupted:
+    with deferred_interrupts() as interrupted:
         signal.raise_signal(signal.SIGINT)
         assert interrupted()
         with pytest.raises(KeyboardInterrupt):
@@ -115,7 +115,7 @@ def test_handlers_of_others_are_left_alone():
     heard = []
     before = signal.signal(signal.SIGINT, lambda *_: heard.append("theirs"))
     try:
-        with interrupts_held() as interrupted:
+        with deferred_interrupts() as interrupted:
             signal.raise_signal(signal.SIGINT)
             assert not interrupted()
     finally:

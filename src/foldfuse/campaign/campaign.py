@@ -26,7 +26,7 @@ from typing import Any
 from rich.console import Console
 from safetensors import SafetensorError
 
-from foldfuse.campaign.planning.allocation import rung_by_rung
+from foldfuse.campaign.planning.allocation import successive_halving
 from foldfuse.campaign.request import Asked, on_cluster
 from foldfuse.campaign.task import Inputs
 from foldfuse.errors import InputError
@@ -34,7 +34,7 @@ from foldfuse.reporting.campaign_page import report
 from foldfuse.reporting.live import live
 from foldfuse.storage import ledger as ledgers
 from foldfuse.storage.ledger import Ledger
-from foldfuse.system.durations import clock_text, seconds_of
+from foldfuse.system.durations import format_duration, parse_duration
 
 SHORTEST = 60.0  # seconds: in less not even one member can be trained, used and fused
 
@@ -50,10 +50,10 @@ def _joined(ray: str | None) -> AbstractContextManager[None]:
 
 def _begin(asked: Asked, start: float, *, ray: str | None) -> Path:
     """Check what is asked, make the folder, and work in it."""
-    seconds = seconds_of(asked.deadline)
+    seconds = parse_duration(asked.deadline)
     if seconds < SHORTEST:
         raise InputError(
-            f"the deadline is {clock_text(seconds)}, and even one member needs {clock_text(SHORTEST)}. Give more time."
+            f"the deadline is {format_duration(seconds)}, and even one member needs {format_duration(SHORTEST)}. Give more time."
         )
     out = Path(asked.out)
     if out.exists() and (not out.is_dir() or {p.name for p in out.iterdir()} - _LEFT):
@@ -75,18 +75,18 @@ def _begin(asked: Asked, start: float, *, ray: str | None) -> Path:
     }
     with _full_disk_told(out):
         out.mkdir(parents=True, exist_ok=True)
-        with ledgers.held_alone(out), closing(ledgers.begin(out, facts, deadline=seconds, start=start)) as ledger:
+        with ledgers.exclusive(out), closing(ledgers.create(out, facts, deadline=seconds, start=start)) as ledger:
             _work(asked, inputs, ledger, new=True, clustered=ray is not None)
     return out
 
 
 def _show_plan(asked: Asked, start: float) -> None:
     """Look at the data in a folder that is thrown away, and print the plan."""
-    seconds, recipes = seconds_of(asked.deadline), asked.recipes()
+    seconds, recipes = parse_duration(asked.deadline), asked.recipes()
     inputs = asked.inputs()
     with (
         tempfile.TemporaryDirectory() as folder,
-        closing(ledgers.begin(Path(folder), {}, deadline=seconds, start=start)) as ledger,
+        closing(ledgers.create(Path(folder), {}, deadline=seconds, start=start)) as ledger,
     ):
         task = asked.task(inputs, recipes, ledger)
 
@@ -101,32 +101,32 @@ def _resume(out: Path, start: float, *, ray: str | None) -> Path:
     """Go on with the campaign in a folder; one that has finished is left as it is."""
     if not (out / ledgers.NAME).is_file():
         raise InputError(f"{out}: holds no campaign that has begun. Begin one: foldfuse campaign DATA --out {out}")
-    with _full_disk_told(out), ledgers.held_alone(out), closing(ledgers.go_on(out, start=start)) as ledger:
-        if ledger.fact("state") == "finished":
-            if ledger.fact("reported") is False:  # the disk was full just then
+    with _full_disk_told(out), ledgers.exclusive(out), closing(ledgers.resume(out, start=start)) as ledger:
+        if ledger.get("state") == "finished":
+            if ledger.get("reported") is False:  # the disk was full just then
                 report(out)
                 ledger.export()
-                ledger.tell(reported=True)
+                ledger.set(reported=True)
             print(f"{out}: has finished already; nothing is left to do.", file=sys.stderr)
             return out
-        asked = Asked.of(ledger.fact("asked"))
+        asked = Asked.of(ledger.get("asked"))
         inputs = asked.inputs()
-        if inputs.fingerprints() != ledger.fact("fingerprints"):
+        if inputs.fingerprints() != ledger.get("fingerprints"):
             raise InputError(f"{out}: was begun with other data than {asked.data} holds now. Begin a new campaign.")
         for left in out.rglob(".*"):  # files and folders that were being written when the process was killed
             shutil.rmtree(left) if left.is_dir() else left.unlink()
-        ledger.tell(command=on_cluster(ledger.fact("command"), ray))
-        if ledger.fact("looked"):
-            ledger.note(f"Resumed after {clock_text(ledger.before)} of work.")
+        ledger.set(command=on_cluster(ledger.get("command"), ray))
+        if ledger.get("looked"):
+            ledger.log(f"Resumed after {format_duration(ledger.before)} of work.")
         _work(asked, inputs, ledger, new=False, clustered=ray is not None)
     return out
 
 
 def _work(asked: Asked, inputs: Inputs, ledger: Ledger, *, new: bool, clustered: bool) -> None:
     """Look at the data and the guests, then carry the campaign out; where they are no good, a new folder is removed."""
-    with ledger.beating(), live(ledger.folder), _interrupt_told(ledger):
+    with ledger.heartbeat(), live(ledger.folder), _interrupt_told(ledger):
         try:
-            with ledger.stage("look at the data", "setup"):
+            with ledger.timed("look at the data", "setup"):
                 task = asked.task(inputs, asked.recipes(), ledger)
                 from foldfuse.campaign.external_members import (
                     welcome,
@@ -143,7 +143,7 @@ def _work(asked: Asked, inputs: Inputs, ledger: Ledger, *, new: bool, clustered:
         from foldfuse.campaign.runner import carry_out
 
         with closing(Cluster(task, ledger) if clustered else Here(task, ledger)) as workers:
-            carry_out(task, ledger, rung_by_rung, workers)
+            carry_out(task, ledger, successive_halving, workers)
     out = ledger.folder
     print(f"{out / 'submission.csv'} is what to submit; {out / 'report.html'} says why.", file=sys.stderr)
 
@@ -154,10 +154,14 @@ def _interrupt_told(ledger: Ledger) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        if ledger.fact("state") == "running":
-            ledger.tell(state="interrupted")
-        there = "nothing has been submitted yet" if ledger.submission() is None else "what was submitted before stays"
-        ledger.note(f"Interrupted: {there}. Go on with: foldfuse campaign --resume {ledger.folder}")
+        if ledger.get("state") == "running":
+            ledger.set(state="interrupted")
+        there = (
+            "nothing has been submitted yet"
+            if ledger.latest_submission() is None
+            else "what was submitted before stays"
+        )
+        ledger.log(f"Interrupted: {there}. Go on with: foldfuse campaign --resume {ledger.folder}")
         raise
 
 

@@ -16,7 +16,7 @@ from foldfuse.detections import Predictions
 from foldfuse.errors import InputError
 from foldfuse.evaluation.coco import score_predictions
 from foldfuse.formats.predictions import read_told, write_predictions
-from foldfuse.storage.ledger import Ledger, Row
+from foldfuse.storage.ledger import Ledger, SegmentRecord
 from foldfuse.storage.run import Run
 
 LEAST_COVERED = 0.5  # share of the held-back pictures with objects in which foreign predictions must find something
@@ -35,7 +35,7 @@ def welcome(members: Sequence[str], foreign: Sequence[str], task: Task, ledger: 
     Raises:
         InputError: a guest cannot be one; none is then taken in.
     """
-    if ledger.fact("welcomed") or not (members or foreign):
+    if ledger.get("welcomed") or not (members or foreign):
         return
     runs = {Path(folder).resolve().name: _checked(Run(Path(folder)), task) for folder in members}
     others = {Path(_parted(pair)[0]).stem: _read(*_parted(pair), task) for pair in foreign}
@@ -49,7 +49,7 @@ def welcome(members: Sequence[str], foreign: Sequence[str], task: Task, ledger: 
         _take_run(name, run, ledger)
     for name, (held, target) in others.items():
         _take_predictions(name, held, target, task, ledger)
-    ledger.tell(welcomed=True)
+    ledger.set(welcomed=True)
 
 
 def _checked(run: Run, task: Task) -> Run:
@@ -103,8 +103,8 @@ def _take_run(name: str, run: Run, ledger: Ledger) -> None:
         if (run.folder / file).exists():
             shutil.copyfile(run.folder / file, folder / file)
     facts = run.facts
-    ledger.add(
-        Row(
+    ledger.put_segment(
+        SegmentRecord(
             name=name,
             kind="run",
             recipe=vars(run.recipe),
@@ -114,12 +114,12 @@ def _take_run(name: str, run: Run, ledger: Ledger) -> None:
             state="trained",
             budget=facts["seconds"],
             seconds=facts["seconds"],
-            started=ledger.used,
+            started=ledger.elapsed,
             ended=None,
             result={},
         )
     )
-    ledger.note(f"{name} joins as a member; it was trained elsewhere.")
+    ledger.log(f"{name} joins as a member; it was trained elsewhere.")
 
 
 def _take_predictions(name: str, held: Predictions, target: Predictions, task: Task, ledger: Ledger) -> None:
@@ -135,7 +135,9 @@ def _take_predictions(name: str, held: Predictions, target: Predictions, task: T
         "ap": score.ap,
         "ap50": score.ap50,
     }
-    ledger.add(Row(name, "foreign", {}, None, 0, 0, "done", 0.0, 0.0, ledger.used, ledger.used, result))
-    ledger.note(
+    ledger.put_segment(
+        SegmentRecord(name, "foreign", {}, None, 0, 0, "done", 0.0, 0.0, ledger.elapsed, ledger.elapsed, result)
+    )
+    ledger.log(
         f"{name} joins as a member, predicted by another toolkit: AP50 {score.ap50:.3f} on the held-back pictures."
     )

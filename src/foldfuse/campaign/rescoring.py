@@ -28,7 +28,7 @@ def second_opinion(task: Task, ledger: Ledger, found: Found) -> None:
     The classifier learns from all annotated pictures, those held back included, and judges each held-back picture
     by what the others teach.
     """
-    holds = ledger.submission()
+    holds = ledger.latest_submission()
     if holds is None or holds[2].get("second_opinion"):
         return
     number, before, facts = holds
@@ -37,7 +37,7 @@ def second_opinion(task: Task, ledger: Ledger, found: Found) -> None:
     target = read_predictions(folder / "fused_test.parquet", task.target)
     if len(task.held) < rescore.PARTS or not len(held.boxes):
         return  # too few to tell a gain from chance
-    began, name = ledger.left, task.metric.upper()
+    began, name = ledger.remaining, task.metric.upper()
     seen = [s for s in task.target.samples if s.id not in task.unseen]
     learnt = CROPS_LEARNT + CROPS_PER_PICTURE * len(task.held)
     coming = CROPS_PER_PICTURE * len(seen) / learnt  # what is still to be looked at then, against that
@@ -46,13 +46,13 @@ def second_opinion(task: Task, ledger: Ledger, found: Found) -> None:
 
     def in_time(share: float) -> None:
         """Raise _Late where learning, of which a `share` is done, and what is to come would take longer than there is."""
-        heard.append((share, ledger.left))
+        heard.append((share, ledger.remaining))
         (first, before), (_, left) = heard[0], heard[-1]  # what comes before the first is not part of the pace
         pace = (before - left) / (share - first) if share - first >= TELLING else 0.0
         if pace * (1 - share + coming) > left - FINISH:
             raise _Late
 
-    with ledger.stage("a second opinion", "fuse"):
+    with ledger.timed("a second opinion", "fuse"):
         try:
             fitted = rescore.fit(
                 held,
@@ -64,26 +64,26 @@ def second_opinion(task: Task, ledger: Ledger, found: Found) -> None:
                 progress=in_time,
             )
         except _Late:
-            ledger.note(NO_TIME)
+            ledger.log(NO_TIME)
             return
         if not fitted.kept or fitted.after <= before:
-            ledger.note(
+            ledger.log(
                 f"A second opinion, by a classifier of crops, brings no gain that can be believed: {name} {before:.3f} before "
                 f"and {fitted.after:.3f} after it out-of-fold. Submitted as before."
             )
             return
-        if (began - ledger.left) * coming > ledger.left - FINISH:
-            ledger.note(NO_TIME)
+        if (began - ledger.remaining) * coming > ledger.remaining - FINISH:
+            ledger.log(NO_TIME)
             return
         rescored = rescore.apply(fitted.rescorer, target, seen)
-    with ledger.stage("submit", "submit"):
+    with ledger.timed("submit", "submit"):
         score = score_predictions(fitted.predictions, task.held)
         now = {"value": fitted.after, "interval": None}  # what is known of the fusion's gain says nothing of this one
         fused = {**facts["fused"], **score.to_dict(), **now}
         told = {**facts, "second_opinion": fitted.to_dict(), "fused": fused}
         put(fitted.predictions, rescored, read_ensemble(folder / "ensemble.json"), fitted.after, told, task, ledger)
     found.score = fitted.after
-    ledger.note(
+    ledger.log(
         f"A second opinion, by a classifier of crops, lifts {name} from {before:.3f} to {fitted.after:.3f} out-of-fold (gain on "
         f"pictures not chosen on: {fitted.gain.low:+.3f} to {fitted.gain.high:+.3f}). Submitted with it."
     )

@@ -16,7 +16,7 @@ from foldfuse.campaign.execution.workers import Assignment, End, Lost, Workers
 from foldfuse.campaign.planning.allocation import FINISH, VIEWS, Strategy, opinion_seconds, outlook, reserve, views
 from foldfuse.campaign.planning.estimates import costs, table_of
 from foldfuse.campaign.planning.segments import COMPARED_FROM, largest_side, plan, trunks
-from foldfuse.campaign.planning.state import Segment, Standing
+from foldfuse.campaign.planning.state import CampaignState, Segment
 from foldfuse.campaign.rescoring import second_opinion
 from foldfuse.campaign.submissions import Found, publish, refresh_report, submit_best
 from foldfuse.campaign.task import Task
@@ -26,10 +26,10 @@ from foldfuse.ensemble.ranking import by_gain, worth_going_on
 from foldfuse.errors import InputError
 from foldfuse.evaluation.coco import score_predictions
 from foldfuse.formats.predictions import read_predictions, write_predictions
-from foldfuse.storage.ledger import Ledger, Row
+from foldfuse.storage.ledger import Ledger, SegmentRecord
 from foldfuse.storage.run import Run
-from foldfuse.system import host as machine
-from foldfuse.system.durations import clock_text
+from foldfuse.system import host
+from foldfuse.system.durations import format_duration
 from foldfuse.system.progress import error_console
 from foldfuse.training.checkpoints import run_facts
 
@@ -45,10 +45,10 @@ def carry_out(task: Task, ledger: Ledger, strategy: Strategy, workers: Workers) 
         KeyboardInterrupt: while there was no member, or a second time; a later one ends the campaign early, with what
             there is.
     """
-    ledger.tell(machine=machine.facts(), state="running", reported=False)
+    ledger.set(machine=host.describe(), state="running", reported=False)
     publish(ledger)
     try:
-        if ledger.fact("plan") is None:
+        if ledger.get("plan") is None:
             begin(task, ledger, workers)
         keep_plan(task, ledger, workers)
         conduct(task, ledger, strategy, recalled(task, ledger), workers)
@@ -56,36 +56,34 @@ def carry_out(task: Task, ledger: Ledger, strategy: Strategy, workers: Workers) 
         found = recalled(task, ledger)  # anew: what was under way may be half done in memory
         if not found.held:
             raise
-        ledger.tell(state="interrupted")
-        ledger.note("Interrupted: delivering what there is; Ctrl-C again stops at once.")
+        ledger.set(state="interrupted")
+        ledger.log("Interrupted: delivering what there is; Ctrl-C again stops at once.")
         if found.unchosen:
             submit_best(task, ledger, found, last=False)
-        ledger.note(f"Go on with: foldfuse campaign --resume {ledger.folder}")
+        ledger.log(f"Go on with: foldfuse campaign --resume {ledger.folder}")
     except (FloatingPointError, InputError):
-        ledger.tell(state="failed")
+        ledger.set(state="failed")
         ledger.export()
         raise
     else:
-        ledger.tell(state="finished")
-    ledger.tell(
-        finished=datetime.now(UTC).isoformat(timespec="seconds"), peak_memory_mb=round(machine.peak_memory_mb())
-    )
+        ledger.set(state="finished")
+    ledger.set(finished=datetime.now(UTC).isoformat(timespec="seconds"), peak_memory_mb=round(host.peak_memory_mb()))
     keep_plan(task, ledger, workers)
     refresh_report(ledger)
-    ledger.tell(reported=True)
+    ledger.set(reported=True)
 
 
 def begin(task: Task, ledger: Ledger, workers: Workers) -> None:
     """Measure what the candidates cost where there is time to compare them, and show the plan."""
     if ledger.deadline >= COMPARED_FROM and len(task.recipes) > 1:
-        with ledger.stage("measure the candidates", "setup"):
+        with ledger.timed("measure the candidates", "setup"):
             found = costs(standing(task, ledger, workers), task.train)
-        ledger.tell(steps={cost.name: round(cost.step, 4) for cost in found})
+        ledger.set(steps={cost.name: round(cost.step, 4) for cost in found})
         told = ", ".join(f"{cost.name} {cost.step:.2f}" for cost in found)
-        ledger.note(f"Seconds of a step as a trunk, measured here: {told}.")
+        ledger.log(f"Seconds of a step as a trunk, measured here: {told}.")
     ahead = outlook(standing(task, ledger, workers))
     error_console().print(table_of(ahead, "The plan"))
-    ledger.note(f"The plan: {', then '.join(part.name for part in ahead.segments)}.")
+    ledger.log(f"The plan: {', then '.join(part.name for part in ahead.segments)}.")
 
 
 def promote(task: Task, ledger: Ledger, found: Found, workers: Workers) -> None:
@@ -98,14 +96,14 @@ def promote(task: Task, ledger: Ledger, found: Found, workers: Workers) -> None:
     members = {name: found.held[f"{name}@{VIEWS[0]}"] for name in tried if now.states[name] == "done"}
     if not members:
         return
-    with ledger.stage("compare the trunks", "fuse"):
+    with ledger.timed("compare the trunks", "fuse"):
         ranking = by_gain(members, task.held, metric=task.metric)
-    ledger.tell(ranking=worth_going_on(ranking), gains=ranking)
+    ledger.set(ranking=worth_going_on(ranking), gains=ranking)
     first, *others = ranking
     told = [f"{first.name} {first.value:.3f}"]
     told += [f"with {one.name} {one.value:.3f} (more in {one.sure:.0%} of draws)" for one in others]
     what = f"{task.metric.upper()} of the ensemble out-of-fold"
-    ledger.note(f"The trunks by what they add to {what}, one after another: {'; '.join(told)}.")
+    ledger.log(f"The trunks by what they add to {what}, one after another: {'; '.join(told)}.")
 
 
 def conduct(task: Task, ledger: Ledger, strategy: Strategy, found: Found, workers: Workers) -> None:
@@ -128,7 +126,7 @@ def conduct(task: Task, ledger: Ledger, strategy: Strategy, found: Found, worker
                 diverged = end.error
             if end.seen is not None:
                 seen[end.name] = end.seen
-        for row in ledger.rows():
+        for row in ledger.segments():
             if row.state == "trained":
                 predict_held(row, task, ledger, found, workers, seen.pop(row.name, None))
         promote(task, ledger, found, workers)
@@ -147,14 +145,14 @@ def conduct(task: Task, ledger: Ledger, strategy: Strategy, found: Found, worker
             continue  # that took time: the strategy is asked again
         if coming.segment is not None and startable:
             if coming.views < len(views(now)):
-                ledger.tell(most_views=coming.views)
+                ledger.set(most_views=coming.views)
                 what = ", ".join(map(str, VIEWS[: coming.views]))
-                ledger.note(
+                ledger.log(
                     f"Time is short for {coming.segment.name}: pictures are looked at in fewer views from now on ({what})."
                 )
             if not workers.prepare(round(largest_side(now) * 1.1)):
                 workers.begin(assigned(coming.segment, coming.seconds, task, ledger, workers))
-        elif (found.held or not workers.busy) and now.left < reserve((), now) - opinion_seconds(now):
+        elif (found.held or not workers.busy) and now.remaining < reserve((), now) - opinion_seconds(now):
             break
         else:
             wait = LOOK
@@ -165,72 +163,72 @@ def conduct(task: Task, ledger: Ledger, strategy: Strategy, found: Found, worker
         )
     submit_best(task, ledger, found, last=True)
     now = standing(task, ledger, workers)
-    if 0 < opinion_seconds(now) <= now.left - FINISH:
+    if 0 < opinion_seconds(now) <= now.remaining - FINISH:
         second_opinion(task, ledger, found)
 
 
 def settle(end: End, ledger: Ledger, lost: Counter[str]) -> None:
     """Write down what came of a segment. One that is lost is trained again, unless it has been `lost` too often."""
-    row = next(r for r in ledger.rows() if r.name == end.name)
+    row = next(r for r in ledger.segments() if r.name == end.name)
     if isinstance(end.error, Lost):
         lost[end.name] += 1
         if lost[end.name] < TRIES:
-            again = f"from its checkpoint after {clock_text(end.seconds)}" if end.seconds else "from its beginning"
-            ledger.add(replace_row(row, seconds=end.seconds))
-            ledger.note(f"{end.name}: {end.error} It is to be trained again, {again}.")
+            again = f"from its checkpoint after {format_duration(end.seconds)}" if end.seconds else "from its beginning"
+            ledger.put_segment(replace_row(row, seconds=end.seconds))
+            ledger.log(f"{end.name}: {end.error} It is to be trained again, {again}.")
             return
     if end.error is None:
-        ledger.add(replace_row(row, state="trained", seconds=end.seconds))
+        ledger.put_segment(replace_row(row, state="trained", seconds=end.seconds))
         return
-    ledger.add(replace_row(row, state="failed", ended=ledger.used))
-    ledger.note(f"{end.name} is left out: {end.error}")
+    ledger.put_segment(replace_row(row, state="failed", ended=ledger.elapsed))
+    ledger.log(f"{end.name} is left out: {end.error}")
 
 
-def leave_out(now: Standing, ledger: Ledger) -> None:
+def leave_out(now: CampaignState, ledger: Ledger) -> None:
     """Write down which segments no time is left for, whether they have begun or not."""
     for part in plan(now):
         row = now.row(part.name)
         if row is not None and row.state != "running":
             continue
         if row is not None:
-            ledger.add(replace_row(row, state="failed", ended=ledger.used))
-        ledger.note(f"{part.name} is left out: no time is left to train it.")
+            ledger.put_segment(replace_row(row, state="failed", ended=ledger.elapsed))
+        ledger.log(f"{part.name} is left out: no time is left to train it.")
 
 
 def keep_plan(task: Task, ledger: Ledger, workers: Workers) -> None:
     """Write the plan down as it is now, for the report."""
-    ledger.tell(plan=asdict(outlook(standing(task, ledger, workers))))
+    ledger.set(plan=asdict(outlook(standing(task, ledger, workers))))
 
 
-def standing(task: Task, ledger: Ledger, workers: Workers) -> Standing:
+def standing(task: Task, ledger: Ledger, workers: Workers) -> CampaignState:
     """What a strategy looks at, as it is now."""
-    return Standing(
+    return CampaignState(
         recipes=task.recipes,
         sizes=task.sizes,
         seed=task.seed,
         deadline=ledger.deadline,
-        used=ledger.used,
+        elapsed=ledger.elapsed,
         num_held=len(task.held),
         num_target=len(task.target),
-        rows=ledger.rows(),
-        steps=ledger.fact("steps") or {},
-        ranking=tuple(ledger.fact("ranking") or ()),
+        rows=ledger.segments(),
+        steps=ledger.get("steps") or {},
+        ranking=tuple(ledger.get("ranking") or ()),
         busy=workers.busy,
         workers=max(1, workers.capacity),
         pseudo=task.pseudo,
-        most_views=ledger.fact("most_views"),
+        most_views=ledger.get("most_views"),
     )
 
 
-def replace_row(row: Row, **changes: Any) -> Row:
+def replace_row(row: SegmentRecord, **changes: Any) -> SegmentRecord:
     """The row with some of its values replaced."""
-    return Row(**vars(row) | changes)
+    return SegmentRecord(**vars(row) | changes)
 
 
 def recalled(task: Task, ledger: Ledger) -> Found:
     """What the members that are done have found, read from their folders."""
     found = Found()
-    for row in ledger.rows():
+    for row in ledger.segments():
         folder = ledger.folder / "members" / row.name
         found.runs[row.name] = Run(folder)
         if row.state != "done":
@@ -238,9 +236,9 @@ def recalled(task: Task, ledger: Ledger) -> Found:
         for stem, into, dataset in (("held", found.held, task.held), ("target", found.target, task.target)):
             for path in sorted(folder.glob(f"{stem}@*.parquet")):
                 into[f"{row.name}@{path.stem.split('@')[1]}"] = read_predictions(path, dataset)
-        if row.name not in (ledger.fact("chosen_from") or ()):
+        if row.name not in (ledger.get("chosen_from") or ()):
             found.unchosen.append(row.name)
-    kept = ledger.submission()
+    kept = ledger.latest_submission()
     found.score = kept[1] if kept else None
     return found
 
@@ -250,13 +248,13 @@ def assigned(segment: Segment, seconds: float, task: Task, ledger: Ledger, worke
     run = Run(ledger.folder / "members" / segment.name)
     state, trouble = run.load_state() if run.begun else (None, None)
     if trouble:
-        ledger.note(trouble)
+        ledger.log(trouble)
     if not run.begun:
         facts = run_facts(task.train, data=task.train.source, seed=segment.seed, held=task.held.image_ids)
         Run.create(run.folder, segment.recipe, facts)
     had = state["seconds"] if state is not None else 0.0
     before = standing(task, ledger, workers).row(segment.name)
-    row = Row(
+    row = SegmentRecord(
         segment.name,
         "train",
         vars(segment.recipe),
@@ -266,13 +264,13 @@ def assigned(segment: Segment, seconds: float, task: Task, ledger: Ledger, worke
         "running",
         seconds,
         had,
-        before.started if before else ledger.used,
+        before.started if before else ledger.elapsed,
         None,
         {},
     )
-    ledger.add(row)
+    ledger.put_segment(row)
     if state is not None:
-        ledger.note(f"{segment.name} goes on from its checkpoint after {clock_text(had)} of training.")
+        ledger.log(f"{segment.name} goes on from its checkpoint after {format_duration(had)} of training.")
     parent = Run(ledger.folder / "members" / row.parent) if row.parent and state is None else None
     every = max(10.0, ledger.deadline / CHECKPOINTS)
     more = taught_by(run, task, ledger) if segment.pseudo else None
@@ -281,10 +279,10 @@ def assigned(segment: Segment, seconds: float, task: Task, ledger: Ledger, worke
 
 def taught_by(run: Run, task: Task, ledger: Ledger) -> Dataset | None:
     """The pseudo-labels that a run learns from: those it began with, else of the submission that holds now; None if none."""
-    path, holds = run.folder / "pseudo.parquet", ledger.submission()
+    path, holds = run.folder / "pseudo.parquet", ledger.latest_submission()
     if not path.exists():
         if holds is None:
-            ledger.note(f"{run.folder.name} learns without pseudo-labels: nothing has been submitted yet.")
+            ledger.log(f"{run.folder.name} learns without pseudo-labels: nothing has been submitted yet.")
             return None
         folder = ledger.folder / "submissions" / str(holds[0])
         held = read_predictions(folder / "fused_oof.parquet", task.held)
@@ -292,16 +290,18 @@ def taught_by(run: Run, task: Task, ledger: Ledger) -> Dataset | None:
         write_predictions(sure(held, task.held, target), path, task.target)
     more = labelled(task.target, read_predictions(path, task.target))
     what = f"{more.num_boxes} boxes that the ensemble is sure of in {len(more)} of the pictures to submit"
-    ledger.note(f"{run.folder.name} learns from {what}, too.")
+    ledger.log(f"{run.folder.name} learns from {what}, too.")
     return more if len(more) else None
 
 
-def predict_held(row: Row, task: Task, ledger: Ledger, found: Found, workers: Workers, seen: Seen | None) -> None:
+def predict_held(
+    row: SegmentRecord, task: Task, ledger: Ledger, found: Found, workers: Workers, seen: Seen | None
+) -> None:
     """Let a trained member join with what it has `seen` of the held-back pictures; None where it has not looked yet."""
     run = Run(ledger.folder / "members" / row.name)
     recipe, facts = run.recipe, run.facts
     if seen is None:
-        with ledger.stage(f"out-of-fold {row.name}", "predict"):
+        with ledger.timed(f"out-of-fold {row.name}", "predict"):
             seen = look(run, task.held, standing(task, ledger, workers))
     for view, predictions in seen.views.items():
         write_predictions(predictions, run.folder / f"held@{view}.parquet", task.held)
@@ -324,11 +324,11 @@ def predict_held(row: Row, task: Task, ledger: Ledger, found: Found, workers: Wo
         "weight": None,
         "cost": seen.cost,
     }
-    ledger.add(replace_row(row, state="done", ended=ledger.used, result=result))
+    ledger.put_segment(replace_row(row, state="done", ended=ledger.elapsed, result=result))
     found.runs[row.name] = run
     found.held |= {f"{row.name}@{view}": predictions for view, predictions in seen.views.items()}
     found.unchosen.append(row.name)
-    ledger.note(
+    ledger.log(
         f"{row.name}: AP50 {score.ap50:.3f}, AP {score.ap:.3f} on the held-back pictures after {facts['steps']} steps in "
-        f"{clock_text(facts['seconds'])} ({facts['images_per_second']:.1f} pictures a second)."
+        f"{format_duration(facts['seconds'])} ({facts['images_per_second']:.1f} pictures a second)."
     )

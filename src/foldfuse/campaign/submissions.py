@@ -22,10 +22,10 @@ from foldfuse.formats.submission import write_submission
 from foldfuse.inference.detector import load_detector, predict_views
 from foldfuse.inference.tta import View
 from foldfuse.reporting.campaign_page import report
-from foldfuse.storage.ledger import Ledger, Row
+from foldfuse.storage.ledger import Ledger, SegmentRecord
 from foldfuse.storage.run import Run
 from foldfuse.system.atomic_files import atomic, atomic_folder
-from foldfuse.system.progress import bar
+from foldfuse.system.progress import progress_bar
 
 FIRST_SEARCH = 2.0  # seconds for a choice that a later member may change
 
@@ -58,22 +58,22 @@ def submit_best(task: Task, ledger: Ledger, found: Found, *, last: bool) -> None
     candidates = {
         name: predictions for name, predictions in found.held.items() if last or name.endswith(f"@{VIEWS[0]}")
     }
-    with ledger.stage("choose the ensemble", "fuse"):
+    with ledger.timed("choose the ensemble", "fuse"):
         seconds = search_seconds(ledger.deadline) if last else FIRST_SEARCH
         built = build(candidates, task.held, metric=task.metric, seconds=seconds, seed=task.seed)
         built = affordable(built, candidates, task, ledger, found)
     if found.score is not None and built.score <= found.score:
         scores = f"{built.metric.upper()} {built.score:.3f} out-of-fold"
-        ledger.note(f"The ensemble with the new member scores {scores}, no more than before: kept.")
+        ledger.log(f"The ensemble with the new member scores {scores}, no more than before: kept.")
     else:
-        with ledger.stage("predict the pictures to submit", "predict"):
+        with ledger.timed("predict the pictures to submit", "predict"):
             predict_target(built, task, ledger, found)
-        with ledger.stage("submit", "submit"):
+        with ledger.timed("submit", "submit"):
             deliver(built, apply(built.ensemble, candidates), task, ledger, found)
         found.score = built.score
         describe(built, ledger)
     found.unchosen.clear()
-    ledger.tell(chosen_from=sorted({name.split("@")[0] for name in found.held}))
+    ledger.set(chosen_from=sorted({name.split("@")[0] for name in found.held}))
 
 
 def affordable(built: Built, candidates: Mapping[str, Predictions], task: Task, ledger: Ledger, found: Found) -> Built:
@@ -81,13 +81,13 @@ def affordable(built: Built, candidates: Mapping[str, Predictions], task: Task, 
 
     Those go first that bring the least weight for each second that it takes to predict the pictures to submit.
     """
-    costs = {row.name: float(row.result.get("cost", 0.0)) for row in ledger.rows()}
+    costs = {row.name: float(row.result.get("cost", 0.0)) for row in ledger.segments()}
     seconds = {
         name: len(task.target) * costs[name.split("@")[0]] * View.parse(name.split("@")[1]).scale ** 2
         for name in built.ensemble.weights
         if name not in found.target
     }
-    weights, free = dict(built.ensemble.weights), ledger.left - FINISH
+    weights, free = dict(built.ensemble.weights), ledger.remaining - FINISH
     dear = sorted(seconds, key=lambda name: weights[name] / max(seconds[name], 1e-9))
     while dear and len(weights) > 1 and sum(seconds.get(name, 0.0) for name in weights) > free:
         del weights[dear.pop(0)]
@@ -99,7 +99,7 @@ def affordable(built: Built, candidates: Mapping[str, Predictions], task: Task, 
         weights=weights,
         powers={name: power for name, power in built.ensemble.powers.items() if name in weights},
     )
-    ledger.note(f"Left out of the ensemble, since predicting with it would take too long: {', '.join(dropped)}.")
+    ledger.log(f"Left out of the ensemble, since predicting with it would take too long: {', '.join(dropped)}.")
     score = measure(apply(kept, candidates), task.held, metric=built.metric)
     return replace(built, ensemble=kept, score=score)
 
@@ -129,7 +129,7 @@ def put(
         task, ledger: of the campaign.
     """
     fused = all_pictures(target, task)
-    before = ledger.submission()
+    before = ledger.latest_submission()
     folder = ledger.folder / "submissions" / str(before[0] + 1 if before else 1)
     shutil.rmtree(folder, ignore_errors=True)  # of a process that was killed before it wrote it down
     with atomic_folder(folder) as made:
@@ -138,13 +138,13 @@ def put(
         write_predictions(held, made / "fused_oof.parquet", task.held)
         write_predictions(fused, made / "fused_test.parquet", task.target)
         ensemble.write(made / "ensemble.json")
-    ledger.submitted(score, facts)
+    ledger.add_submission(score, facts)
     publish(ledger)
 
 
 def publish(ledger: Ledger) -> None:
     """Copy the submission that holds now to the top of the campaign's folder, where there is one."""
-    holds = ledger.submission()
+    holds = ledger.latest_submission()
     if holds is None:
         return
     for path in sorted((ledger.folder / "submissions" / str(holds[0])).iterdir()):
@@ -163,7 +163,7 @@ def predict_target(built: Built, task: Task, ledger: Ledger, found: Found) -> No
     for member, its_views in wanted.items():
         run = found.runs[member]
         model, classes = load_detector(run)
-        with bar(f"predicting with {member}") as progress:
+        with progress_bar(f"predicting with {member}") as progress:
             made = predict_views(
                 model, seen, classes, image_size=run.recipe.image_size, views=its_views, progress=progress
             )
@@ -209,7 +209,7 @@ def describe(built: Built, ledger: Ledger) -> None:
     """Tell each member's part in the ensemble, and in a sentence what was chosen and why."""
     ensemble, (best_name, best_score) = built.ensemble, built.best_single
     total = sum(ensemble.weights.values())
-    for row in ledger.rows():
+    for row in ledger.segments():
         if row.state != "done":
             continue
         parts = [name for name in ensemble.weights if name.split("@")[0] == row.name]
@@ -218,11 +218,11 @@ def describe(built: Built, ledger: Ledger) -> None:
             "adds": round(sum(built.adds.get(name, 0.0) for name in parts), 4) if parts and built.adds else None,
             "views": [name.split("@")[1] for name in parts] or row.result["views"],
         }
-        ledger.add(Row(**vars(row) | {"result": {**row.result, **share}}))
+        ledger.put_segment(SegmentRecord(**vars(row) | {"result": {**row.result, **share}}))
     score = f"{built.metric.upper()} {built.score:.3f}"
     members = ", ".join(f"{weight:g} x {name}" for name, weight in ensemble.weights.items())
     honest = f" ({built.nested_score:.3f} on pictures not chosen on)" if built.nested_score is not None else ""
-    ledger.note(
+    ledger.log(
         f"Submitted {ensemble.kind.upper()} at IoU {ensemble.iou:g} of {members}: {score} out-of-fold"
         f"{honest}; the best member in one view, {best_name}, has {best_score:.3f}, plain WBF of all {built.all_alike:.3f}."
     )
@@ -230,6 +230,6 @@ def describe(built: Built, ledger: Ledger) -> None:
 
 def refresh_report(ledger: Ledger) -> None:
     """Write the page anew from what lies in the folder."""
-    with ledger.stage("report", "report"):
+    with ledger.timed("report", "report"):
         report(ledger.folder)
     ledger.export()

@@ -95,9 +95,9 @@ def look(inputs: Inputs, recipes: Mapping[str, Recipe], *, sizes: tuple[int, ...
     Raises:
         InputError: too many pictures cannot be decoded, or there are too few to fold.
     """
-    if ledger.fact("looked") is None:
+    if ledger.get("looked") is None:
         _look(inputs, seed, ledger)
-    broken, unseen = set(ledger.fact("broken")), frozenset(ledger.fact("unseen"))
+    broken, unseen = set(ledger.get("broken")), frozenset(ledger.get("unseen"))
     labelled = inputs.labelled.subset(set(inputs.labelled.image_ids) - broken)
     split = read_folds(ledger.folder / "folds.json")
     held = require_annotations(labelled.subset(split.held_ids(0)))
@@ -107,16 +107,16 @@ def look(inputs: Inputs, recipes: Mapping[str, Recipe], *, sizes: tuple[int, ...
         target = labelled.subset(stand_in).without_annotations()
         train_ids -= stand_in
     train = require_annotations(labelled.subset(train_ids))
-    if ledger.fact("looked") is None:
+    if ledger.get("looked") is None:
         if inputs.target is None:
-            ledger.note(
+            ledger.log(
                 f"No test pictures were given: {len(target)} labelled ones (fold 1) stand in, and nothing learns from them."
             )
-        ledger.note(
+        ledger.log(
             f"{len(train)} pictures with {train.num_boxes} boxes of {len(train.classes)} classes to learn from; {len(held)} "
             f"with {held.num_boxes} boxes held back (fold 0 of {split.k}) to choose the ensemble on; {len(target)} to predict."
         )
-        ledger.tell(looked=True)
+        ledger.set(looked=True)
     return Task(train, held, target, unseen, recipes, sizes, seed, split.k)
 
 
@@ -133,9 +133,9 @@ def _look(inputs: Inputs, seed: int, ledger: Ledger) -> None:
         if len(unseen) == len(inputs.target):
             raise InputError(f"{inputs.target.source}: none of its {len(unseen)} pictures can be decoded.")
     left_out = [{"file_name": row["file_name"], "reason": row["reason"]} for row in (*broken, *unseen)]
-    ledger.tell(broken=[row["id"] for row in broken], unseen=[row["id"] for row in unseen], left_out=left_out)
+    ledger.set(broken=[row["id"] for row in broken], unseen=[row["id"] for row in unseen], left_out=left_out)
     for row in left_out:
-        ledger.note(f"{row['file_name']} is left out: {row['reason']}")
+        ledger.log(f"{row['file_name']} is left out: {row['reason']}")
 
 
 def _undecodable(dataset: Dataset) -> list[dict[str, Any]]:

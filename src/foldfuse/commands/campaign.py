@@ -15,7 +15,7 @@ from foldfuse.commands.predictions import score
 from foldfuse.demo import synthetic as scenes
 from foldfuse.errors import InputError
 from foldfuse.storage.notes import FOLDER, Note, record, submission_scores
-from foldfuse.system import host as machine
+from foldfuse.system import host
 from foldfuse.system.atomic_files import write_text
 
 
@@ -126,7 +126,7 @@ def campaign(
         metric,
         pseudo_labels,
     )
-    machine.tune()
+    host.tune_malloc()
     if resume is not None:
         if asked != Asked():
             raise InputError(

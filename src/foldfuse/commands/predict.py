@@ -20,7 +20,7 @@ from foldfuse.inference.detector import _joined, _relabelled, labels_by_name, lo
 from foldfuse.inference.tta import parse_views
 from foldfuse.storage.run import Run
 from foldfuse.system.processes import world
-from foldfuse.system.progress import bar, silent
+from foldfuse.system.progress import no_progress, progress_bar
 
 
 def predict(
@@ -58,7 +58,11 @@ def predict(
         dataset = read(data, annotated=False)
         labels = labels_by_name(classes, dataset, run)
         samples = dataset.samples[together.rank :: together.size]
-        with bar(f"predicting {len(dataset)} pictures") if together.first else nullcontext(silent) as progress:
+        with (
+            progress_bar(f"predicting {len(dataset)} pictures")
+            if together.first
+            else nullcontext(no_progress) as progress
+        ):
             found = predict_views(
                 model,
                 samples,
@@ -99,7 +103,7 @@ def predict_classes(run: Path, data: Path, out: Path, *, view: Sequence[str]) ->
     crops = whole(dataset) if of_pictures else objects(dataset)
     if not len(crops):
         raise InputError(f"{data}: not one object is annotated, so there is no crop to classify.")
-    with bar(f"classifying {len(crops)} {'pictures' if of_pictures else 'objects'}") as progress:
+    with progress_bar(f"classifying {len(crops)} {'pictures' if of_pictures else 'objects'}") as progress:
         said = classify(Run(run), crops, views=tuple(view), progress=progress)
     write_table(said, crops, classes, out, boxes=not of_pictures)
     if (crops.labels >= 0).all():

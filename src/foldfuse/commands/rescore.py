@@ -17,7 +17,7 @@ from foldfuse.inference.crop_features import Look, imagenet
 from foldfuse.inference.rescoring import Fitted, apply, fit
 from foldfuse.storage.run import Run
 from foldfuse.system.atomic_files import atomic_folder, write_text
-from foldfuse.system.progress import bar
+from foldfuse.system.progress import progress_bar
 
 
 def rescore(
@@ -65,11 +65,11 @@ def rescore(
     found = None if target is None or test_predictions is None else read_told(test_predictions, target, read_as=read_as)
     look = imagenet() if run is None else _look_held_back(Run(run), oof)
     with atomic_folder(out) as folder:
-        with bar("looking at the detections") as progress:
+        with progress_bar("looking at the detections") as progress:
             fitted = fit(oof, dataset, folds=known, look=look, metric=metric, seed=seed, progress=progress)
         write_predictions(fitted.predictions, folder / "oof.parquet", dataset)
         if found is not None and target is not None:
-            with bar("looking at the test detections") as progress:
+            with progress_bar("looking at the test detections") as progress:
                 rescored = apply(fitted.rescorer, found, target.samples, progress=progress)
             write_predictions(rescored, folder / "test.parquet", target)
         write_text(folder / "rescore.json", json.dumps({"metric": metric, **fitted.to_dict()}, indent=1) + "\n")

@@ -34,9 +34,9 @@ from foldfuse.recipes import CLASSIFIER_RECIPES, ClassifierRecipe, Recipe, chang
 from foldfuse.reporting.sweep_page import page
 from foldfuse.storage.run import Run
 from foldfuse.system.atomic_files import write_text
-from foldfuse.system.durations import seconds_of
+from foldfuse.system.durations import parse_duration
 from foldfuse.system.processes import World
-from foldfuse.system.progress import bar
+from foldfuse.system.progress import progress_bar
 from foldfuse.training.checkpoints import budget_of, opened, run_facts
 from foldfuse.training.classifier import train_run as train_classifier_run
 from foldfuse.training.detector import _begin, _detector, train_run
@@ -151,7 +151,7 @@ def train(
             checkpoint=checkpoint,
             tracker=tracker,
         )
-    every = seconds_of(checkpoint)
+    every = parse_duration(checkpoint)
     check_trackers(tracker)
     wanted = budget_of(steps, budget)
     dataset = require_annotations(read(data))
@@ -214,7 +214,7 @@ def train_classifier(
     tracker: tuple[str, ...] = (),
 ) -> Path:
     """As `train`, for the recipe of a classifier; the run folder comes back."""
-    every = seconds_of(checkpoint)
+    every = parse_duration(checkpoint)
     check_trackers(tracker)
     wanted = budget_of(steps, budget)
     whole, of_pictures = read_labelled(data)
@@ -286,13 +286,13 @@ def sweep(
     began, out = time.monotonic(), Path(out)
     grid = combinations(_words("recipes", recipes), _numbers("sizes", sizes), _numbers("batches", batches))
     dataset = require_annotations(read(data))
-    total = seconds_of(budget)
+    total = parse_duration(budget)
     asked = {"fingerprint": dataset.fingerprint, "budget": total, "k": k, "seed": seed}
     asked["recipes"] = {name: asdict(recipe) for name, recipe in grid.items()}
     split = folds(dataset, k=k, seed=seed)
     train, held = dataset.subset(split.train_ids(0)), dataset.subset(split.held_ids(0))
     record = _record(out, asked)
-    with bar(f"decoding {len(train)} pictures"):
+    with progress_bar(f"decoding {len(train)} pictures"):
         pictures = Pictures.of(train.samples, longest=max(_longest(recipe) for recipe in grid.values()))
     if record["seconds_each"] is None:
         left = total - (time.monotonic() - began) - OVERHEAD * len(grid)

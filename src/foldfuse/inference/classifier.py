@@ -17,7 +17,7 @@ from foldfuse.models.classifiers import Learner
 from foldfuse.recipes import ClassifierRecipe
 from foldfuse.storage.run import Run
 from foldfuse.system.device import best_device
-from foldfuse.system.progress import Progress, silent
+from foldfuse.system.progress import Progress, no_progress
 
 
 def load_learner(run: Run, *, pretrained: bool = False) -> Learner:
@@ -61,7 +61,7 @@ def look_of(run: Run) -> Look:
     return Look(look, run.classifier_recipe.image_size, run.facts["context"])
 
 
-def classify(run: Run, crops: Crops, *, views: Sequence[str] = ("1",), progress: Progress = silent) -> Array:
+def classify(run: Run, crops: Crops, *, views: Sequence[str] = ("1",), progress: Progress = no_progress) -> Array:
     """(n, K) float32 probabilities of the classes of each crop, the mean of its `views`: "1" and its mirror image "1+hflip".
 
     Raises:

@@ -19,7 +19,7 @@ from foldfuse.data.crops import Crops
 from foldfuse.detections import Array
 from foldfuse.models.cpu.fold_batch_norm import folded
 from foldfuse.models.pretrained.imagenet import load_backbone
-from foldfuse.system.progress import Progress, silent
+from foldfuse.system.progress import Progress, no_progress
 
 BATCH = 64
 SHY = 0.05  # added to a feature's spread, so that one that hardly ever differs from 0 is not blown up
@@ -62,7 +62,7 @@ def mirrored(look: Look) -> Look:
 
 
 @torch.inference_mode()
-def features(crops: Crops, look: Look, *, progress: Progress = silent) -> Array:
+def features(crops: Crops, look: Look, *, progress: Progress = no_progress) -> Array:
     """(n, D) float32, a row a crop. Raises InputError where a picture cannot be decoded."""
     found: list[Array] = []
     done = 0

@@ -20,7 +20,7 @@ from foldfuse.models import make_detector
 from foldfuse.models.cpu.fold_batch_norm import folded
 from foldfuse.recipes import Recipe
 from foldfuse.storage.run import Run
-from foldfuse.system.progress import Progress, silent
+from foldfuse.system.progress import Progress, no_progress
 
 
 def load_detector(run: Run, device: str | torch.device = "cpu") -> tuple[Any, tuple[str, ...]]:
@@ -51,7 +51,7 @@ def predict_views(
     image_size: int,
     views: Sequence[View],
     batch_size: int = 16,
-    progress: Progress = silent,
+    progress: Progress = no_progress,
 ) -> dict[View, Predictions]:
     """What a detector finds in each of `views` of every picture; boxes in pixels of the original pictures.
 

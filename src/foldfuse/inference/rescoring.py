@@ -29,7 +29,7 @@ from foldfuse.detections import Annotations, Array, Detections, Predictions
 from foldfuse.errors import InputError
 from foldfuse.evaluation.metrics import Difference, bootstrap_difference, measure, require_same
 from foldfuse.inference.crop_features import Head, Look, features, fit_head, imagenet, mirrored
-from foldfuse.system.progress import Progress, silent
+from foldfuse.system.progress import Progress, no_progress
 
 PARTS = 5  # that the predicted pictures are cut into where `folds` does not
 ON_OBJECT, OFF_OBJECT = 0.5, 0.3  # IoU from which a box shows an object's class, and below which it shows background
@@ -125,7 +125,7 @@ def fit(
     most: int = 30,
     examples: int = 1500,
     seed: int = 0,
-    progress: Progress = silent,
+    progress: Progress = no_progress,
 ) -> Fitted:
     """A rescorer learnt from out-of-fold predictions and annotated pictures, and these predictions rescored.
 
@@ -188,7 +188,7 @@ def fit(
 
 
 def apply(
-    rescorer: Rescorer, predictions: Predictions, samples: Sequence[Sample], *, progress: Progress = silent
+    rescorer: Rescorer, predictions: Predictions, samples: Sequence[Sample], *, progress: Progress = no_progress
 ) -> Predictions:
     """Predictions of the pictures `samples`, rescored; as they are where the rescorer found no gain.
 

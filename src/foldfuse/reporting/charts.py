@@ -16,7 +16,7 @@ import numpy as np
 from markupsafe import Markup, escape
 
 from foldfuse.boxes import Array
-from foldfuse.system.durations import clock_text
+from foldfuse.system.durations import format_duration
 
 COLOURS = 8
 _TIME_STEPS = (1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 14400, 21600, 43200, 86400)  # seconds
@@ -98,7 +98,7 @@ class Axis:
 
 def duration(seconds: float) -> str:
     """Seconds for a human, with tenths where they matter: "0.4 s", "48 s", "9 min 5 s"."""
-    return f"{seconds:.1f} s" if seconds < 9.95 else clock_text(seconds)
+    return f"{seconds:.1f} s" if seconds < 9.95 else format_duration(seconds)
 
 
 def linear_axis(low: float, high: float, *, count: int = 5) -> Axis:

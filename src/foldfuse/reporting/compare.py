@@ -25,7 +25,7 @@ from foldfuse.reporting.campaign_page import template
 from foldfuse.reporting.leaderboard import leaderboard_chart
 from foldfuse.storage.notes import Noted, noted, record
 from foldfuse.system.atomic_files import write_text
-from foldfuse.system.durations import clock_text
+from foldfuse.system.durations import format_duration
 
 METRICS = ("ap50", "ap")
 HEADS = (
@@ -188,8 +188,8 @@ def _summary(entry: Entry) -> list[str]:
     best = next((m for m in members if m["name"] == told.get("best_member")), None)
     opinion = told.get("second_opinion")
     return [
-        clock_text(told["deadline_seconds"]),
-        clock_text(told["seconds_used"]),
+        format_duration(told["deadline_seconds"]),
+        format_duration(told["seconds_used"]),
         f"{sum(bool(m.get('weight')) for m in members)} of {len(members)}",
         str(fused.get("metric", "ap50")).upper(),
         _number(fused.get("ap50")),

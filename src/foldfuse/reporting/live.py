@@ -23,8 +23,8 @@ from rich.text import Text
 
 from foldfuse.errors import InputError
 from foldfuse.storage import ledger
-from foldfuse.system.durations import clock_text
-from foldfuse.system.progress import Progress, shown_on
+from foldfuse.system.durations import format_duration
+from foldfuse.system.progress import Progress, progress_on
 
 RENEWED = 1.0  # times a second; drawing takes some milliseconds of a core that trains
 QUIET = 10.0  # seconds without a heartbeat after which nobody seems to be at work
@@ -48,7 +48,7 @@ class ViewScreen:
     work: Work
 
     @contextmanager
-    def bar(self, text: str) -> Iterator[Progress]:
+    def progress_bar(self, text: str) -> Iterator[Progress]:
         """While it lasts, this is what is done."""
         before = replace(self.work)
         self.work.text, self.work.share = text, 0.0
@@ -70,7 +70,7 @@ class Latest:
 
     def look(self) -> None:
         """Read the ledger anew."""
-        self.told = ledger.told(self._folder)
+        self.told = ledger.snapshot(self._folder)
 
     def __rich__(self) -> RenderableType:
         with suppress(InputError):  # for example while the folder of a campaign that was refused is taken away
@@ -87,7 +87,7 @@ def live(folder: Path, *, console: Console | None = None) -> Iterator[None]:
         return
     work = Work()
     shown = Live(Latest(folder, work), console=console, refresh_per_second=RENEWED, redirect_stdout=False)
-    with shown, shown_on(ViewScreen(console, work)):
+    with shown, progress_on(ViewScreen(console, work)):
         yield
 
 
@@ -121,7 +121,7 @@ def watch(folder: Path) -> None:
                 break
     if latest.told.get("state") == "running":
         raise InputError(
-            f"{folder}: no process has worked on it for {clock_text(time.monotonic() - moved)}. "
+            f"{folder}: no process has worked on it for {format_duration(time.monotonic() - moved)}. "
             f"Go on with: foldfuse campaign --resume {folder}"
         )
 
@@ -131,7 +131,7 @@ def _notes(latest: Latest) -> list[str]:
 
 
 def view(told: Mapping[str, Any], work: Work) -> RenderableType:
-    """The view of what the ledger tells (see `ledger.told`), and of the work that is done now."""
+    """The view of what the ledger tells (see `ledger.snapshot`), and of the work that is done now."""
     if not told:
         return Text("")
     return Group(Rule(style="dim"), _clock(told), _score(told), _now(told, work), _segments(told))
@@ -141,8 +141,8 @@ def _clock(told: Mapping[str, Any]) -> RenderableType:
     """The time used and left, as words and a bar."""
     used, deadline = float(told.get("seconds_used") or 0.0), float(told.get("deadline_seconds") or 0.0)
     left, state = deadline - used, told.get("state", "running")
-    words = f"{clock_text(used)} of {clock_text(deadline)}"
-    after = f"{clock_text(left)} left" if left >= 0 else f"{clock_text(-left)} over"
+    words = f"{format_duration(used)} of {format_duration(deadline)}"
+    after = f"{format_duration(left)} left" if left >= 0 else f"{format_duration(-left)} over"
     line = Table.grid(padding=(0, 1), expand=True)
     line.add_column(no_wrap=True)
     line.add_column(ratio=1)

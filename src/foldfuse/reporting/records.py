@@ -202,7 +202,7 @@ def _campaign(folder: Path, gaps: list[str]) -> dict[str, Any]:
     if not (folder / ledger.NAME).exists():
         return _object(folder / "campaign.json", gaps)
     try:
-        return ledger.told(folder)
+        return ledger.snapshot(folder)
     except InputError as error:
         gaps.append(str(error))
         return {}

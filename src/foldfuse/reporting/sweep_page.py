@@ -9,7 +9,7 @@ import numpy as np
 
 from foldfuse.reporting.campaign_page import template
 from foldfuse.reporting.charts import Chart, Line, line_chart, linear_axis, time_axis
-from foldfuse.system.durations import clock_text
+from foldfuse.system.durations import format_duration
 from foldfuse.training.sweep import rows
 
 
@@ -33,5 +33,5 @@ def page(record: Mapping[str, Any], name: str) -> str:
                 dots=True,
             )
             charts.append(Chart(f"{title} while training", svg, "On the held-back fold.", tuple(curves)))
-    each = clock_text(record["seconds_each"])
+    each = format_duration(record["seconds_each"])
     return template("sweep.html").render(name=name, each=each, charts=charts, rows=rows(record))

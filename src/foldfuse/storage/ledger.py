@@ -25,11 +25,11 @@ from typing import IO, Any
 
 from foldfuse.errors import InputError
 from foldfuse.system.atomic_files import write_text
-from foldfuse.system.durations import clock_text
+from foldfuse.system.durations import format_duration
 
 NAME = "campaign.sqlite"
 LOCK = "campaign.lock"
-BEAT = 1.0  # seconds between two looks at the clock that are written down
+HEARTBEAT_SECONDS = 1.0  # seconds between two looks at the clock that are written down
 _SCHEMA = """
 CREATE TABLE facts (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE segments (
@@ -43,7 +43,7 @@ CREATE TABLE submissions (id INTEGER PRIMARY KEY, at REAL NOT NULL, score REAL N
 
 
 @dataclass(frozen=True)
-class Row:
+class SegmentRecord:
     """One segment, as the ledger knows it.
 
     Attributes:
@@ -95,46 +95,46 @@ class Ledger:
     clock: Callable[[], float] = time.monotonic
 
     @property
-    def used(self) -> float:
+    def elapsed(self) -> float:
         """Seconds worked since the start, by this process and those before it."""
         return self.before + self.clock() - self.start
 
     @property
-    def left(self) -> float:
+    def remaining(self) -> float:
         """Seconds until the deadline; negative after it."""
-        return self.deadline - self.used
+        return self.deadline - self.elapsed
 
-    def fact(self, name: str) -> Any:
+    def get(self, name: str) -> Any:
         """The value of a fact; None where there is none."""
         row = self.db.execute("SELECT value FROM facts WHERE name = ?", (name,)).fetchone()
         return None if row is None else json.loads(row[0])
 
-    def tell(self, **facts: Any) -> None:
+    def set(self, **facts: Any) -> None:
         """Write facts down, all or none; those of the same names are replaced."""
         with self.db:
             for name, value in facts.items():
                 self.db.execute("INSERT OR REPLACE INTO facts VALUES (?, ?)", (name, json.dumps(value)))
 
     @contextmanager
-    def stage(self, name: str, kind: str) -> Iterator[None]:
+    def timed(self, name: str, kind: str) -> Iterator[None]:
         """A stretch of the timeline: everything done within it."""
         with self.db:
             made = self.db.execute(
-                "INSERT INTO events (kind, text, began) VALUES (?, ?, ?)", (kind, name, round(self.used, 2))
+                "INSERT INTO events (kind, text, began) VALUES (?, ?, ?)", (kind, name, round(self.elapsed, 2))
             )
         try:
             yield
         finally:
             with self.db:
-                self.db.execute("UPDATE events SET ended = ? WHERE id = ?", (round(self.used, 2), made.lastrowid))
+                self.db.execute("UPDATE events SET ended = ? WHERE id = ?", (round(self.elapsed, 2), made.lastrowid))
 
-    def note(self, sentence: str) -> None:
+    def log(self, sentence: str) -> None:
         """Keep a sentence that explains a decision, and tell it to whoever watches."""
         with self.db:
-            self.db.execute("INSERT INTO events VALUES (NULL, 'note', ?, ?, NULL)", (sentence, round(self.used, 2)))
-        print(f"[{clock_text(self.used)}] {sentence}", file=sys.stderr)
+            self.db.execute("INSERT INTO events VALUES (NULL, 'note', ?, ?, NULL)", (sentence, round(self.elapsed, 2)))
+        print(f"[{format_duration(self.elapsed)}] {sentence}", file=sys.stderr)
 
-    def add(self, row: Row) -> None:
+    def put_segment(self, row: SegmentRecord) -> None:
         """Write a segment down; one of the same name is replaced."""
         values = (*vars(row).values(),)
         plain = [json.dumps(dict(v)) if isinstance(v, Mapping) else v for v in values]
@@ -144,35 +144,35 @@ class Ledger:
                 f"INSERT OR REPLACE INTO segments ({columns}) VALUES ({', '.join('?' * len(plain))})", plain
             )
 
-    def rows(self) -> tuple[Row, ...]:
+    def segments(self) -> tuple[SegmentRecord, ...]:
         """The segments in the order in which they began."""
-        return _rows(self.db)
+        return _segments(self.db)
 
-    def submitted(self, score: float, result: Mapping[str, Any]) -> int:
+    def add_submission(self, score: float, result: Mapping[str, Any]) -> int:
         """The number, from 1, of a submission that is now the campaign's."""
         with self.db:
             made = self.db.execute(
                 "INSERT INTO submissions (at, score, result) VALUES (?, ?, ?)",
-                (round(self.used, 2), score, json.dumps(result)),
+                (round(self.elapsed, 2), score, json.dumps(result)),
             )
         assert made.lastrowid is not None
         return made.lastrowid
 
-    def submission(self) -> tuple[int, float, dict[str, Any]] | None:
+    def latest_submission(self) -> tuple[int, float, dict[str, Any]] | None:
         """Number, score and facts of the submission that holds now; None where there is none yet."""
         row = self.db.execute("SELECT id, score, result FROM submissions ORDER BY id DESC LIMIT 1").fetchone()
         return None if row is None else (row[0], row[1], json.loads(row[2]))
 
     @contextmanager
-    def beating(self) -> Iterator[None]:
-        """While it lasts, the seconds used are written down every `BEAT` seconds; at its end, once more."""
+    def heartbeat(self) -> Iterator[None]:
+        """While it lasts, the seconds used are written down every `HEARTBEAT_SECONDS` seconds; at its end, once more."""
         stop = threading.Event()
 
         def beat() -> None:
             with closing(_connect(self.folder / NAME)) as db:
-                while not stop.wait(BEAT):
+                while not stop.wait(HEARTBEAT_SECONDS):
                     with suppress(sqlite3.Error):  # a full disk; whoever writes more than this stops the campaign
-                        _write_used(db, self.used)
+                        _write_elapsed(db, self.elapsed)
 
         thread = threading.Thread(target=beat, daemon=True)
         thread.start()
@@ -182,12 +182,12 @@ class Ledger:
             stop.set()
             thread.join()
             with suppress(sqlite3.Error):
-                _write_used(self.db, self.used)
+                _write_elapsed(self.db, self.elapsed)
 
     def export(self) -> None:
         """Write campaign.json: what the ledger knows, for people and tools. Nothing reads it back."""
-        self.tell(seconds_used=round(self.used, 2))
-        write_text(self.folder / "campaign.json", json.dumps(_told(self.db), indent=1))
+        self.set(seconds_used=round(self.elapsed, 2))
+        write_text(self.folder / "campaign.json", json.dumps(_snapshot(self.db), indent=1))
 
     def close(self) -> None:
         """Close the file; it is then a single one, that can be copied and read anywhere."""
@@ -196,7 +196,7 @@ class Ledger:
         self.db.close()
 
 
-def begin(folder: Path, facts: Mapping[str, Any], *, deadline: float, start: float) -> Ledger:
+def create(folder: Path, facts: Mapping[str, Any], *, deadline: float, start: float) -> Ledger:
     """A new ledger in `folder`, with these facts in it. It is there whole or not at all."""
     path = folder / NAME
     temporary = folder / f".{NAME}.new"
@@ -209,7 +209,7 @@ def begin(folder: Path, facts: Mapping[str, Any], *, deadline: float, start: flo
     return Ledger(folder, _connect(path), deadline, 0.0, start)
 
 
-def go_on(folder: Path, *, start: float) -> Ledger:
+def resume(folder: Path, *, start: float) -> Ledger:
     """The ledger of a campaign that was stopped; stretches of time that it was stopped in end at the last heartbeat.
 
     Raises:
@@ -223,7 +223,7 @@ def go_on(folder: Path, *, start: float) -> Ledger:
     try:
         db = _connect(path)
         ledger = Ledger(folder, db, 0.0, 0.0, start)
-        ledger.deadline, ledger.before = ledger.fact("deadline_seconds"), ledger.fact("seconds_used")
+        ledger.deadline, ledger.before = ledger.get("deadline_seconds"), ledger.get("seconds_used")
         with db:
             db.execute(
                 "UPDATE events SET ended = max(began, ?) WHERE ended IS NULL AND kind != 'note'", (ledger.before,)
@@ -233,7 +233,7 @@ def go_on(folder: Path, *, start: float) -> Ledger:
     return ledger
 
 
-def told(folder: Path) -> dict[str, Any]:
+def snapshot(folder: Path) -> dict[str, Any]:
     """All that the ledger in `folder` knows, as campaign.json has it; it may be written to meanwhile.
 
     Raises:
@@ -244,13 +244,13 @@ def told(folder: Path) -> dict[str, Any]:
         with closing(
             sqlite3.connect(f"{path.resolve().as_uri()}?mode=rw", timeout=30, uri=True)
         ) as db:  # never made anew
-            return _told(db)
+            return _snapshot(db)
     except sqlite3.DatabaseError as error:
         raise _broken(path, error) from None
 
 
 @contextmanager
-def held_alone(folder: Path) -> Iterator[None]:
+def exclusive(folder: Path) -> Iterator[None]:
     """While it lasts, no other process works in `folder`; the system lets go of it when the process ends, however it ends.
 
     Raises:
@@ -285,21 +285,22 @@ def _connect(path: Path) -> sqlite3.Connection:
     return db
 
 
-def _write_used(db: sqlite3.Connection, seconds: float) -> None:
+def _write_elapsed(db: sqlite3.Connection, seconds: float) -> None:
     with db:
         db.execute("INSERT OR REPLACE INTO facts VALUES ('seconds_used', ?)", (json.dumps(round(seconds, 2)),))
 
 
-def _rows(db: sqlite3.Connection) -> tuple[Row, ...]:
-    names = ", ".join(Row.__dataclass_fields__)
+def _segments(db: sqlite3.Connection) -> tuple[SegmentRecord, ...]:
+    names = ", ".join(SegmentRecord.__dataclass_fields__)
     found = db.execute(f"SELECT {names} FROM segments ORDER BY started, rowid").fetchall()
-    rows = (dict(zip(Row.__dataclass_fields__, values, strict=True)) for values in found)
+    rows = (dict(zip(SegmentRecord.__dataclass_fields__, values, strict=True)) for values in found)
     return tuple(
-        Row(**row | {"recipe": json.loads(row["recipe"]), "result": json.loads(row["result"])}) for row in rows
+        SegmentRecord(**row | {"recipe": json.loads(row["recipe"]), "result": json.loads(row["result"])})
+        for row in rows
     )
 
 
-def _told(db: sqlite3.Connection) -> dict[str, Any]:
+def _snapshot(db: sqlite3.Connection) -> dict[str, Any]:
     """The facts, and what the tables say: the submission that holds, how it came to it, members, notes and the timeline."""
     facts = {name: json.loads(value) for name, value in db.execute("SELECT name, value FROM facts")}
     events = db.execute("SELECT kind, text, began, ended FROM events ORDER BY id").fetchall()
@@ -308,7 +309,7 @@ def _told(db: sqlite3.Connection) -> dict[str, Any]:
         for at, score, result in db.execute("SELECT at, score, result FROM submissions ORDER BY id")
     ]
     noted = [(text, began) for kind, text, began, _ in events if kind == "note"]
-    rows = _rows(db)
+    rows = _segments(db)
     return {
         **facts,
         **(submitted[-1][2] if submitted else {"fused": None, "best_member": None}),

@@ -70,7 +70,7 @@ def record(folder: Path) -> dict[str, Any]:
         InputError: the folder is no campaign's, or what it holds cannot be read.
     """
     if (folder / ledger.NAME).is_file():
-        return ledger.told(folder)
+        return ledger.snapshot(folder)
     path = folder / "campaign.json"
     if not path.is_file():
         raise InputError(f"{folder}: holds no campaign. Give the folder that 'foldfuse campaign' was told to fill.")

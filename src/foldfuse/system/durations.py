@@ -7,7 +7,7 @@ import re
 from foldfuse.errors import InputError
 
 
-def seconds_of(text: str) -> float:
+def parse_duration(text: str) -> float:
     """The seconds that a text such as "90s", "10m", "2h", "1h30m" or "45" (seconds) means.
 
     Raises:
@@ -23,7 +23,7 @@ def seconds_of(text: str) -> float:
     return total
 
 
-def clock_text(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """Seconds as people write them: "45 s", "3 min 20 s", "1 h 5 min", "2 h"."""
     whole = round(seconds)
     if whole < 60:

@@ -13,7 +13,7 @@ from typing import Any
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4  # glibc's malloc.h
 
 
-def tune() -> None:
+def tune_malloc() -> None:
     """Make this process faster at training on a CPU. Call it before torch is imported; later it does less.
 
     glibc gives large blocks back to the system and fetches them again at every step; kept, they need no zeroing.
@@ -35,7 +35,7 @@ def peak_memory_mb() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
 
 
-def facts() -> dict[str, Any]:
+def describe() -> dict[str, Any]:
     """What a reader of a report wants to know of the machine."""
     import torch
 

@@ -19,19 +19,19 @@ class Screen(Protocol):
     def console(self) -> Console:
         """To print on, above the view."""
 
-    def bar(self, text: str) -> AbstractContextManager[Progress]:
+    def progress_bar(self, text: str) -> AbstractContextManager[Progress]:
         """Show what is done while it lasts."""
 
 
 _screens: list[Screen] = []  # the last one is in charge
 
 
-def silent(share: float) -> None:
+def no_progress(share: float) -> None:
     """Progress that nobody watches."""
 
 
 @contextmanager
-def shown_on(screen: Screen) -> Iterator[None]:
+def progress_on(screen: Screen) -> Iterator[None]:
     """While it lasts, bars are left to `screen`."""
     _screens.append(screen)
     try:
@@ -48,10 +48,10 @@ def error_console() -> Console:
 
 
 @contextmanager
-def bar(text: str) -> Iterator[Progress]:
+def progress_bar(text: str) -> Iterator[Progress]:
     """Progress shown on standard error as a bar with the time used and the time left, where that is a terminal."""
     if _screens:
-        with _screens[-1].bar(text) as progress:
+        with _screens[-1].progress_bar(text) as progress:
             yield progress
         return
     from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn

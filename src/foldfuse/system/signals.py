@@ -15,7 +15,7 @@ def terminated(number: int, frame: Any) -> NoReturn:
 
 
 @contextmanager
-def sigterm_interrupts() -> Iterator[None]:
+def sigterm_as_interrupt() -> Iterator[None]:
     """While it lasts, SIGTERM does what Ctrl-C does, so that a time limit of a batch system loses nothing."""
     if not _ours(signal.SIGTERM, signal.SIG_DFL):
         yield
@@ -28,7 +28,7 @@ def sigterm_interrupts() -> Iterator[None]:
 
 
 @contextmanager
-def interrupts_held() -> Iterator[Callable[[], bool]]:
+def deferred_interrupts() -> Iterator[Callable[[], bool]]:
     """While it lasts, a first interrupt is only noted, for the work within to end where nothing is lost.
 
     A second Ctrl-C interrupts at once. Handlers that are not Python's own or `terminated` stay as they are.

@@ -14,9 +14,9 @@ from foldfuse.data.dataset import Dataset
 from foldfuse.errors import InputError
 from foldfuse.recipes import ClassifierRecipe, Recipe
 from foldfuse.storage.run import Run
-from foldfuse.system.durations import seconds_of
+from foldfuse.system.durations import parse_duration
 from foldfuse.system.processes import World, world
-from foldfuse.system.progress import Progress, bar, silent
+from foldfuse.system.progress import Progress, no_progress, progress_bar
 from foldfuse.training.budget import Budget
 from foldfuse.training.trackers import Tracker, trackers
 
@@ -51,7 +51,7 @@ def budget_of(steps: int | None, time: str | None) -> dict[str, float] | None:
     """
     if steps is not None:
         return {"steps": steps}
-    return None if time is None else {"seconds": seconds_of(time)}
+    return None if time is None else {"seconds": parse_duration(time)}
 
 
 @contextmanager
@@ -95,7 +95,7 @@ def opened(
                     f"{run.folder}: was trained on other data than {data}. Resume it with the data it began with."
                 )
         else:
-            wanted = wanted or {"seconds": seconds_of(DEFAULT)}
+            wanted = wanted or {"seconds": parse_duration(DEFAULT)}
             recipe, facts = begin(together)
             if together.first:
                 Run.create(run.folder, recipe, facts)
@@ -103,7 +103,7 @@ def opened(
         if together.first:
             run.write_facts(run.facts | {"budget": wanted})
         try:
-            with bar(title(run)) if together.first else nullcontext(silent) as progress:
+            with progress_bar(title(run)) if together.first else nullcontext(no_progress) as progress:
                 yield Opened(state, Budget(**wanted), track, together, progress)
         except KeyboardInterrupt:
             raise KeyboardInterrupt(f"{run.folder}: {_kept(run)} Go on with the same command and --resume.") from None

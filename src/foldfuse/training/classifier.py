@@ -19,7 +19,7 @@ from foldfuse.inference.classifier import load_learner
 from foldfuse.storage.run import Run
 from foldfuse.system.device import best_device
 from foldfuse.system.processes import World
-from foldfuse.system.progress import Progress, silent
+from foldfuse.system.progress import Progress, no_progress
 from foldfuse.training.batches import CropBatches
 from foldfuse.training.budget import Budget
 from foldfuse.training.checkpoints import Keeper
@@ -34,7 +34,7 @@ def train_run(
     budget: Budget,
     *,
     state: Mapping[str, Any] | None = None,
-    progress: Progress = silent,
+    progress: Progress = no_progress,
     every: float = 60.0,
     track: Tracker | None = None,
     together: World | None = None,

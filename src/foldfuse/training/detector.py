@@ -21,7 +21,7 @@ from foldfuse.recipes import Recipe, write_recipe
 from foldfuse.storage.run import Run
 from foldfuse.system.device import best_device
 from foldfuse.system.processes import World
-from foldfuse.system.progress import Progress, silent
+from foldfuse.system.progress import Progress, no_progress
 from foldfuse.training.batches import Batches
 from foldfuse.training.budget import Budget
 from foldfuse.training.checkpoints import Evaluate, Keeper
@@ -54,7 +54,7 @@ def train_run(
     pictures: Pictures | None = None,
     state: Mapping[str, Any] | None = None,
     start: Mapping[str, Any] | None = None,
-    progress: Progress = silent,
+    progress: Progress = no_progress,
     every: float = 60.0,
     evaluate: Evaluate | None = None,
     track: Tracker | None = None,

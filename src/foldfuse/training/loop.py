@@ -18,8 +18,8 @@ from torch.optim import Optimizer
 from foldfuse.data.dataset import Sample
 from foldfuse.recipes import ClassifierRecipe, Recipe
 from foldfuse.system.processes import ALONE, World
-from foldfuse.system.progress import Progress, silent
-from foldfuse.system.signals import interrupts_held
+from foldfuse.system.progress import Progress, no_progress
+from foldfuse.system.signals import deferred_interrupts
 from foldfuse.training.budget import Budget, lr_scale
 from foldfuse.training.optimizers import Ema, ScheduleFree, detector_optimizer, evaluated
 from foldfuse.training.precision import Setting, usual
@@ -49,7 +49,7 @@ def fit(
     resume: Mapping[str, Any] | None = None,
     checkpoint: Callable[[dict[str, Any]], None] | None = None,
     every: float = 60.0,
-    progress: Progress = silent,
+    progress: Progress = no_progress,
     setting: Setting | None = None,
     together: World = ALONE,
     optimizer_of: Callable[[Any, Any], Optimizer] = detector_optimizer,
@@ -111,7 +111,7 @@ def fit(
         }
 
     saved, part = budget.elapsed(), together.part(recipe.batch_size)
-    with interrupts_held() as interrupted, ThreadPoolExecutor(1) as ahead, setting.applied():
+    with deferred_interrupts() as interrupted, ThreadPoolExecutor(1) as ahead, setting.applied():
         spent = together.agreed(budget.spent(step))
         coming = ahead.submit(batches.batch, step, spent, part)
         while spent < 1:

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from foldfuse.errors import InputError
-from foldfuse.system import host as machine
+from foldfuse.system import host
 from foldfuse.system.atomic_files import write_text
 
 
@@ -145,7 +145,7 @@ def probe(
         memory: JSON file of earlier answers; that of the user's cache by default.
     """
     memory = memory or cache_folder() / "probe.json"
-    facts = machine.facts()
+    facts = host.describe()
     key = " | ".join([*(str(facts[name]) for name in ("cpu", "cores", "device", "torch", "foldfuse")), key])
     known = _known(memory)
     if key in known:

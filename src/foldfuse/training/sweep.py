@@ -30,8 +30,8 @@ from foldfuse.recipes import Recipe, load_recipe
 from foldfuse.storage.run import Run
 from foldfuse.system.atomic_files import write_text
 from foldfuse.system.device import best_device
-from foldfuse.system.durations import clock_text
-from foldfuse.system.progress import bar
+from foldfuse.system.durations import format_duration
+from foldfuse.system.progress import progress_bar
 from foldfuse.training.budget import Budget
 from foldfuse.training.checkpoints import run_facts
 from foldfuse.training.detector import train_run
@@ -72,7 +72,8 @@ def seconds_each(grid: Mapping[str, Recipe], held: Dataset, left: float) -> floa
     if each < SHORTEST:
         raise InputError(
             f"the budget leaves {max(0.0, each):.0f} s of training for each of {len(grid)} combinations, beside "
-            f"{clock_text(scoring)} of scoring. Expected at least {SHORTEST:.0f} s: give a longer --budget or a smaller grid."
+            f"{format_duration(scoring)} of scoring. Expected at least {SHORTEST:.0f} s: "
+            "give a longer --budget or a smaller grid."
         )
     return each
 
@@ -96,7 +97,7 @@ def _one(
         return {"ap": score.ap, "ap50": score.ap50}
 
     result: dict[str, Any] = {"recipe": asdict(recipe), "finished": True}
-    with bar(f"training {folder.name}") as progress:
+    with progress_bar(f"training {folder.name}") as progress:
         try:
             train_run(
                 run,
@@ -121,7 +122,7 @@ def _one(
 
 def table(record: Mapping[str, Any]) -> Table:
     """All finished trainings, the best AP first."""
-    shown = Table(title=f"{clock_text(record['seconds_each'])} of training each", title_justify="left")
+    shown = Table(title=f"{format_duration(record['seconds_each'])} of training each", title_justify="left")
     for head in ("", "AP", "AP50", "steps", "pictures/s", "lr"):
         shown.add_column(head, justify="left" if not head else "right")
     for row in rows(record):

@@ -11,15 +11,15 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from foldfuse.campaign.planning.allocation import VIEWS, views
-from foldfuse.campaign.planning.state import Standing
+from foldfuse.campaign.planning.state import CampaignState
 from foldfuse.data.dataset import Dataset
 from foldfuse.data.images import Pictures
 from foldfuse.detections import Predictions
 from foldfuse.inference.detector import load_detector, predict_views
 from foldfuse.inference.tta import View
-from foldfuse.storage.ledger import Row
+from foldfuse.storage.ledger import SegmentRecord
 from foldfuse.storage.run import Run
-from foldfuse.system.progress import Progress, silent
+from foldfuse.system.progress import Progress, no_progress
 from foldfuse.training.budget import Budget
 from foldfuse.training.detector import train_run
 
@@ -46,7 +46,7 @@ def learn(
     parent: Run | None,
     pictures: Pictures,
     every: float,
-    progress: Progress = silent,
+    progress: Progress = no_progress,
 ) -> float:
     """Train a run until it has had `seconds` in all; those that it has had come back.
 
@@ -81,7 +81,7 @@ def joined(dataset: Dataset, pictures: Pictures, more: Dataset) -> tuple[Dataset
     return replace(dataset, samples=samples), pictures + Pictures.of(more.samples, longest=pictures.longest)
 
 
-def look(run: Run, held: Dataset, standing: Standing) -> Seen:
+def look(run: Run, held: Dataset, standing: CampaignState) -> Seen:
     """The held-back pictures as a trained run sees them, in as many views as there is time for.
 
     How many these are depends on what one picture costs in the plain view, and that is measured here.
@@ -90,7 +90,9 @@ def look(run: Run, held: Dataset, standing: Standing) -> Seen:
     size, began = run.recipe.image_size, time.monotonic()
     first = predict_views(model, held.samples, classes, image_size=size, views=VIEWS[:1])
     cost = (time.monotonic() - began) / len(held)
-    rows = (Row(**vars(r) | {"result": {"cost": cost}}) if r.name == run.folder.name else r for r in standing.rows)
+    rows = (
+        SegmentRecord(**vars(r) | {"result": {"cost": cost}}) if r.name == run.folder.name else r for r in standing.rows
+    )
     more = views(replace(standing, rows=tuple(rows)))[1:]
     rest = predict_views(model, held.samples, classes, image_size=size, views=more) if more else {}
     return Seen(first | rest, cost)

@@ -109,7 +109,7 @@ class Cluster:
         """Send the pictures, the first time, and wait for the workers: for the first, then as long again for the others."""
         if self._sent is not None:
             return False
-        with self._ledger.stage("send the pictures to the cluster", "setup"):
+        with self._ledger.timed("send the pictures to the cluster", "setup"):
             datasets, sent = (self._task.train, self._task.held), self._ray.put
             pictures = [[sent(parcel) for parcel in parcels(dataset.samples)] for dataset in datasets]
             self._sent = (*map(sent, datasets), *pictures, longest)
@@ -132,8 +132,8 @@ class Cluster:
         hand = next(hand for hand in self._hands if hand.ready and hand.assignment is None)
         name, folder, parent = assignment.name, assignment.run.folder, assignment.parent
         hand.stage = ExitStack()
-        hand.stage.enter_context(self._ledger.stage(f"train {name}", "train"))
-        self._ledger.note(f"{name} is trained on {hand.label}.")
+        hand.stage.enter_context(self._ledger.timed(f"train {name}", "train"))
+        self._ledger.log(f"{name} is trained on {hand.label}.")
         order = Order(
             name=name,
             seconds=assignment.seconds,
@@ -246,7 +246,7 @@ class Cluster:
         """Dismiss a worker, and use its node no more."""
         self._barred.add(hand.place[0])
         self._dismiss(hand)
-        self._ledger.note(f"{hand.label} is not used: {why}.")
+        self._ledger.log(f"{hand.label} is not used: {why}.")
 
     def _dismiss(self, hand: _Hand) -> None:
         self._hands.remove(hand)

@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from foldfuse import __version__
-from foldfuse.campaign.planning.state import Standing
+from foldfuse.campaign.planning.state import CampaignState
 from foldfuse.data.dataset import Dataset, Sample
 from foldfuse.data.images import Pictures
 from foldfuse.formats.predictions import write_predictions
-from foldfuse.system import host as machine
+from foldfuse.system import host
 from foldfuse.system.atomic_files import atomic
 
 PARCEL = 64 * 2**20  # bytes of pictures that are sent at a time
@@ -51,7 +51,7 @@ class Order:
     files: Files
     parent: Files
     every: float
-    standing: Standing
+    standing: CampaignState
     more: Dataset | None = None
     parcels: Sequence[Parcel] = ()
 
@@ -77,7 +77,7 @@ class Worker:
     """A process on a node. While `work` is under way, `checkpoint` and `close` may be called."""
 
     def __init__(self) -> None:
-        machine.tune()
+        host.tune_malloc()
         self._folder = Path(tempfile.mkdtemp(prefix="foldfuse-"))
         self._over, self._sent = "", 0
         self._train: Any = None

@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from foldfuse.campaign.execution.jobs import Seen, joined, learn
-from foldfuse.campaign.planning.state import Standing
+from foldfuse.campaign.planning.state import CampaignState
 from foldfuse.campaign.task import Task
 from foldfuse.data.dataset import Dataset
 from foldfuse.data.images import Pictures
 from foldfuse.storage.ledger import Ledger
 from foldfuse.storage.run import Run
-from foldfuse.system.progress import bar
+from foldfuse.system.progress import progress_bar
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Assignment:
     state: Mapping[str, Any] | None
     parent: Run | None
     every: float
-    standing: Standing
+    standing: CampaignState
     more: Dataset | None = None
 
     @property
@@ -115,7 +115,7 @@ class Here:
         """Decode the pictures, the first time."""
         if self._pictures is not None:
             return False
-        with self._ledger.stage("decode the pictures", "setup"):
+        with self._ledger.timed("decode the pictures", "setup"):
             self._pictures = Pictures.of(self._task.train.samples, longest=longest)
         return True
 
@@ -126,7 +126,7 @@ class Here:
         if assignment.more is not None:
             dataset, pictures = joined(dataset, pictures, assignment.more)
         try:
-            with self._ledger.stage(f"train {name}", "train"), bar(f"training {name}") as progress:
+            with self._ledger.timed(f"train {name}", "train"), progress_bar(f"training {name}") as progress:
                 seconds = learn(
                     assignment.run,
                     dataset,

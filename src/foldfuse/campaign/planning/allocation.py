@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from foldfuse.campaign.planning.segments import level, plan, sized
-from foldfuse.campaign.planning.state import Segment, Standing
+from foldfuse.campaign.planning.state import CampaignState, Segment
 from foldfuse.inference.tta import View, parse_views
 
 MARGIN = 0.01  # share of the deadline kept free at the end, against surprises
@@ -25,7 +25,7 @@ PIXEL_COST = 0.03 / 256**2  # seconds of one pixel's prediction, until one has b
 
 
 @dataclass(frozen=True)
-class Next:
+class Decision:
     """What to do next.
 
     Attributes:
@@ -39,16 +39,16 @@ class Next:
     views: int = len(VIEWS)
 
 
-Strategy = Callable[[Standing], Next]
+Strategy = Callable[[CampaignState], Decision]
 
 
-def rung_by_rung(standing: Standing) -> Next:
+def successive_halving(standing: CampaignState) -> Decision:
     """The first segment of the plan that is not over nor busy, with its share of the time that is left for training."""
     planned = plan(standing)
     open_now = [part for part in planned if standing.states.get(part.name, "running") == "running"]
     free = [part for part in open_now if part.name not in standing.busy]
     if not free or free[0].rung > open_now[0].rung:
-        return Next(None)
+        return Decision(None)
     part = free[0]
     row = standing.row(part.name)
     had = row.seconds if row is not None else 0.0
@@ -57,13 +57,13 @@ def rung_by_rung(standing: Standing) -> Next:
         if seconds >= SHORTEST or had:
             break
     else:
-        return Next(None)
+        return Decision(None)
     if row is None and part.parent is not None and standing.states[part.parent] == "failed":
         part = adopted(part, standing)
-    return Next(part, max(seconds, had), number)
+    return Decision(part, max(seconds, had), number)
 
 
-def adopted(part: Segment, standing: Standing) -> Segment:
+def adopted(part: Segment, standing: CampaignState) -> Segment:
     """What was to go on from a segment that failed: it goes on from the first of its detector that did not, or is a trunk."""
     whole = [row for row in standing.rows if row.state == "done" and row.kind == "train"]
     near = next((row.name for row in whole if row.recipe["detector"] == part.recipe.detector), None)
@@ -73,7 +73,7 @@ def adopted(part: Segment, standing: Standing) -> Segment:
     return replace(part, recipe=level(sized(own, part.recipe.image_size)), parent=None)
 
 
-def training_seconds(part: Segment, coming: Sequence[Segment], standing: Standing) -> float:
+def training_seconds(part: Segment, coming: Sequence[Segment], standing: CampaignState) -> float:
     """Seconds that `part` may train in all: what it had, and its share of what is left for training.
 
     What a segment that was killed had already counts against its share. Segments of one rung are trained side by side
@@ -82,7 +82,7 @@ def training_seconds(part: Segment, coming: Sequence[Segment], standing: Standin
     row = standing.row(part.name)
     had = row.seconds if row is not None else 0.0
     share = part.share * (1 - had / row.budget if row is not None and row.budget else 1)
-    free = standing.left - reserve(coming, standing)
+    free = standing.remaining - reserve(coming, standing)
     rungs: dict[int, list[float]] = {}
     for other in coming:
         rungs.setdefault(other.rung, []).append(share if other is part else other.share)
@@ -90,7 +90,7 @@ def training_seconds(part: Segment, coming: Sequence[Segment], standing: Standin
     return had + free * share / rounds
 
 
-def reserve(parts: Sequence[Segment], standing: Standing) -> float:
+def reserve(parts: Sequence[Segment], standing: CampaignState) -> float:
     """Seconds that must be kept for all but the training of `parts`: predictions, the choice, the delivery."""
     per_picture = sum(cost_of(part, standing) for part in parts) * looks(standing)
     held_back = MARGIN * standing.deadline + FINISH + search_seconds(standing.deadline) + 4.0 * len(parts)
@@ -98,12 +98,12 @@ def reserve(parts: Sequence[Segment], standing: Standing) -> float:
     return held_back + opinion_seconds(standing) + owed + standing.pictures * per_picture
 
 
-def looks(standing: Standing) -> float:
+def looks(standing: CampaignState) -> float:
     """How many plain views a picture's views cost."""
     return sum(v.scale**2 for v in views(standing))
 
 
-def owed_seconds(standing: Standing) -> float:
+def owed_seconds(standing: CampaignState) -> float:
     """Seconds for the views of the pictures to submit that members which are done have not been asked for yet.
 
     Before the last choice members are asked for their plain views alone.
@@ -118,13 +118,13 @@ def search_seconds(deadline: float) -> float:
     return min(60.0, max(3.0, 0.012 * deadline))
 
 
-def opinion_seconds(standing: Standing) -> float:
+def opinion_seconds(standing: CampaignState) -> float:
     """Seconds for the second opinion; 0 where it would take too much of the deadline."""
     seconds = CROP_COST * (CROPS_LEARNT + CROPS_PER_PICTURE * standing.pictures)
     return seconds if seconds <= OPINION_SHARE * standing.deadline else 0.0
 
 
-def cost_of(part: Segment, standing: Standing) -> float:
+def cost_of(part: Segment, standing: CampaignState) -> float:
     """Seconds that one picture takes in one view: as measured, else taken from members measured at other sizes."""
     measured = {row.name: row for row in standing.rows if "cost" in row.result and row.recipe}
     if part.name in measured:
@@ -135,7 +135,7 @@ def cost_of(part: Segment, standing: Standing) -> float:
     return part.recipe.image_size**2 * (max(per_pixel) if per_pixel else guess)
 
 
-def views(standing: Standing) -> tuple[View, ...]:
+def views(standing: CampaignState) -> tuple[View, ...]:
     """As many of `VIEWS` as a fair share of the deadline allows for all members."""
     once = standing.pictures * sum(cost_of(part, standing) for part in plan(standing))
     chosen = VIEWS[: standing.most_views]
@@ -156,7 +156,7 @@ class Part:
 
 
 @dataclass(frozen=True)
-class Outlook:
+class Plan:
     """How the time is to be spent, as far as is known now.
 
     Attributes:
@@ -170,7 +170,7 @@ class Outlook:
     views: tuple[str, ...]
 
 
-def outlook(standing: Standing) -> Outlook:
+def outlook(standing: CampaignState) -> Plan:
     """The plan as it is now: what is over as it was, what is to come as it is planned."""
     planned = plan(standing)
     coming = [part for part in planned if standing.states.get(part.name, "running") == "running"]
@@ -192,4 +192,4 @@ def outlook(standing: Standing) -> Outlook:
         "a second opinion": opinion_seconds(standing),
         "the rest": MARGIN * standing.deadline + FINISH + 4.0 * len(coming),
     }
-    return Outlook(tuple(parts), {k: round(v, 1) for k, v in reserved.items()}, tuple(map(str, views(standing))))
+    return Plan(tuple(parts), {k: round(v, 1) for k, v in reserved.items()}, tuple(map(str, views(standing))))

@@ -10,15 +10,15 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from foldfuse.campaign.planning.allocation import Outlook, outlook
+from foldfuse.campaign.planning.allocation import Plan, outlook
 from foldfuse.campaign.planning.segments import LEAST_STEPS, SCALES, plan, side, sized
-from foldfuse.campaign.planning.state import Standing
+from foldfuse.campaign.planning.state import CampaignState
 from foldfuse.campaign.task import Task
 from foldfuse.data.dataset import Dataset
 from foldfuse.data.images import Pictures, canvas_for
 from foldfuse.models import make_detector
 from foldfuse.recipes import Recipe
-from foldfuse.system.durations import clock_text
+from foldfuse.system.durations import format_duration
 from foldfuse.training.batches import Batches
 
 STEPS = 2  # timed steps of a candidate, after one that is not timed; the faster counts
@@ -67,7 +67,7 @@ def measured(name: str, recipe: Recipe, dataset: Dataset) -> Cost:
     return Cost(name, recipe, min(times[1:]), picture)
 
 
-def costs(standing: Standing, dataset: Dataset) -> list[Cost]:
+def costs(standing: CampaignState, dataset: Dataset) -> list[Cost]:
     """The Cost of each recipe at the side of a trunk."""
     return [
         measured(name, sized(recipe, side(recipe, SCALES[0], standing)), dataset)
@@ -77,7 +77,7 @@ def costs(standing: Standing, dataset: Dataset) -> list[Cost]:
 
 def show(task: Task, deadline: float, console: Console) -> None:
     """Print what each candidate costs and the plan, and stop there."""
-    standing = Standing(
+    standing = CampaignState(
         task.recipes, task.sizes, task.seed, deadline, 0.0, len(task.held), len(task.target), pseudo=task.pseudo
     )
     found = costs(standing, task.train)
@@ -95,15 +95,15 @@ def show(task: Task, deadline: float, console: Console) -> None:
             str(cost.recipe.batch_size),
             f"{cost.step:.2f}",
             f"{cost.picture:.3f}",
-            clock_text(LEAST_STEPS * cost.step),
+            format_duration(LEAST_STEPS * cost.step),
             "tried" if cost.recipe.detector in tried else "no time",
         )
     console.print(table)
-    console.print(table_of(outlook(standing), f"The plan for {clock_text(deadline)}"))
+    console.print(table_of(outlook(standing), f"The plan for {format_duration(deadline)}"))
     console.print(f"{len(planned)} members; fold 0 of {task.num_folds} is held back from all of them.")
 
 
-def table_of(ahead: Outlook, title: str) -> Table:
+def table_of(ahead: Plan, title: str) -> Table:
     """An outlook, to print."""
     table = Table(title=title, title_justify="left")
     for head in ("what", "px", "batch", "seconds"):

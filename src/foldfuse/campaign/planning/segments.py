@@ -12,7 +12,7 @@ from __future__ import annotations
 from dataclasses import replace
 from itertools import product
 
-from foldfuse.campaign.planning.state import Segment, Standing
+from foldfuse.campaign.planning.state import CampaignState, Segment
 from foldfuse.recipes import Recipe
 
 SCALES = (0.8, 1.0, 1.2)  # sides of a trunk and its branches against the recipe's
@@ -28,7 +28,7 @@ BRANCHES_OF_ONE = (2, 4)  # branches of a trunk that goes on, at the least and a
 LEAST_BRANCH = 480.0  # seconds of training: with less for each there are no more than the fewest branches
 
 
-def plan(standing: Standing) -> tuple[Segment, ...]:
+def plan(standing: CampaignState) -> tuple[Segment, ...]:
     """All segments in their order: those that were, and those that are to be if nothing goes wrong.
 
     Before the trunks are ranked the first of them are taken for those to be promoted.
@@ -60,7 +60,7 @@ def plan(standing: Standing) -> tuple[Segment, ...]:
     return tuple(made)
 
 
-def trunks(standing: Standing) -> tuple[Segment, ...]:
+def trunks(standing: CampaignState) -> tuple[Segment, ...]:
     """What the campaign begins with: one trunk, or several that are to be compared."""
     tried = candidates(standing)
     if len(tried) < FEWEST:
@@ -73,7 +73,7 @@ def trunks(standing: Standing) -> tuple[Segment, ...]:
     return tuple(made)
 
 
-def _branches(trunk: Segment, standing: Standing) -> list[Segment]:
+def _branches(trunk: Segment, standing: CampaignState) -> list[Segment]:
     """The branches of a lone trunk, each with a size or a seed of its own; as many as there are workers, at least.
 
     Those that have begun stay, though there be fewer workers by now.
@@ -90,7 +90,7 @@ def _branches(trunk: Segment, standing: Standing) -> list[Segment]:
     return [*branches[:-1], taught(branches[-1])] if standing.pseudo else branches
 
 
-def branches_of_one(share: float, standing: Standing) -> int:
+def branches_of_one(share: float, standing: CampaignState) -> int:
     """How many branches share this much of the training time: with more time they are more, not only longer."""
     fewest, most = BRANCHES_OF_ONE
     return max(fewest, min(most, int(share * TRAINED * standing.deadline / LEAST_BRANCH)))
@@ -101,7 +101,7 @@ def taught(branch: Segment) -> Segment:
     return replace(branch, rung=branch.rung + 1, pseudo=True)
 
 
-def candidates(standing: Standing) -> list[tuple[str, Recipe, float]]:
+def candidates(standing: CampaignState) -> list[tuple[str, Recipe, float]]:
     """(name, recipe, scale of its side) of the trunks that the deadline has time to compare: recipes first, then sizes."""
     time = TRAINED * TRUNKS * standing.deadline
     made: list[tuple[str, Recipe, float]] = []
@@ -116,13 +116,13 @@ def candidates(standing: Standing) -> list[tuple[str, Recipe, float]]:
     return made
 
 
-def side(recipe: Recipe, scale: float, standing: Standing) -> int:
+def side(recipe: Recipe, scale: float, standing: CampaignState) -> int:
     """The image size at a scale of the recipe's: a multiple of 32, the nearest of those that are allowed."""
     wanted = recipe.image_size if scale == 1 else max(LEAST_SIDE, round(recipe.image_size * scale / 32) * 32)
     return min(standing.sizes or (wanted,), key=lambda allowed: (abs(allowed - wanted), allowed))
 
 
-def largest_side(standing: Standing) -> int:
+def largest_side(standing: CampaignState) -> int:
     """The largest image size that any plan may come to, in pixels."""
     most = SCALES[1] + 2 * STEP if len(candidates(standing)) >= FEWEST else SCALES[-1]
     return max(side(recipe, most, standing) for recipe in standing.recipes.values())
@@ -148,5 +148,5 @@ def falling(recipe: Recipe) -> Recipe:
     return replace(recipe, warmup=0.0, decay_from=0.0, mosaic_until=min(0.4, recipe.mosaic_until))
 
 
-def _seed(standing: Standing, number: int) -> int:
+def _seed(standing: CampaignState, number: int) -> int:
     return standing.seed * 1000 + number

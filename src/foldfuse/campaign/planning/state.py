@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from foldfuse.recipes import Recipe
-from foldfuse.storage.ledger import Row
+from foldfuse.storage.ledger import SegmentRecord
 
 
 @dataclass(frozen=True)
@@ -35,14 +35,14 @@ class Segment:
 
 
 @dataclass(frozen=True)
-class Standing:
+class CampaignState:
     """All that a strategy looks at.
 
     Attributes:
         recipes: {name: recipe} that members may be made of, the one to begin with first.
         sizes: image sizes that are allowed; empty for all.
         seed: of every random choice.
-        deadline, used: seconds.
+        deadline, elapsed: seconds.
         num_held, num_target: pictures that each member predicts: those held back, and those to submit.
         rows: the segments so far.
         steps: {name of a recipe: seconds of one of its steps as a trunk}, as measured; those not named are not tried.
@@ -58,10 +58,10 @@ class Standing:
     sizes: tuple[int, ...]
     seed: int
     deadline: float
-    used: float
+    elapsed: float
     num_held: int
     num_target: int
-    rows: tuple[Row, ...] = ()
+    rows: tuple[SegmentRecord, ...] = ()
     steps: Mapping[str, float] = field(default_factory=dict)
     ranking: tuple[str, ...] = ()
     cost: float | None = None
@@ -81,15 +81,15 @@ class Standing:
         return self.num_held + self.num_target
 
     @property
-    def left(self) -> float:
+    def remaining(self) -> float:
         """Seconds until the deadline."""
-        return self.deadline - self.used
+        return self.deadline - self.elapsed
 
     @property
     def states(self) -> Mapping[str, str]:
         """{segment: its state}."""
         return {row.name: row.state for row in self.rows}
 
-    def row(self, name: str) -> Row | None:
+    def row(self, name: str) -> SegmentRecord | None:
         """What the ledger knows of a segment; None where it has not begun."""
         return next((row for row in self.rows if row.name == name), None)

@@ -2,15 +2,21 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
-.PHONY: demo test check bench clean
+.PHONY: demo test test-slow test-all check bench clean
 
 demo: $(VENV)/ready  ## the main job on drawn scenes of trash: demo/campaign/submission.csv and report.html
 	rm -rf demo/campaign
 	$(BIN)/foldfuse demo
 
-test: $(VENV)/ready  ## all tests
-	$(BIN)/python -m pytest
+test: $(VENV)/ready  ## the fast tests, one process a core
+	$(PYTEST) -n auto --maxprocesses 8 -m "not slow"
+
+test-slow: $(VENV)/ready  ## kills, clusters and whole campaigns, in one process: they measure time
+	$(PYTEST) -m slow
+
+test-all: test test-slow  ## all tests
 
 check: $(VENV)/ready  ## style and types
 	$(BIN)/ruff check src tests benchmarks

@@ -19,7 +19,8 @@ def plain(version: str) -> tuple[int, ...]:
 
 
 def test_the_constraints_are_the_lower_bounds_of_pyproject():
-    listed = [*PROJECT["dependencies"], *sum(PROJECT["optional-dependencies"].values(), [])]
+    groups = [PROJECT["dependencies"], *PROJECT["optional-dependencies"].values()]
+    listed = [text for group in groups for text in group]
     bounds = {found[1].lower(): plain(found[2]) for text in listed if (found := re.match(r"([\w-]+)>=([\d.]+)", text))}
     lines = (ROOT / ".github/constraints-lowest.txt").read_text(encoding="utf-8").splitlines()
     constraints = dict(line.lower().split("==") for line in lines if not line.startswith("#"))

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from foldfuse.data.dataset import Dataset
-from foldfuse.data.images import Pictures
+from foldfuse.data.images import ImageCache
 from foldfuse.data.readers.coco import read
 from foldfuse.evaluation.coco import score_predictions
 from foldfuse.inference.detector import (
@@ -78,12 +78,12 @@ def main() -> None:
     for seed in asked.seeds:
         for name in asked.names:
             data, held = read(ROOT / name / "train.json"), read(ROOT / name / "val.json")
-            pictures = Pictures.of(data.samples, longest=round(asked.image_size * 1.75))
+            images = ImageCache.load(data.samples, longest=round(asked.image_size * 1.75))
             for option in asked.options:
                 if (name, seed, option) in done:
                     continue
                 row = {"data": name, "seed": seed, "option": option}
-                row |= run(data, held, pictures, OPTIONS[option], seed, asked.seconds, recipe)
+                row |= run(data, held, images, OPTIONS[option], seed, asked.seconds, recipe)
                 rows.append(row)
                 with asked.out.open("a") as file:
                     file.write(json.dumps(row) + "\n")
@@ -94,7 +94,7 @@ def main() -> None:
 def run(
     data: Dataset,
     held: Dataset,
-    pictures: Pictures,
+    images: ImageCache,
     changes: tuple[str, ...],
     seed: int,
     seconds: float,
@@ -104,7 +104,7 @@ def run(
     recipe = changed(recipe, changes)
     with tempfile.TemporaryDirectory() as folder:
         run = Run.create(Path(folder) / "run", recipe, run_facts(data, data=data.source, seed=seed, held=()))
-        train_run(run, data, Budget(seconds=seconds, clock=time.process_time), seed, pictures=pictures)
+        train_run(run, data, Budget(seconds=seconds, clock=time.process_time), seed, images=images)
         model, classes = load_detector(run)
         views = parse_views(["1"])
         found = predict_views(model, held.samples, classes, image_size=recipe.image_size, views=views)[views[0]]

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from foldfuse.demo.synthetic import scenes
+from foldfuse.demo.synthetic import make_dataset
 from foldfuse.storage import ledger
 from foldfuse.storage.run import Run
 from foldfuse.system import host
@@ -64,7 +64,7 @@ def main() -> None:
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         work = asked.work or Path(temporary)
-        words = [str(asked.data or scenes(work / "data", images=60, test_images=20, seed=asked.seed))]
+        words = [str(asked.data or make_dataset(work / "data", num_images=60, num_test_images=20, seed=asked.seed))]
         words += ["--test", str(asked.test)] if asked.test else []
         words += ["--deadline", asked.deadline, "--seed", str(asked.seed), *shlex.split(asked.more)]
         alone = campaign(work / "alone", words, cores=1)

@@ -29,7 +29,7 @@ import torch.nn.functional as F
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
-from foldfuse.data.crops import objects
+from foldfuse.data.crops import object_crops
 from foldfuse.data.readers.coco import read
 from foldfuse.models.backbones import swin
 from foldfuse.models.backbones.vit import ViT
@@ -127,13 +127,13 @@ def crops(names: Sequence[str] = ("playing_cards", "aquatrash", "bccd"), most: i
     for name in names:
         for part in ("train", "val"):
             dataset = read(ROOT / name / f"{part}.json")
-            found = objects(dataset)
+            found = object_crops(dataset)
             rank = np.zeros(len(found), int)
             for label in range(len(dataset.classes)):
                 own = np.flatnonzero(found.labels == label)
                 rank[own] = rng.permutation(len(own))
-            found = found.where(rank < most)
-            pictures = np.stack(list(found.cut(context=1.1, size=SIDE)))
+            found = found.filter(rank < most)
+            pictures = np.stack(list(found.images(context=1.1, size=SIDE)))
             images = torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 255
             parts.append((images, torch.from_numpy(found.labels) + classes))
         classes += len(dataset.classes)

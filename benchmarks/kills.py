@@ -25,7 +25,7 @@ from pathlib import Path
 from statistics import median
 
 from foldfuse.data.readers.coco import read
-from foldfuse.demo.synthetic import scenes
+from foldfuse.demo.synthetic import make_dataset
 from foldfuse.errors import InputError
 from foldfuse.formats.submission import validate_submission
 from foldfuse.storage import ledger as ledgers
@@ -77,7 +77,7 @@ def main() -> None:
 def kills(work: Path, number: int, *, deadline: str, longest: float, seed: int) -> Counts:
     """Campaigns in `work`, one after another, until `number` kills have come and the last one has finished."""
     rng, counts = random.Random(seed), Counts()
-    data = scenes(work / "data", images=18, test_images=6, seed=seed)
+    data = make_dataset(work / "data", num_images=18, num_test_images=6, seed=seed)
     out, done, last = work / "out0", dict[str, float](), 0.0
     while sum(counts.kills.values()) < number or (out / ledgers.NAME).exists():
         begun = (out / ledgers.NAME).exists()

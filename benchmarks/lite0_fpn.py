@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from foldfuse.data.dataset import Dataset
-from foldfuse.data.images import Pictures
+from foldfuse.data.images import ImageCache
 from foldfuse.data.readers.coco import read
 from foldfuse.evaluation.coco import score_predictions
 from foldfuse.inference.detector import (
@@ -64,13 +64,13 @@ def main() -> None:
     for seed in asked.seeds:
         for name in asked.names:
             data, held = read(ROOT / name / "train.json"), read(ROOT / name / "val.json")
-            pictures = Pictures.of(data.samples, longest=round(asked.image_size * 1.75))
+            images = ImageCache.load(data.samples, longest=round(asked.image_size * 1.75))
             for recipe in asked.recipes:
                 if (name, seed, recipe) in done:
                     continue
                 made = replace(recipe_of(recipe), image_size=asked.image_size, precision="float32")
                 row = {"data": name, "seed": seed, "recipe": recipe}
-                row |= run(data, held, pictures, made, seed, asked.seconds)
+                row |= run(data, held, images, made, seed, asked.seconds)
                 rows.append(row)
                 with asked.out.open("a") as file:
                     file.write(json.dumps(row) + "\n")
@@ -83,11 +83,11 @@ def recipe_of(name: str) -> Recipe:
     return load_recipe(name) if name in RECIPES else load_recipe("efficientdet_lite0", [f"detector={name}"])
 
 
-def run(data: Dataset, held: Dataset, pictures: Pictures, recipe: Recipe, seed: int, seconds: float) -> dict[str, Any]:
+def run(data: Dataset, held: Dataset, images: ImageCache, recipe: Recipe, seed: int, seconds: float) -> dict[str, Any]:
     """Train once and score on `held`: steps, AP, AP50."""
     with tempfile.TemporaryDirectory() as folder:
         run = Run.create(Path(folder) / "run", recipe, run_facts(data, data=data.source, seed=seed, held=()))
-        train_run(run, data, Budget(seconds=seconds, clock=time.process_time), seed, pictures=pictures)
+        train_run(run, data, Budget(seconds=seconds, clock=time.process_time), seed, images=images)
         model, classes = load_detector(run)
         views = parse_views(["1"])
         found = predict_views(model, held.samples, classes, image_size=recipe.image_size, views=views)[views[0]]

@@ -106,13 +106,13 @@ Marks = list[tuple[float, float]]
 
 def ours(model: Any, recipe: Any, samples: Any, canvas: tuple[int, int], steps: int) -> tuple[Marks, str]:
     """The clocks before each step of `fit` and after the last; and how it is computed."""
-    from foldfuse.data.images import Pictures
+    from foldfuse.data.images import ImageCache
     from foldfuse.training.batches import Batches
     from foldfuse.training.budget import Budget
     from foldfuse.training.loop import fit
     from foldfuse.training.precision import probe
 
-    pictures = Pictures.of(samples, longest=round(recipe.image_size * (1 + recipe.scale_jitter)))
+    pictures = ImageCache.load(samples, longest=round(recipe.image_size * (1 + recipe.scale_jitter)))
     batches = Batches(samples, pictures, recipe, canvas, 0)
     with tempfile.TemporaryDirectory() as folder:  # what the machine remembers is not asked
         first, memory = batches.batch(0, 0.0), Path(folder) / "probe.json"
@@ -135,10 +135,10 @@ def plain(model: Any, recipe: Any, samples: Any, canvas: tuple[int, int], steps:
     """The clocks before each step of a plain loop and after the last; and how it is computed."""
     import torch
 
-    from foldfuse.data.images import Pictures
+    from foldfuse.data.images import ImageCache
     from foldfuse.training.batches import Batches
 
-    batches = Batches(samples, Pictures(samples, 10**6, ()), recipe, canvas, 0)
+    batches = Batches(samples, ImageCache(samples, 10**6, ()), recipe, canvas, 0)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=False)
     model.train()
     marks = [now()]

@@ -32,13 +32,13 @@ def make_dataset(tmp_path: Path) -> Callable[..., Path]:
     """
 
     def make(
-        *, pictures: int = 6, classes: int = 3, width: int = 96, height: int = 64, seed: int = 0, name: str = "train"
+        *, images: int = 6, classes: int = 3, width: int = 96, height: int = 64, seed: int = 0, name: str = "train"
     ) -> Path:
         rng = np.random.default_rng(seed)
         (tmp_path / name).mkdir()
         images: list[dict[str, Any]] = []
         annotations: list[dict[str, Any]] = []
-        for i in range(pictures):
+        for i in range(images):
             noise = Image.fromarray(rng.integers(0, 255, (6, 9, 3), np.uint8))  # so that no two look alike
             picture = noise.resize((width, height), Image.Resampling.BICUBIC)
             pen = ImageDraw.Draw(picture)

@@ -23,10 +23,10 @@ NAMES = [
     "Sample",
     "Score",
     "View",
-    "folds",
     "load_detector",
     "load_recipe",
     "make_detector",
+    "make_folds",
     "nms",
     "nmw",
     "predict_views",
@@ -84,6 +84,8 @@ def test_import_loads_nothing_heavy():
 def test_what_needs_no_learning_works_without_torch():
     # torch is made impossible to import, as where it is not installed
     imports = "".join(f"import foldfuse.{name}\n" for name in WITHOUT_TORCH)
-    names = "InputError, Predictions, read, folds, wbf, Ensemble, score_predictions, write_submission, View, Recipe"
+    names = (
+        "InputError, Predictions, read, make_folds, wbf, Ensemble, score_predictions, write_submission, View, Recipe"
+    )
     code = f"import sys\nsys.modules['torch'] = None\n{imports}from foldfuse import {names}\nprint('done')"
     assert in_a_new_process(code) == "done"

@@ -111,7 +111,7 @@ def test_an_interrupt_while_looking_at_the_pictures_is_told_in_a_sentence(data, 
 
     out = tmp_path / "out"
     with monkeypatch.context() as during:
-        during.setattr("foldfuse.campaign.task.undecodable", pressed)
+        during.setattr("foldfuse.campaign.task.unreadable_images", pressed)
         assert cli.main(["campaign", str(data), "--out", str(out), "--folds", "3"]) == 130
     again = f"Go on with: foldfuse campaign --resume {out}"
     assert f"Interrupted: nothing has been submitted yet. {again}\ninterrupted\n" in capsys.readouterr().err

@@ -66,8 +66,8 @@ def test_a_worker_learns_from_the_pictures_that_come_with_an_order_too(data, tmp
     train, held, more = (whole.subset(whole.image_ids[part]) for part in (slice(12), slice(12, 20), slice(20, 24)))
     seen = []
 
-    def learn(run, dataset, seconds, *, pictures, **_):
-        seen.append((dataset.image_ids, [pictures[i].shape for i in range(len(dataset))]))
+    def learn(run, dataset, seconds, *, images, **_):
+        seen.append((dataset.image_ids, [images[i].shape for i in range(len(dataset))]))
         return seconds
 
     monkeypatch.setattr("foldfuse.campaign.execution.jobs.learn", learn)
@@ -192,5 +192,5 @@ def test_a_node_killed_at_work_costs_no_more_than_its_segment(data, tmp_path, no
     steps = [row["step"] for row in Run(members / trunk).log if "loss" in row]
     assert steps == list(range(len(steps))), "the log has a gap where the node was killed"
     assert any(row["parent"] == trunk and row["state"] == "done" for row in facts["segments"])
-    target = read(data).subset(read_folds(out / "folds.json").held_ids(1))  # they stand in for test pictures
+    target = read(data).subset(read_folds(out / "folds.json").val_ids(1))  # they stand in for test pictures
     assert list(validate_submission(out / "submission.csv", target).image_ids) == list(target.image_ids)

@@ -10,14 +10,14 @@ from foldfuse.data.augment import (
     MIN_SIDE,
     MIN_VISIBLE,
     Augmentation,
-    Labelled,
-    augmented,
-    moved,
-    pasted,
-    placed,
-    recoloured,
+    LabeledImage,
+    augment,
+    copy_paste,
+    jitter_color,
+    random_affine,
+    transform_annotations,
 )
-from foldfuse.data.images import GREY
+from foldfuse.data.images import PAD_VALUE
 from foldfuse.detections import Annotations
 
 quiet = settings(deadline=None, derandomize=True, max_examples=60)
@@ -43,7 +43,7 @@ def painted(width, height, box, colour=(255, 255, 255)):
     """A black picture with one box filled in, and that box drawn."""
     picture = np.zeros((height, width, 3), np.uint8)
     picture[box[1] : box[3], box[0] : box[2]] = colour
-    return Labelled(picture, drawn([box]))
+    return LabeledImage(picture, drawn([box]))
 
 
 def bounds(mask):
@@ -55,9 +55,9 @@ def bounds(mask):
 @quiet
 @given(seeds, ranges, st.sampled_from([(96, 96), (64, 128), (128, 64)]))
 def test_a_box_follows_its_pixels(seed, how, canvas):
-    made = augmented([painted(120, 80, (20, 10, 60, 40))], canvas, how, np.random.default_rng(seed))
-    assert made.picture.shape == (*canvas, 3)
-    seen = bounds(made.picture.min(-1) > 200)
+    made = augment([painted(120, 80, (20, 10, 60, 40))], canvas, how, np.random.default_rng(seed))
+    assert made.image.shape == (*canvas, 3)
+    seen = bounds(made.image.min(-1) > 200)
     if len(made.annotations):
         np.testing.assert_allclose(made.annotations.boxes[0], seen, atol=1.6)
     elif seen is not None:  # left out: only a sliver is in view
@@ -72,22 +72,22 @@ def test_in_a_mosaic_each_box_follows_its_own_pixels(seed, how, canvas):
     pool = []
     for label, colour in enumerate(colours):
         one = painted(120, 80, (20, 10, 100, 70), colour)
-        pool.append(Labelled(one.picture, drawn([[20, 10, 100, 70]], [label])))
-    made = augmented(pool, canvas, how, np.random.default_rng(seed))
-    assert made.picture.shape == (*canvas, 3)
+        pool.append(LabeledImage(one.image, drawn([[20, 10, 100, 70]], [label])))
+    made = augment(pool, canvas, how, np.random.default_rng(seed))
+    assert made.image.shape == (*canvas, 3)
     boxes = made.annotations.boxes
     assert (boxes >= 0).all()
     assert (boxes <= [canvas[1], canvas[0]] * 2).all()
     for box, label in zip(boxes, made.annotations.labels, strict=True):
-        distance = np.abs(made.picture.astype(int) - colours[label]).max(-1)
+        distance = np.abs(made.image.astype(int) - colours[label]).max(-1)
         np.testing.assert_allclose(box, bounds(distance < 60), atol=1.6)
 
 
 def test_a_mosaic_shows_four_pictures_about_a_point():
     colours = [(255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 0)]
     pool = [painted(50, 50, (0, 0, 50, 50), colour) for colour in colours]
-    made = augmented(pool, (100, 100), STILL, np.random.default_rng(3))
-    corners = made.picture[[20, 20, 80, 80], [20, 80, 20, 80]]
+    made = augment(pool, (100, 100), STILL, np.random.default_rng(3))
+    corners = made.image[[20, 20, 80, 80], [20, 80, 20, 80]]
     np.testing.assert_array_equal(corners, colours)
     boxes = made.annotations.boxes
     assert area(boxes).sum() == pytest.approx(100 * 100, rel=0.4)
@@ -98,8 +98,8 @@ def test_a_mosaic_shows_four_pictures_about_a_point():
 
 def test_without_changes_the_picture_just_lies_on_its_canvas():
     one = painted(64, 32, (10, 5, 30, 20))
-    made = augmented([one], (32, 64), STILL, np.random.default_rng(0))
-    np.testing.assert_array_equal(made.picture, one.picture)
+    made = augment([one], (32, 64), STILL, np.random.default_rng(0))
+    np.testing.assert_array_equal(made.image, one.image)
     np.testing.assert_allclose(made.annotations.boxes, one.annotations.boxes)
     np.testing.assert_allclose(made.annotations.area, one.annotations.area)
 
@@ -109,8 +109,8 @@ def test_without_changes_the_picture_just_lies_on_its_canvas():
 )
 def test_a_flip_mirrors_picture_and_boxes_exactly(how, axis):
     one = painted(64, 32, (10, 5, 30, 20))
-    made = augmented([one], (32, 64), how, np.random.default_rng(0))
-    np.testing.assert_array_equal(made.picture, np.flip(one.picture, axis))
+    made = augment([one], (32, 64), how, np.random.default_rng(0))
+    np.testing.assert_array_equal(made.image, np.flip(one.image, axis))
     want = [34, 5, 54, 20] if axis == 1 else [10, 12, 30, 27]
     np.testing.assert_allclose(made.annotations.boxes, [want])
 
@@ -118,10 +118,10 @@ def test_a_flip_mirrors_picture_and_boxes_exactly(how, axis):
 def test_area_goes_with_the_square_of_the_scale():
     # `area` is of the mask, so it may not be taken anew from the box.
     one = painted(32, 32, (0, 0, 32, 32))
-    one = Labelled(
-        one.picture, Annotations(one.annotations.boxes, np.zeros(1, int), np.zeros(1, bool), np.array([100.0]))
+    one = LabeledImage(
+        one.image, Annotations(one.annotations.boxes, np.zeros(1, int), np.zeros(1, bool), np.array([100.0]))
     )
-    made = placed(one, (64, 64), (0, 0, 64, 64), STILL, np.random.default_rng(0))
+    made = random_affine(one, (64, 64), (0, 0, 64, 64), STILL, np.random.default_rng(0))
     np.testing.assert_allclose(made.annotations.area, [400.0])
 
 
@@ -130,48 +130,50 @@ def test_what_is_too_little_in_view_is_left_out():
     before = drawn(
         [[-60, 0, 40, 10], [-80, 0, 20, 10], [0, 0, 50, MIN_SIDE - 0.5], [0, 0, 50, MIN_SIDE], [200, 0, 210, 9]]
     )
-    after = moved(before, (1.0, 1.0), (0.0, 0.0), window)
+    after = transform_annotations(before, (1.0, 1.0), (0.0, 0.0), window)
     assert after.labels.tolist() == [0, 3]
     np.testing.assert_allclose(after.boxes, [[0, 0, 40, 10], [0, 0, 50, MIN_SIDE]])
 
 
 def test_a_picture_without_objects_stays_one():
-    one = Labelled(np.zeros((20, 30, 3), np.uint8), Annotations.empty())
-    assert len(augmented([one], (32, 32), Augmentation(), np.random.default_rng(0)).annotations) == 0
-    assert len(augmented([one] * 4, (32, 32), Augmentation(), np.random.default_rng(0)).annotations) == 0
+    one = LabeledImage(np.zeros((20, 30, 3), np.uint8), Annotations.empty())
+    assert len(augment([one], (32, 32), Augmentation(), np.random.default_rng(0)).annotations) == 0
+    assert len(augment([one] * 4, (32, 32), Augmentation(), np.random.default_rng(0)).annotations) == 0
 
 
 @quiet
 @given(seeds, st.booleans())
 def test_the_generator_decides_everything(seed, mosaic):
     picture = np.random.default_rng(1).integers(0, 255, (40, 60, 3), np.uint8)
-    pool = [Labelled(picture, drawn([[5, 5, 30, 30]]))] * (4 if mosaic else 1)
+    pool = [LabeledImage(picture, drawn([[5, 5, 30, 30]]))] * (4 if mosaic else 1)
     one, same, other = (
-        augmented(pool, (64, 64), Augmentation(), np.random.default_rng(s)) for s in (seed, seed, seed + 1)
+        augment(pool, (64, 64), Augmentation(), np.random.default_rng(s)) for s in (seed, seed, seed + 1)
     )
-    assert np.array_equal(one.picture, same.picture)
+    assert np.array_equal(one.image, same.image)
     assert np.array_equal(one.annotations.boxes, same.annotations.boxes)
-    assert not np.array_equal(one.picture, other.picture)
+    assert not np.array_equal(one.image, other.image)
 
 
 def test_the_picture_given_is_not_changed():
     one = painted(60, 40, (5, 5, 20, 20))
-    before = one.picture.copy()
-    augmented([one] * 4, (64, 64), Augmentation(), np.random.default_rng(0))
-    assert np.array_equal(one.picture, before)
+    before = one.image.copy()
+    augment([one] * 4, (64, 64), Augmentation(), np.random.default_rng(0))
+    assert np.array_equal(one.image, before)
 
 
 def test_the_rest_of_the_canvas_is_grey():
-    one = Labelled(np.full((20, 20, 3), 255, np.uint8), Annotations.empty())
-    made = augmented([one], (20, 60), STILL, np.random.default_rng(0))
-    values, counts = np.unique(made.picture, return_counts=True)
-    assert dict(zip(values.tolist(), counts.tolist(), strict=True))[GREY] == pytest.approx(2 * 20 * 20 * 3, rel=0.06)
+    one = LabeledImage(np.full((20, 20, 3), 255, np.uint8), Annotations.empty())
+    made = augment([one], (20, 60), STILL, np.random.default_rng(0))
+    values, counts = np.unique(made.image, return_counts=True)
+    assert dict(zip(values.tolist(), counts.tolist(), strict=True))[PAD_VALUE] == pytest.approx(
+        2 * 20 * 20 * 3, rel=0.06
+    )
 
 
 def test_colour_changes_pixels_and_no_more_than_asked():
     picture = np.full((8, 8, 3), (100, 120, 80), np.uint8)
-    assert np.array_equal(recoloured(picture, 0.0, np.random.default_rng(0)), picture)
-    changed = [recoloured(picture, 0.3, np.random.default_rng(seed)) for seed in range(20)]
+    assert np.array_equal(jitter_color(picture, 0.0, np.random.default_rng(0)), picture)
+    changed = [jitter_color(picture, 0.3, np.random.default_rng(seed)) for seed in range(20)]
     means = np.array([c.mean() for c in changed])
     assert means.std() > 5
     assert ((means > 100 * 0.65) & (means < 100 * 1.35)).all()
@@ -181,7 +183,7 @@ def test_scale_jitter_is_as_likely_to_halve_as_to_double():
     one = painted(64, 64, (0, 0, 64, 64))
     how = Augmentation(0, 0, 1.0, 0, 0)
     rng = np.random.default_rng(0)
-    areas = [placed(one, (64, 64), (0, 0, 200, 200), how, rng).annotations.area[0] / 64**2 for _ in range(300)]
+    areas = [random_affine(one, (64, 64), (0, 0, 200, 200), how, rng).annotations.area[0] / 64**2 for _ in range(300)]
     factors = np.sqrt(areas)
     assert 0.5 <= factors.min() < 0.55
     assert 1.8 < factors.max() <= 2.0
@@ -196,19 +198,19 @@ def test_scale_jitter_is_as_likely_to_halve_as_to_double():
 def test_pasted_objects_are_seen_whole_and_cover_nothing_drawn(seed):
     one = painted(60, 40, (5, 5, 20, 20))
     other = painted(50, 50, (10, 20, 22, 40), colour=(9, 200, 30))
-    made = pasted(one, other, np.random.default_rng(seed))
-    np.testing.assert_array_equal(one.picture, painted(60, 40, (5, 5, 20, 20)).picture)  # the original stays
-    assert (made.picture[5:20, 5:20] == 255).all()
+    made = copy_paste(one, other, np.random.default_rng(seed))
+    np.testing.assert_array_equal(one.image, painted(60, 40, (5, 5, 20, 20)).image)  # the original stays
+    assert (made.image[5:20, 5:20] == 255).all()
     new = made.annotations.boxes[1:]
     assert len(new) <= 1
-    assert (made.picture == (9, 200, 30)).all(-1).sum() == 12 * 20 * len(new)
+    assert (made.image == (9, 200, 30)).all(-1).sum() == 12 * 20 * len(new)
     for box in new.astype(int):
-        assert (made.picture[box[1] : box[3], box[0] : box[2]] == (9, 200, 30)).all()
+        assert (made.image[box[1] : box[3], box[0] : box[2]] == (9, 200, 30)).all()
 
 
 def test_pasting_finds_a_place_in_most_cases_and_none_in_a_smaller_picture():
     one, other = painted(200, 200, (0, 0, 10, 10)), painted(50, 50, (10, 20, 22, 40))
-    counts = [len(pasted(one, other, np.random.default_rng(seed)).annotations) for seed in range(20)]
+    counts = [len(copy_paste(one, other, np.random.default_rng(seed)).annotations) for seed in range(20)]
     assert sum(counts) > 30
     tiny = painted(8, 8, (0, 0, 4, 4))
-    assert len(pasted(tiny, other, np.random.default_rng(0)).annotations) == 1
+    assert len(copy_paste(tiny, other, np.random.default_rng(0)).annotations) == 1

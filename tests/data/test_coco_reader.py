@@ -122,19 +122,19 @@ def test_a_test_set_needs_no_annotations(path: Path) -> None:
 
 def test_annotations_of_a_test_set_are_not_even_looked_at(path: Path) -> None:
     dataset = read(changed(path, lambda d: d.update(annotations="nonsense")), annotated=False)
-    assert not dataset.labelled
+    assert not dataset.is_labeled
     assert "annotations" not in json.loads(write(dataset, path.with_name("again.json")).read_text())
 
 
 def test_subsets_keep_the_order(path: Path) -> None:
     dataset = read(path)
     assert dataset.subset([4, 0, 99]).image_ids == (0, 4)
-    assert dataset.labelled
-    assert not dataset.without_annotations().labelled
+    assert dataset.is_labeled
+    assert not dataset.without_annotations().is_labeled
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         (lambda d: d.update(images=[]), "lists no images"),
         (lambda d: d.update(categories=[]), "lists no categories"),
@@ -165,14 +165,14 @@ def test_subsets_keep_the_order(path: Path) -> None:
         (lambda d: d["annotations"][0].update(area=None), "'area' is None, expected square pixels"),
     ],
 )
-def test_a_broken_entry_is_named(path: Path, change: Change, told: str) -> None:
-    with pytest.raises(InputError, match=told) as caught:
+def test_a_broken_entry_is_named(path: Path, change: Change, message: str) -> None:
+    with pytest.raises(InputError, match=message) as caught:
         read(changed(path, change))
     assert str(path) in str(caught.value)
 
 
 @pytest.mark.parametrize(
-    ("content", "told"),
+    ("content", "message"),
     [
         (b'{"images": [', r"is not JSON \(line 1, column 13"),
         (b"\xff\xd8\xff\xe0 a picture", "is not a text file"),
@@ -180,9 +180,9 @@ def test_a_broken_entry_is_named(path: Path, change: Change, told: str) -> None:
         (b"", "is not JSON"),
     ],
 )
-def test_a_file_that_is_no_coco_is_told(tmp_path: Path, content: bytes, told: str) -> None:
+def test_a_file_that_is_no_coco_is_told(tmp_path: Path, content: bytes, message: str) -> None:
     (tmp_path / "train.json").write_bytes(content)
-    with pytest.raises(InputError, match=told):
+    with pytest.raises(InputError, match=message):
         read(tmp_path)
 
 

@@ -13,7 +13,7 @@ from PIL import Image
 
 from foldfuse.cli import main
 from foldfuse.commands.data import check
-from foldfuse.data.doctor import undecodable
+from foldfuse.data.doctor import unreadable_images
 from foldfuse.data.readers.coco import read
 from foldfuse.errors import InputError
 
@@ -130,8 +130,8 @@ def test_pictures_that_cannot_be_decoded_are_named(path: Path) -> None:
     dataset.samples[2].path.write_bytes(whole[: len(whole) // 2])
     dataset.samples[4].path.write_bytes(b"no picture")
     Image.new("RGB", (64, 96)).save(dataset.samples[5].path)
-    assert [sample.id for sample, _ in undecodable(dataset)] == [2, 4, 5]
-    assert "is 64 x 96 pixels, and the JSON says 96 x 64" in undecodable(dataset)[2][1]
+    assert [sample.id for sample, _ in unreadable_images(dataset)] == [2, 4, 5]
+    assert "is 64 x 96 pixels, and the JSON says 96 x 64" in unreadable_images(dataset)[2][1]
     faults = Counter(f.kind for f in check(path).faults)
     assert faults["the picture cannot be decoded"] == 2
     assert faults["the size is not the JSON's"] == 1

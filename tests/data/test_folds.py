@@ -12,7 +12,7 @@ from PIL import Image
 
 from foldfuse.commands.data import split
 from foldfuse.data.dataset import Dataset
-from foldfuse.data.folds import Folds, folds, groups_of, read_folds
+from foldfuse.data.folds import Folds, groups_of, make_folds, read_folds
 from foldfuse.data.near_duplicates import near_duplicates
 from foldfuse.data.readers.coco import read
 from foldfuse.detections import Array
@@ -21,7 +21,7 @@ from foldfuse.errors import InputError
 
 def boxes_per_fold(dataset: Dataset, made: Folds) -> Array:
     """(k, classes) boxes."""
-    counts = np.zeros((made.k, len(dataset.classes)), int)
+    counts = np.zeros((made.num_folds, len(dataset.classes)), int)
     for sample in dataset.samples:
         assert sample.annotations is not None
         counts[made.fold_of[sample.id]] += np.bincount(sample.annotations.labels, minlength=len(dataset.classes))
@@ -30,20 +30,20 @@ def boxes_per_fold(dataset: Dataset, made: Folds) -> Array:
 
 @pytest.fixture
 def dataset(make_dataset: Callable[..., Path]) -> Dataset:
-    return read(make_dataset(pictures=30))
+    return read(make_dataset(images=30))
 
 
 def test_each_picture_is_held_back_once(dataset: Dataset) -> None:
-    made = folds(dataset, k=4)
-    held = [image_id for fold in range(4) for image_id in made.held_ids(fold)]
+    made = make_folds(dataset, num_folds=4)
+    held = [image_id for fold in range(4) for image_id in made.val_ids(fold)]
     assert sorted(held) == sorted(dataset.image_ids)
     for fold in range(4):
-        assert sorted(made.train_ids(fold) + made.held_ids(fold)) == sorted(dataset.image_ids)
-        assert len(made.held_ids(fold)) in (7, 8)
+        assert sorted(made.train_ids(fold) + made.val_ids(fold)) == sorted(dataset.image_ids)
+        assert len(made.val_ids(fold)) in (7, 8)
 
 
 def test_every_fold_has_its_share_of_each_class(dataset: Dataset) -> None:
-    counts = boxes_per_fold(dataset, folds(dataset, k=3))
+    counts = boxes_per_fold(dataset, make_folds(dataset, num_folds=3))
     fair = counts.sum(0) / 3
     assert (np.abs(counts - fair) <= 1.5).all(), counts
 
@@ -51,24 +51,24 @@ def test_every_fold_has_its_share_of_each_class(dataset: Dataset) -> None:
 @pytest.mark.parametrize("name", ["bccd", "aquatrash", "playing_cards"])
 def test_real_data_is_shared_out_evenly(shared_data: Path, name: str) -> None:
     dataset = read(shared_data / name)
-    counts = boxes_per_fold(dataset, folds(dataset))
+    counts = boxes_per_fold(dataset, make_folds(dataset))
     assert (np.abs(counts / (counts.sum(0) / 5) - 1) < 0.15).all(), counts
 
 
 def test_the_seed_decides(dataset: Dataset) -> None:
-    assert folds(dataset, seed=1).fold_of == folds(dataset, seed=1).fold_of
-    assert folds(dataset, seed=1).fold_of != folds(dataset, seed=2).fold_of
+    assert make_folds(dataset, seed=1).fold_of == make_folds(dataset, seed=1).fold_of
+    assert make_folds(dataset, seed=1).fold_of != make_folds(dataset, seed=2).fold_of
 
 
 def test_groups_stay_together(dataset: Dataset) -> None:
     groups = {image_id: f"scene {image_id % 7}" for image_id in dataset.image_ids}
-    made = folds(dataset, k=3, groups=groups)
+    made = make_folds(dataset, num_folds=3, groups=groups)
     for scene in set(groups.values()):
         assert len({made.fold_of[i] for i in groups if groups[i] == scene}) == 1
 
 
 def test_near_duplicates_stay_together(make_dataset: Callable[..., Path]) -> None:
-    dataset = read(make_dataset(pictures=12))
+    dataset = read(make_dataset(images=12))
     with Image.open(dataset.samples[0].path) as first:
         copy = first.resize((60, 40)).point(lambda v: v * 0.9 + 10)  # smaller, paler, and compressed again
     for i in (4, 8):
@@ -76,7 +76,7 @@ def test_near_duplicates_stay_together(make_dataset: Callable[..., Path]) -> Non
     paths = [s.path for s in dataset.samples]
     assert near_duplicates(paths) == [(0, 4), (0, 8), (4, 8)]
     for seed in range(5):
-        fold_of = folds(dataset, k=5, seed=seed).fold_of
+        fold_of = make_folds(dataset, num_folds=5, seed=seed).fold_of
         assert fold_of[0] == fold_of[4] == fold_of[8]
 
 
@@ -91,28 +91,29 @@ def test_flat_or_broken_pictures_are_nobodys_duplicates(tmp_path: Path) -> None:
 
 
 def test_a_class_less_frequent_than_the_folds_is_no_trouble(make_dataset: Callable[..., Path]) -> None:
-    path = make_dataset(pictures=10, classes=1)
+    path = make_dataset(images=10, classes=1)
     document = json.loads(path.read_text())
     document["annotations"] = document["annotations"][:1]
     path.write_text(json.dumps(document))
-    made = folds(read(path), k=5)
-    assert [len(made.held_ids(fold)) for fold in range(5)] == [2] * 5
+    made = make_folds(read(path), num_folds=5)
+    assert [len(made.val_ids(fold)) for fold in range(5)] == [2] * 5
 
 
 def test_folds_are_read_as_written(dataset: Dataset, tmp_path: Path) -> None:
-    made = folds(dataset, k=3)
+    made = make_folds(dataset, num_folds=3)
     made.write(tmp_path / "folds.json")
     again = read_folds(tmp_path / "folds.json")
     assert dict(again.fold_of) == dict(made.fold_of)
-    assert again.k == 3
+    assert again.num_folds == 3
 
 
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        ('{"k": 2, "folds": {"1": 2}}', "image 1 is in fold 2, expected 0..1"),
-        ('{"k": 2}', "is not a file of folds"),
-        ("[1, 2]", "is not a file of folds"),
+        ('{"num_folds": 2, "fold_of": {"1": 2}}', "image 1 is in fold 2, expected 0..1"),
+        ('{"num_folds": 2}', "is not a file of folds"),
+        ('{"format": 2, "num_folds": 2, "fold_of": {}}', "is a file of folds of format 2.*Update Foldfuse"),
+        ("[1, 2]", "expected the JSON object of a file of folds"),
         ("{", "is not JSON"),
     ],
 )
@@ -123,20 +124,20 @@ def test_what_is_no_file_of_folds_is_told(tmp_path: Path, text: str, told: str) 
 
 
 def test_wrong_numbers_of_folds_are_told(dataset: Dataset) -> None:
-    with pytest.raises(InputError, match="k is 1, and must be 2 or more"):
-        folds(dataset, k=1)
-    with pytest.raises(InputError, match=r"30 pictures fall into 30 groups.*Ask for at most 30 folds"):
-        folds(dataset, k=31)
+    with pytest.raises(InputError, match="the number of folds is 1, and must be 2 or more"):
+        make_folds(dataset, num_folds=1)
+    with pytest.raises(InputError, match=r"30 images form 30 groups.*Ask for at most 30 folds"):
+        make_folds(dataset, num_folds=31)
     with pytest.raises(InputError, match=r"no fold 5: the folds are 0..4"):
-        folds(dataset).held_ids(5)
+        make_folds(dataset).val_ids(5)
 
 
 def test_groups_come_from_file_names(dataset: Dataset) -> None:
     assert groups_of(dataset, r"(\d)\.jpg$")[23] == "3"
     assert groups_of(dataset, r"002\d") == {i: f"00{i}" for i in range(20, 30)}
-    with pytest.raises(InputError, match=r"finds nothing in the file names.*train/0000.jpg"):
+    with pytest.raises(InputError, match=r"matches none of the file names.*train/0000.jpg"):
         groups_of(dataset, "video")
-    with pytest.raises(InputError, match="is no regular expression"):
+    with pytest.raises(InputError, match="is not a regular expression"):
         groups_of(dataset, "(")
 
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from foldfuse.data.dataset import Sample
-from foldfuse.data.images import GREY, Fit, Pictures, canvas_for, load_image, scale_of
+from foldfuse.data.images import PAD_VALUE, ImageCache, Letterbox, canvas_for, load_image, scale_of
 from foldfuse.detections import Detections
 from foldfuse.errors import InputError
 
@@ -89,52 +89,52 @@ def test_a_missing_picture_is_named(tmp_path):
         load_image(tmp_path / "gone.png")
 
 
-# Fit
+# Letterbox
 
 
 @quiet
 @given(side, side, canvas_side, canvas_side)
 def test_boxes_come_back_from_the_canvas_where_they_were(width, height, canvas_height, canvas_width):
-    fit = Fit(width, height, (canvas_height, canvas_width))
+    letterbox = Letterbox(width, height, (canvas_height, canvas_width))
     boxes = np.array([[0, 0, width, height], [0.25 * width, 0.5 * height, 0.75 * width, 0.9 * height]])
-    on_canvas = fit.boxes(boxes)
+    on_canvas = letterbox.apply_boxes(boxes)
     assert (on_canvas[:, 2:] <= np.array([canvas_width, canvas_height]) + 1e-6).all()
-    back = fit.back(found(on_canvas))
+    back = letterbox.invert_boxes(found(on_canvas))
     np.testing.assert_allclose(back.boxes, boxes, rtol=1e-4, atol=1e-3)
 
 
 @quiet
 @given(side, side, canvas_side, canvas_side)
 def test_a_picture_fits_one_side_of_its_canvas_and_the_rest_is_grey(width, height, canvas_height, canvas_width):
-    fit = Fit(width, height, (canvas_height, canvas_width))
-    out = fit.image(np.full((height, width, 3), 255, np.uint8))
+    letterbox = Letterbox(width, height, (canvas_height, canvas_width))
+    out = letterbox.apply(np.full((height, width, 3), 255, np.uint8))
     assert out.shape == (canvas_height, canvas_width, 3)
     right, low = bounds(out)[2:]
     assert right == canvas_width or low == canvas_height
     assert (out[:low, :right] == 255).all()
-    assert (out[low:] == GREY).all()
-    assert (out[:, right:] == GREY).all()
+    assert (out[low:] == PAD_VALUE).all()
+    assert (out[:, right:] == PAD_VALUE).all()
 
 
 @pytest.mark.parametrize("canvas", [(32, 64), (64, 64), (160, 96), (320, 320)])
 @pytest.mark.parametrize("shrunk", [1, 2])
 def test_boxes_follow_the_pixels_onto_the_canvas(canvas, shrunk):
     box = (20, 40, 80, 60)
-    fit = Fit(160, 80, canvas)
+    letterbox = Letterbox(160, 80, canvas)
     picture = painted(160, 80, box)[::shrunk, ::shrunk]  # perhaps shrunk already when it was decoded
-    tolerance = max(1.0, fit.scale * shrunk)
-    np.testing.assert_allclose(bounds(fit.image(picture)), fit.boxes(np.array(box)), atol=tolerance)
+    tolerance = max(1.0, letterbox.scale * shrunk)
+    np.testing.assert_allclose(bounds(letterbox.apply(picture)), letterbox.apply_boxes(np.array(box)), atol=tolerance)
 
 
 def test_what_lies_on_the_grey_is_gone_and_what_sticks_out_is_cut():
-    fit = Fit(100, 50, (64, 64))  # 32 rows of picture, 32 of grey
-    got = fit.back(found([[10, 40, 20, 60], [-5, 20, 32, 50]]))
+    letterbox = Letterbox(100, 50, (64, 64))  # 32 rows of picture, 32 of grey
+    got = letterbox.invert_boxes(found([[10, 40, 20, 60], [-5, 20, 32, 50]]))
     assert got.labels.tolist() == [1]
     np.testing.assert_allclose(got.boxes, [[0, 31.25, 50, 50]])
 
 
 def test_nothing_found_comes_back_as_nothing():
-    assert len(Fit(10, 10, (32, 32)).back(Detections.empty())) == 0
+    assert len(Letterbox(10, 10, (32, 32)).invert_boxes(Detections.empty())) == 0
 
 
 # canvases
@@ -167,7 +167,7 @@ def test_canvases_by_hand(sizes, want):
     assert canvas_for([sample(w, h) for w, h in sizes], image_size=320, stride=32) == want
 
 
-# Pictures
+# ImageCache
 
 
 @pytest.mark.parametrize(("memory_mb", "disk_mb"), [(800.0, 0.0), (0.0, 800.0), (0.003, 0.003), (0.0, 0.0)])
@@ -177,19 +177,19 @@ def test_pictures_are_the_same_in_memory_in_a_file_or_decoded_anew(tmp_path, mem
         path = tmp_path / f"{i}.png"
         Image.new("RGB", (width, height), (i, i, i)).save(path)
         samples.append(sample(width, height, path, i))
-    pictures = Pictures.of(samples, longest=30, memory_mb=memory_mb, disk_mb=disk_mb)
-    assert [pictures[i].shape for i in range(2)] == [(20, 30, 3), (30, 20, 3)]
-    assert [int(pictures[i][0, 0, 0]) for i in range(2)] == [0, 1]
-    assert scale_of(samples[0], pictures[0]) == (0.5, 0.5)
+    images = ImageCache.load(samples, longest=30, memory_mb=memory_mb, disk_mb=disk_mb)
+    assert [images[i].shape for i in range(2)] == [(20, 30, 3), (30, 20, 3)]
+    assert [int(images[i][0, 0, 0]) for i in range(2)] == [0, 1]
+    assert scale_of(samples[0], images[0]) == (0.5, 0.5)
     path.unlink()
     if memory_mb + disk_mb:
-        assert pictures[1].shape == (30, 20, 3)
+        assert images[1].shape == (30, 20, 3)
     else:
         with pytest.raises(InputError, match="no such picture"):
-            pictures[1]
+            images[1]
 
 
 def test_a_broken_picture_is_named_before_training_begins(tmp_path):
     (tmp_path / "a.png").write_bytes(b"x")
     with pytest.raises(InputError, match=r"a\.png"):
-        Pictures.of([sample(4, 4, tmp_path / "a.png")], longest=8)
+        ImageCache.load([sample(4, 4, tmp_path / "a.png")], longest=8)

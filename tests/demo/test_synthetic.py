@@ -13,12 +13,12 @@ from foldfuse.errors import InputError
 
 CONTEST = ["General trash", "Paper", "Paper pack", "Metal", "Glass", "Plastic", "Styrofoam", "Plastic bag", "Battery",
            "Clothing"]  # fmt: skip
-SMALL = {"images": 5, "test_images": 3, "size": 96, "seed": 4}
+SMALL = {"num_images": 5, "num_test_images": 3, "image_size": 96, "seed": 4}
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    return scenes.scenes(tmp_path_factory.mktemp("scenes") / "trash", **SMALL)
+    return scenes.make_dataset(tmp_path_factory.mktemp("scenes") / "trash", **SMALL)
 
 
 def document(folder, name):
@@ -48,8 +48,8 @@ def test_it_is_read_as_a_dataset(made):
 
 
 def test_a_seed_gives_the_same_files_and_another_seed_gives_others(made, tmp_path):
-    again = scenes.scenes(tmp_path / "again", **SMALL)
-    other = scenes.scenes(tmp_path / "other", **SMALL | {"seed": 5})
+    again = scenes.make_dataset(tmp_path / "again", **SMALL)
+    other = scenes.make_dataset(tmp_path / "other", **SMALL | {"seed": 5})
     for file in (p.relative_to(made) for p in made.rglob("*") if p.is_file()):
         assert (again / file).read_bytes() == (made / file).read_bytes(), file
         assert (other / file).read_bytes() != (made / file).read_bytes(), file
@@ -113,28 +113,28 @@ def test_each_thing_is_drawn_on_a_clear_sheet_and_varies(kind):
 
 def test_a_set_made_with_the_same_arguments_is_used_again(made):
     before = (made / "train.json").stat().st_mtime_ns
-    assert scenes.scenes(made, **SMALL) == made
+    assert scenes.make_dataset(made, **SMALL) == made
     assert (made / "train.json").stat().st_mtime_ns == before
 
 
-@pytest.mark.parametrize("change", [{"images": 6}, {"test_images": 2}, {"size": 128}, {"seed": 5}])
+@pytest.mark.parametrize("change", [{"num_images": 6}, {"num_test_images": 2}, {"image_size": 128}, {"seed": 5}])
 def test_a_set_made_with_other_arguments_is_refused(made, change):
     with pytest.raises(InputError, match="holds scenes made with"):
-        scenes.scenes(made, **SMALL | change)
+        scenes.make_dataset(made, **SMALL | change)
 
 
 def test_a_folder_of_something_else_is_refused_and_left_alone(tmp_path):
     (tmp_path / "train.json").write_text('{"images": []}')
     with pytest.raises(InputError, match=r"has no train\.json of drawn scenes"):
-        scenes.scenes(tmp_path, **SMALL)
+        scenes.make_dataset(tmp_path, **SMALL)
     assert [p.name for p in tmp_path.iterdir()] == ["train.json"]
 
 
 def test_a_set_that_lost_a_picture_is_refused(tmp_path):
-    out = scenes.scenes(tmp_path / "trash", images=1, test_images=1, size=64)
+    out = scenes.make_dataset(tmp_path / "trash", num_images=1, num_test_images=1, image_size=64)
     (out / "test/0000.jpg").unlink()
     with pytest.raises(InputError, match=r"test/0000\.jpg is missing"):
-        scenes.scenes(out, images=1, test_images=1, size=64)
+        scenes.make_dataset(out, num_images=1, num_test_images=1, image_size=64)
 
 
 def test_nothing_is_left_when_drawing_is_broken_off(tmp_path, monkeypatch):
@@ -143,12 +143,14 @@ def test_nothing_is_left_when_drawing_is_broken_off(tmp_path, monkeypatch):
 
     monkeypatch.setattr(scenes, "draw", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        scenes.scenes(tmp_path / "trash", **SMALL)
+        scenes.make_dataset(tmp_path / "trash", **SMALL)
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize(("name", "value"), [("images", 0), ("test_images", -1), ("size", 32), ("seed", -1)])
+@pytest.mark.parametrize(
+    ("name", "value"), [("num_images", 0), ("num_test_images", -1), ("image_size", 32), ("seed", -1)]
+)
 def test_a_number_out_of_range_is_named(tmp_path, name, value):
     with pytest.raises(InputError, match=f"^{name} is {value}, and must be at least"):
-        scenes.scenes(tmp_path / "trash", **SMALL | {name: value})
+        scenes.make_dataset(tmp_path / "trash", **SMALL | {name: value})
     assert list(tmp_path.iterdir()) == []

@@ -8,7 +8,7 @@ import pytest
 from foldfuse.campaign.execution.jobs import joined
 from foldfuse.campaign.runner import taught_by
 from foldfuse.campaign.task import Task
-from foldfuse.data.images import Pictures
+from foldfuse.data.images import ImageCache
 from foldfuse.data.readers.coco import read
 from foldfuse.detections import Detections, Predictions
 from foldfuse.ensemble.pseudo_labels import labelled, sure
@@ -71,15 +71,15 @@ def test_pictures_without_a_sure_box_are_left_out(task):
 def test_pictures_are_joined_in_order(task):
     task, _ = task
     more = replace(task.held, samples=task.held.samples[:2])
-    dataset, pictures = joined(task.train, Pictures.of(task.train.samples, longest=32), more)
+    dataset, images = joined(task.train, ImageCache.load(task.train.samples, longest=32), more)
     assert [s.id for s in dataset.samples] == [*task.train.image_ids, *more.image_ids]
-    alone = Pictures.of(more.samples, longest=32)
-    np.testing.assert_array_equal(pictures[len(task.train)], alone[0])
+    alone = ImageCache.load(more.samples, longest=32)
+    np.testing.assert_array_equal(images[len(task.train)], alone[0])
     gap = (
-        Pictures.of(task.train.samples, longest=32, memory_mb=0.0, disk_mb=0.0) + alone
+        ImageCache.load(task.train.samples, longest=32, memory_mb=0.0, disk_mb=0.0) + alone
     )  # nothing of the first is kept
     np.testing.assert_array_equal(gap[len(task.train) + 1], alone[1])
-    np.testing.assert_array_equal(gap[0], pictures[0])
+    np.testing.assert_array_equal(gap[0], images[0])
 
 
 def test_a_run_learns_from_the_submission_that_held_when_it_began(task, tmp_path, capsys):

@@ -135,7 +135,7 @@ def test_a_format_that_cannot_hold_the_predictions_is_refused(tmp_path: Path) ->
 def test_convert_goes_round_and_says_what_it_read(
     make_dataset: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    data = make_dataset(pictures=3)
+    data = make_dataset(images=3)
     dataset = read(data, annotated=False)
     start = write_predictions(predictions_of([TELLING, [], TELLING], dataset), tmp_path / "start.parquet", dataset)
     (tmp_path / "labels").mkdir()
@@ -388,6 +388,6 @@ def test_a_bad_row_of_parquet_is_named(tmp_path: Path, columns: dict[str, pa.Arr
 def test_in_the_contests_layout_ids_do_not_count_as_file_names(
     make_dataset: Callable[..., Path], tmp_path: Path
 ) -> None:
-    dataset = read(make_dataset(pictures=3), annotated=False)
+    dataset = read(make_dataset(images=3), annotated=False)
     path = text_file(tmp_path, "PredictionString,image_id\n0 0.5 1 2 3 4 ,train/0002.jpg\n")
     assert list(read_predictions(path, dataset)) == [2]

@@ -21,7 +21,7 @@ from foldfuse.formats.submission import validate_submission, write_submission
 
 @pytest.fixture
 def dataset(make_dataset: Callable[..., Path]) -> Dataset:
-    return read(make_dataset(pictures=3, name="test"), annotated=False)
+    return read(make_dataset(images=3, name="test"), annotated=False)
 
 
 def some(dataset: Dataset) -> Predictions:

@@ -11,10 +11,10 @@ from PIL import Image
 from torch import nn
 
 from foldfuse import cli
-from foldfuse.data.crops import CropPictures, objects
-from foldfuse.data.folds import folds
+from foldfuse.data.crops import CropCache, object_crops
+from foldfuse.data.folds import make_folds
 from foldfuse.data.readers.coco import read
-from foldfuse.data.readers.image_folder import read_labelled
+from foldfuse.data.readers.image_folder import read_classification
 from foldfuse.errors import InputError
 from foldfuse.models import make_classifier
 from foldfuse.models.classifiers import Learner, layers
@@ -112,7 +112,7 @@ def test_pictures_of_no_known_class_are_classified_in_any_view(photos, capsys):
 
 def test_crops_of_a_detection_dataset_are_learnt_out_of_fold(tmp_path, capsys):
     data = write_dataset(tmp_path / "data", 30)
-    folds(read(data), k=3).write(tmp_path / "folds.json")
+    make_folds(read(data), num_folds=3).write(tmp_path / "folds.json")
     words = ["train", str(data), str(tmp_path / "run"), "--recipe", "classify_tiny", "--steps", "60"]
     assert cli.main([*words, "--folds", str(tmp_path / "folds.json"), "--fold", "1"]) == 0
     facts, last = Run(tmp_path / "run").facts, Run(tmp_path / "run").log[-1]
@@ -126,7 +126,7 @@ def test_crops_of_a_detection_dataset_are_learnt_out_of_fold(tmp_path, capsys):
 
 
 def test_a_stopped_run_ends_as_if_it_had_not_been_stopped(photos):
-    dataset, _ = read_labelled(photos / "train")
+    dataset, _ = read_classification(photos / "train")
     runs = [Run(photos / name) for name in ("whole", "parts")]
     for run in runs:
         facts = {"classes": list(dataset.classes), "seed": 3, "context": 1.0}
@@ -247,11 +247,11 @@ def test_the_loss_is_the_smoothed_cross_entropy():
 
 
 def test_a_batch_is_a_function_of_seed_and_step(photos):
-    dataset, _ = read_labelled(photos / "train")
-    crops = objects(dataset)
+    dataset, _ = read_classification(photos / "train")
+    crops = object_crops(dataset)
     recipe = load_classifier_recipe("classify_tiny")
-    pictures = CropPictures.of(crops, context=1.0, size=20)
-    one, other = (CropBatches(dataset.samples, pictures, crops.labels, recipe, seed) for seed in (0, 1))
+    images = CropCache.load(crops, context=1.0, size=20)
+    one, other = (CropBatches(dataset.samples, images, crops.labels, recipe, seed) for seed in (0, 1))
     images, labels = one.batch(2, 0.5)
     again, same = one.batch(2, 0.1)
     assert images.shape == (16, 3, 16, 16)

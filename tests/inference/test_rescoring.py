@@ -11,7 +11,7 @@ from foldfuse import cli
 from foldfuse.boxes import pairwise_iou
 from foldfuse.commands import rescore as rescore_files
 from foldfuse.data.crops import Crops
-from foldfuse.data.folds import Folds, folds
+from foldfuse.data.folds import Folds, make_folds
 from foldfuse.data.readers.coco import read
 from foldfuse.detections import Detections, Predictions
 from foldfuse.errors import InputError
@@ -111,7 +111,7 @@ def test_each_picture_is_rescored_by_a_head_without_it(data, monkeypatch):
 
 
 def test_folds_of_several_are_the_parts_and_one_alone_is_cut_anew(data):
-    given = folds(data, k=4)
+    given = make_folds(data, num_folds=4)
     assert rescore._parts(data, given, 0) == {i: given.fold_of[i] for i in data.image_ids}
     one = Folds(dict.fromkeys(data.image_ids, 0), 4)
     assert len(set(rescore._parts(data, one, 0).values())) == rescore.PARTS
@@ -182,10 +182,10 @@ def test_only_so_many_boxes_of_a_picture_are_looked_at(data):
 
 
 def test_features_come_in_the_order_of_the_crops_and_progress_ends_at_1(data):
-    from foldfuse.data.crops import objects
+    from foldfuse.data.crops import object_crops
 
     told = []
-    crops = objects(data)
+    crops = object_crops(data)
     found = features(crops, mean_colour(), progress=told.append)
     assert found.shape == (len(crops), 3)
     assert ((found[:, 0] > found[:, 2]) == (crops.labels == 0)).mean() > 0.9  # class 0 is red; some lie under others

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from foldfuse.commands.train import train
-from foldfuse.data.folds import folds
-from foldfuse.data.images import Pictures
+from foldfuse.data.folds import make_folds
+from foldfuse.data.images import ImageCache
 from foldfuse.data.readers.coco import read
 from foldfuse.errors import InputError
 from foldfuse.models import make_detector
@@ -38,7 +38,7 @@ def data(tmp_path_factory):
 
 def batches_of(data, recipe=TINY, seed=0):
     samples = read(data).samples
-    return Batches(samples, Pictures.of(samples, longest=96), recipe, (64, 64), seed)
+    return Batches(samples, ImageCache.load(samples, longest=96), recipe, (64, 64), seed)
 
 
 class Clock:
@@ -179,7 +179,7 @@ def test_crowd_regions_are_not_taught(tmp_path):
 
 def test_boxes_are_in_the_pixels_of_the_shrunk_picture(data):
     samples = read(data).samples
-    batches = Batches(samples, Pictures.of(samples, longest=48), TINY, (64, 64), 0)
+    batches = Batches(samples, ImageCache.load(samples, longest=48), TINY, (64, 64), 0)
     np.testing.assert_allclose(batches.labelled(2).annotations.boxes, samples[2].annotations.boxes / 2)
 
 
@@ -265,7 +265,7 @@ def test_nothing_is_written_where_the_input_is_bad(data, tmp_path):
     document = json.loads(data.read_text()) | {"annotations": []}
     (data.parent / "bare.json").write_text(json.dumps(document))
     split = tmp_path / "folds.json"
-    folds(read(data), k=2).write(split)
+    make_folds(read(data), num_folds=2).write(split)
     for arguments, message in [
         ({"data": empty}, "no such file"),
         ({"data": data.parent / "bare.json"}, "not one object is annotated"),
@@ -295,11 +295,11 @@ def test_a_folder_in_use_is_refused(data, tmp_path):
 
 def test_a_run_tells_what_it_was_trained_on(data, tmp_path):
     split = tmp_path / "folds.json"
-    made = folds(read(data), k=2)
+    made = make_folds(read(data), num_folds=2)
     made.write(split)
     train(data, tmp_path / "run", change=TINY_CHANGES, steps=2, folds=split, fold=1)
     run = Run(tmp_path / "run")
-    assert run.facts["held"] == made.held_ids(1)
+    assert run.facts["held"] == made.val_ids(1)
     assert run.facts["classes"] == ["red", "blue"]
     assert run.facts["canvas"] == [64, 64]
     assert run.recipe == TINY

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from foldfuse.data.images import Pictures
+from foldfuse.data.images import ImageCache
 from foldfuse.data.readers.coco import read
 from foldfuse.models import make_detector
 from foldfuse.recipes import Recipe
@@ -31,7 +31,7 @@ def curve(name: str, folder: Path) -> list[float]:
     """The loss of each step, from random weights, on drawn pictures."""
     recipe = Recipe(name, image_size=64, batch_size=4, lr=2e-4, weights="none", frozen_stages=0)
     samples = read(write_dataset(folder / "d", 8)).samples
-    batches = Batches(samples, Pictures.of(samples, longest=96), recipe, (64, 64), 0)
+    batches = Batches(samples, ImageCache.load(samples, longest=96), recipe, (64, 64), 0)
     torch.manual_seed(0)
     model = make_detector(name, 2, pretrained=False)
     torch.manual_seed(0)

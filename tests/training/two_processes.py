@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from foldfuse.data.images import Pictures
+from foldfuse.data.images import ImageCache
 from foldfuse.data.readers.coco import read
 from foldfuse.models import make_detector
 from foldfuse.recipes import load_recipe
@@ -69,7 +69,7 @@ def main(data: Path, out: Path) -> None:
     torch.manual_seed(0)
     recipe = load_recipe("efficientdet_lite0", ["image_size=64", "batch_size=4", "frozen_stages=0", "lr=1e-3"])
     samples = read(data).samples
-    batches = Batches(samples, Pictures.of(samples, longest=64), recipe, (32, 32), 0)
+    batches = Batches(samples, ImageCache.load(samples, longest=64), recipe, (32, 32), 0)
     with world() as together:
         found = {
             "detector": losses(Precise(make_detector(recipe.detector, 2)), 5, batches, together),

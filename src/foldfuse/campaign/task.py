@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from foldfuse.data.dataset import Dataset, require_annotations
-from foldfuse.data.doctor import undecodable
-from foldfuse.data.folds import Folds, read_folds
-from foldfuse.data.folds import folds as make_folds
+from foldfuse.data.doctor import unreadable_images
+from foldfuse.data.folds import Folds, make_folds, read_folds
 from foldfuse.data.readers.coco import locate, read
 from foldfuse.errors import InputError
 from foldfuse.recipes import Recipe
@@ -100,10 +99,10 @@ def look(inputs: Inputs, recipes: Mapping[str, Recipe], *, sizes: tuple[int, ...
     broken, unseen = set(ledger.get("broken")), frozenset(ledger.get("unseen"))
     labelled = inputs.labelled.subset(set(inputs.labelled.image_ids) - broken)
     split = read_folds(ledger.folder / "folds.json")
-    held = require_annotations(labelled.subset(split.held_ids(0)))
+    held = require_annotations(labelled.subset(split.val_ids(0)))
     train_ids, target = set(split.train_ids(0)), inputs.target
     if target is None:
-        stand_in = set(split.held_ids(1))
+        stand_in = set(split.val_ids(1))
         target = labelled.subset(stand_in).without_annotations()
         train_ids -= stand_in
     train = require_annotations(labelled.subset(train_ids))
@@ -114,22 +113,23 @@ def look(inputs: Inputs, recipes: Mapping[str, Recipe], *, sizes: tuple[int, ...
             )
         ledger.log(
             f"{len(train)} pictures with {train.num_boxes} boxes of {len(train.classes)} classes to learn from; {len(held)} "
-            f"with {held.num_boxes} boxes held back (fold 0 of {split.k}) to choose the ensemble on; {len(target)} to predict."
+            f"with {held.num_boxes} boxes held back (fold 0 of {split.num_folds}) to choose the ensemble on; "
+            f"{len(target)} to predict."
         )
         ledger.set(looked=True)
-    return Task(train, held, target, unseen, recipes, sizes, seed, split.k)
+    return Task(train, held, target, unseen, recipes, sizes, seed, split.num_folds)
 
 
 def _look(inputs: Inputs, seed: int, ledger: Ledger) -> None:
     """Find the pictures that cannot be decoded, fold the others, and write both down."""
-    broken = _undecodable(inputs.labelled)
+    broken = _unreadable_images(inputs.labelled)
     labelled = inputs.labelled.subset(set(inputs.labelled.image_ids) - {row["id"] for row in broken})
     require_annotations(labelled)
-    split = inputs.folds if isinstance(inputs.folds, Folds) else make_folds(labelled, k=inputs.folds, seed=seed)
+    split = inputs.folds if isinstance(inputs.folds, Folds) else make_folds(labelled, num_folds=inputs.folds, seed=seed)
     split.write(ledger.folder / "folds.json")
     unseen: list[dict[str, Any]] = []
     if inputs.target is not None:
-        unseen = _undecodable(inputs.target)
+        unseen = _unreadable_images(inputs.target)
         if len(unseen) == len(inputs.target):
             raise InputError(f"{inputs.target.source}: none of its {len(unseen)} pictures can be decoded.")
     left_out = [{"file_name": row["file_name"], "reason": row["reason"]} for row in (*broken, *unseen)]
@@ -138,13 +138,13 @@ def _look(inputs: Inputs, seed: int, ledger: Ledger) -> None:
         ledger.log(f"{row['file_name']} is left out: {row['reason']}")
 
 
-def _undecodable(dataset: Dataset) -> list[dict[str, Any]]:
+def _unreadable_images(dataset: Dataset) -> list[dict[str, Any]]:
     """Id, file name and reason for each picture that cannot be decoded.
 
     Raises:
         InputError: they are more than a few.
     """
-    broken = undecodable(dataset)
+    broken = unreadable_images(dataset)
     if broken and len(broken) > max(3, MOST_UNDECODABLE * len(dataset)):
         sample, reason = broken[0]
         raise InputError(

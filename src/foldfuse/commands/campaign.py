@@ -12,7 +12,7 @@ from pathlib import Path
 from foldfuse.campaign.campaign import _begin, _joined, _resume, _show_plan
 from foldfuse.campaign.request import Asked
 from foldfuse.commands.predictions import score
-from foldfuse.demo import synthetic as scenes
+from foldfuse.demo.synthetic import make_dataset
 from foldfuse.errors import InputError
 from foldfuse.storage.notes import FOLDER, Note, record, submission_scores
 from foldfuse.system import host
@@ -157,7 +157,7 @@ def demo(out: Path = Path("demo"), *, deadline: str = "8m", pictures: int = 240,
     Raises:
         InputError: the folder is in use.
     """
-    data = scenes.scenes(out / "data", images=pictures, test_images=pictures // 3, seed=seed)
+    data = make_dataset(out / "data", num_images=pictures, num_test_images=pictures // 3, seed=seed)
     folder = campaign(data, deadline=deadline, out=out / "campaign", seed=seed)
     assert folder is not None, "only a plan leaves no folder"
     score(folder / "submission.json", data / "test_truth.json")

@@ -11,7 +11,7 @@ import numpy as np
 from foldfuse.data.checks import Finding, examine
 from foldfuse.data.dataset import Dataset, require_annotations
 from foldfuse.data.doctor import Checkup, _moved
-from foldfuse.data.folds import folds, groups_of
+from foldfuse.data.folds import groups_of, make_folds
 from foldfuse.data.near_duplicates import near_duplicates
 from foldfuse.data.readers.coco import load, parse, read
 from foldfuse.detections import Array
@@ -38,10 +38,10 @@ def split(data: Path, out: Path, *, k: int = 5, seed: int = 0, group: str | None
     from rich.table import Table
 
     dataset = require_annotations(read(data))
-    made = folds(dataset, k=k, seed=seed, groups=None if group is None else groups_of(dataset, group))
+    made = make_folds(dataset, num_folds=k, seed=seed, groups=None if group is None else groups_of(dataset, group))
     table = Table("fold", "pictures", "boxes", *map(escape, dataset.classes))
     for fold in range(k):
-        part = dataset.subset(made.held_ids(fold))
+        part = dataset.subset(made.val_ids(fold))
         boxes = np.bincount(
             np.concatenate([s.annotations.labels for s in part.samples if s.annotations is not None]),
             minlength=len(dataset.classes),

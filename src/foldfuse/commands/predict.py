@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-from foldfuse.data.crops import objects, whole
+from foldfuse.data.crops import image_crops, object_crops
 from foldfuse.data.readers.coco import read
-from foldfuse.data.readers.image_folder import read_labelled
+from foldfuse.data.readers.image_folder import read_classification
 from foldfuse.errors import InputError
 from foldfuse.formats.class_table import write_table
 from foldfuse.formats.predictions import write_predictions
@@ -99,8 +99,8 @@ def predict_classes(run: Path, data: Path, out: Path, *, view: Sequence[str]) ->
     if unknown := set(view) - set(VIEWS):
         raise InputError(f"the view {min(unknown)!r} is none that a classifier knows: {' and '.join(VIEWS)}.")
     classes = tuple(Run(run).facts["classes"])
-    dataset, of_pictures = read_labelled(data, classes=classes)
-    crops = whole(dataset) if of_pictures else objects(dataset)
+    dataset, of_pictures = read_classification(data, classes=classes)
+    crops = image_crops(dataset) if of_pictures else object_crops(dataset)
     if not len(crops):
         raise InputError(f"{data}: not one object is annotated, so there is no crop to classify.")
     with progress_bar(f"classifying {len(crops)} {'pictures' if of_pictures else 'objects'}") as progress:

@@ -10,12 +10,12 @@ from typing import Any
 
 from rich.console import Console
 
-from foldfuse.data.crops import objects
+from foldfuse.data.crops import object_crops
 from foldfuse.data.dataset import require_annotations
-from foldfuse.data.folds import folds, read_folds
-from foldfuse.data.images import Pictures
+from foldfuse.data.folds import make_folds, read_folds
+from foldfuse.data.images import ImageCache
 from foldfuse.data.readers.coco import read
-from foldfuse.data.readers.image_folder import read_labelled
+from foldfuse.data.readers.image_folder import read_classification
 from foldfuse.errors import InputError
 from foldfuse.inference.classifier import _learner, accuracy, classify
 from foldfuse.models.detection.yolov5 import STRIDES
@@ -158,7 +158,7 @@ def train(
     held: tuple[int, ...] = ()
     if folds is not None:
         split = read_folds(folds)
-        dataset, held = dataset.subset(split.train_ids(fold)), tuple(split.held_ids(fold))
+        dataset, held = dataset.subset(split.train_ids(fold)), tuple(split.val_ids(fold))
     run = Run(Path(out))
 
     def begin(together: World) -> tuple[Recipe, dict[str, Any]]:
@@ -217,11 +217,11 @@ def train_classifier(
     every = parse_duration(checkpoint)
     check_trackers(tracker)
     wanted = budget_of(steps, budget)
-    whole, of_pictures = read_labelled(data)
+    whole, of_pictures = read_classification(data)
     dataset, held = require_annotations(whole), None
     if folds is not None:
         parts = read_folds(folds)
-        dataset, held = whole.subset(parts.train_ids(fold)), whole.subset(parts.held_ids(fold))
+        dataset, held = whole.subset(parts.train_ids(fold)), whole.subset(parts.val_ids(fold))
     run = Run(Path(out))
 
     def begin(together: World) -> tuple[ClassifierRecipe, dict[str, Any]]:
@@ -248,10 +248,10 @@ def train_classifier(
             together=now.together,
         )
     if held and now.together.first:
-        right = accuracy(classify(run, objects(held)), objects(held).labels)
+        right = accuracy(classify(run, object_crops(held)), object_crops(held).labels)
         learnt = [row for row in run.log if "accuracy" not in row]
         run.write_log([*learnt, {"step": run.facts["steps"], "seconds": run.facts["seconds"], "accuracy": right}])
-        print(f"accuracy on the {len(objects(held))} objects held back: {right:.4f}")
+        print(f"accuracy on the {len(object_crops(held))} objects held back: {right:.4f}")
     return run.folder
 
 
@@ -289,11 +289,11 @@ def sweep(
     total = parse_duration(budget)
     asked = {"fingerprint": dataset.fingerprint, "budget": total, "k": k, "seed": seed}
     asked["recipes"] = {name: asdict(recipe) for name, recipe in grid.items()}
-    split = folds(dataset, k=k, seed=seed)
-    train, held = dataset.subset(split.train_ids(0)), dataset.subset(split.held_ids(0))
+    split = make_folds(dataset, num_folds=k, seed=seed)
+    train, held = dataset.subset(split.train_ids(0)), dataset.subset(split.val_ids(0))
     record = _record(out, asked)
     with progress_bar(f"decoding {len(train)} pictures"):
-        pictures = Pictures.of(train.samples, longest=max(_longest(recipe) for recipe in grid.values()))
+        images = ImageCache.load(train.samples, longest=max(_longest(recipe) for recipe in grid.values()))
     if record["seconds_each"] is None:
         left = total - (time.monotonic() - began) - OVERHEAD * len(grid)
         record["seconds_each"] = seconds_each(grid, held, left)
@@ -301,7 +301,7 @@ def sweep(
     for name, recipe in grid.items():
         if record["runs"].get(name, {}).get("finished"):
             continue
-        record["runs"][name] = _one(out / "runs" / name, recipe, train, held, pictures, record["seconds_each"], seed)
+        record["runs"][name] = _one(out / "runs" / name, recipe, train, held, images, record["seconds_each"], seed)
         _save(out, record)
         write_text(out / "sweep.html", page(record, data.name))
     Console().print(table(record))

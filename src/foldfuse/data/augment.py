@@ -16,7 +16,7 @@ from numpy.random import Generator
 from PIL import Image, ImageEnhance
 
 from foldfuse.boxes import area
-from foldfuse.data.images import GREY, Picture
+from foldfuse.data.images import PAD_VALUE, ImageArray
 from foldfuse.detections import Annotations, Array
 
 MIN_VISIBLE = 0.3  # an object of which less than this share remains in view is not taught
@@ -45,40 +45,42 @@ class Augmentation:
 
 
 @dataclass(frozen=True, eq=False)
-class Labelled:
+class LabeledImage:
     """A picture (H, W, 3) with what is drawn on it, in its own pixels."""
 
-    picture: Picture
+    image: ImageArray
     annotations: Annotations
 
 
-def augmented(pool: Sequence[Labelled], canvas: tuple[int, int], how: Augmentation, rng: Generator) -> Labelled:
+def augment(pool: Sequence[LabeledImage], canvas: tuple[int, int], how: Augmentation, rng: Generator) -> LabeledImage:
     """One picture on a canvas of (height, width), made of the first of `pool`, or of all four as a mosaic."""
     window = (0, 0, canvas[1], canvas[0])
-    made = mosaic(pool, canvas, how, rng) if len(pool) > 1 else placed(pool[0], canvas, window, how, rng)
-    return Labelled(recoloured(made.picture, how.colour, rng), made.annotations)
+    made = mosaic(pool, canvas, how, rng) if len(pool) > 1 else random_affine(pool[0], canvas, window, how, rng)
+    return LabeledImage(jitter_color(made.image, how.colour, rng), made.annotations)
 
 
-def mosaic(pool: Sequence[Labelled], canvas: tuple[int, int], how: Augmentation, rng: Generator) -> Labelled:
+def mosaic(pool: Sequence[LabeledImage], canvas: tuple[int, int], how: Augmentation, rng: Generator) -> LabeledImage:
     """Four pictures on one canvas, meeting at a random point of its middle half."""
     assert len(pool) == 4, f"a mosaic is made of 4 pictures, got {len(pool)}"
     height, width = canvas
     x, y = (int(rng.uniform(0.3, 0.7) * side) for side in (width, height))
-    out = np.full((height, width, 3), GREY, np.uint8)
+    out = np.full((height, width, 3), PAD_VALUE, np.uint8)
     parts = []
     for one, (x1, y1, x2, y2) in zip(
         pool, ((0, 0, x, y), (x, 0, width, y), (0, y, x, height), (x, y, width, height)), strict=True
     ):
-        part = placed(one, (y2 - y1, x2 - x1), (0, 0, x2 - x1, y2 - y1), how, rng, cover=0.7)
-        out[y1:y2, x1:x2] = part.picture
-        moved = part.annotations.boxes + np.array([x1, y1, x1, y1])
-        parts.append(Annotations(moved, part.annotations.labels, part.annotations.crowd, part.annotations.area))
-    return Labelled(out, _together(parts))
+        part = random_affine(one, (y2 - y1, x2 - x1), (0, 0, x2 - x1, y2 - y1), how, rng, cover=0.7)
+        out[y1:y2, x1:x2] = part.image
+        transform_annotations = part.annotations.boxes + np.array([x1, y1, x1, y1])
+        parts.append(
+            Annotations(transform_annotations, part.annotations.labels, part.annotations.crowd, part.annotations.area)
+        )
+    return LabeledImage(out, _together(parts))
 
 
-def pasted(one: Labelled, other: Labelled, rng: Generator) -> Labelled:
+def copy_paste(one: LabeledImage, other: LabeledImage, rng: Generator) -> LabeledImage:
     """`one` with up to `MOST_PASTED` objects of `other` in places where they cover nothing that is drawn."""
-    picture, drawn = one.picture.copy(), one.annotations
+    picture, drawn = one.image.copy(), one.annotations
     height, width = picture.shape[:2]
     chosen = rng.permutation(len(other.annotations))[: rng.integers(1, MOST_PASTED + 1)]
     for i in chosen:
@@ -92,10 +94,10 @@ def pasted(one: Labelled, other: Labelled, rng: Generator) -> Labelled:
         sides = np.minimum(drawn.boxes[:, 2:], box[:, 2:]) - np.maximum(drawn.boxes[:, :2], box[:, :2])
         if (sides.min(1, initial=np.inf) > 0).any():
             continue
-        picture[y : y + h, x : x + w] = other.picture[y1:y2, x1:x2]
+        picture[y : y + h, x : x + w] = other.image[y1:y2, x1:x2]
         label = other.annotations.labels[i : i + 1]
         drawn = _together([drawn, Annotations(box, label, np.zeros(1, bool), area(box))])
-    return Labelled(picture, drawn)
+    return LabeledImage(picture, drawn)
 
 
 def _together(parts: Sequence[Annotations]) -> Annotations:
@@ -107,15 +109,15 @@ def _together(parts: Sequence[Annotations]) -> Annotations:
     )
 
 
-def placed(
-    one: Labelled,
+def random_affine(
+    one: LabeledImage,
     canvas: tuple[int, int],
     window: tuple[int, int, int, int],
     how: Augmentation,
     rng: Generator,
     *,
     cover: float = 0.0,
-) -> Labelled:
+) -> LabeledImage:
     """A picture scaled, shifted and flipped at random onto a canvas of (height, width).
 
     Args:
@@ -126,7 +128,7 @@ def placed(
         rng: source of all randomness.
         cover: 0 scales relative to the picture just fitting the canvas; 1 to its just covering it; between, between.
     """
-    height, width = one.picture.shape[:2]
+    height, width = one.image.shape[:2]
     fit, full = min(canvas[0] / height, canvas[1] / width), max(canvas[0] / height, canvas[1] / width)
     scale = fit ** (1 - cover) * full**cover * np.exp(rng.uniform(-1, 1) * np.log1p(how.scale))
     mirror_x, mirror_y = rng.random() < how.hflip, rng.random() < how.vflip
@@ -137,14 +139,14 @@ def placed(
     # Canvas = picture * (sx, sy) + (tx, ty); a mirror is a negative scale from the far edge.
     sx, tx = (-scale, offset[0] + width * scale) if mirror_x else (scale, offset[0])
     sy, ty = (-scale, offset[1] + height * scale) if mirror_y else (scale, offset[1])
-    picture = Image.fromarray(one.picture).transform(
+    picture = Image.fromarray(one.image).transform(
         (canvas[1], canvas[0]),
         Image.Transform.AFFINE,
         (1 / sx, 0, -tx / sx, 0, 1 / sy, -ty / sy),
         Image.Resampling.BILINEAR,
-        fillcolor=(GREY, GREY, GREY),
+        fillcolor=(PAD_VALUE, PAD_VALUE, PAD_VALUE),
     )
-    return Labelled(np.asarray(picture), moved(one.annotations, (sx, sy), (tx, ty), window))
+    return LabeledImage(np.asarray(picture), transform_annotations(one.annotations, (sx, sy), (tx, ty), window))
 
 
 def _offset(canvas: float, side: float, shift: float, rng: Generator) -> float:
@@ -154,7 +156,7 @@ def _offset(canvas: float, side: float, shift: float, rng: Generator) -> float:
     return float(rng.uniform(low, high))
 
 
-def moved(
+def transform_annotations(
     drawn: Annotations, scale: tuple[float, float], shift: tuple[float, float], window: tuple[int, int, int, int]
 ) -> Annotations:
     """Annotations under x -> x * scale + shift, cut to the xyxy `window`; those too little in view are left out."""
@@ -169,7 +171,7 @@ def moved(
     return Annotations(cut[kept], drawn.labels[kept], drawn.crowd[kept], areas[kept])
 
 
-def recoloured(picture: Picture, strength: float, rng: Generator) -> Picture:
+def jitter_color(picture: ImageArray, strength: float, rng: Generator) -> ImageArray:
     """The picture with brightness, contrast and saturation each times a factor in 1 ± strength."""
     factors = rng.uniform(1 - strength, 1 + strength, 3)
     if not strength:

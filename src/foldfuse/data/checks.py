@@ -16,7 +16,7 @@ from typing import Any
 from PIL import Image
 
 from foldfuse.data.images import load_image
-from foldfuse.data.readers.coco import find_picture, is_bbox
+from foldfuse.data.readers.coco import find_image, is_bbox
 from foldfuse.errors import InputError
 
 TINY_PX = 2.0  # a side below this is more often a slip of the mouse than an object
@@ -172,7 +172,7 @@ def _images(rows: list[Any], source: Path, seen: Examination) -> tuple[dict[int,
         elif name in first_of_name:
             same[image_id] = first_of_name[name]
             seen.fault("the picture is listed under two ids", name, "boxes joined")
-        elif (path := find_picture(source, name)) is None:
+        elif (path := find_image(source, name)) is None:
             seen.fault("the picture is missing", name)
         elif (good := _sized(row, image_id, path, seen)) is not None:
             images[image_id] = good
@@ -198,7 +198,7 @@ def _look(images: dict[int, Row], source: Path, seen: Examination) -> None:
     """Decode every picture, and take those that cannot be used out of `images`."""
 
     def look(row: Row) -> tuple[Trouble | None, int]:
-        path = find_picture(source, row["file_name"])
+        path = find_image(source, row["file_name"])
         assert path is not None
         trouble = picture_trouble(path, row["width"], row["height"])
         return trouble, 1 if trouble else orientation(path)

@@ -63,7 +63,7 @@ class Dataset:
         return sum(len(s.annotations) for s in self.samples if s.annotations is not None)
 
     @property
-    def labelled(self) -> bool:
+    def is_labeled(self) -> bool:
         """Whether every picture has annotations (perhaps empty ones)."""
         return all(s.annotations is not None for s in self.samples)
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from foldfuse.data.checks import Finding, picture_trouble
 from foldfuse.data.dataset import Dataset, Sample
-from foldfuse.data.readers.coco import find_picture
+from foldfuse.data.readers.coco import find_image
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Checkup:
         return f"{self.source}: {num_faults} fault{'s' * (num_faults > 1)}. {copy}"
 
 
-def undecodable(dataset: Dataset) -> list[tuple[Sample, str]]:
+def unreadable_images(dataset: Dataset) -> list[tuple[Sample, str]]:
     """The pictures that cannot be decoded, or are not of the size that the JSON says, each with the reason."""
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         troubles = list(pool.map(lambda s: picture_trouble(s.path, s.width, s.height), dataset.samples))
@@ -65,7 +65,7 @@ def _moved(document: dict[str, Any], source: Path, target: Path) -> dict[str, An
         return document
     images = []
     for row in document["images"]:
-        path = find_picture(source, row["file_name"])
+        path = find_image(source, row["file_name"])
         assert path is not None
         images.append(row | {"file_name": os.path.relpath(path.resolve(), target.resolve().parent)})
     return document | {"images": images}

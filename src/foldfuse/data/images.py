@@ -1,4 +1,4 @@
-"""Pictures: from a file to pixels, and from pixels to the network's input and back.
+"""Images: from a file to pixels, and from pixels to the network's input and back.
 
 Shapes: pictures are (height, width, 3) uint8 RGB arrays. A canvas is the (height, width) of the network's input.
 """
@@ -23,11 +23,11 @@ from foldfuse.data.dataset import Sample
 from foldfuse.detections import Array, Detections
 from foldfuse.errors import InputError
 
-Picture = NDArray[np.uint8]
-GREY = 114  # what a canvas is filled with where no picture lies
+ImageArray = NDArray[np.uint8]
+PAD_VALUE = 114  # what a canvas is filled with where no picture lies
 
 
-def load_image(path: Path, *, longest: int | None = None) -> Picture:
+def load_image(path: Path, *, longest: int | None = None) -> ImageArray:
     """(H, W, 3) uint8 RGB of the picture in a file, shrunk so that no side is longer than `longest` pixels.
 
     A JPEG is decoded at a fraction of its size where that is enough, which is several times faster. The orientation
@@ -54,7 +54,7 @@ def load_image(path: Path, *, longest: int | None = None) -> Picture:
 
 
 @dataclass(frozen=True, slots=True)
-class Fit:
+class Letterbox:
     """How a picture is laid on a canvas: scaled by one factor, top-left, the rest grey. Knows the way back.
 
     Attributes:
@@ -71,20 +71,20 @@ class Fit:
         """Canvas pixels per picture pixel."""
         return min(self.canvas[0] / self.height, self.canvas[1] / self.width)
 
-    def image(self, picture: Picture) -> Picture:
+    def apply(self, picture: ImageArray) -> ImageArray:
         """(H, W, 3) pixels of the picture, perhaps shrunk already -> (*canvas, 3)."""
-        out = np.full((*self.canvas, 3), GREY, np.uint8)
+        out = np.full((*self.canvas, 3), PAD_VALUE, np.uint8)
         size = (max(1, round(self.width * self.scale)), max(1, round(self.height * self.scale)))
         if picture.shape[:2] != (size[1], size[0]):
             picture = np.asarray(Image.fromarray(picture).resize(size, Image.Resampling.BILINEAR))
         out[: size[1], : size[0]] = picture[: self.canvas[0], : self.canvas[1]]
         return out
 
-    def boxes(self, boxes: Array) -> Array:
+    def apply_boxes(self, boxes: Array) -> Array:
         """(n, 4) xyxy in picture pixels -> in canvas pixels."""
         return boxes * self.scale
 
-    def back(self, found: Detections) -> Detections:
+    def invert_boxes(self, found: Detections) -> Detections:
         """Detections in canvas pixels -> in picture pixels, cut to the picture; those wholly on the grey are gone."""
         limit = np.array([self.width, self.height, self.width, self.height], np.float32)
         boxes = np.clip(found.boxes / np.float32(self.scale), 0, limit)
@@ -107,7 +107,7 @@ def _ceil(value: float, step: int) -> int:
 
 
 @dataclass(frozen=True, eq=False)
-class Pictures:
+class ImageCache:
     """The pictures of some samples, decoded once: kept in memory up to a limit, beyond it in a file, else not kept.
 
     Attributes:
@@ -117,10 +117,12 @@ class Pictures:
 
     samples: Sequence[Sample]
     longest: int
-    _kept: tuple[Picture, ...]
+    _kept: tuple[ImageArray, ...]
 
     @staticmethod
-    def of(samples: Sequence[Sample], *, longest: int, memory_mb: float = 800.0, disk_mb: float = 20_000.0) -> Pictures:
+    def load(
+        samples: Sequence[Sample], *, longest: int, memory_mb: float = 800.0, disk_mb: float = 20_000.0
+    ) -> ImageCache:
         """Pictures ready to be looked at.
 
         Args:
@@ -145,21 +147,21 @@ class Pictures:
             decoded = pool.map(lambda s: load_image(s.path, longest=longest), samples[:here])
             kept = tuple(decoded)
             if either > here:
-                kept += _filed(pool.map(lambda s: load_image(s.path, longest=longest), samples[here:either]))
-        return Pictures(samples, longest, kept)
+                kept += _on_disk(pool.map(lambda s: load_image(s.path, longest=longest), samples[here:either]))
+        return ImageCache(samples, longest, kept)
 
-    def __add__(self, more: Pictures) -> Pictures:
+    def __add__(self, more: ImageCache) -> ImageCache:
         """These pictures and those of `more` behind them, all shrunk to the same side."""
         whole = len(self._kept) == len(self.samples)  # else there would be a gap
         kept = self._kept + more._kept if whole else self._kept
-        return Pictures((*self.samples, *more.samples), self.longest, kept)
+        return ImageCache((*self.samples, *more.samples), self.longest, kept)
 
-    def __getitem__(self, i: int) -> Picture:
+    def __getitem__(self, i: int) -> ImageArray:
         """(H, W, 3) uint8 of sample `i`."""
         return self._kept[i] if i < len(self._kept) else load_image(self.samples[i].path, longest=self.longest)
 
 
-def _filed(pictures: Iterable[Picture]) -> tuple[Picture, ...]:
+def _on_disk(pictures: Iterable[ImageArray]) -> tuple[ImageArray, ...]:
     """The same pictures, each a view of a temporary file that the system reads in and forgets as it sees fit."""
     shapes = []
     with tempfile.TemporaryFile(prefix="foldfuse-") as file:

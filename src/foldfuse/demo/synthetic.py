@@ -30,7 +30,9 @@ _SUPERSAMPLE = 2
 _LARGEST_SHEET = 384  # pixels; things larger than half of this are drawn less finely
 
 
-def scenes(out: Path, *, images: int = 240, test_images: int = 80, size: int = 512, seed: int = 0) -> Path:
+def make_dataset(
+    out: Path, *, num_images: int = 240, num_test_images: int = 80, image_size: int = 512, seed: int = 0
+) -> Path:
     """Draw a dataset into the folder `out`, or find that it is there already.
 
     Written are train.json, test.json (no annotations), test_truth.json (the test pictures with them), and the
@@ -38,9 +40,9 @@ def scenes(out: Path, *, images: int = 240, test_images: int = 80, size: int = 5
 
     Args:
         out: folder to make; one that these same arguments made is used again as it is.
-        images: pictures to train on.
-        test_images: pictures to predict.
-        size: pixels, the side of a picture.
+        num_images: pictures to train on.
+        num_test_images: pictures to predict.
+        image_size: pixels, the side of a picture.
         seed: of every random choice.
 
     Returns:
@@ -50,8 +52,14 @@ def scenes(out: Path, *, images: int = 240, test_images: int = 80, size: int = 5
         InputError: a number is out of range, or `out` holds something else.
     """
     out = Path(out)
-    made_with = {"version": _VERSION, "images": images, "test_images": test_images, "size": size, "seed": seed}
-    for name, least in (("images", 1), ("test_images", 1), ("size", 64), ("seed", 0)):
+    made_with = {
+        "version": _VERSION,
+        "num_images": num_images,
+        "num_test_images": num_test_images,
+        "image_size": image_size,
+        "seed": seed,
+    }
+    for name, least in (("num_images", 1), ("num_test_images", 1), ("image_size", 64), ("seed", 0)):
         if made_with[name] < least:
             raise InputError(f"{name} is {made_with[name]}, and must be at least {least}.")
     if out.exists():
@@ -63,9 +71,9 @@ def scenes(out: Path, *, images: int = 240, test_images: int = 80, size: int = 5
     except OSError as error:
         raise InputError(f"{out}: cannot be made ({error.strerror}). Choose a folder that you may write to.") from None
     try:
-        for part, (split, count) in enumerate((("train", images), ("test", test_images))):
+        for part, (split, count) in enumerate((("train", num_images), ("test", num_test_images))):
             document = {"info": {"description": "Foldfuse's drawn scenes", "made_with": made_with}}
-            document |= _write_pictures(unfinished, split, count, size=size, seed=(seed, part))
+            document |= _write_pictures(unfinished, split, count, size=image_size, seed=(seed, part))
             truth = "train.json" if split == "train" else "test_truth.json"
             (unfinished / truth).write_text(json.dumps(document), encoding="utf-8")
             if split == "test":

@@ -21,7 +21,7 @@ def write_table(said: Array, crops: Crops, classes: Sequence[str], out: Path, *,
     Columns: picture; x1, y1, x2, y2 where `boxes`; class, empty where it is not known; said, the most probable class; and
     p(NAME) of each class.
     """
-    columns: dict[str, Sequence[str] | Array] = {"picture": [crops.samples[i].file_name for i in crops.image]}
+    columns: dict[str, Sequence[str] | Array] = {"picture": [crops.samples[i].file_name for i in crops.image_index]}
     if boxes:
         columns |= {name: crops.boxes[:, i] for i, name in enumerate(("x1", "y1", "x2", "y2"))}
     columns["class"] = [classes[label] if label >= 0 else "" for label in crops.labels]

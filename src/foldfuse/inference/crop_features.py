@@ -66,7 +66,7 @@ def features(crops: Crops, look: Look, *, progress: Progress = no_progress) -> A
     """(n, D) float32, a row a crop. Raises InputError where a picture cannot be decoded."""
     found: list[Array] = []
     done = 0
-    cut = crops.cut(context=look.context, size=look.size)
+    cut = crops.images(context=look.context, size=look.size)
     while part := list(islice(cut, BATCH)):
         images = torch.from_numpy(np.stack(part)).permute(0, 3, 1, 2)
         found.append(look.network(images.float().div_(255)).numpy())

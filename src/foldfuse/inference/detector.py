@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from foldfuse.data.dataset import Dataset, Sample
-from foldfuse.data.images import Fit, canvas_for, load_image
+from foldfuse.data.images import Letterbox, canvas_for, load_image
 from foldfuse.detections import Array, Detections, Predictions
 from foldfuse.errors import InputError
 from foldfuse.inference.tta import View
@@ -76,12 +76,12 @@ def predict_views(
         for part, canvases in _of_one_shape(samples, sides, model.stride, most):
             pictures = list(pool.map(lambda s: load_image(s.path, longest=max(sides)), part))
             for view, canvas in zip(views, canvases, strict=True):
-                fits = [Fit(s.width, s.height, canvas) for s in part]
-                shown = view.forth(np.stack([f.image(p) for f, p in zip(fits, pictures, strict=True)]))
+                letterboxes = [Letterbox(s.width, s.height, canvas) for s in part]
+                shown = view.forth(np.stack([box.apply(p) for box, p in zip(letterboxes, pictures, strict=True)]))
                 images = torch.from_numpy(np.ascontiguousarray(shown)).permute(0, 3, 1, 2)
                 raw = model(images.to(device).float().div_(255))
-                for sample, fit, one in zip(part, fits, model.decode(raw), strict=True):
-                    found[view][sample.id] = fit.back(view.back(one, canvas))
+                for sample, letterbox, one in zip(part, letterboxes, model.decode(raw), strict=True):
+                    found[view][sample.id] = letterbox.invert_boxes(view.back(one, canvas))
             done += len(part)
             progress(done / len(samples))
     return {view: Predictions.of(parts, classes) for view, parts in found.items()}

@@ -21,10 +21,9 @@ from typing import Any
 import numpy as np
 
 from foldfuse.boxes import pairwise_iou
-from foldfuse.data.crops import Crops, detected, objects
+from foldfuse.data.crops import Crops, detection_crops, object_crops
 from foldfuse.data.dataset import Dataset, Sample, require_annotations
-from foldfuse.data.folds import Folds
-from foldfuse.data.folds import folds as folds_of
+from foldfuse.data.folds import Folds, make_folds
 from foldfuse.detections import Annotations, Array, Detections, Predictions
 from foldfuse.errors import InputError
 from foldfuse.evaluation.metrics import Difference, bootstrap_difference, measure, require_same
@@ -155,8 +154,8 @@ def fit(
     look = look or imagenet()
     num_classes = len(dataset.classes)
     part_of = _parts(held, folds, seed)
-    found, rows = detected(predictions, held.samples, most=most)
-    drawn = _some(objects(dataset), examples, num_classes, np.random.default_rng(seed))
+    found, rows = detection_crops(predictions, held.samples, max_per_image=most)
+    drawn = _some(object_crops(dataset), examples, num_classes, np.random.default_rng(seed))
     looking, learning = _span(progress, 0.0, LOOKED), _span(progress, LOOKED, 1.0)
     lessons = _lessons(drawn, labelled(found, num_classes), look, part_of, examples, looking)
     ridge, log_p = _opinions(lessons, num_classes, learning)
@@ -198,7 +197,7 @@ def apply(
     predictions = predictions.of_images([s.id for s in samples])
     if not rescorer.blend.share or not len(predictions.boxes):
         return predictions
-    found, rows = detected(predictions, samples, most=rescorer.most)
+    found, rows = detection_crops(predictions, samples, max_per_image=rescorer.most)
     log_p = rescorer.head.log_probabilities(features(found, rescorer.look, progress=progress))
     return blended(predictions, rows, log_p, rescorer.blend, unseen=rescorer.unseen)
 
@@ -206,10 +205,10 @@ def apply(
 def labelled(found: Crops, num_classes: int) -> Crops:
     """Detections with the class of the object that they lie on, `num_classes` for background, -1 in between."""
     labels = np.full(len(found), num_classes)
-    for i in np.unique(found.image):
+    for i in np.unique(found.image_index):
         drawn = found.samples[i].annotations or Annotations.empty()
         if len(drawn):
-            rows = np.flatnonzero(found.image == i)
+            rows = np.flatnonzero(found.image_index == i)
             iou = pairwise_iou(found.boxes[rows].astype(np.float64), drawn.boxes)
             best = iou.argmax(1)
             overlap = iou.max(1)
@@ -296,7 +295,7 @@ def _lessons(
         ),
         labels=np.concatenate([c.labels for c in crops]),
         weights=np.repeat([DRAWN, 1.0], [ends[-2], len(found)]),
-        parts=np.concatenate([np.array([part_of.get(s.id, -1) for s in c.samples])[c.image] for c in crops]),
+        parts=np.concatenate([np.array([part_of.get(s.id, -1) for s in c.samples])[c.image_index] for c in crops]),
         num_drawn=int(ends[-2]),
     )
 
@@ -344,7 +343,7 @@ def _parts(held: Dataset, folds: Folds | None, seed: int) -> dict[int, int]:
         given = {i: folds.fold_of[i] for i in held.image_ids if i in folds.fold_of}
         if len(given) == len(held) and len(set(given.values())) > 1:
             return given
-    made = folds_of(held, k=PARTS, seed=seed)
+    made = make_folds(held, num_folds=PARTS, seed=seed)
     return dict(made.fold_of)
 
 
@@ -359,4 +358,4 @@ def _some(drawn: Crops, most: int, num_classes: int, rng: np.random.Generator) -
         rank[own] = np.arange(len(own))
     mask = np.zeros(len(drawn), bool)
     mask[np.lexsort((order, rank))[:most]] = True
-    return drawn.where(mask)
+    return drawn.filter(mask)

@@ -63,7 +63,7 @@ def from_plain(value: Any, kind: type[R], *, where: str, what: str, version: int
             if name not in known:
                 raise InputError(f"{where}: is not {what} of this version: {unknown_name('field', str(name), known)}")
     try:
-        return msgspec.convert(value, kind, dec_hook=_typed)
+        return msgspec.convert(value, kind, dec_hook=_typed, str_keys=True)
     except msgspec.ValidationError as error:
         raise InputError(f"{where}: is not {what} ({error}).") from None
 

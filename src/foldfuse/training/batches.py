@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from foldfuse.data.augment import Augmentation, Labelled, augmented, moved, pasted
-from foldfuse.data.crops import CropPictures
+from foldfuse.data.augment import Augmentation, LabeledImage, augment, copy_paste, transform_annotations
+from foldfuse.data.crops import CropCache
 from foldfuse.data.dataset import Sample
-from foldfuse.data.images import Pictures, scale_of
+from foldfuse.data.images import ImageCache, scale_of
 from foldfuse.detections import Annotations, Array
 from foldfuse.recipes import ClassifierRecipe, Recipe
 
@@ -26,14 +26,14 @@ class Batches:
 
     Attributes:
         samples: annotated.
-        pictures: of the samples.
+        images: of the samples.
         recipe: batch size and augmentation.
         canvas: (height, width) of the network's input.
         seed: of all randomness.
     """
 
     samples: Sequence[Sample]
-    pictures: Pictures
+    images: ImageCache
     recipe: Recipe
     canvas: tuple[int, int]
     seed: int
@@ -47,13 +47,15 @@ class Batches:
         }
         return [int(orders[p // n][p % n]) for p in places]
 
-    def labelled(self, i: int) -> Labelled:
+    def labelled(self, i: int) -> LabeledImage:
         """Sample `i`, its boxes in the pixels of its perhaps shrunk picture; crowd regions are left out."""
-        sample, picture = self.samples[i], self.pictures[i]
+        sample, picture = self.samples[i], self.images[i]
         assert sample.annotations is not None
         drawn = sample.annotations[~sample.annotations.crowd]
         height, width = picture.shape[:2]
-        return Labelled(picture, moved(drawn, scale_of(sample, picture), (0.0, 0.0), (0, 0, width, height)))
+        return LabeledImage(
+            picture, transform_annotations(drawn, scale_of(sample, picture), (0.0, 0.0), (0, 0, width, height))
+        )
 
     def batch(self, step: int, spent: float, part: range | None = None) -> tuple[Tensor, list[Annotations]]:
         """(B, 3, H, W) uint8 in channels-last layout, and B Annotations in its pixels.
@@ -68,10 +70,10 @@ class Batches:
             for place, i in enumerate(self.indices(step))
             if part is None or place in part
         ]
-        images = torch.from_numpy(np.stack([m.picture for m in made])).permute(0, 3, 1, 2)
+        images = torch.from_numpy(np.stack([m.image for m in made])).permute(0, 3, 1, 2)
         return images, [m.annotations for m in made]
 
-    def _one(self, i: int, rng: np.random.Generator, spent: float) -> Labelled:
+    def _one(self, i: int, rng: np.random.Generator, spent: float) -> LabeledImage:
         """Sample `i` as a step sees it."""
         recipe = self.recipe
         how = Augmentation(recipe.hflip, recipe.vflip, recipe.scale_jitter, recipe.shift, recipe.colour)
@@ -80,8 +82,8 @@ class Batches:
             pool += [self.labelled(int(j)) for j in rng.integers(len(self.samples), size=3)]
         # Nothing is drawn for what a recipe does not do, so that what it does stays as it was.
         if recipe.copy_paste and rng.random() < recipe.copy_paste:
-            pool[0] = pasted(pool[0], self.labelled(int(rng.integers(len(self.samples)))), rng)
-        return augmented(pool, self.canvas, how, rng)
+            pool[0] = copy_paste(pool[0], self.labelled(int(rng.integers(len(self.samples)))), rng)
+        return augment(pool, self.canvas, how, rng)
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,14 +92,14 @@ class CropBatches:
 
     Attributes:
         samples: of each crop, the picture that it is cut out of.
-        pictures: the crops.
+        images: the crops.
         labels: (n,).
         recipe: batch size and augmentation.
         seed: of all randomness.
     """
 
     samples: Sequence[Sample]
-    pictures: CropPictures
+    images: CropCache
     labels: Array
     recipe: ClassifierRecipe
     seed: int
@@ -118,7 +120,7 @@ class CropBatches:
         for place, i in enumerate(self.indices(step)):
             if part is None or place in part:
                 rng = np.random.default_rng((self.seed, 2, step, place))
-                one = Labelled(self.pictures[i], Annotations.empty())
-                made.append(augmented([one], canvas, how, rng).picture)
+                one = LabeledImage(self.images[i], Annotations.empty())
+                made.append(augment([one], canvas, how, rng).image)
                 labels.append(int(self.labels[i]))
         return torch.from_numpy(np.stack(made)).permute(0, 3, 1, 2), labels

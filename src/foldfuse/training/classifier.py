@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from foldfuse.data.crops import CropPictures, objects
+from foldfuse.data.crops import CropCache, object_crops
 from foldfuse.data.dataset import Dataset
 from foldfuse.inference.classifier import load_learner
 from foldfuse.storage.run import Run
@@ -57,14 +57,14 @@ def train_run(
     model.to(together.device)
     if together.rank:
         torch.manual_seed(facts["seed"] + 1_000_003 * together.rank)
-    crops = objects(dataset)
+    crops = object_crops(dataset)
     side = round(recipe.image_size * (1 + recipe.scale_jitter))
-    pictures = CropPictures.of(crops, context=facts["context"], size=side)
-    samples = [dataset.samples[i] for i in crops.image]
+    images = CropCache.load(crops, context=facts["context"], size=side)
+    samples = [dataset.samples[i] for i in crops.image_index]
     keep = Keeper(run, state, budget, together=together, track=track)
     last = fit(
         model,
-        CropBatches(samples, pictures, crops.labels, recipe, facts["seed"]),
+        CropBatches(samples, images, crops.labels, recipe, facts["seed"]),
         recipe,
         budget,
         log=keep.log,

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from foldfuse.data.dataset import Dataset, Sample
-from foldfuse.data.images import Fit, Pictures, canvas_for
+from foldfuse.data.images import ImageCache, Letterbox, canvas_for
 from foldfuse.models import make_detector
 from foldfuse.models.pretrained.effdet import load_effdet
 from foldfuse.recipes import Recipe, write_recipe
@@ -51,7 +51,7 @@ def train_run(
     budget: Budget,
     seed: int,
     *,
-    pictures: Pictures | None = None,
+    images: ImageCache | None = None,
     state: Mapping[str, Any] | None = None,
     start: Mapping[str, Any] | None = None,
     progress: Progress = no_progress,
@@ -71,7 +71,7 @@ def train_run(
         dataset: annotated pictures to learn from.
         budget: when to stop.
         seed: of every random choice.
-        pictures: of the dataset, where they are decoded already.
+        images: of the dataset, where they are decoded already.
         state: of this very run, to go on with.
         start: the last state of another run, whose weights this one begins with.
         progress: is told the share of the budget that is spent.
@@ -100,9 +100,9 @@ def train_run(
     model.to(together.device)
     if together.rank:
         torch.manual_seed(seed + 1_000_003 * together.rank)  # DropPath is to drop other pictures' paths elsewhere
-    if pictures is None:
-        pictures = Pictures.of(samples, longest=round(recipe.image_size * (1 + recipe.scale_jitter)))
-    batches = Batches(samples, pictures, recipe, canvas, seed)
+    if images is None:
+        images = ImageCache.load(samples, longest=round(recipe.image_size * (1 + recipe.scale_jitter)))
+    batches = Batches(samples, images, recipe, canvas, seed)
     keep = Keeper(run, state, budget, together=together, track=track, evaluate=evaluate)
     too_large = False
     try:
@@ -136,7 +136,7 @@ def train_run(
             dataset,
             budget,
             seed,
-            pictures=pictures,
+            images=images,
             start=start,
             progress=progress,
             every=every,
@@ -197,6 +197,8 @@ def _object_sizes(samples: Sequence[Sample], canvas: tuple[int, int]) -> Tensor:
     sides = []
     for sample in samples:
         assert sample.annotations is not None
-        boxes = Fit(sample.width, sample.height, canvas).boxes(sample.annotations.boxes[~sample.annotations.crowd])
+        boxes = Letterbox(sample.width, sample.height, canvas).apply_boxes(
+            sample.annotations.boxes[~sample.annotations.crowd]
+        )
         sides.append(boxes[:, 2:] - boxes[:, :2])
     return torch.from_numpy(np.concatenate(sides)).float()

@@ -20,7 +20,7 @@ from rich.table import Table
 from torch import Tensor
 
 from foldfuse.data.dataset import Dataset
-from foldfuse.data.images import Pictures
+from foldfuse.data.images import ImageCache
 from foldfuse.errors import InputError
 from foldfuse.evaluation.coco import score_predictions
 from foldfuse.inference.detector import detector_of, predict_views
@@ -79,7 +79,7 @@ def seconds_each(grid: Mapping[str, Recipe], held: Dataset, left: float) -> floa
 
 
 def _one(
-    folder: Path, recipe: Recipe, train: Dataset, held: Dataset, pictures: Pictures, seconds: float, seed: int
+    folder: Path, recipe: Recipe, train: Dataset, held: Dataset, images: ImageCache, seconds: float, seed: int
 ) -> dict[str, Any]:
     """Train one combination to its end, from where it was stopped if it was; what the sweep keeps of it."""
     run, state = Run(folder), None
@@ -104,7 +104,7 @@ def _one(
                 train,
                 Budget(seconds=seconds),
                 seed,
-                pictures=pictures,
+                images=images,
                 state=state,
                 progress=progress,
                 every=seconds / MOMENTS * 0.99,

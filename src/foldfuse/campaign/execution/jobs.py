@@ -13,7 +13,7 @@ from typing import Any
 from foldfuse.campaign.planning.allocation import VIEWS, views
 from foldfuse.campaign.planning.state import CampaignState
 from foldfuse.data.dataset import Dataset
-from foldfuse.data.images import Pictures
+from foldfuse.data.images import ImageCache
 from foldfuse.detections import Predictions
 from foldfuse.inference.detector import load_detector, predict_views
 from foldfuse.inference.tta import View
@@ -44,7 +44,7 @@ def learn(
     *,
     state: Mapping[str, Any] | None,
     parent: Run | None,
-    pictures: Pictures,
+    images: ImageCache,
     every: float,
     progress: Progress = no_progress,
 ) -> float:
@@ -56,7 +56,7 @@ def learn(
         seconds: in all, those before `state` included.
         state: its last checkpoint, to go on from.
         parent: the run with whose last state it begins, where it has no checkpoint of its own.
-        pictures: of the dataset.
+        images: of the dataset.
         every: seconds between checkpoints.
         progress: is told the share that is done.
     """
@@ -66,7 +66,7 @@ def learn(
         dataset,
         Budget(seconds=seconds),
         run.facts["seed"],
-        pictures=pictures,
+        images=images,
         state=state,
         start=start,
         progress=progress,
@@ -75,10 +75,10 @@ def learn(
     return float(last["seconds"])
 
 
-def joined(dataset: Dataset, pictures: Pictures, more: Dataset) -> tuple[Dataset, Pictures]:
+def joined(dataset: Dataset, images: ImageCache, more: Dataset) -> tuple[Dataset, ImageCache]:
     """A dataset and its pictures with those of another one behind them, which are decoded now."""
     samples = (*dataset.samples, *more.samples)
-    return replace(dataset, samples=samples), pictures + Pictures.of(more.samples, longest=pictures.longest)
+    return replace(dataset, samples=samples), images + ImageCache.load(more.samples, longest=images.longest)
 
 
 def look(run: Run, held: Dataset, standing: CampaignState) -> Seen:

@@ -19,7 +19,7 @@ from typing import Any
 from foldfuse import __version__
 from foldfuse.campaign.planning.state import CampaignState
 from foldfuse.data.dataset import Dataset, Sample
-from foldfuse.data.images import Pictures
+from foldfuse.data.images import ImageCache
 from foldfuse.formats.predictions import write_predictions
 from foldfuse.system import host
 from foldfuse.system.atomic_files import atomic
@@ -82,7 +82,7 @@ class Worker:
         self._over, self._sent = "", 0
         self._train: Any = None
         self._held: Any = None
-        self._pictures: Any = None
+        self._images: Any = None
 
     def prepare(
         self, train: Dataset, held: Dataset, parcels: Sequence[Any], held_parcels: Sequence[Any], longest: int
@@ -94,7 +94,7 @@ class Worker:
 
         self._train = unpacked(train, map(ray.get, parcels), self._folder / "train")
         self._held = unpacked(held, map(ray.get, held_parcels), self._folder / "held")
-        self._pictures = Pictures.of(self._train.samples, longest=longest)
+        self._images = ImageCache.load(self._train.samples, longest=longest)
         return software()
 
     def work(self, order: Order) -> Product:
@@ -106,11 +106,11 @@ class Worker:
         from foldfuse.campaign.execution.jobs import joined, learn, look
         from foldfuse.storage.run import Run
 
-        dataset, pictures = self._train, self._pictures
+        dataset, images = self._train, self._images
         if order.more is not None:
             folder = self._folder / "more"
             shutil.rmtree(folder, ignore_errors=True)
-            dataset, pictures = joined(dataset, pictures, unpacked(order.more, order.parcels, folder))
+            dataset, images = joined(dataset, images, unpacked(order.more, order.parcels, folder))
         run, parent = Run(self._folder / "members" / order.name), Run(self._folder / "parent")
         for folder, files in ((run.folder, order.files), (parent.folder, order.parent)):
             shutil.rmtree(folder, ignore_errors=True)
@@ -123,7 +123,7 @@ class Worker:
                 order.seconds,
                 state=run.load_state()[0],
                 parent=parent if order.parent else None,
-                pictures=pictures,
+                images=images,
                 every=order.every,
             )
             seen = look(run, self._held, order.standing)

@@ -14,7 +14,7 @@ from foldfuse.campaign.execution.jobs import Seen, joined, learn
 from foldfuse.campaign.planning.state import CampaignState
 from foldfuse.campaign.task import Task
 from foldfuse.data.dataset import Dataset
-from foldfuse.data.images import Pictures
+from foldfuse.data.images import ImageCache
 from foldfuse.storage.ledger import Ledger
 from foldfuse.storage.run import Run
 from foldfuse.system.progress import progress_bar
@@ -108,23 +108,23 @@ class Here:
 
     def __init__(self, task: Task, ledger: Ledger) -> None:
         self._task, self._ledger = task, ledger
-        self._pictures: Pictures | None = None
+        self._images: ImageCache | None = None
         self._ended: list[End] = []
 
     def prepare(self, longest: int) -> bool:
         """Decode the pictures, the first time."""
-        if self._pictures is not None:
+        if self._images is not None:
             return False
         with self._ledger.timed("decode the pictures", "setup"):
-            self._pictures = Pictures.of(self._task.train.samples, longest=longest)
+            self._images = ImageCache.load(self._task.train.samples, longest=longest)
         return True
 
     def begin(self, assignment: Assignment) -> None:
         """Train a segment to its end."""
-        assert self._pictures is not None, "prepare comes first"
-        name, dataset, pictures = assignment.name, self._task.train, self._pictures
+        assert self._images is not None, "prepare comes first"
+        name, dataset, images = assignment.name, self._task.train, self._images
         if assignment.more is not None:
-            dataset, pictures = joined(dataset, pictures, assignment.more)
+            dataset, images = joined(dataset, images, assignment.more)
         try:
             with self._ledger.timed(f"train {name}", "train"), progress_bar(f"training {name}") as progress:
                 seconds = learn(
@@ -133,7 +133,7 @@ class Here:
                     assignment.seconds,
                     state=assignment.state,
                     parent=assignment.parent,
-                    pictures=pictures,
+                    images=images,
                     every=assignment.every,
                     progress=progress,
                 )

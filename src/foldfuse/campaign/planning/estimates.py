@@ -15,7 +15,7 @@ from foldfuse.campaign.planning.segments import LEAST_STEPS, SCALES, plan, side,
 from foldfuse.campaign.planning.state import CampaignState
 from foldfuse.campaign.task import Task
 from foldfuse.data.dataset import Dataset
-from foldfuse.data.images import Pictures, canvas_for
+from foldfuse.data.images import ImageCache, canvas_for
 from foldfuse.models import make_detector
 from foldfuse.recipes import Recipe
 from foldfuse.system.durations import format_duration
@@ -47,7 +47,7 @@ def measured(name: str, recipe: Recipe, dataset: Dataset) -> Cost:
     samples = dataset.samples[:LOOKED_AT]
     model = make_detector(recipe.detector, len(dataset.classes), anchor_scale=recipe.anchor_scale, pretrained=False)
     canvas = canvas_for(samples, image_size=recipe.image_size, stride=model.stride)
-    batches = Batches(samples, Pictures.of(samples, longest=recipe.image_size), recipe, canvas, 0)
+    batches = Batches(samples, ImageCache.load(samples, longest=recipe.image_size), recipe, canvas, 0)
     model.to(memory_format=torch.channels_last)
     model.freeze(recipe.frozen_stages)
     times = []

@@ -20,7 +20,7 @@ import numpy as np
 
 from foldfuse.boxes import xyxy_to_xywh
 from foldfuse.data.dataset import Dataset, Sample
-from foldfuse.data.readers.layouts import find_layout, told
+from foldfuse.data.readers.layouts import find_layout, read_layout
 from foldfuse.detections import Annotations
 from foldfuse.errors import InputError
 from foldfuse.system.atomic_files import write_text
@@ -50,7 +50,7 @@ def load(path: Path) -> tuple[Any, Path]:
         InputError: the file is missing or broken.
     """
     source, _ = locate(path)
-    return told(source) if find_layout(source) else (read_json(source), source)
+    return read_layout(source) if find_layout(source) else (read_json(source), source)
 
 
 def read_json(path: Path) -> Any:
@@ -162,7 +162,7 @@ def write(dataset: Dataset, path: Path) -> Path:
         ],
         "categories": [{"id": i, "name": n} for i, n in zip(dataset.category_ids, dataset.classes, strict=True)],
     }
-    if dataset.labelled:
+    if dataset.is_labeled:
         document["annotations"] = annotations
     write_text(path, json.dumps(document))
     return path
@@ -207,7 +207,7 @@ def _no_repeats(names: Sequence[int | str], what: str) -> None:
         raise InputError(f"{what} {twice} stands there twice, expected once. 'foldfuse check --mend' mends such files.")
 
 
-def find_picture(source: Path, name: str) -> Path | None:
+def find_image(source: Path, name: str) -> Path | None:
     """Where the picture that the JSON `source` calls `name` lies: beside it, or in images/ beside it."""
     for path in (source.parent / name, source.parent / "images" / name):
         if path.is_file():
@@ -219,7 +219,7 @@ def _find(source: Path, row: dict[str, Any], where: str) -> Path:
     name = row.get("file_name")
     if not isinstance(name, str) or not name:
         raise InputError(f"{where}: 'file_name' is {name!r}, expected the name of a picture.")
-    path = find_picture(source, name)
+    path = find_image(source, name)
     if path is None:
         raise InputError(
             f"{where}: there is no picture {source.parent / name} nor {source.parent / 'images' / name}. "

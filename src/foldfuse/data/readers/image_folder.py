@@ -77,7 +77,7 @@ def _size(path: Path) -> tuple[int, int]:
         raise InputError(f"{path}: cannot be opened as a picture ({error}). Replace it, or remove it.") from None
 
 
-def read_labelled(data: Path, *, classes: Sequence[str] | None = None) -> tuple[Dataset, bool]:
+def read_classification(data: Path, *, classes: Sequence[str] | None = None) -> tuple[Dataset, bool]:
     """The dataset to classify, and whether it is of whole pictures: a folder with sub-folders rather than of objects.
 
     Args:

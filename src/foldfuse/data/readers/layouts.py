@@ -30,7 +30,7 @@ def find_layout(path: Path) -> Path | None:
     return path if path.suffix in (".yaml", ".yml") or voc_list else None
 
 
-def told(path: Path) -> tuple[Row, Path]:
+def read_layout(path: Path) -> tuple[Row, Path]:
     """(COCO document, the file or folder that it comes from: pictures lie beside that, under their `file_name`).
 
     Args:

@@ -24,7 +24,7 @@ RANK = {room: i for i, layer in enumerate(LAYERS) for room in layer}
 OUTSIDE = {"__init__", "__main__", "ensemble_boxes"}  # the front door; nothing inside imports them
 NEEDS_NO_TORCH = {  # rooms, and modules of others
     *("errors", "boxes", "detections", "recipes", "data", "fusion", "evaluation", "formats", "ensemble", "cli"),
-    *("commands.data", "commands.fusion", "commands.predictions", "commands.campaign"),
+    *("commands.data", "commands.fusion", "commands.predictions", "commands.campaign", "commands.report"),
 }
 
 

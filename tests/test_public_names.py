@@ -49,6 +49,7 @@ WITHOUT_TORCH = [
     "commands.data",
     "commands.fusion",
     "commands.predictions",
+    "commands.report",
     "data.doctor",
     "ensemble.ensemble",
     "inference.tta",

@@ -17,8 +17,8 @@ from foldfuse.data.readers import coco as data
 from foldfuse.detections import Annotations, Detections, Predictions
 from foldfuse.errors import InputError
 from foldfuse.formats.predictions import write_predictions
-from foldfuse.reporting.campaign_page import report, verdict
-from foldfuse.reporting.records import read_facts
+from foldfuse.reporting.campaign_page import summary, write_campaign_page
+from foldfuse.reporting.records import read_campaign_record
 from foldfuse.storage import ledger
 
 CLASSES = ("circle", "square", "<b>bolt & nut</b>")
@@ -142,10 +142,12 @@ def write_campaign(folder: Path, train: Path, test: Path) -> Path:
         "fused": {
             "ap": 0.351,
             "ap50": 0.664,
+            "metric": "ap50",
+            "value": 0.664,
+            "nested": 0.652,
             "ap75": 0.331,
             "kind": "wbf",
             "iou": 0.55,
-            "skip": 0.01,
             "interval": [0.012, 0.044],
             "parts": [
                 {"name": names[1], "view": "1", "weight": 0.6, "adds": 0.017},
@@ -165,10 +167,17 @@ def write_campaign(folder: Path, train: Path, test: Path) -> Path:
         "gains": [[names[1], 0.628, 1.0], [names[0], 0.651, 0.98], [names[4], 0.655, 0.71]],
         "ranking": names[1::-1],
         "history": [
-            {"at": 130.0, "ap50": 0.61, "best_single": [f"{names[0]}@1", 0.61], "weights": {f"{names[0]}@1": 1.0}},
+            {
+                "at": 130.0,
+                "ap50": 0.61,
+                "metric": "ap50",
+                "best_single": [f"{names[0]}@1", 0.61],
+                "weights": {f"{names[0]}@1": 1.0},
+            },
             {
                 "at": 500.0,
                 "ap50": 0.664,
+                "metric": "ap50",
                 "best_single": [f"{names[1]}@1", 0.628],
                 "weights": dict.fromkeys(names[:4], 1.0),
             },
@@ -247,7 +256,7 @@ def read_page(path: Path) -> Reader:
 
 
 def test_the_page_lies_in_the_folder_and_tells_what_it_holds(finished):
-    path = report(finished)
+    path = write_campaign_page(finished)
     assert path == finished / "report.html"
     text = " ".join(" ".join(read_page(path).text).split())
     for words in (
@@ -256,46 +265,49 @@ def test_the_page_lies_in_the_folder_and_tells_what_it_holds(finished):
         "left out of the fusion: with it the fused AP50 fell by 0.002",
         "9 min 30 s",
         "submission.csv",
-        "It covers 9 test pictures",
+        "It covers 9 test images",
         "broken.jpg",
         "--deadline 10m",
-        "24 pictures with",
+        "24 images with",
         "Worst, F1",
-        "Who was promoted, and why",
+        "Promotion of base runs",
         "+0.023 98 % yes",
         "+0.004 71 % no",
-        "What each view adds",
+        "Members by TTA view",
         "1+hflip",
         "from lite0-256-s0 · trained 1 min 29 s · AP50 0.628",
         "24 s Three image sizes were tried",
         "all classes",
+        "IoU threshold 0.55",
+        "(images not used to choose the ensemble): AP50 0.652",
+        "AP50 gained if all errors of one type were fixed",
     ):
         assert words in text
 
 
 def test_every_section_that_is_linked_is_there(finished):
-    page = read_page(report(finished))
+    page = read_page(write_campaign_page(finished))
     linked = {a.removeprefix("#") for a in page.addresses if a.startswith("#")}
     assert linked == {
         "submit",
-        "why",
-        "way",
-        "scores",
+        "decisions",
+        "progress",
+        "members",
         "learning",
         "classes",
         "errors",
-        "pictures",
+        "images",
         "time",
         "data",
-        "again",
+        "reproduce",
     }
     assert linked <= set(page.ids)
-    assert "gaps" not in page.ids
+    assert "warnings" not in page.ids
     assert len(page.ids) == len(set(page.ids))
 
 
 def test_the_page_asks_for_nothing_from_outside(finished):
-    path = report(finished)
+    path = write_campaign_page(finished)
     page = read_page(path)
     outside = [a for a in page.addresses if not a.startswith(("#", "data:image/jpeg;base64,"))]
     assert outside == ["submission.csv", "submission.json"]
@@ -307,7 +319,7 @@ def test_the_page_asks_for_nothing_from_outside(finished):
 
 
 def test_pictures_are_inside_it_and_it_stays_small(finished):
-    path = report(finished)
+    path = write_campaign_page(finished)
     inlined = [a for a in read_page(path).addresses if a.startswith("data:")]
     assert len(inlined) == 6 + 6  # held-back and test pictures
     assert len(set(inlined)) == 12
@@ -329,7 +341,7 @@ def test_texts_of_the_data_are_escaped(campaign):
         history=[{"at": 5, "ap50": 0.5, "best_single": [hostile, 0.4], "weights": {hostile: 1}}],
         fused=row["fused"] | {"parts": [{"name": hostile, "view": hostile}] * 2},
     )
-    page = read_page(report(campaign))
+    page = read_page(write_campaign_page(campaign))
     assert not {"script", "b"} & page.elements
     text = "".join(page.text)
     assert text.count(hostile) == 4 + 3 + 3 + 2 + 1 + 4  # as above, a lane and its blocks, trunks, a submission, views
@@ -337,31 +349,34 @@ def test_texts_of_the_data_are_escaped(campaign):
 
 
 def test_writing_it_again_changes_nothing(finished, tmp_path):
-    once, again = report(finished, out=tmp_path / "a.html"), report(finished, out=tmp_path / "b.html")
+    once, again = (
+        write_campaign_page(finished, out=tmp_path / "a.html"),
+        write_campaign_page(finished, out=tmp_path / "b.html"),
+    )
     assert once.read_bytes() == again.read_bytes()
 
 
 def test_links_from_elsewhere_lead_back_to_the_folder(finished, tmp_path):
-    path = report(finished, out=tmp_path / "pages" / "report.html")
+    path = write_campaign_page(finished, out=tmp_path / "pages" / "report.html")
     address = next(a for a in read_page(path).addresses if a.endswith("submission.csv"))
     assert (path.parent / address).resolve() == (finished / "submission.csv").resolve()
 
 
 def test_a_running_campaign_reloads_and_a_finished_one_does_not(campaign):
-    assert 'http-equiv="refresh"' not in report(campaign).read_text()
+    assert 'http-equiv="refresh"' not in write_campaign_page(campaign).read_text()
     change(campaign, state="running", fused=None, best_member=None, finished=None)
-    text = report(campaign).read_text()
+    text = write_campaign_page(campaign).read_text()
     assert 'http-equiv="refresh"' in text
-    assert "no predictions have been fused yet" in text
+    assert "it has no fused predictions yet" in text
 
 
 def test_the_worst_pictures_are_told_of_while_it_runs(campaign):
     change(campaign, state="running", finished=None)
-    text = " ".join(read_page(report(campaign)).text)
+    text = " ".join(read_page(write_campaign_page(campaign)).text)
     worst = text.split("Worst, F1")[1:]
     assert len(worst) == 2
-    assert all(re.search(r"; (mostly|as often) [a-z ]+ \(\d+ (each )?of \d+ mistakes?\)", part[:200]) for part in worst)
-    assert "What errors cost" in text
+    assert all(re.search(r"; (mostly|as often) [a-z ]+ \(\d+ (each )?of \d+ errors?\)", part[:200]) for part in worst)
+    assert "Errors by type" in text
 
 
 KEYS = [
@@ -378,10 +393,10 @@ def test_any_value_may_be_missing_or_odd(campaign, key):
             path.unlink()  # pictures hang on those two alone, and take most of the time
     row = json.loads((campaign / "campaign.json").read_text())
     (campaign / "campaign.json").write_text(json.dumps({k: v for k, v in row.items() if k != key}))
-    read_page(report(campaign))
+    read_page(write_campaign_page(campaign))
     for odd in (None, "odd", -3.5, float("nan"), [], [{}], [[1]], {}, {"per_class": [{}], "parts": [{}, {}]}):
         change(campaign, **{key: odd})
-        read_page(report(campaign))
+        read_page(write_campaign_page(campaign))
 
 
 @pytest.mark.parametrize(
@@ -390,35 +405,35 @@ def test_any_value_may_be_missing_or_odd(campaign, key):
 def test_any_file_may_be_missing(campaign, name):
     path = campaign / name
     shutil.rmtree(path) if path.is_dir() else path.unlink()
-    assert "gaps" not in read_page(report(campaign)).ids
+    assert "warnings" not in read_page(write_campaign_page(campaign)).ids
 
 
 @pytest.mark.parametrize("name", ["campaign.json", "folds.json", "fused_oof.parquet", "fused_test.parquet"])
 def test_a_broken_file_is_named(campaign, name):
     (campaign / name).write_text("broken")
-    page = read_page(report(campaign))
-    assert "gaps" in page.ids
-    assert name in "".join(page.text).split("could not show")[1]
+    page = read_page(write_campaign_page(campaign))
+    assert "warnings" in page.ids
+    assert name in "".join(page.text).split("could not show everything")[1]
 
 
 def test_a_log_that_is_being_written_is_read_up_to_its_last_whole_line(campaign):
     log = campaign / "members" / "lite0-256-s0" / "log.jsonl"
-    whole = read_facts(campaign).logs[0]
+    whole = read_campaign_record(campaign).curves[0]
     with log.open("a") as file:
         file.write('{"step": 300, "seco')
-    cut = read_facts(campaign)
-    assert np.array_equal(cut.logs[0].loss, whole.loss)
-    assert not cut.gaps
+    cut = read_campaign_record(campaign)
+    assert np.array_equal(cut.curves[0].loss, whole.loss)
+    assert not cut.warnings
     with log.open("a") as file:
         file.write("\n")
-    assert "1 of 306 lines" in read_facts(campaign).gaps[0]
+    assert "1 of 306 lines" in read_campaign_record(campaign).warnings[0]
 
 
 def test_a_picture_that_is_gone_is_named(finished, campaign, tmp_path):
     moved = Path(shutil.copytree(finished.parent / "unseen", tmp_path / "unseen"))
     change(campaign, test=str(moved / "train.json"))
     (moved / "000.jpg").write_bytes(b"no picture")
-    page = read_page(report(campaign))
+    page = read_page(write_campaign_page(campaign))
     assert "000.jpg: cannot be decoded" in "".join(page.text)
     assert sum(a.startswith("data:") for a in page.addresses) == 6 + 5
 
@@ -429,12 +444,12 @@ def test_a_run_alone_has_a_page_too(finished, tmp_path):
     (run / "run.json").write_text(
         json.dumps({"data": str(finished.parent / "shapes" / "train.json"), "seed": 3, "seconds": 80})
     )
-    text = " ".join(read_page(report(run)).text)
+    text = " ".join(read_page(write_campaign_page(run)).text)
     for words in (
         "Foldfuse run",
         "the run reached AP50 0.5",
         "efficientdet_lite0",
-        "24 pictures with",
+        "24 images with",
         "Training loss",
         "1 min 20 s",
     ):
@@ -443,9 +458,9 @@ def test_a_run_alone_has_a_page_too(finished, tmp_path):
 
 def test_a_folder_of_something_else_is_refused(tmp_path):
     with pytest.raises(InputError, match=r"holds neither a campaign\.json nor a run\.json"):
-        report(tmp_path)
+        write_campaign_page(tmp_path)
     with pytest.raises(InputError, match="there is no such folder"):
-        report(tmp_path / "nowhere")
+        write_campaign_page(tmp_path / "nowhere")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -455,7 +470,7 @@ def test_a_folder_of_something_else_is_refused(tmp_path):
         (
             0.700,
             [0.01, 0.09],
-            "lite0-320-s1. On pictures that the fusion was not chosen on, the gain is +0.010 to +0.090",
+            "lite0-320-s1. On images not used to choose the ensemble, the gain is +0.010 to +0.090",
         ),
         (0.700, [-0.01, 0.09], "the gain is -0.010 to +0.090: it may be chance"),
         (0.600, None, "0.025 below the best single member"),
@@ -465,15 +480,15 @@ def test_a_folder_of_something_else_is_refused(tmp_path):
 def test_the_verdict_says_what_the_numbers_say(campaign, ap50, interval, words):
     row = json.loads((campaign / "campaign.json").read_text())
     members = [m | ({"ap50": 0.625} if m["name"] == "lite0-320-s1" else {}) for m in row["members"]]
-    change(campaign, members=members, fused=row["fused"] | {"ap50": ap50, "interval": interval})
-    assert words in verdict(read_facts(campaign))
+    change(campaign, members=members, fused=row["fused"] | {"value": ap50, "interval": interval})
+    assert words in summary(read_campaign_record(campaign))
 
 
 @pytest.mark.parametrize(
     ("metric", "words"),
     [
         ("ap", ("reach AP 0.700", "0.100 above the best single member")),
-        ("f2", ("reach F2 0.700 on pictures that were held back",)),
+        ("f2", ("reach F2 0.700 on held-out images",)),
     ],
 )
 def test_the_page_speaks_of_the_metric_that_decided_the_campaign(campaign, metric, words):
@@ -481,25 +496,28 @@ def test_the_page_speaks_of_the_metric_that_decided_the_campaign(campaign, metri
     members = [m | ({"ap": 0.6} if m["name"] == "lite0-320-s1" else {}) for m in row["members"]]
     fused = row["fused"] | {"metric": metric, "value": 0.7, "interval": [0.05, 0.15]}
     change(campaign, members=members, fused=fused)
-    text = " ".join(read_page(report(campaign)).text)
+    text = " ".join(read_page(write_campaign_page(campaign)).text)
     assert all(one in text for one in words)
-    assert f"the {metric.upper()} that the fused predictions gain" in text
+    assert f"the {metric.upper()} that the ensemble loses without the member" in text
     assert ("Fused F2" in text) == (metric == "f2")
 
 
 def test_the_plan_and_the_rest_are_read_from_the_ledger_where_there_is_one(campaign):
-    facts = json.loads((campaign / "campaign.json").read_text())
+    record = json.loads((campaign / "campaign.json").read_text())
     part = {"name": "trunk-256", "image_size": 256, "batch_size": 8, "state": "running", "seconds": 211.0}
-    facts |= {"state": "interrupted", "plan": {"segments": [part], "reserved": {"choose the ensemble": 7.0}}}
-    made = ledger.create(campaign, facts, deadline=600.0, start=0.0)
+    record |= {"state": "interrupted", "plan": {"segments": [part], "reserved": {"choose the ensemble": 7.0}}}
+    made = ledger.create(campaign, record, deadline=600.0, start=0.0)
     with made.timed("train trunk-256", "train"):
         made.log("A trunk is trained.")
     made.close()
     (campaign / "campaign.json").write_text("{}")
-    page = report(campaign).read_text()
+    page = write_campaign_page(campaign).read_text()
     assert "A trunk is trained." in page
-    assert '<th scope="row">train trunk-256</th><td>256</td><td>8</td><td>running</td><td>211</td>' in page
+    assert (
+        '<th scope="row">train trunk-256</th><td>256</td><td>8</td><td class="word">running</td><td>3 min 31 s</td>'
+        in page
+    )
     assert "choose the ensemble" in page
-    assert facts["command"].split(" --out")[0] in page
+    assert record["command"].split(" --out")[0] in page
     (campaign / ledger.NAME).write_bytes(b"broken" * 200)
-    assert "cannot be read as a campaign&#39;s ledger" in report(campaign).read_text()
+    assert "cannot be read as a campaign&#39;s ledger" in write_campaign_page(campaign).read_text()

@@ -13,18 +13,19 @@ from hypothesis import strategies as st
 from foldfuse.reporting.charts import (
     Axis,
     Bar,
+    Lane,
     Line,
     Span,
+    axis_fraction,
     bar_chart,
-    duration,
+    downsampled,
+    duration_text,
     histogram,
+    lane_chart,
     line_chart,
     linear_axis,
     log_axis,
-    share,
-    thinned,
     time_axis,
-    timeline,
 )
 
 law = settings(deadline=None, derandomize=True)
@@ -80,21 +81,21 @@ def test_a_time_axis_names_its_unit():
     [(UNIT, 0.25, 0.25), (UNIT, -3, 0), (UNIT, 7, 1), (Axis(1, 100, (), log=True), 10, 0.5)],
 )
 def test_share_is_the_place_between_the_ends(axis, value, place):
-    assert share(axis, value) == pytest.approx(place)
+    assert axis_fraction(axis, value) == pytest.approx(place)
 
 
 @pytest.mark.parametrize(("seconds", "text"), [(0.42, "0.4 s"), (9.96, "10 s"), (75, "1 min 15 s")])
 def test_durations_are_told_with_tenths_only_where_they_matter(seconds, text):
-    assert duration(seconds) == text
+    assert duration_text(seconds) == text
 
 
 def test_thinning_keeps_the_mean_and_short_curves():
     x, y = np.arange(1000.0), np.arange(1000.0) * 3
-    short_x, short_y = thinned(x, y, points=50)
+    short_x, short_y = downsampled(x, y, points=50)
     assert len(short_x) == 50
     assert short_y.mean() == pytest.approx(y.mean())
     assert np.allclose(short_y, 3 * short_x)
-    assert np.array_equal(thinned(x[:7], y[:7])[1], y[:7])
+    assert np.array_equal(downsampled(x[:7], y[:7])[1], y[:7])
 
 
 @pytest.mark.parametrize(
@@ -104,8 +105,6 @@ def test_thinning_keeps_the_mean_and_short_curves():
         bar_chart([Bar(HOSTILE, 1, HOSTILE, interval=(0.5, 1.5))], label=HOSTILE),
         bar_chart([], label="nothing"),
         histogram([1, 2], [0, 0.5, 1], UNIT, titles=(HOSTILE,) * 2, label=HOSTILE),
-        timeline([Span(HOSTILE, HOSTILE, 0, 3)], kinds=[HOSTILE], deadline=5, label=HOSTILE),
-        timeline([], kinds=["train"], deadline=None, label="nothing"),
     ],
 )
 def test_charts_are_whole_and_carry_words_for_those_who_cannot_see_them(svg):
@@ -136,13 +135,24 @@ def test_histogram_bars_stand_on_their_edges():
     assert attribute(second, "y") + attribute(second, "height") == 1000
 
 
-def test_the_timeline_gives_each_kind_a_lane_and_its_share():
-    spans = [Span("a", "train", 0, 30), Span("b", "predict", 30, 40), Span("c", "train", 40, 60)]
-    root = ElementTree.fromstring(timeline(spans, kinds=["train", "predict"], deadline=100, label="two lanes"))
-    assert [e.text for e in root.iter("tspan")] == ["50 s, 83%", "10 s, 17%"]
-    blocks = root.findall("rect")
-    assert len({block.attrib["y"] for block in blocks}) == 2
-    widths = [attribute(block, "width") for block in blocks]
+@pytest.mark.parametrize("label", [HOSTILE, "nothing"])
+def test_lanes_are_whole_and_carry_their_label(label):
+    lane = Lane(HOSTILE, HOSTILE, (Span(HOSTILE, "train", 0, 3),), "f0")
+    chart = lane_chart([lane] if label == HOSTILE else [], deadline=5, label=label)
+    root = ElementTree.fromstring(f"<div>{chart}</div>")
+    assert root.find("ul").attrib["aria-label"] == label
+    assert not root.findall(".//b")
+
+
+def test_lanes_share_one_time_axis():
+    rows = [((0, 30), (40, 60)), ((30, 40),)]
+    lanes = [Lane(str(i), "", tuple(Span("s", "train", *ends) for ends in row), f"f{i}") for i, row in enumerate(rows)]
+    root = ElementTree.fromstring(f"<div>{lane_chart(lanes, deadline=100, label='two lanes')}</div>")
+    first, second = (item.findall("svg/rect") for item in root.findall("ul/li"))
+    widths = [attribute(block, "width") for block in (*first, *second)]
     assert math.isclose(widths[0] / widths[1], 30 / 20, rel_tol=1e-3)
-    deadline = root.find(".//line[@class='deadline']")
-    assert attribute(deadline, "x1") > max(attribute(b, "x") + attribute(b, "width") for b in blocks)
+    assert math.isclose(widths[0] / widths[2], 30 / 10, rel_tol=1e-3)
+    deadlines = root.findall(".//line[@class='deadline']")
+    assert len(deadlines) == 3, "in both lanes and below them"
+    ends = [attribute(block, "x") + attribute(block, "width") for block in (*first, *second)]
+    assert all(attribute(deadline, "x1") > max(ends) for deadline in deadlines)

@@ -12,7 +12,7 @@ from foldfuse.data.dataset import Dataset, Sample
 from foldfuse.detections import Annotations, Detections, Predictions
 from foldfuse.evaluation.coco import ERRORS, diagnose
 from foldfuse.evaluation.matching import Curve
-from foldfuse.reporting.error_analysis import ALL_CLASSES, NAMES, costs, mostly, precision_chart
+from foldfuse.reporting.error_analysis import ALL_CLASSES, ERROR_NAMES, dominant_error, error_costs, precision_chart
 
 CLASSES = ("cup", "jar")
 BOX = [10.0, 10.0, 50.0, 50.0]
@@ -44,19 +44,19 @@ def made(*pictures: tuple[Annotations, Detections]) -> tuple[Dataset, Prediction
     ("truth", "guesses", "words"),
     [
         ([BOX], [(BOX, 0, 0.9)], ""),
-        ([BOX], [(BOX, 1, 0.9)], "mostly classification (1 of 1 mistake)"),
-        ([BOX], [([10.0, 10.0, 50.0, 100.0], 0, 0.9)], "mostly localisation (1 of 1 mistake)"),
-        ([BOX], [(BOX, 0, 0.9), (BOX, 0, 0.8), (BOX, 0, 0.7), (FAR, 0, 0.6)], "mostly duplicate (2 of 3 mistakes)"),
-        ([BOX], [(BOX, 0, 0.9), (FAR, 0, 0.6)], "mostly background (1 of 1 mistake)"),
-        ([BOX], [(BOX, 0, 0.1)], "mostly missed (1 of 1 mistake)"),
-        ([BOX], [(FAR, 0, 0.9)], "as often background as missed (1 each of 2 mistakes)"),
-        ([], [(FAR, 0, 0.9), (BOX, 0, 0.9), (BOX, 1, 0.1)], "mostly background (2 of 2 mistakes)"),
+        ([BOX], [(BOX, 1, 0.9)], "mostly classification (1 of 1 error)"),
+        ([BOX], [([10.0, 10.0, 50.0, 100.0], 0, 0.9)], "mostly localisation (1 of 1 error)"),
+        ([BOX], [(BOX, 0, 0.9), (BOX, 0, 0.8), (BOX, 0, 0.7), (FAR, 0, 0.6)], "mostly duplicate (2 of 3 errors)"),
+        ([BOX], [(BOX, 0, 0.9), (FAR, 0, 0.6)], "mostly background (1 of 1 error)"),
+        ([BOX], [(BOX, 0, 0.1)], "mostly missed (1 of 1 error)"),
+        ([BOX], [(FAR, 0, 0.9)], "as often background as missed (1 each of 2 errors)"),
+        ([], [(FAR, 0, 0.9), (BOX, 0, 0.9), (BOX, 1, 0.1)], "mostly background (2 of 2 errors)"),
         ([], [], ""),
     ],
 )
 def test_the_kind_that_dominates_is_named(truth, guesses, words):
     dataset, predictions = made((drawn(*truth), found(*guesses)))
-    assert mostly(dataset, predictions, dataset.samples[0], 0.5) == words
+    assert dominant_error(dataset, predictions, dataset.samples[0], 0.5) == words
 
 
 def test_costs_are_those_of_the_diagnosis_and_counted_at_the_threshold():
@@ -64,9 +64,9 @@ def test_costs_are_those_of_the_diagnosis_and_counted_at_the_threshold():
         (drawn(BOX), found((BOX, 1, 0.9), (FAR, 0, 0.95), (FAR, 0, 0.2))),
         (drawn(BOX, FAR), found((BOX, 0, 0.8))),
     )
-    rows = costs(dataset, predictions, 0.5)
+    rows = error_costs(dataset, predictions, 0.5)
     assert {row.name: row.ap50 for row in rows} == {
-        NAMES[kind]: value for kind, value in diagnose(predictions, dataset).errors.items()
+        ERROR_NAMES[kind]: value for kind, value in diagnose(predictions, dataset).errors.items()
     }
     assert [row.ap50 for row in rows] == sorted((row.ap50 for row in rows), reverse=True)
     assert {row.name: row.count for row in rows if row.count} == {"classification": 1, "background": 1, "missed": 1}
@@ -76,7 +76,7 @@ def test_costs_are_those_of_the_diagnosis_and_counted_at_the_threshold():
 def test_where_no_object_is_drawn_no_error_has_a_price():
     for truth in (drawn(), drawn(BOX, crowd=True)):
         dataset, predictions = made((truth, found((BOX, 0, 0.9))))
-        assert costs(dataset, predictions, 0.5) == ()
+        assert error_costs(dataset, predictions, 0.5) == ()
 
 
 def test_the_mean_over_all_classes_is_drawn_above_the_others():

@@ -19,7 +19,7 @@ from foldfuse.data.dataset import Dataset, Sample
 from foldfuse.detections import Annotations, Detections, Predictions
 from foldfuse.errors import InputError
 from foldfuse.evaluation.matching import best_threshold, f1_of, match, matches, precision_recall
-from foldfuse.reporting.images import compared, data_uri, predicted, spread, telling
+from foldfuse.reporting.images import data_uri, draw_comparison, draw_predictions, evenly_spaced, pick_examples
 
 CLASSES = ("cup", "jar", "lid")
 
@@ -149,21 +149,21 @@ def test_f1_of_one_picture():
 
 
 def test_telling_pictures_are_the_best_the_middle_and_the_worst():
-    # Picture i holds 8 boxes, of which i are found: so picture 8 is the best and picture 0 the worst.
+    # Image i holds 8 boxes, of which i are found: so picture 8 is the best and picture 0 the worst.
     row = [[20.0 * i, 0.0, 20.0 * i + 10, 10.0] for i in range(8)]
     dataset = dataset_of([drawn(row, [0] * 8) for _ in range(9)])
     predictions = Predictions.of({i: found(row[:i], [0] * i, [0.9] * i) for i in range(9)}, CLASSES)
-    chosen = [(kind, sample.id) for kind, sample in telling(dataset, predictions, 0.5)]
+    chosen = [(kind, sample.id) for kind, sample in pick_examples(dataset, predictions, 0.5)]
     assert chosen == [("best", 8), ("best", 7), ("typical", 5), ("typical", 4), ("worst", 0), ("worst", 1)]
-    ids = [s.id for _, s in telling(dataset.subset([2, 5, 7]), predictions, 0.5)]
+    ids = [s.id for _, s in pick_examples(dataset.subset([2, 5, 7]), predictions, 0.5)]
     assert sorted(ids) == [2, 5, 7]
 
 
 @pytest.mark.parametrize(("number", "ids"), [(3, [0, 4, 8]), (1, [0]), (20, list(range(9)))])
 def test_spread_takes_even_steps(number, ids):
     samples = dataset_of([Annotations.empty()] * 9).samples
-    assert [s.id for s in spread(samples, number)] == ids
-    assert spread([], 4) == []
+    assert [s.id for s in evenly_spaced(samples, number)] == ids
+    assert evenly_spaced([], 4) == []
 
 
 @pytest.fixture
@@ -173,29 +173,31 @@ def sample(tmp_path):
 
 
 def test_a_compared_picture_marks_what_is_right_false_and_missed(sample):
-    picture = compared(sample, found([[0, 0, 100, 90], [900, 5, 990, 50]], [0, 2], [0.8, 0.6]), CLASSES, kind="typical")
+    picture = draw_comparison(
+        sample, found([[0, 0, 100, 90], [900, 5, 990, 50]], [0, 2], [0.8, 0.6]), CLASSES, kind="typical"
+    )
     root = ElementTree.fromstring(picture.markup)
     kinds = [r.attrib["class"] for r in root.findall("rect") if r.attrib["class"] != "halo"]
-    assert sorted(kinds) == ["missed", "right", "truth", "wrong"]
+    assert sorted(kinds) == ["annotation", "fn", "fp", "tp"]
     assert {t.text for t in root.findall("text")} == {"jar", "cup 0.80", "lid 0.60"}
     assert root.attrib["viewBox"] == "0 0 1000 400"
-    missed = root.find("rect[@class='missed']").attrib
+    missed = root.find("rect[@class='fn']").attrib
     assert [missed[k] for k in ("x", "y", "width", "height")] == ["500", "200", "100", "100"]
-    assert (picture.title, picture.caption) == ("Typical, F1 0.50", "a.png: 1 of 2 found, 1 false alarm")
+    assert (picture.title, picture.caption) == ("Typical, F1 0.50", "a.png: 1 of 2 found, 1 false positive")
 
 
 def test_a_predicted_picture_with_many_boxes_shows_no_names(sample):
     many = found(
         [[300.0 * (i % 3), 10.0 * i, 300.0 * (i % 3) + 80, 10.0 * i + 8] for i in range(30)], [0] * 30, [0.5] * 30
     )
-    assert "<text" not in predicted(sample, many, CLASSES).markup
-    assert predicted(sample, many[:3], CLASSES).markup.count("<text") == 3
-    assert predicted(sample, many[:1], CLASSES).title == "1 box"
+    assert "<text" not in draw_predictions(sample, many, CLASSES).markup
+    assert draw_predictions(sample, many[:3], CLASSES).markup.count("<text") == 3
+    assert draw_predictions(sample, many[:1], CLASSES).title == "1 box"
 
 
 def test_names_stay_inside_the_picture_and_off_each_other(sample):
     corner = found([[960, 380, 999, 399], [955, 375, 999, 399], [-5, -5, 50, 50]], [0, 1, 2], [0.9, 0.8, 0.7])
-    root = ElementTree.fromstring(predicted(sample, corner, CLASSES).markup)
+    root = ElementTree.fromstring(draw_predictions(sample, corner, CLASSES).markup)
     texts = root.findall("text")
     assert len(texts) == 2
     size = float(root.attrib["font-size"])
@@ -207,10 +209,10 @@ def test_names_stay_inside_the_picture_and_off_each_other(sample):
 
 def test_what_lies_on_a_crowd_is_not_called_false(sample):
     crowd = Sample(0, sample.path, "a.png", 1000, 400, drawn([[0, 0, 500, 400]], [0], [True]))
-    picture = compared(crowd, found([[5, 5, 60, 60]], [0], [0.9]), CLASSES, kind="best")
-    assert "false alarm:" not in picture.markup
-    assert "on a crowd: cup 0.90" in picture.markup
-    assert picture.caption == "a.png: 0 of 0 found, no false alarms"
+    picture = draw_comparison(crowd, found([[5, 5, 60, 60]], [0], [0.9]), CLASSES, kind="best")
+    assert "false positive:" not in picture.markup
+    assert "in a crowd: cup 0.90" in picture.markup
+    assert picture.caption == "a.png: 0 of 0 found, no false positives"
 
 
 def test_inlined_pictures_are_small(sample):

@@ -10,17 +10,17 @@ import numpy as np
 import pytest
 
 from foldfuse.ensemble.ranking import Ranked, worth_going_on
-from foldfuse.reporting.records import Facts, Part, read_facts
-from foldfuse.reporting.timeline import kind_chart, promoted, score_chart, segment_chart, steps, story
+from foldfuse.reporting.records import CampaignRecord, read_campaign_record
+from foldfuse.reporting.timeline import promotions, score_chart, segment_chart, step_line, timeline, work_chart
 from foldfuse.storage import ledger
 
 HOSTILE = "<script>alert(1)</script>"
 
 
-def facts_of(folder: Path, **told: object) -> Facts:
-    """The Facts of a campaign that tells this."""
+def facts_of(folder: Path, **told: object) -> CampaignRecord:
+    """The CampaignRecord of a campaign that tells this."""
     (folder / "campaign.json").write_text(json.dumps(told))
-    return read_facts(folder)
+    return read_campaign_record(folder)
 
 
 def segment(name: str, started: float, ended: float | None, ap50: float | None, parent: str | None = None) -> dict:
@@ -30,13 +30,13 @@ def segment(name: str, started: float, ended: float | None, ap50: float | None, 
 
 
 def test_steps_keep_a_value_until_the_next_one():
-    x, y = steps([(10.0, 0.5), (30.0, 0.7)], 50.0)
+    x, y = step_line([(10.0, 0.5), (30.0, 0.7)], 50.0)
     assert x.tolist() == [10, 30, 30, 50]
     assert y.tolist() == [0.5, 0.5, 0.7, 0.7]
 
 
 def test_the_score_rises_with_the_clock(tmp_path):
-    facts = facts_of(
+    record = facts_of(
         tmp_path,
         deadline_seconds=100.0,
         seconds_used=90.0,
@@ -47,7 +47,7 @@ def test_the_score_rises_with_the_clock(tmp_path):
             segment("branch2-64", 60, 85, 0.6),
         ],
     )
-    chart = score_chart(facts)
+    chart = score_chart(record)
     assert chart is not None
     root = ElementTree.fromstring(chart.svg)
     single, fused = root.findall(".//path")  # the strong line lies above
@@ -65,7 +65,7 @@ def test_the_score_rises_with_the_clock(tmp_path):
 
 def test_the_best_single_is_told_only_where_it_is_an_ap50(tmp_path):
     rows = [{"at": 1, "ap50": 0.5, "best_single": ["a@1", 0.3], "metric": metric} for metric in ("ap50", "f2", None)]
-    assert [s.best_ap50 for s in facts_of(tmp_path, history=rows).history] == [0.3, None, 0.3]
+    assert [s.best_ap50 for s in facts_of(tmp_path, history=rows).history] == [0.3, None, None]
 
 
 def test_a_ledger_tells_how_it_came_to_its_submission(tmp_path):
@@ -82,18 +82,18 @@ def test_a_ledger_tells_how_it_came_to_its_submission(tmp_path):
     told = ledger.snapshot(tmp_path)
     assert told["submission_scores"] == [0.5, 0.6]
     assert [row["at"] for row in told["history"]] == sorted(row["at"] for row in told["history"])
-    facts = read_facts(tmp_path)
-    first, second = facts.history
-    assert (first.ap50, first.best_ap50, first.best_name, first.members) == (0.5, 0.45, "a@1", 1)
-    assert (second.ap50, second.best_ap50, second.members) == (None, None, None)
-    assert facts.notes[0].text == "First."
-    assert facts.notes[0].at is not None
-    assert facts.notes[0].at < first.at < second.at
+    record = read_campaign_record(tmp_path)
+    first, second = record.history
+    assert (first.ap50, first.best_ap50, first.best_name, first.num_members) == (0.5, 0.45, "a@1", 1)
+    assert (second.ap50, second.best_ap50, second.num_members) == (None, None, None)
+    assert record.decisions[0].text == "First."
+    assert record.decisions[0].at is not None
+    assert record.decisions[0].at < first.at < second.at
 
 
 def test_each_segment_has_a_lane_with_its_parent(tmp_path):
     names = ["trunk-lite0_fpn-256", "grown-lite0_fpn-320", f"branch1-{HOSTILE}"]
-    facts = facts_of(
+    record = facts_of(
         tmp_path,
         deadline_seconds=200.0,
         seconds_used=150.0,
@@ -104,7 +104,7 @@ def test_each_segment_has_a_lane_with_its_parent(tmp_path):
         ],
         timeline=[{"name": f"train {names[0]}", "kind": "train", "start": 10, "end": 40}],
     )
-    chart = segment_chart(facts)
+    chart = segment_chart(record)
     assert chart is not None
     root = ElementTree.fromstring(f"<div>{chart.svg}</div>")
     lanes = root.findall("./ul/li")
@@ -122,28 +122,29 @@ def test_each_segment_has_a_lane_with_its_parent(tmp_path):
 def test_the_promoted_are_those_that_the_campaign_takes_further(tmp_path):
     values = {"a": (0.60, 1.0), "b": (0.63, 0.99), "c": (0.62, 0.2), "d": (0.635, 0.97), "e": (0.66, 0.5)}
     ranked = [Ranked(name, value, sure) for name, (value, sure) in values.items()]
-    facts = facts_of(tmp_path, gains=ranked, ranking=worth_going_on(ranked), segments=[segment("b", 0, 1, 0.5)])
-    rows = promoted(facts)
-    assert [row.name for row in rows if row.went_on] == ["a", "b"]
-    assert [row.adds for row in rows] == pytest.approx([0.60, 0.03, -0.01, 0.005, 0.025])
-    assert [row.sure for row in rows] == [sure for _, sure in values.values()]
+    record = facts_of(tmp_path, gains=ranked, ranking=worth_going_on(ranked), segments=[segment("b", 0, 1, 0.5)])
+    rows = promotions(record)
+    assert [row.name for row in rows if row.promoted] == ["a", "b"]
+    assert [row.gain for row in rows] == pytest.approx([0.60, 0.03, -0.01, 0.005, 0.025])
+    assert [row.prob_better for row in rows] == [sure for _, sure in values.values()]
     assert [row.ap50 for row in rows] == [None, 0.5, None, None, None]
-    assert promoted(facts_of(tmp_path, gains=[["a", 0.6], ["b", 0.7]]))[1].sure is None
-    assert promoted(facts_of(tmp_path, gains=ranked[:1], ranking=["a"])) == ()
+    assert promotions(facts_of(tmp_path, gains=[["a", 0.6], ["b", 0.7]]))[1].prob_better is None
+    assert promotions(facts_of(tmp_path, gains=ranked[:1], ranking=["a"])) == ()
 
 
-def test_an_older_campaign_has_no_story_and_its_views_come_from_its_weights(tmp_path):
-    facts = facts_of(tmp_path, notes=["Why."], note_times=[], fused={"weights": {"a@1": 1.0, "b@1+hflip": 3.0}})
-    told = story(facts)
-    assert (told.scores, told.segments, told.kinds, told.trunks) == (None, None, None, ())
-    assert (facts.notes[0].text, facts.notes[0].at) == ("Why.", None)
-    assert facts.fused is not None
-    assert facts.fused.parts == (Part("a", "1", 0.25, None), Part("b", "1+hflip", 0.75, None))
+def test_a_campaign_that_has_just_started_has_no_timeline(tmp_path):
+    record = facts_of(tmp_path, notes=["Why."], note_times=[])
+    course = timeline(record)
+    assert (course.scores, course.segments, course.work, course.promotions) == (None, None, None, ())
+    assert record.decisions == (("Why.", None),)
 
 
-def test_kinds_of_work_that_nobody_knows_have_a_lane_too(tmp_path):
-    rows = [{"name": "x", "kind": kind, "start": 0, "end": 5} for kind in ("train", "dream")]
-    chart = kind_chart(facts_of(tmp_path, timeline=rows))
+def test_each_kind_of_work_has_a_lane_with_its_share_of_the_time(tmp_path):
+    rows = [("train", 0, 30), ("dream", 30, 40), ("train", 40, 60), ("predict", 60, None)]
+    stages = [{"name": "x", "kind": kind, "start": start, "end": end} for kind, start, end in rows]
+    chart = work_chart(facts_of(tmp_path, timeline=stages))
     assert chart is not None
-    names = [e.text.strip() for e in ElementTree.fromstring(chart.svg).findall("text[@class='name']")]
-    assert names == ["train", "dream"]
+    root = ElementTree.fromstring(f"<div>{chart.svg}</div>")
+    lanes = [[span.text for span in lane.findall("span")] for lane in root.findall("ul/li")]
+    assert lanes == [["train", "50 s, 83%"], ["predict", "0.0 s, 0%"], ["dream", "10 s, 17%"]]
+    assert [len(lane.findall("svg/rect")) for lane in root.findall("ul/li")] == [2, 1, 1]

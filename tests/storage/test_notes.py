@@ -8,7 +8,7 @@ import pytest
 from foldfuse import cli
 from foldfuse.commands.campaign import note
 from foldfuse.errors import InputError
-from foldfuse.reporting.campaign_page import report
+from foldfuse.reporting.campaign_page import write_campaign_page
 from foldfuse.reporting.leaderboard import leaderboard_chart
 from foldfuse.storage import ledger
 from foldfuse.storage.notes import Note, Scored, noted, submission_scores
@@ -78,13 +78,13 @@ def test_there_is_no_score_before_there_is_a_submission(tmp_path, capsys):
 def test_the_page_shows_notes_with_their_scores_and_what_it_could_not_read(running):
     folder = running.folder
     note(folder, "one <b>bold</b> try", leaderboard=0.7123, submission=1)
-    page = report(folder).read_text()
+    page = write_campaign_page(folder).read_text()
     assert "one &lt;b&gt;bold&lt;/b&gt; try" in page
     assert "0.7123 on the leaderboard" in page
     assert "Out-of-fold and leaderboard" not in page, "one dot tells nothing"
     note(folder, leaderboard=0.69)
     (folder / "notes" / "0.json").write_text('{"what": 1}')
-    page = report(folder).read_text()
+    page = write_campaign_page(folder).read_text()
     assert "Out-of-fold and leaderboard" in page
     assert "in 0 of 1 pairs" in page
     assert "0.json: is no note" in page

@@ -30,7 +30,7 @@ from foldfuse.campaign.planning.allocation import successive_halving
 from foldfuse.campaign.request import Asked, on_cluster
 from foldfuse.campaign.task import Inputs
 from foldfuse.errors import InputError
-from foldfuse.reporting.campaign_page import report
+from foldfuse.reporting.campaign_page import write_campaign_page
 from foldfuse.reporting.live import live
 from foldfuse.storage import ledger as ledgers
 from foldfuse.storage.ledger import Ledger
@@ -104,7 +104,7 @@ def _resume(out: Path, start: float, *, ray: str | None) -> Path:
     with _full_disk_told(out), ledgers.exclusive(out), closing(ledgers.resume(out, start=start)) as ledger:
         if ledger.get("state") == "finished":
             if ledger.get("reported") is False:  # the disk was full just then
-                report(out)
+                write_campaign_page(out)
                 ledger.export()
                 ledger.set(reported=True)
             print(f"{out}: has finished already; nothing is left to do.", file=sys.stderr)

@@ -21,7 +21,7 @@ from foldfuse.formats.predictions import write_predictions
 from foldfuse.formats.submission import write_submission
 from foldfuse.inference.detector import load_detector, predict_views
 from foldfuse.inference.tta import View
-from foldfuse.reporting.campaign_page import report
+from foldfuse.reporting.campaign_page import write_campaign_page
 from foldfuse.storage.ledger import Ledger, SegmentRecord
 from foldfuse.storage.run import Run
 from foldfuse.system.atomic_files import atomic, atomic_folder
@@ -231,5 +231,5 @@ def describe(built: Built, ledger: Ledger) -> None:
 def refresh_report(ledger: Ledger) -> None:
     """Write the page anew from what lies in the folder."""
     with ledger.timed("report", "report"):
-        report(ledger.folder)
+        write_campaign_page(ledger.folder)
     ledger.export()

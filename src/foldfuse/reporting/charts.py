@@ -1,8 +1,8 @@
-"""Charts as inline SVG: lines, bars, histograms and a timeline. Numbers in, markup out; nothing here reads a file.
+"""Line charts, bar charts, histograms and lanes of time as inline SVG.
 
-Heights are in pixels and horizontal places in per cent, so a chart fills whatever width it is given and its letters
-stay as large as the page's. Colours, strokes and fonts are the page's: the classes `c0`..`c7` are its palette, and
-they are told apart by dashes too once they repeat. Every text passes through `escape`.
+Heights are in pixels and horizontal positions in per cent: a chart fills the width of its place on the page, and its
+text keeps the page's size. The page's style sheet sets colours, strokes and fonts: the classes `c0`..`c7` (strokes) and
+`f0`..`f7` (fills) are the palette, and curves beyond the eighth are dashed. Every text passes through `escape`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from markupsafe import Markup, escape
 from foldfuse.boxes import Array
 from foldfuse.system.durations import format_duration
 
-COLOURS = 8
+PALETTE_SIZE = 8
 _TIME_STEPS = (1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 14400, 21600, 43200, 86400)  # seconds
 _PLOT_TOP, _PLOT_HEIGHT, _PLOT_FOOT = 26, 200, 42  # pixels: above the plot, the plot, its tick labels and axis title
 _PLOT_LEFT, _PLOT_WIDTH = 11.0, 87.0  # per cent of the chart's width
@@ -28,9 +28,13 @@ _ROW, _BAR = 36, 11  # pixels: one labelled bar with its label, and the bar alon
 
 @dataclass(frozen=True)
 class Line:
-    """One curve. `colour` is a place in the palette; from 8 on the palette repeats with dashes.
+    """One curve.
 
-    A `strong` one is drawn above the others, thicker and as dark as the letters.
+    Attributes:
+        name: shown in the legend and when the pointer rests on the curve.
+        x, y: (n,) points.
+        colour: index into the palette; from 8 on the palette repeats with dashes.
+        strong: draws the curve above the others, thicker and in the colour of the text.
     """
 
     name: str
@@ -42,7 +46,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Bar:
-    """One labelled bar; `interval` is drawn as a whisker, `strong` in the page's accent colour."""
+    """One labelled bar; `interval` becomes a whisker, and a `strong` bar has the page's accent colour."""
 
     label: str
     value: float
@@ -53,10 +57,7 @@ class Bar:
 
 @dataclass(frozen=True)
 class Chart:
-    """A chart with its title and the sentence below it, and the names of its colours where it has any.
-
-    `lead` is the name of its strong line.
-    """
+    """A chart with its title, its caption and the names in its legend; `lead` is the name of the strong curve."""
 
     title: str
     svg: Markup
@@ -67,7 +68,7 @@ class Chart:
 
 @dataclass(frozen=True)
 class Span:
-    """Something that took from `start` to `end`, in seconds."""
+    """A named stretch of time, in seconds."""
 
     name: str
     kind: str
@@ -77,13 +78,20 @@ class Span:
 
 @dataclass(frozen=True)
 class Lane:
-    """A lane with its own name: faint over all of its time, and strong where something was done. `colour` is f0..f7."""
+    """One row of a lane chart: spans along the time axis below a name and some words about it.
+
+    Attributes:
+        name, words: text above the spans.
+        blocks: spans in full colour.
+        background: faint spans behind the blocks.
+        colour: `f0`..`f7`, a fill of the palette.
+    """
 
     name: str
     words: str
-    whole: Span
     blocks: tuple[Span, ...]
     colour: str
+    background: tuple[Span, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -96,8 +104,8 @@ class Axis:
     log: bool = False
 
 
-def duration(seconds: float) -> str:
-    """Seconds for a human, with tenths where they matter: "0.4 s", "48 s", "9 min 5 s"."""
+def duration_text(seconds: float) -> str:
+    """Seconds as text, with tenths below ten seconds: "0.4 s", "48 s", "9 min 5 s"."""
     return f"{seconds:.1f} s" if seconds < 9.95 else format_duration(seconds)
 
 
@@ -118,7 +126,7 @@ def log_axis(low: float, high: float) -> Axis:
     ticks = [m * 10.0**p for p in powers for m in (1, 2, 5) if low <= m * 10.0**p <= high]
     if len(ticks) > 7:
         ticks = [t for t in ticks if math.isclose(math.log10(t) % 1, 0, abs_tol=1e-9)]
-    if len(ticks) < 2:  # the whole range lies between two of them
+    if len(ticks) < 2:  # the whole range lies between two ticks
         ticks = [low, math.sqrt(low * high), high]
     return Axis(low, high, tuple((t, f"{t:.3g}") for t in ticks), log=True)
 
@@ -132,19 +140,19 @@ def time_axis(high: float) -> Axis:
     return Axis(0.0, high, ticks)
 
 
-def share(axis: Axis, value: float) -> float:
-    """Where `value` lies on the axis: 0 at its low end, 1 at its high end; values outside are moved to the ends."""
+def axis_fraction(axis: Axis, value: float) -> float:
+    """The position of `value` on the axis, from 0 at the low end to 1 at the high end; values outside are clipped."""
     low, high = axis.low, axis.high
     if axis.log:
         low, high, value = math.log(low), math.log(high), math.log(max(value, 1e-300))
     return min(max((value - low) / (high - low), 0.0), 1.0)
 
 
-def thinned(x: Array, y: Array, *, points: int = 60) -> tuple[Array, Array]:
-    """(n,), (n,) -> (m,), (m,) with m <= points: means of consecutive stretches, which smooths a noisy curve too."""
+def downsampled(x: Array, y: Array, *, points: int = 60) -> tuple[Array, Array]:
+    """(n,), (n,) -> (m,), (m,) with m <= points: means over m consecutive bins, which also smooths a noisy curve."""
     edges = np.linspace(0, len(x), min(len(x), points) + 1).astype(int)
-    stretches = list(itertools.pairwise(edges))
-    return np.array([x[a:b].mean() for a, b in stretches]), np.array([y[a:b].mean() for a, b in stretches])
+    bins = list(itertools.pairwise(edges))
+    return np.array([x[a:b].mean() for a, b in bins]), np.array([y[a:b].mean() for a, b in bins])
 
 
 def line_chart(
@@ -157,33 +165,44 @@ def line_chart(
     dots: bool = False,
     deadline: float | None = None,
 ) -> Markup:
-    """Curves over a grid. `titles` are those of the x and y axis, `label` says in words what is drawn."""
+    """Curves over a grid.
+
+    Args:
+        lines: the curves.
+        x, y: the axes.
+        titles: of the x axis and of the y axis.
+        label: the chart in words, for screen readers.
+        dots: marks every point of every curve.
+        deadline: where on the x axis to draw the deadline.
+    """
     curves = []
     for line in sorted(lines, key=lambda line: line.strong):
         points = [
-            (round(1000 * share(x, a), 1), round(1000 * (1 - share(y, b)), 1))
+            (round(1000 * axis_fraction(x, a), 1), round(1000 * (1 - axis_fraction(y, b)), 1))
             for a, b in zip(line.x.tolist(), line.y.tolist(), strict=True)
         ]
-        style = f"line c{line.colour % COLOURS}" + (" dashed" if line.colour // COLOURS % 2 else "")
+        style = f"line c{line.colour % PALETTE_SIZE}" + (" dashed" if line.colour // PALETTE_SIZE % 2 else "")
         style = "line strong" if line.strong else style
         path = "M" + " ".join(f"{a:g},{b:g}" for a, b in points)
         curves.append(Markup('<path class="{}" d="{}"><title>{}</title></path>').format(style, path, line.name))
-        if dots or len(points) == 1:  # a line of no length with round ends is a dot, whatever the stretching
+        if dots or len(points) == 1:  # a line of no length with round ends is a dot, however the plot is stretched
             for a, b in points:
-                curves.append(Markup('<path class="dot c{}" d="M{:g},{:g}h0"/>').format(line.colour % COLOURS, a, b))
+                curves.append(
+                    Markup('<path class="dot c{}" d="M{:g},{:g}h0"/>').format(line.colour % PALETTE_SIZE, a, b)
+                )
     marks = Markup("")
     if deadline is not None:
-        at = _PLOT_LEFT + _PLOT_WIDTH * share(x, deadline)
+        at = _PLOT_LEFT + _PLOT_WIDTH * axis_fraction(x, deadline)
         marks = _deadline(at, _PLOT_TOP, _PLOT_TOP + _PLOT_HEIGHT, word_y=_PLOT_TOP - 8)
     return _chart(_frame(x, y, titles) + marks + _stretched(curves), _PLOT_TOP + _PLOT_HEIGHT + _PLOT_FOOT, label)
 
 
 def histogram(counts: Sequence[int], edges: Sequence[float], x: Axis, *, titles: tuple[str, str], label: str) -> Markup:
-    """Upright bars, one for each of the n counts between its two of the n + 1 edges."""
+    """Vertical bars: n counts between n + 1 edges."""
     y = linear_axis(0, max([*counts, 1]), count=4)
     bars = []
     for count, low, high in zip(counts, edges[:-1], edges[1:], strict=True):
-        left, right, top = share(x, low), share(x, high), share(y, count)
+        left, right, top = axis_fraction(x, low), axis_fraction(x, high), axis_fraction(y, count)
         bars.append(
             Markup(
                 '<rect class="bar" x="{:.1f}" y="{:.1f}" width="{:.1f}" height="{:.1f}"><title>{}</title></rect>'
@@ -199,7 +218,7 @@ def histogram(counts: Sequence[int], edges: Sequence[float], x: Axis, *, titles:
 
 
 def bar_chart(bars: Sequence[Bar], *, label: str) -> Markup:
-    """Lying bars from 0, the longest over three quarters of the width, with labels above and texts at their ends."""
+    """Horizontal bars from 0 with labels above and texts at their ends; the longest takes three quarters of the width."""
     top = max([b.value for b in bars] + [b.interval[1] for b in bars if b.interval] + [1e-12])
     parts = []
     for i, bar in enumerate(bars):
@@ -219,7 +238,7 @@ def bar_chart(bars: Sequence[Bar], *, label: str) -> Markup:
 
 
 def _whisker(low: float, high: float, y: float) -> list[Markup]:
-    """A line from low to high per cent with a stroke at each end, on a rim that keeps it visible over its bar."""
+    """A line from low to high per cent with a stroke at each end, and a rim that keeps the line visible over its bar."""
     strokes = [
         Markup('x1="{:.2f}%" y1="{:g}" x2="{:.2f}%" y2="{:g}"').format(x1, y + y1, x2, y + y2)
         for x1, y1, x2, y2 in ((low, 0, high, 0), (low, -4, low, 4), (high, -4, high, 4))
@@ -231,96 +250,57 @@ def _whisker(low: float, high: float, y: float) -> list[Markup]:
     ]
 
 
-def timeline(spans: Sequence[Span], *, kinds: Sequence[str], deadline: float | None, label: str) -> Markup:
-    """One lane a kind, a block a span, and a line at the deadline; below them the time since the start."""
-    total = sum(s.end - s.start for s in spans) or 1.0
-    axis = time_axis(max([s.end for s in spans] + [deadline or 0.0]) * 1.04)
-    lanes = [k for k in kinds if any(s.kind == k for s in spans)]
-    height = len(lanes) * _ROW
-    parts = [_time_grid(axis, height)]
-    for i, kind in enumerate(lanes):
-        own = [s for s in spans if s.kind == kind]
-        taken = sum(s.end - s.start for s in own)
-        parts.append(
-            Markup('<text class="name" x="0" y="{}">{} <tspan class="aside">{}</tspan></text>').format(
-                i * _ROW + 13, kind, f"{duration(taken)}, {taken / total:.0%}"
-            )
-        )
-        for span in own:
-            left, right = 100 * share(axis, span.start), 100 * share(axis, span.end)
-            parts.append(
-                Markup(
-                    '<rect class="block f{}" x="{:.2f}%" y="{}" width="{:.2f}%" height="{}"><title>{}</title></rect>'
-                ).format(
-                    kinds.index(kind) % COLOURS,
-                    left,
-                    i * _ROW + 18,
-                    max(right - left, 0.25),
-                    _BAR + 2,
-                    f"{span.name}: {duration(span.end - span.start)}, from {duration(span.start)} on",
-                )
-            )
-    if deadline is not None:
-        parts.append(_deadline(100 * share(axis, deadline), 0, height + 4, word_y=13))
-    return _chart(Markup("").join(parts), height + 24, label)
+def lane_chart(lanes: Sequence[Lane], *, deadline: float | None, label: str) -> Markup:
+    """A list of lanes, each below its name and words, and under the last one the time since the start.
 
-
-def lanes(rows: Sequence[Lane], *, deadline: float | None, label: str) -> Markup:
-    """A list with a lane a row, each under its name and words, and below them the time since the start.
-
-    Names and words are a paragraph of the page, which breaks where the page is narrow.
+    Names and words are paragraphs of the page, which wrap where the page is narrow.
     """
-    spans = [span for row in rows for span in (row.whole, *row.blocks)]
+    spans = [span for lane in lanes for span in (*lane.background, *lane.blocks)]
     axis = time_axis(max([s.end for s in spans] + [deadline or 0.0]) * 1.04)
     items = []
-    for row in rows:
-        blocks = [_block(axis, row.whole, f"{row.colour} faint"), *(_block(axis, b, row.colour) for b in row.blocks)]
+    for lane in lanes:
+        parts = [_block(axis, span, f"{lane.colour} faint") for span in lane.background]
+        parts += [_block(axis, span, lane.colour) for span in lane.blocks]
         if deadline is not None:
-            blocks.append(_deadline(100 * share(axis, deadline), 0, _LANE, word_y=None))
+            parts.append(_deadline(100 * axis_fraction(axis, deadline), 0, _LANE, word_y=None))
         items.append(
             Markup('<li><span class="name">{}</span> <span class="aside">{}</span>{}</li>').format(
-                row.name,
-                row.words,
-                Markup('<svg class="chart" aria-hidden="true" width="100%" height="{}">{}</svg>').format(
-                    _LANE, Markup("").join(blocks)
-                ),
+                lane.name, lane.words, _decoration(Markup("").join(parts), _LANE)
             )
         )
-    foot = _time_grid(axis, 0)
+    foot = _time_grid(axis)
     if deadline is not None:
-        foot += _deadline(100 * share(axis, deadline), 0, 4, word_y=None)
+        foot += _deadline(100 * axis_fraction(axis, deadline), 0, 4, word_y=None)
     return Markup('<ul class="lanes" aria-label="{}">{}</ul>{}').format(
-        label,
-        Markup("").join(items),
-        Markup('<svg class="chart" aria-hidden="true" width="100%" height="24">{}</svg>').format(foot),
+        label, Markup("").join(items), _decoration(foot, 24)
     )
 
 
 def _block(axis: Axis, span: Span, style: str) -> Markup:
-    left, right = 100 * share(axis, span.start), 100 * share(axis, span.end)
-    title = f"{span.name}: {duration(span.end - span.start)}, from {duration(span.start)} on"
+    left, right = 100 * axis_fraction(axis, span.start), 100 * axis_fraction(axis, span.end)
+    title = f"{span.name}: {duration_text(span.end - span.start)}, from {duration_text(span.start)} on"
     return Markup(
         '<rect class="block {}" x="{:.2f}%" y="1" width="{:.2f}%" height="{}"><title>{}</title></rect>'
     ).format(style, left, max(right - left, 0.25), _BAR + 2, title)
 
 
-def _time_grid(axis: Axis, height: int) -> Markup:
-    """Upright lines over `height` pixels at the ticks, with their labels below."""
+def _time_grid(axis: Axis) -> Markup:
+    """Short upright lines at the ticks, with their labels below."""
     parts = []
     for value, text in axis.ticks:
-        at = 100 * share(axis, value)
+        at = 100 * axis_fraction(axis, value)
         anchor = "start" if at < 4 else "end" if at > 97 else "middle"
         parts.append(
             Markup(
-                '<line class="grid" x1="{0:.2f}%" y1="0" x2="{0:.2f}%" y2="{1}"/>'
-                '<text class="tick" x="{0:.2f}%" y="{2}" text-anchor="{3}">{4}</text>'
-            ).format(at, height + 4, height + 18, anchor, text)
+                '<line class="grid" x1="{0:.2f}%" y1="0" x2="{0:.2f}%" y2="4"/>'
+                '<text class="tick" x="{0:.2f}%" y="18" text-anchor="{1}">{2}</text>'
+            ).format(at, anchor, text)
         )
     return Markup("").join(parts)
 
 
 def _deadline(at: float, top: int, bottom: int, *, word_y: int | None) -> Markup:
-    """A line at `at` per cent of the width, with its name where that has a place."""
+    """A vertical line at `at` per cent of the width, labelled at height `word_y` (None: no label)."""
     line = Markup('<line class="deadline" x1="{0:.2f}%" y1="{1}" x2="{0:.2f}%" y2="{2}"/>').format(at, top, bottom)
     if word_y is None:
         return line
@@ -334,8 +314,13 @@ def _chart(inside: Markup, height: int, label: str) -> Markup:
     )
 
 
+def _decoration(inside: Markup, height: int) -> Markup:
+    """An SVG that screen readers skip, since the text beside it says the same."""
+    return Markup('<svg class="chart" aria-hidden="true" width="100%" height="{}">{}</svg>').format(height, inside)
+
+
 def _stretched(parts: Iterable[Markup]) -> Markup:
-    """The plot's own 1000 x 1000 square, pulled to the plot's size; strokes keep their width by the page's style."""
+    """Parts in a 1000 x 1000 square, stretched to the plot; the page's style keeps the width of strokes."""
     return Markup(
         '<svg class="plot" x="{}%" y="{}" width="{}%" height="{}" viewBox="0 0 1000 1000" preserveAspectRatio="none">'
         "{}</svg>"
@@ -347,7 +332,7 @@ def _frame(x: Axis, y: Axis, titles: tuple[str, str]) -> Markup:
     bottom, right = _PLOT_TOP + _PLOT_HEIGHT, _PLOT_LEFT + _PLOT_WIDTH
     parts = []
     for value, text in y.ticks:
-        at = bottom - _PLOT_HEIGHT * share(y, value)
+        at = bottom - _PLOT_HEIGHT * axis_fraction(y, value)
         parts.append(
             Markup('<line class="grid" x1="{}%" y1="{:.1f}" x2="{}%" y2="{:.1f}"/>').format(_PLOT_LEFT, at, right, at)
         )
@@ -357,7 +342,7 @@ def _frame(x: Axis, y: Axis, titles: tuple[str, str]) -> Markup:
             )
         )
     for value, text in x.ticks:
-        place = share(x, value)
+        place = axis_fraction(x, value)
         anchor = "end" if place > 0.97 else "middle"
         parts.append(
             Markup('<text class="tick" x="{:.2f}%" y="{}" text-anchor="{}">{}</text>').format(

@@ -1,8 +1,8 @@
-"""Campaigns of the same data side by side, and what the difference between them is worth.
+"""Campaigns on the same data side by side, and how certain the difference between them is.
 
-Two campaigns are compared on the pictures that both held back, since neither learnt from those: their paired bootstrap is
-that of `score`. Each ensemble was chosen on its held-back pictures, so its score there flatters it a little; the nested
-score is the honest one.
+Two campaigns are compared on the images that both held out, since neither was trained on them, by the paired bootstrap of
+`score`. Each ensemble was chosen on its held-out images, so its score there is slightly optimistic; the nested
+cross-validation score is not.
 """
 
 from __future__ import annotations
@@ -11,9 +11,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-from rich.console import Console
-from rich.table import Table
 
 from foldfuse.data.dataset import Dataset
 from foldfuse.data.readers.coco import read
@@ -24,217 +21,205 @@ from foldfuse.formats.predictions import read_predictions
 from foldfuse.reporting.campaign_page import template
 from foldfuse.reporting.leaderboard import leaderboard_chart
 from foldfuse.storage.notes import Noted, noted, record
-from foldfuse.system.atomic_files import write_text
 from foldfuse.system.durations import format_duration
 
 METRICS = ("ap50", "ap")
-HEADS = (
+FACTS = (
     "deadline",
-    "used",
+    "time used",
     "members fused",
-    "chosen by",
+    "metric",
     "AP50 out-of-fold",
     "AP out-of-fold",
-    "nested",
+    "nested score",
     "best single AP50",
-    "second opinion",
+    "gain of crop rescoring",
     "leaderboard",
 )
 
 
 @dataclass(frozen=True, eq=False)
-class Entry:
-    """A campaign that is compared: its folder, its name among the others, what is known of it, what people noted."""
+class ComparedCampaign:
+    """A campaign in a comparison: its folder, its name in the tables, its ledger's facts and the notes of its users."""
 
     folder: Path
     name: str
-    told: Mapping[str, Any]
+    facts: Mapping[str, Any]
     noted: Noted
 
 
 @dataclass(frozen=True)
-class Gain:
-    """The scores of two campaigns by one metric on `common` pictures; `difference` is of the second from the first."""
+class ScoreDifference:
+    """Scores of two campaigns by one metric on the `num_images` that both held out, and their difference."""
 
-    common: int
+    num_images: int
     first: float
     second: float
-    difference: metrics.Difference
+    difference: metrics.Difference  # second - first
 
 
-def compare(folders: tuple[Path, ...], *, out: Path | None = None) -> None:
-    """Put campaigns of the same data side by side; each is held against the first on the pictures that both held back.
+@dataclass(frozen=True, eq=False)
+class Comparison:
+    """Campaigns on the same data.
 
-    Args:
-        folders: of the campaigns, two or more; the first is the one that the others are held against.
-        out: HTML page to write as well; it opens anywhere, without network.
+    Attributes:
+        campaigns: the first is the one that the others are compared with.
+        differences: {name of another campaign: its differences from the first, by AP50 and by AP}.
+        warnings: sentences on what could not be compared.
+    """
+
+    campaigns: tuple[ComparedCampaign, ...]
+    differences: Mapping[str, Sequence[ScoreDifference]]
+    warnings: tuple[str, ...]
+
+    @property
+    def title(self) -> str:
+        """The title of the differences."""
+        return f"Difference from {self.campaigns[0].name} (held-out images of both, 1000 bootstrap resamples)"
+
+    def fact_rows(self) -> list[list[str]]:
+        """A row of cells for each of the FACTS: its name, then the value of each campaign."""
+        return [list(row) for row in zip(FACTS, *map(_facts, self.campaigns), strict=True)]
+
+    def difference_rows(self) -> list[list[str]]:
+        """A row of cells for each number: its name, then the value of each campaign after the first."""
+        names = ["images in common"]
+        columns = [[str(its[0].num_images)] for its in self.differences.values()]
+        for k, metric in enumerate(METRICS):
+            name = metric.upper()
+            names += [f"{name} of the first", name, f"{name} difference", "95 % interval", "resamples better"]
+            for column, its in zip(columns, self.differences.values(), strict=True):
+                one, resampled = its[k], its[k].difference
+                column += [f"{one.first:.4f}", f"{one.second:.4f}", f"{one.second - one.first:+.4f}"]
+                column += [f"{resampled.low:+.4f} to {resampled.high:+.4f}", f"{100 * resampled.above:.1f} %"]
+        return [list(row) for row in zip(names, *columns, strict=True)]
+
+
+def compare_campaigns(folders: Sequence[Path]) -> Comparison:
+    """The Comparison of campaigns on the same data; the first is the one that the others are compared with.
 
     Raises:
-        InputError: a folder is no campaign's, or they are of different data.
+        InputError: fewer than two folders, one of them twice, a folder without a campaign, or different data.
     """
-    gaps: list[str] = []
-    entries = read_entries(folders, gaps)
-    dataset = _dataset(entries, gaps)
-    gains: dict[str, list[Gain]] = {}
-    for entry in entries[1:] if dataset is not None else ():
+    warnings: list[str] = []
+    first, *others = campaigns = _read_campaigns(folders, warnings)
+    dataset = _dataset(first, warnings)
+    differences: dict[str, list[ScoreDifference]] = {}
+    for other in others if dataset is not None else ():
         assert dataset is not None
         try:
-            gains[entry.name] = held_against(entries[0], entry, dataset)
+            differences[other.name] = score_differences(first, other, dataset)
         except InputError as error:
-            gaps.append(str(error))
-    console = Console(highlight=False)
-    console.print(_table("Campaigns", ["", *(e.name for e in entries)], side_by_side(entries)))
-    if gains:
-        console.print(_table(_title(entries), ["", *gains], _against(gains)))
-    for gap in gaps:
-        console.print(gap, markup=False, soft_wrap=True)
-    if out is not None:
-        write_text(out, page(entries, gains, gaps))
-        console.print(str(out), markup=False, soft_wrap=True)
+            warnings.append(str(error))
+    return Comparison(campaigns, differences, tuple(warnings))
 
 
-def read_entries(folders: Sequence[Path], gaps: list[str]) -> tuple[Entry, ...]:
-    """The campaigns in these folders, where they are of the same data.
-
-    Raises:
-        InputError: fewer than two, one of them twice, no campaign's folder, or different data.
-    """
+def _read_campaigns(folders: Sequence[Path], warnings: list[str]) -> tuple[ComparedCampaign, ...]:
     paths = [Path(folder).resolve() for folder in folders]
     if len(set(paths)) < max(2, len(paths)):
-        raise InputError("two or more different campaigns are compared. Give two or more folders, each once.")
-    alike = len({path.name for path in paths}) < len(paths)
-    entries = tuple(
-        Entry(path, str(given) if alike else path.name, record(path), noted(path, gaps))
+        raise InputError("a comparison needs different campaigns. Give two or more folders, each once.")
+    same_names = len({path.name for path in paths}) < len(paths)
+    campaigns = tuple(
+        ComparedCampaign(path, str(given) if same_names else path.name, record(path), noted(path, warnings))
         for given, path in zip(folders, paths, strict=True)
     )
-    first, *others = ((entry, _fingerprint(entry)) for entry in entries)
-    for entry, fingerprint in others:
-        if fingerprint != first[1]:
+    first = campaigns[0]
+    for other in campaigns[1:]:
+        if _fingerprint(other) != _fingerprint(first):
             raise InputError(
-                f"{entry.folder} is a campaign of {entry.told['data']} ({fingerprint}), and {first[0].folder} one of "
-                f"{first[0].told['data']} ({first[1]}): other pictures, boxes or classes. Compare campaigns of the same data."
+                f"{other.folder} is a campaign on {other.facts['data']} ({_fingerprint(other)}), and {first.folder} one on "
+                f"{first.facts['data']} ({_fingerprint(first)}): other images, boxes or classes. Compare campaigns on the "
+                "same data."
             )
-    return entries
+    return campaigns
 
 
-def side_by_side(entries: Sequence[Entry]) -> list[list[str]]:
-    """A row of cells for each of HEADS, a cell for each campaign after the head."""
-    return [list(row) for row in zip(HEADS, *map(_summary, entries), strict=True)]
-
-
-def held_against(first: Entry, second: Entry, dataset: Dataset) -> list[Gain]:
-    """By AP50 and AP, how much better the second is than the first on the pictures that both held back.
+def score_differences(first: ComparedCampaign, second: ComparedCampaign, dataset: Dataset) -> list[ScoreDifference]:
+    """By AP50 and by AP, the difference of the second campaign from the first on the images that both held out.
 
     Raises:
-        InputError: one has no predictions of held-back pictures yet, or there are no such pictures, or nothing on them.
+        InputError: a campaign has no held-out predictions yet, or the two held out no image in common.
     """
-    a, b = _held(first, dataset), _held(second, dataset)
+    a, b = _held_out_predictions(first, dataset), _held_out_predictions(second, dataset)
     common = [i for i in a if i in b]
     if not common:
         raise InputError(
-            f"{second.name} and {first.name} hold back no picture in common ({len(b)} and {len(a)} of their own): their "
-            "difference has no interval. Campaigns with the same --folds file hold back the same pictures."
+            f"{second.name} and {first.name} held out no image in common ({len(b)} and {len(a)} of their own): their "
+            "difference has no interval. Campaigns with the same --folds file hold out the same images."
         )
-    seen, a, b = dataset.subset(common), a.of_images(common), b.of_images(common)
+    images, a, b = dataset.subset(common), a.of_images(common), b.of_images(common)
     return [
-        Gain(
+        ScoreDifference(
             len(common),
-            metrics.measure(a, seen, metric=metric),
-            metrics.measure(b, seen, metric=metric),
-            metrics.bootstrap_difference(b, a, seen, metric),
+            metrics.measure(a, images, metric=metric),
+            metrics.measure(b, images, metric=metric),
+            metrics.bootstrap_difference(b, a, images, metric),
         )
         for metric in METRICS
     ]
 
 
-def page(entries: Sequence[Entry], gains: Mapping[str, Sequence[Gain]], gaps: Sequence[str]) -> str:
+def comparison_page(comparison: Comparison) -> str:
     """The comparison as one page of HTML."""
+    campaigns = comparison.campaigns
     return template("compare.html").render(
-        names=[entry.name for entry in entries],
-        data=entries[0].told["data"],
-        rows=side_by_side(entries),
-        gains_title=_title(entries),
-        gains=list(gains),
-        gain_rows=_against(gains),
-        chart=leaderboard_chart({entry.name: entry.noted.scored for entry in entries}),
-        noted=[(entry.name, entry.noted) for entry in entries if entry.noted.notes],
-        gaps=gaps,
+        names=[campaign.name for campaign in campaigns],
+        data=campaigns[0].facts["data"],
+        rows=comparison.fact_rows(),
+        differences_title=comparison.title,
+        differences=list(comparison.differences),
+        difference_rows=comparison.difference_rows(),
+        chart=leaderboard_chart({campaign.name: campaign.noted.scored for campaign in campaigns}),
+        noted=[(campaign.name, campaign.noted.notes) for campaign in campaigns if campaign.noted.notes],
+        warnings=comparison.warnings,
     )
 
 
-def _against(gains: Mapping[str, Sequence[Gain]]) -> list[list[str]]:
-    """A row of cells for each thing to tell, a cell for each campaign after the head."""
-    heads = ["pictures in common"]
-    columns = [[str(its[0].common)] for its in gains.values()]
-    for k, metric in enumerate(METRICS):
-        name = metric.upper()
-        heads += [f"{name} of the first", name, f"{name} difference", "95 % of the draws", "draws above 0"]
-        for column, its in zip(columns, gains.values(), strict=True):
-            gain, drawn = its[k], its[k].difference
-            column += [f"{gain.first:.4f}", f"{gain.second:.4f}", f"{gain.second - gain.first:+.4f}"]
-            column += [f"{drawn.low:+.4f} to {drawn.high:+.4f}", f"{100 * drawn.above:.1f} %"]
-    return [list(row) for row in zip(heads, *columns, strict=True)]
-
-
-def _title(entries: Sequence[Entry]) -> str:
-    return f"Against {entries[0].name}, on the pictures that both held back, drawn anew 1000 times"
-
-
-def _summary(entry: Entry) -> list[str]:
-    """The cells of a campaign, in the order of HEADS."""
-    told, scored = entry.told, entry.noted.scored
-    fused: Mapping[str, Any] = told.get("fused") or {}
-    members: Sequence[Mapping[str, Any]] = told.get("members") or []
-    best = next((m for m in members if m["name"] == told.get("best_member")), None)
-    opinion = told.get("second_opinion")
+def _facts(campaign: ComparedCampaign) -> list[str]:
+    """The values of a campaign, in the order of FACTS."""
+    facts, scored = campaign.facts, campaign.noted.scored
+    fused: Mapping[str, Any] = facts.get("fused") or {}
+    members: Sequence[Mapping[str, Any]] = facts.get("members") or []
+    best = next((m for m in members if m["name"] == facts.get("best_member")), None)
+    rescoring = facts.get("second_opinion")
     return [
-        format_duration(told["deadline_seconds"]),
-        format_duration(told["seconds_used"]),
+        format_duration(facts["deadline_seconds"]),
+        format_duration(facts["seconds_used"]),
         f"{sum(bool(m.get('weight')) for m in members)} of {len(members)}",
         str(fused.get("metric", "ap50")).upper(),
-        _number(fused.get("ap50")),
-        _number(fused.get("ap")),
-        _number(fused.get("nested", fused.get("nested_ap50"))),
-        f"{_number(best.get('ap50'))} {best['name']}" if best else "–",
-        f"{opinion['after'] - opinion['before']:+.4f}" if opinion else "–",
+        _score(fused.get("ap50")),
+        _score(fused.get("ap")),
+        _score(fused.get("nested")),
+        f"{_score(best.get('ap50'))} {best['name']}" if best else "–",
+        f"{rescoring['after'] - rescoring['before']:+.4f}" if rescoring else "–",
         f"{scored[-1].leaderboard:.4f} (submission {scored[-1].submission})" if scored else "–",
     ]
 
 
-def _fingerprint(entry: Entry) -> str:
-    """Of the annotated data, as it was when the campaign began; as it is now where the campaign did not keep it."""
-    kept = entry.told.get("fingerprints")
-    return str(kept["data"]) if kept else read(Path(entry.told["data"])).fingerprint
+def _score(value: float | None) -> str:
+    return "–" if value is None else f"{value:.4f}"
 
 
-def _dataset(entries: Sequence[Entry], gaps: list[str]) -> Dataset | None:
-    """The annotated pictures that the campaigns were of; where they are gone or changed, None and a gap."""
-    path = Path(entries[0].told["data"])
+def _fingerprint(campaign: ComparedCampaign) -> str:
+    """The fingerprint of the annotated data at the start of the campaign."""
+    return str(campaign.facts["fingerprints"]["data"])
+
+
+def _dataset(campaign: ComparedCampaign, warnings: list[str]) -> Dataset | None:
+    """The annotated images of a campaign; None and a warning for images that are gone or changed."""
+    path = Path(campaign.facts["data"])
     try:
         dataset = read(path)
-        if dataset.fingerprint != _fingerprint(entries[0]):
-            raise InputError(f"{path}: has changed since the campaigns began.")
+        if dataset.fingerprint != _fingerprint(campaign):
+            raise InputError(f"{path}: has changed since the campaigns started.")
     except InputError as error:
-        gaps.append(f"{error} Without the annotations the differences have no interval.")
+        warnings.append(f"{error} Without the annotations the differences have no interval.")
         return None
     return dataset
 
 
-def _held(entry: Entry, dataset: Dataset) -> Predictions:
-    path = entry.folder / "fused_oof.parquet"
+def _held_out_predictions(campaign: ComparedCampaign, dataset: Dataset) -> Predictions:
+    path = campaign.folder / "fused_oof.parquet"
     if not path.is_file():
-        raise InputError(f"{entry.name} has no submission yet: its difference has no interval.")
+        raise InputError(f"{campaign.name} has no submission yet: its difference has no interval.")
     return read_predictions(path, dataset)
-
-
-def _number(value: float | None) -> str:
-    return "–" if value is None else f"{value:.4f}"
-
-
-def _table(title: str, heads: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
-    table = Table(title=title, title_justify="left")
-    for i, head in enumerate(heads):
-        table.add_column(head, justify="left" if i == 0 else "right")
-    for row in rows:
-        table.add_row(*row)
-    return table

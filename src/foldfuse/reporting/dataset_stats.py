@@ -1,93 +1,105 @@
-"""What is drawn on the training pictures, in numbers and charts: classes, sizes, boxes on a picture, folds."""
+"""Statistics of annotated images: classes, box sizes, boxes per image, and the balance of the folds."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from foldfuse.boxes import Array
 from foldfuse.data.dataset import Dataset
+from foldfuse.detections import Annotations
 from foldfuse.reporting.charts import Axis, Bar, Chart, bar_chart, histogram, linear_axis
 
-_CLASSES_SHOWN = 12  # bars and columns for the most frequent classes; the rest is summed up
-_SIZES_SHOWN = 5
+_MAX_CLASSES = 12  # bars and columns for the most frequent classes; the caption sums up the others
+_MAX_SIZES = 5
+_MAX_BINS = 30
 
 
 @dataclass(frozen=True)
-class FoldRow:
-    """What one fold holds; `shares` are of all boxes of the shown classes, 0..1."""
+class FoldStats:
+    """One fold; `shares` are of the boxes of each shown class, 0..1."""
 
     name: str
-    pictures: int
-    boxes: int
+    num_images: int
+    num_boxes: int
     shares: tuple[float, ...]
 
 
 @dataclass(frozen=True)
-class DataFacts:
-    """What is drawn on the training pictures."""
+class DatasetStats:
+    """Statistics of the annotated images.
 
-    pictures: int
-    boxes: int
-    empty: int
-    sizes: tuple[tuple[str, int], ...]  # "640 × 480", pictures; the most frequent
+    Attributes:
+        num_empty: images without boxes.
+        sizes: ("640 × 480", images), the most frequent first; `more_sizes` is the number of other sizes.
+        fold_classes: the classes that the shares of the folds are of.
+    """
+
+    num_images: int
+    num_boxes: int
+    num_empty: int
+    sizes: tuple[tuple[str, int], ...]
     more_sizes: int
     charts: tuple[Chart, ...]
     fold_classes: tuple[str, ...]
-    folds: tuple[FoldRow, ...]
+    folds: tuple[FoldStats, ...]
 
 
-def data_facts(dataset: Dataset, folds: Mapping[int, int]) -> DataFacts:
-    """The DataFacts of a labelled dataset. `folds` gives each image id its fold; empty where that is not known."""
-    drawn = [s.annotations for s in dataset.samples if s.annotations is not None]
-    labels = np.concatenate([np.zeros(0, np.int64), *(a.labels for a in drawn)])
-    per_class = np.bincount(labels, minlength=len(dataset.classes))
-    order = np.argsort(-per_class, kind="stable")[:_CLASSES_SHOWN]
-    sizes: dict[str, int] = {}
-    for s in dataset.samples:
-        size = f"{s.width} × {s.height}"
-        sizes[size] = sizes.get(size, 0) + 1
+def dataset_stats(dataset: Dataset, folds: Mapping[int, int]) -> DatasetStats:
+    """The DatasetStats of an annotated dataset.
+
+    Args:
+        dataset: annotated.
+        folds: {image id: fold}; empty where the folds are not known.
+    """
+    annotated = [(s.id, s.annotations) for s in dataset.samples if s.annotations is not None]
+    annotations = [a for _, a in annotated]
+    per_class = _boxes_per_class(annotations, len(dataset.classes))
+    order = np.argsort(-per_class, kind="stable")
+    sizes = Counter(f"{s.width} × {s.height}" for s in dataset.samples).most_common()
 
     rows = []
-    for fold in sorted(set(folds.values())):
-        own = [s.annotations for s in dataset.samples if folds.get(s.id) == fold and s.annotations is not None]
-        inside = np.bincount(
-            np.concatenate([np.zeros(0, np.int64), *(a.labels for a in own)]), minlength=len(per_class)
-        )
-        shares = tuple(float(inside[k] / max(per_class[k], 1)) for k in order)
-        rows.append(FoldRow(str(fold), sum(f == fold for f in folds.values()), int(inside.sum()), shares))
-    return DataFacts(
-        pictures=len(dataset),
-        boxes=len(labels),
-        empty=sum(len(a) == 0 for a in drawn),
-        sizes=tuple(sorted(sizes.items(), key=lambda item: -item[1])[:_SIZES_SHOWN]),
-        more_sizes=max(len(sizes) - _SIZES_SHOWN, 0),
-        charts=(_class_chart(dataset, per_class), *_shape_charts(dataset)),
-        fold_classes=tuple(dataset.classes[k] for k in order),
+    for fold, num_images in sorted(Counter(folds.values()).items()):
+        in_fold = _boxes_per_class([a for i, a in annotated if folds.get(i) == fold], len(dataset.classes))
+        shares = tuple(float(in_fold[k] / max(per_class[k], 1)) for k in order[:_MAX_CLASSES])
+        rows.append(FoldStats(str(fold), num_images, int(in_fold.sum()), shares))
+    return DatasetStats(
+        num_images=len(dataset),
+        num_boxes=int(per_class.sum()),
+        num_empty=sum(len(a) == 0 for a in annotations),
+        sizes=tuple(sizes[:_MAX_SIZES]),
+        more_sizes=max(len(sizes) - _MAX_SIZES, 0),
+        charts=(_class_chart(dataset.classes, per_class, order), *_size_chart(annotations), *_count_chart(annotations)),
+        fold_classes=tuple(dataset.classes[k] for k in order[:_MAX_CLASSES]),
         folds=tuple(rows),
     )
 
 
-def _class_chart(dataset: Dataset, per_class: Array) -> Chart:
+def _boxes_per_class(annotations: Sequence[Annotations], num_classes: int) -> Array:
+    """(K,) counts."""
+    return np.bincount(np.concatenate([np.zeros(0, np.int64), *(a.labels for a in annotations)]), minlength=num_classes)
+
+
+def _class_chart(classes: Sequence[str], per_class: Array, order: Array) -> Chart:
+    """Bars of the boxes per class, the most frequent class first."""
     total = int(per_class.sum())
-    order = np.argsort(-per_class, kind="stable")
     bars = [
-        Bar(dataset.classes[k], float(per_class[k]), f"{per_class[k]:,} ({per_class[k] / max(total, 1):.0%})")
-        for k in order[:_CLASSES_SHOWN]
+        Bar(classes[k], float(per_class[k]), f"{per_class[k]:,} ({per_class[k] / max(total, 1):.0%})")
+        for k in order[:_MAX_CLASSES]
     ]
-    rest = order[_CLASSES_SHOWN:]
-    more = f" {len(rest)} rarer classes share {per_class[rest].sum():,} more." if len(rest) else ""
+    rest = order[_MAX_CLASSES:]
+    more = f" {len(rest)} rarer classes have {per_class[rest].sum():,} of them." if len(rest) else ""
     words = ", ".join(f"{b.label} {b.text}" for b in bars)
-    svg = bar_chart(bars, label=f"Boxes of each class: {words}.")
-    return Chart("Boxes of each class", svg, f"{total:,} boxes of {len(order)} classes.{more}")
+    svg = bar_chart(bars, label=f"Boxes per class: {words}.")
+    return Chart("Boxes per class", svg, f"{total:,} boxes of {len(order)} classes.{more}")
 
 
-def _shape_charts(dataset: Dataset) -> tuple[Chart, ...]:
-    """Histograms of how large boxes are, and of how many are on a picture."""
-    boxes = [s.annotations for s in dataset.samples if s.annotations is not None]
-    sides = np.sqrt(np.concatenate([np.zeros(0), *(a.area for a in boxes)]))
+def _size_chart(annotations: Sequence[Annotations]) -> tuple[Chart, ...]:
+    """A histogram of box sizes on a logarithmic axis; empty without boxes."""
+    sides = np.sqrt(np.concatenate([np.zeros(0), *(a.area for a in annotations)]))
     sides = sides[sides > 0]
     if not len(sides):
         return ()
@@ -96,31 +108,28 @@ def _shape_charts(dataset: Dataset) -> tuple[Chart, ...]:
     axis = Axis(edges[0], edges[-1], tuple((float(2**p), f"{2.0**p:g}") for p in np.arange(low, high + 1)), log=True)
     counts = np.histogram(sides, edges)[0].tolist()
     small, large = float((sides < 32).mean()), float((sides >= 96).mean())
-    size = Chart(
-        "Size of the boxes",
-        histogram(counts, edges.tolist(), axis, titles=("side in pixels", "boxes"), label="How large the boxes are."),
-        f"The side is the square root of the area. Half are under {np.median(sides):.0f} px; "
-        f"{small:.0%} are small by COCO's measure (under 32 px), {large:.0%} large (96 px and more).",
-    )
-    numbers = np.array([len(a) for a in boxes])
-    step = max(1, int(np.ceil((numbers.max() + 1) / 30)))
-    edges = np.arange(0, numbers.max() + step + 1, step)
-    counts = np.histogram(numbers, edges - 0.5)[0].tolist()
-    many = Chart(
-        "Boxes on a picture",
-        histogram(
-            counts,
-            (edges - 0.5).tolist(),
-            _whole_axis(edges),
-            titles=("boxes on a picture", "pictures"),
-            label="Boxes per picture.",
+    svg = histogram(counts, edges.tolist(), axis, titles=("side in pixels", "boxes"), label="Histogram of box sizes.")
+    return (
+        Chart(
+            "Box size",
+            svg,
+            f"The side is the square root of the area; its median is {np.median(sides):.0f} px. "
+            f"{small:.0%} are small as COCO defines it (under 32 px), {large:.0%} large (96 px and more).",
         ),
-        f"{numbers.mean():.1f} on average, at most {numbers.max()}.",
     )
-    return size, many
 
 
-def _whole_axis(edges: Array) -> Axis:
-    """The axis of a histogram of whole numbers, whose bars stand on their numbers."""
-    ticks = tuple((v, t) for v, t in linear_axis(0, float(edges[-1])).ticks if v <= edges[-1] - 0.5 and v == int(v))
-    return Axis(float(edges[0]) - 0.5, float(edges[-1]) - 0.5, ticks)
+def _count_chart(annotations: Sequence[Annotations]) -> tuple[Chart, ...]:
+    """A histogram of the number of boxes per image, with bars centred on whole numbers; empty without boxes."""
+    numbers = np.array([len(a) for a in annotations])
+    if not numbers.any():
+        return ()
+    step = max(1, int(np.ceil((numbers.max() + 1) / _MAX_BINS)))
+    edges = np.arange(0, numbers.max() + step + 1, step) - 0.5
+    counts = np.histogram(numbers, edges)[0].tolist()
+    ticks = tuple((v, t) for v, t in linear_axis(0, float(edges[-1] + 0.5)).ticks if v <= edges[-1] and v == int(v))
+    axis = Axis(float(edges[0]), float(edges[-1]), ticks)
+    svg = histogram(
+        counts, edges.tolist(), axis, titles=("boxes per image", "images"), label="Histogram of boxes per image."
+    )
+    return (Chart("Boxes per image", svg, f"Mean {numbers.mean():.1f}, maximum {numbers.max()}."),)

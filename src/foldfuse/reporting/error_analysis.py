@@ -1,8 +1,8 @@
-"""What the fused predictions get right and wrong: precision and recall, what each kind of error costs, and pictures."""
+"""Error analysis of predictions: precision and recall, AP50 lost to each type of error, and example images."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -13,10 +13,10 @@ from foldfuse.errors import InputError
 from foldfuse.evaluation.coco import ERRORS, mended
 from foldfuse.evaluation.matching import Curve, best_threshold, matches, precision_recall
 from foldfuse.reporting.charts import Chart, Line, line_chart, linear_axis
-from foldfuse.reporting.images import Picture, compared, predicted, spread, telling
+from foldfuse.reporting.images import Figure, draw_comparison, draw_predictions, evenly_spaced, pick_examples
 
 ALL_CLASSES = "all classes"
-NAMES = {  # of the ERRORS, written out
+ERROR_NAMES = {  # of the ERRORS, written out
     "Cls": "classification",
     "Loc": "localisation",
     "Both": "class and localisation",
@@ -24,21 +24,21 @@ NAMES = {  # of the ERRORS, written out
     "Bkg": "background",
     "Miss": "missed",
 }
-_CURVES_SHOWN = 8
-_TEST_PICTURES = 6
+_MAX_CURVES = 8
+_TEST_IMAGES = 6
 
 
 @dataclass(frozen=True)
 class Examples:
-    """Pictures with boxes, drawn where the score is at least `threshold`."""
+    """Images with the boxes that score at least `threshold`."""
 
-    pictures: tuple[Picture, ...]
+    figures: tuple[Figure, ...]
     threshold: float
 
 
 @dataclass(frozen=True)
-class Cost:
-    """A kind of error: the AP50 that mending all of its kind would bring, and how many are drawn at the threshold."""
+class ErrorCost:
+    """A type of error: the AP50 gained if all errors of the type were fixed, and their number at the threshold."""
 
     name: str
     meaning: str
@@ -47,28 +47,65 @@ class Cost:
 
 
 @dataclass(frozen=True)
-class Mistakes:
-    """All that the held-back pictures show; the costs come dearest first."""
+class ErrorAnalysis:
+    """The error analysis of held-out predictions; the costs are in falling order."""
 
     precision: Chart | None
-    costs: tuple[Cost, ...]
+    costs: tuple[ErrorCost, ...]
     examples: Examples
 
 
-def mistakes(dataset: Dataset, held: Predictions, gaps: list[str]) -> Mistakes:
-    """The Mistakes of predictions of annotated pictures, some of those of `dataset`; what cannot be shown is a gap."""
-    matched = matches(dataset, held)
-    threshold = best_threshold(dataset, held, matched)
-    return Mistakes(
-        precision_chart(precision_recall(dataset, held, matched)),
-        costs(dataset.subset([s.id for s in dataset.samples if s.id in matched]), held, threshold),
-        _examples(dataset, held, threshold, gaps),
+def analyse_errors(dataset: Dataset, predictions: Predictions, warnings: list[str]) -> ErrorAnalysis:
+    """The ErrorAnalysis of predictions of some annotated images of `dataset`.
+
+    Args:
+        dataset: annotated.
+        predictions: of some of its images.
+        warnings: a sentence is added for each image that cannot be shown.
+    """
+    matched = matches(dataset, predictions)
+    threshold = best_threshold(dataset, predictions, matched)
+    examples = pick_examples(dataset, predictions, threshold)
+
+    def draw(kind: str, sample: Sample) -> Figure:
+        detections = _above(predictions[sample.id], threshold)
+        figure = draw_comparison(sample, detections, dataset.classes, kind=kind)
+        error = dominant_error(dataset, predictions, sample, threshold) if kind == "worst" else ""
+        return replace(figure, caption=f"{figure.caption}; {error}") if error else figure
+
+    return ErrorAnalysis(
+        precision_chart(precision_recall(dataset, predictions, matched)),
+        error_costs(dataset.subset([s.id for s in dataset.samples if s.id in matched]), predictions, threshold),
+        Examples(_figures(draw, examples, warnings), threshold),
     )
 
 
+def submission_examples(test: Dataset, predictions: Predictions, threshold: float, warnings: list[str]) -> Examples:
+    """Test images at even steps through the test set, with their detections."""
+    samples = evenly_spaced([s for s in test.samples if s.id in predictions], _TEST_IMAGES)
+
+    def draw(sample: Sample) -> Figure:
+        return draw_predictions(sample, _above(predictions[sample.id], threshold), test.classes)
+
+    return Examples(_figures(draw, [(sample,) for sample in samples], warnings), threshold)
+
+
+def _figures(
+    draw: Callable[..., Figure], examples: Iterable[tuple[object, ...]], warnings: list[str]
+) -> tuple[Figure, ...]:
+    """A figure for each example; a sentence in `warnings` for an image that cannot be read."""
+    figures = []
+    for example in examples:
+        try:
+            figures.append(draw(*example))
+        except InputError as error:
+            warnings.append(str(error))
+    return tuple(figures)
+
+
 def precision_chart(curves: Sequence[Curve]) -> Chart | None:
-    """Curves of the classes with most boxes, and above them the mean over all classes where there are several."""
-    shown = sorted(curves, key=lambda c: -c.boxes)[:_CURVES_SHOWN]
+    """Precision-recall curves of the classes with most boxes, and the mean over all classes of two or more."""
+    shown = sorted(curves, key=lambda c: -c.boxes)[:_MAX_CURVES]
     if not shown:
         return None
     recall = np.linspace(0, 1, 101)
@@ -84,78 +121,54 @@ def precision_chart(curves: Sequence[Curve]) -> Chart | None:
         unit,
         unit,
         titles=("recall", "precision"),
-        label="Precision against recall at IoU 0.5: " + ", ".join(words),
+        label="Precision against recall at IoU 0.50: " + ", ".join(words),
     )
-    rest = f" The {len(shown)} classes with most boxes, of {len(curves)}." if len(curves) > len(shown) else ""
-    over = " The strong line is the mean over all classes." if len(curves) > 1 else ""
-    return Chart(
-        "Precision and recall",
-        svg,
-        f"Of what was found in held-back pictures, at IoU 0.50.{over}{rest}",
-        tuple(c.name for c in shown),
-        ALL_CLASSES if len(curves) > 1 else None,
-    )
+    caption = "On held-out images, at IoU 0.50."
+    if len(curves) > 1:
+        caption += " The strong line is the mean over all classes."
+    if len(curves) > len(shown):
+        caption += f" The {len(shown)} classes with most boxes, of {len(curves)}."
+    legend = tuple(c.name for c in shown)
+    return Chart("Precision and recall", svg, caption, legend, ALL_CLASSES if len(curves) > 1 else None)
 
 
-def costs(held: Dataset, predictions: Predictions, threshold: float) -> tuple[Cost, ...]:
-    """What each kind of error costs, dearest first; empty where no object is drawn."""
-    if not _objects(held.samples):
+def error_costs(dataset: Dataset, predictions: Predictions, threshold: float) -> tuple[ErrorCost, ...]:
+    """The cost of each type of error, in falling order; empty for images without annotated objects."""
+    if not _num_objects(dataset.samples):
         return ()
-    brings, _ = mended(_cut(predictions, held.samples, 0.0), held)
-    _, counts = mended(_cut(predictions, held.samples, threshold), held)
-    return tuple(sorted((Cost(NAMES[k], ERRORS[k], brings[k], counts[k]) for k in ERRORS), key=lambda cost: -cost.ap50))
+    gains, _ = mended(_select(predictions, dataset.samples, 0.0), dataset)
+    _, counts = mended(_select(predictions, dataset.samples, threshold), dataset)
+    costs = [ErrorCost(ERROR_NAMES[kind], ERRORS[kind], gains[kind], counts[kind]) for kind in ERRORS]
+    return tuple(sorted(costs, key=lambda cost: -cost.ap50))
 
 
-def mostly(dataset: Dataset, predictions: Predictions, sample: Sample, threshold: float) -> str:
-    """Which kind of error dominates on one picture: "mostly localisation (3 of 4 mistakes)"; "" where there is none.
+def dominant_error(dataset: Dataset, predictions: Predictions, sample: Sample, threshold: float) -> str:
+    """The most frequent type of error on one image: "mostly localisation (3 of 4 errors)"; "" without errors.
 
-    Where several kinds are equally many: "as often localisation as missed (1 each of 2 mistakes)".
+    Of types that are equally frequent: "as often localisation as missed (1 each of 2 errors)".
     """
-    found = _cut(predictions, [sample], threshold)
-    counts = mended(found, dataset.subset([sample.id]))[1] if _objects([sample]) else {"Bkg": len(found.scores)}
+    selected = _select(predictions, [sample], threshold)
+    background = {"Bkg": len(selected.scores)}  # every detection on an image without objects is one
+    counts = mended(selected, dataset.subset([sample.id]))[1] if _num_objects([sample]) else background
     most, number = max(counts.values()), sum(counts.values())
     if not number:
         return ""
-    worst = [NAMES[kind] for kind, count in counts.items() if count == most]
-    of = f"of {number} mistake{'s' * (number != 1)}"
-    if len(worst) > 1:
-        return f"as often {' as '.join(worst)} ({most} each {of})"
-    return f"mostly {worst[0]} ({most} {of})"
+    frequent = [ERROR_NAMES[kind] for kind, count in counts.items() if count == most]
+    of = f"of {number} error{'s' * (number != 1)}"
+    if len(frequent) > 1:
+        return f"as often {' as '.join(frequent)} ({most} each {of})"
+    return f"mostly {frequent[0]} ({most} {of})"
 
 
-def sent_examples(test: Dataset, sent: Predictions, threshold: float, gaps: list[str]) -> Examples:
-    """Pictures to submit, evenly spaced, with what was found in them."""
-    pictures = []
-    for sample in spread([s for s in test.samples if s.id in sent], _TEST_PICTURES):
-        try:
-            pictures.append(predicted(sample, _above(sent[sample.id], threshold), test.classes))
-        except InputError as error:
-            gaps.append(str(error))
-    return Examples(tuple(pictures), threshold)
-
-
-def _examples(dataset: Dataset, held: Predictions, threshold: float, gaps: list[str]) -> Examples:
-    pictures = []
-    for kind, sample in telling(dataset, held, threshold):
-        try:
-            picture = compared(sample, _above(held[sample.id], threshold), dataset.classes, kind=kind)
-        except InputError as error:
-            gaps.append(str(error))
-            continue
-        why = mostly(dataset, held, sample, threshold) if kind == "worst" else ""
-        pictures.append(replace(picture, caption=f"{picture.caption}; {why}" if why else picture.caption))
-    return Examples(tuple(pictures), threshold)
-
-
-def _objects(samples: Sequence[Sample]) -> int:
-    """How many boxes are drawn that are no crowd regions."""
+def _num_objects(samples: Sequence[Sample]) -> int:
+    """The number of annotated boxes other than crowd regions."""
     return sum(int((~s.annotations.crowd).sum()) for s in samples if s.annotations is not None)
 
 
-def _cut(predictions: Predictions, samples: Sequence[Sample], threshold: float) -> Predictions:
-    """Those of these pictures with a score of at least `threshold`."""
+def _select(predictions: Predictions, samples: Sequence[Sample], threshold: float) -> Predictions:
+    """The predictions of these images with a score of at least `threshold`."""
     return Predictions.of({s.id: _above(predictions[s.id], threshold) for s in samples}, predictions.classes)
 
 
-def _above(found: Detections, threshold: float) -> Detections:
-    return found[found.scores >= threshold]
+def _above(detections: Detections, threshold: float) -> Detections:
+    return detections[detections.scores >= threshold]

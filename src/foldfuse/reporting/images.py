@@ -1,4 +1,4 @@
-"""Pictures that show which detections are right: which of them tell most, and the pictures themselves."""
+"""Images with their annotations and detections drawn on them, and the choice of images to show."""
 
 from __future__ import annotations
 
@@ -18,14 +18,15 @@ from foldfuse.data.images import load_image
 from foldfuse.detections import Annotations, Detections, Predictions
 from foldfuse.evaluation.matching import f1_of, match
 
-_LONGEST_SIDE = 480  # pixels of an inlined picture
+_LONGEST_SIDE = 480  # pixels of an embedded image
 _JPEG_QUALITY = 72
-_NAMED_BOXES = 12  # a picture with more boxes shows no names, which would hide it
+_MAX_LABELLED = 12  # an image with more boxes shows no labels, which would cover it
+_DRAWING_ORDER = ("annotation", "tp", "fn", "fp")  # errors on top
 
 
 @dataclass(frozen=True)
-class Picture:
-    """One picture as the page shows it: the markup, what is said below it."""
+class Figure:
+    """An image with boxes as SVG, its title and its caption."""
 
     markup: Markup
     title: str
@@ -33,25 +34,34 @@ class Picture:
 
 
 @dataclass(frozen=True, eq=False)
-class _Mark:
-    """A box on a picture: `kind` is right, wrong, missed or truth; `name` is written on it, if there is room."""
+class _DrawnBox:
+    """A box to draw.
+
+    Attributes:
+        box: (4,) xyxy pixels of the original image.
+        kind: "tp" (true positive), "fp" (false positive), "fn" (annotation that no detection matches) or "annotation".
+        title: shown when the pointer rests on the box.
+        label: written inside the box, where there is room.
+    """
 
     box: Array
     kind: str
     title: str
-    name: str
+    label: str
 
 
-def telling(dataset: Dataset, predictions: Predictions, threshold: float, *, each: int = 2) -> list[tuple[str, Sample]]:
-    """("best" | "typical" | "worst", sample), at most `each` of a kind: by F1, then by boxes drawn, then by order.
+def pick_examples(
+    dataset: Dataset, predictions: Predictions, threshold: float, *, each: int = 2
+) -> list[tuple[str, Sample]]:
+    """("best" | "typical" | "worst", sample), at most `each` of a kind, ranked by F1, then by number of annotations.
 
-    Typical pictures are those in the middle of the ranking. Where there are few pictures none is taken twice.
+    Typical images are those in the middle of the ranking. No image is taken twice.
     """
     ranked = []
     for order, sample in enumerate(dataset.samples):
         if sample.annotations is not None and sample.id in predictions:
-            found = predictions[sample.id]
-            f1 = f1_of(found[found.scores >= threshold], sample.annotations)
+            detections = predictions[sample.id]
+            f1 = f1_of(detections[detections.scores >= threshold], sample.annotations)
             boxes = len(sample.annotations)
             ranked.append(((f1, boxes if f1 >= 0.5 else -boxes, -order), sample))
     ranked.sort(key=lambda pair: pair[0], reverse=True)
@@ -68,81 +78,99 @@ def telling(dataset: Dataset, predictions: Predictions, threshold: float, *, eac
     return sorted(chosen.values(), key=lambda pair: ("best", "typical", "worst").index(pair[0]))
 
 
-def spread(samples: Sequence[Sample], number: int) -> list[Sample]:
-    """At most `number` of `samples`, evenly spaced over them."""
-    places = np.unique(np.linspace(0, len(samples) - 1, min(number, len(samples))).round().astype(int))
-    return [samples[i] for i in places]
+def evenly_spaced(samples: Sequence[Sample], number: int) -> list[Sample]:
+    """At most `number` samples, at even steps through the sequence."""
+    indices = np.unique(np.linspace(0, len(samples) - 1, min(number, len(samples))).round().astype(int))
+    return [samples[i] for i in indices]
 
 
-def compared(sample: Sample, found: Detections, classes: Sequence[str], *, kind: str) -> Picture:
-    """A picture with what people drew, what was found and what was missed. InputError where it cannot be read."""
-    drawn = sample.annotations or Annotations.empty()
-    result = match(found, drawn)
-    marks = []
-    for box, label, finder, crowd in zip(drawn.boxes, drawn.labels, result.finder, drawn.crowd):
-        if finder < 0 and not crowd:
-            marks.append(_Mark(box, "missed", f"missed: {classes[label]}", classes[label]))
-        else:
-            marks.append(_Mark(box, "truth", f"drawn: {classes[label]}", ""))
-    for box, label, score, right, counted in zip(found.boxes, found.labels, found.scores, result.right, result.counted):
-        mark, what = ("right", "found") if right else ("wrong", "false alarm") if counted else ("truth", "on a crowd")
+def draw_comparison(sample: Sample, detections: Detections, classes: Sequence[str], *, kind: str) -> Figure:
+    """An image with its annotations and detections, and which of them match.
+
+    Args:
+        sample: an annotated image.
+        detections: in the image, already cut at a score threshold.
+        classes: names by label.
+        kind: first word of the title, such as "worst".
+
+    Raises:
+        InputError: the image cannot be read.
+    """
+    annotations = sample.annotations or Annotations.empty()
+    result = match(detections, annotations)
+    drawn = []
+    for box, label, finder, crowd in zip(annotations.boxes, annotations.labels, result.finder, annotations.crowd):
+        name = classes[label]
+        missed = finder < 0 and not crowd
+        drawn.append(
+            _DrawnBox(box, "fn", f"missed: {name}", name)
+            if missed
+            else _DrawnBox(box, "annotation", f"annotation: {name}", "")
+        )
+    for box, label, score, right, counted in zip(
+        detections.boxes, detections.labels, detections.scores, result.right, result.counted
+    ):
         text = f"{classes[label]} {score:.2f}"
-        marks.append(_Mark(box, mark, f"{what}: {text}", text))
-    hits, alarms = int(result.right.sum()), int((result.counted & ~result.right).sum())
-    boxes = int((~drawn.crowd).sum())
-    words = f"{sample.file_name}: {hits} of {boxes} found, {alarms or 'no'} false alarm{'s' * (alarms != 1)}"
-    return Picture(_overlaid(sample, marks, words), f"{kind.capitalize()}, F1 {f1_of(found, drawn):.2f}", words)
+        color, meaning = (
+            ("tp", "true positive") if right else ("fp", "false positive") if counted else ("annotation", "in a crowd")
+        )
+        drawn.append(_DrawnBox(box, color, f"{meaning}: {text}", text))
+    hits, false = int(result.right.sum()), int((result.counted & ~result.right).sum())
+    boxes = int((~annotations.crowd).sum())
+    caption = f"{sample.file_name}: {hits} of {boxes} found, {false or 'no'} false positive{'s' * (false != 1)}"
+    title = f"{kind.capitalize()}, F1 {f1_of(detections, annotations):.2f}"
+    return Figure(_draw(sample, drawn, caption), title, caption)
 
 
-def predicted(sample: Sample, found: Detections, classes: Sequence[str]) -> Picture:
-    """A picture with what was found in it. InputError where it cannot be read."""
-    texts = [f"{classes[label]} {score:.2f}" for label, score in zip(found.labels, found.scores)]
-    marks = [_Mark(box, "right", text, text) for box, text in zip(found.boxes, texts)]
-    number = f"{len(found)} box{'es' * (len(found) != 1)}"
-    return Picture(_overlaid(sample, marks, f"{sample.file_name}: {number}"), number, sample.file_name)
+def draw_predictions(sample: Sample, detections: Detections, classes: Sequence[str]) -> Figure:
+    """An image with its detections. Raises InputError for an image that cannot be read."""
+    texts = [f"{classes[label]} {score:.2f}" for label, score in zip(detections.labels, detections.scores)]
+    drawn = [_DrawnBox(box, "tp", text, text) for box, text in zip(detections.boxes, texts)]
+    title = f"{len(detections)} box{'es' * (len(detections) != 1)}"
+    return Figure(_draw(sample, drawn, f"{sample.file_name}: {title}"), title, sample.file_name)
 
 
 def data_uri(path: Path) -> str:
-    """The picture as a small JPEG in a data: address. Raises InputError where it cannot be read."""
+    """The image as a small JPEG in a data: address. Raises InputError for an image that cannot be read."""
     memory = io.BytesIO()
     Image.fromarray(load_image(path, longest=_LONGEST_SIDE)).save(memory, "JPEG", quality=_JPEG_QUALITY, optimize=True)
     return "data:image/jpeg;base64," + base64.b64encode(memory.getvalue()).decode("ascii")
 
 
-def _overlaid(sample: Sample, marks: Sequence[_Mark], label: str) -> Markup:
-    """The picture with vector boxes over it, in the picture's own pixels, so that they stay sharp at any size."""
-    size = max(sample.width, sample.height) / 28  # of the letters
-    marks = sorted(marks, key=lambda mark: ("truth", "right", "missed", "wrong").index(mark.kind))  # mistakes on top
-    inside = [Markup('<image href="{}" {}/>').format(data_uri(sample.path), _shape(0, 0, sample.width, sample.height))]
-    inside += [_rect(mark) for mark in marks]
-    if sum(bool(mark.name) for mark in marks) <= _NAMED_BOXES:
-        inside += _names(sample, marks[::-1], size)
+def _draw(sample: Sample, boxes: Sequence[_DrawnBox], words: str) -> Markup:
+    """The image below vector boxes in its own pixels, which stay sharp at any size."""
+    font_size = max(sample.width, sample.height) / 28
+    boxes = sorted(boxes, key=lambda box: _DRAWING_ORDER.index(box.kind))
+    parts = [Markup('<image href="{}" {}/>').format(data_uri(sample.path), _shape(0, 0, sample.width, sample.height))]
+    parts += [_rect(box) for box in boxes]
+    if sum(bool(box.label) for box in boxes) <= _MAX_LABELLED:
+        parts += _labels(sample, boxes[::-1], font_size)
     return Markup(
-        '<svg class="picture" role="img" aria-label="{}" viewBox="0 0 {} {}" font-size="{:.1f}">{}</svg>'
-    ).format(label, sample.width, sample.height, size, Markup("").join(inside))
+        '<svg class="image" role="img" aria-label="{}" viewBox="0 0 {} {}" font-size="{:.1f}">{}</svg>'
+    ).format(words, sample.width, sample.height, font_size, Markup("").join(parts))
 
 
 def _shape(x1: float, y1: float, x2: float, y2: float) -> Markup:
     return Markup('x="{:g}" y="{:g}" width="{:g}" height="{:g}"').format(x1, y1, max(x2 - x1, 0), max(y2 - y1, 0))
 
 
-def _rect(mark: _Mark) -> Markup:
-    """One box, with a dark rim that keeps it visible on any picture."""
-    shape = _shape(*(round(float(v), 1) for v in mark.box))
-    rim = Markup("") if mark.kind == "truth" else Markup('<rect class="halo" {}/>').format(shape)
-    return Markup('{}<rect class="{}" {}><title>{}</title></rect>').format(rim, mark.kind, shape, mark.title)
+def _rect(box: _DrawnBox) -> Markup:
+    """One box, with a dark rim that keeps it visible on any image."""
+    shape = _shape(*(round(float(v), 1) for v in box.box))
+    rim = Markup("") if box.kind == "annotation" else Markup('<rect class="halo" {}/>').format(shape)
+    return Markup('{}<rect class="{}" {}><title>{}</title></rect>').format(rim, box.kind, shape, box.title)
 
 
-def _names(sample: Sample, marks: Sequence[_Mark], size: float) -> list[Markup]:
-    """Names inside the upper edges of their boxes; one that would lie on another is left out."""
+def _labels(sample: Sample, boxes: Sequence[_DrawnBox], font_size: float) -> list[Markup]:
+    """Labels inside the upper edges of their boxes; a label that would cover another is left out."""
     texts: list[Markup] = []
-    places = np.zeros((0, 4))
-    for mark in marks:
-        width = 0.62 * size * len(mark.name)  # of bold letters, about
-        x = min(max(float(mark.box[0]), 0.0), max(sample.width - width, 0.0)) + 0.15 * size
-        y = min(max(float(mark.box[1]), 0.0), sample.height - 1.2 * size) + 0.95 * size
-        place = np.array([[x, y - size, x + width, y + 0.2 * size]])
-        if mark.name and not pairwise_iou(place, places).any():
-            places = np.concatenate([places, place])
-            texts.append(Markup('<text class="{}" x="{:.1f}" y="{:.1f}">{}</text>').format(mark.kind, x, y, mark.name))
+    taken = np.zeros((0, 4))
+    for box in boxes:
+        width = 0.62 * font_size * len(box.label)  # of bold letters, about
+        x = min(max(float(box.box[0]), 0.0), max(sample.width - width, 0.0)) + 0.15 * font_size
+        y = min(max(float(box.box[1]), 0.0), sample.height - 1.2 * font_size) + 0.95 * font_size
+        area = np.array([[x, y - font_size, x + width, y + 0.2 * font_size]])
+        if box.label and not pairwise_iou(area, taken).any():
+            taken = np.concatenate([taken, area])
+            texts.append(Markup('<text class="{}" x="{:.1f}" y="{:.1f}">{}</text>').format(box.kind, x, y, box.label))
     return texts

@@ -38,5 +38,7 @@ def leaderboard_chart(scored: Mapping[str, Sequence[Scored]]) -> Chart | None:
         titles=("out-of-fold", "leaderboard"),
         label="Leaderboard score against the one out-of-fold: " + "; ".join(dot.name for dot in dots) + ".",
     )
-    told = f"Each dot is a submission. Both scores agree on which is the better one in {alike} of {len(pairs)} pairs."
-    return Chart("Out-of-fold and leaderboard", svg, told, tuple(scored) if len(scored) > 1 else ())
+    caption = (
+        f"Each dot is a submission. Both scores agree on which is the better one in {alike} of {len(pairs)} pairs."
+    )
+    return Chart("Out-of-fold and leaderboard", svg, caption, tuple(scored) if len(scored) > 1 else ())

@@ -1,412 +1,343 @@
-"""What a campaign's or a run's folder says about itself, read while it may still be written to.
+"""Records of a campaign's or a run's folder, as the page shows them, read while the folder may still be written to.
 
-Every value may be missing: a campaign that has just begun has no scores, an older one may lack a field. What is absent
-is None or empty here; what is there but cannot be read is told in `gaps`, so that nothing is left out in silence.
-
-The learning curves of a run, read from its log while it may still be written to.
+Any value may be missing: a campaign that has just started has no scores. A missing value, or one of the wrong type, is
+None or empty; a file that cannot be read is named in the record's `warnings`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from foldfuse.boxes import Array
 from foldfuse.errors import InputError
 from foldfuse.reporting.charts import Span
-from foldfuse.reporting.values import (
-    decoded,
-    finite,
-    list_of,
-    number_of,
-    object_of,
-    pairs_of,
-    path_of,
-    rows_of,
-    text_of,
-    word_of,
-)
 from foldfuse.storage import ledger
+from foldfuse.system.records import from_plain_tolerantly
 
 
 @dataclass(frozen=True)
 class Member:
-    """One trained detector of the campaign, in the campaign's own words."""
+    """One trained detector of the campaign."""
 
-    name: str
-    recipe: str | None
-    image_size: float | None  # pixels
-    seed: float | None
-    fold: str | None
-    views: tuple[str, ...]
-    seconds: float | None
-    steps: float | None
-    images_per_second: float | None
-    ap: float | None
-    ap50: float | None
-    adds: float | None  # to the fused AP50
-    weight: float | None  # in the fusion; None: not a member of it
+    name: str = "?"
+    recipe: str | None = None
+    image_size: int | None = None
+    seed: int | None = None
+    fold: int | None = None
+    views: tuple[str, ...] = ()
+    seconds: float | None = None
+    steps: int | None = None
+    images_per_second: float | None = None
+    ap: float | None = None
+    ap50: float | None = None
+    adds: float | None = None  # to the score of the ensemble
+    weight: float | None = None  # in the ensemble; None or 0 for a member outside it
 
 
 @dataclass(frozen=True)
-class Planned:
-    """A line of the plan: a member to train, or what time is kept for."""
+class PlannedSegment:
+    """A segment of the plan: `seconds` is its training time so far, or its planned time."""
 
-    name: str
-    image_size: float | None  # pixels
-    batch_size: float | None
-    state: str | None
-    seconds: float | None
+    name: str = "?"
+    image_size: int | None = None
+    batch_size: int | None = None
+    state: str | None = None
+    seconds: float | None = None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The segments of the plan, and the seconds reserved for other work."""
+
+    segments: tuple[PlannedSegment, ...] = ()
+    reserved: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class ClassScore:
-    """The fused score of one class."""
+    """The scores of one class in the fused predictions."""
 
-    name: str
-    boxes: float | None
-    ap: float | None
-    ap50: float | None
-
-
-@dataclass(frozen=True)
-class Part:
-    """A member in one view, as the fusion takes it."""
-
-    name: str
-    view: str
-    weight: float | None  # as a share of all weights
-    adds: float | None  # to the fused score
+    name: str = "?"
+    boxes: int | None = None
+    ap: float | None = None
+    ap50: float | None = None
 
 
 @dataclass(frozen=True)
+class EnsembleView:
+    """A member in one TTA view: its share of all weights, and what it adds to the score of the ensemble."""
+
+    name: str = "?"
+    view: str = "?"
+    weight: float | None = None
+    adds: float | None = None
+
+
+@dataclass(frozen=True)
+class SegmentResult:
+    """Scores of a segment on the held-out images."""
+
+    ap50: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Segment:
-    """A stretch of training: a trunk, one that went on from it, or a branch; `ended` is None while it lasts."""
+    """A stretch of training; `ended` is None while it runs. Times are seconds since the start of the campaign."""
 
-    name: str
-    parent: str | None
-    state: str | None
-    started: float  # seconds since the start, as all times of a campaign
-    ended: float | None
-    ap50: float | None
+    name: str = "?"
+    parent: str | None = None
+    state: str | None = None
+    started: float
+    ended: float | None = None
+    result: SegmentResult = SegmentResult()
+
+    @property
+    def ap50(self) -> float | None:
+        """On the held-out images."""
+        return self.result.ap50
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """A stretch of work of some kind; `end` is None while it lasts."""
+
+    name: str = "?"
+    kind: str = "other"
+    start: float
+    end: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Submission:
-    """One of the submissions, each better than the one before it."""
+    """One of the submissions, each better than the one before it.
+
+    Attributes:
+        at: seconds since the start.
+        ap50: of the ensemble.
+        metric: which chose the ensemble.
+        best_single: best member in one view, with its score by that metric.
+        weights: of the members in their views.
+    """
 
     at: float
-    ap50: float | None
-    best_name: str | None  # of the best member in one view
-    best_ap50: float | None
-    members: int | None  # in the fusion
+    ap50: float | None = None
+    metric: str | None = None
+    best_single: tuple[str, float] | None = None
+    weights: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def best_name(self) -> str | None:
+        """The best member in one view."""
+        return self.best_single[0] if self.best_single else None
+
+    @property
+    def best_ap50(self) -> float | None:
+        """AP50 of the best member in one view; None where the campaign chose by another metric."""
+        return self.best_single[1] if self.best_single and self.metric == "ap50" else None
+
+    @property
+    def num_members(self) -> int | None:
+        """Members in the ensemble, each counted once whatever its views."""
+        return len({name.partition("@")[0] for name in self.weights}) or None
 
 
-@dataclass(frozen=True)
-class Gain:
-    """A trunk with the value of the ensemble of it and those before it, and in what share of draws that is more."""
+class RankedRun(NamedTuple):
+    """A base run, the score of the ensemble of it and all before it, and the probability that it improves on them."""
 
     name: str
-    value: float
-    sure: float | None
+    ensemble_score: float
+    prob_better: float | None = None
 
 
-@dataclass(frozen=True)
-class Reason:
-    """A sentence that explains a decision."""
+class DecisionNote(NamedTuple):
+    """A sentence that explains a decision, and when it was taken in seconds since the start."""
 
     text: str
     at: float | None
 
 
 @dataclass(frozen=True)
-class Fused:
-    """The score of the fused predictions on held-back pictures, and how they were fused.
+class FusedScore:
+    """Scores of the fused predictions on held-out images, and how they were fused.
 
-    `metric` is what they were chosen by, `value` that of them.
+    Attributes:
+        metric: which chose the ensemble; `value` is the ensemble's score by it.
+        interval: of the gain over the best member, on images not used to choose the ensemble.
+        parts: the members in their views.
     """
 
-    metric: str
-    value: float | None
-    ap: float | None
-    ap50: float | None
-    ap75: float | None
-    kind: str | None
-    iou: float | None
-    skip: float | None
-    interval: tuple[float, float] | None  # of the gain over the best member, on pictures that it was not chosen on
-    per_class: tuple[ClassScore, ...]
-    parts: tuple[Part, ...]
+    metric: str = "ap50"
+    value: float | None = None
+    nested: float | None = None
+    ap: float | None = None
+    ap50: float | None = None
+    ap75: float | None = None
+    kind: str | None = None
+    iou: float | None = None
+    interval: tuple[float, float] | None = None
+    per_class: tuple[ClassScore, ...] = ()
+    parts: tuple[EnsembleView, ...] = ()
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """An image that was not used, and why."""
+
+    file_name: str = "?"
+    reason: str = "no reason given"
 
 
 @dataclass(frozen=True, eq=False)
-class Facts:
-    """All that the page tells but the pictures and the data. `kind` is "campaign" or "run"."""
+class LearningCurves:
+    """The learning curves of one run: (n,) seconds and loss of the steps, (m,) seconds and AP50 of the evaluations."""
 
-    kind: str
-    folder: Path
-    command: str | None
-    data: Path | None
-    test: Path | None
-    deadline_seconds: float | None
-    seconds_used: float | None
-    started: str | None
-    finished: str | None
-    state: str  # running, finished, interrupted or unknown
-    seed: float | None
-    machine: tuple[tuple[str, str], ...]
-    left_out: tuple[tuple[str, str], ...]  # file name, reason
-    timeline: tuple[Span, ...]
-    members: tuple[Member, ...]
-    plan: tuple[Planned, ...]
-    fused: Fused | None
-    best: Member | None
-    notes: tuple[Reason, ...]
-    segments: tuple[Segment, ...]
-    history: tuple[Submission, ...]
-    gains: tuple[Gain, ...]
-    promoted: frozenset[str]
-    logs: tuple[Log, ...]
-    recipe: tuple[tuple[str, str], ...]  # of a run
-    gaps: tuple[str, ...]
+    name: str
+    seconds: Array
+    loss: Array
+    eval_seconds: Array
+    ap50: Array
 
 
-def read_facts(folder: Path) -> Facts:
-    """The Facts of a campaign's folder (it holds a ledger, or its export campaign.json) or of a run's.
+@dataclass(frozen=True, eq=False)
+class CampaignRecord:
+    """All facts on the page but the images and the data; the fields carry the names of the ledger's facts.
+
+    `kind` is "campaign" or "run", `state` running, finished, interrupted or unknown.
+    """
+
+    kind: str = "campaign"
+    folder: Path = Path()
+    command: str | None = None
+    data: Path | None = None
+    test: Path | None = None
+    deadline_seconds: float | None = None
+    seconds_used: float | None = None
+    started: str | None = None
+    finished: str | None = None
+    state: str = "unknown"
+    seed: int | None = None
+    machine: Mapping[str, Any] = field(default_factory=dict)
+    peak_memory_mb: float | None = None
+    left_out: tuple[LeftOut, ...] = ()
+    timeline: tuple[Stage, ...] = ()
+    members: tuple[Member, ...] = ()
+    plan: Plan = Plan()
+    fused: FusedScore | None = None
+    best_member: str | None = None
+    notes: tuple[str, ...] = ()
+    note_times: tuple[float, ...] = ()
+    segments: tuple[Segment, ...] = ()
+    history: tuple[Submission, ...] = ()
+    gains: tuple[RankedRun, ...] = ()
+    ranking: tuple[str, ...] = ()
+    curves: tuple[LearningCurves, ...] = ()
+    recipe: Mapping[str, Any] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def best(self) -> Member | None:
+        """The member with the best score of its own."""
+        return next((m for m in self.members if m.name == self.best_member), None)
+
+    @property
+    def spans(self) -> tuple[Span, ...]:
+        """The timeline; a stage that still lasts ends where it starts."""
+        return tuple(Span(s.name, s.kind, s.start, max(s.start, s.end or s.start)) for s in self.timeline)
+
+    @property
+    def decisions(self) -> tuple[DecisionNote, ...]:
+        """The notes with their times; without times where these are not known of every note."""
+        times = self.note_times if len(self.note_times) == len(self.notes) else (None,) * len(self.notes)
+        return tuple(map(DecisionNote, self.notes, times))
+
+
+def read_campaign_record(folder: Path) -> CampaignRecord:
+    """The CampaignRecord of a campaign's folder (one with a ledger, or its export campaign.json) or of a run's.
 
     Raises:
         InputError: the folder does not exist, or is neither.
     """
     if not folder.is_dir():
-        raise InputError(
-            f"{folder}: there is no such folder. Give the folder that a campaign or a run was told to fill."
-        )
-    gaps: list[str] = []
+        raise InputError(f"{folder}: there is no such folder. Give the folder of a campaign or of a run.")
+    warnings: list[str] = []
     if any((folder / name).exists() for name in (ledger.NAME, "campaign.json", "members")):
-        row = _campaign(folder, gaps)
+        record = _record(_campaign_facts(folder, warnings))
         runs = sorted(p for p in (folder / "members").glob("*") if p.is_dir())
-        return _facts("campaign", folder, row, runs, gaps)
+        curves = {run.name: read_learning_curves(run / "log.jsonl", run.name, warnings) for run in runs}
+        names = dict.fromkeys([*(m.name for m in record.members if m.name in curves), *curves])
+        return replace(record, folder=folder, curves=tuple(curves[n] for n in names), warnings=tuple(warnings))
     if any((folder / name).exists() for name in ("run.json", "recipe.json", "log.jsonl")):
-        return _facts("run", folder, _object(folder / "run.json", gaps), [folder], gaps)
+        facts, recipe = (_read_object(folder / name, warnings) for name in ("run.json", "recipe.json"))
+        record = _record(facts | {"seconds_used": facts.get("seconds")})
+        run_curves = read_learning_curves(folder / "log.jsonl", folder.name, warnings)
+        warned = tuple(warnings)
+        return replace(record, kind="run", folder=folder, curves=(run_curves,), recipe=recipe, warnings=warned)
     raise InputError(
         f"{folder}: holds neither a campaign.json nor a run.json. Give the folder of a campaign or of a run."
     )
 
 
-def _campaign(folder: Path, gaps: list[str]) -> dict[str, Any]:
-    """What the ledger knows, else what campaign.json says; {} where that cannot be read, which is a gap."""
+def _record(facts: Mapping[str, Any]) -> CampaignRecord:
+    record = from_plain_tolerantly(facts, CampaignRecord)
+    assert record is not None, "every field has a default"
+    return record
+
+
+def _campaign_facts(folder: Path, warnings: list[str]) -> dict[str, Any]:
+    """The facts of the ledger, or of campaign.json where there is no ledger; {} and a warning for an unreadable file."""
     if not (folder / ledger.NAME).exists():
-        return _object(folder / "campaign.json", gaps)
+        return _read_object(folder / "campaign.json", warnings)
     try:
-        return ledger.snapshot(folder)
+        return _decode_object(json.dumps(ledger.snapshot(folder)))
     except InputError as error:
-        gaps.append(str(error))
+        warnings.append(str(error))
         return {}
 
 
-def _facts(kind: str, folder: Path, row: Mapping[str, Any], runs: list[Path], gaps: list[str]) -> Facts:
-    members = tuple(_member(r) for r in rows_of(row, "members"))
-    best_name = text_of(row, "best_member")
-    fused, memory = row.get("fused"), number_of(row, "peak_memory_mb")
-    logs = {run.name: read_log(run / "log.jsonl", run.name, gaps) for run in runs}
-    order = [m.name for m in members if m.name in logs] + [n for n in logs if n not in {m.name for m in members}]
-    recipe = _object(folder / "recipe.json", gaps) if kind == "run" else {}
-    return Facts(
-        kind=kind,
-        folder=folder,
-        command=text_of(row, "command"),
-        data=path_of(row, "data"),
-        test=path_of(row, "test"),
-        deadline_seconds=number_of(row, "deadline_seconds"),
-        seconds_used=number_of(row, "seconds_used" if kind == "campaign" else "seconds"),
-        started=text_of(row, "started"),
-        finished=text_of(row, "finished"),
-        state=text_of(row, "state") or "unknown",
-        seed=number_of(row, "seed"),
-        machine=pairs_of(row.get("machine")) + pairs_of({"peak memory": f"{memory:.0f} MB"} if memory else {}),
-        left_out=tuple(
-            (text_of(r, "file_name") or "?", text_of(r, "reason") or "no reason given")
-            for r in rows_of(row, "left_out")
-        ),
-        timeline=tuple(s for s in map(_span, rows_of(row, "timeline")) if s is not None),
-        members=members,
-        plan=_plan(row.get("plan")),
-        fused=_fused(fused) if isinstance(fused, dict) else None,
-        best=next((m for m in members if m.name == best_name), None),
-        notes=_reasons(row),
-        segments=tuple(s for s in map(_segment, rows_of(row, "segments")) if s is not None),
-        history=tuple(s for s in map(_submission, rows_of(row, "history")) if s is not None),
-        gains=_gains(row),
-        promoted=frozenset(word_of(name) for name in list_of(row, "ranking")),
-        logs=tuple(logs[name] for name in order),
-        recipe=pairs_of(recipe),
-        gaps=tuple(gaps),
-    )
-
-
-def _member(row: Mapping[str, Any]) -> Member:
-    return Member(
-        name=text_of(row, "name") or "?",
-        recipe=text_of(row, "recipe"),
-        image_size=number_of(row, "image_size"),
-        seed=number_of(row, "seed"),
-        fold=text_of(row, "fold"),
-        views=tuple(word_of(view) for view in list_of(row, "views")),
-        seconds=number_of(row, "seconds"),
-        steps=number_of(row, "steps"),
-        images_per_second=number_of(row, "images_per_second"),
-        ap=number_of(row, "ap"),
-        ap50=number_of(row, "ap50"),
-        adds=number_of(row, "adds"),
-        weight=number_of(row, "weight"),
-    )
-
-
-def _plan(value: object) -> tuple[Planned, ...]:
-    """The plan as it is now; empty where there is none."""
-    row = object_of(value)
-    parts = [
-        Planned(
-            f"train {text_of(r, 'name') or '?'}",
-            number_of(r, "image_size"),
-            number_of(r, "batch_size"),
-            text_of(r, "state"),
-            number_of(r, "seconds"),
-        )
-        for r in rows_of(row, "segments")
-    ]
-    reserved = object_of(row.get("reserved"))
-    return (*parts, *(Planned(name, None, None, "kept", number_of(reserved, name)) for name in reserved))
-
-
-def _fused(row: Mapping[str, Any]) -> Fused:
-    ends = [v for v in (finite(v) for v in list_of(row, "interval")) if v is not None]
-    metric, value = text_of(row, "metric") or "ap50", number_of(row, "value")
-    return Fused(
-        metric=metric,
-        value=value if value is not None else number_of(row, metric),  # an older campaign has AP50 alone
-        ap=number_of(row, "ap"),
-        ap50=number_of(row, "ap50"),
-        ap75=number_of(row, "ap75"),
-        kind=text_of(row, "kind"),
-        iou=number_of(row, "iou"),
-        skip=number_of(row, "skip"),
-        interval=(ends[0], ends[1]) if len(ends) == 2 else None,
-        per_class=tuple(
-            ClassScore(text_of(r, "name") or "?", number_of(r, "boxes"), number_of(r, "ap"), number_of(r, "ap50"))
-            for r in rows_of(row, "per_class")
-        ),
-        parts=_parts(row),
-    )
-
-
-def _parts(row: Mapping[str, Any]) -> tuple[Part, ...]:
-    """The parts of the fusion; of a campaign that did not keep them, out of the weights alone."""
-    if "parts" in row:
-        return tuple(
-            Part(text_of(r, "name") or "?", text_of(r, "view") or "?", number_of(r, "weight"), number_of(r, "adds"))
-            for r in rows_of(row, "parts")
-        )
-    weights = {name: finite(w) or 0.0 for name, w in object_of(row.get("weights")).items()}
-    total = sum(weights.values())
-    return tuple(
-        Part(name.partition("@")[0], name.partition("@")[2] or "1", w / total if total else None, None)
-        for name, w in weights.items()
-    )
-
-
-def _segment(row: Mapping[str, Any]) -> Segment | None:
-    started = number_of(row, "started")
-    if started is None:
-        return None
-    return Segment(
-        name=text_of(row, "name") or "?",
-        parent=text_of(row, "parent"),
-        state=text_of(row, "state"),
-        started=started,
-        ended=number_of(row, "ended"),
-        ap50=number_of(object_of(row.get("result")), "ap50"),
-    )
-
-
-def _submission(row: Mapping[str, Any]) -> Submission | None:
-    at, by_ap50 = number_of(row, "at"), text_of(row, "metric") in (None, "ap50")
-    if at is None:
-        return None
-    name, value = [*list_of(row, "best_single"), None, None][:2]
-    weights = object_of(row.get("weights"))
-    return Submission(
-        at=at,
-        ap50=number_of(row, "ap50"),
-        best_name=None if name is None else word_of(name),
-        best_ap50=finite(value) if by_ap50 else None,  # else it is of another metric
-        members=len({part.partition("@")[0] for part in weights}) or None,
-    )
-
-
-def _reasons(row: Mapping[str, Any]) -> tuple[Reason, ...]:
-    notes, times = list_of(row, "notes"), list_of(row, "note_times")
-    if len(times) != len(notes):
-        times = [None] * len(notes)
-    return tuple(Reason(str(note), finite(at)) for note, at in zip(notes, times, strict=True))
-
-
-def _gains(row: Mapping[str, Any]) -> tuple[Gain, ...]:
-    triples = [[*one, None, None, None][:3] for one in list_of(row, "gains") if isinstance(one, list)]
-    found = ((word_of(name), finite(value), finite(sure)) for name, value, sure in triples)
-    return tuple(Gain(name, value, sure) for name, value, sure in found if value is not None)
-
-
-def _span(row: Mapping[str, Any]) -> Span | None:
-    """The Span, or None where the stretch of time is not known; one still under way ends where it starts."""
-    start, end = number_of(row, "start"), number_of(row, "end")
-    if start is None:
-        return None
-    return Span(text_of(row, "name") or "?", text_of(row, "kind") or "other", start, max(start, end or start))
-
-
-def _object(path: Path, gaps: list[str]) -> dict[str, Any]:
-    """The object in a JSON file; {} where it is absent, or broken, which is a gap."""
+def _read_object(path: Path, warnings: list[str]) -> dict[str, Any]:
+    """The object in a JSON file; {} for a missing file, {} and a warning for one without an object."""
     if not path.exists():
         return {}
-    value = decoded(path.read_text(encoding="utf-8", errors="replace"))
+    value = _decode_object(path.read_text(encoding="utf-8", errors="replace"))
     if not value:
-        gaps.append(f"{path.name}: holds no JSON object.")
+        warnings.append(f"{path.name}: holds no JSON object.")
     return value
 
 
-@dataclass(frozen=True, eq=False)
-class Log:
-    """The learning curves of one member: (n,) seconds and loss, (m,) seconds and AP50 of the evaluations."""
-
-    name: str
-    seconds: Array
-    loss: Array
-    tested: Array
-    ap50: Array
+def _decode_object(text: str) -> dict[str, Any]:
+    """The JSON object in a text, with null for NaN and infinity; {} for a text without one."""
+    try:
+        value = json.loads(text, parse_constant=lambda _: None)
+    except ValueError:
+        return {}
+    return value if isinstance(value, dict) else {}
 
 
-def read_log(path: Path, name: str, gaps: list[str]) -> Log:
-    """The Log in a log.jsonl; empty where there is none. A last line that is still being written is passed over."""
-    lines = path.read_text(encoding="utf-8", errors="replace").split("\n") if path.exists() else []
-    loss: list[tuple[float, float]] = []
-    tested: list[tuple[float, float]] = []
-    broken = 0
-    for line in lines[:-1]:
-        row = decoded(line)
-        seconds = number_of(row, "seconds")
-        if seconds is None:
-            broken += 1
-            continue
-        for key, curve in (("loss", loss), ("ap50", tested)):
-            value = number_of(row, key)
-            if value is not None:
-                curve.append((seconds, value))
-    if broken:
-        gaps.append(f"{path.name} of {name}: {broken} of {len(lines) - 1} lines could not be read.")
-    losses, tests = (np.array(curve, np.float64).reshape(-1, 2) for curve in (loss, tested))
-    return Log(name, losses[:, 0], losses[:, 1], tests[:, 0], tests[:, 1])
+@dataclass(frozen=True)
+class _LogRow:
+    seconds: float
+    loss: float | None = None
+    ap50: float | None = None
+
+
+def read_learning_curves(path: Path, name: str, warnings: list[str]) -> LearningCurves:
+    """The learning curves in a log.jsonl; empty for a missing file. An unfinished last line is ignored."""
+    lines = path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1] if path.exists() else []
+    rows = [from_plain_tolerantly(_decode_object(line), _LogRow) for line in lines]
+    unreadable = sum(row is None for row in rows)
+    if unreadable:
+        warnings.append(f"{path.name} of {name}: {unreadable} of {len(lines)} lines could not be read.")
+    loss = _columns([(row.seconds, row.loss) for row in rows if row and row.loss is not None])
+    ap50 = _columns([(row.seconds, row.ap50) for row in rows if row and row.ap50 is not None])
+    return LearningCurves(name, *loss, *ap50)
+
+
+def _columns(points: Sequence[tuple[float, float]]) -> tuple[Array, Array]:
+    array = np.array(points, np.float64).reshape(-1, 2)
+    return array[:, 0], array[:, 1]

@@ -1,8 +1,8 @@
-"""How a campaign went: its score against the clock, what was trained when, which trunks were promoted and why."""
+"""The course of a campaign: its score over time, the training of each segment, and which base runs were promoted."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,146 +10,154 @@ import numpy as np
 from foldfuse.boxes import Array
 from foldfuse.ensemble.ranking import LEAST_ADDED, SURE
 from foldfuse.reporting.charts import (
+    PALETTE_SIZE,
     Chart,
     Lane,
     Line,
     Span,
-    duration,
-    lanes,
+    duration_text,
+    lane_chart,
     line_chart,
     linear_axis,
     time_axis,
-    timeline,
 )
-from foldfuse.reporting.records import Facts, Segment
+from foldfuse.reporting.records import CampaignRecord, Segment
 
-KINDS = ("setup", "train", "predict", "fuse", "submit", "report", "other")
-_COLOURS = {"trunk": "f1", "grown": "f4", "branch": "f2"}  # of segments, by what their names begin with
+WORK_KINDS = ("setup", "train", "predict", "fuse", "submit", "report", "other")
+_SEGMENT_COLOURS = {"trunk": "f1", "grown": "f4", "branch": "f2"}  # by what a segment's name begins with
 
 
 @dataclass(frozen=True)
-class Promoted:
-    """A trunk, and whether it went on: its own AP50, the ensemble's value with it, and what it adds to those before it.
+class Promotion:
+    """A base run in the order of its gain for the ensemble, and whether it was promoted.
 
-    `sure` is the share of draws of the pictures in which it adds something; None where that is not known.
+    Attributes:
+        name: of the base run.
+        ap50: of the base run alone.
+        ensemble_score: of the ensemble of this base run and all before it.
+        gain: of that score over the best one before.
+        prob_better: share of the bootstrap resamples in which the gain is above 0; None where it is not known.
+        promoted: whether the base run was trained further.
     """
 
     name: str
     ap50: float | None
-    value: float
-    adds: float
-    sure: float | None
-    went_on: bool
+    ensemble_score: float
+    gain: float
+    prob_better: float | None
+    promoted: bool
 
 
 @dataclass(frozen=True)
-class Story:
-    """What the page tells of the way; what there is nothing to tell of is None or empty."""
+class Timeline:
+    """Charts and tables of the course of a campaign; None or empty where the campaign has no data for one yet."""
 
     scores: Chart | None
-    kinds: Chart | None
+    work: Chart | None
     segments: Chart | None
-    trunks: tuple[Promoted, ...]
-    least_added: float = LEAST_ADDED
-    least_sure: float = SURE
+    promotions: tuple[Promotion, ...]
+    min_gain: float = LEAST_ADDED
+    min_prob_better: float = SURE
 
 
-def story(facts: Facts) -> Story:
-    """The Story of a campaign or a run."""
-    return Story(score_chart(facts), kind_chart(facts), segment_chart(facts), promoted(facts))
+def timeline(record: CampaignRecord) -> Timeline:
+    """The Timeline of a campaign or a run."""
+    return Timeline(score_chart(record), work_chart(record), segment_chart(record), promotions(record))
 
 
-def score_chart(facts: Facts) -> Chart | None:
-    """AP50 against the clock, of what was submitted and of the best single member so far."""
-    fused = [(s.at, s.ap50) for s in facts.history if s.ap50 is not None]
-    done = sorted((s.ended, s.ap50) for s in facts.segments if s.ended is not None and s.ap50 is not None)
-    singles = list(
-        zip((at for at, _ in done), np.maximum.accumulate([ap50 for _, ap50 in done] or [0.0]), strict=False)
-    )
+def score_chart(record: CampaignRecord) -> Chart | None:
+    """AP50 of the submissions and of the best single member so far, over time."""
+    fused = [(s.at, s.ap50) for s in record.history if s.ap50 is not None]
+    done = sorted((s.ended, s.ap50) for s in record.segments if s.ended is not None and s.ap50 is not None)
+    best = np.maximum.accumulate([ap50 for _, ap50 in done] or [0.0])
+    singles = [(at, float(ap50)) for (at, _), ap50 in zip(done, best, strict=False)]
     if not fused and not singles:
         return None
-    end = max([facts.seconds_used or 0.0] + [at for at, _ in (*fused, *singles)])
-    lines = [Line("fused", *steps(fused, end), 0, strong=True)] if fused else []
-    lines += [Line("best single member", *steps(singles, end), 0)] if singles else []
+    end = max([record.seconds_used or 0.0] + [at for at, _ in (*fused, *singles)])
+    lines = [Line("fused", *step_line(fused, end), 0, strong=True)] if fused else []
+    lines += [Line("best single member", *step_line(singles, end), 0)] if singles else []
     values = np.concatenate([line.y for line in lines])
     low, high = float(values.min()), float(values.max())
     svg = line_chart(
         lines,
-        time_axis(max(end, facts.deadline_seconds or 0.0) * 1.04),
+        time_axis(max(end, record.deadline_seconds or 0.0) * 1.04),
         linear_axis(low if high > low else 0.0, high),
         titles=("time since the start", "AP50"),
-        label="AP50 on held-back pictures against the clock: "
+        label="AP50 on held-out images over time: "
         + ", ".join(f"{line.name} ends at {line.y[-1]:.3f}" for line in lines),
-        deadline=facts.deadline_seconds,
+        deadline=record.deadline_seconds,
     )
     names = tuple(line.name for line in lines)
-    lead = names[0] if fused else None
-    return Chart(
-        "Score against the clock",
-        svg,
-        "AP50 on held-back pictures; each step is a new submission or a new best member in one view.",
-        names[1:] if fused else names,
-        lead,
-    )
+    caption = "AP50 on held-out images. Each step is a new submission, or a new best member in one TTA view."
+    return Chart("Score over time", svg, caption, names[1:] if fused else names, names[0] if fused else None)
 
 
-def steps(points: Sequence[tuple[float, float]], end: float) -> tuple[Array, Array]:
-    """(2n,), (2n,) corners of a line that keeps each of n values from its time until the next one's, the last to `end`."""
+def step_line(points: Sequence[tuple[float, float]], end: float) -> tuple[Array, Array]:
+    """(2n,), (2n,) corners of a step curve: each of n values holds until the time of the next one, the last until `end`."""
     times, values = (np.array(column, np.float64) for column in zip(*points, strict=True))
     return np.repeat(np.append(times, end), 2)[1:-1], np.repeat(values, 2)
 
 
-def kind_chart(facts: Facts) -> Chart | None:
-    """A lane for each kind of work."""
-    if not facts.timeline:
+def work_chart(record: CampaignRecord) -> Chart | None:
+    """A lane for each kind of work, with the time spent on it."""
+    if not record.spans:
         return None
-    kinds = [*KINDS, *sorted({s.kind for s in facts.timeline} - set(KINDS))]
-    taken = {k: sum(s.end - s.start for s in facts.timeline if s.kind == k) for k in kinds}
-    words = ", ".join(f"{k} {duration(t)}" for k, t in taken.items() if t)
-    svg = timeline(facts.timeline, kinds=kinds, deadline=facts.deadline_seconds, label=f"Where the time went: {words}.")
-    caption = "Time since the start; each block is one piece of work. Shares are of all work done."
-    return Chart("By kind of work", svg, caption)
+    kinds = [*WORK_KINDS, *sorted({s.kind for s in record.spans} - set(WORK_KINDS))]
+    total = _seconds(record.spans) or 1.0
+    lanes = []
+    for i, kind in enumerate(kinds):
+        spans = tuple(s for s in record.spans if s.kind == kind)
+        seconds = _seconds(spans)
+        if spans:
+            words = f"{duration_text(seconds)}, {seconds / total:.0%}"
+            lanes.append(Lane(kind, words, spans, f"f{i % PALETTE_SIZE}"))
+    svg = lane_chart(lanes, deadline=record.deadline_seconds, label="Time spent on each kind of work")
+    caption = "Time since the start. Each block is one piece of work; the shares are of all work done."
+    return Chart("By kind of work", svg, caption + _deadline_caption(record))
 
 
-def segment_chart(facts: Facts) -> Chart | None:
-    """A lane for each segment, in the order in which they began."""
-    if not facts.segments:
+def segment_chart(record: CampaignRecord) -> Chart | None:
+    """A lane for each segment, in the order of their starts."""
+    if not record.segments:
         return None
-    rows = [_lane(segment, facts) for segment in sorted(facts.segments, key=lambda s: s.started)]
-    svg = lanes(rows, deadline=facts.deadline_seconds, label="What was trained when")
-    caption = "Strong where it was trained, faint until its held-back pictures were predicted."
-    deadline = " The dashes are the deadline." if facts.deadline_seconds is not None else ""
-    return Chart("By segment", svg, caption + deadline)
+    lanes = [_segment_lane(segment, record) for segment in sorted(record.segments, key=lambda s: s.started)]
+    svg = lane_chart(lanes, deadline=record.deadline_seconds, label="Training time of each segment")
+    caption = "Full colour: training. Faint: until the segment's held-out images were predicted."
+    return Chart("By segment", svg, caption + _deadline_caption(record))
 
 
-def _lane(segment: Segment, facts: Facts) -> Lane:
-    own = tuple(s for s in facts.timeline if s.kind == "train" and s.name == f"train {segment.name}")
-    now = max([facts.seconds_used or 0.0, segment.started] + [s.end for s in own])
+def _deadline_caption(record: CampaignRecord) -> str:
+    return " The dashed line is the deadline." if record.deadline_seconds is not None else ""
+
+
+def _segment_lane(segment: Segment, record: CampaignRecord) -> Lane:
+    trainings = tuple(s for s in record.spans if s.kind == "train" and s.name == f"train {segment.name}")
+    now = max([record.seconds_used or 0.0, segment.started] + [s.end for s in trainings])
     end = segment.ended if segment.ended is not None else now
-    trained = sum(s.end - s.start for s in own)
     words = [
         f"from {segment.parent}" if segment.parent else "",
-        f"trained {duration(trained)}" if trained else "",
+        f"trained {duration_text(_seconds(trainings))}" if trainings else "",
         f"AP50 {segment.ap50:.3f}" if segment.ap50 is not None else "",
         segment.state if segment.state and segment.state != "done" else "",
     ]
     whole = Span(segment.name, "segment", segment.started, max(end, segment.started))
-    colour = next((c for begin, c in _COLOURS.items() if segment.name.startswith(begin)), "f0")
-    return Lane(segment.name, _listed(words), whole, own, colour)
+    colour = next((c for begin, c in _SEGMENT_COLOURS.items() if segment.name.startswith(begin)), "f0")
+    return Lane(segment.name, " · ".join(filter(None, words)), trainings, colour, background=(whole,))
 
 
-def _listed(words: Iterable[str]) -> str:
-    return " · ".join(word for word in words if word)
+def _seconds(spans: Sequence[Span]) -> float:
+    return sum(s.end - s.start for s in spans)
 
 
-def promoted(facts: Facts) -> tuple[Promoted, ...]:
-    """The trunks by what they add to those before them; empty where there was one alone."""
-    if len(facts.gains) < 2:
+def promotions(record: CampaignRecord) -> tuple[Promotion, ...]:
+    """The base runs in the order of their gain for the ensemble; empty for a campaign with one base run."""
+    if len(record.gains) < 2:
         return ()
-    alone = {s.name: s.ap50 for s in facts.segments}
+    ap50 = {s.name: s.ap50 for s in record.segments}
     rows, best = [], 0.0
-    for gain in facts.gains:
-        went_on = gain.name in facts.promoted
-        rows.append(Promoted(gain.name, alone.get(gain.name), gain.value, gain.value - best, gain.sure, went_on))
-        best = max(best, gain.value)
+    for ranked in record.gains:
+        score = ranked.ensemble_score
+        is_promoted = ranked.name in record.ranking
+        rows.append(Promotion(ranked.name, ap50.get(ranked.name), score, score - best, ranked.prob_better, is_promoted))
+        best = max(best, score)
     return tuple(rows)

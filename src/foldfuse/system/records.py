@@ -10,9 +10,12 @@ nothing else is converted.
 from __future__ import annotations
 
 import json
-from dataclasses import fields, is_dataclass
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import MISSING, Field, fields, is_dataclass
+from functools import cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast, get_args, get_origin, get_type_hints
 
 import msgspec
 
@@ -68,6 +71,25 @@ def from_plain(value: Any, kind: type[R], *, where: str, what: str, version: int
         raise InputError(f"{where}: is not {what} ({error}).") from None
 
 
+def from_plain_tolerantly(value: Any, kind: type[R]) -> R | None:
+    """The record of type `kind` with the fields that a decoded JSON value gives, for pages that show what there is.
+
+    A field that is missing or of the wrong type takes its default, and an unknown field is ignored; this holds in nested
+    records too. In a tuple of records, those that are None are left out. None for a value that is no JSON object or
+    lacks a field without a default.
+    """
+    if not isinstance(value, Mapping):
+        return None
+    found = {}
+    for field, hint in _typed_fields(cast(Any, kind)):
+        if field.name in value:
+            with suppress(msgspec.ValidationError):
+                found[field.name] = _tolerant(value[field.name], hint)
+        if field.name not in found and field.default is MISSING and field.default_factory is MISSING:
+            return None
+    return kind(**found)
+
+
 def write_record(path: Path, record: Any, *, version: int) -> None:
     """Write a dataclass as a JSON file, whole or not at all. Raises ValueError for a number that is not finite."""
     write_text(path, json.dumps(to_plain(record, version=version), indent=1, allow_nan=False) + "\n")
@@ -95,6 +117,24 @@ def read_record(path: Path, kind: type[R], *, version: int, what: str, hint: str
     except ValueError as error:  # JSON or UTF-8
         raise InputError(f"{path}: is not JSON ({error}). Was it cut off while copying?") from None
     return from_plain(value, kind, where=str(path), what=what, version=version)
+
+
+@cache
+def _typed_fields(kind: Any) -> list[tuple[Field[Any], Any]]:
+    """The fields of a dataclass with their types."""
+    hints = get_type_hints(kind)
+    return [(field, hints[field.name]) for field in fields(kind)]
+
+
+def _tolerant(value: Any, hint: Any) -> Any:
+    """A value of the type `hint`. Raises msgspec.ValidationError for a value of another type."""
+    records: list[Any] = [kind for kind in get_args(hint) if is_dataclass(kind)]
+    if not records or value is None:
+        return msgspec.convert(value, hint, dec_hook=_typed)
+    if get_origin(hint) is not tuple:
+        return from_plain_tolerantly(value, records[0])
+    rows = (from_plain_tolerantly(row, records[0]) for row in msgspec.convert(value, list[Any]))
+    return tuple(row for row in rows if row is not None)
 
 
 def _plain(value: Any) -> Any:

@@ -32,7 +32,7 @@ from foldfuse.models import (
     DETECTORS,
     make_detector,
 )
-from foldfuse.models.cpu.fold_batch_norm import folded
+from foldfuse.models.cpu.fold_batch_norm import fold_batch_norms
 
 CLASSES, BATCH = 10, 4
 
@@ -114,7 +114,7 @@ def compare(name: str, size: int, turns: int) -> None:
     for model in (ours, theirs, theirs_last):
         model.eval()
     lean = copy.deepcopy(ours)
-    lean.backbone = folded(lean.backbone).to(memory_format=torch.channels_last)
+    lean.backbone = fold_batch_norms(lean.backbone).to(memory_format=torch.channels_last)
     calls = {"theirs": forward(theirs, images), "theirs, channels-last": forward(theirs_last, last)}
     lines = {"forward": seconds(calls | {"ours": forward(ours, last), "folded": forward(lean, last)}, turns)}
     lines["forward, folded"] = lines["forward"] | {"ours": lines["forward"]["folded"]}

@@ -21,7 +21,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from foldfuse.models import make_detector
-from foldfuse.models.cpu.fold_batch_norm import folded
+from foldfuse.models.cpu.fold_batch_norm import fold_batch_norms
 from models import BATCH, CLASSES, forward, forward_and_backward, rival, seconds
 
 RIVAL_SIZE = 320
@@ -49,7 +49,7 @@ def lines(size: int, turns: int) -> None:
     theirs = rival("ssdlite", RIVAL_SIZE).eval()
     theirs_last = copy.deepcopy(theirs).to(memory_format=torch.channels_last)
     lean = copy.deepcopy(ours)
-    lean.backbone = folded(lean.backbone).to(memory_format=torch.channels_last)
+    lean.backbone = fold_batch_norms(lean.backbone).to(memory_format=torch.channels_last)
     images, there = torch.rand(BATCH, 3, size, size), torch.rand(BATCH, 3, RIVAL_SIZE, RIVAL_SIZE)
     images, there_last = (x.to(memory_format=torch.channels_last) for x in (images, there))
     calls = {"theirs": forward(theirs, there), "last": forward(theirs_last, there_last)}

@@ -17,7 +17,7 @@ from foldfuse.data.readers.coco import read
 from foldfuse.data.readers.image_folder import read_classification
 from foldfuse.errors import InputError
 from foldfuse.models import make_classifier
-from foldfuse.models.classifiers import Learner, layers
+from foldfuse.models.classifiers import ClassifierWithLoss, layer_indices
 from foldfuse.recipes import CLASSIFIER_RECIPES, ClassifierRecipe, load_classifier_recipe
 from foldfuse.storage.run import Run
 from foldfuse.training import classifier as classify
@@ -192,7 +192,7 @@ def test_predicting_what_cannot_be_is_told(photos, tmp_path_factory, capsys):
 
 
 def test_layers_are_counted_from_the_pixels():
-    assert layers(Tiny(2)) == {
+    assert layer_indices(Tiny(2)) == {
         **dict.fromkeys(("stem.weight", "stem.bias"), 0),
         **dict.fromkeys(("blocks.0.weight", "blocks.0.bias"), 1),
         **dict.fromkeys(("blocks.1.weight", "blocks.1.bias"), 2),
@@ -209,7 +209,7 @@ def test_layers_are_counted_from_the_pixels():
     ],
 )
 def test_layers_of_timms_networks(name, first, blocks, last):
-    found = layers(make_classifier(name, 3, pretrained=False))
+    found = layer_indices(make_classifier(name, 3, pretrained=False))
     assert found[first] == 0
     assert found[last] == blocks + 1 == max(found.values())
     assert set(found.values()) == set(range(blocks + 2))
@@ -217,7 +217,7 @@ def test_layers_of_timms_networks(name, first, blocks, last):
 
 def test_rates_fall_towards_the_pixels_and_vectors_are_not_decayed():
     recipe = ClassifierRecipe("tiny", lr=1.0, layer_decay=0.5, weight_decay=0.1)
-    model = Learner(Tiny(2), 0.0)
+    model = ClassifierWithLoss(Tiny(2), 0.0)
     model.freeze(0)
     rate = {id(p): g for g in classifier_groups(model, recipe) for p in g["params"]}
     net = model.net
@@ -229,7 +229,7 @@ def test_rates_fall_towards_the_pixels_and_vectors_are_not_decayed():
 
 
 def test_frozen_layers_get_no_gradient_and_keep_their_statistics():
-    model = Learner(Tiny(2), 0.0)
+    model = ClassifierWithLoss(Tiny(2), 0.0)
     model.freeze(2)
     assert not model.net.stem.weight.requires_grad
     assert not model.net.blocks[0].weight.requires_grad
@@ -243,7 +243,7 @@ def test_the_loss_is_the_smoothed_cross_entropy():
     logits, target = torch.tensor([[2.0, 0.0, 1.0]]), [0]
     log_p = logits.log_softmax(1)[0]
     want = -(0.9 * log_p[0] + 0.1 * log_p.mean())
-    torch.testing.assert_close(Learner(Tiny(3), 0.1).loss(logits, target)["class"], want)
+    torch.testing.assert_close(ClassifierWithLoss(Tiny(3), 0.1).loss(logits, target)["class"], want)
 
 
 def test_a_batch_is_a_function_of_seed_and_step(photos):

@@ -10,18 +10,18 @@ from torch import nn
 from foldfuse.commands.models import models, profile
 from foldfuse.errors import InputError
 from foldfuse.inference.cost import (
-    Point,
-    arithmetic,
-    check_size,
-    default_size,
-    exponents,
-    kept_bytes,
+    CostPoint,
+    activation_bytes,
+    check_image_size,
+    default_image_size,
+    forward_cost,
     latency,
-    make,
-    measure,
+    make_model,
+    measure_costs,
+    scaling_exponents,
 )
 from foldfuse.models import CLASSIFIERS, DETECTORS
-from foldfuse.reporting.profile_chart import drawing
+from foldfuse.reporting.profile_chart import cost_chart
 
 
 class Small(nn.Module):
@@ -41,19 +41,19 @@ class Small(nn.Module):
 def test_arithmetic_by_hand():
     with torch.device("meta"):
         net = Small()
-    got = arithmetic(net, 10)
+    got = forward_cost(net, 10)
     assert got.parameters == 4 * 3 * 9 + 4
     assert got.attention == 2 * 4 * 100 * 4
     assert got.flops == 2 * 100 * 4 * 27 + got.attention
 
 
 def test_a_vit_costs_what_its_layers_cost():
-    net = make("vit_tiny", 10, device="meta")
+    net = make_model("vit_tiny", 10, device="meta")
     tokens, width, layers = 14 * 14 + 1, 192, 12
     attention = layers * 2 * 2 * tokens * tokens * width
     rest = layers * 2 * tokens * width * (3 * width + width + 8 * width)
     patches, head = 2 * 196 * 3 * 16 * 16 * width, 2 * width * 10
-    got = arithmetic(net, 224)
+    got = forward_cost(net, 224)
     assert got.attention == attention
     assert got.flops == attention + rest + patches + head
 
@@ -68,7 +68,7 @@ def test_kept_bytes_by_hand():
             return ((x * self.weight).relu() * self.weight).sum()
 
     # the first product keeps the picture, relu its output, which the second product keeps too; the weight is no activation
-    assert kept_bytes(Scaled(), 8) == 2 * 3 * 8 * 8 * 4
+    assert activation_bytes(Scaled(), 8) == 2 * 3 * 8 * 8 * 4
 
 
 def test_latency_is_the_time_of_a_run():
@@ -83,20 +83,20 @@ def test_latency_is_the_time_of_a_run():
 
 @pytest.mark.parametrize("name", [*DETECTORS, *CLASSIFIERS])
 def test_every_model_can_be_counted_and_takes_its_default_size(name):
-    net = make(name, 10, device="meta")
-    got = arithmetic(net, default_size(net))
+    net = make_model(name, 10, device="meta")
+    got = forward_cost(net, default_image_size(net))
     assert 0 < got.attention < got.flops or got.attention == 0 < got.flops
     assert got.parameters > 1e6
 
 
 def test_a_size_or_name_that_does_not_suit_is_named():
-    net = make("efficientdet_lite0", 2, device="meta")
+    net = make_model("efficientdet_lite0", 2, device="meta")
     with pytest.raises(InputError, match=r"is 100, and must be a multiple of 32.*nearest are 96 and 128"):
-        check_size(net, 100)
+        check_image_size(net, 100)
     with pytest.raises(InputError, match="nearest are 32 and 64"):
-        check_size(net, 0)
+        check_image_size(net, 0)
     with pytest.raises(InputError, match="Did you mean 'vit_tiny'"):
-        make("vit-tiny", 2)
+        make_model("vit-tiny", 2)
 
 
 def test_the_table_tells_what_each_model_costs_and_is(capsys, monkeypatch):
@@ -110,13 +110,13 @@ def test_the_table_tells_what_each_model_costs_and_is(capsys, monkeypatch):
 
 
 def test_exponents_are_those_of_the_powers_that_they_were_made_from():
-    from foldfuse.inference.cost import Arithmetic
+    from foldfuse.inference.cost import ForwardCost
 
-    points = [Point(s, Arithmetic(7, s**2, s**4), 5 * s**2, 1e-9 * s**3) for s in (64, 96, 160)]
-    got = exponents(points)
+    points = [CostPoint(s, ForwardCost(7, s**2, s**4), 5 * s**2, 1e-9 * s**3) for s in (64, 96, 160)]
+    got = scaling_exponents(points)
     assert got == pytest.approx(
-        {"parameters": 0, "attention's products": 2, "all arithmetic": 1, "memory of a training step": 1,
-         "time of a prediction": 1.5}, abs=1e-3
+        {"parameters": 0, "attention FLOPs": 2, "FLOPs": 1, "activation memory": 1,
+         "latency": 1.5}, abs=1e-3
     )  # fmt: skip
 
 
@@ -124,8 +124,8 @@ def test_a_vits_parameters_stay_while_attention_grows_with_the_square_and_a_swin
     grown = {
         name: {
             what: np.log(getattr(large, what) / getattr(small, what)) / np.log(4)
-            for net in [make(name, 10, device="meta")]
-            for small, large in [(arithmetic(net, 448), arithmetic(net, 896))]
+            for net in [make_model(name, 10, device="meta")]
+            for small, large in [(forward_cost(net, 448), forward_cost(net, 896))]
             for what in ("parameters", "attention", "flops")
         }
         for name in ("vit_tiny", "swin_tiny")
@@ -141,8 +141,8 @@ def test_profile_shows_and_draws(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
     profile("vit_tiny,efficientdet_lite0", sizes="96,64", out=tmp_path / "p.svg", seconds=0.0)
     shown = capsys.readouterr().out
-    assert "vit_tiny: parameters ~ patches^0.00, attention's products ~ patches^1." in shown
-    assert "efficientdet_lite0: parameters ~ patches^0.00, all arithmetic ~" in shown  # it has no attention
+    assert "vit_tiny: parameters ~ patches^0.00, attention FLOPs ~ patches^1." in shown
+    assert "efficientdet_lite0: parameters ~ patches^0.00, FLOPs ~" in shown  # it has no attention
     text = (tmp_path / "p.svg").read_text()
     assert text.startswith("<svg xmlns")
     assert text.count('class="chart"') == 2
@@ -151,8 +151,8 @@ def test_profile_shows_and_draws(tmp_path, capsys, monkeypatch):
 def test_the_drawing_is_well_formed_and_starts_every_curve_at_one():
     import xml.etree.ElementTree as ET
 
-    points = measure("efficientdet_lite0", [64, 96], seconds=0.0)
-    root = ET.fromstring(drawing({"a<b": points}))
+    points = measure_costs("efficientdet_lite0", [64, 96], seconds=0.0)
+    root = ET.fromstring(cost_chart({"a<b": points}))
     curves = [e for e in root.iter("{http://www.w3.org/2000/svg}path") if e.get("class", "").startswith("line")]
     starts = {e.get("d").split(" ")[0] for e in curves if "," in e.get("d") and e.get("d")[1:3] == "0,"}
     assert len(starts) == 1

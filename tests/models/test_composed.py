@@ -11,7 +11,7 @@ from foldfuse.errors import InputError
 from foldfuse.models import make_detector
 from foldfuse.models.backbones import timm_cnn
 from foldfuse.models.backbones.timm_cnn import Convolutional
-from foldfuse.models.cpu.fold_batch_norm import folded
+from foldfuse.models.cpu.fold_batch_norm import fold_batch_norms
 from foldfuse.models.detection.heads import DenseHead
 from foldfuse.models.detection.necks import FPN, PlainPyramid
 from foldfuse.recipes import load_recipe
@@ -64,7 +64,7 @@ def test_frozen_and_folded_backbones_give_the_same(name):
         for got, expected in zip(frozen, want, strict=True):
             torch.testing.assert_close(got, expected, rtol=1e-3, atol=1e-4)
     model.freeze(0)
-    for got, expected in zip(folded(model)(images), want, strict=True):
+    for got, expected in zip(fold_batch_norms(model)(images), want, strict=True):
         torch.testing.assert_close(got, expected, rtol=1e-3, atol=1e-4)
 
 

@@ -16,7 +16,7 @@ from torch import nn
 from foldfuse.errors import InputError
 from foldfuse.models.cpu.depthwise import SameConv
 from foldfuse.models.cpu.fast_layers import Excite, Pointwise, quicken
-from foldfuse.models.cpu.fold_batch_norm import folded
+from foldfuse.models.cpu.fold_batch_norm import fold_batch_norms
 from foldfuse.models.detection import anchors as A
 from foldfuse.models.detection.assignment import task_aligned
 from foldfuse.models.detection.bifpn import BiFPN, WeightedSum, halve
@@ -229,10 +229,10 @@ def test_a_folded_network_gives_what_it_gave(size):
     model.eval()
     x = torch.randn(1, 3, *size)
     whole = nn.Sequential(model.backbone.conv_stem, model.backbone.bn1, *model.backbone.blocks[:4])
-    want, got = whole(x), folded(whole)(x)
+    want, got = whole(x), fold_batch_norms(whole)(x)
     assert want.std() > 0.01
     torch.testing.assert_close(got, want, rtol=1e-3, atol=1e-4)
-    assert not any(isinstance(m, nn.BatchNorm2d) for m in folded(whole).modules())
+    assert not any(isinstance(m, nn.BatchNorm2d) for m in fold_batch_norms(whole).modules())
 
 
 # fast convolutions

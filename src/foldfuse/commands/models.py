@@ -13,13 +13,22 @@ from rich.console import Console
 from rich.table import Table
 
 from foldfuse.errors import InputError
-from foldfuse.inference.cost import Point, arithmetic, check_size, default_size, exponents, is_detector, make, measure
+from foldfuse.inference.cost import (
+    CostPoint,
+    check_image_size,
+    default_image_size,
+    forward_cost,
+    is_detector,
+    make_model,
+    measure_costs,
+    scaling_exponents,
+)
 from foldfuse.inference.detector import load_detector
 from foldfuse.inference.onnx_export import PACKAGES, write_onnx
 from foldfuse.models import CLASSIFIERS, DETECTORS
-from foldfuse.models.cpu.fold_batch_norm import folded
+from foldfuse.models.cpu.fold_batch_norm import fold_batch_norms
 from foldfuse.recipes import CLASSIFIER_RECIPES, RECIPES, ClassifierRecipe, Recipe
-from foldfuse.reporting.profile_chart import drawing
+from foldfuse.reporting.profile_chart import cost_chart
 from foldfuse.storage.run import Run
 from foldfuse.system.atomic_files import write_text
 
@@ -50,13 +59,13 @@ def export(
         net, classes = load_detector(run)
         size, about = run.recipe.image_size, {"model": run.recipe.detector, "classes": json.dumps(classes)}
     else:
-        net = make(model, num_classes)
+        net = make_model(model, num_classes)
         if is_detector(model):
-            net.backbone = folded(net.backbone)
-        size, about = default_size(net), {"model": model}
+            net.backbone = fold_batch_norms(net.backbone)
+        size, about = default_image_size(net), {"model": model}
     about |= {"stride": str(net.stride)} | {k: str(getattr(net, k)) for k in ("anchor_scale",) if hasattr(net, k)}
     size = size if image_size is None else image_size
-    check_size(net, size)
+    check_image_size(net, size)
     taken = write_onnx(net, out, image_size=size, metadata=about, fixed_size=fixed_size)
     print(f"{out}: takes {taken}; in ONNX Runtime its outputs are those of PyTorch.")
     return out
@@ -82,14 +91,14 @@ def profile(model: str, *, sizes: str = "224,384,512", out: Path | None = None, 
     names = model.split(",")
     for name in names:
         for size in numbers:
-            check_size(make(name, 10, device="meta"), size)
-    found = {name: measure(name, numbers, seconds=seconds) for name in names}
+            check_image_size(make_model(name, 10, device="meta"), size)
+    found = {name: measure_costs(name, numbers, seconds=seconds) for name in names}
     console = Console()
     for name, points in found.items():
         _show(console, name, points)
     console.print("patches^0: does not grow; patches^1: grows with the number of patches; patches^2: with its square.")
     if out is not None:
-        write_text(out, drawing(found))
+        write_text(out, cost_chart(found))
 
 
 def _numbers(sizes: str) -> list[int]:
@@ -104,17 +113,19 @@ def _numbers(sizes: str) -> list[int]:
     return numbers
 
 
-def _show(console: Console, name: str, points: Sequence[Point]) -> None:
-    table = Table("px", "patches", "million parameters", "GFLOPs", "of these attention", "kept for training, MB", "ms")
+def _show(console: Console, name: str, points: Sequence[CostPoint]) -> None:
+    table = Table("px", "patches", "million parameters", "GFLOPs", "attention GFLOPs", "activation memory, MB", "ms")
     table.title = name
     for column in table.columns:
         column.justify = "right"
     for p in points:
-        cost = p.arithmetic
-        row = (f"{cost.parameters / 1e6:.2f}", f"{cost.flops / 1e9:.2f}", f"{cost.attention / 1e9:.2f}")
-        table.add_row(str(p.image_size), f"{p.patches:.0f}", *row, f"{p.kept / 2**20:.0f}", f"{p.seconds * 1e3:.0f}")
+        cost = p.forward
+        row = (f"{cost.num_parameters / 1e6:.2f}", f"{cost.flops / 1e9:.2f}", f"{cost.attention_flops / 1e9:.2f}")
+        table.add_row(
+            str(p.image_size), f"{p.patches:.0f}", *row, f"{p.activation_bytes / 2**20:.0f}", f"{p.seconds * 1e3:.0f}"
+        )
     console.print(table)
-    grows = ", ".join(f"{what} ~ patches^{e:.2f}" for what, e in exponents(points).items())
+    grows = ", ".join(f"{what} ~ patches^{e:.2f}" for what, e in scaling_exponents(points).items())
     console.print(f"{name}: {grows}.\n", soft_wrap=True)
 
 
@@ -130,11 +141,11 @@ def models() -> None:
         column.justify = "right"
     for kind, registry in (("detector", DETECTORS), ("classifier", CLASSIFIERS)):
         for name, maker in registry.items():
-            model = make(name, CLASSES[kind], device="meta")
-            size = default_size(model)
-            cost = arithmetic(model, size)
+            model = make_model(name, CLASSES[kind], device="meta")
+            size = default_image_size(model)
+            cost = forward_cost(model, size)
             what = (maker.__doc__ or "").split("\n")[0]
-            figures = (f"{cost.parameters / 1e6:.1f}", f"{cost.flops / 1e9:.1f}", str(size), str(model.stride))
+            figures = (f"{cost.num_parameters / 1e6:.1f}", f"{cost.flops / 1e9:.1f}", str(size), str(model.stride))
             table.add_row(name, *figures, what)
         table.add_section()
     console = Console()

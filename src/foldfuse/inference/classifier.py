@@ -13,14 +13,14 @@ from foldfuse.detections import Array
 from foldfuse.errors import InputError
 from foldfuse.inference.crop_features import Look, features, mirrored
 from foldfuse.models import make_classifier
-from foldfuse.models.classifiers import Learner
+from foldfuse.models.classifiers import ClassifierWithLoss
 from foldfuse.recipes import ClassifierRecipe
 from foldfuse.storage.run import Run
 from foldfuse.system.device import best_device
 from foldfuse.system.progress import Progress, no_progress
 
 
-def load_learner(run: Run, *, pretrained: bool = False) -> Learner:
+def load_learner(run: Run, *, pretrained: bool = False) -> ClassifierWithLoss:
     """The untrained model of a classifier's run.
 
     Raises:
@@ -29,7 +29,7 @@ def load_learner(run: Run, *, pretrained: bool = False) -> Learner:
     return _learner(run.classifier_recipe, len(run.facts["classes"]), pretrained=pretrained)
 
 
-def _learner(recipe: ClassifierRecipe, num_classes: int, *, pretrained: bool) -> Learner:
+def _learner(recipe: ClassifierRecipe, num_classes: int, *, pretrained: bool) -> ClassifierWithLoss:
     net: Any = make_classifier(recipe.classifier, num_classes, pretrained=pretrained)
     fixed = getattr(net, "fixed_size", None) or recipe.image_size
     if recipe.image_size != fixed:
@@ -40,7 +40,7 @@ def _learner(recipe: ClassifierRecipe, num_classes: int, *, pretrained: bool) ->
         raise InputError(
             f"image_size is {recipe.image_size}, and must be a multiple of {net.stride}, the stride of {recipe.classifier}."
         )
-    return Learner(net, recipe.smoothing)
+    return ClassifierWithLoss(net, recipe.smoothing)
 
 
 def look_of(run: Run) -> Look:

@@ -1,4 +1,4 @@
-"""What a network costs: parameters, arithmetic, memory, time.
+"""What a network costs: parameters, FLOPs, memory, time.
 
 A FLOP is one multiplication or one addition, so a multiply-add is two; only matrix products and convolutions are counted. They
 are counted on shapes alone (torch's meta device), where a network of any size takes no memory and next to no time, and where
@@ -26,7 +26,7 @@ PATCH = 16  # pixels on the side of what is counted as a patch here, whatever th
 
 
 @dataclass(frozen=True)
-class Arithmetic:
+class ForwardCost:
     """Of one picture's way through a network.
 
     Attributes:
@@ -35,12 +35,12 @@ class Arithmetic:
         attention: the part of `flops` that multiplies activations with activations.
     """
 
-    parameters: int
+    num_parameters: int
     flops: int
-    attention: int
+    attention_flops: int
 
 
-def make(name: str, num_classes: int, *, device: str = "cpu") -> Any:
+def make_model(name: str, num_classes: int, *, device: str = "cpu") -> Any:
     """The detector (a compose:BACKBONE+NECK+HEAD too) or classifier called `name`, with random weights, in eval mode.
 
     Raises:
@@ -59,12 +59,12 @@ def is_detector(name: str) -> bool:
     return name in DETECTORS or name.startswith(composed.PREFIX)
 
 
-def default_size(model: Any) -> int:
+def default_image_size(model: Any) -> int:
     """The side in pixels that a network is meant for: its own word, else that of its learned positions' 224."""
     return int(getattr(model, "image_size", 224))
 
 
-def check_size(model: Any, image_size: int) -> None:
+def check_image_size(model: Any, image_size: int) -> None:
     """Raise InputError unless the network takes squares of this side."""
     if image_size < model.stride or image_size % model.stride:
         below = max(model.stride, image_size // model.stride * model.stride)
@@ -75,21 +75,21 @@ def check_size(model: Any, image_size: int) -> None:
 
 
 @torch.no_grad()
-def arithmetic(weightless: nn.Module, image_size: int) -> Arithmetic:
+def forward_cost(weightless: nn.Module, image_size: int) -> ForwardCost:
     """The arithmetic of a network on the meta device, for one square picture.
 
     Raises:
         InputError: the size does not suit it.
     """
-    check_size(weightless, image_size)
+    check_image_size(weightless, image_size)
     with FlopCounterMode(display=False) as counter:
         weightless(torch.empty(1, 3, image_size, image_size, device="meta"))
     by_kind = counter.get_flop_counts()["Global"]
     products = sum(n for kind, n in by_kind.items() if "bmm" in str(kind))
-    return Arithmetic(sum(p.numel() for p in weightless.parameters()), counter.get_total_flops(), products)
+    return ForwardCost(sum(p.numel() for p in weightless.parameters()), counter.get_total_flops(), products)
 
 
-def kept_bytes(model: nn.Module, image_size: int) -> int:
+def activation_bytes(model: nn.Module, image_size: int) -> int:
     """Bytes that a training step keeps of one picture for its backward pass; of a network on a CPU."""
     kept: dict[int, int] = {}
 
@@ -119,12 +119,12 @@ def latency(model: nn.Module, image_size: int, *, seconds: float = 1.0) -> float
 
 
 @dataclass(frozen=True)
-class Point:
+class CostPoint:
     """A model at one image size (pixels): bytes a training step keeps of a picture, seconds that predicting one takes."""
 
     image_size: int
-    arithmetic: Arithmetic
-    kept: int
+    forward: ForwardCost
+    activation_bytes: int
     seconds: float
 
     @property
@@ -133,25 +133,27 @@ class Point:
         return (self.image_size / PATCH) ** 2
 
 
-QUANTITIES: Mapping[str, Callable[[Point], float]] = {
-    "parameters": lambda p: p.arithmetic.parameters,
-    "attention's products": lambda p: p.arithmetic.attention,
-    "all arithmetic": lambda p: p.arithmetic.flops,
-    "memory of a training step": lambda p: p.kept,
-    "time of a prediction": lambda p: p.seconds,
+QUANTITIES: Mapping[str, Callable[[CostPoint], float]] = {
+    "parameters": lambda p: p.forward.num_parameters,
+    "attention FLOPs": lambda p: p.forward.attention_flops,
+    "FLOPs": lambda p: p.forward.flops,
+    "activation memory": lambda p: p.activation_bytes,
+    "latency": lambda p: p.seconds,
 }
 
 
-def measure(name: str, sizes: Sequence[int], *, seconds: float = 1.0) -> list[Point]:
+def measure_costs(name: str, sizes: Sequence[int], *, seconds: float = 1.0) -> list[CostPoint]:
     """A model's costs at each of `sizes`, on the CPU."""
-    weightless, model = make(name, 10, device="meta"), make(name, 10)
+    weightless, model = make_model(name, 10, device="meta"), make_model(name, 10)
     return [
-        Point(size, arithmetic(weightless, size), kept_bytes(model, size), latency(model, size, seconds=seconds))
+        CostPoint(
+            size, forward_cost(weightless, size), activation_bytes(model, size), latency(model, size, seconds=seconds)
+        )
         for size in sizes
     ]
 
 
-def exponents(points: Sequence[Point]) -> dict[str, float]:
+def scaling_exponents(points: Sequence[CostPoint]) -> dict[str, float]:
     """{quantity: e} of the best fit of quantity ~ patches^e; a quantity that is 0 is left out."""
     x = np.log([p.patches for p in points])
     found = {}

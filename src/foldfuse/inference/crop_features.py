@@ -17,7 +17,7 @@ from torch import Tensor
 
 from foldfuse.data.crops import Crops
 from foldfuse.detections import Array
-from foldfuse.models.cpu.fold_batch_norm import folded
+from foldfuse.models.cpu.fold_batch_norm import fold_batch_norms
 from foldfuse.models.pretrained.imagenet import load_backbone
 from foldfuse.system.progress import Progress, no_progress
 
@@ -48,7 +48,7 @@ def imagenet(*, size: int = 128, context: float = 1.3) -> Look:
     """
     network = timm.create_model("tf_efficientnet_lite0")
     load_backbone(network, "tf_efficientnet_lite0")
-    quick = folded(network).to(memory_format=torch.channels_last)
+    quick = fold_batch_norms(network).to(memory_format=torch.channels_last)
 
     def look(images: Tensor) -> Tensor:
         return quick.forward_features(images * 2 - 1).mean((2, 3))  # type: ignore[operator]

@@ -17,7 +17,7 @@ from foldfuse.detections import Array, Detections, Predictions
 from foldfuse.errors import InputError
 from foldfuse.inference.tta import View
 from foldfuse.models import make_detector
-from foldfuse.models.cpu.fold_batch_norm import folded
+from foldfuse.models.cpu.fold_batch_norm import fold_batch_norms
 from foldfuse.recipes import Recipe
 from foldfuse.storage.run import Run
 from foldfuse.system.progress import Progress, no_progress
@@ -39,7 +39,7 @@ def detector_of(
     """A detector with `weights`, ready to predict."""
     model = make_detector(recipe.detector, len(classes), anchor_scale=recipe.anchor_scale, pretrained=False)
     model.load_state_dict(weights)
-    model.backbone = folded(model.backbone)
+    model.backbone = fold_batch_norms(model.backbone)
     return model.to(device).to(memory_format=torch.channels_last).eval()
 
 

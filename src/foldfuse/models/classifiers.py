@@ -86,7 +86,7 @@ class TimmClassifier(nn.Module):
         return logits
 
 
-class Learner(nn.Module):
+class ClassifierWithLoss(nn.Module):
     """A classifier as `fit` trains it."""
 
     def __init__(self, net: nn.Module, smoothing: float) -> None:
@@ -107,7 +107,7 @@ class Learner(nn.Module):
     def freeze(self, stages: int) -> None:
         """Training mode, but for the first `stages` layers, which are not trained."""
         self.train()
-        layer_of = layers(self.net)
+        layer_of = layer_indices(self.net)
         for name, module in self.net.named_modules():
             own = [layer_of[f"{name}.{p}" if name else p] for p, _ in module.named_parameters()]
             if own and max(own) < stages:
@@ -119,7 +119,7 @@ class Learner(nn.Module):
 _LAYER = re.compile(r"(?:\w+\.)*?[a-z_]\w*(?:\.\d+)+(?:\.blocks\.\d+)?(?=\.)")
 
 
-def layers(net: nn.Module) -> dict[str, int]:
+def layer_indices(net: nn.Module) -> dict[str, int]:
     """{parameter: its layer}, from 0 nearest to the pixels; what is no block of a stack joins the first or a last layer."""
     names = [name for name, _ in net.named_parameters()]
     blocks = [match.group() if (match := _LAYER.match(name)) else None for name in names]

@@ -1,4 +1,4 @@
-"""The chart of `profile`: how a model's parameters, arithmetic, memory and time grow with the image size."""
+"""The chart of `profile`: how a model's parameters, FLOPs, memory and time grow with the image size."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from collections.abc import Sequence
 import numpy as np
 from markupsafe import Markup
 
-from foldfuse.inference.cost import PATCH, QUANTITIES, Point, exponents
+from foldfuse.inference.cost import PATCH, QUANTITIES, CostPoint, scaling_exponents
 from foldfuse.reporting.charts import Axis, Line, line_chart, log_axis
 
 _WIDTH, _HEIGHT, _LEGEND = 520, 268, 22  # pixels: a panel, its chart, and a line of its legend
 _COLOURS = ("#2563a8", "#c2410c", "#0f7f5c", "#7c3aad", "#a16207")
 
 
-def drawing(found: dict[str, list[Point]]) -> Markup:
+def cost_chart(found: dict[str, list[CostPoint]]) -> Markup:
     """An SVG file: a panel for each model, with each cost relative to that at the smallest size; both axes logarithmic."""
     growth = {name: _growth(points) for name, points in found.items()}
     top = max(max(values) for lines in growth.values() for values in lines.values())
@@ -33,7 +33,7 @@ def drawing(found: dict[str, list[Point]]) -> Markup:
             label=f"How the costs of {name} grow with the number of patches",
             dots=True,
         )
-        legend = _legend(exponents(points))
+        legend = _legend(scaling_exponents(points))
         panels.append(
             Markup('<svg x="{}" y="16" width="{}" height="{}">{}{}</svg>').format(
                 16 + i * (_WIDTH + 24), _WIDTH, height, chart, legend
@@ -46,7 +46,7 @@ def drawing(found: dict[str, list[Point]]) -> Markup:
     ).format(width, height, _style(), Markup("").join(panels))
 
 
-def _growth(points: Sequence[Point]) -> dict[str, list[float]]:
+def _growth(points: Sequence[CostPoint]) -> dict[str, list[float]]:
     """{quantity: values over the first one}; a quantity that is 0 is left out."""
     return {name: [of(p) / of(points[0]) for p in points] for name, of in QUANTITIES.items() if of(points[0]) > 0}
 

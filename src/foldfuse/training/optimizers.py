@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
-from foldfuse.models.classifiers import layers
+from foldfuse.models.classifiers import layer_indices
 from foldfuse.recipes import ClassifierRecipe, Recipe
 
 
@@ -80,7 +80,7 @@ def classifier_optimizer(model: Any, recipe: ClassifierRecipe) -> Optimizer:
 
 def detector_groups(model: Any, recipe: Recipe) -> list[dict[str, Any]]:
     """The optimizer's groups: by rate, and decayed (matrices) or not (biases and norms); `peak` is a group's rate."""
-    layer_of = layers(model.backbone)
+    layer_of = layer_indices(model.backbone)
     last = max(layer_of.values())
     rates = {
         id(p): recipe.lr * recipe.backbone_lr * recipe.layer_decay ** (last - layer_of[name])
@@ -94,7 +94,7 @@ def detector_groups(model: Any, recipe: Recipe) -> list[dict[str, Any]]:
 
 def classifier_groups(model: Any, recipe: ClassifierRecipe) -> list[dict[str, Any]]:
     """As `detector_groups`, by layer; tokens and position embeddings are not decayed either."""
-    layer_of = layers(model.net)
+    layer_of = layer_indices(model.net)
     last = max(layer_of.values())
     return _groups(
         (

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from foldfuse.errors import InputError
 from foldfuse.models.cpu.fast_layers import quicken
-from foldfuse.models.cpu.fold_batch_norm import folded
+from foldfuse.models.cpu.fold_batch_norm import fold_batch_norms
 from foldfuse.models.pretrained.imagenet import load_backbone
 
 LEVELS = (8, 16, 32)  # strides
@@ -95,7 +95,7 @@ class Convolutional(nn.Module):
             return
         frozen = self.parts[: self._num_frozen]
         frozen.eval().requires_grad_(False)
-        self._frozen = Hidden(folded(nn.Sequential(*frozen)))
+        self._frozen = Hidden(fold_batch_norms(nn.Sequential(*frozen)))
 
 
 def _cut(net: nn.Module, cut: int) -> tuple[nn.ModuleList, dict[int, tuple[int, int]]]:

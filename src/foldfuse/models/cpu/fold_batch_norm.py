@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 
-def folded(module: nn.Module) -> nn.Module:
+def fold_batch_norms(module: nn.Module) -> nn.Module:
     """A copy of `module` in which each convolution has taken in the batch norm behind it; for inference alone.
 
     It gives what `module` gives in eval mode, to rounding, for inputs whose strided convolutions see even sides: those

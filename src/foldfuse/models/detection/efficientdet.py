@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from foldfuse.errors import InputError
 from foldfuse.models.cpu.fast_layers import ReLU6, SiLU, quicken
-from foldfuse.models.cpu.fold_batch_norm import folded
+from foldfuse.models.cpu.fold_batch_norm import fold_batch_norms
 from foldfuse.models.detection import anchors as A
 from foldfuse.models.detection.bifpn import BiFPN
 from foldfuse.models.detection.dense_head import PRIOR, Aligned, Raw
@@ -136,7 +136,7 @@ class EfficientDet(Aligned, nn.Module):
             part.eval()
         for stage in blocks[stages:]:
             stage.requires_grad_(True)
-        self._frozen = _Outside(folded(nn.Sequential(*stem, *blocks[:stages])))
+        self._frozen = _Outside(fold_batch_norms(nn.Sequential(*stem, *blocks[:stages])))
 
     def places(self, raw: Raw) -> Tensor:
         """(A, 4) cxcywh of the anchors in input pixels."""

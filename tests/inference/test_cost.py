@@ -42,9 +42,9 @@ def test_arithmetic_by_hand():
     with torch.device("meta"):
         net = Small()
     got = forward_cost(net, 10)
-    assert got.parameters == 4 * 3 * 9 + 4
-    assert got.attention == 2 * 4 * 100 * 4
-    assert got.flops == 2 * 100 * 4 * 27 + got.attention
+    assert got.num_parameters == 4 * 3 * 9 + 4
+    assert got.attention_flops == 2 * 4 * 100 * 4
+    assert got.flops == 2 * 100 * 4 * 27 + got.attention_flops
 
 
 def test_a_vit_costs_what_its_layers_cost():
@@ -54,7 +54,7 @@ def test_a_vit_costs_what_its_layers_cost():
     rest = layers * 2 * tokens * width * (3 * width + width + 8 * width)
     patches, head = 2 * 196 * 3 * 16 * 16 * width, 2 * width * 10
     got = forward_cost(net, 224)
-    assert got.attention == attention
+    assert got.attention_flops == attention
     assert got.flops == attention + rest + patches + head
 
 
@@ -85,8 +85,8 @@ def test_latency_is_the_time_of_a_run():
 def test_every_model_can_be_counted_and_takes_its_default_size(name):
     net = make_model(name, 10, device="meta")
     got = forward_cost(net, default_image_size(net))
-    assert 0 < got.attention < got.flops or got.attention == 0 < got.flops
-    assert got.parameters > 1e6
+    assert 0 < got.attention_flops < got.flops or got.attention_flops == 0 < got.flops
+    assert got.num_parameters > 1e6
 
 
 def test_a_size_or_name_that_does_not_suit_is_named():
@@ -126,13 +126,13 @@ def test_a_vits_parameters_stay_while_attention_grows_with_the_square_and_a_swin
             what: np.log(getattr(large, what) / getattr(small, what)) / np.log(4)
             for net in [make_model(name, 10, device="meta")]
             for small, large in [(forward_cost(net, 448), forward_cost(net, 896))]
-            for what in ("parameters", "attention", "flops")
+            for what in ("num_parameters", "attention_flops", "flops")
         }
         for name in ("vit_tiny", "swin_tiny")
     }
-    assert grown["vit_tiny"]["parameters"] == grown["swin_tiny"]["parameters"] == 0
-    assert grown["vit_tiny"]["attention"] == pytest.approx(2, abs=0.01)
-    assert grown["swin_tiny"]["attention"] == pytest.approx(1, abs=0.02)
+    assert grown["vit_tiny"]["num_parameters"] == grown["swin_tiny"]["num_parameters"] == 0
+    assert grown["vit_tiny"]["attention_flops"] == pytest.approx(2, abs=0.01)
+    assert grown["swin_tiny"]["attention_flops"] == pytest.approx(1, abs=0.02)
     assert grown["vit_tiny"]["flops"] > 1.4
     assert grown["swin_tiny"]["flops"] == pytest.approx(1, abs=0.02)
 

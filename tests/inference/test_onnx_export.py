@@ -8,7 +8,7 @@ from torch import nn
 
 from foldfuse.commands.models import export
 from foldfuse.errors import InputError
-from foldfuse.inference.cost import make
+from foldfuse.inference.cost import make_model
 from foldfuse.inference.onnx_export import PACKAGES, largest_difference, named_tensors, write_onnx
 from foldfuse.models import CLASSIFIERS, make_detector
 from foldfuse.models.detection.dense_head import Raw
@@ -33,7 +33,7 @@ def packages():
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SMALL)
 def test_the_file_gives_what_the_network_gives(name, tmp_path):
-    net = make(name, 3)
+    net = make_model(name, 3)
     nn.init.normal_(next(reversed(list(net.parameters()))), std=0.1)  # some heads begin at 0
     write_onnx(net, tmp_path / "m.onnx", image_size=64, metadata={"model": name}, fixed_size=True)
     assert largest_difference(net, tmp_path / "m.onnx", torch.rand(1, 3, 64, 64)) < 1e-4

@@ -19,9 +19,9 @@ import numpy as np
 from foldfuse.data.dataset import Dataset, Sample
 from foldfuse.detections import Annotations, Predictions
 from foldfuse.ensemble import trials
-from foldfuse.ensemble.search import ALL, IOUS, KINDS, SKIPS, Choice, Ground
+from foldfuse.ensemble.search import ALL, IOUS, METHODS, SCORE_THRESHOLDS, Candidate, SearchSpace
 from foldfuse.evaluation.coco import score_predictions
-from foldfuse.evaluation.metrics import METRICS, truth_of
+from foldfuse.evaluation.metrics import METRICS, ground_truth
 from foldfuse.fusion.methods import fuse
 
 MEMBERS, BOXES, CLASSES, SIDE = 5, 200, 10, 1024
@@ -65,18 +65,18 @@ def make(images: int, rng: np.random.Generator) -> tuple[list[Predictions], Data
     return members, Dataset(samples, names, tuple(range(1, CLASSES + 1)), Path("made-up"))
 
 
-def candidates(rng: np.random.Generator) -> Iterator[Choice]:
+def candidates(rng: np.random.Generator) -> Iterator[Candidate]:
     """Choices such as the search makes: each setting drawn from those that it tries."""
     while True:
         weights = rng.choice([0.0, 1.0, 1.0, 2.0, 3.0], MEMBERS)
         if (weights > 0).sum() > 1:
             powers = np.where(weights > 0, rng.choice([0.5, 1.0, 1.0, 2.0], MEMBERS), 1.0)
-            yield Choice(
+            yield Candidate(
                 tuple(weights.tolist()),
                 tuple(powers.tolist()),
-                KINDS[rng.integers(len(KINDS))],
+                METHODS[rng.integers(len(METHODS))],
                 float(rng.choice(IOUS)),
-                float(rng.choice(SKIPS)),
+                float(rng.choice(SCORE_THRESHOLDS)),
             )
 
 
@@ -97,14 +97,16 @@ def main() -> None:
     options = parser.parse_args()
     rng = np.random.default_rng(0)
     members, dataset = make(options.images, rng)
-    bench = trials.bench(members, truth_of(dataset), METRICS["ap50"])
+    bench = trials.make_bench(members, ground_truth(dataset), METRICS["ap50"])
     fold_of = rng.permutation(options.images) % 5
     stream = candidates(rng)
-    for kind in KINDS:  # compile
-        Ground(bench, fold_of, options.threads, time.monotonic).worth(Choice((1.0,) * MEMBERS, (1.0,) * MEMBERS, kind))
-    full = Choice((1.0,) * MEMBERS, (1.0,) * MEMBERS)
+    for method in METHODS:  # compile
+        SearchSpace(bench, fold_of, options.threads, time.monotonic).score(
+            Candidate((1.0,) * MEMBERS, (1.0,) * MEMBERS, method)
+        )
+    full = Candidate((1.0,) * MEMBERS, (1.0,) * MEMBERS)
     fused = fuse(members)
-    difference = Ground(bench, fold_of, options.threads, time.monotonic).worth(full, ALL) - (
+    difference = SearchSpace(bench, fold_of, options.threads, time.monotonic).score(full, ALL) - (
         score_predictions(fused, dataset).ap50 or 0.0
     )
 
@@ -115,12 +117,12 @@ def main() -> None:
     print("| candidate | times | ms each | processor ms each | seconds for 1,000 |\n|---|---|---|---|---|")
     timed(
         "as the search draws them",
-        lambda: Ground(bench, fold_of, options.threads, time.monotonic).worth(next(stream)),
+        lambda: SearchSpace(bench, fold_of, options.threads, time.monotonic).score(next(stream)),
         options.candidates,
     )
     timed(
         "WBF of all boxes of all members",
-        lambda: Ground(bench, fold_of, options.threads, time.monotonic).worth(full),
+        lambda: SearchSpace(bench, fold_of, options.threads, time.monotonic).score(full),
         options.candidates // 4,
     )
     timed(

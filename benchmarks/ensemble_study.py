@@ -33,11 +33,7 @@ import numpy as np
 from foldfuse.data.dataset import Dataset
 from foldfuse.data.readers.coco import read
 from foldfuse.detections import Predictions
-from foldfuse.ensemble.ensemble import (
-    Ensemble,
-    apply,
-    build,
-)
+from foldfuse.ensemble.ensemble import Ensemble, apply_ensemble, build_ensemble
 from foldfuse.evaluation.metrics import (
     bootstrap_difference,
     measure,
@@ -121,13 +117,13 @@ def run(
     """Choose on the held-back pictures; {way: [value there, value on the test set]} and what was chosen."""
     seen = set(next(iter(held.values())).image_ids.tolist())
     kept = train.subset(seen)
-    built = build(held, kept, metric=metric, seconds=seconds, threads=1, clock=time.process_time)
+    built = build_ensemble(held, kept, metric=metric, seconds=seconds, threads=1, clock=time.process_time)
     plain = [name for name in held if name.endswith("@1")]
     ways: dict[str, Callable[[Mapping[str, Predictions]], Predictions]] = {
-        "chosen": lambda members: apply(built.ensemble, members),
+        "chosen": lambda members: apply_ensemble(built.ensemble, members),
         "WBF of all": lambda members: fuse(list(members.values()), threads=1),
         "WBF of plain views": lambda members: fuse([members[name] for name in plain], threads=1),
-        "NMS of all": lambda members: fuse(list(members.values()), kind="nms", threads=1),
+        "NMS of all": lambda members: fuse(list(members.values()), method="nms", threads=1),
         "best member": lambda members: members[built.best_single[0]],
     }
     hindsight = max(target, key=lambda name: measure(target[name], test, metric=metric))
@@ -142,15 +138,17 @@ def run(
         "nested": built.nested_score,
         "against_all": [gain.mean, gain.low, gain.high],
         "ensemble": told(built.ensemble),
-        "tried": built.tried,
+        "tried": built.num_candidates,
         "pictures": [len(kept), len(test)],
     }
 
 
 def told(ensemble: Ensemble) -> str:
     """The ensemble in a line."""
-    parts = [f"{weight:g} x {name}^{ensemble.powers.get(name, 1):g}" for name, weight in ensemble.weights.items()]
-    return f"{ensemble.kind} {ensemble.iou:g} {ensemble.skip:g}: {', '.join(parts)}"
+    parts = [
+        f"{weight:g} x {name}^{ensemble.score_exponents.get(name, 1):g}" for name, weight in ensemble.weights.items()
+    ]
+    return f"{ensemble.method} {ensemble.iou:g} {ensemble.score_threshold:g}: {', '.join(parts)}"
 
 
 def table(rows: list[dict[str, Any]], metric: str) -> str:

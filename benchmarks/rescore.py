@@ -76,15 +76,15 @@ def run(folder: Path, facts: Mapping[str, Any], of: str, asked: argparse.Namespa
         for name, dataset in zip(names, (train, test), strict=True)
     )
     began = time.process_time()
-    fitted = rescore.fit(
-        held, train, folds=read_folds(folder / "folds.json"), look=imagenet(size=asked.size), most=asked.most
+    fitted = rescore.fit_rescorer(
+        held, train, folds=read_folds(folder / "folds.json"), look=imagenet(size=asked.size), max_detections=asked.most
     )
     seconds_fit = time.process_time() - began
-    after = rescore.apply(fitted.rescorer, target, test.samples)
+    after = rescore.apply_rescorer(fitted.rescorer, target, test.samples)
     seconds = time.process_time() - began
     gain = {metric: bootstrap_difference(after, target, test, metric) for metric in ("ap50", "ap")}
     believed = replace(fitted.rescorer, blend=fitted.best)  # what it would have brought, were it always believed
-    forced = after if fitted.kept else rescore.apply(believed, target, test.samples)
+    forced = after if fitted.accepted else rescore.apply_rescorer(believed, target, test.samples)
     return {
         "fitted": fitted.to_dict(),
         "test": {m: [measure(target, test, metric=m), measure(after, test, metric=m)] for m in ("ap50", "ap")},
@@ -104,15 +104,17 @@ def table(rows: list[dict[str, Any]]) -> str:
     for row in sorted(rows, key=lambda r: (r["data"], r["of"], r["size"], r["most"], r["seed"])):
         fitted, (before, after), ap = row["fitted"], row["test"]["ap50"], row["test"]["ap"]
         share = (
-            f"{fitted['share']:g}{'' if fitted['background'] else ' given object'}" if fitted["kept"] else "not kept"
+            f"{fitted['alpha']:g}{'' if fitted['background'] else ' given object'}"
+            if fitted["accepted"]
+            else "not kept"
         )
         expected, gained = (
             f"{g['mean']:+.3f} ({g['low']:+.3f} to {g['high']:+.3f})"
             for g in (fitted["gain"], row["test_gain"]["ap50"])
         )
         lines.append(
-            f"| {row['data']} | {row['seed']} | {row['of']} | {row['size']}, {row['most']} | {fitted['right']:.0%} | {share} | "
-            f"{expected} | {before:.3f} -> {after:.3f} | {gained} | {row['forced']:+.3f} | "
+            f"| {row['data']} | {row['seed']} | {row['of']} | {row['size']}, {row['most']} | {fitted['accuracy']:.0%} | "
+            f"{share} | {expected} | {before:.3f} -> {after:.3f} | {gained} | {row['forced']:+.3f} | "
             f"{ap[0]:.3f} -> {ap[1]:.3f} | {row['seconds']:.0f} |"
         )
     return "\n".join(lines)

@@ -34,7 +34,7 @@ def test_predictions_are_a_mapping_of_image_ids() -> None:
 
 
 def test_a_mask_picks_boxes_and_keeps_all_images() -> None:
-    kept = PREDICTIONS.where(PREDICTIONS.scores > 0.15)
+    kept = PREDICTIONS.filter(PREDICTIONS.scores > 0.15)
     assert list(kept) == [5, 3, 9]
     assert same(kept[5], some(0.2))
     assert len(kept[3]) == 0
@@ -42,19 +42,19 @@ def test_a_mask_picks_boxes_and_keeps_all_images() -> None:
 
 
 def test_images_are_picked_in_the_order_asked_for() -> None:
-    picked = PREDICTIONS.of_images([9, 3, 5])
+    picked = PREDICTIONS.select_images([9, 3, 5])
     assert list(picked) == [9, 3, 5]
     assert all(same(picked[i], FOUND[i]) for i in FOUND)
-    assert len(PREDICTIONS.of_images([])) == 0
+    assert len(PREDICTIONS.select_images([])) == 0
     with pytest.raises(InputError, match="lack 1 of 2 images, such as image id 4"):
-        PREDICTIONS.of_images([5, 4])
+        PREDICTIONS.select_images([5, 4])
 
 
 def test_of_no_images_at_all() -> None:
     nothing = Predictions.of({}, ["cat"])
     assert len(nothing) == 0
     assert nothing.boxes.shape == (0, 4)
-    assert len(nothing.where(np.zeros(0, bool))) == 0
+    assert len(nothing.filter(np.zeros(0, bool))) == 0
 
 
 def test_detections_are_picked_and_joined() -> None:

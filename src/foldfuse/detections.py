@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +16,16 @@ from numpy.typing import NDArray
 from foldfuse.errors import InputError
 
 Array = NDArray[Any]
+
+
+class MemberView(NamedTuple):
+    """Names one set of predictions in a campaign: which member made them, in which TTA view."""
+
+    member: str
+    view: str
+
+    def __str__(self) -> str:
+        return f"{self.member}@{self.view}"
 
 
 @dataclass(frozen=True, slots=True, eq=False)  # eq: arrays have no single truth value
@@ -165,12 +175,12 @@ class Predictions(Mapping[int, Detections]):
             classes=tuple(classes),
         )
 
-    def where(self, mask: Array) -> Predictions:
+    def filter(self, mask: Array) -> Predictions:
         """The same images with only the boxes picked by the (n,) bool `mask`."""
         kept = np.concatenate([[0], np.cumsum(mask, dtype=np.int64)])[self.offsets]
         return Predictions(self.image_ids, kept, self.boxes[mask], self.scores[mask], self.labels[mask], self.classes)
 
-    def of_images(self, image_ids: Sequence[int] | Array) -> Predictions:
+    def select_images(self, image_ids: Sequence[int] | Array) -> Predictions:
         """The predictions of just these images, in this order.
 
         Raises:

@@ -16,10 +16,10 @@ from foldfuse.data.readers.coco import write
 from foldfuse.detections import Predictions
 from foldfuse.ensemble import search as ensemble_search
 from foldfuse.ensemble import trials
-from foldfuse.ensemble.ensemble import Ensemble, apply, build, read_ensemble
-from foldfuse.ensemble.search import ALL, Choice, Ground
+from foldfuse.ensemble.ensemble import Ensemble, apply_ensemble, build_ensemble, read_ensemble
+from foldfuse.ensemble.search import ALL, Candidate, SearchSpace
 from foldfuse.errors import InputError
-from foldfuse.evaluation.metrics import METRICS, bootstrap_difference, match, measure, truth_of
+from foldfuse.evaluation.metrics import METRICS, bootstrap_difference, ground_truth, match, measure
 from foldfuse.formats.predictions import read_predictions, write_predictions
 from foldfuse.fusion.methods import fuse
 from score_samples import noisy, predictions, random_dataset
@@ -35,29 +35,31 @@ def some_members(truth, *, digits=None):
         "c": noisy(truth, 3, keep=0.5, digits=digits),
         "d": noisy(truth, 4, extra=15, jitter=0.2, digits=digits),
     }
-    return made | {"c": made["c"].of_images(truth.image_ids[::-1])}
+    return made | {"c": made["c"].select_images(truth.image_ids[::-1])}
 
 
-def ground_of(members, truth, metric="ap50", folds=3):
-    bench = trials.bench(list(members.values()), truth_of(truth), METRICS[metric])
-    return Ground(bench, np.random.default_rng(0).permutation(len(truth)) % folds, 1, clock=lambda: 0.0)
+def space_of(members, truth, metric="ap50", folds=3):
+    bench = trials.make_bench(list(members.values()), ground_truth(truth), METRICS[metric])
+    return SearchSpace(bench, np.random.default_rng(0).permutation(len(truth)) % folds, 1, clock=lambda: 0.0)
 
 
-@pytest.mark.parametrize("kind", ["wbf", "nms", "soft_nms", "nmw"])
+@pytest.mark.parametrize("method", ["wbf", "nms", "soft_nms", "nmw"])
 @pytest.mark.parametrize("threads", [1, 3])
-def test_a_trial_is_fusing_and_matching(kind, threads):
+def test_a_trial_is_fusing_and_matching(method, threads):
     truth, metric = random_dataset(1, images=20), METRICS["ap"]
     members = some_members(truth, digits=2)
-    settings = {"kind": kind, "iou": 0.5, "skip": 0.1}
+    settings = {"method": method, "iou": 0.5, "score_threshold": 0.1}
     powers = {"a": 0.5, "d": 2.0}
-    chosen = Ensemble({"a": 2.0, "c": 1.0, "d": 0.5}, **settings, powers=powers)
-    want = match(apply(chosen, members), truth_of(truth), ious=metric.ious, most=metric.most)
-    got = trials.matches(
-        trials.bench(list(members.values()), truth_of(truth), metric),
+    chosen = Ensemble({"a": 2.0, "c": 1.0, "d": 0.5}, **settings, score_exponents=powers)
+    want = match(
+        apply_ensemble(chosen, members), ground_truth(truth), ious=metric.ious, max_detections=metric.max_detections
+    )
+    got = trials.fuse_and_match(
+        trials.make_bench(list(members.values()), ground_truth(truth), metric),
         [0, 2, 3],
         **settings,
         weights=[2.0, 1.0, 0.5],
-        powers=[0.5, 1.0, 2.0],
+        score_exponents=[0.5, 1.0, 2.0],
         threads=threads,
     )
     for column in ("image", "labels", "scores", "status"):
@@ -69,24 +71,24 @@ def test_a_trial_is_fusing_and_matching(kind, threads):
 def test_it_is_never_worse_than_the_best_member_or_wbf_of_all(metric):
     truth = random_dataset(5, images=16)
     members = some_members(truth)
-    built = build(members, truth, metric=metric, seconds=FOREVER, threads=1)
+    built = build_ensemble(members, truth, metric=metric, seconds=FOREVER, threads=1)
     alone = {name: measure(member, truth, metric=metric) for name, member in members.items()}
     assert built.best_single[1] == pytest.approx(max(alone.values()))
     assert alone[built.best_single[0]] == max(alone.values())
-    assert built.all_alike == pytest.approx(measure(fuse(list(members.values())), truth, metric=metric))
-    assert built.score >= max(built.best_single[1], built.all_alike)
-    assert built.score == pytest.approx(measure(apply(built.ensemble, members), truth, metric=metric))
+    assert built.uniform_score == pytest.approx(measure(fuse(list(members.values())), truth, metric=metric))
+    assert built.score >= max(built.best_single[1], built.uniform_score)
+    assert built.score == pytest.approx(measure(apply_ensemble(built.ensemble, members), truth, metric=metric))
     assert sum(row.weight for row in built.table) == pytest.approx(1)
-    assert {row.name: pytest.approx(row.alone) for row in built.table} == alone
+    assert {row.name: pytest.approx(row.single_score) for row in built.table} == alone
 
 
 def test_useless_members_do_not_spoil_a_good_one():
     truth = random_dataset(6, images=16)
     good = noisy(truth, 1, jitter=0.01, keep=1.0, extra=0, wrong=0.0)
     noise = {f"noise{i}": noisy(truth, i, keep=0.0, extra=30) for i in range(3)}
-    built = build({"good": good} | noise, truth, seconds=FOREVER, threads=1)
+    built = build_ensemble({"good": good} | noise, truth, seconds=FOREVER, threads=1)
     assert built.best_single[0] == "good"
-    assert built.score >= measure(good, truth) > built.all_alike
+    assert built.score >= measure(good, truth) > built.uniform_score
     shares = {row.name: row.weight for row in built.table}
     assert shares["good"] > 0.5
 
@@ -94,46 +96,52 @@ def test_useless_members_do_not_spoil_a_good_one():
 def test_what_a_member_adds_is_what_is_lost_without_it():
     truth = random_dataset(5, images=16)
     members = some_members(truth)
-    built = build(members, truth, seconds=FOREVER, threads=1)
-    assert len(built.adds) > 1
-    for name, adds in built.adds.items():
+    built = build_ensemble(members, truth, seconds=FOREVER, threads=1)
+    assert len(built.leave_one_out_gain) > 1
+    for name, adds in built.leave_one_out_gain.items():
         chosen = built.ensemble
         others = Ensemble(
-            {n: w for n, w in chosen.weights.items() if n != name}, chosen.kind, chosen.iou, chosen.skip, chosen.powers
+            {n: w for n, w in chosen.weights.items() if n != name},
+            chosen.method,
+            chosen.iou,
+            chosen.score_threshold,
+            chosen.score_exponents,
         )
-        assert adds == pytest.approx(built.score - measure(apply(others, members), truth))
+        assert adds == pytest.approx(built.score - measure(apply_ensemble(others, members), truth))
 
 
 def test_without_time_the_best_of_the_plain_ones_is_taken():
     truth = random_dataset(5, images=16)
     members = some_members(truth)
-    built = build(members, truth, seconds=0.0, threads=1, clock=lambda: 0.0)
-    assert built.score == max(built.best_single[1], built.all_alike)
-    assert built.tried <= len(members) + 1 + len(built.adds)
+    built = build_ensemble(members, truth, seconds=0.0, threads=1, clock=lambda: 0.0)
+    assert built.score == max(built.best_single[1], built.uniform_score)
+    assert built.num_candidates <= len(members) + 1 + len(built.leave_one_out_gain)
 
 
 def test_the_search_stops_when_the_time_is_gone():
     truth = random_dataset(5, images=16)
     members = some_members(truth)
     seconds = itertools.count()  # every look at the clock is 1 s after the one before
-    hurried = build(members, truth, seconds=60.0, threads=1, clock=lambda: next(seconds))
-    assert hurried.tried < 60 + len(members) + 1 + len(hurried.adds)  # a trial needs a look at the clock in time
-    patient = build(members, truth, seconds=FOREVER, threads=1)
-    assert hurried.tried < patient.tried
-    assert max(hurried.best_single[1], hurried.all_alike) <= hurried.score <= patient.score
+    hurried = build_ensemble(members, truth, seconds=60.0, threads=1, clock=lambda: next(seconds))
+    assert hurried.num_candidates < 60 + len(members) + 1 + len(
+        hurried.leave_one_out_gain
+    )  # a trial needs a look at the clock in time
+    patient = build_ensemble(members, truth, seconds=FOREVER, threads=1)
+    assert hurried.num_candidates < patient.num_candidates
+    assert max(hurried.best_single[1], hurried.uniform_score) <= hurried.score <= patient.score
 
 
 def test_leaving_a_fold_out_is_measuring_on_the_other_images():
     truth = random_dataset(7, images=18)
     members = some_members(truth)
-    ground = ground_of(members, truth)
-    choice = Choice((1.0, 2.0, 0.0, 1.0), (1.0, 0.5, 1.0, 1.0), "nmw", 0.5, 0.05)
-    fused = apply(Ensemble({"a": 1.0, "b": 2.0, "d": 1.0}, "nmw", 0.5, 0.05, {"b": 0.5}), members)
+    space = space_of(members, truth)
+    candidate = Candidate((1.0, 2.0, 0.0, 1.0), (1.0, 0.5, 1.0, 1.0), "nmw", 0.5, 0.05)
+    fused = apply_ensemble(Ensemble({"a": 1.0, "b": 2.0, "d": 1.0}, "nmw", 0.5, 0.05, {"b": 0.5}), members)
     ids = np.sort(truth.image_ids)
-    assert ground.worth(choice, ALL) == pytest.approx(measure(fused, truth))
+    assert space.score(candidate, ALL) == pytest.approx(measure(fused, truth))
     for fold in range(3):
-        kept = ids[ground.fold_of != fold].tolist()
-        assert ground.worth(choice, fold + 1) == pytest.approx(measure(fused.of_images(kept), truth.subset(kept)))
+        kept = ids[space.fold_of != fold].tolist()
+        assert space.score(candidate, fold + 1) == pytest.approx(measure(fused.select_images(kept), truth.subset(kept)))
 
 
 def ranks(scores):
@@ -144,29 +152,29 @@ def ranks(scores):
 def test_the_nested_score_comes_from_images_that_the_choice_did_not_see():
     truth = random_dataset(7, images=18)
     members = some_members(truth)
-    ground, names, ids = ground_of(members, truth), list(members), np.sort(truth.image_ids)
+    space, names, ids = space_of(members, truth), list(members), np.sort(truth.image_ids)
     sorted_scores = sorted(fuse(list(members.values())).scores.tolist(), reverse=True)
     held_out = {}
     for fold in range(3):
-        unseen_ids = set(ids[ground.fold_of == fold].tolist())
+        unseen_ids = set(ids[space.fold_of == fold].tolist())
         other = noisy(truth, 50, keep=0.3, extra=9)  # what members find in the unseen images must not matter
         changed = {
             name: Predictions.of({i: (other if i in unseen_ids else m)[i] for i in ids.tolist()}, m.classes)
             for name, m in members.items()
         }
-        choice = ensemble_search.search(ground_of(changed, truth), fold + 1, until=FOREVER).canonical
+        candidate = ensemble_search.search(space_of(changed, truth), fold + 1, until=FOREVER).canonical
         chosen = Ensemble(
-            {names[i]: choice.weights[i] for i in choice.members},
-            choice.kind,
-            choice.iou,
-            choice.skip,
-            {names[i]: choice.powers[i] for i in choice.members},
+            {names[i]: candidate.weights[i] for i in candidate.members},
+            candidate.method,
+            candidate.iou,
+            candidate.score_threshold,
+            {names[i]: candidate.score_exponents[i] for i in candidate.members},
         )
-        fused = apply(chosen, members)
+        fused = apply_ensemble(chosen, members)
         scores = [sorted_scores[rank] if rank < len(sorted_scores) else 0.0 for rank in ranks(fused.scores)]
         fused = replace(fused, scores=np.array(scores, np.float32))
-        held_out |= {i: fused[i] for i in ids[ground.fold_of == fold].tolist()}
-    unseen = ensemble_search.nested(ground, ground.alike(), until=FOREVER)
+        held_out |= {i: fused[i] for i in ids[space.fold_of == fold].tolist()}
+    unseen = ensemble_search.nested(space, space.uniform(), until=FOREVER)
     got = float(unseen(np.ones((1, len(truth)), np.int64))[0])
     pooled = Predictions.of({int(i): held_out[i] for i in ids}, truth.classes)
     assert got == pytest.approx(measure(pooled, truth))
@@ -182,16 +190,16 @@ def test_scores_take_the_scale_of_others_at_the_same_rank():
 def test_the_interval_is_a_paired_bootstrap_of_the_nested_choice():
     truth = random_dataset(5, images=16)
     members = {"a": noisy(truth, 1)}
-    built = build(members, truth, seconds=FOREVER, threads=1)
+    built = build_ensemble(members, truth, seconds=FOREVER, threads=1)
     assert built.nested_score == pytest.approx(built.score)
     assert built.interval == bootstrap_difference(members["a"], members["a"], truth)
-    assert (built.adds, built.ensemble.weights) == ({}, {"a": 1.0})
+    assert (built.leave_one_out_gain, built.ensemble.weights) == ({}, {"a": 1.0})
 
 
 def test_one_picture_is_enough_but_has_no_nested_score():
     truth = random_dataset(5, images=16)
     one = truth.subset([next(s.id for s in truth.samples if len(s.annotations) > 2)])
-    built = build({"a": noisy(one, 1), "b": noisy(one, 2)}, one, seconds=FOREVER, threads=1)
+    built = build_ensemble({"a": noisy(one, 1), "b": noisy(one, 2)}, one, seconds=FOREVER, threads=1)
     assert built.nested_score is None
     assert built.interval is None
     assert built.score >= built.best_single[1]
@@ -213,9 +221,12 @@ def test_it_is_written_small_and_read_back(tmp_path):
     [
         ('{"weights": {"a": 1}}', "is not an ensemble"),
         ("[]", "is not an ensemble"),
-        ('{"kind": "wbff", "iou": 0.5, "skip": 0, "members": [{"name": "a", "weight": 1}]}', "Did you mean 'wbf'"),
-        ('{"kind": "wbf", "iou": 0.5, "skip": 0, "members": []}', "at least one"),
-        ('{"kind": "wbf", "iou": 0.5, "skip": 0, "members": [{"name": "a", "weight": -1}]}', "weight -1"),
+        (
+            '{"method": "wbff", "iou": 0.5, "score_threshold": 0, "members": [{"name": "a", "weight": 1}]}',
+            "Did you mean 'wbf'",
+        ),
+        ('{"method": "wbf", "iou": 0.5, "score_threshold": 0, "members": []}', "at least one"),
+        ('{"method": "wbf", "iou": 0.5, "score_threshold": 0, "members": [{"name": "a", "weight": -1}]}', "weight -1"),
     ],
 )
 def test_a_broken_file_is_an_input_error(tmp_path, text, told):
@@ -229,18 +240,18 @@ def test_bad_input_is_named():
     truth = random_dataset(5)
     a = noisy(truth, 1)
     with pytest.raises(InputError, match="no member"):
-        build({}, truth)
+        build_ensemble({}, truth)
     with pytest.raises(InputError, match="folds is 1"):
-        build({"a": a}, truth, folds=1)
+        build_ensemble({"a": a}, truth, folds=1)
     with pytest.raises(InputError, match="Did you mean 'ap50'"):
-        build({"a": a}, truth, metric="ap55")
+        build_ensemble({"a": a}, truth, metric="ap55")
     with pytest.raises(InputError, match="lack 1 of"):
-        build({"a": a.of_images(truth.image_ids[1:])}, truth)
+        build_ensemble({"a": a.select_images(truth.image_ids[1:])}, truth)
     with pytest.raises(InputError, match="wants 'b'"):
-        apply(Ensemble({"a": 1.0, "b": 1.0}), {"a": a})
+        apply_ensemble(Ensemble({"a": 1.0, "b": 1.0}), {"a": a})
     broken = predictions([[5, 5, 1, 1, 0.5, 0]], ids=[truth.image_ids[0]])
     with pytest.raises(InputError, match="row 0"):
-        build({"a": broken}, truth.subset([truth.image_ids[0]]) if truth.samples[0].annotations else truth)
+        build_ensemble({"a": broken}, truth.subset([truth.image_ids[0]]) if truth.samples[0].annotations else truth)
 
 
 def test_the_command_chooses_and_fuse_replays(tmp_path, capsys):
@@ -252,7 +263,7 @@ def test_the_command_chooses_and_fuse_replays(tmp_path, capsys):
     paths = tuple(write_predictions(p, tmp_path / f"{name}.parquet", truth) for name, p in members.items())
     out = ensemble(paths, data=data, out=tmp_path / "ensemble.json", seconds=FOREVER)
     printed = capsys.readouterr().out
-    built = build({n: p.of_images(truth.image_ids) for n, p in members.items()}, truth, seconds=FOREVER)
+    built = build_ensemble({n: p.select_images(truth.image_ids) for n, p in members.items()}, truth, seconds=FOREVER)
     assert read_ensemble(out) == built.ensemble
     assert f"{built.score:.4f} on the images it was chosen on" in printed
     assert f"{built.nested_score:.4f}" in printed

@@ -61,7 +61,7 @@ def test_pictures_without_a_sure_box_are_left_out(task):
     task, whole = task
     first = task.target.samples[0]
     found = as_found(whole.subset(task.target.image_ids), 0.8)
-    made = labelled(task.target, found.where(found.image_index == 0))
+    made = labelled(task.target, found.filter(found.image_index == 0))
     (sample,) = made.samples
     assert (sample.id, sample.path) == (first.id, first.path)
     assert not sample.annotations.crowd.any()

@@ -11,7 +11,7 @@ from score_samples import noisy, random_dataset
 
 def only_of(member, labels):
     """What the member finds of some classes."""
-    return member.where(np.isin(member.labels, labels))
+    return member.filter(np.isin(member.labels, labels))
 
 
 def test_a_worse_member_that_sees_other_things_comes_before_a_better_one_that_does_not():
@@ -44,7 +44,7 @@ def test_what_adds_in_every_picture_is_sure_and_what_adds_in_two_is_not():
     truth = random_dataset(5, images=24)
     good = noisy(truth, 1, jitter=0.01, keep=1.0, extra=0, wrong=0.0)
     most, rest = only_of(good, [0, 1]), only_of(good, [2])
-    little = rest.where(rest.image_index <= 2)  # of two pictures, which one draw in eight lacks
+    little = rest.filter(rest.image_index <= 2)  # of two pictures, which one draw in eight lacks
     (_, much), (_, few) = (by_gain({"most": most, "other": other}, truth, metric="ap50") for other in (rest, little))
     assert much.sure > SURE
     assert few.value > measure(fuse([most]), truth)

@@ -15,7 +15,7 @@ from foldfuse.data.readers.coco import write
 from foldfuse.detections import Detections, Predictions
 from foldfuse.errors import InputError
 from foldfuse.evaluation.coco import diagnose, score_predictions
-from foldfuse.evaluation.metrics import METRICS, WHEAT_IOUS, bootstrap_difference, match, measure, truth_of
+from foldfuse.evaluation.metrics import METRICS, WHEAT_IOUS, bootstrap_difference, ground_truth, match, measure
 from foldfuse.formats.predictions import write_predictions
 from score_samples import CLASSES, dataset, noisy, predictions, random_dataset
 
@@ -103,7 +103,9 @@ def test_measuring_a_sample_of_images_is_scoring_it(name, seed):
     found = noisy(truth, seed)
     times = np.random.default_rng(seed).integers(0, 4, (5, len(truth)))
     metric = METRICS[name]
-    fast = metric.of(match(found, truth_of(truth), ious=metric.ious, most=metric.most))(times)
+    fast = metric.prepare(match(found, ground_truth(truth), ious=metric.ious, max_detections=metric.max_detections))(
+        times
+    )
     slow = [getattr(score_predictions(*drawn_again(row, truth, found)), name) for row in times]
     np.testing.assert_allclose(fast, slow, atol=1e-9)
 
@@ -148,7 +150,7 @@ def test_bootstrap_of_one_and_the_same_is_nothing():
     truth = random_dataset(3)
     found = noisy(truth, 1)
     got = bootstrap_difference(found, found, truth, samples=50)
-    assert (got.mean, got.low, got.high, got.above) == (0.0, 0.0, 0.0, 0.0)
+    assert (got.mean, got.low, got.high, got.prob_better) == (0.0, 0.0, 0.0, 0.0)
 
 
 @pytest.mark.parametrize("name", METRICS)
@@ -156,7 +158,7 @@ def test_bootstrap_knows_the_better_one_and_is_repeatable(name):
     truth = random_dataset(3, images=40)
     good, bad = noisy(truth, 1, jitter=0.02, keep=0.95), noisy(truth, 2, jitter=0.2, keep=0.5)
     got = bootstrap_difference(good, bad, truth, name, samples=200)
-    assert got.above == 1.0
+    assert got.prob_better == 1.0
     assert 0 < got.low < got.mean < got.high
     back = bootstrap_difference(bad, good, truth, name, samples=200)
     assert (back.mean, back.low, back.high) == pytest.approx((-got.mean, -got.high, -got.low))
@@ -172,8 +174,8 @@ def test_kinds_of_error_are_told_apart():
     truth = dataset([[*A, 0], [*B, 1], [*C, 2], [10, 400, 90, 480, 0]])
     found = predictions([[*A, 0.9, 0], [*A, 0.5, 0], [*B, 0.8, 0], [*shifted, 0.7, 2], [*far, 0.6, 1]])
     got = diagnose(found, truth)
-    assert got.error_counts == {"Cls": 1, "Loc": 1, "Both": 0, "Dupe": 1, "Bkg": 1, "Miss": 1}
-    assert got.errors["Loc"] == pytest.approx(1 / 3, abs=1e-9)  # the eels' AP50 would rise from 0 to 1
+    assert got.tide_counts == {"Cls": 1, "Loc": 1, "Both": 0, "Dupe": 1, "Bkg": 1, "Miss": 1}
+    assert got.tide_delta_ap["Loc"] == pytest.approx(1 / 3, abs=1e-9)  # the eels' AP50 would rise from 0 to 1
 
 
 def test_confusion_has_annotated_classes_in_rows_and_cuts_at_the_best_f1():

@@ -124,7 +124,7 @@ def test_a_format_that_cannot_hold_the_predictions_is_refused(tmp_path: Path) ->
         write_predictions(found, tmp_path / "found.csv", DATASET, format="score_xywh")
     for format in ("yolo", "label_score_xyxy"):
         with pytest.raises(InputError, match="lack 1 of 3 images, such as image id 11"):
-            write_predictions(found.of_images([7, 3]), tmp_path / "found", DATASET, format=format)
+            write_predictions(found.select_images([7, 3]), tmp_path / "found", DATASET, format=format)
     with pytest.raises(InputError, match="Did you mean 'score_xywh'"):
         write_predictions(found, tmp_path / "found.csv", DATASET, format="score_xwyh")
     with pytest.raises(InputError, match="is a folder, expected the name of a file for coco_json"):
@@ -160,7 +160,7 @@ def test_convert_goes_round_and_says_what_it_read(
 
 
 def test_parquet_keeps_which_pictures_were_looked_at(tmp_path: Path) -> None:
-    some = predictions_of([[], [(0.1, 0.2, 0.1, 0.2, 0.5, 1)], []]).of_images([11, 3])
+    some = predictions_of([[], [(0.1, 0.2, 0.1, 0.2, 0.5, 1)], []]).select_images([11, 3])
     path = write_predictions(some, tmp_path / "run=1" / "found.parquet", DATASET)  # not a partition called run
     assert_same(read_predictions(path, DATASET), some)
 

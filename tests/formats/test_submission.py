@@ -78,7 +78,7 @@ def test_a_picture_without_prediction_stops_it_and_leaves_what_was_there(dataset
     path = tmp_path / "submission.csv"
     path.write_text("the one before")
     with pytest.raises(InputError, match="lack 1 of 3 images, such as image id 2"):
-        write_submission(some(dataset).of_images([0, 1]), dataset, path, "contest_csv")
+        write_submission(some(dataset).select_images([0, 1]), dataset, path, "contest_csv")
     assert path.read_text() == "the one before"
     assert list(tmp_path.glob(".submission*")) == []
 

@@ -31,12 +31,12 @@ def test_both_searches_find_the_first_cluster_of_greatest_iou(seed, scale, digit
     rng = np.random.default_rng(seed)
     n = 700
     boxes, moved = random_boxes(rng, n, scale, digits), random_boxes(rng, n, scale, digits)
-    sides, heads, links = fuse_clusters.make_clusters(n)
+    cluster_boxes, heads, chain = fuse_clusters.make_clusters(n)
     for k in range(n):
-        fuse_clusters.place(sides, heads, links, k, tuple(boxes[k]), True, True)
+        fuse_clusters.place(cluster_boxes, heads, chain, k, tuple(boxes[k]), True, True)
     moves = rng.random(n) < 0.5
     for k in np.flatnonzero(moves):
-        fuse_clusters.place(sides, heads, links, k, tuple(moved[k]), True, False)
+        fuse_clusters.place(cluster_boxes, heads, chain, k, tuple(moved[k]), True, False)
     boxes[moves] = moved[moves]
     near = boxes[rng.integers(0, n, 200)] + rng.normal(0, 0.002 * scale, (200, 4))
     near = near[(near[:, 2:] > near[:, :2]).all(1)]
@@ -45,16 +45,16 @@ def test_both_searches_find_the_first_cluster_of_greatest_iou(seed, scale, digit
         ious = pairwise_iou(boxes, box[None])[:, 0]
         best = int(ious.argmax())
         want = (best, ious[best]) if ious[best] > iou else (-1, iou)
-        assert fuse_clusters.nearest(sides, heads, links, n, tuple(box), iou, False) == want
-        assert fuse_clusters.nearest(sides, heads, links, n, tuple(box), iou, True) == want
+        assert fuse_clusters.nearest(cluster_boxes, heads, chain, n, tuple(box), iou, False) == want
+        assert fuse_clusters.nearest(cluster_boxes, heads, chain, n, tuple(box), iou, True) == want
         matches += best >= 0 and ious[best] > iou
     assert matches > 0
 
 
 def test_cleared_clusters_are_not_found():
-    sides, heads, links = fuse_clusters.make_clusters(700)
+    cluster_boxes, heads, chain = fuse_clusters.make_clusters(700)
     box = (0.0, 0.0, 2.0, 2.0)
-    fuse_clusters.place(sides, heads, links, 0, box, True, True)
-    assert fuse_clusters.nearest(sides, heads, links, 1, box, 0.5, True) == (0, 1.0)
-    fuse_clusters.clear(heads, links, 1, True)
-    assert fuse_clusters.nearest(sides, heads, links, 0, box, 0.5, True) == (-1, 0.5)
+    fuse_clusters.place(cluster_boxes, heads, chain, 0, box, True, True)
+    assert fuse_clusters.nearest(cluster_boxes, heads, chain, 1, box, 0.5, True) == (0, 1.0)
+    fuse_clusters.clear(heads, chain, 1, True)
+    assert fuse_clusters.nearest(cluster_boxes, heads, chain, 0, box, 0.5, True) == (-1, 0.5)

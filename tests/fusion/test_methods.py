@@ -16,10 +16,10 @@ from foldfuse.boxes import pairwise_iou
 from foldfuse.detections import Detections, Predictions
 from foldfuse.errors import InputError
 from foldfuse.fusion import methods as fuse
-from foldfuse.fusion.clusters import CROWD
+from foldfuse.fusion.clusters import GRID_MIN_BOXES
 
-KINDS = ("wbf", "nms", "soft_nms", "nmw")
-every_kind = pytest.mark.parametrize("kind", KINDS)
+METHODS = ("wbf", "nms", "soft_nms", "nmw")
+every_method = pytest.mark.parametrize("method", METHODS)
 CLASSES = ("cat", "dog", "eel")
 
 
@@ -59,21 +59,32 @@ def assert_equal(a, b, image_ids=None):
         np.testing.assert_array_equal(table(a, image_id), table(b, image_id))
 
 
-def slow_fuse(members, image_id, *, kind, iou=0.55, skip=0.0, weights=None, method="gaussian", sigma=0.5, floor=0.001):
+def slow_fuse(
+    members,
+    image_id,
+    *,
+    method,
+    iou=0.55,
+    score_threshold=0.0,
+    weights=None,
+    decay="gaussian",
+    sigma=0.5,
+    min_score=0.001,
+):
     """(n, 6) rows of one image, computed as the documentation says it, one box at a time."""
     share = np.array(weights or [1.0] * len(members)) / max(weights or [1.0])
     rows = []
     for number, member in enumerate(members):
         for x1, y1, x2, y2, score, label in table(member, image_id):
             vote = float(np.float32(score * share[number]))
-            if score >= np.float32(skip) and vote > 0 and x2 > x1 and y2 > y1:
+            if score >= np.float32(score_threshold) and vote > 0 and x2 > x1 and y2 > y1:
                 rows.append((label, -vote, x1, y1, x2, y2, number))
     rows.sort()
     fused = []
     for label in sorted({row[0] for row in rows}):
         of_label = [row for row in rows if row[0] == label]
-        if kind == "soft_nms":
-            fused += [(*box, score, label) for box, score in slow_soften(of_label, iou, method, sigma, floor)]
+        if method == "soft_nms":
+            fused += [(*box, score, label) for box, score in slow_soften(of_label, iou, decay, sigma, min_score)]
             continue
         clusters = []
         last = None
@@ -93,92 +104,92 @@ def slow_fuse(members, image_id, *, kind, iou=0.55, skip=0.0, weights=None, meth
             if number in cluster["voters"]:
                 continue
             cluster["voters"].append(number)
-            cluster["votes"].append(vote * overlap if kind == "nmw" else vote)
+            cluster["votes"].append(vote * overlap if method == "nmw" else vote)
             cluster["boxes"].append(box)
-            if kind == "wbf" and len(cluster["boxes"]) > 1:
+            if method == "wbf" and len(cluster["boxes"]) > 1:
                 cluster["box"] = np.average(cluster["boxes"], axis=0, weights=cluster["votes"])
         for cluster in clusters:
             box, score = cluster["first"]
-            if kind == "wbf":
+            if method == "wbf":
                 box, score = cluster["box"], sum(cluster["votes"]) / share.sum()
-            elif kind == "nmw":
+            elif method == "nmw":
                 box = np.average(cluster["boxes"], axis=0, weights=cluster["votes"])
             fused.append((*box, score, label))
     return np.array(sorted(fused, key=lambda r: (-np.float32(r[4]), *np.float32(r[:4]), r[5]))).reshape(-1, 6)
 
 
-def slow_soften(rows, iou, method, sigma, floor):
+def slow_soften(rows, iou, decay, sigma, min_score):
     boxes, scores = np.array([row[2:6] for row in rows]), np.array([-row[1] for row in rows])
-    while len(scores) and scores.max() > floor:
+    while len(scores) and scores.max() > min_score:
         best = int(scores.argmax())
         yield boxes[best], scores[best]
         overlap = pairwise_iou(boxes, boxes[best : best + 1])[:, 0]
         scores = scores * (
-            np.exp(-(overlap**2) / sigma) if method == "gaussian" else np.where(overlap > iou, 1 - overlap, 1)
+            np.exp(-(overlap**2) / sigma) if decay == "gaussian" else np.where(overlap > iou, 1 - overlap, 1)
         )
         boxes, scores = np.delete(boxes, best, 0), np.delete(scores, best)
 
 
-@every_kind
+@every_method
 @settings(deadline=None, derandomize=True, max_examples=40)
 @given(
     seed=st.integers(0, 10**6),
     count=st.integers(1, 4),
     digits=st.sampled_from([None, 1, 2]),
     iou=st.sampled_from([0.0, 0.3, 0.55, 0.8]),
-    skip=st.sampled_from([0.0, 0.3]),
+    score_threshold=st.sampled_from([0.0, 0.3]),
     weighted=st.booleans(),
 )
-def test_it_does_what_the_documentation_says(kind, seed, count, digits, iou, skip, weighted):
+def test_it_does_what_the_documentation_says(method, seed, count, digits, iou, score_threshold, weighted):
     members = random_members(seed, members=count, images=2, boxes=20, digits=digits)
     weights = [1.0, 0.5, 2.0, 0.0][:count] if weighted else None
-    found = fuse.fuse(members, kind=kind, iou=iou, skip=skip, weights=weights, threads=1)
+    found = fuse.fuse(members, method=method, iou=iou, score_threshold=score_threshold, weights=weights, threads=1)
     for image_id in members[0]:
-        want = slow_fuse(members, image_id, kind=kind, iou=iou, skip=skip, weights=weights)
+        want = slow_fuse(members, image_id, method=method, iou=iou, score_threshold=score_threshold, weights=weights)
         np.testing.assert_allclose(table(found, image_id), want, rtol=1e-5, atol=1e-5)
 
 
 def test_linear_soft_nms_does_what_the_documentation_says():
     members = random_members(3)
-    found = fuse.soft_nms(members, method="linear", iou=0.2, floor=0.1, threads=1)
+    found = fuse.soft_nms(members, decay="linear", iou=0.2, min_score=0.1, threads=1)
     for image_id in members[0]:
-        want = slow_fuse(members, image_id, kind="soft_nms", method="linear", iou=0.2, floor=0.1)
+        want = slow_fuse(members, image_id, method="soft_nms", decay="linear", iou=0.2, min_score=0.1)
         np.testing.assert_allclose(table(found, image_id), want, rtol=1e-5, atol=1e-5)
 
 
-@every_kind
+@every_method
 @pytest.mark.parametrize("digits", [1, 2, None])
-def test_the_order_of_members_never_matters(kind, digits):
+def test_the_order_of_members_never_matters(method, digits):
     for seed in range(6):
         members = [*random_members(seed, digits=digits), *random_members(seed, members=1, digits=digits)]
-        want = fuse.fuse(members, kind=kind, weights=[1, 2, 1, 0.7], threads=1)
+        want = fuse.fuse(members, method=method, weights=[1, 2, 1, 0.7], threads=1)
         for order in permutations(range(4)):
             weights = [[1, 2, 1, 0.7][i] for i in order]
-            assert_equal(want, fuse.fuse([members[i] for i in order], kind=kind, weights=weights, threads=1))
+            assert_equal(want, fuse.fuse([members[i] for i in order], method=method, weights=weights, threads=1))
 
 
-@every_kind
-def test_the_order_of_boxes_never_matters(kind):
+@every_method
+def test_the_order_of_boxes_never_matters(method):
     members = random_members(0, digits=1, images=1)
     backwards = [replace(m, boxes=m.boxes[::-1], scores=m.scores[::-1], labels=m.labels[::-1]) for m in members]
-    assert_equal(fuse.fuse(members, kind=kind), fuse.fuse(backwards, kind=kind))
+    assert_equal(fuse.fuse(members, method=method), fuse.fuse(backwards, method=method))
 
 
-@every_kind
-def test_the_order_of_images_is_that_of_the_first_member(kind):
+@every_method
+def test_the_order_of_images_is_that_of_the_first_member(method):
     first, second, third = random_members(1)
-    shuffled = [second.of_images([2, 0, 3, 1]), first, third]
-    found = fuse.fuse(shuffled, kind=kind)
+    shuffled = [second.select_images([2, 0, 3, 1]), first, third]
+    found = fuse.fuse(shuffled, method=method)
     assert found.image_ids.tolist() == [2, 0, 3, 1]
-    assert_equal(found, fuse.fuse([first, second, third], kind=kind))
+    assert_equal(found, fuse.fuse([first, second, third], method=method))
 
 
-@every_kind
-def test_images_are_fused_apart_and_threads_change_nothing(kind):
+@every_method
+def test_images_are_fused_apart_and_threads_change_nothing(method):
     members = random_members(2, images=40)
-    found = fuse.fuse(members, kind=kind, threads=1)
-    assert_equal(found, fuse.fuse(members, kind=kind, threads=3))
-    assert_equal(fuse.fuse([m.of_images([7]) for m in members], kind=kind), found, [7])
+    found = fuse.fuse(members, method=method, threads=1)
+    assert_equal(found, fuse.fuse(members, method=method, threads=3))
+    assert_equal(fuse.fuse([m.select_images([7]) for m in members], method=method), found, [7])
 
 
 def test_five_copies_of_one_model_are_not_five_models():
@@ -208,67 +219,69 @@ def test_wbf_of_one_member_many_times_is_that_member_fused_once():
         np.testing.assert_allclose(once.scores, thrice.scores, rtol=1e-6)
 
 
-@every_kind
-def test_scores_stay_within_one(kind):
+@every_method
+def test_scores_stay_within_one(method):
     certain = predictions([[0, 0, 10, 10, 1.0, 0]] * 4)
     for count in range(1, 12):
-        found = fuse.fuse([certain] * count, kind=kind, weights=[0.1 + 0.7 * i for i in range(count)])
+        found = fuse.fuse([certain] * count, method=method, weights=[0.1 + 0.7 * i for i in range(count)])
         assert found.scores.max() == 1.0
 
 
-@every_kind
-def test_a_member_without_weight_changes_nothing(kind):
+@every_method
+def test_a_member_without_weight_changes_nothing(method):
     members = random_members(5)
-    assert_equal(fuse.fuse(members, kind=kind, weights=[1, 2, 0]), fuse.fuse(members[:2], kind=kind, weights=[1, 2]))
+    assert_equal(
+        fuse.fuse(members, method=method, weights=[1, 2, 0]), fuse.fuse(members[:2], method=method, weights=[1, 2])
+    )
 
 
-@every_kind
-def test_boxes_without_score_or_area_are_left_out(kind):
-    found = fuse.fuse([predictions([[0, 0, 9, 9, 0.0, 0], [5, 0, 5, 9, 0.9, 0], [0, 0, 9, 9, 0.3, 1]])], kind=kind)
+@every_method
+def test_boxes_without_score_or_area_are_left_out(method):
+    found = fuse.fuse([predictions([[0, 0, 9, 9, 0.0, 0], [5, 0, 5, 9, 0.9, 0], [0, 0, 9, 9, 0.3, 1]])], method=method)
     np.testing.assert_allclose(table(found, 0), [[0, 0, 9, 9, 0.3, 1]], rtol=1e-6)
 
 
-@every_kind
-def test_labels_never_meet(kind):
-    found = fuse.fuse([predictions([[0, 0, 9, 9, 0.5, label]]) for label in range(3)], kind=kind)
+@every_method
+def test_labels_never_meet(method):
+    found = fuse.fuse([predictions([[0, 0, 9, 9, 0.5, label]]) for label in range(3)], method=method)
     assert sorted(found.labels) == [0, 1, 2]
 
 
-@every_kind
-def test_an_iou_equal_to_the_threshold_does_not_match(kind):
+@every_method
+def test_an_iou_equal_to_the_threshold_does_not_match(method):
     pair = [predictions([[0, 0, 10, 10, 0.9, 0]]), predictions([[0, 0, 10, 5, 0.8, 0]])]
-    if kind == "soft_nms":
-        assert fuse.soft_nms(pair, iou=0.5, method="linear").scores.min() == np.float32(0.8)
-        assert fuse.soft_nms(pair, iou=0.49, method="linear").scores.min() == np.float32(0.4)
+    if method == "soft_nms":
+        assert fuse.soft_nms(pair, iou=0.5, decay="linear").scores.min() == np.float32(0.8)
+        assert fuse.soft_nms(pair, iou=0.49, decay="linear").scores.min() == np.float32(0.4)
     else:
-        assert len(fuse.fuse(pair, kind=kind, iou=0.5).boxes) == 2
-        assert len(fuse.fuse(pair, kind=kind, iou=0.49).boxes) == 1
+        assert len(fuse.fuse(pair, method=method, iou=0.5).boxes) == 2
+        assert len(fuse.fuse(pair, method=method, iou=0.49).boxes) == 1
 
 
 def test_a_score_equal_to_skip_is_kept():
-    assert len(fuse.wbf([predictions([[0, 0, 9, 9, 0.1, 0]])], skip=0.1).boxes) == 1
+    assert len(fuse.wbf([predictions([[0, 0, 9, 9, 0.1, 0]])], score_threshold=0.1).boxes) == 1
 
 
-@every_kind
-def test_nothing_in_nothing_out(kind):
-    found = fuse.fuse([predictions([], []), predictions([], [])], kind=kind)
+@every_method
+def test_nothing_in_nothing_out(method):
+    found = fuse.fuse([predictions([], []), predictions([], [])], method=method)
     assert list(found) == [0, 1]
     assert found.boxes.shape == (0, 4)
-    assert len(fuse.fuse([predictions()], kind=kind)) == 0
+    assert len(fuse.fuse([predictions()], method=method)) == 0
 
 
-@every_kind
-def test_one_image_without_a_find(kind):
-    found = fuse.fuse([predictions([[0, 0, 9, 9, 0.5, 0]], []), predictions([], [])], kind=kind)
+@every_method
+def test_one_image_without_a_find(method):
+    found = fuse.fuse([predictions([[0, 0, 9, 9, 0.5, 0]], []), predictions([], [])], method=method)
     assert [len(found[i]) for i in (0, 1)] == [1, 0]
 
 
-@every_kind
-def test_a_crowded_class_is_fused_as_the_documentation_says(kind):
+@every_method
+def test_a_crowded_class_is_fused_as_the_documentation_says(method):
     members = random_members(11, members=2, images=1, boxes=500, size=400.0, classes=1)
-    assert sum(len(m.boxes) for m in members) > CROWD
-    found = fuse.fuse(members, kind=kind)
-    np.testing.assert_allclose(table(found, 0), slow_fuse(members, 0, kind=kind), rtol=1e-5, atol=1e-4)
+    assert sum(len(m.boxes) for m in members) > GRID_MIN_BOXES
+    found = fuse.fuse(members, method=method)
+    np.testing.assert_allclose(table(found, 0), slow_fuse(members, 0, method=method), rtol=1e-5, atol=1e-4)
 
 
 def test_more_members_than_bits_in_a_word():
@@ -276,24 +289,26 @@ def test_more_members_than_bits_in_a_word():
     np.testing.assert_allclose(table(fuse.wbf(members), 0), [[0, 0, 10, 10, 0.5, 0]])
 
 
-@every_kind
+@every_method
 @pytest.mark.parametrize(
     "row", [[0, 0, np.nan, 9, 0.5, 0], [9, 0, 0, 9, 0.5, 0], [0, 0, 9, np.inf, 0.5, 0], [0, 0, 9, 9, 1.5, 0],
             [0, 0, 9, 9, np.nan, 0], [0, 0, 9, 9, 0.5, 3]],
 )  # fmt: skip
-def test_a_broken_box_is_named(kind, row):
+def test_a_broken_box_is_named(method, row):
     good = [0, 0, 9, 9, 0.5, 0]
     with pytest.raises(InputError, match=r"member 1, row 2 \(image 7\)"):
-        fuse.fuse([predictions([good], [good], ids=[3, 7]), predictions([good], [good, row], ids=[3, 7])], kind=kind)
+        fuse.fuse(
+            [predictions([good], [good], ids=[3, 7]), predictions([good], [good, row], ids=[3, 7])], method=method
+        )
 
 
-@every_kind
-def test_members_must_have_looked_at_the_same_images(kind):
+@every_method
+def test_members_must_have_looked_at_the_same_images(method):
     two, one = predictions([], [], ids=[3, 7]), predictions([], ids=[3])
     with pytest.raises(InputError, match="member 1 has not looked at image 7"):
-        fuse.fuse([two, one], kind=kind)
+        fuse.fuse([two, one], method=method)
     with pytest.raises(InputError, match="member 0 has not looked at image 7"):
-        fuse.fuse([one, two], kind=kind)
+        fuse.fuse([one, two], method=method)
 
 
 def test_members_must_have_the_same_classes():
@@ -306,12 +321,12 @@ def test_members_must_have_the_same_classes():
     [
         ({"iou": 1.0}, "iou is 1.0"),
         ({"iou": float("nan")}, "iou is nan"),
-        ({"skip": -0.1}, "skip is -0.1"),
+        ({"score_threshold": -0.1}, "score_threshold is -0.1"),
         ({"weights": [1, 2]}, "2 weights for 1 members"),
         ({"weights": [-1]}, "weights are"),
         ({"weights": [0]}, "weights are"),
         ({"threads": 0}, "threads is 0"),
-        ({"kind": "nmm"}, "no kind of fusion is called 'nmm'. Did you mean"),
+        ({"method": "nmm"}, "no method of fusion is called 'nmm'. Did you mean"),
     ],
 )
 def test_a_bad_option_is_named(options, message):
@@ -320,7 +335,7 @@ def test_a_bad_option_is_named(options, message):
 
 
 @pytest.mark.parametrize(
-    ("options", "message"), [({"sigma": 0}, "sigma"), ({"floor": 1}, "floor"), ({"method": "g"}, "method")]
+    ("options", "message"), [({"sigma": 0}, "sigma"), ({"min_score": 1}, "min_score"), ({"decay": "g"}, "decay")]
 )
 def test_a_bad_option_of_soft_nms_is_named(options, message):
     with pytest.raises(InputError, match=message):
@@ -333,5 +348,5 @@ def test_nothing_to_fuse_is_an_error():
 
 
 def test_fusion_does_not_import_torch():
-    code = "import sys, foldfuse.fuse, foldfuse.ensemble_boxes; sys.exit('torch' in sys.modules)"
+    code = "import sys, foldfuse.fusion.methods, foldfuse.ensemble_boxes; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -18,19 +18,19 @@ from foldfuse.errors import InputError
 from foldfuse.evaluation.metrics import measure
 from foldfuse.formats.predictions import read_predictions, write_predictions
 from foldfuse.inference import rescoring as rescore
-from foldfuse.inference.crop_features import Look, features, fit_head
+from foldfuse.inference.crop_features import CropEncoder, features, fit_probe
 from foldfuse.inference.rescoring import Blend, Rescorer
 from learning_samples import write_dataset
 
 
-def mean_colour() -> Look:
+def mean_colour() -> CropEncoder:
     """A look that takes 1 ms: the mean colour of the crop's middle."""
-    return Look(lambda images: images[:, :, 8:24, 8:24].mean((2, 3)), size=32, context=1.0)
+    return CropEncoder(lambda images: images[:, :, 8:24, 8:24].mean((2, 3)), size=32, context=1.0)
 
 
-def blind() -> Look:
+def blind() -> CropEncoder:
     """A look that sees nothing."""
-    return Look(lambda images: torch.zeros(len(images), 3), size=32, context=1.0)
+    return CropEncoder(lambda images: torch.zeros(len(images), 3), size=32, context=1.0)
 
 
 def guessed(dataset, seed=0):
@@ -59,11 +59,11 @@ def test_data(tmp_path_factory):
 
 def test_it_helps_where_colours_tell_the_classes(data, test_data):
     predictions, test = guessed(data), guessed(test_data, seed=1)
-    fitted = rescore.fit(predictions, data, look=mean_colour())
-    assert fitted.kept
-    assert fitted.right > 0.9  # some squares lie upon others
+    fitted = rescore.fit_rescorer(predictions, data, look=mean_colour())
+    assert fitted.accepted
+    assert fitted.accuracy > 0.9  # some squares lie upon others
     assert fitted.gain.low > 0
-    after = rescore.apply(fitted.rescorer, test, test_data.samples)
+    after = rescore.apply_rescorer(fitted.rescorer, test, test_data.samples)
     assert measure(after, test_data) > measure(test, test_data) + 0.1
     np.testing.assert_array_equal(after.boxes, test.boxes)
     np.testing.assert_array_equal(after.labels, test.labels)
@@ -71,10 +71,10 @@ def test_it_helps_where_colours_tell_the_classes(data, test_data):
 
 def test_it_keeps_out_where_it_sees_nothing(data):
     predictions = guessed(data)
-    fitted = rescore.fit(predictions, data, look=blind())
-    assert not fitted.kept
+    fitted = rescore.fit_rescorer(predictions, data, look=blind())
+    assert not fitted.accepted
     np.testing.assert_array_equal(fitted.predictions.scores, predictions.scores)
-    after = rescore.apply(fitted.rescorer, predictions, data.samples)
+    after = rescore.apply_rescorer(fitted.rescorer, predictions, data.samples)
     np.testing.assert_array_equal(after.scores, predictions.scores)
 
 
@@ -83,7 +83,7 @@ def test_a_classifier_is_never_asked_about_what_it_has_learnt():
     rng = np.random.default_rng(0)
     x = np.eye(200, dtype=np.float32)
     y = rng.integers(0, 2, 200)
-    head = fit_head(x, y, np.ones(200), num_classes=2, ridge=1e-3)
+    head = fit_probe(x, y, np.ones(200), num_classes=2, ridge=1e-3)
     assert (head.log_probabilities(x).argmax(1) == y).all(), "the look below could not cheat at all"
 
 
@@ -93,18 +93,20 @@ def test_each_picture_is_rescored_by_a_head_without_it(data, monkeypatch):
 
     def spy(x, y, weights, *, num_classes, ridge):
         fits.append({tuple(row) for row in x.tolist()})
-        return fit_head(x, y, weights, num_classes=num_classes, ridge=ridge)
+        return fit_probe(x, y, weights, num_classes=num_classes, ridge=ridge)
 
     asked = []
-    real = rescore.Head.log_probabilities
-    monkeypatch.setattr(rescore, "fit_head", spy)
+    real = rescore.LinearProbe.log_probabilities
+    monkeypatch.setattr(rescore, "fit_probe", spy)
     monkeypatch.setattr(
-        rescore.Head,
+        rescore.LinearProbe,
         "log_probabilities",
         lambda head, x: asked.append((fits[-1], {tuple(row) for row in x.tolist()})) or real(head, x),
     )
-    wide = Look(lambda images: images.mean((2, 3)), size=32, context=2.0)  # of noise as well, so that no two are alike
-    rescore.fit(guessed(data), data, look=wide)
+    wide = CropEncoder(
+        lambda images: images.mean((2, 3)), size=32, context=2.0
+    )  # of noise as well, so that no two are alike
+    rescore.fit_rescorer(guessed(data), data, look=wide)
     assert len(asked) == rescore.PARTS * len(rescore.RIDGES)
     for learnt, seen in asked:
         assert not learnt & seen
@@ -157,7 +159,7 @@ def test_a_head_is_the_minimum_that_scikit_learn_finds():
     rng = np.random.default_rng(0)
     x = rng.normal(size=(80, 5)).astype(np.float32)
     y, weights = rng.integers(0, 3, 80), rng.uniform(0.5, 2, 80)
-    head = fit_head(x, y, weights, num_classes=3, ridge=0.1)
+    head = fit_probe(x, y, weights, num_classes=3, ridge=0.1)
     theirs = LogisticRegression(C=1 / (0.1 * weights.sum()), tol=1e-8, max_iter=1000)
     theirs.fit((x - head.mean) / head.spread, y, sample_weight=weights)
     want = theirs.predict_log_proba((x - head.mean) / head.spread)
@@ -174,10 +176,10 @@ def test_more_objects_than_wanted_are_drawn_evenly():
 
 def test_only_so_many_boxes_of_a_picture_are_looked_at(data):
     looked = []
-    look = Look(lambda images: looked.append(len(images)) or images.mean((2, 3)), size=8, context=1.0)
+    look = CropEncoder(lambda images: looked.append(len(images)) or images.mean((2, 3)), size=8, context=1.0)
     predictions = guessed(data)
-    head = fit_head(np.zeros((3, 3), np.float32), np.arange(3), np.ones(3), num_classes=3, ridge=1.0)
-    rescore.apply(Rescorer(head, look, Blend(0.3), 1, -1.0), predictions, data.samples)
+    head = fit_probe(np.zeros((3, 3), np.float32), np.arange(3), np.ones(3), num_classes=3, ridge=1.0)
+    rescore.apply_rescorer(Rescorer(head, look, Blend(0.3), 1, -1.0), predictions, data.samples)
     assert sum(looked) == (np.diff(predictions.offsets) > 0).sum()
 
 
@@ -195,11 +197,11 @@ def test_features_come_in_the_order_of_the_crops_and_progress_ends_at_1(data):
 def test_nothing_found_or_too_much_known_is_told_in_a_sentence(data, tmp_path):
     nothing = Predictions.of({i: Detections.empty() for i in data.image_ids}, data.classes)
     with pytest.raises(InputError, match="there are 0 boxes on 40 pictures"):
-        rescore.fit(nothing, data, look=blind())
+        rescore.fit_rescorer(nothing, data, look=blind())
     with pytest.raises(InputError, match="on 3 pictures to rescore"):
-        rescore.fit(guessed(data).of_images(data.image_ids[:3]), data, look=blind())
+        rescore.fit_rescorer(guessed(data).select_images(data.image_ids[:3]), data, look=blind())
     with pytest.raises(InputError, match="not one object is annotated"):
-        rescore.fit(guessed(data), data.without_annotations(), look=blind())
+        rescore.fit_rescorer(guessed(data), data.without_annotations(), look=blind())
 
 
 def test_the_command_writes_both_files_and_what_it_was_worth(data, test_data, tmp_path, monkeypatch, capsys):
@@ -221,7 +223,7 @@ def test_the_command_writes_both_files_and_what_it_was_worth(data, test_data, tm
 
 
 def test_what_is_not_believed_is_told(data):
-    fitted = rescore.fit(guessed(data), data, look=blind())
+    fitted = rescore.fit_rescorer(guessed(data), data, look=blind())
     assert "It does not help ap50" in rescore_files.told(fitted, "ap50")
     believed = replace(fitted, rescorer=replace(fitted.rescorer, blend=Blend(0.2)))
     assert "It counts with 0.2" in rescore_files.told(believed, "ap50")

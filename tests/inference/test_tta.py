@@ -24,10 +24,10 @@ def test_what_is_found_on_a_view_comes_back_where_it_is(view):
     box = (3, 5, 20, 9)
     canvas = np.zeros((1, 16, 32, 3), np.uint8)
     canvas[0, box[1] : box[3], box[0] : box[2]] = 1
-    y, x = np.nonzero(view.forth(canvas)[0, ..., 0])
+    y, x = np.nonzero(view.apply(canvas)[0, ..., 0])
     seen = [[x.min(), y.min(), x.max() + 1, y.max() + 1]]
     assert (seen == [list(box)]) == (not view.hflip and not view.vflip)
-    np.testing.assert_array_equal(view.back(found(seen), (16, 32)).boxes, [box])
+    np.testing.assert_array_equal(view.invert(found(seen), (16, 32)).boxes, [box])
 
 
 @quiet
@@ -39,8 +39,8 @@ def test_a_view_and_its_text_are_the_same(view):
 @quiet
 @given(views, st.lists(st.tuples(*[st.floats(0, 64, width=32)] * 4), max_size=4))
 def test_going_back_twice_changes_nothing(view, boxes):
-    once = view.back(found(boxes), (64, 96))
-    twice = view.back(once, (64, 96))
+    once = view.invert(found(boxes), (64, 96))
+    twice = view.invert(once, (64, 96))
     np.testing.assert_allclose(twice.boxes, found(boxes).boxes, atol=1e-4)
     np.testing.assert_array_equal(once.scores, found(boxes).scores)
     np.testing.assert_array_equal(once.labels, found(boxes).labels)

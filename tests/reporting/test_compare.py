@@ -62,7 +62,7 @@ def test_the_difference_is_that_of_the_pictures_both_held_back(shapes, tmp_path)
     dataset = data.read(shapes)
     ap50, ap = compare_campaigns([a, b]).differences["b"]
     both = dataset.subset(range(4, 10))
-    first, second = (read_predictions(f / "fused_oof.parquet", dataset).of_images(both.image_ids) for f in (a, b))
+    first, second = (read_predictions(f / "fused_oof.parquet", dataset).select_images(both.image_ids) for f in (a, b))
     assert ap50.num_images == ap.num_images == 6
     assert ap.difference == metrics.bootstrap_difference(second, first, both, "ap")
     assert ap50.difference == metrics.bootstrap_difference(second, first, both, "ap50")

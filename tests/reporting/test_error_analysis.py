@@ -66,7 +66,7 @@ def test_costs_are_those_of_the_diagnosis_and_counted_at_the_threshold():
     )
     rows = error_costs(dataset, predictions, 0.5)
     assert {row.name: row.ap50 for row in rows} == {
-        ERROR_NAMES[kind]: value for kind, value in diagnose(predictions, dataset).errors.items()
+        ERROR_NAMES[kind]: value for kind, value in diagnose(predictions, dataset).tide_delta_ap.items()
     }
     assert [row.ap50 for row in rows] == sorted((row.ap50 for row in rows), reverse=True)
     assert {row.name: row.count for row in rows if row.count} == {"classification": 1, "background": 1, "missed": 1}

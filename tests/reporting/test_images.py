@@ -103,22 +103,22 @@ def test_the_area_under_the_curves_is_cocos_ap50(seed):
 def test_each_box_is_found_once_and_by_the_surest():
     truth = drawn([[0, 0, 10, 10]], [0])
     result = match(found([[0, 0, 10, 9], [0, 0, 10, 10]], [0, 0], [0.9, 0.8]), truth)
-    assert result.right.tolist() == [True, False]
-    assert result.finder.tolist() == [0]
+    assert result.is_tp.tolist() == [True, False]
+    assert result.matched_detection.tolist() == [0]
 
 
 def test_the_class_must_be_right():
     truth = drawn([[0, 0, 10, 10]], [0])
     result = match(found([[0, 0, 10, 10]], [1], [0.9]), truth)
-    assert result.right.tolist() == [False]
-    assert result.finder.tolist() == [-1]
+    assert result.is_tp.tolist() == [False]
+    assert result.matched_detection.tolist() == [-1]
 
 
 def test_detections_on_a_crowd_count_neither_way():
     truth = drawn([[0, 0, 100, 100]], [0], [True])
     result = match(found([[5, 5, 15, 15], [5, 5, 15, 15]], [0, 1], [0.9, 0.9]), truth)
-    assert result.counted.tolist() == [False, True]  # another class is no part of the crowd
-    assert result.right.tolist() == [False, False]
+    assert result.not_ignored.tolist() == [False, True]  # another class is no part of the crowd
+    assert result.is_tp.tolist() == [False, False]
 
 
 def test_the_threshold_is_where_f1_is_best():
@@ -129,7 +129,7 @@ def test_the_threshold_is_where_f1_is_best():
 
     def f1(threshold: float) -> float:
         kept = [(match(d[d.scores >= threshold], dataset.samples[i].annotations)) for i, d in predictions.items()]
-        right, made = (sum(int(x.sum()) for x in xs) for xs in ([m.right for m in kept], [m.counted for m in kept]))
+        right, made = (sum(int(x.sum()) for x in xs) for xs in ([m.is_tp for m in kept], [m.not_ignored for m in kept]))
         return 2 * right / (made + truths)
 
     assert f1(chosen) == pytest.approx(max(f1(t) for t in np.unique(predictions.scores)))

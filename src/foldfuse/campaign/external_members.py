@@ -83,7 +83,7 @@ def _read(held: str, test: str, task: Task) -> tuple[Predictions, Predictions]:
         task.held, samples=(*task.train.samples, *task.held.samples)
     )  # an out-of-fold file may speak of every labelled picture
     found = read_told(Path(held), labelled)
-    mine = found.of_images([i for i in task.held.image_ids if i in found])
+    mine = found.select_images([i for i in task.held.image_ids if i in found])
     drawn = [s for s in task.held.samples if s.annotations is not None and len(s.annotations)]
     covered = sum(s.id in mine and len(mine[s.id]) > 0 for s in drawn)
     if len(mine) < len(task.held) or covered < LEAST_COVERED * len(drawn):
@@ -93,7 +93,7 @@ def _read(held: str, test: str, task: Task) -> tuple[Predictions, Predictions]:
             "model that did not learn from them."
         )
     theirs = read_told(Path(test), task.target)
-    return mine, theirs.of_images([i for i in task.target.image_ids if i not in task.unseen])
+    return mine, theirs.select_images([i for i in task.target.image_ids if i not in task.unseen])
 
 
 def _take_run(name: str, run: Run, ledger: Ledger) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 from foldfuse.campaign.planning.candidates import candidates, check_sizes
 from foldfuse.campaign.task import Inputs, Task, look, read_inputs
-from foldfuse.evaluation.metrics import metric_called
+from foldfuse.evaluation.metrics import get_metric
 from foldfuse.recipes import Recipe
 from foldfuse.storage.ledger import Ledger
 
@@ -68,7 +68,7 @@ class Asked:
         recipes = candidates(self.recipe, self.forbid, self.change)
         for recipe in recipes.values():
             check_sizes(self.size, recipe)
-        metric_called(self.metric)
+        get_metric(self.metric)
         return recipes
 
     def task(self, inputs: Inputs, recipes: dict[str, Recipe], ledger: Ledger) -> Task:

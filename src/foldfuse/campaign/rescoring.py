@@ -54,11 +54,11 @@ def second_opinion(task: Task, ledger: Ledger, found: Found) -> None:
 
     with ledger.timed("a second opinion", "fuse"):
         try:
-            fitted = rescore.fit(
+            fitted = rescore.fit_rescorer(
                 held,
                 _whole(task),
                 metric=task.metric,
-                most=CROPS_PER_PICTURE,
+                max_detections=CROPS_PER_PICTURE,
                 examples=CROPS_LEARNT,
                 seed=task.seed,
                 progress=in_time,
@@ -66,7 +66,7 @@ def second_opinion(task: Task, ledger: Ledger, found: Found) -> None:
         except _Late:
             ledger.log(NO_TIME)
             return
-        if not fitted.kept or fitted.after <= before:
+        if not fitted.accepted or fitted.after <= before:
             ledger.log(
                 f"A second opinion, by a classifier of crops, brings no gain that can be believed: {name} {before:.3f} before "
                 f"and {fitted.after:.3f} after it out-of-fold. Submitted as before."
@@ -75,7 +75,7 @@ def second_opinion(task: Task, ledger: Ledger, found: Found) -> None:
         if (began - ledger.remaining) * coming > ledger.remaining - FINISH:
             ledger.log(NO_TIME)
             return
-        rescored = rescore.apply(fitted.rescorer, target, seen)
+        rescored = rescore.apply_rescorer(fitted.rescorer, target, seen)
     with ledger.timed("submit", "submit"):
         score = score_predictions(fitted.predictions, task.held)
         now = {"value": fitted.after, "interval": None}  # what is known of the fusion's gain says nothing of this one

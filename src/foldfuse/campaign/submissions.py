@@ -14,7 +14,7 @@ from typing import Any
 from foldfuse.campaign.planning.allocation import FINISH, VIEWS, search_seconds
 from foldfuse.campaign.task import Task
 from foldfuse.detections import Detections, Predictions
-from foldfuse.ensemble.ensemble import Built, Ensemble, apply, build
+from foldfuse.ensemble.ensemble import Ensemble, EnsembleReport, apply_ensemble, build_ensemble
 from foldfuse.evaluation.coco import Score, score_predictions
 from foldfuse.evaluation.metrics import measure
 from foldfuse.formats.predictions import write_predictions
@@ -60,7 +60,7 @@ def submit_best(task: Task, ledger: Ledger, found: Found, *, last: bool) -> None
     }
     with ledger.timed("choose the ensemble", "fuse"):
         seconds = search_seconds(ledger.deadline) if last else FIRST_SEARCH
-        built = build(candidates, task.held, metric=task.metric, seconds=seconds, seed=task.seed)
+        built = build_ensemble(candidates, task.held, metric=task.metric, seconds=seconds, seed=task.seed)
         built = affordable(built, candidates, task, ledger, found)
     if found.score is not None and built.score <= found.score:
         scores = f"{built.metric.upper()} {built.score:.3f} out-of-fold"
@@ -69,14 +69,16 @@ def submit_best(task: Task, ledger: Ledger, found: Found, *, last: bool) -> None
         with ledger.timed("predict the pictures to submit", "predict"):
             predict_target(built, task, ledger, found)
         with ledger.timed("submit", "submit"):
-            deliver(built, apply(built.ensemble, candidates), task, ledger, found)
+            deliver(built, apply_ensemble(built.ensemble, candidates), task, ledger, found)
         found.score = built.score
         describe(built, ledger)
     found.unchosen.clear()
     ledger.set(chosen_from=sorted({name.split("@")[0] for name in found.held}))
 
 
-def affordable(built: Built, candidates: Mapping[str, Predictions], task: Task, ledger: Ledger, found: Found) -> Built:
+def affordable(
+    built: EnsembleReport, candidates: Mapping[str, Predictions], task: Task, ledger: Ledger, found: Found
+) -> EnsembleReport:
     """The choice without the members' views that would take longer than there is time for.
 
     Those go first that bring the least weight for each second that it takes to predict the pictures to submit.
@@ -97,17 +99,17 @@ def affordable(built: Built, candidates: Mapping[str, Predictions], task: Task, 
     kept = replace(
         built.ensemble,
         weights=weights,
-        powers={name: power for name, power in built.ensemble.powers.items() if name in weights},
+        score_exponents={name: power for name, power in built.ensemble.score_exponents.items() if name in weights},
     )
     ledger.log(f"Left out of the ensemble, since predicting with it would take too long: {', '.join(dropped)}.")
-    score = measure(apply(kept, candidates), task.held, metric=built.metric)
+    score = measure(apply_ensemble(kept, candidates), task.held, metric=built.metric)
     return replace(built, ensemble=kept, score=score)
 
 
-def deliver(built: Built, held: Predictions, task: Task, ledger: Ledger, found: Found) -> None:
+def deliver(built: EnsembleReport, held: Predictions, task: Task, ledger: Ledger, found: Found) -> None:
     """Make a submission of an ensemble whose predictions of the held-back pictures are `held`."""
     facts = told(built, score_predictions(held, task.held))
-    put(held, apply(built.ensemble, found.target), built.ensemble, built.score, facts, task, ledger)
+    put(held, apply_ensemble(built.ensemble, found.target), built.ensemble, built.score, facts, task, ledger)
 
 
 def put(
@@ -152,7 +154,7 @@ def publish(ledger: Ledger) -> None:
             shutil.copyfile(path, temporary)
 
 
-def predict_target(built: Built, task: Task, ledger: Ledger, found: Found) -> None:
+def predict_target(built: EnsembleReport, task: Task, ledger: Ledger, found: Found) -> None:
     """Predict the pictures to submit with every member and view that the ensemble wants and that has not done so."""
     wanted: dict[str, list[View]] = {}
     for name in built.ensemble.weights:
@@ -181,31 +183,32 @@ def all_pictures(predictions: Predictions, task: Task) -> Predictions:
     )
 
 
-def told(built: Built, score: Score) -> dict[str, Any]:
+def told(built: EnsembleReport, score: Score) -> dict[str, Any]:
     """What the ledger and the report keep of a chosen ensemble."""
     ensemble = built.ensemble
     total = sum(ensemble.weights.values())
     named = (
-        (*name.partition("@")[::2], weight / total, built.adds.get(name)) for name, weight in ensemble.weights.items()
+        (*name.partition("@")[::2], weight / total, built.leave_one_out_gain.get(name))
+        for name, weight in ensemble.weights.items()
     )
     fused = {
-        "kind": ensemble.kind,
+        "kind": ensemble.method,
         "iou": ensemble.iou,
-        "skip": ensemble.skip,
+        "skip": ensemble.score_threshold,
         "weights": dict(ensemble.weights),
         "parts": [dict(zip(("name", "view", "weight", "adds"), part, strict=True)) for part in named],
         "best_single": list(built.best_single),
         "metric": built.metric,
         "value": built.score,
         "nested": built.nested_score,
-        "all_alike": built.all_alike,
+        "all_alike": built.uniform_score,
         "interval": [built.interval.low, built.interval.high] if built.interval else None,
         **score.to_dict(),
     }
     return {"best_member": built.best_single[0].split("@")[0], "fused": fused}
 
 
-def describe(built: Built, ledger: Ledger) -> None:
+def describe(built: EnsembleReport, ledger: Ledger) -> None:
     """Tell each member's part in the ensemble, and in a sentence what was chosen and why."""
     ensemble, (best_name, best_score) = built.ensemble, built.best_single
     total = sum(ensemble.weights.values())
@@ -215,7 +218,9 @@ def describe(built: Built, ledger: Ledger) -> None:
         parts = [name for name in ensemble.weights if name.split("@")[0] == row.name]
         share = {
             "weight": round(sum(ensemble.weights[name] for name in parts) / total, 3) if parts else 0.0,
-            "adds": round(sum(built.adds.get(name, 0.0) for name in parts), 4) if parts and built.adds else None,
+            "adds": round(sum(built.leave_one_out_gain.get(name, 0.0) for name in parts), 4)
+            if parts and built.leave_one_out_gain
+            else None,
             "views": [name.split("@")[1] for name in parts] or row.result["views"],
         }
         ledger.put_segment(SegmentRecord(**vars(row) | {"result": {**row.result, **share}}))
@@ -223,8 +228,8 @@ def describe(built: Built, ledger: Ledger) -> None:
     members = ", ".join(f"{weight:g} x {name}" for name, weight in ensemble.weights.items())
     honest = f" ({built.nested_score:.3f} on pictures not chosen on)" if built.nested_score is not None else ""
     ledger.log(
-        f"Submitted {ensemble.kind.upper()} at IoU {ensemble.iou:g} of {members}: {score} out-of-fold"
-        f"{honest}; the best member in one view, {best_name}, has {best_score:.3f}, plain WBF of all {built.all_alike:.3f}."
+        f"Submitted {ensemble.method.upper()} at IoU {ensemble.iou:g} of {members}: {score} out-of-fold"
+        f"{honest}; the best member in one view, {best_name}, has {best_score:.3f}, plain WBF of all {built.uniform_score:.3f}."
     )
 
 

@@ -9,7 +9,7 @@ from rich.table import Table
 
 from foldfuse.data.readers.coco import read
 from foldfuse.detections import Predictions
-from foldfuse.ensemble.ensemble import Built, apply, build, read_ensemble
+from foldfuse.ensemble.ensemble import EnsembleReport, apply_ensemble, build_ensemble, read_ensemble
 from foldfuse.errors import InputError
 from foldfuse.formats.predictions import read_told, write_predictions
 from foldfuse.fusion import methods as fusion
@@ -47,32 +47,32 @@ def ensemble(
         if path.stem in members:
             raise InputError(f"{path}: there is another file called {path.stem}. Give the files names that differ.")
         members[path.stem] = read_told(path, dataset, read_as=read_as)
-    built = build(members, dataset, metric=metric, seconds=seconds, folds=folds, seed=seed)
+    built = build_ensemble(members, dataset, metric=metric, seconds=seconds, folds=folds, seed=seed)
     built.ensemble.write(out)
     _show(built, Console(highlight=False))
     return out
 
 
-def _show(built: Built, console: Console) -> None:
+def _show(built: EnsembleReport, console: Console) -> None:
     table = Table(title=f"Members, by {built.metric}", title_justify="left")
     for head in ("member", "alone", "weight", "power", "adds"):
         table.add_column(head, justify="left" if head == "member" else "right")
     for row in built.table:
-        power = f"{built.ensemble.powers.get(row.name, 1.0):g}" if row.weight else "–"
+        power = f"{built.ensemble.score_exponents.get(row.name, 1.0):g}" if row.weight else "–"
         table.add_row(
             row.name,
-            f"{row.alone:.4f}",
+            f"{row.single_score:.4f}",
             f"{row.weight:.2f}" if row.weight else "–",
             power,
-            "–" if row.adds is None else f"{row.adds:+.4f}",
+            "–" if row.leave_one_out_gain is None else f"{row.leave_one_out_gain:+.4f}",
         )
     console.print(table)
     name, score = built.best_single
     chosen = built.ensemble
-    chosen_so = f"{chosen.kind} at IoU {chosen.iou:g}, skip {chosen.skip:g}"
+    chosen_so = f"{chosen.method} at IoU {chosen.iou:g}, score threshold {chosen.score_threshold:g}"
     lines = [
-        f"best member, {name}: {score:.4f}; plain WBF of all: {built.all_alike:.4f}",
-        f"chosen of {built.tried} candidates: {chosen_so}: {built.score:.4f} on the images it was chosen on",
+        f"best member, {name}: {score:.4f}; plain WBF of all: {built.uniform_score:.4f}",
+        f"chosen of {built.num_candidates} candidates: {chosen_so}: {built.score:.4f} on the images it was chosen on",
     ]
     if built.nested_score is not None and built.interval is not None:
         gain = built.interval
@@ -88,9 +88,9 @@ def fuse(
     *,
     data: Path,
     out: Path,
-    kind: fusion.Kind = "wbf",
+    method: fusion.Method = "wbf",
     iou: float = 0.55,
-    skip: float = 0.0,
+    score_threshold: float = 0.0,
     weight: tuple[float, ...] = (),
     ensemble: Path | None = None,
     read_as: str | None = None,
@@ -101,9 +101,9 @@ def fuse(
         predictions: files of the same pictures: Parquet, COCO results JSON, or the contest's CSV.
         data: COCO JSON of the pictures; its annotations, if it has any, are not read.
         out: file to write: .parquet (keeps all), .json (COCO results) or .csv (the contest's).
-        kind: wbf, nms, soft_nms or nmw.
+        method: wbf, nms, soft_nms or nmw.
         iou: boxes match where their IoU is above this.
-        skip: boxes with a score below this are left out.
+        score_threshold: boxes with a score below this are left out.
         weight: how much each file counts, in their order; all alike by default.
         ensemble: an ensemble.json to replay instead; a member is the name of its file, without the ending.
         read_as: what the files of predictions are, where their content leaves that open, such as score_xywh.
@@ -114,12 +114,12 @@ def fuse(
     dataset = read(data, annotated=False)
     members = [read_told(path, dataset, read_as=read_as) for path in predictions]
     if ensemble is None:
-        fused = fusion.fuse(members, kind=kind, iou=iou, skip=skip, weights=weight or None)
+        fused = fusion.fuse(members, method=method, iou=iou, score_threshold=score_threshold, weights=weight or None)
     else:
         names = [path.stem for path in predictions]
         if len(set(names)) < len(names):
             raise InputError(
                 f"members are told apart by the names of their files, and two are alike in {', '.join(names)}."
             )
-        fused = apply(read_ensemble(ensemble), dict(zip(names, members, strict=True)))
+        fused = apply_ensemble(read_ensemble(ensemble), dict(zip(names, members, strict=True)))
     return write_predictions(fused, out, dataset)

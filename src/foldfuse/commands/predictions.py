@@ -120,7 +120,7 @@ def _errors(diagnosis: Diagnosis) -> Table:
     table = _table("What mending one kind of error would bring (TIDE)", ["error", "AP50", "count", "meaning"])
     table.columns[3].justify = "left"
     for kind, meaning in ERRORS.items():
-        table.add_row(kind, f"+{diagnosis.errors[kind]:.4f}", str(diagnosis.error_counts[kind]), meaning)
+        table.add_row(kind, f"+{diagnosis.tide_delta_ap[kind]:.4f}", str(diagnosis.tide_counts[kind]), meaning)
     return table
 
 
@@ -130,7 +130,10 @@ def _comparison(found: list[Predictions], dataset: Dataset, names: list[str]) ->
     for metric in ("ap", "ap50"):
         gain = metrics.bootstrap_difference(found[0], found[1], dataset, metric)
         table.add_row(
-            metric.upper(), f"{gain.mean:+.4f}", f"{gain.low:+.4f} to {gain.high:+.4f}", f"{100 * gain.above:.1f} %"
+            metric.upper(),
+            f"{gain.mean:+.4f}",
+            f"{gain.low:+.4f} to {gain.high:+.4f}",
+            f"{100 * gain.prob_better:.1f} %",
         )
     return table
 

@@ -12,9 +12,9 @@ from foldfuse.data.readers.coco import read
 from foldfuse.detections import Predictions
 from foldfuse.errors import InputError
 from foldfuse.formats.predictions import read_told, write_predictions
-from foldfuse.inference.classifier import look_of
-from foldfuse.inference.crop_features import Look, imagenet
-from foldfuse.inference.rescoring import Fitted, apply, fit
+from foldfuse.inference.classifier import crop_encoder
+from foldfuse.inference.crop_features import CropEncoder, imagenet
+from foldfuse.inference.rescoring import RescoringResult, apply_rescorer, fit_rescorer
 from foldfuse.storage.run import Run
 from foldfuse.system.atomic_files import atomic_folder, write_text
 from foldfuse.system.progress import progress_bar
@@ -66,18 +66,18 @@ def rescore(
     look = imagenet() if run is None else _look_held_back(Run(run), oof)
     with atomic_folder(out) as folder:
         with progress_bar("looking at the detections") as progress:
-            fitted = fit(oof, dataset, folds=known, look=look, metric=metric, seed=seed, progress=progress)
+            fitted = fit_rescorer(oof, dataset, folds=known, look=look, metric=metric, seed=seed, progress=progress)
         write_predictions(fitted.predictions, folder / "oof.parquet", dataset)
         if found is not None and target is not None:
             with progress_bar("looking at the test detections") as progress:
-                rescored = apply(fitted.rescorer, found, target.samples, progress=progress)
+                rescored = apply_rescorer(fitted.rescorer, found, target.samples, progress=progress)
             write_predictions(rescored, folder / "test.parquet", target)
         write_text(folder / "rescore.json", json.dumps({"metric": metric, **fitted.to_dict()}, indent=1) + "\n")
     Console(highlight=False).print(told(fitted, metric), soft_wrap=True)
     return out
 
 
-def _look_held_back(run: Run, predictions: Predictions) -> Look:
+def _look_held_back(run: Run, predictions: Predictions) -> CropEncoder:
     """The classifier of a run as a look at crops, if it has learnt from none of the predicted pictures."""
     learnt = set(predictions) - set(run.facts["held"])
     if learnt:
@@ -85,18 +85,18 @@ def _look_held_back(run: Run, predictions: Predictions) -> Look:
             f"{run.folder}: has learnt from {len(learnt)} of the {len(predictions)} pictures to rescore, such as image id "
             f"{min(learnt)}. Train it with --folds and the --fold that was predicted."
         )
-    return look_of(run)
+    return crop_encoder(run)
 
 
-def told(fitted: Fitted, metric: str) -> str:
+def told(fitted: RescoringResult, metric: str) -> str:
     """What the second opinion was worth, in sentences."""
     gain, blend = fitted.gain, fitted.rescorer.blend
     measured = f"{gain.mean:+.4f} (95 % of the draws: {gain.low:+.4f} to {gain.high:+.4f})"
-    begin = f"The classifier tells {fitted.right:.0%} of the boxes on objects right that it has not seen. "
-    if not fitted.kept:
+    begin = f"The classifier tells {fitted.accuracy:.0%} of the boxes on objects right that it has not seen. "
+    if not fitted.accepted:
         return begin + f"It does not help {metric}: {measured}. Scores are left as they were."
     of = "class, background counted" if blend.background else "class given an object"
     return begin + (
-        f"It counts with {blend.share:g} (p of the {of}): {metric} {fitted.before:.4f} -> {fitted.after:.4f} on the pictures "
+        f"It counts with {blend.alpha:g} (p of the {of}): {metric} {fitted.before:.4f} -> {fitted.after:.4f} on the pictures "
         f"it was chosen on; chosen on others: {measured}."
     )

@@ -20,10 +20,10 @@ from foldfuse.data.readers.coco import read_json
 from foldfuse.detections import Predictions
 from foldfuse.ensemble import search as ensemble_search
 from foldfuse.ensemble import trials
-from foldfuse.ensemble.search import Choice
+from foldfuse.ensemble.search import Candidate
 from foldfuse.errors import InputError, unknown_name
-from foldfuse.evaluation.metrics import Difference, difference, metric_called, require_same, truth_of
-from foldfuse.fusion.methods import Kind, fuse
+from foldfuse.evaluation.metrics import Difference, check_compatible, difference, get_metric, ground_truth
+from foldfuse.fusion.methods import Method, fuse
 from foldfuse.system.atomic_files import write_text
 
 
@@ -33,22 +33,22 @@ class Ensemble:
 
     Attributes:
         weights: {member: its weight}.
-        kind: of fusion.
+        method: of fusion.
         iou: above which boxes match.
-        skip: boxes with a (calibrated) score below this are left out.
-        powers: {member: the power that its scores are raised to first}; 1 for those that are not named.
+        score_threshold: boxes with a (calibrated) score below this are left out.
+        score_exponents: {member: the power that its scores are raised to first}; 1 for those that are not named.
     """
 
     weights: Mapping[str, float]
-    kind: Kind = "wbf"
+    method: Method = "wbf"
     iou: float = 0.55
-    skip: float = 0.0
-    powers: Mapping[str, float] = field(default_factory=dict)
+    score_threshold: float = 0.0
+    score_exponents: Mapping[str, float] = field(default_factory=dict)
 
     def write(self, path: Path) -> None:
         """Write as a small JSON file."""
-        members = [{"name": n, "weight": w, "power": self.powers.get(n, 1.0)} for n, w in self.weights.items()]
-        value = {"kind": self.kind, "iou": self.iou, "skip": self.skip, "members": members}
+        members = [{"name": n, "weight": w, "power": self.score_exponents.get(n, 1.0)} for n, w in self.weights.items()]
+        value = {"method": self.method, "iou": self.iou, "score_threshold": self.score_threshold, "members": members}
         write_text(path, json.dumps(value, indent=1) + "\n")
 
 
@@ -61,14 +61,19 @@ def read_ensemble(path: Path) -> Ensemble:
     value = read_json(path)
     try:
         members = {str(m["name"]): (float(m["weight"]), float(m.get("power", 1.0))) for m in value["members"]}
-        kind, iou, skip, count = value["kind"], float(value["iou"]), float(value["skip"]), len(value["members"])
+        method, iou, score_threshold, count = (
+            value["method"],
+            float(value["iou"]),
+            float(value["score_threshold"]),
+            len(value["members"]),
+        )
     except (KeyError, TypeError, ValueError, AttributeError):
         raise InputError(
-            f"{path}: is not an ensemble. Expected kind, iou, skip and members (each with name, weight and power), as "
-            "'foldfuse ensemble' and a campaign write them."
+            f"{path}: is not an ensemble. Expected method, iou, score_threshold and members (each with name, weight and power), "
+            "as 'foldfuse ensemble' and a campaign write them."
         ) from None
-    if kind not in get_args(Kind):
-        raise unknown_name("kind of fusion", str(kind), get_args(Kind))
+    if method not in get_args(Method):
+        raise unknown_name("method of fusion", str(method), get_args(Method))
     if len(members) != count or not members:
         raise InputError(
             f"{path}: has {count} members with {len(members)} names. Name each member once, and at least one."
@@ -77,11 +82,15 @@ def read_ensemble(path: Path) -> Ensemble:
         if not (0 < weight < float("inf") and 0 < power < float("inf")):
             raise InputError(f"{path}: member {name!r} has weight {weight} and power {power}; both must be above 0.")
     return Ensemble(
-        {n: w for n, (w, _) in members.items()}, kind, iou, skip, {n: p for n, (_, p) in members.items() if p != 1}
+        {n: w for n, (w, _) in members.items()},
+        method,
+        iou,
+        score_threshold,
+        {n: p for n, (_, p) in members.items() if p != 1},
     )
 
 
-def apply(ensemble: Ensemble, members: Mapping[str, Predictions]) -> Predictions:
+def apply_ensemble(ensemble: Ensemble, members: Mapping[str, Predictions]) -> Predictions:
     """What the ensemble makes of its members' predictions of some pictures. A lone member is left as it is.
 
     Raises:
@@ -95,9 +104,13 @@ def apply(ensemble: Ensemble, members: Mapping[str, Predictions]) -> Predictions
         )
     if len(ensemble.weights) == 1:
         return members[next(iter(ensemble.weights))]
-    parts = [_calibrated(members[name], ensemble.powers.get(name, 1.0)) for name in ensemble.weights]
+    parts = [_calibrated(members[name], ensemble.score_exponents.get(name, 1.0)) for name in ensemble.weights]
     return fuse(
-        parts, kind=ensemble.kind, iou=ensemble.iou, skip=ensemble.skip, weights=list(ensemble.weights.values())
+        parts,
+        method=ensemble.method,
+        iou=ensemble.iou,
+        score_threshold=ensemble.score_threshold,
+        weights=list(ensemble.weights.values()),
     )
 
 
@@ -118,19 +131,19 @@ class MemberRow:
 
     Attributes:
         name: of the member.
-        alone: its own score.
+        single_score: its own score.
         weight: in the ensemble, as a share of all weights; 0 where it was not chosen.
-        adds: how much the ensemble's score falls without it; None where it was not chosen or is the only one.
+        leave_one_out_gain: how much the ensemble's score falls without it; None where it was not chosen or is the only one.
     """
 
     name: str
-    alone: float
+    single_score: float
     weight: float
-    adds: float | None
+    leave_one_out_gain: float | None
 
 
 @dataclass(frozen=True)
-class Built:
+class EnsembleReport:
     """An ensemble and what speaks for it.
 
     Attributes:
@@ -140,9 +153,9 @@ class Built:
         nested_score: value of ensembles chosen without the images that they are measured on; None with fewer than 2.
         interval: nested ensembles minus the best single member, over resampled images; None with fewer than 2.
         best_single: the best member, and its score.
-        all_alike: score of plain WBF of all members.
+        uniform_score: score of plain WBF of all members.
         table: a row a member, best alone first.
-        tried: how many candidates were fused and measured.
+        num_candidates: how many candidates were fused and measured.
     """
 
     ensemble: Ensemble
@@ -151,14 +164,14 @@ class Built:
     nested_score: float | None
     interval: Difference | None
     best_single: tuple[str, float]
-    all_alike: float
+    uniform_score: float
     table: tuple[MemberRow, ...]
-    tried: int
+    num_candidates: int
 
     @property
-    def adds(self) -> dict[str, float]:
+    def leave_one_out_gain(self) -> dict[str, float]:
         """{chosen member: how much the score falls without it}; empty for a lone member."""
-        return {row.name: row.adds for row in self.table if row.adds is not None}
+        return {row.name: row.leave_one_out_gain for row in self.table if row.leave_one_out_gain is not None}
 
     def to_dict(self) -> dict[str, Any]:
         """What it was worth, as JSON holds it, without the ensemble."""
@@ -169,12 +182,12 @@ class Built:
             "nested_score": self.nested_score,
             "interval": interval,
             "best_single": list(self.best_single),
-            "all_alike": self.all_alike,
-            "tried": self.tried,
+            "uniform_score": self.uniform_score,
+            "tried": self.num_candidates,
         }
 
 
-def build(
+def build_ensemble(
     members: Mapping[str, Predictions],
     dataset: Dataset,
     *,
@@ -184,7 +197,7 @@ def build(
     seed: int = 0,
     threads: int | None = None,
     clock: Callable[[], float] = time.monotonic,
-) -> Built:
+) -> EnsembleReport:
     """The best ensemble that the search finds in the time given; never worse than the best member or WBF of all.
 
     Three quarters of the time are for the choice, the rest for making it again without each fold of images, to see what it
@@ -207,53 +220,53 @@ def build(
         raise InputError("there is no member to build an ensemble of. Give at least one file of predictions.")
     if folds < 2:
         raise InputError(f"folds is {folds}, and must be 2 or more: the choice is measured on images it did not see.")
-    chosen_metric, truth = metric_called(metric), truth_of(dataset)
+    chosen_metric, truth = get_metric(metric), ground_truth(dataset)
     for predictions in members.values():
-        require_same(predictions, dataset)
+        check_compatible(predictions, dataset)
     names = list(members)
     fuse(list(members.values()), threads=threads)  # raises where a member holds a broken box or lacks an image
     num_images = len(truth.image_ids)
     fold_of = np.random.default_rng(seed).permutation(num_images) % min(folds, num_images)
-    ground = ensemble_search.Ground(
-        trials.bench(list(members.values()), truth, chosen_metric), fold_of, threads, clock, seed
+    space = ensemble_search.SearchSpace(
+        trials.make_bench(list(members.values()), truth, chosen_metric), fold_of, threads, clock, seed
     )
 
     start = clock()
-    best = ensemble_search.search(ground, until=start + 0.75 * seconds)
-    singles = {name: ground.worth(ground.single(i)) for i, name in enumerate(names)}
+    best = ensemble_search.search(space, until=start + 0.75 * seconds)
+    singles = {name: space.score(space.single(i)) for i, name in enumerate(names)}
     leader = max(singles, key=lambda name: singles[name])
     nested = interval = None
     if num_images > 1:
-        unseen = ensemble_search.nested(ground, best, until=start + seconds)
+        unseen = ensemble_search.nested(space, best, until=start + seconds)
         nested = float(unseen(np.ones((1, num_images), np.int64))[0])
-        lone = ground.measure(ground.single(names.index(leader)))
+        lone = space.measure(space.single(names.index(leader)))
         interval = difference(unseen, lone, num_images=num_images, seed=seed)
-    return Built(
+    return EnsembleReport(
         ensemble=_ensemble(best, names),
         metric=metric,
-        score=ground.worth(best),
+        score=space.score(best),
         nested_score=nested,
         interval=interval,
         best_single=(leader, singles[leader]),
-        all_alike=ground.worth(ground.alike()),
-        table=_table_of(ground, best, names, singles),
-        tried=len(ground.known),
+        uniform_score=space.score(space.uniform()),
+        table=_table_of(space, best, names, singles),
+        num_candidates=len(space.cache),
     )
 
 
-def _ensemble(choice: Choice, names: Sequence[str]) -> Ensemble:
-    weights = {names[i]: choice.weights[i] for i in choice.members}
-    powers = {names[i]: choice.powers[i] for i in choice.members if choice.powers[i] != 1}
-    return Ensemble(weights, choice.kind, choice.iou, choice.skip, powers)
+def _ensemble(candidate: Candidate, names: Sequence[str]) -> Ensemble:
+    weights = {names[i]: candidate.weights[i] for i in candidate.members}
+    powers = {names[i]: candidate.score_exponents[i] for i in candidate.members if candidate.score_exponents[i] != 1}
+    return Ensemble(weights, candidate.method, candidate.iou, candidate.score_threshold, powers)
 
 
 def _table_of(
-    ground: ensemble_search.Ground, best: Choice, names: Sequence[str], singles: Mapping[str, float]
+    space: ensemble_search.SearchSpace, best: Candidate, names: Sequence[str], singles: Mapping[str, float]
 ) -> tuple[MemberRow, ...]:
     total = sum(best.weights)
     rows = []
     for i, name in enumerate(names):
         others = len(best.members) > 1 and i in best.members
-        adds = ground.worth(best) - ground.worth(best.weighing(i, 0.0)) if others else None
+        adds = space.score(best) - space.score(best.with_weight(i, 0.0)) if others else None
         rows.append(MemberRow(name, singles[name], best.weights[i] / total, adds))
-    return tuple(sorted(rows, key=lambda row: -row.alone))
+    return tuple(sorted(rows, key=lambda row: -row.single_score))

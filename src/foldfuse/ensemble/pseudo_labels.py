@@ -22,7 +22,7 @@ def sure(held_predictions: Predictions, held: Dataset, target_predictions: Predi
     Nothing is sure where nothing that was found in the held-back pictures is right.
     """
     least = best_threshold(held, held_predictions, matches(held, held_predictions))
-    return target_predictions.where(target_predictions.scores >= (least or np.inf))
+    return target_predictions.filter(target_predictions.scores >= (least or np.inf))
 
 
 def labelled(target: Dataset, found: Predictions) -> Dataset:

@@ -60,7 +60,7 @@ def by_gain(members: Mapping[str, Predictions], dataset: Dataset, *, metric: str
             fused = {name: max(left[name], alone, key=value) for name, alone in fused.items()}
         values = {name: value(predictions) for name, predictions in fused.items()}
         name = max(values, key=lambda name: values[name])
-        sure = 1.0 if best is None else bootstrap_difference(fused[name], best, dataset, metric).above
+        sure = 1.0 if best is None else bootstrap_difference(fused[name], best, dataset, metric).prob_better
         ranked.append(Ranked(name, values[name], sure))
         best = fused[name] if best is None else max(best, fused[name], key=value)
         del left[name]

@@ -18,16 +18,16 @@ import numpy as np
 
 from foldfuse.detections import Array, Predictions
 from foldfuse.evaluation import kernels as ap_kernels
-from foldfuse.evaluation.metrics import Matches, Metric, Truth, match
+from foldfuse.evaluation.metrics import GroundTruth, Matches, Metric, match
 from foldfuse.fusion import kernels as fuse_kernels
-from foldfuse.fusion.methods import Kind
+from foldfuse.fusion.methods import Method
 
 GREEDY = {"wbf": fuse_kernels.WBF, "nms": fuse_kernels.NMS, "nmw": fuse_kernels.NMW}
 
 
 @dataclass(frozen=True, eq=False)
 class Bench:
-    """Members laid end to end, ready to be fused in any choice.
+    """Members laid end to end, ready to be fused in any candidate.
 
     Attributes:
         members: with the images in the order of `truth`.
@@ -40,7 +40,7 @@ class Bench:
     """
 
     members: tuple[Predictions, ...]
-    truth: Truth
+    truth: GroundTruth
     metric: Metric
     boxes: Array
     labels: Array
@@ -50,9 +50,9 @@ class Bench:
     spans: Array
 
 
-def bench(members: Sequence[Predictions], truth: Truth, metric: Metric) -> Bench:
+def make_bench(members: Sequence[Predictions], truth: GroundTruth, metric: Metric) -> Bench:
     """Lay the members end to end. They must have passed the checks of `fuse`, which are not repeated here."""
-    ordered = tuple(m.of_images(truth.image_ids) for m in members)
+    ordered = tuple(m.select_images(truth.image_ids) for m in members)
     spans = np.cumsum([0, *(len(m.boxes) for m in ordered)])
     return Bench(
         members=ordered,
@@ -72,20 +72,20 @@ def calibrated(scores: Array, power: float) -> Array:
     return scores if power == 1 else np.power(scores, np.float32(power))
 
 
-def lone_matches(trial: Bench, member: int) -> Matches:
+def match_single(trial: Bench, member: int) -> Matches:
     """The matches of one member as it is."""
-    return match(trial.members[member], trial.truth, ious=trial.metric.ious, most=trial.metric.most)
+    return match(trial.members[member], trial.truth, ious=trial.metric.ious, max_detections=trial.metric.max_detections)
 
 
-def matches(
+def fuse_and_match(
     trial: Bench,
     chosen: Sequence[int],
     *,
-    kind: Kind,
+    method: Method,
     iou: float,
-    skip: float,
+    score_threshold: float,
     weights: Sequence[float],
-    powers: Sequence[float],
+    score_exponents: Sequence[float],
     threads: int | None = None,
 ) -> Matches:
     """The matches of the chosen members when fused.
@@ -93,15 +93,15 @@ def matches(
     Args:
         trial: all members.
         chosen: positions of the members to fuse.
-        kind, iou, skip, weights: as for `fuse`.
-        powers: of each chosen member, see `calibrated`.
+        method, iou, score_threshold, weights: as for `fuse`.
+        score_exponents: of each chosen member, see `calibrated`.
         threads: images are shared among so many; None for one a core.
     """
     begin, end = trial.begin[list(chosen)], trial.end[list(chosen)]
     scores = trial.scores
-    if any(power != 1 for power in powers):
+    if any(power != 1 for power in score_exponents):
         scores = scores.copy()
-        for member, power in zip(chosen, powers, strict=True):
+        for member, power in zip(chosen, score_exponents, strict=True):
             rows = slice(trial.spans[member], trial.spans[member + 1])
             scores[rows] = calibrated(trial.scores[rows], power)
     shares = np.array(weights, np.float64) / max(weights)
@@ -116,13 +116,15 @@ def matches(
 
     def work(images: tuple[int, int]) -> None:
         rows = trial.boxes, scores, trial.labels, begin, end, images, shares
-        if kind == "soft_nms":
+        if method == "soft_nms":
             gaussian = fuse_kernels.GAUSSIAN, 0.5, 0.001  # the defaults of `fuse.soft_nms`
-            fuse_kernels.soften(*gaussian, *rows, np.float32(skip), iou, truth.num_classes, out, found)
+            fuse_kernels.soften(*gaussian, *rows, np.float32(score_threshold), iou, truth.num_classes, out, found)
         else:
-            fuse_kernels.greedy(GREEDY[kind], *rows, total, np.float32(skip), iou, truth.num_classes, out, found)
+            fuse_kernels.greedy(
+                GREEDY[method], *rows, total, np.float32(score_threshold), iou, truth.num_classes, out, found
+            )
         columns = truth.columns, truth.num_classes
-        ap_kernels.match(out[0], out[2], starts, found, images, trial.metric.most, *columns, ious, status)
+        ap_kernels.match(out[0], out[2], starts, found, images, trial.metric.max_detections, *columns, ious, status)
 
     threads = min(threads or os.cpu_count() or 1, max(1, len(starts) // 4))
     edges = np.searchsorted(np.cumsum(rows_of), np.linspace(0, size, 4 * threads + 1 if threads > 1 else 2)[1:-1])

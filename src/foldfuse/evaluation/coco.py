@@ -72,15 +72,15 @@ class Diagnosis:
         threshold: the score at which cutting gives the best F1 of all boxes together; one of 0.00, 0.01 .. 0.99.
         confusion: (K + 1, K + 1) counts of boxes scored at least `threshold`: row the annotated class, column the
             predicted one; the last row is "nothing annotated there", the last column "nothing found there".
-        errors: {TIDE's kind of error: AP50 that mending all errors of the kind would bring}.
-        error_counts: {kind: how many such boxes or objects}.
+        tide_delta_ap: {TIDE's kind of error: AP50 that mending all errors of the kind would bring}.
+        tide_counts: {kind: how many such boxes or objects}.
     """
 
     precision: Array
     threshold: float
     confusion: Array
-    errors: dict[str, float]
-    error_counts: dict[str, int]
+    tide_delta_ap: dict[str, float]
+    tide_counts: dict[str, int]
 
 
 def score_predictions(predictions: Predictions, dataset: Dataset) -> Score:
@@ -119,30 +119,30 @@ def diagnose(predictions: Predictions, dataset: Dataset) -> Diagnosis:
     """
     evaluation = _evaluated(predictions, dataset)
     curves = np.asarray(evaluation.eval["precision"])[0, :, :, 0, 2].T  # (K, 101)
-    truth = metrics.truth_of(dataset)
-    matches = metrics.match(predictions, truth, ious=(0.5,), most=metrics.NO_LIMIT)
+    truth = metrics.ground_truth(dataset)
+    matches = metrics.match(predictions, truth, ious=(0.5,), max_detections=metrics.NO_LIMIT)
     f1 = metrics.f_beta(matches, 1.0)(np.ones((1, len(truth.image_ids)), np.int64))[0]
     threshold = float(metrics.THRESHOLDS[f1.argmax()])
-    errors, counts = _mended(evaluation)
+    errors, counts = _tide(evaluation)
     return Diagnosis(
         precision=np.where(curves < 0, np.nan, curves),
         threshold=round(threshold, 2),
         confusion=np.asarray(evaluation.confusion_matrix(iou_thr=0.5, min_score=threshold)["matrix"]).astype(np.int64),
-        errors=errors,
-        error_counts=counts,
+        tide_delta_ap=errors,
+        tide_counts=counts,
     )
 
 
-def mended(predictions: Predictions, dataset: Dataset) -> tuple[dict[str, float], dict[str, int]]:
+def tide_delta_ap(predictions: Predictions, dataset: Dataset) -> tuple[dict[str, float], dict[str, int]]:
     """Of each of the ERRORS, the AP50 that mending all of its kind would bring, and how many of them there are.
 
     Raises:
         InputError: as for `score_predictions`.
     """
-    return _mended(_evaluated(predictions, dataset))
+    return _tide(_evaluated(predictions, dataset))
 
 
-def _mended(evaluation: Any) -> tuple[dict[str, float], dict[str, int]]:
+def _tide(evaluation: Any) -> tuple[dict[str, float], dict[str, int]]:
     tide = evaluation.tide_errors(pos_thr=0.5, bg_thr=0.1)
     return {k: float(tide["delta_ap"][k]) for k in ERRORS}, {k: int(tide["counts"][k]) for k in ERRORS}
 
@@ -166,7 +166,7 @@ def _evaluated(predictions: Predictions, dataset: Dataset) -> Any:
     from hotcoco import COCO, COCOeval
 
     require_annotations(dataset)
-    metrics.require_same(predictions, dataset)
+    metrics.check_compatible(predictions, dataset)
     image_ids, drawn = _columns(dataset)
     truth = COCO.from_arrays(
         [{"id": s.id, "width": s.width, "height": s.height} for s in dataset.samples],

@@ -24,13 +24,13 @@ compiled = njit(cache=True, nogil=True, error_model="numpy")
 
 
 @compiled
-def match(boxes, labels, starts, counts, images, most, truth, num_classes, ious, status):
+def match(boxes, labels, starts, counts, images, max_detections, truth, num_classes, ious, status):
     """Fill `status` of the rows of images[0]..images[1] - 1: FALSE, TRUE or IGNORED at each IoU threshold.
 
     Args:
         boxes, labels: (n, 4) xyxy, (n,); the rows of one image by falling score.
         starts, counts: (I,) first row and number of rows of each image.
-        most: rows of a class beyond so many in an image are IGNORED.
+        max_detections: rows of a class beyond so many in an image are IGNORED.
         truth: boxes (G, 4) float64 xywh, labels (G,), crowd (G,), offsets (I + 1,); crowds last in their image.
         num_classes: K.
         ious: (T,) rising.
@@ -51,8 +51,8 @@ def match(boxes, labels, starts, counts, images, most, truth, num_classes, ious,
         for row in range(starts[image], starts[image] + counts[image]):
             label = labels[row]
             seen[label] += 1
-            status[row] = IGNORED if seen[label] > most else FALSE
-            if seen[label] > most:
+            status[row] = IGNORED if seen[label] > max_detections else FALSE
+            if seen[label] > max_detections:
                 continue
             near, greatest = 0, 0.0
             for g in range(offsets[image + 1] - first):
@@ -137,19 +137,19 @@ def slots(status, labels, scores, image, num_classes):
 
 
 @compiled
-def average_precision(begin, true_image, false_slot, false_image, truth_image, truth_label, times):
+def average_precision(begin, true_image, false_slot, false_image, truth_image, truth_label, image_counts):
     """(S, K) COCO's 101-point average precision, -1 where nothing is annotated.
 
     Args:
         begin, true_image, false_slot, false_image: as `slots` returns them.
         truth_image, truth_label: (G,) of the annotated boxes that are no crowds.
-        times: (S, I) how often each image is in each sample.
+        image_counts: (S, I) how often each image is in each sample.
     """
     num_classes = len(begin) - 1
-    result = np.empty((len(times), num_classes))
+    result = np.empty((len(image_counts), num_classes))
     precision, recall = np.empty(len(true_image)), np.empty(len(true_image))
-    for s in range(len(times)):
-        drawn = times[s]
+    for s in range(len(image_counts)):
+        drawn = image_counts[s]
         annotated = np.zeros(num_classes, np.int64)
         for g in range(len(truth_image)):
             annotated[truth_label[g]] += drawn[truth_image[g]]

@@ -24,14 +24,14 @@ class Match:
     """How the detections of one picture meet what people drew on it.
 
     Attributes:
-        right: (n,) bool; each detection: it found a box of its class.
-        counted: (n,) bool; False for those on a crowd region, which are neither right nor wrong.
-        finder: (m,) int64; for each annotation the detection that found it, -1 where none did.
+        is_tp: (n,) bool; each detection: it found a box of its class.
+        not_ignored: (n,) bool; False for those on a crowd region, which are neither right nor wrong.
+        matched_detection: (m,) int64; for each annotation the detection that found it, -1 where none did.
     """
 
-    right: Array
-    counted: Array
-    finder: Array
+    is_tp: Array
+    not_ignored: Array
+    matched_detection: Array
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,9 +80,9 @@ def precision_recall(dataset: Dataset, predictions: Predictions, matched: Mappin
     drawn = [s.annotations for s in dataset.samples if s.id in matched and s.annotations is not None]
     truth = np.concatenate([a.labels[~a.crowd] for a in drawn])
     known = [(predictions[i], m) for i, m in matched.items()]
-    scores = np.concatenate([d.scores[m.counted] for d, m in known])
-    labels = np.concatenate([d.labels[m.counted] for d, m in known])
-    right = np.concatenate([m.right[m.counted] for _, m in known])
+    scores = np.concatenate([d.scores[m.not_ignored] for d, m in known])
+    labels = np.concatenate([d.labels[m.not_ignored] for d, m in known])
+    right = np.concatenate([m.is_tp[m.not_ignored] for _, m in known])
     curves = []
     for label, name in enumerate(dataset.classes):
         boxes = int((truth == label).sum())
@@ -102,8 +102,8 @@ def best_threshold(dataset: Dataset, predictions: Predictions, matched: Mapping[
         int((~s.annotations.crowd).sum()) for s in dataset.samples if s.id in matched and s.annotations is not None
     )
     known = [(predictions[i], m) for i, m in matched.items()]
-    scores = np.concatenate([np.zeros(0), *(d.scores[m.counted] for d, m in known)])
-    right = np.concatenate([np.zeros(0, bool), *(m.right[m.counted] for _, m in known)])
+    scores = np.concatenate([np.zeros(0), *(d.scores[m.not_ignored] for d, m in known)])
+    right = np.concatenate([np.zeros(0, bool), *(m.is_tp[m.not_ignored] for _, m in known)])
     if not right.any():
         return 0.0
     order = np.argsort(-scores, kind="stable")
@@ -115,8 +115,8 @@ def best_threshold(dataset: Dataset, predictions: Predictions, matched: Mapping[
 def f1_of(found: Detections, drawn: Annotations) -> float:
     """F1 of one picture's detections; 1 where nothing is drawn and nothing was found."""
     result = match(found, drawn)
-    whole = int(result.counted.sum()) + int((~drawn.crowd).sum())
-    return 2 * int(result.right.sum()) / whole if whole else 1.0
+    whole = int(result.not_ignored.sum()) + int((~drawn.crowd).sum())
+    return 2 * int(result.is_tp.sum()) / whole if whole else 1.0
 
 
 def _share_inside(boxes: Array, regions: Array) -> Array:

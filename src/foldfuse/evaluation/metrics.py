@@ -1,7 +1,7 @@
 """Metrics that a search can afford: matched once, then measured on any choice or resampling of the images.
 
 `score` gives the official numbers; these agree with it to 1e-6 (a test holds that) and are made for comparing thousands
-of candidates. To add a metric, write a function from Matches to a Measure and give it a line in METRICS.
+of candidates. To add a metric, write a function from Matches to a ResampledMetric and give it a line in METRICS.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ THRESHOLDS = np.arange(100, dtype=np.float32) / np.float32(100)
 NO_LIMIT = 1 << 40
 
 # (S, I) how often each image is in each of S samples -> (S,) values in 0..1
-Measure = Callable[[Array], Array]
+ResampledMetric = Callable[[Array], Array]
 
 
 @dataclass(frozen=True, eq=False)
-class Truth:
+class GroundTruth:
     """The annotations of a dataset in columns, images by rising id as COCO's evaluation ranks them.
 
     Attributes:
@@ -56,11 +56,11 @@ class Truth:
         object.__setattr__(self, "counted", (image[~self.crowd], self.labels[~self.crowd]))
 
 
-def truth_of(dataset: Dataset) -> Truth:
+def ground_truth(dataset: Dataset) -> GroundTruth:
     """The annotations of `dataset` in columns. Raises InputError where not one object is annotated."""
     samples = sorted(require_annotations(dataset).samples, key=lambda sample: sample.id)
     drawn = [a[np.argsort(a.crowd, kind="stable")] for a in (s.annotations or Annotations.empty() for s in samples)]
-    return Truth(
+    return GroundTruth(
         image_ids=np.array([s.id for s in samples], np.int64),
         boxes=xyxy_to_xywh(np.concatenate([a.boxes for a in drawn]).astype(np.float64)),
         labels=np.concatenate([a.labels for a in drawn]).astype(np.int64),
@@ -81,14 +81,14 @@ class Matches:
         status: (n, T) int8, kernels.TRUE, FALSE or IGNORED at each IoU threshold.
     """
 
-    truth: Truth
+    truth: GroundTruth
     image: Array
     labels: Array
     scores: Array
     status: Array
 
 
-def require_same(predictions: Predictions, dataset: Dataset) -> None:
+def check_compatible(predictions: Predictions, dataset: Dataset) -> None:
     """Nothing, if the predictions may be scored on `dataset`.
 
     Raises:
@@ -107,14 +107,16 @@ def require_same(predictions: Predictions, dataset: Dataset) -> None:
         )
 
 
-def match(predictions: Predictions, truth: Truth, *, ious: tuple[float, ...], most: int = 100) -> Matches:
+def match(
+    predictions: Predictions, truth: GroundTruth, *, ious: tuple[float, ...], max_detections: int = 100
+) -> Matches:
     """Predictions matched with annotations as COCO does it: by falling score, each to the free box it overlaps most.
 
     Args:
         predictions: of images in `truth`; images that they lack count as looked at and empty.
         truth: the annotations.
         ious: thresholds, rising; an IoU equal to one is enough.
-        most: boxes of a class that count in an image, those of the highest scores.
+        max_detections: boxes of a class that count in an image, those of the highest scores.
     """
     image = np.searchsorted(truth.image_ids, predictions.image_ids)[predictions.image_index]
     order = np.lexsort((-predictions.scores, image))
@@ -124,11 +126,11 @@ def match(predictions: Predictions, truth: Truth, *, ious: tuple[float, ...], mo
     status = np.empty((len(boxes), len(ious)), np.int8)
     images = (0, len(truth.image_ids))
     columns = truth.columns, truth.num_classes
-    kernels.match(boxes, labels, starts, counts, images, most, *columns, np.array(ious), status)
+    kernels.match(boxes, labels, starts, counts, images, max_detections, *columns, np.array(ious), status)
     return Matches(truth, image, labels, predictions.scores[order], status)
 
 
-def mean_ap(matches: Matches) -> Measure:
+def mean_ap(matches: Matches) -> ResampledMetric:
     """COCO's average precision, mean over the IoU thresholds and the classes that are annotated in the sample."""
     truth = matches.truth
     ranked = [
@@ -138,8 +140,8 @@ def mean_ap(matches: Matches) -> Measure:
         for t in range(matches.status.shape[1])
     ]
 
-    def measure(times: Array) -> Array:
-        per_class = np.mean([kernels.average_precision(*r, *truth.counted, times) for r in ranked], 0)  # (S, K)
+    def measure(image_counts: Array) -> Array:
+        per_class = np.mean([kernels.average_precision(*r, *truth.counted, image_counts) for r in ranked], 0)  # (S, K)
         annotated = per_class >= 0
         return np.where(annotated, per_class, 0).sum(1) / np.maximum(annotated.sum(1), 1)
 
@@ -165,21 +167,25 @@ def f_beta(matches: Matches, beta: float) -> Callable[[Array], Array]:
     annotated = np.bincount(matches.truth.counted[0], minlength=len(true))
     weight = beta * beta
 
-    def curve(times: Array) -> Array:
-        right, wrong, total = times @ true, times @ false, (times @ annotated)[:, None]  # (S, 100), (S, 100), (S, 1)
+    def curve(image_counts: Array) -> Array:
+        right, wrong, total = (
+            image_counts @ true,
+            image_counts @ false,
+            (image_counts @ annotated)[:, None],
+        )  # (S, 100), (S, 100), (S, 1)
         both = weight * total + right + wrong  # beta^2 (TP + FN) + TP + FP
         return (1 + weight) * right / np.maximum(both, 1)
 
     return curve
 
 
-def best_f2(matches: Matches) -> Measure:
+def best_f2(matches: Matches) -> ResampledMetric:
     """F2 at the score threshold that is best for the sample."""
     curve = f_beta(matches, 2.0)
-    return lambda times: curve(times).max(1)
+    return lambda image_counts: curve(image_counts).max(1)
 
 
-def best_wheat(matches: Matches) -> Measure:
+def best_wheat(matches: Matches) -> ResampledMetric:
     """Mean over images and IoUs of TP / (TP + FP + FN), at the score threshold that is best for the sample.
 
     An image with nothing annotated counts 1 where nothing is found and 0 else.
@@ -191,27 +197,27 @@ def best_wheat(matches: Matches) -> Measure:
         union = false + annotated  # TP + FP + FN
         per_iou.append(np.where(union > 0, true / np.maximum(union, 1), 1.0))
     of_image = np.mean(per_iou, 0)  # (I, 100)
-    return lambda times: ((times @ of_image) / np.maximum(times.sum(1), 1)[:, None]).max(1)
+    return lambda image_counts: ((image_counts @ of_image) / np.maximum(image_counts.sum(1), 1)[:, None]).max(1)
 
 
 @dataclass(frozen=True)
 class Metric:
     """How to measure: which matches it wants, and the function."""
 
-    of: Callable[[Matches], Measure]
+    prepare: Callable[[Matches], ResampledMetric]
     ious: tuple[float, ...]
-    most: int  # boxes of a class that count in an image
+    max_detections: int  # boxes of a class that count in an image
 
 
 METRICS: dict[str, Metric] = {
-    "ap": Metric(mean_ap, COCO_IOUS, most=100),
-    "ap50": Metric(mean_ap, (0.5,), most=100),
-    "f2": Metric(best_f2, (0.5,), most=NO_LIMIT),
-    "wheat": Metric(best_wheat, WHEAT_IOUS, most=NO_LIMIT),
+    "ap": Metric(mean_ap, COCO_IOUS, max_detections=100),
+    "ap50": Metric(mean_ap, (0.5,), max_detections=100),
+    "f2": Metric(best_f2, (0.5,), max_detections=NO_LIMIT),
+    "wheat": Metric(best_wheat, WHEAT_IOUS, max_detections=NO_LIMIT),
 }
 
 
-def metric_called(name: str) -> Metric:
+def get_metric(name: str) -> Metric:
     """The metric of this name. Raises InputError where there is none."""
     if name not in METRICS:
         raise unknown_name("metric", name, METRICS)
@@ -224,10 +230,12 @@ def measure(predictions: Predictions, dataset: Dataset, *, metric: str = "ap50")
     Raises:
         InputError: no such metric; nothing is annotated; the predictions are of other images or classes.
     """
-    chosen, truth = metric_called(metric), truth_of(dataset)
-    require_same(predictions, dataset)
+    chosen, truth = get_metric(metric), ground_truth(dataset)
+    check_compatible(predictions, dataset)
     every = np.ones((1, len(truth.image_ids)), np.int64)
-    return float(chosen.of(match(predictions, truth, ious=chosen.ious, most=chosen.most))(every)[0])
+    return float(
+        chosen.prepare(match(predictions, truth, ious=chosen.ious, max_detections=chosen.max_detections))(every)[0]
+    )
 
 
 @dataclass(frozen=True)
@@ -237,13 +245,13 @@ class Difference:
     Attributes:
         mean: of the differences.
         low, high: the middle 95 % of them.
-        above: share of the samples in which the first is better.
+        prob_better: share of the samples in which the first is better.
     """
 
     mean: float
     low: float
     high: float
-    above: float
+    prob_better: float
 
 
 def bootstrap_difference(
@@ -254,19 +262,23 @@ def bootstrap_difference(
     Raises:
         InputError: as for `measure`; fewer than one sample.
     """
-    chosen, truth = metric_called(metric), truth_of(dataset)
+    chosen, truth = get_metric(metric), ground_truth(dataset)
     for predictions in (a, b):
-        require_same(predictions, dataset)
-    first, second = (chosen.of(match(p, truth, ious=chosen.ious, most=chosen.most)) for p in (a, b))
+        check_compatible(predictions, dataset)
+    first, second = (
+        chosen.prepare(match(p, truth, ious=chosen.ious, max_detections=chosen.max_detections)) for p in (a, b)
+    )
     return difference(first, second, num_images=len(truth.image_ids), samples=samples, seed=seed)
 
 
-def difference(first: Measure, second: Measure, *, num_images: int, samples: int = 1000, seed: int = 0) -> Difference:
+def difference(
+    first: ResampledMetric, second: ResampledMetric, *, num_images: int, samples: int = 1000, seed: int = 0
+) -> Difference:
     """The same from two Measures of the same images."""
     if samples < 1:
         raise InputError(f"samples is {samples}, and must be 1 or more; 1000 is usual.")
     rng = np.random.default_rng(seed)
-    times = rng.multinomial(num_images, np.full(num_images, 1 / num_images), size=samples)  # (S, I)
-    gain = first(times) - second(times)
+    image_counts = rng.multinomial(num_images, np.full(num_images, 1 / num_images), size=samples)  # (S, I)
+    gain = first(image_counts) - second(image_counts)
     low, high = np.quantile(gain, (0.025, 0.975))
     return Difference(float(gain.mean()), float(low), float(high), float((gain > 0).mean()))

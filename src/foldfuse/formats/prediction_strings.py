@@ -166,7 +166,7 @@ def write_strings(predictions: Predictions, path: Path, dataset: Dataset, *, lay
             f"{path}: {layout.name} has no labels, and {dataset.source} has {len(dataset.classes)} classes, expected one; "
             f"choose a layout with labels, such as label_{layout.name}."
         )
-    predictions = predictions.of_images(dataset.image_ids)
+    predictions = predictions.select_images(dataset.image_ids)
     sides = sides_of(predictions.image_ids[predictions.image_index], dataset)
     words = layout.words(predictions.boxes, predictions.scores, predictions.labels, sides).tolist()
     header = HEADER if layout == CONTEST else OTHER_HEADER

@@ -37,7 +37,7 @@ def write_submission(
         raise unknown_name("submission format", format, WRITERS)
     if max_boxes is not None and max_boxes < 1:
         raise InputError(f"max_boxes is {max_boxes}, and must be 1 or more.")
-    ready = _cut(predictions.of_images(dataset.image_ids), dataset)
+    ready = _cut(predictions.select_images(dataset.image_ids), dataset)
     if max_boxes is not None:
         ready = _best(ready, max_boxes)
     with atomic(path) as temporary:
@@ -83,7 +83,7 @@ def _cut(predictions: Predictions, dataset: Dataset) -> Predictions:
     """Boxes cut to their pictures, without those that have no size in the digits of a submission."""
     sides = np.array([[s.width, s.height] for s in dataset.samples], np.float32)[predictions.image_index]
     cut = replace(predictions, boxes=np.clip(predictions.boxes, 0, np.tile(sides, 2)))
-    return cut.where(np.min(cut.boxes[:, 2:] - cut.boxes[:, :2], axis=1) >= 2 * STEP_PX)
+    return cut.filter(np.min(cut.boxes[:, 2:] - cut.boxes[:, :2], axis=1) >= 2 * STEP_PX)
 
 
 def _best(predictions: Predictions, num: int) -> Predictions:
@@ -91,4 +91,4 @@ def _best(predictions: Predictions, num: int) -> Predictions:
     order = np.lexsort((-predictions.scores, predictions.image_index))  # grouped by picture, best first
     rank = np.empty(len(order), np.int64)
     rank[order] = np.arange(len(order)) - predictions.offsets[predictions.image_index[order]]
-    return predictions.where(rank < num)
+    return predictions.filter(rank < num)

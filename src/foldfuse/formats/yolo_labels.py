@@ -64,7 +64,7 @@ def write_yolo(predictions: Predictions, path: Path, dataset: Dataset) -> None:
     Raises:
         InputError: a picture of `dataset` was not predicted, two have the same name, or `path` is not new or empty.
     """
-    predictions = predictions.of_images(dataset.image_ids)
+    predictions = predictions.select_images(dataset.image_ids)
     names = _file_names(dataset, path)
     sides = sides_of(predictions.image_ids[predictions.image_index], dataset)
     words = WORDS.words(predictions.boxes, predictions.scores, predictions.labels, sides)

@@ -3,13 +3,13 @@
 Few clusters are scanned, several at a time by the processor's vectors. Many are kept in a hash of cells as well: by
 octave of area, and within an octave by position in cells about as wide as such boxes. A box that has an IoU above t
 with another is t..1/t times its area and has its centre nearby, so that a handful of cells hold all that can match,
-however crowded the picture is.
+however crowded the image is.
 Both searches are exact and give the same cluster: of the greatest IoU, and among equals the one founded first.
 
 Three arrays hold n clusters (three, not a tuple of them: numba counts references whenever it takes a tuple apart):
-    sides: (6, n) float64, rows x1, y1, x2, y2, area, and the scan's own notes.
+    cluster_boxes: (6, n) float64, rows x1, y1, x2, y2, area, and the scan's own notes.
     heads: (cells,) int32, the first cluster in the list of each cell, -1 where there is none.
-    links: (3, n) int32, of each cluster the one before it and the one after it in its list (-1: none), and its cell.
+    chain: (3, n) int32, of each cluster the one before it and the one after it in its list (-1: none), and its cell.
 """
 
 # mypy: allow-untyped-defs
@@ -22,7 +22,7 @@ from numba import njit
 
 SLACK = 1e-9  # how much the quick tests let through beyond what can match; the exact one follows
 ROUNDING = 1e-13  # of a centre, relative to its coordinate
-CROWD = 640  # classes of more boxes than this use the cells
+GRID_MIN_BOXES = 640  # classes of more boxes than this use the cells
 OCTAVES = 64  # areas from 2^-OCTAVES to 2^OCTAVES have a size of cell of their own
 CELLS_PER_SIDE = np.array([2.0 ** (-octave / 2) for octave in range(-OCTAVES, OCTAVES + 1)])  # 1 / side of a cell
 X1, Y1, X2, Y2, AREA, NOTE = range(6)
@@ -34,82 +34,88 @@ compiled = njit(cache=True, nogil=True, error_model="numpy", fastmath={"nnan", "
 
 @compiled
 def make_clusters(size):
-    """sides, heads, links with room for `size` clusters, all unused."""
+    """cluster_boxes, heads, chain with room for `size` clusters, all unused."""
     cells = 1
-    while cells < size and size > CROWD:
+    while cells < size and size > GRID_MIN_BOXES:
         cells *= 2
     return np.empty((6, size)), np.full(cells, -1, np.int32), np.empty((3, size), np.int32)
 
 
 @compiled
-def place(sides, heads, links, k, box, crowded, new):
+def place(cluster_boxes, heads, chain, k, box, use_grid, new):
     """Put cluster `k` where `box`, four floats, is; `new` if it was nowhere before."""
     area = (box[2] - box[0]) * (box[3] - box[1])
-    sides[X1, k], sides[Y1, k], sides[X2, k], sides[Y2, k], sides[AREA, k] = box[0], box[1], box[2], box[3], area
-    if not crowded:
+    cluster_boxes[X1, k], cluster_boxes[Y1, k], cluster_boxes[X2, k], cluster_boxes[Y2, k], cluster_boxes[AREA, k] = (
+        box[0],
+        box[1],
+        box[2],
+        box[3],
+        area,
+    )
+    if not use_grid:
         return
     octave = _octave(area)
     per_side = CELLS_PER_SIDE[octave + OCTAVES]
     column, row = math.floor((box[0] + box[2]) / 2 * per_side), math.floor((box[1] + box[3]) / 2 * per_side)
     cell = _cell(octave, column, row, len(heads))
     if not new:
-        if cell == links[CELL, k]:
+        if cell == chain[CELL, k]:
             return
-        before, after = links[BEFORE, k], links[AFTER, k]
+        before, after = chain[BEFORE, k], chain[AFTER, k]
         if before >= 0:
-            links[AFTER, before] = after
+            chain[AFTER, before] = after
         else:
-            heads[links[CELL, k]] = after
+            heads[chain[CELL, k]] = after
         if after >= 0:
-            links[BEFORE, after] = before
+            chain[BEFORE, after] = before
     if heads[cell] >= 0:
-        links[BEFORE, heads[cell]] = k
-    links[BEFORE, k], links[AFTER, k], links[CELL, k] = -1, heads[cell], cell
+        chain[BEFORE, heads[cell]] = k
+    chain[BEFORE, k], chain[AFTER, k], chain[CELL, k] = -1, heads[cell], cell
     heads[cell] = k
 
 
 @compiled
-def clear(heads, links, count, crowded):
+def clear(heads, chain, count, use_grid):
     """Take the first `count` clusters out of their cells."""
-    if crowded:
+    if use_grid:
         for k in range(count):
-            heads[links[CELL, k]] = -1
+            heads[chain[CELL, k]] = -1
 
 
 @compiled
-def overlap(sides, k, box, area):
+def overlap(cluster_boxes, k, box, area):
     """IoU of cluster `k` with `box`, of this area."""
-    wide = max(min(sides[X2, k], box[2]) - max(sides[X1, k], box[0]), 0.0)
-    high = max(min(sides[Y2, k], box[3]) - max(sides[Y1, k], box[1]), 0.0)
-    return wide * high / (sides[AREA, k] + area - wide * high)
+    wide = max(min(cluster_boxes[X2, k], box[2]) - max(cluster_boxes[X1, k], box[0]), 0.0)
+    high = max(min(cluster_boxes[Y2, k], box[3]) - max(cluster_boxes[Y1, k], box[1]), 0.0)
+    return wide * high / (cluster_boxes[AREA, k] + area - wide * high)
 
 
 @compiled
-def nearest(sides, heads, links, count, box, iou, crowded):
+def nearest(cluster_boxes, heads, chain, count, box, iou, use_grid):
     """The first of the clusters of greatest IoU with `box`, if that is above `iou`; else -1. Also that IoU."""
     wide, high = box[2] - box[0], box[3] - box[1]
-    if crowded and iou > 0.1 and max(wide, high) < 16 * min(wide, high):  # else there are many cells to look into
-        return _search(sides, heads, links, box, iou)
-    return _scan(sides, count, box, iou)
+    if use_grid and iou > 0.1 and max(wide, high) < 16 * min(wide, high):  # else there are many cells to look into
+        return _search(cluster_boxes, heads, chain, box, iou)
+    return _scan(cluster_boxes, count, box, iou)
 
 
 @compiled
-def _scan(sides, count, box, iou):
+def _scan(cluster_boxes, count, box, iou):
     """`nearest`, by looking at all."""
     area = (box[2] - box[0]) * (box[3] - box[1])
     # inter / union > iou exactly where inter / (sum of both areas) > iou / (1 + iou)
     share = (1 - SLACK) * iou / (1 + iou) if iou > 0 else 0.0
     hits = 0
     for k in range(count):  # nothing here but what the compiler can do with vectors
-        wide = max(min(sides[X2, k], box[2]) - max(sides[X1, k], box[0]), 0.0)
-        high = max(min(sides[Y2, k], box[3]) - max(sides[Y1, k], box[1]), 0.0)
-        sides[NOTE, k] = wide * high - share * (sides[AREA, k] + area)
-        hits += sides[NOTE, k] >= 0
+        wide = max(min(cluster_boxes[X2, k], box[2]) - max(cluster_boxes[X1, k], box[0]), 0.0)
+        high = max(min(cluster_boxes[Y2, k], box[3]) - max(cluster_boxes[Y1, k], box[1]), 0.0)
+        cluster_boxes[NOTE, k] = wide * high - share * (cluster_boxes[AREA, k] + area)
+        hits += cluster_boxes[NOTE, k] >= 0
     best, best_iou, k = -1, iou, 0
     while hits > 0:
-        if sides[NOTE, k] >= 0:
+        if cluster_boxes[NOTE, k] >= 0:
             hits -= 1
-            found = overlap(sides, k, box, area)
+            found = overlap(cluster_boxes, k, box, area)
             if found > best_iou:
                 best, best_iou = k, found
         k += 1
@@ -117,7 +123,7 @@ def _scan(sides, count, box, iou):
 
 
 @compiled
-def _search(sides, heads, links, box, iou):
+def _search(cluster_boxes, heads, chain, box, iou):
     """`nearest`, by looking into the cells where a match can be; `iou` must be above 0.
 
     Let the widths be w and v, and i that of the intersection. IoU > t needs i > t max(w, v), and the centres are at
@@ -137,10 +143,10 @@ def _search(sides, heads, links, box, iou):
             for column in range(left, right + 1):
                 k = heads[_cell(octave, column, row, len(heads))]
                 while k >= 0:
-                    found = overlap(sides, k, box, area)
+                    found = overlap(cluster_boxes, k, box, area)
                     if found > best_iou or (found == best_iou and k < best):
                         best, best_iou = k, found
-                    k = links[AFTER, k]
+                    k = chain[AFTER, k]
     return best, best_iou
 
 

@@ -15,7 +15,7 @@ from numba import njit
 
 from foldfuse.fusion.clusters import (
     AREA,
-    CROWD,
+    GRID_MIN_BOXES,
     X1,
     X2,
     Y1,
@@ -92,7 +92,7 @@ def weighted_boxes(boxes, scores, member_of, starts, weights, total, iou, conf_t
     size = 0
     for g in range(len(starts) - 1):
         size = max(size, starts[g + 1] - starts[g])
-    sides, heads, links = make_clusters(size)
+    cluster_boxes, heads, chain = make_clusters(size)
     sums, lengths, present = (
         np.empty((size, 4), np.float32),
         np.empty(size, np.int64),
@@ -104,15 +104,15 @@ def weighted_boxes(boxes, scores, member_of, starts, weights, total, iou, conf_t
     results = 0
 
     for g in range(len(starts) - 1):
-        made, crowded = 0, starts[g + 1] - starts[g] > CROWD
+        made, use_grid = 0, starts[g + 1] - starts[g] > GRID_MIN_BOXES
         for row in range(starts[g], starts[g + 1]):
             box, score = (boxes[row, 0], boxes[row, 1], boxes[row, 2], boxes[row, 3]), scores[row]
-            k, _ = nearest(sides, heads, links, made, box, iou, crowded)
+            k, _ = nearest(cluster_boxes, heads, chain, made, box, iou, use_grid)
             joins = k >= 0
             if not joins:
                 k = made
                 made += 1
-                place(sides, heads, links, k, box, crowded, True)
+                place(cluster_boxes, heads, chain, k, box, use_grid, True)
                 sums[k], lengths[k], score_sums[k], weight_sums[k], present[k] = 0, 0, 0, 0, False
                 out_scores[results + k] = score
             lengths[k] += 1
@@ -125,12 +125,12 @@ def weighted_boxes(boxes, scores, member_of, starts, weights, total, iou, conf_t
                 for c in range(4):
                     mean[c] = sums[k, c] / score_sums[k]
                 place(
-                    sides,
+                    cluster_boxes,
                     heads,
-                    links,
+                    chain,
                     k,
                     (np.float64(mean[0]), np.float64(mean[1]), np.float64(mean[2]), np.float64(mean[3])),
-                    crowded,
+                    use_grid,
                     False,
                 )
 
@@ -159,11 +159,11 @@ def weighted_boxes(boxes, scores, member_of, starts, weights, total, iou, conf_t
                 score = score * length / total
             else:
                 score = score * min(members, length) / total
-            out_boxes[results, 0], out_boxes[results, 1] = sides[X1, k], sides[Y1, k]
-            out_boxes[results, 2], out_boxes[results, 3] = sides[X2, k], sides[Y2, k]
+            out_boxes[results, 0], out_boxes[results, 1] = cluster_boxes[X1, k], cluster_boxes[Y1, k]
+            out_boxes[results, 2], out_boxes[results, 3] = cluster_boxes[X2, k], cluster_boxes[Y2, k]
             out_scores[results], out_groups[results] = score, g
             results += 1
-        clear(heads, links, made, crowded)
+        clear(heads, chain, made, use_grid)
     return out_boxes[:results], out_scores[:results], out_groups[:results]
 
 
@@ -173,31 +173,31 @@ def non_maximum_weighted(boxes, scores, starts, iou):
     n, size = len(boxes), 0
     for g in range(len(starts) - 1):
         size = max(size, starts[g + 1] - starts[g])
-    sides, heads, links = make_clusters(size)
+    cluster_boxes, heads, chain = make_clusters(size)
     sums, votes = np.empty((size, 4), np.float32), np.empty(size)
     out_boxes, out_scores, out_groups = np.empty((n, 4), np.float32), np.empty(n, np.float32), np.empty(n, np.int64)
     results = 0
     for g in range(len(starts) - 1):
-        made, crowded = 0, starts[g + 1] - starts[g] > CROWD
+        made, use_grid = 0, starts[g + 1] - starts[g] > GRID_MIN_BOXES
         for row in range(starts[g], starts[g + 1]):
             box = boxes[row, 0], boxes[row, 1], boxes[row, 2], boxes[row, 3]
-            k, share = nearest(sides, heads, links, made, box, iou, crowded)
+            k, share = nearest(cluster_boxes, heads, chain, made, box, iou, use_grid)
             if k < 0:
                 k = made
                 made += 1
-                place(sides, heads, links, k, box, crowded, True)
+                place(cluster_boxes, heads, chain, k, box, use_grid, True)
                 sums[k], votes[k], out_scores[results + k] = 0, 0, scores[row]
-                share = overlap(sides, k, box, sides[AREA, k])  # with itself: 1, but for rounding
+                share = overlap(cluster_boxes, k, box, cluster_boxes[AREA, k])  # with itself: 1, but for rounding
             vote = scores[row] * share
             votes[k] += vote
             for c in range(4):
                 sums[k, c] = np.float64(sums[k, c]) + vote * box[c]
         for k in range(made):
-            box = sides[X1, k], sides[Y1, k], sides[X2, k], sides[Y2, k]
+            box = cluster_boxes[X1, k], cluster_boxes[Y1, k], cluster_boxes[X2, k], cluster_boxes[Y2, k]
             for c in range(4):
                 out_boxes[results + k, c] = sums[k, c] / votes[k] if votes[k] != 0 else box[c]
             out_groups[results + k] = g
-        clear(heads, links, made, crowded)
+        clear(heads, chain, made, use_grid)
         results += made
     return out_boxes[:results], out_scores[:results], out_groups[:results]
 

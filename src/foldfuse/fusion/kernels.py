@@ -14,7 +14,7 @@ import math
 import numpy as np
 from numba import njit
 
-from foldfuse.fusion.clusters import CROWD, X1, X2, Y1, Y2, clear, compiled, make_clusters, nearest, place
+from foldfuse.fusion.clusters import GRID_MIN_BOXES, X1, X2, Y1, Y2, clear, compiled, make_clusters, nearest, place
 
 WBF, NMS, NMW = 0, 1, 2
 LINEAR, GAUSSIAN = 0, 1
@@ -92,7 +92,7 @@ def _falling(scores, boxes, labels, count, num_classes, order, spare, starts):
 
 
 @compiled
-def _gather(boxes, scores, labels, begin, end, image, weights, skip, near, member_of):
+def _gather(boxes, scores, labels, begin, end, image, weights, score_threshold, near, member_of):
     """Copy the rows of one image that carry a vote to `near`, with weighted scores; the number of them."""
     near_boxes, near_scores, near_labels = near
     count = 0
@@ -100,7 +100,7 @@ def _gather(boxes, scores, labels, begin, end, image, weights, skip, near, membe
         for row in range(begin[member, image], end[member, image]):
             score = np.float32(scores[row] * weights[member])
             flat = boxes[row, 2] <= boxes[row, 0] or boxes[row, 3] <= boxes[row, 1]
-            if scores[row] < skip or score <= 0 or flat:
+            if scores[row] < score_threshold or score <= 0 or flat:
                 continue
             for c in range(4):
                 near_boxes[count, c] = boxes[row, c]
@@ -112,11 +112,13 @@ def _gather(boxes, scores, labels, begin, end, image, weights, skip, near, membe
 
 
 @compiled
-def greedy(kind, boxes, scores, labels, begin, end, images, weights, total, skip, iou, num_classes, out, found):
+def greedy(
+    method, boxes, scores, labels, begin, end, images, weights, total, score_threshold, iou, num_classes, out, found
+):
     """Fuse the images images[0]..images[1] - 1 by WBF, NMS or NMW.
 
     Args:
-        kind: WBF, NMS or NMW.
+        method: WBF, NMS or NMW.
         boxes, scores, labels: (N, 4), (N,), (N,) rows of all members.
         begin, end: (M, I) the rows of each member on each image.
         images: the first image, and the one after the last.
@@ -135,7 +137,7 @@ def greedy(kind, boxes, scores, labels, begin, end, images, weights, total, skip
     near = np.empty((size, 4), np.float32), np.empty(size, np.float32), np.empty(size, np.int64)
     member_of = np.empty(size, np.int64)
     order, spare, starts = np.empty(size, np.int32), np.empty(size, np.int32), np.empty(num_classes + 1, np.int64)
-    sides, heads, links = make_clusters(size)
+    cluster_boxes, heads, chain = make_clusters(size)
     sums, votes, voted = np.empty((size, 4)), np.empty(size), np.empty((size, members // 64 + 1), np.uint64)
     founder = np.empty(size, np.int64)
     fused_boxes, fused_scores = np.empty((size, 4), np.float32), np.empty(size, np.float32)
@@ -143,12 +145,12 @@ def greedy(kind, boxes, scores, labels, begin, end, images, weights, total, skip
     one_label = np.zeros(size, np.int64)
 
     for image in range(images[0], images[1]):
-        count = _gather(boxes, scores, labels, begin, end, image, weights, skip, near, member_of)
+        count = _gather(boxes, scores, labels, begin, end, image, weights, score_threshold, near, member_of)
         near_boxes, near_scores, near_labels = near
         _falling(near_scores, near_boxes, near_labels, count, num_classes, order, spare, starts)
         results = 0
         for label in range(num_classes):
-            crowded = starts[label + 1] - starts[label] > CROWD
+            use_grid = starts[label + 1] - starts[label] > GRID_MIN_BOXES
             made, last, match, match_iou = 0, -1, -1, 0.0
             for i in range(starts[label], starts[label + 1]):
                 row = order[i]
@@ -164,35 +166,35 @@ def greedy(kind, boxes, scores, labels, begin, end, images, weights, total, skip
                     same = same and near_boxes[row, c] == near_boxes[last, c]
                 last = row
                 if not same:
-                    match, match_iou = nearest(sides, heads, links, made, box, iou, crowded)
+                    match, match_iou = nearest(cluster_boxes, heads, chain, made, box, iou, use_grid)
                 if match < 0:
                     match, match_iou = made, 1.0
-                    place(sides, heads, links, match, box, crowded, True)
+                    place(cluster_boxes, heads, chain, match, box, use_grid, True)
                     sums[match], votes[match], voted[match], founder[match] = 0, 0, 0, row
                     made += 1
                 word, bit = member_of[row] // 64, np.uint64(1) << np.uint64(member_of[row] % 64)
-                if kind == NMS or voted[match, word] & bit:
+                if method == NMS or voted[match, word] & bit:
                     continue
                 voted[match, word] |= bit
-                vote = near_scores[row] * match_iou if kind == NMW else np.float64(near_scores[row])
+                vote = near_scores[row] * match_iou if method == NMW else np.float64(near_scores[row])
                 votes[match] += vote
                 for c in range(4):
                     sums[match, c] += vote * box[c]
-                if kind == WBF and row != founder[match]:
+                if method == WBF and row != founder[match]:
                     total_votes, mean = votes[match], sums[match]
                     box = mean[0] / total_votes, mean[1] / total_votes, mean[2] / total_votes, mean[3] / total_votes
-                    place(sides, heads, links, match, box, crowded, False)
+                    place(cluster_boxes, heads, chain, match, box, use_grid, False)
 
             for k in range(made):
-                fused_boxes[results, 0], fused_boxes[results, 1] = sides[X1, k], sides[Y1, k]
-                fused_boxes[results, 2], fused_boxes[results, 3] = sides[X2, k], sides[Y2, k]
-                if kind == NMW:
+                fused_boxes[results, 0], fused_boxes[results, 1] = cluster_boxes[X1, k], cluster_boxes[Y1, k]
+                fused_boxes[results, 2], fused_boxes[results, 3] = cluster_boxes[X2, k], cluster_boxes[Y2, k]
+                if method == NMW:
                     for c in range(4):
                         fused_boxes[results, c] = sums[k, c] / votes[k]
-                fused_scores[results] = min(votes[k] / total, 1.0) if kind == WBF else near_scores[founder[k]]
+                fused_scores[results] = min(votes[k] / total, 1.0) if method == WBF else near_scores[founder[k]]
                 fused_labels[results] = label
                 results += 1
-            clear(heads, links, made, crowded)
+            clear(heads, chain, made, use_grid)
 
         _write(fused_boxes, fused_scores, fused_labels, results, one_label, order, spare, out, offset)
         found[image] = results
@@ -213,15 +215,29 @@ def _write(boxes, scores, labels, count, one_label, order, spare, out, offset):
 
 @compiled
 def soften(
-    method, sigma, floor, boxes, scores, labels, begin, end, images, weights, skip, iou, num_classes, out, found
+    decay,
+    sigma,
+    min_score,
+    boxes,
+    scores,
+    labels,
+    begin,
+    end,
+    images,
+    weights,
+    score_threshold,
+    iou,
+    num_classes,
+    out,
+    found,
 ):
     """Soft-NMS of the images images[0]..images[1] - 1.
 
     Args:
-        method: LINEAR or GAUSSIAN.
+        decay: LINEAR or GAUSSIAN.
         sigma: of the Gaussian.
-        floor: boxes whose score falls to this or below are dropped.
-        boxes, scores, labels, begin, end, images, weights, skip, iou, num_classes, out, found: as for `greedy`.
+        min_score: boxes whose score falls to this or below are dropped.
+        boxes, scores, labels, begin, end, images, weights, score_threshold, iou, num_classes, out, found: as for `greedy`.
     """
     rows_of = (end - begin).sum(0)
     offset, size = rows_of[: images[0]].sum(), 0
@@ -236,10 +252,10 @@ def soften(
     fused_boxes, fused_scores = np.empty((size, 4), np.float32), np.empty(size, np.float32)
     fused_labels = np.empty(size, np.int64)
     one_label = np.zeros(size, np.int64)
-    meets = 0.0 if method == GAUSSIAN else iou
+    meets = 0.0 if decay == GAUSSIAN else iou
 
     for image in range(images[0], images[1]):
-        count = _gather(boxes, scores, labels, begin, end, image, weights, skip, near, member_of)
+        count = _gather(boxes, scores, labels, begin, end, image, weights, score_threshold, near, member_of)
         near_boxes, near_scores, near_labels = near
         _falling(near_scores, near_boxes, near_labels, count, num_classes, order, spare, starts)
         results = 0
@@ -254,7 +270,7 @@ def soften(
             taken = 0  # boxes among the n that are done with, and lie nowhere
             while n > taken:
                 most = _greatest(left, n)
-                if most <= floor:
+                if most <= min_score:
                     break
                 best = 0
                 while left[best] != most:  # the first, since the order decides between equal scores
@@ -267,14 +283,14 @@ def soften(
                 left[best], x1[best], x2[best] = -1.0, NOWHERE, -NOWHERE
                 taken += 1
                 if 4 * taken > n:
-                    n, taken = _close_up(columns, n, floor), 0
+                    n, taken = _close_up(columns, n, min_score), 0
                 for i in range(n):
                     wide = max(min(x2[i], box[2]) - max(x1[i], box[0]), 0.0)
                     high = max(min(y2[i], box[3]) - max(y1[i], box[1]), 0.0)
                     shared[i] = wide * high / (area[i] + box_area - wide * high)
                 for i in range(n):
                     if shared[i] > meets:
-                        left[i] *= math.exp(-shared[i] * shared[i] / sigma) if method == GAUSSIAN else 1 - shared[i]
+                        left[i] *= math.exp(-shared[i] * shared[i] / sigma) if decay == GAUSSIAN else 1 - shared[i]
 
         _write(fused_boxes, fused_scores, fused_labels, results, one_label, order, spare, out, offset)
         found[image] = results
@@ -294,11 +310,11 @@ def _greatest(values, count):
 
 
 @compiled
-def _close_up(columns, count, floor):
-    """Move the boxes whose score, in the last column, is above `floor` to the front, in order; the number of them."""
+def _close_up(columns, count, min_score):
+    """Move the boxes whose score, in the last column, is above `min_score` to the front, in order; the number of them."""
     kept = 0
     for i in range(count):
-        if columns[5, i] > floor:
+        if columns[5, i] > min_score:
             for c in range(6):
                 columns[c, kept] = columns[c, i]
             kept += 1

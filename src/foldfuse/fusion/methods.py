@@ -24,14 +24,14 @@ from foldfuse.detections import Array, Predictions
 from foldfuse.errors import InputError, unknown_name
 from foldfuse.fusion import kernels
 
-Kind = Literal["wbf", "nms", "soft_nms", "nmw"]
+Method = Literal["wbf", "nms", "soft_nms", "nmw"]
 
 
 def wbf(
     members: Sequence[Predictions],
     *,
     iou: float = 0.55,
-    skip: float = 0.0,
+    score_threshold: float = 0.0,
     weights: Sequence[float] | None = None,
     threads: int | None = None,
 ) -> Predictions:
@@ -42,7 +42,7 @@ def wbf(
     Args:
         members: predictions of the same images, with the same classes.
         iou: boxes join a cluster where their IoU with its present mean is above this.
-        skip: boxes with a score below this are left out.
+        score_threshold: boxes with a score below this are left out.
         weights: how much each member counts, relative to the others; all alike by default.
         threads: images are shared among so many; None for one a core.
 
@@ -52,14 +52,14 @@ def wbf(
     Raises:
         InputError: members differ in images or classes, or hold a broken box; an option is out of its range.
     """
-    return _greedy(kernels.WBF, members, iou, skip, weights, threads)
+    return _greedy(kernels.WBF, members, iou, score_threshold, weights, threads)
 
 
 def nms(
     members: Sequence[Predictions],
     *,
     iou: float = 0.55,
-    skip: float = 0.0,
+    score_threshold: float = 0.0,
     weights: Sequence[float] | None = None,
     threads: int | None = None,
 ) -> Predictions:
@@ -68,14 +68,14 @@ def nms(
     With weights, scores are multiplied by the member's weight as a share of the greatest.
     Args, Returns, Raises: as for `wbf`.
     """
-    return _greedy(kernels.NMS, members, iou, skip, weights, threads)
+    return _greedy(kernels.NMS, members, iou, score_threshold, weights, threads)
 
 
 def nmw(
     members: Sequence[Predictions],
     *,
     iou: float = 0.55,
-    skip: float = 0.0,
+    score_threshold: float = 0.0,
     weights: Sequence[float] | None = None,
     threads: int | None = None,
 ) -> Predictions:
@@ -84,70 +84,72 @@ def nmw(
     The score stays that of the kept box, with weights as in `nms`. A member's best box in a cluster has its one vote.
     Args, Returns, Raises: as for `wbf`.
     """
-    return _greedy(kernels.NMW, members, iou, skip, weights, threads)
+    return _greedy(kernels.NMW, members, iou, score_threshold, weights, threads)
 
 
 def soft_nms(
     members: Sequence[Predictions],
     *,
     iou: float = 0.55,
-    skip: float = 0.0,
+    score_threshold: float = 0.0,
     weights: Sequence[float] | None = None,
-    method: Literal["linear", "gaussian"] = "gaussian",
+    decay: Literal["linear", "gaussian"] = "gaussian",
     sigma: float = 0.5,
-    floor: float = 0.001,
+    min_score: float = 0.001,
     threads: int | None = None,
 ) -> Predictions:
     """Soft-NMS: boxes are not removed but lose score, the more the further they overlap a box of a higher score.
 
     Args:
-        members, iou, skip, weights, threads: as for `wbf`; `iou` is used by the linear method alone.
-        method: the score is multiplied by 1 - IoU where that is above `iou`, or by exp(-IoU^2 / sigma).
+        members, iou, score_threshold, weights, threads: as for `wbf`; `iou` is used by the linear decay alone.
+        decay: the score is multiplied by 1 - IoU where that is above `iou`, or by exp(-IoU^2 / sigma).
         sigma: width of the Gaussian.
-        floor: boxes whose score falls to this or below are left out.
+        min_score: boxes whose score falls to this or below are left out.
 
     Returns, Raises: as for `wbf`.
     """
-    if method not in ("linear", "gaussian"):
-        raise unknown_name("Soft-NMS method", method, ("linear", "gaussian"))
+    if decay not in ("linear", "gaussian"):
+        raise unknown_name("Soft-NMS decay", decay, ("linear", "gaussian"))
     if not sigma > 0:
         raise InputError(f"sigma is {sigma}, and must be above 0; 0.5 is usual.")
-    if not 0 <= floor < 1:
-        raise InputError(f"floor is {floor}, and must be in [0, 1); 0.001 is usual.")
-    code = kernels.LINEAR if method == "linear" else kernels.GAUSSIAN
+    if not 0 <= min_score < 1:
+        raise InputError(f"min_score is {min_score}, and must be in [0, 1); 0.001 is usual.")
+    code = kernels.LINEAR if decay == "linear" else kernels.GAUSSIAN
 
     def work(
         rows: tuple[Array, ...], images: tuple[int, int], shares: Array, out: Any, found: Array, classes: int
     ) -> None:
-        kernels.soften(code, sigma, floor, *rows, images, shares, np.float32(skip), iou, classes, out, found)
+        kernels.soften(
+            code, sigma, min_score, *rows, images, shares, np.float32(score_threshold), iou, classes, out, found
+        )
 
-    return _over_images(work, members, iou, skip, weights, threads)
+    return _over_images(work, members, iou, score_threshold, weights, threads)
 
 
 def fuse(
     members: Sequence[Predictions],
     *,
-    kind: Kind = "wbf",
+    method: Method = "wbf",
     iou: float = 0.55,
-    skip: float = 0.0,
+    score_threshold: float = 0.0,
     weights: Sequence[float] | None = None,
     threads: int | None = None,
 ) -> Predictions:
-    """The members as one, by the method called `kind`; its further options have their defaults.
+    """The members as one, by the method called `method`; its further options have their defaults.
 
     Args, Returns, Raises: as for `wbf`.
     """
-    kinds: dict[str, Callable[..., Predictions]] = {"wbf": wbf, "nms": nms, "soft_nms": soft_nms, "nmw": nmw}
-    if kind not in kinds:
-        raise unknown_name("kind of fusion", kind, kinds)
-    return kinds[kind](members, iou=iou, skip=skip, weights=weights, threads=threads)
+    methods: dict[str, Callable[..., Predictions]] = {"wbf": wbf, "nms": nms, "soft_nms": soft_nms, "nmw": nmw}
+    if method not in methods:
+        raise unknown_name("method of fusion", method, methods)
+    return methods[method](members, iou=iou, score_threshold=score_threshold, weights=weights, threads=threads)
 
 
 def _greedy(
-    kind: int,
+    method: int,
     members: Sequence[Predictions],
     iou: float,
-    skip: float,
+    score_threshold: float,
     weights: Sequence[float] | None,
     threads: int | None,
 ) -> Predictions:
@@ -155,24 +157,24 @@ def _greedy(
         rows: tuple[Array, ...], images: tuple[int, int], shares: Array, out: Any, found: Array, classes: int
     ) -> None:
         total = math.fsum(shares)
-        kernels.greedy(kind, *rows, images, shares, total, np.float32(skip), iou, classes, out, found)
+        kernels.greedy(method, *rows, images, shares, total, np.float32(score_threshold), iou, classes, out, found)
 
-    return _over_images(work, members, iou, skip, weights, threads)
+    return _over_images(work, members, iou, score_threshold, weights, threads)
 
 
 def _over_images(
     work: Callable[..., None],
     members: Sequence[Predictions],
     iou: float,
-    skip: float,
+    score_threshold: float,
     weights: Sequence[float] | None,
     threads: int | None,
 ) -> Predictions:
     """Check everything, lay the members' rows end to end, call `work` on shares of the images, gather what it found."""
     if not 0 <= iou < 1:
         raise InputError(f"iou is {iou}, and must be in [0, 1); 0.55 is usual.")
-    if not 0 <= skip <= 1:
-        raise InputError(f"skip is {skip}, and must be in [0, 1]: it is compared with scores.")
+    if not 0 <= score_threshold <= 1:
+        raise InputError(f"score_threshold is {score_threshold}, and must be in [0, 1]: it is compared with scores.")
     if threads is not None and threads < 1:
         raise InputError(f"threads is {threads}, and must be 1 or more; None takes one a core.")
     shares = _shares(weights, len(members))

@@ -11,7 +11,7 @@ from torch import Tensor
 from foldfuse.data.crops import Crops
 from foldfuse.detections import Array
 from foldfuse.errors import InputError
-from foldfuse.inference.crop_features import Look, features, mirrored
+from foldfuse.inference.crop_features import CropEncoder, features, mirrored
 from foldfuse.models import make_classifier
 from foldfuse.models.classifiers import ClassifierWithLoss
 from foldfuse.recipes import ClassifierRecipe
@@ -43,7 +43,7 @@ def _learner(recipe: ClassifierRecipe, num_classes: int, *, pretrained: bool) ->
     return ClassifierWithLoss(net, recipe.smoothing)
 
 
-def look_of(run: Run) -> Look:
+def crop_encoder(run: Run) -> CropEncoder:
     """The trained classifier of a run as a look at crops: their logits.
 
     Raises:
@@ -58,7 +58,7 @@ def look_of(run: Run) -> Look:
         logits: Tensor = model(images.to(device)).cpu()
         return logits
 
-    return Look(look, run.classifier_recipe.image_size, run.facts["context"])
+    return CropEncoder(look, run.classifier_recipe.image_size, run.facts["context"])
 
 
 def classify(run: Run, crops: Crops, *, views: Sequence[str] = ("1",), progress: Progress = no_progress) -> Array:
@@ -67,7 +67,7 @@ def classify(run: Run, crops: Crops, *, views: Sequence[str] = ("1",), progress:
     Raises:
         InputError: the run is not trained, or a picture cannot be decoded.
     """
-    look = look_of(run)
+    look = crop_encoder(run)
     looks = [mirrored(look) if view == "1+hflip" else look for view in views]
     parts = [torch.from_numpy(features(crops, each, progress=progress)).softmax(1) for each in looks]
     return torch.stack(parts).mean(0).numpy()

@@ -22,11 +22,11 @@ from foldfuse.models.pretrained.imagenet import load_backbone
 from foldfuse.system.progress import Progress, no_progress
 
 BATCH = 64
-SHY = 0.05  # added to a feature's spread, so that one that hardly ever differs from 0 is not blown up
+STD_EPSILON = 0.05  # added to a feature's spread, so that one that hardly ever differs from 0 is not blown up
 
 
 @dataclass(frozen=True, eq=False)
-class Look:
+class CropEncoder:
     """How a crop is looked at.
 
     Attributes:
@@ -40,7 +40,7 @@ class Look:
     context: float = 1.3
 
 
-def imagenet(*, size: int = 128, context: float = 1.3) -> Look:
+def imagenet(*, size: int = 128, context: float = 1.3) -> CropEncoder:
     """EfficientNet-Lite0 as ImageNet left it: 1280 features of a crop.
 
     Raises:
@@ -53,16 +53,16 @@ def imagenet(*, size: int = 128, context: float = 1.3) -> Look:
     def look(images: Tensor) -> Tensor:
         return quick.forward_features(images * 2 - 1).mean((2, 3))  # type: ignore[operator]
 
-    return Look(look, size, context)
+    return CropEncoder(look, size, context)
 
 
-def mirrored(look: Look) -> Look:
+def mirrored(look: CropEncoder) -> CropEncoder:
     """The same look at mirror images."""
     return replace(look, network=lambda images: look.network(images.flip(3)))
 
 
 @torch.inference_mode()
-def features(crops: Crops, look: Look, *, progress: Progress = no_progress) -> Array:
+def features(crops: Crops, look: CropEncoder, *, progress: Progress = no_progress) -> Array:
     """(n, D) float32, a row a crop. Raises InputError where a picture cannot be decoded."""
     found: list[Array] = []
     done = 0
@@ -76,7 +76,7 @@ def features(crops: Crops, look: Look, *, progress: Progress = no_progress) -> A
 
 
 @dataclass(frozen=True, eq=False)
-class Head:
+class LinearProbe:
     """A multinomial logistic regression.
 
     Attributes:
@@ -96,7 +96,7 @@ class Head:
         return logits - np.log(np.exp(logits).sum(1, keepdims=True))
 
 
-def fit_head(features: Array, labels: Array, weights: Array, *, num_classes: int, ridge: float) -> Head:
+def fit_probe(features: Array, labels: Array, weights: Array, *, num_classes: int, ridge: float) -> LinearProbe:
     """The head with the least mean cross-entropy plus `ridge` / 2 times its squared weights; the minimum is unique.
 
     Args:
@@ -106,7 +106,7 @@ def fit_head(features: Array, labels: Array, weights: Array, *, num_classes: int
         num_classes: K.
         ridge: the larger, the more alike the probabilities of the classes.
     """
-    mean, spread = features.mean(0), features.std(0) + SHY
+    mean, spread = features.mean(0), features.std(0) + STD_EPSILON
     x = torch.from_numpy(((features - mean) / spread).astype(np.float32))
     y, share = torch.from_numpy(labels), torch.from_numpy((weights / weights.sum()).astype(np.float32))
     weight = torch.zeros(x.shape[1], num_classes, requires_grad=True)
@@ -124,4 +124,4 @@ def fit_head(features: Array, labels: Array, weights: Array, *, num_classes: int
         return value
 
     optimizer.step(loss)  # type: ignore[no-untyped-call]
-    return Head(mean, spread, weight.detach().numpy(), bias.detach().numpy())
+    return LinearProbe(mean, spread, weight.detach().numpy(), bias.detach().numpy())

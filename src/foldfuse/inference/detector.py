@@ -77,11 +77,11 @@ def predict_views(
             pictures = list(pool.map(lambda s: load_image(s.path, longest=max(sides)), part))
             for view, canvas in zip(views, canvases, strict=True):
                 letterboxes = [Letterbox(s.width, s.height, canvas) for s in part]
-                shown = view.forth(np.stack([box.apply(p) for box, p in zip(letterboxes, pictures, strict=True)]))
+                shown = view.apply(np.stack([box.apply(p) for box, p in zip(letterboxes, pictures, strict=True)]))
                 images = torch.from_numpy(np.ascontiguousarray(shown)).permute(0, 3, 1, 2)
                 raw = model(images.to(device).float().div_(255))
                 for sample, letterbox, one in zip(part, letterboxes, model.decode(raw), strict=True):
-                    found[view][sample.id] = letterbox.invert_boxes(view.back(one, canvas))
+                    found[view][sample.id] = letterbox.invert_boxes(view.invert(one, canvas))
             done += len(part)
             progress(done / len(samples))
     return {view: Predictions.of(parts, classes) for view, parts in found.items()}

@@ -26,8 +26,8 @@ from foldfuse.data.dataset import Dataset, Sample, require_annotations
 from foldfuse.data.folds import Folds, make_folds
 from foldfuse.detections import Annotations, Array, Detections, Predictions
 from foldfuse.errors import InputError
-from foldfuse.evaluation.metrics import Difference, bootstrap_difference, measure, require_same
-from foldfuse.inference.crop_features import Head, Look, features, fit_head, imagenet, mirrored
+from foldfuse.evaluation.metrics import Difference, bootstrap_difference, check_compatible, measure
+from foldfuse.inference.crop_features import CropEncoder, LinearProbe, features, fit_probe, imagenet, mirrored
 from foldfuse.system.progress import Progress, no_progress
 
 PARTS = 5  # that the predicted pictures are cut into where `folds` does not
@@ -45,11 +45,11 @@ class Blend:
     """How the classifier's word counts.
 
     Attributes:
-        share: a in s^(1 - a) p^a; 0 leaves scores as they are.
+        alpha: a in s^(1 - a) p^a; 0 leaves scores as they are.
         background: whether p is of all K + 1 classes, or of the K classes given that there is an object.
     """
 
-    share: float = 0.0
+    alpha: float = 0.0
     background: bool = True
 
 
@@ -61,19 +61,19 @@ class Rescorer:
         head: the classifier's last layer.
         look: the rest of it.
         blend: how much its word counts.
-        most: boxes of a picture that are looked at, those of the highest scores.
+        max_detections: boxes of a picture that are looked at, those of the highest scores.
         unseen: log p of a box that is not looked at.
     """
 
-    head: Head
-    look: Look
+    head: LinearProbe
+    look: CropEncoder
     blend: Blend
-    most: int
+    max_detections: int
     unseen: float
 
 
 @dataclass(frozen=True, eq=False)
-class Fitted:
+class RescoringResult:
     """A rescorer and what speaks for it.
 
     Attributes:
@@ -81,7 +81,7 @@ class Fitted:
         predictions: the given ones rescored, each picture by a classifier that has not seen it.
         before, after: the metric of the given and of the rescored predictions, the blend chosen on these very pictures.
         gain: over resampled pictures, with each picture's blend chosen on others.
-        right: share of the boxes on an object whose class the classifier, which has not seen it, tells right.
+        accuracy: share of the boxes on an object whose class the classifier, which has not seen it, tells right.
         best: the blend that scores best on these pictures, believed or not.
         ridge: the head's.
     """
@@ -91,41 +91,46 @@ class Fitted:
     before: float
     after: float
     gain: Difference
-    right: float
+    accuracy: float
     best: Blend
     ridge: float
 
     @property
-    def kept(self) -> bool:
+    def accepted(self) -> bool:
         """Whether the gain is believed."""
-        return self.rescorer.blend.share > 0
+        return self.rescorer.blend.alpha > 0
 
     def to_dict(self) -> dict[str, Any]:
         """What it was worth, as JSON holds it."""
         return {
-            "kept": self.kept,
-            "share": self.rescorer.blend.share,
+            "accepted": self.accepted,
+            "alpha": self.rescorer.blend.alpha,
             "background": self.rescorer.blend.background,
             "before": self.before,
             "after": self.after,
-            "gain": {"mean": self.gain.mean, "low": self.gain.low, "high": self.gain.high, "above": self.gain.above},
-            "right": self.right,
+            "gain": {
+                "mean": self.gain.mean,
+                "low": self.gain.low,
+                "high": self.gain.high,
+                "above": self.gain.prob_better,
+            },
+            "accuracy": self.accuracy,
             "ridge": self.ridge,
         }
 
 
-def fit(
+def fit_rescorer(
     predictions: Predictions,
     dataset: Dataset,
     *,
     folds: Folds | None = None,
-    look: Look | None = None,
+    look: CropEncoder | None = None,
     metric: str = "ap50",
-    most: int = 30,
+    max_detections: int = 30,
     examples: int = 1500,
     seed: int = 0,
     progress: Progress = no_progress,
-) -> Fitted:
+) -> RescoringResult:
     """A rescorer learnt from out-of-fold predictions and annotated pictures, and these predictions rescored.
 
     Args:
@@ -134,8 +139,8 @@ def fit(
         folds: pictures of one fold are rescored together where the predictions cover several folds.
         look: what crops are looked at with; EfficientNet-Lite0 with ImageNet weights by default.
         metric: ap50, ap, f2 or wheat.
-        most: boxes of a picture that are looked at, those of the highest scores.
-        examples: crops of annotated objects that are learnt from at the most; if there are more objects, some are drawn, as
+        max_detections: boxes of a picture that are looked at, those of the highest scores.
+        examples: crops of annotated objects that are learnt from at most; if there are more objects, some are drawn, as
             many of each class; if there are fewer than half, their mirror images are learnt from as well.
         seed: of that draw, of the parts and of the resampling.
         progress: is told the share that is done.
@@ -143,9 +148,9 @@ def fit(
     Raises:
         InputError: the predictions do not fit the dataset or are of too few pictures, or a picture cannot be decoded.
     """
-    require_same(predictions, require_annotations(dataset))
+    check_compatible(predictions, require_annotations(dataset))
     held = dataset.subset(predictions)
-    predictions = predictions.of_images(held.image_ids)
+    predictions = predictions.select_images(held.image_ids)
     if len(held) < PARTS or not len(predictions.boxes):
         raise InputError(
             f"there are {len(predictions.boxes)} boxes on {len(held)} pictures to rescore; expected boxes, and {PARTS} pictures "
@@ -154,39 +159,39 @@ def fit(
     look = look or imagenet()
     num_classes = len(dataset.classes)
     part_of = _parts(held, folds, seed)
-    found, rows = detection_crops(predictions, held.samples, max_per_image=most)
+    found, rows = detection_crops(predictions, held.samples, max_per_image=max_detections)
     drawn = _some(object_crops(dataset), examples, num_classes, np.random.default_rng(seed))
     looking, learning = _span(progress, 0.0, LOOKED), _span(progress, LOOKED, 1.0)
-    lessons = _lessons(drawn, labelled(found, num_classes), look, part_of, examples, looking)
+    lessons = _training_crops(drawn, labelled(found, num_classes), look, part_of, examples, looking)
     ridge, log_p = _opinions(lessons, num_classes, learning)
 
     candidates = {
         blend: blended(predictions, rows, log_p, blend)
         for blend in (Blend(a, background) for background in (True, False) for a in SHARES)
-        if blend.share or blend.background
+        if blend.alpha or blend.background
     }
     best = _best(candidates, held, metric)
     nested = _nested(candidates, held, metric, part_of)
     gain = bootstrap_difference(nested, predictions, held, metric, seed=seed)
     before = measure(predictions, held, metric=metric)
-    chosen = best if gain.above >= SURE else Blend()
+    chosen = best if gain.prob_better >= SURE else Blend()
     labels = lessons.labels[lessons.detected]
     on = np.flatnonzero((labels >= 0) & (labels < num_classes))
-    return Fitted(
+    return RescoringResult(
         rescorer=Rescorer(
-            lessons.head(num_classes, ridge), look, chosen, most, _unseen(predictions, rows, log_p, best)
+            lessons.head(num_classes, ridge), look, chosen, max_detections, _unseen(predictions, rows, log_p, best)
         ),
         predictions=candidates[chosen],
         before=before,
         after=measure(candidates[chosen], held, metric=metric),
         gain=gain,
-        right=float((log_p[on, :num_classes].argmax(1) == labels[on]).mean()) if len(on) else 0.0,
+        accuracy=float((log_p[on, :num_classes].argmax(1) == labels[on]).mean()) if len(on) else 0.0,
         best=best,
         ridge=ridge,
     )
 
 
-def apply(
+def apply_rescorer(
     rescorer: Rescorer, predictions: Predictions, samples: Sequence[Sample], *, progress: Progress = no_progress
 ) -> Predictions:
     """Predictions of the pictures `samples`, rescored; as they are where the rescorer found no gain.
@@ -194,10 +199,10 @@ def apply(
     Raises:
         InputError: a picture was not predicted, or cannot be decoded.
     """
-    predictions = predictions.of_images([s.id for s in samples])
-    if not rescorer.blend.share or not len(predictions.boxes):
+    predictions = predictions.select_images([s.id for s in samples])
+    if not rescorer.blend.alpha or not len(predictions.boxes):
         return predictions
-    found, rows = detection_crops(predictions, samples, max_per_image=rescorer.most)
+    found, rows = detection_crops(predictions, samples, max_per_image=rescorer.max_detections)
     log_p = rescorer.head.log_probabilities(features(found, rescorer.look, progress=progress))
     return blended(predictions, rows, log_p, rescorer.blend, unseen=rescorer.unseen)
 
@@ -229,16 +234,16 @@ def blended(
         blend: how much it counts.
         unseen: log p of the boxes that were not looked at; by default the median of those that were.
     """
-    if not blend.share:
+    if not blend.alpha:
         return predictions
     word = np.full(len(predictions.boxes), _unseen(predictions, rows, log_p, blend) if unseen is None else unseen)
-    word[rows] = _words(predictions, rows, log_p, blend)
+    word[rows] = class_log_probs(predictions, rows, log_p, blend)
     log_s = np.log(np.maximum(predictions.scores, np.finfo(np.float32).tiny).astype(np.float64))
-    scores = np.exp((1 - blend.share) * log_s + blend.share * word)
+    scores = np.exp((1 - blend.alpha) * log_s + blend.alpha * word)
     return replace(predictions, scores=scores.astype(np.float32))
 
 
-def _words(predictions: Predictions, rows: Array, log_p: Array, blend: Blend) -> Array:
+def class_log_probs(predictions: Predictions, rows: Array, log_p: Array, blend: Blend) -> Array:
     """(m,) log p of each looked-at box's own class."""
     own = log_p[np.arange(len(rows)), predictions.labels[rows]]
     if not blend.background:
@@ -247,11 +252,11 @@ def _words(predictions: Predictions, rows: Array, log_p: Array, blend: Blend) ->
 
 
 def _unseen(predictions: Predictions, rows: Array, log_p: Array, blend: Blend) -> float:
-    return float(np.median(_words(predictions, rows, log_p, blend)))
+    return float(np.median(class_log_probs(predictions, rows, log_p, blend)))
 
 
 @dataclass(frozen=True, eq=False)
-class _Lessons:
+class TrainingCrops:
     """What a head learns from: crops of annotated objects, then of detections.
 
     Attributes:
@@ -273,23 +278,23 @@ class _Lessons:
         """The rows of the detections."""
         return slice(self.num_drawn, None)
 
-    def head(self, num_classes: int, ridge: float, *, without: int | None = None) -> Head:
+    def head(self, num_classes: int, ridge: float, *, without: int | None = None) -> LinearProbe:
         """A head that has learnt from all parts, or all but one."""
         own = self.labels >= 0
         if without is not None:
             own &= self.parts != without
         x, y, weights = self.features[own], self.labels[own], self.weights[own]
-        return fit_head(x, y, weights, num_classes=num_classes + 1, ridge=ridge)
+        return fit_probe(x, y, weights, num_classes=num_classes + 1, ridge=ridge)
 
 
-def _lessons(
-    drawn: Crops, found: Crops, look: Look, part_of: Mapping[int, int], examples: int, progress: Progress
-) -> _Lessons:
+def _training_crops(
+    drawn: Crops, found: Crops, look: CropEncoder, part_of: Mapping[int, int], examples: int, progress: Progress
+) -> TrainingCrops:
     looks = [look, mirrored(look)] if 2 * len(drawn) <= examples else [look]
     crops = [*[drawn] * len(looks), found]
     ends = np.cumsum([0, *map(len, crops)])
     spans = [_span(progress, low / ends[-1], high / ends[-1]) for low, high in pairwise(ends.tolist())]
-    return _Lessons(
+    return TrainingCrops(
         features=np.concatenate(
             [features(c, each, progress=span) for c, each, span in zip(crops, [*looks, look], spans, strict=True)]
         ),
@@ -300,7 +305,7 @@ def _lessons(
     )
 
 
-def _opinions(lessons: _Lessons, num_classes: int, progress: Progress) -> tuple[float, Array]:
+def _opinions(lessons: TrainingCrops, num_classes: int, progress: Progress) -> tuple[float, Array]:
     """The likeliest ridge, and (m, K + 1) log p of each detection by a head that has not seen its part."""
     found, parts = lessons.features[lessons.detected], lessons.parts[lessons.detected]
     labels = lessons.labels[lessons.detected]
@@ -322,8 +327,8 @@ def _span(progress: Progress, low: float, high: float) -> Progress:
 
 def _best(candidates: dict[Blend, Predictions], held: Dataset, metric: str) -> Blend:
     """The blend that scores best on `held`; the weaker one of two that score alike."""
-    worth = {blend: measure(p.of_images(held.image_ids), held, metric=metric) for blend, p in candidates.items()}
-    return max(worth, key=lambda blend: (worth[blend], -blend.share))
+    worth = {blend: measure(p.select_images(held.image_ids), held, metric=metric) for blend, p in candidates.items()}
+    return max(worth, key=lambda blend: (worth[blend], -blend.alpha))
 
 
 def _nested(candidates: dict[Blend, Predictions], held: Dataset, metric: str, part_of: dict[int, int]) -> Predictions:

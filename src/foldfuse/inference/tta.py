@@ -53,12 +53,12 @@ class View:
         """The longest side, in pixels, that a picture has in this view: `base` times the scale, a multiple of `stride`."""
         return max(stride, int(base * self.scale / stride + 0.5) * stride)
 
-    def forth(self, images: Array) -> Array:
+    def apply(self, images: Array) -> Array:
         """(B, H, W, 3) canvases as the detector is to see them."""
         axes = tuple(axis for axis, flipped in ((1, self.vflip), (2, self.hflip)) if flipped)
         return np.flip(images, axes) if axes else images
 
-    def back(self, found: Detections, canvas: tuple[int, int]) -> Detections:
+    def invert(self, found: Detections, canvas: tuple[int, int]) -> Detections:
         """What was found on the mirrored canvas of (height, width), where it is on the unmirrored one."""
         boxes = found.boxes
         if self.hflip:

@@ -91,7 +91,7 @@ class Comparison:
             for column, its in zip(columns, self.differences.values(), strict=True):
                 one, resampled = its[k], its[k].difference
                 column += [f"{one.first:.4f}", f"{one.second:.4f}", f"{one.second - one.first:+.4f}"]
-                column += [f"{resampled.low:+.4f} to {resampled.high:+.4f}", f"{100 * resampled.above:.1f} %"]
+                column += [f"{resampled.low:+.4f} to {resampled.high:+.4f}", f"{100 * resampled.prob_better:.1f} %"]
         return [list(row) for row in zip(names, *columns, strict=True)]
 
 
@@ -147,7 +147,7 @@ def score_differences(first: ComparedCampaign, second: ComparedCampaign, dataset
             f"{second.name} and {first.name} held out no image in common ({len(b)} and {len(a)} of their own): their "
             "difference has no interval. Campaigns with the same --folds file hold out the same images."
         )
-    images, a, b = dataset.subset(common), a.of_images(common), b.of_images(common)
+    images, a, b = dataset.subset(common), a.select_images(common), b.select_images(common)
     return [
         ScoreDifference(
             len(common),

@@ -10,7 +10,7 @@ import numpy as np
 from foldfuse.data.dataset import Dataset, Sample
 from foldfuse.detections import Detections, Predictions
 from foldfuse.errors import InputError
-from foldfuse.evaluation.coco import ERRORS, mended
+from foldfuse.evaluation.coco import ERRORS, tide_delta_ap
 from foldfuse.evaluation.matching import Curve, best_threshold, matches, precision_recall
 from foldfuse.reporting.charts import Chart, Line, line_chart, linear_axis
 from foldfuse.reporting.images import Figure, draw_comparison, draw_predictions, evenly_spaced, pick_examples
@@ -136,8 +136,8 @@ def error_costs(dataset: Dataset, predictions: Predictions, threshold: float) ->
     """The cost of each type of error, in falling order; empty for images without annotated objects."""
     if not _num_objects(dataset.samples):
         return ()
-    gains, _ = mended(_select(predictions, dataset.samples, 0.0), dataset)
-    _, counts = mended(_select(predictions, dataset.samples, threshold), dataset)
+    gains, _ = tide_delta_ap(_select(predictions, dataset.samples, 0.0), dataset)
+    _, counts = tide_delta_ap(_select(predictions, dataset.samples, threshold), dataset)
     costs = [ErrorCost(ERROR_NAMES[kind], ERRORS[kind], gains[kind], counts[kind]) for kind in ERRORS]
     return tuple(sorted(costs, key=lambda cost: -cost.ap50))
 
@@ -149,7 +149,7 @@ def dominant_error(dataset: Dataset, predictions: Predictions, sample: Sample, t
     """
     selected = _select(predictions, [sample], threshold)
     background = {"Bkg": len(selected.scores)}  # every detection on an image without objects is one
-    counts = mended(selected, dataset.subset([sample.id]))[1] if _num_objects([sample]) else background
+    counts = tide_delta_ap(selected, dataset.subset([sample.id]))[1] if _num_objects([sample]) else background
     most, number = max(counts.values()), sum(counts.values())
     if not number:
         return ""

@@ -99,7 +99,9 @@ def draw_comparison(sample: Sample, detections: Detections, classes: Sequence[st
     annotations = sample.annotations or Annotations.empty()
     result = match(detections, annotations)
     drawn = []
-    for box, label, finder, crowd in zip(annotations.boxes, annotations.labels, result.finder, annotations.crowd):
+    for box, label, finder, crowd in zip(
+        annotations.boxes, annotations.labels, result.matched_detection, annotations.crowd
+    ):
         name = classes[label]
         missed = finder < 0 and not crowd
         drawn.append(
@@ -108,14 +110,14 @@ def draw_comparison(sample: Sample, detections: Detections, classes: Sequence[st
             else _DrawnBox(box, "annotation", f"annotation: {name}", "")
         )
     for box, label, score, right, counted in zip(
-        detections.boxes, detections.labels, detections.scores, result.right, result.counted
+        detections.boxes, detections.labels, detections.scores, result.is_tp, result.not_ignored
     ):
         text = f"{classes[label]} {score:.2f}"
         color, meaning = (
             ("tp", "true positive") if right else ("fp", "false positive") if counted else ("annotation", "in a crowd")
         )
         drawn.append(_DrawnBox(box, color, f"{meaning}: {text}", text))
-    hits, false = int(result.right.sum()), int((result.counted & ~result.right).sum())
+    hits, false = int(result.is_tp.sum()), int((result.not_ignored & ~result.is_tp).sum())
     boxes = int((~annotations.crowd).sum())
     caption = f"{sample.file_name}: {hits} of {boxes} found, {false or 'no'} false positive{'s' * (false != 1)}"
     title = f"{kind.capitalize()}, F1 {f1_of(detections, annotations):.2f}"

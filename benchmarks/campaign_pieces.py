@@ -17,7 +17,7 @@ from statistics import mean
 from foldfuse.data.dataset import Dataset
 from foldfuse.data.readers.coco import read
 from foldfuse.detections import Predictions
-from foldfuse.ensemble.ensemble import apply, build
+from foldfuse.ensemble.ensemble import apply_ensemble, build_ensemble
 from foldfuse.evaluation.metrics import measure
 from foldfuse.formats.predictions import read_predictions
 
@@ -57,8 +57,10 @@ def pieces(folder: Path, seconds: float) -> dict[str, tuple[float, ...]]:
         return tuple(measure(found, test, metric=metric) for metric in METRICS)
 
     def chosen(some: dict[str, tuple[Predictions, Predictions]]) -> tuple[float, ...]:
-        built = build({n: p[0] for n, p in some.items()}, held, metric="ap50", seconds=seconds, seed=facts["seed"])
-        return score(apply(built.ensemble, {n: p[1] for n, p in some.items()}))
+        built = build_ensemble(
+            {n: p[0] for n, p in some.items()}, held, metric="ap50", seconds=seconds, seed=facts["seed"]
+        )
+        return score(apply_ensemble(built.ensemble, {n: p[1] for n, p in some.items()}))
 
     best = max(plain, key=lambda name: measure(plain[name][0], held, metric="ap50"))
     return {

@@ -55,7 +55,7 @@ def opinion(monkeypatch, *, kept, after, asked):
         asked.append(dataset)
         changed = Predictions.of({i: held[i] for i in held.image_ids}, held.classes)
         return SimpleNamespace(
-            kept=kept,
+            accepted=kept,
             after=after,
             predictions=changed,
             rescorer=None,
@@ -66,8 +66,8 @@ def opinion(monkeypatch, *, kept, after, asked):
     def apply(_, predictions, samples):
         return scored(SimpleNamespace(samples=samples, classes=predictions.classes), 0.9)
 
-    monkeypatch.setattr(rescore, "fit", fit)
-    monkeypatch.setattr(rescore, "apply", apply)
+    monkeypatch.setattr(rescore, "fit_rescorer", fit)
+    monkeypatch.setattr(rescore, "apply_rescorer", apply)
 
 
 def test_a_gain_that_is_believed_is_submitted(campaign, monkeypatch):
@@ -119,7 +119,7 @@ def test_where_learning_is_slow_it_is_given_up_before_the_deadline(campaign, mon
             progress(tenths / 10)
             done.append(tenths)
 
-    monkeypatch.setattr(rescore, "fit", fit)
+    monkeypatch.setattr(rescore, "fit_rescorer", fit)
     second_opinion(task, ledger, found)
     assert done == [1], "the second step tells the pace"
     assert "no time is left to ask for it" in capsys.readouterr().err

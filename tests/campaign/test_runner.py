@@ -20,7 +20,7 @@ from foldfuse.campaign.task import Task
 from foldfuse.data.dataset import Dataset
 from foldfuse.data.readers.coco import read
 from foldfuse.detections import Detections, Predictions
-from foldfuse.ensemble.ensemble import Built
+from foldfuse.ensemble.ensemble import EnsembleReport
 from foldfuse.errors import InputError
 from foldfuse.formats.submission import validate_submission
 from foldfuse.recipes import load_recipe
@@ -125,7 +125,7 @@ def crew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Crew]:
     (tmp_path / "out").mkdir()
     monkeypatch.setattr(stages, "refresh_report", lambda ledger: None)
 
-    def predict_target(built: Built, task: Task, ledger: Ledger, found: Found) -> None:
+    def predict_target(built: EnsembleReport, task: Task, ledger: Ledger, found: Found) -> None:
         found.target |= {name: noisy(truth, len(name)) for name in built.ensemble.weights}
 
     monkeypatch.setattr(delivery, "predict_target", predict_target)
@@ -357,13 +357,13 @@ def interrupted_choice(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     """Whether Ctrl-C is pressed in the next choices of an ensemble."""
     pressed: list[bool] = []
 
-    def build_or_not(*arguments: object, **options: object) -> Built:
+    def build_or_not(*arguments: object, **options: object) -> EnsembleReport:
         if pressed and pressed.pop(0):
             raise KeyboardInterrupt
         return build(*arguments, **options)
 
-    build = delivery.build
-    monkeypatch.setattr(delivery, "build", build_or_not)
+    build = delivery.build_ensemble
+    monkeypatch.setattr(delivery, "build_ensemble", build_or_not)
     return pressed
 
 
@@ -386,14 +386,14 @@ def test_interrupted_twice_what_was_submitted_before_stays(crew, interrupted_cho
 def test_a_submission_made_just_before_the_interrupt_is_not_replaced_by_a_lesser_one(crew, monkeypatch):
     def describe(*arguments: object) -> None:
         monkeypatch.setattr(delivery, "describe", described)
-        monkeypatch.setattr(delivery, "build", lesser)
+        monkeypatch.setattr(delivery, "build_ensemble", lesser)
         raise KeyboardInterrupt
 
-    def lesser(*arguments: object, **options: object) -> Built:
+    def lesser(*arguments: object, **options: object) -> EnsembleReport:
         made = build(*arguments, **options)
         return replace(made, score=made.score - 0.1)
 
-    described, build = delivery.describe, delivery.build
+    described, build = delivery.describe, delivery.build_ensemble
     monkeypatch.setattr(delivery, "describe", describe)
     assert carry_out(crew)["state"] == "interrupted"
     assert submitted(crew) == 1

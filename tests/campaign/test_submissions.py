@@ -10,7 +10,7 @@ from foldfuse.campaign.submissions import Found, affordable, submit_best
 from foldfuse.campaign.task import Task
 from foldfuse.data.readers.coco import read
 from foldfuse.detections import Detections, Predictions
-from foldfuse.ensemble.ensemble import Built, Ensemble, apply
+from foldfuse.ensemble.ensemble import Ensemble, EnsembleReport, apply_ensemble
 from foldfuse.evaluation.metrics import measure
 from foldfuse.formats.predictions import read_predictions
 from foldfuse.recipes import load_recipe
@@ -43,8 +43,8 @@ def campaign(tmp_path):
     for name, cost in (("quick", 1.0), ("slow", 4.0)):
         ledger.put_segment(SegmentRecord(name, "train", {}, None, 0, 0, "done", 1.0, 1.0, 0.0, 1.0, {"cost": cost}))
     candidates = {f"{name}@{view}": shifted(held, i) for i, name in enumerate(("quick", "slow")) for view in VIEWS}
-    chosen = Ensemble(dict.fromkeys(candidates, 1.0), powers={"slow@1.25": 2.0, "quick@1": 2.0})
-    built = Built(chosen, "ap50", 0.9, None, None, ("quick@1", 0.9), 0.9, (), 1)
+    chosen = Ensemble(dict.fromkeys(candidates, 1.0), score_exponents={"slow@1.25": 2.0, "quick@1": 2.0})
+    built = EnsembleReport(chosen, "ap50", 0.9, None, None, ("quick@1", 0.9), 0.9, (), 1)
     yield task, ledger, candidates, built
     ledger.close()
 
@@ -60,8 +60,8 @@ def test_the_views_that_bring_least_for_their_time_are_left_out(campaign, monkey
     monkeypatch.setattr(type(ledger), "remaining", 5.0 + 70.0)
     kept = affordable(built, candidates, task, ledger, found)
     assert set(kept.ensemble.weights) == {"quick@1", "quick@1+hflip", "quick@1.25", "slow@1+hflip"}
-    assert kept.ensemble.powers == {"quick@1": 2.0}
-    assert kept.score == pytest.approx(measure(apply(kept.ensemble, candidates), task.held))
+    assert kept.ensemble.score_exponents == {"quick@1": 2.0}
+    assert kept.score == pytest.approx(measure(apply_ensemble(kept.ensemble, candidates), task.held))
     assert "too long: slow@1, slow@1.25." in capsys.readouterr().err
 
 

@@ -7,12 +7,16 @@ from __future__ import annotations
 
 import atexit
 import gc
+import inspect
 import os
+import re
 import signal
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 import cyclopts
+from cyclopts import Group, Parameter
 from rich.console import Console
 
 from foldfuse import __version__
@@ -21,73 +25,93 @@ from foldfuse.system import host
 from foldfuse.system.signals import sigterm_as_interrupt
 
 COMMANDS = {  # name: (function, what it does)
-    "campaign": ("foldfuse.commands.campaign:campaign", "Make the best submission that can be had by a deadline."),
-    "watch": ("foldfuse.reporting.live:watch", "Show a campaign that is under way, live."),
-    "check": ("foldfuse.commands.data:check", "Find what is wrong with a dataset, and mend it."),
-    "split": ("foldfuse.commands.data:split", "Cut a dataset into folds that are alike."),
-    "train": ("foldfuse.commands.train:train", "Train one detector under a budget."),
-    "sweep": ("foldfuse.commands.train:sweep", "Compare recipes, image sizes and batch sizes under one budget."),
-    "import": (
-        "foldfuse.commands.train:import_weights",
-        "Make a run of your own YOLOv5 checkpoint; nothing in it is run.",
-    ),
-    "predict": ("foldfuse.commands.predict:predict", "Predict a dataset with a trained run, in one view or several."),
-    "fuse": ("foldfuse.commands.fusion:fuse", "Make several files of predictions into one."),
-    "ensemble": (
-        "foldfuse.commands.fusion:ensemble",
-        "Choose the best ensemble of out-of-fold predictions, honestly.",
-    ),
-    "rescore": (
-        "foldfuse.commands.rescore:rescore",
-        "Blend a crop classifier's word into scores, where that helps out-of-fold.",
-    ),
-    "convert": ("foldfuse.commands.predictions:convert", "Write predictions in another format."),
-    "score": ("foldfuse.commands.predictions:score", "Score predictions against annotations."),
-    "submit": ("foldfuse.commands.predictions:submit", "Write predictions as a submission, and read it back."),
+    "campaign": ("foldfuse.commands.campaign:campaign", "Make the best submission possible by a deadline."),
+    "watch": ("foldfuse.reporting.live:watch", "Show a running campaign, live."),
     "report": ("foldfuse.commands.report:report", "Write the HTML page on a campaign or a run."),
     "compare": ("foldfuse.commands.report:compare", "Compare campaigns on the same data."),
     "note": ("foldfuse.commands.campaign:note", "Attach a note, or a leaderboard's score, to a campaign."),
-    "models": ("foldfuse.commands.models:models", "List the models, with their cost."),
-    "profile": ("foldfuse.commands.models:profile", "Tell how a model's cost grows with the image size."),
-    "export": ("foldfuse.commands.models:export", "Write a model as an ONNX file."),
-    "recipes": ("foldfuse.commands.models:recipes", "List the recipes."),
     "demo": ("foldfuse.commands.campaign:demo", "Run a campaign on drawn scenes of recyclable trash."),
+    "check": ("foldfuse.commands.data:check", "Find what is wrong with a dataset, and fix it."),
+    "split": ("foldfuse.commands.data:split", "Split a dataset into stratified folds."),
+    "train": ("foldfuse.commands.train:train", "Train one detector or classifier under a budget."),
+    "sweep": ("foldfuse.commands.train:sweep", "Compare recipes, image sizes and batch sizes under one budget."),
+    "import": (
+        "foldfuse.commands.train:import_weights",
+        "Import a YOLOv5 .pt checkpoint; no code in the file is executed.",
+    ),
+    "predict": ("foldfuse.commands.predict:predict", "Predict a dataset with a trained run, in one TTA view or more."),
+    "fuse": ("foldfuse.commands.fusion:fuse", "Fuse several prediction files into one: WBF, NMS, Soft-NMS, NMW."),
+    "ensemble": ("foldfuse.commands.fusion:ensemble", "Choose the best ensemble on out-of-fold predictions."),
+    "rescore": ("foldfuse.commands.rescore:rescore", "Rescore detections with a classifier of their crops."),
+    "convert": ("foldfuse.commands.predictions:convert", "Write predictions in another format."),
+    "score": ("foldfuse.commands.predictions:score", "Score predictions against annotations."),
+    "submit": ("foldfuse.commands.predictions:submit", "Write predictions as a submission, and read it back."),
+    "models": ("foldfuse.commands.models:models", "List the models with their cost."),
+    "recipes": ("foldfuse.commands.models:recipes", "List the recipes."),
+    "profile": ("foldfuse.commands.models:profile", "Measure how a model's cost grows with the image size."),
+    "export": ("foldfuse.commands.models:export", "Write a model as an ONNX file."),
+}
+GROUPS = {  # heading in the help: its commands
+    "Campaigns": ("campaign", "watch", "report", "compare", "note", "demo"),
+    "Data": ("check", "split"),
+    "Training": ("train", "sweep", "import", "predict"),
+    "Predictions": ("fuse", "ensemble", "rescore", "convert", "score", "submit"),
+    "Models": ("models", "recipes", "profile", "export"),
 }
 
 
 def make_app() -> cyclopts.App:
-    """The application: every command by the path of its function."""
+    """The application: every command by the path of its function, which is imported when the command is called."""
     app = cyclopts.App(
         name="foldfuse",
-        help="Fold, try, fuse, submit: the best object-detection submission that can be had by the deadline.",
+        help="Fold, try, fuse, submit: the best object-detection submission possible by the deadline.\n\n"
+        "`foldfuse COMMAND --help` explains a command, with examples.",
         version=__version__,
         help_format="markdown",
+        default_parameter=Parameter(negative=(), show_default=_default_text),
         suppress_keyboard_interrupt=False,
     )
-    for name, (path, text) in COMMANDS.items():
-        app.command(path, name=name, help=text)
+    for heading, names in GROUPS.items():
+        group = Group.create_ordered(heading)
+        for place, name in enumerate(names):
+            path, text = COMMANDS[name]
+            app.command(path, name=name, help=text, group=group, sort_key=place)
+    for flag in ("--help", "--version"):
+        app[flag].group = Group.create_ordered("Options")
     return app
 
 
+def _default_text(default: Any) -> str | None:
+    """The default of an option in the help; None, and so not shown, where the option is simply not given."""
+    if default is None or default is False or default == ():
+        return None
+    return ",".join(map(str, default)) if isinstance(default, tuple) else str(default)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; the exit status comes back: 0, 2 where the user's input cannot be used, or the result's own.
+    """Runs one command and returns the exit status: 0, 1 for a failure, 2 for unusable input, or the result's own.
 
     Args:
         arguments: words of the command line, those of this process by default.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
+    command = words[0] if words and words[0] in COMMANDS else None
     host.tune_malloc()
     first = os.environ.get("RANK", "0") == "0"  # of torchrun's processes, one speaks
     error_console = Console(stderr=True, soft_wrap=True, highlight=False, quiet=not first)
     try:
         with sigterm_as_interrupt():
-            result = make_app()(words, exit_on_error=False, print_error=False, result_action="return_value")
+            app = make_app()
+            if command is not None and {"--help", "-h"} & set(words):
+                print_help(app, command)
+                return 0
+            result = app(words, exit_on_error=False, print_error=False, result_action="return_value")
     except InputError as error:
         error_console.print(f"error: {error}", markup=False)
         return 2
     except cyclopts.CycloptsError as error:
         error_console.print(f"error: {error}", markup=False)
-        error_console.print("See: foldfuse --help", markup=False)
+        error_console.print(f"See: foldfuse {f'{command} ' if command else ''}--help", markup=False)
         return 2
     except FloatingPointError as error:  # a training diverged
         error_console.print(f"error: {error}", markup=False)
@@ -100,6 +124,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if result is not None and first:
         print(result)
     return int(getattr(result, "exit_status", 0))
+
+
+def print_help(app: cyclopts.App, command: str) -> None:
+    """Prints the help page of a command: usage, description, options, and the examples of its docstring."""
+    page = app[command]
+    description, examples = _documented(page.default_command)
+    page.help = "\n\n".join([COMMANDS[command][1], description])
+    console = Console(highlight=False, soft_wrap=True)
+    app.help_print([command])
+    if examples:
+        console.print("\n".join(["Examples:", *(f"  {line}" for line in examples)]), markup=False)
+
+
+def _documented(function: Any) -> tuple[str, list[str]]:
+    """The paragraphs of a docstring between its first line and its first section, and the lines of its section Examples."""
+    parts = re.split(r"^(Args|Returns|Raises|Examples):\n", inspect.getdoc(function) or "", flags=re.MULTILINE)
+    description = parts[0].partition("\n\n")[2].strip()
+    sections = dict(zip(parts[1::2], parts[2::2], strict=True))
+    return description, inspect.cleandoc(sections.get("Examples", "")).splitlines()
 
 
 def _leave() -> None:

@@ -11,6 +11,7 @@ from foldfuse import __version__, cli
 
 
 def function(name):
+    """The function of a command."""
     module, _, attribute = cli.COMMANDS[name][0].partition(":")
     return getattr(importlib.import_module(module), attribute)
 
@@ -22,14 +23,20 @@ def test_flags_are_the_arguments_of_the_function(name, capsys, monkeypatch):
     text = capsys.readouterr().out
     for argument in inspect.signature(function(name)).parameters:
         assert f"--{argument.replace('_', '-')}" in text
+    assert "--no-" not in text
+    assert "--empty-" not in text
+    assert "[default: ()]" not in text
+    assert "[default: False]" not in text
 
 
 @pytest.mark.parametrize("name", cli.COMMANDS)
 def test_every_argument_is_explained(name):
-    explained = inspect.getdoc(function(name)) or ""
-    assert explained
-    for argument in inspect.signature(function(name)).parameters:
-        assert argument in explained, f"{name} does not explain {argument}"
+    for argument in cli.make_app()[name].assemble_argument_collection(parse_docstring=True):
+        assert argument.parameter.help, f"{name} does not explain {argument.name}"
+
+
+def test_every_command_has_one_heading():
+    assert sorted(name for names in cli.GROUPS.values() for name in names) == sorted(cli.COMMANDS)
 
 
 @pytest.mark.parametrize(
@@ -50,6 +57,7 @@ def test_a_mistake_is_status_2_and_a_hint(words, hint, capsys, tmp_path, monkeyp
     assert cli.main(words) == 2
     out, err = capsys.readouterr()
     assert hint in err
+    assert "See: " not in err or err.endswith(f"See: foldfuse {words[0]} --help\n") or words[0] not in cli.COMMANDS
     assert "Traceback" not in out + err
     assert not list(tmp_path.iterdir()), "something was written"
 

@@ -1,0 +1,200 @@
+"""Options that several commands share: types for signatures, with their checks and help texts.
+
+A command annotates its arguments with these types, and the command line converts and checks the values:
+
+    def predict(run: Path, data: Path, *, out: options.Out, overwrite: options.Overwrite = False, device: options.Device = "auto")
+
+A type with a help text here (Overwrite, Set, Lr, Metric, Device, ...) needs no line in the command's docstring; a type without one
+does. Names and numbers in tuples are given by commas, by repeating, or both (`--weight 2,1`, `--weight 2 --weight 1`); other tuples
+by repeating alone. Durations arrive as seconds. A default of (), None or False is not shown in the help; an option that is True by
+default cannot be switched off, so name the option after the other case.
+
+`refuse_overwrite(out, overwrite)` is the first line of a command that writes. Where `out` is a folder, `remove_old(out, overwrite)`
+stands right before the writing.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from cyclopts import Parameter, Token, validators
+
+from foldfuse.errors import InputError
+from foldfuse.system.durations import seconds_of
+
+METRICS = ("ap50", "ap", "f2", "wheat")
+OWN_FILES = (
+    "run.json",
+    "recipe.json",
+    "campaign.sqlite",
+    "sweep.json",
+    "rescore.json",
+)  # one of them marks our folders
+
+
+def _words(tokens: Sequence[Token]) -> list[str]:
+    """The values of an option that is given by commas, by repeating, or both."""
+    words = [word.strip() for token in tokens for word in token.value.split(",")]
+    if not all(words):
+        raise InputError("nothing stands before or after a comma.")
+    return words
+
+
+def _numbers(kind: type[int] | type[float], words: Sequence[str]) -> tuple[Any, ...]:
+    try:
+        return tuple(kind(word) for word in words)
+    except ValueError:
+        name = "whole numbers" if kind is int else "numbers"
+        raise InputError(f"{','.join(words)!r} are not {name} with commas between them.") from None
+
+
+def _to_names(type_: Any, tokens: Sequence[Token]) -> tuple[str, ...]:
+    return tuple(_words(tokens))
+
+
+def _to_counts(type_: Any, tokens: Sequence[Token]) -> tuple[int, ...]:
+    counts: tuple[int, ...] = _numbers(int, _words(tokens))
+    if min(counts) < 1:
+        raise InputError(f"{min(counts)} is below 1.")
+    return counts
+
+
+def _to_floats(type_: Any, tokens: Sequence[Token]) -> tuple[float, ...]:
+    return _numbers(float, _words(tokens))
+
+
+def _to_seconds(type_: Any, tokens: Sequence[Token]) -> float:
+    return seconds_of(tokens[-1].value)
+
+
+def _to_folds(type_: Any, tokens: Sequence[Token]) -> int | Path:
+    text = tokens[-1].value
+    if not text.lstrip("+-").isdigit():
+        return Path(text)
+    _check_parts(int, int(text))
+    return int(text)
+
+
+def _check_parts(type_: Any, parts: int | None) -> None:
+    if parts is not None and parts < 2:
+        raise InputError(f"{parts} parts are too few; expected 2 or more.")
+
+
+def _to_changes(type_: Any, tokens: Sequence[Token]) -> tuple[str, ...]:
+    for token in tokens:
+        if not re.match(r"\w+=", token.value):
+            raise InputError(f"{token.value!r} is no change to a recipe; write key=value, such as lr=3e-4.")
+    return tuple(token.value for token in tokens)
+
+
+def _to_device(type_: Any, tokens: Sequence[Token]) -> str:
+    device = tokens[-1].value
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?|mps", device):
+        raise InputError(f"no device is called {device!r}; expected auto, cpu, cuda, cuda:N or mps.")
+    return device
+
+
+def duration_text(seconds: float | None) -> str | None:
+    """Seconds as an option takes them: "90s", "10m", "1h30m"; None for None."""
+    if seconds is None:
+        return None
+    if seconds % 60:
+        return f"{seconds:g}s"
+    hours, minutes = divmod(round(seconds / 60), 60)
+    return (f"{hours}h" if hours else "") + (f"{minutes}m" if minutes or not hours else "")
+
+
+_count = validators.Number(gte=1)
+_fraction = validators.Number(gte=0, lte=1)
+
+# output
+Out = Annotated[Path, Parameter(name=("--out", "-o"))]
+OptionalOut = Annotated[Path | None, Parameter(name=("--out", "-o"))]
+Overwrite = Annotated[bool, Parameter(help="replace an existing --out.")]
+
+# recipes and their changes
+Names = Annotated[tuple[str, ...], Parameter(converter=_to_names, metavar="NAME,...")]
+Set = Annotated[
+    tuple[str, ...],
+    Parameter(
+        converter=_to_changes,
+        metavar="KEY=VALUE",
+        help="change a field of the recipe, such as lr=3e-4; repeat for more.",
+    ),
+]
+Lr = Annotated[float | None, Parameter(help="learning rate; short for --set lr=.")]
+ImageSize = Annotated[int | None, Parameter(validator=_count, metavar="PX")]
+ImageSizes = Annotated[tuple[int, ...], Parameter(converter=_to_counts, metavar="PX,...")]
+BatchSize = Annotated[int | None, Parameter(validator=_count, metavar="N")]
+BatchSizes = Annotated[tuple[int, ...], Parameter(converter=_to_counts, metavar="N,...")]
+
+# time
+Duration = Annotated[float, Parameter(converter=_to_seconds, metavar="TIME", show_default=duration_text)]
+OptionalDuration = Annotated[float | None, Parameter(converter=_to_seconds, metavar="TIME", show_default=duration_text)]
+
+# folds
+NumFolds = Annotated[int, Parameter(validator=_check_parts, metavar="N")]
+FoldsFile = Annotated[Path | None, Parameter(metavar="FILE")]
+Folds = Annotated[int | Path, Parameter(converter=_to_folds, metavar="N|FILE")]
+
+# predictions and scores
+Metric = Annotated[
+    Literal["ap50", "ap", "f2", "wheat"],
+    Parameter(help="the competition's metric: AP50, COCO's AP, the best F2, or the wheat competition's."),
+]
+Weights = Annotated[tuple[float, ...], Parameter(converter=_to_floats, metavar="X,...")]
+ScoreThreshold = Annotated[float, Parameter(validator=_fraction, help="leave out boxes whose score is lower.")]
+MaxDetections = Annotated[
+    int | None,
+    Parameter(
+        validator=_count, metavar="N", help="keep the N boxes of each image with the highest scores; all by default."
+    ),
+]
+InputFormat = Annotated[
+    str | None,
+    Parameter(
+        metavar="FORMAT", help="layout of the prediction files where their content leaves it open, such as score_xywh."
+    ),
+]
+
+# where a network runs
+Device = Annotated[
+    str,
+    Parameter(converter=_to_device, metavar="DEVICE", help="device to compute on: auto, cpu, cuda, cuda:N or mps."),
+]
+
+
+def recipe_changes(
+    changes: Sequence[str], *, lr: float | None = None, image_size: int | None = None, batch_size: int | None = None
+) -> tuple[str, ...]:
+    """The changes of --set, with those that have an option of their own; the latter come last and so win."""
+    own = {"lr": lr, "image_size": image_size, "batch_size": batch_size}
+    return (*changes, *(f"{key}={value}" for key, value in own.items() if value is not None))
+
+
+def refuse_overwrite(path: Path, overwrite: bool) -> None:
+    """Checks that an output may be written: nothing lies at `path`, an empty folder does, or `overwrite` is given.
+
+    Raises:
+        InputError: something is there, or a folder to overwrite is none that Foldfuse made.
+    """
+    if not path.exists() or (path.is_dir() and not any(path.iterdir())):
+        return
+    if not overwrite:
+        raise InputError(f"{path}: exists already. Choose another --out, or add --overwrite to replace it.")
+    if path.is_dir() and not any((path / name).exists() for name in OWN_FILES):
+        raise InputError(
+            f"{path}: is a folder without {', '.join(OWN_FILES)}, so Foldfuse did not make it and leaves it. "
+            "Choose another --out, or remove the folder yourself."
+        )
+
+
+def remove_old(path: Path, overwrite: bool) -> None:
+    """Removes the folder that is to be overwritten. Files need no removal: a new file takes the old one's place whole."""
+    refuse_overwrite(path, overwrite)
+    if overwrite and path.is_dir():
+        shutil.rmtree(path)

@@ -76,8 +76,9 @@ def make_app() -> cyclopts.App:
         for place, name in enumerate(names):
             path, text = COMMANDS[name]
             app.command(path, name=name, help=text, group=group, sort_key=place)
+    about = Group.create_ordered("Options")
     for flag in ("--help", "--version"):
-        app[flag].group = Group.create_ordered("Options")
+        app[flag].group = about
     return app
 
 

@@ -2,15 +2,15 @@
 
 A command annotates its arguments with these types, and the command line converts and checks the values:
 
-    def predict(run: Path, data: Path, *, out: options.Out, overwrite: options.Overwrite = False, device: options.Device = "auto")
+    def predict(run: Path, data: Path, *, out: options.Out, overwrite: options.Overwrite = False) -> Path:
 
-A type with a help text here (Overwrite, Set, Lr, Metric, Device, ...) needs no line in the command's docstring; a type without one
-does. Names and numbers in tuples are given by commas, by repeating, or both (`--weight 2,1`, `--weight 2 --weight 1`); other tuples
-by repeating alone. Durations arrive as seconds. A default of (), None or False is not shown in the help; an option that is True by
-default cannot be switched off, so name the option after the other case.
+A type with a help text here (Overwrite, Set, Lr, Metric, Device, ...) needs no line in the command's docstring; a type without
+one does. Names and numbers in tuples are given by commas, by repeating, or both (`--weight 2,1`, `--weight 2 --weight 1`);
+other tuples by repeating alone. Durations arrive as seconds. A default of (), None or False is not shown in the help. An
+option that is True by default cannot be switched off, so name the option after the other case.
 
-`refuse_overwrite(out, overwrite)` is the first line of a command that writes. Where `out` is a folder, `remove_old(out, overwrite)`
-stands right before the writing.
+`refuse_overwrite(out, overwrite)` is the first line of a command that writes. Where `out` is a folder,
+`remove_old(out, overwrite)` stands right before the writing.
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ from typing import Annotated, Any, Literal
 from cyclopts import Parameter, Token, validators
 
 from foldfuse.errors import InputError
-from foldfuse.system.durations import seconds_of
+from foldfuse.system.durations import parse_duration
 
 METRICS = ("ap50", "ap", "f2", "wheat")
 OWN_FILES = (
@@ -68,7 +68,7 @@ def _to_floats(type_: Any, tokens: Sequence[Token]) -> tuple[float, ...]:
 
 
 def _to_seconds(type_: Any, tokens: Sequence[Token]) -> float:
-    return seconds_of(tokens[-1].value)
+    return parse_duration(tokens[-1].value)
 
 
 def _to_folds(type_: Any, tokens: Sequence[Token]) -> int | Path:

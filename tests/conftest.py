@@ -36,7 +36,7 @@ def make_dataset(tmp_path: Path) -> Callable[..., Path]:
     ) -> Path:
         rng = np.random.default_rng(seed)
         (tmp_path / name).mkdir()
-        images: list[dict[str, Any]] = []
+        rows: list[dict[str, Any]] = []
         annotations: list[dict[str, Any]] = []
         for i in range(images):
             noise = Image.fromarray(rng.integers(0, 255, (6, 9, 3), np.uint8))  # so that no two look alike
@@ -58,10 +58,10 @@ def make_dataset(tmp_path: Path) -> Callable[..., Path]:
                     }
                 )
             picture.save(tmp_path / name / f"{i:04}.jpg", quality=90)
-            images.append({"width": width, "height": height, "file_name": f"{name}/{i:04}.jpg", "id": i})
+            rows.append({"width": width, "height": height, "file_name": f"{name}/{i:04}.jpg", "id": i})
         categories = [{"id": k, "name": f"class {k}", "supercategory": f"class {k}"} for k in range(classes)]
         path = tmp_path / f"{name}.json"
-        path.write_text(json.dumps({"images": images, "annotations": annotations, "categories": categories}))
+        path.write_text(json.dumps({"images": rows, "annotations": annotations, "categories": categories}))
         return path
 
     return make

@@ -41,7 +41,7 @@ from foldfuse.recipes import (
 )
 from foldfuse.storage.run import Run
 from foldfuse.training.budget import Budget
-from foldfuse.training.checkpoints import run_facts
+from foldfuse.training.checkpoints import run_metadata
 from foldfuse.training.detector import train_run
 
 ROOT = Path(os.environ.get("FOLDFUSE_SHARED", Path(__file__).parents[2] / "shared")) / "data"
@@ -50,11 +50,11 @@ OPTIONS: dict[str, tuple[str, ...]] = {
     "copy_paste 0.5": ("copy_paste=0.5",),
     "no mosaics": ("mosaic=0.0",),
     "no scale jitter": ("scale_jitter=0.0",),
-    "no shift": ("shift=0.0",),
-    "no colour": ("colour=0.0",),
+    "no translation": ("translate=0.0",),
+    "no color jitter": ("color_jitter=0.0",),
     "no flips": ("hflip=0.0",),
-    "no average": ("ema=0.0",),
-    "no warm-up": ("warmup=0.0",),
+    "no average": ("ema_decay=0.0",),
+    "no warm-up": ("warmup_fraction=0.0",),
     "nothing frozen": ("frozen_stages=0",),
     "schedule_free": ("optimizer=schedule_free",),
     "layer_decay 0.8": ("layer_decay=0.8",),
@@ -103,13 +103,13 @@ def run(
     """Train once and score on `held`: steps, AP, AP50."""
     recipe = changed(recipe, changes)
     with tempfile.TemporaryDirectory() as folder:
-        run = Run.create(Path(folder) / "run", recipe, run_facts(data, data=data.source, seed=seed, held=()))
+        run = Run.create(Path(folder) / "run", recipe, run_metadata(data, data=data.source, seed=seed, val_ids=()))
         train_run(run, data, Budget(seconds=seconds, clock=time.process_time), seed, images=images)
         model, classes = load_detector(run)
         views = parse_views(["1"])
         found = predict_views(model, held.samples, classes, image_size=recipe.image_size, views=views)[views[0]]
         score = score_predictions(found, held)
-        return {"steps": run.facts["steps"], "ap": round(score.ap or 0, 4), "ap50": round(score.ap50 or 0, 4)}
+        return {"steps": run.metadata.steps, "ap": round(score.ap or 0, 4), "ap50": round(score.ap50 or 0, 4)}
 
 
 def table(rows: list[dict[str, Any]]) -> str:

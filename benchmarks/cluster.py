@@ -91,12 +91,12 @@ def measured(out: Path, told: Mapping[str, Any]) -> Measured:
     """What the ledger and the run folders of a campaign tell."""
     runs = {row["name"]: Run(out / "members" / row["name"]) for row in told["segments"] if row["state"] == "done"}
     spans = [span for span in told["timeline"] if span["kind"] == "train"]
-    steps = {name: int(run.facts["steps"]) for name, run in runs.items()}
+    steps = {name: run.metadata.steps for name, run in runs.items()}
     return Measured(
         segments=len(runs),
         steps=sum(steps.values()),
         pictures=sum(steps[name] * run.recipe.batch_size for name, run in runs.items()),
-        trained=sum(run.facts["seconds"] for run in runs.values()),
+        trained=sum(run.metadata.seconds for run in runs.values()),
         phase=max(span["end"] or told["seconds_used"] for span in spans) - min(span["start"] for span in spans),
         best=max(member["ap50"] for member in told["members"]),
         fused=told["fused"]["ap50"],

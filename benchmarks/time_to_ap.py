@@ -92,34 +92,34 @@ def ours(training: Row) -> Row:
     from foldfuse.recipes import load_recipe
     from foldfuse.storage.run import Run
     from foldfuse.training.budget import Budget
-    from foldfuse.training.checkpoints import run_facts
+    from foldfuse.training.checkpoints import run_metadata
     from foldfuse.training.detector import train_run
 
     data, held = (read(ROOT / training["data"] / f"{part}.json") for part in ("train", "val"))
     recipe = load_recipe(training["detector"])
     try:
-        make_detector(recipe.detector, 1, pretrained=recipe.weights == "imagenet")
+        make_detector(recipe.detector, 1, pretrained=recipe.init_weights == "imagenet")
     except InputError:  # no weights on this machine
         recipe = replace(recipe, weights="none", frozen_stages=0)
     budget = Budget(seconds=training["seconds"], clock=CLOCKS[training["clock"]])
     with tempfile.TemporaryDirectory() as folder:
         os.environ["XDG_CACHE_HOME"] = folder  # so that every training pays for its own probe
         run = Run.create(
-            Path(folder) / "run", recipe, run_facts(data, data=data.source, seed=training["seed"], held=())
+            Path(folder) / "run", recipe, run_metadata(data, data=data.source, seed=training["seed"], val_ids=())
         )
         budget.elapsed()  # the clock starts here: decoding and the making of the network are paid for
         train_run(run, data, budget, training["seed"])
-        facts = run.facts
+        metadata = run.metadata
         model, classes = load_detector(run)
         (view,) = views = parse_views(["1"])
         found = predict_views(model, held.samples, classes, image_size=recipe.image_size, views=views)[view]
     score = score_predictions(found, held)
-    start = "ImageNet" if recipe.weights == "imagenet" else "from scratch"
+    start = "ImageNet" if recipe.init_weights == "imagenet" else "from scratch"
     return {
         "start": start,
-        "steps": facts["steps"],
-        "loading_share": facts["loading_share"],
-        "setting": facts["setting"],
+        "steps": metadata.steps,
+        "data_wait_share": metadata.data_wait_share,
+        "compute": metadata.compute,
         "threads": torch.get_num_threads(),
         "ap": round(score.ap or 0, 4),
         "ap50": round(score.ap50 or 0, 4),

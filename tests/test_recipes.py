@@ -41,19 +41,19 @@ def test_changes_replace_fields_and_keep_their_types():
         ("image_size=300", "nearest are 288 and 320"),
         ("image_size=-32", "nearest are 32 and 64"),
         ("hflip=1.5", r"in 0\.\.1"),
-        ("ema=-0.1", r"in 0\.\.1"),
+        ("ema_decay=-0.1", r"in 0\.\.1"),
         ("frozen_stages=9", r"frozen_stages is 9.*0\.\.3"),
         ("frozen_stages=-1", r"frozen_stages is -1.*0\.\.3"),
         ("anchor_scale=0", "anchor_scale is 0.*above 0"),
-        ("clip=0", "clip is 0.*above 0"),
+        ("grad_clip_norm=0", "grad_clip_norm is 0.*above 0"),
         ("weight_decay=-1", "weight_decay is -1.*0 or more"),
-        ("backbone_lr=-1", "backbone_lr is -1.*0 or more"),
+        ("backbone_lr_mult=-1", "backbone_lr_mult is -1.*0 or more"),
         ("scale_jitter=-1", "scale_jitter is -1.*0 or more"),
-        ("shift=-1", "shift is -1.*0 or more"),
+        ("translate=-1", "translate is -1.*0 or more"),
         ("optimizer=adam", "Did you mean 'adamw'"),
         ("layer_decay=0", "layer_decay is 0.*above 0"),
-        ("colour=2", r"colour is 2.*0\.\.1"),
-        ("weights=none", "weights is none and frozen_stages is 3.*frozen_stages=0"),
+        ("color_jitter=2", r"color_jitter is 2.*0\.\.1"),
+        ("init_weights=none", "init_weights is none and frozen_stages is 3.*frozen_stages=0"),
     ],
 )
 def test_a_change_that_cannot_be_is_named(change, message):
@@ -77,15 +77,25 @@ def test_a_recipe_comes_back_from_its_file(tmp_path):
     made = load_recipe("efficientdet_lite0", ["lr=3e-4", "mosaic=0"])
     write_recipe(made, tmp_path / "recipe.json")
     assert read_recipe(tmp_path / "recipe.json") == made
-    assert set(json.loads((tmp_path / "recipe.json").read_text())) == {f.name for f in fields(Recipe)}
+    assert set(json.loads((tmp_path / "recipe.json").read_text())) == {"format", *(f.name for f in fields(Recipe))}
 
 
 @pytest.mark.parametrize(
-    "text", ["", "[]", "{}", '{"detector": "a", "colour": 1, "more": 2}', "{", '{"detector": "a", "lr": "x"}']
+    ("text", "message"),
+    [
+        ("", "is not JSON"),
+        ("{", "is not JSON"),
+        ("[]", "holds a list, expected the JSON object of a recipe"),
+        ("{}", r"is not a recipe .*detector"),
+        ('{"detector": "a", "lr": "x"}', r"is not a recipe .*lr"),
+        ('{"detector": "a", "mosaik": 1}', "no field is called 'mosaik'. Did you mean 'mosaic'"),
+        ('{"detector": "a", "image_size": 100}', "image_size is 100, and must be a positive multiple of 32"),
+        ('{"format": 2, "detector": "a"}', "is a recipe of format 2, and this version of Foldfuse reads up to 1"),
+    ],
 )
-def test_a_broken_file_is_named(tmp_path, text):
+def test_a_broken_file_is_named(tmp_path, text, message):
     (tmp_path / "recipe.json").write_text(text)
-    with pytest.raises(InputError, match=r"recipe\.json: is not a recipe"):
+    with pytest.raises(InputError, match=rf"recipe\.json: .*{message}"):
         read_recipe(tmp_path / "recipe.json")
 
 
@@ -102,6 +112,6 @@ def test_recipes_are_shown_with_what_they_are_for(capsys):
 
 @pytest.mark.parametrize("order", [1, -1])
 def test_changes_that_need_one_another_may_come_in_any_order(order):
-    changes = ["weights=none", "frozen_stages=0", "lr=0.01", "lr=0.02"]
+    changes = ["init_weights=none", "frozen_stages=0", "lr=0.01", "lr=0.02"]
     recipe = load_recipe("vit_tiny_pyramid", changes[:2][::order] + changes[2:])
-    assert (recipe.weights, recipe.frozen_stages, recipe.lr) == ("none", 0, 0.02)
+    assert (recipe.init_weights, recipe.frozen_stages, recipe.lr) == ("none", 0, 0.02)

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import ast
-import json
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 from foldfuse.errors import InputError, unknown_name
-from foldfuse.system.atomic_files import write_text
+from foldfuse.system.records import read_record, write_record
 
 
 @dataclass(frozen=True)
@@ -21,23 +20,27 @@ class Recipe:
     detector: str
     image_size: int = 320  # pixels: the longest side of a picture as the model sees it
     batch_size: int = 8  # images per optimizer step
-    optimizer: str = "adamw"  # or "schedule_free", which averages as it goes: `ema` and `decay_from` are not for it
+    optimizer: str = (
+        "adamw"  # or "schedule_free", which averages as it goes: `ema_decay` and `lr_decay_start` are not for it
+    )
     lr: float = 2e-3  # peak learning rate
-    backbone_lr: float = 1.0  # of the backbone, as a share of `lr`
+    backbone_lr_mult: float = 1.0  # of the backbone, as a share of `lr`
     layer_decay: float = 1.0  # learning rate of each of the backbone's layers, as a share of that of the layer after it
     weight_decay: float = 0.01
-    warmup: float = 0.05  # share of the budget spent warming up, 0..1
-    decay_from: float = 0.05  # share of the budget from which the learning rate falls to 0; 1 keeps it up
-    ema: float = 0.99  # decay of the weights' moving average, per step
-    clip: float = 10.0  # largest norm of the gradient
+    warmup_fraction: float = 0.05  # share of the budget spent warming up, 0..1
+    lr_decay_start: float = 0.05  # share of the budget from which the learning rate falls to 0; 1 keeps it up
+    ema_decay: float = 0.99  # decay of the weights' moving average, per step
+    grad_clip_norm: float = 10.0  # largest norm of the gradient
     frozen_stages: int = 3  # of the backbone, from the stem on, that are not trained
     anchor_scale: float = 3.0  # side of a level's smallest anchor, in strides
-    weights: str = "imagenet"  # to begin with: "imagenet", "none", the folder of a run, or a checkpoint of effdet's
+    init_weights: str = (
+        "imagenet"  # to begin with: "imagenet", "none", the folder of a run, or a checkpoint of effdet's
+    )
     hflip: float = 0.5  # probability
     vflip: float = 0.0  # probability
     scale_jitter: float = 0.4  # pictures are scaled by a factor of up to 1 + this, either way
-    shift: float = 0.1  # in sides of the canvas
-    colour: float = 0.3  # half-range of the factors of brightness, contrast and saturation
+    translate: float = 0.1  # in sides of the canvas
+    color_jitter: float = 0.3  # half-range of the factors of brightness, contrast and saturation
     mosaic: float = 0.3  # probability of four pictures on one canvas
     mosaic_until: float = 0.7  # share of the budget after which there are no more mosaics
     copy_paste: float = 0.0  # probability of objects of another picture being pasted in
@@ -63,20 +66,30 @@ class Recipe:
             raise unknown_name("optimizer", self.optimizer, ("adamw", "schedule_free"))
         if not 0 <= self.frozen_stages <= 3:
             raise InputError(f"frozen_stages is {self.frozen_stages}, and must be in 0..3.")
-        if self.weights == "none" and self.frozen_stages:
+        if self.init_weights == "none" and self.frozen_stages:
             raise InputError(
-                f"weights is none and frozen_stages is {self.frozen_stages}: what has learnt nothing must be trained. "
+                f"init_weights is none and frozen_stages is {self.frozen_stages}: what has learnt nothing must be trained. "
                 "Take frozen_stages=0."
             )
-        for name in ("lr", "clip", "layer_decay", "anchor_scale"):
+        for name in ("lr", "grad_clip_norm", "layer_decay", "anchor_scale"):
             value = getattr(self, name)
             if not 0 < value < math.inf:
                 raise InputError(f"{name} is {value}, and must be a number above 0.")
-        for name in ("backbone_lr", "weight_decay", "scale_jitter", "shift"):
+        for name in ("backbone_lr_mult", "weight_decay", "scale_jitter", "translate"):
             value = getattr(self, name)
             if not 0 <= value < math.inf:
                 raise InputError(f"{name} is {value}, and must be a number of 0 or more.")
-        shares = ("warmup", "decay_from", "ema", "hflip", "vflip", "colour", "mosaic", "mosaic_until", "copy_paste")
+        shares = (
+            "warmup_fraction",
+            "lr_decay_start",
+            "ema_decay",
+            "hflip",
+            "vflip",
+            "color_jitter",
+            "mosaic",
+            "mosaic_until",
+            "copy_paste",
+        )
         for name in shares:
             value = getattr(self, name)
             if not 0 <= value <= 1:
@@ -115,7 +128,7 @@ def efficientdet_d0() -> Recipe:
 
 def yolov5n() -> Recipe:
     """YOLOv5-style, the smallest, at 320 px from scratch: give it more time, or the weights of an imported run."""
-    return Recipe("yolov5n", weights="none", frozen_stages=0, lr=1e-3, warmup=0.1)
+    return Recipe("yolov5n", init_weights="none", frozen_stages=0, lr=1e-3, warmup_fraction=0.1)
 
 
 def yolov5s() -> Recipe:
@@ -140,7 +153,7 @@ def lite2_fpn() -> Recipe:
 
 def swin_tiny_fpn() -> Recipe:
     """Swin-T with a feature pyramid at 320 px; its ImageNet weights need the network once."""
-    return Recipe("swin_tiny_fpn", lr=1e-3, backbone_lr=0.1, weight_decay=0.05)
+    return Recipe("swin_tiny_fpn", lr=1e-3, backbone_lr_mult=0.1, weight_decay=0.05)
 
 
 def vit_tiny_pyramid() -> Recipe:
@@ -178,35 +191,43 @@ class ClassifierRecipe:
     lr: float = 1e-3  # peak learning rate of the head
     layer_decay: float = 1.0  # learning rate of each layer, as a share of that of the layer after it
     weight_decay: float = 0.02
-    warmup: float = 0.1  # share of the budget spent warming up, 0..1
-    decay_from: float = 0.1  # share of the budget from which the learning rate falls to 0; 1 keeps it up
-    ema: float = 0.99  # decay of the weights' moving average, per step
-    clip: float = 5.0  # largest norm of the gradient
+    warmup_fraction: float = 0.1  # share of the budget spent warming up, 0..1
+    lr_decay_start: float = 0.1  # share of the budget from which the learning rate falls to 0; 1 keeps it up
+    ema_decay: float = 0.99  # decay of the weights' moving average, per step
+    grad_clip_norm: float = 5.0  # largest norm of the gradient
     frozen_stages: int = 0  # layers, from the first on, that are not trained
-    smoothing: float = 0.1  # share of a target that is spread over all classes
-    weights: str = "imagenet"  # to begin with: "imagenet" or "none"
-    context: float = 1.3  # side of an object's crop, as a multiple of its box's longer side
+    label_smoothing: float = 0.1  # share of a target that is spread over all classes
+    init_weights: str = "imagenet"  # to begin with: "imagenet" or "none"
+    crop_context: float = 1.3  # side of an object's crop, as a multiple of its box's longer side
     hflip: float = 0.5  # probability
     vflip: float = 0.0  # probability
     scale_jitter: float = 0.25  # pictures are scaled by a factor of up to 1 + this, either way
-    shift: float = 0.1  # in sides of the canvas
-    colour: float = 0.3  # half-range of the factors of brightness, contrast and saturation
+    translate: float = 0.1  # in sides of the canvas
+    color_jitter: float = 0.3  # half-range of the factors of brightness, contrast and saturation
 
     def __post_init__(self) -> None:
-        if self.weights not in ("imagenet", "none"):
-            raise unknown_name("start of a classifier's weights", self.weights, ("imagenet", "none"))
+        if self.init_weights not in ("imagenet", "none"):
+            raise unknown_name("start of a classifier's weights", self.init_weights, ("imagenet", "none"))
         for name, least in (("image_size", 8), ("batch_size", 1), ("frozen_stages", 0)):
             if getattr(self, name) < least:
                 raise InputError(f"{name} is {getattr(self, name)}, and must be {least} or more.")
-        for name in ("lr", "clip", "context", "layer_decay"):
+        for name in ("lr", "grad_clip_norm", "crop_context", "layer_decay"):
             value = getattr(self, name)
             if not 0 < value < math.inf:
                 raise InputError(f"{name} is {value}, and must be a number above 0.")
-        for name in ("weight_decay", "scale_jitter", "shift"):
+        for name in ("weight_decay", "scale_jitter", "translate"):
             value = getattr(self, name)
             if not 0 <= value < math.inf:
                 raise InputError(f"{name} is {value}, and must be a number of 0 or more.")
-        for name in ("warmup", "decay_from", "ema", "smoothing", "hflip", "vflip", "colour"):
+        for name in (
+            "warmup_fraction",
+            "lr_decay_start",
+            "ema_decay",
+            "label_smoothing",
+            "hflip",
+            "vflip",
+            "color_jitter",
+        ):
             value = getattr(self, name)
             if not 0 <= value <= 1:
                 raise InputError(f"{name} is {value}, and must be in 0..1.")
@@ -227,6 +248,7 @@ def classify_swin() -> ClassifierRecipe:
     return ClassifierRecipe("swin_tiny", image_size=224, lr=5e-4, layer_decay=0.85, weight_decay=0.05)
 
 
+RECIPE_FORMAT = 1
 R = TypeVar("R", Recipe, ClassifierRecipe)
 CLASSIFIER_RECIPES: dict[str, Callable[[], ClassifierRecipe]] = {
     f.__name__: f for f in (classify_lite0, classify_vit, classify_swin)
@@ -285,14 +307,14 @@ def _value(key: str, text: str, kind: type) -> Any:
 
 def write_recipe(recipe: Recipe | ClassifierRecipe, path: Path) -> None:
     """Write `recipe` as JSON."""
-    write_text(path, json.dumps(asdict(recipe), indent=1))
+    write_record(path, recipe, version=RECIPE_FORMAT)
 
 
 def read_recipe(path: Path) -> Recipe:
-    """The recipe in a JSON file that `write_recipe` left.
+    """The detector recipe in a JSON file that `write_recipe` wrote.
 
     Raises:
-        InputError: the file is missing, broken, or names a field that there is not.
+        InputError: the file is missing, broken, or no recipe.
     """
     return _read(Recipe, path)
 
@@ -303,9 +325,5 @@ def read_classifier_recipe(path: Path) -> ClassifierRecipe:
 
 
 def _read(kind: type[R], path: Path) -> R:
-    try:
-        return kind(**json.loads(path.read_text(encoding="utf-8")))
-    except FileNotFoundError:
-        raise InputError(f"{path}: there is no such file. Is {path.parent} the folder of a run?") from None
-    except (json.JSONDecodeError, TypeError) as error:
-        raise InputError(f"{path}: is not a recipe ({error}).") from None
+    hint = f"Is {path.parent} the folder of a run?"
+    return read_record(path, kind, version=RECIPE_FORMAT, what="a recipe", hint=hint)

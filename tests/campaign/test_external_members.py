@@ -15,7 +15,7 @@ from foldfuse.formats.predictions import write_predictions
 from foldfuse.formats.submission import validate_submission
 from foldfuse.recipes import load_recipe
 from foldfuse.storage.ledger import create
-from foldfuse.storage.run import Run
+from foldfuse.storage.run import Run, RunMetadata
 from learning_samples import write_dataset
 
 
@@ -77,8 +77,8 @@ def test_foreign_predictions_that_leave_the_held_back_pictures_out_are_refused(t
 
 
 def a_run(folder, task, held):
-    facts = {"classes": list(task.train.classes), "held": held, "seed": 4, "seconds": 9.0, "steps": 3}
-    run = Run.create(folder, task.recipes["lite0"], facts)
+    metadata = RunMetadata(classes=task.train.classes, val_ids=tuple(held), seed=4, seconds=9.0, steps=3)
+    run = Run.create(folder, task.recipes["lite0"], metadata)
     run.save_weights({})
     return run
 

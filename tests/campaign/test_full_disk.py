@@ -28,7 +28,7 @@ WRITES = (  # beginnings of the names of files, in the order in which a campaign
     "folds.json",
     "recipe.json",
     "log.jsonl",
-    "state.pt",
+    "checkpoint.pt",
     "weights.safetensors",
     "run.json",
     "held@1",

@@ -73,10 +73,10 @@ def test_the_trunk_has_half_of_the_training_and_the_branches_the_rest_alike():
 
 def test_branches_begin_where_the_trunk_ended_and_let_the_rate_fall():
     trunk, *branches = plan(standing(seed=3))
-    assert (trunk.parent, trunk.recipe.decay_from) == (None, 1.0)
+    assert (trunk.parent, trunk.recipe.lr_decay_start) == (None, 1.0)
     assert {b.parent for b in branches} == {trunk.name}
-    assert {b.recipe.decay_from for b in branches} == {0.0}
-    assert {b.recipe.warmup for b in branches} == {0.0}
+    assert {b.recipe.lr_decay_start for b in branches} == {0.0}
+    assert {b.recipe.warmup_fraction for b in branches} == {0.0}
     assert [s.seed for s in (trunk, *branches)] == [3000, 3001, 3002]
 
 
@@ -116,8 +116,12 @@ def test_what_is_over_is_not_trained_again(state):
 def test_the_first_branch_takes_the_place_of_a_trunk_that_diverged():
     _, done = carried_out(standing(), diverge={"trunk-256"})
     first, second = done[1][0], done[2][0]
-    assert (first.parent, first.recipe.decay_from, first.recipe.warmup) == (None, 1.0, RECIPE.warmup)
-    assert (second.parent, second.recipe.decay_from) == ("branch1-320", 0.0)
+    assert (first.parent, first.recipe.lr_decay_start, first.recipe.warmup_fraction) == (
+        None,
+        1.0,
+        RECIPE.warmup_fraction,
+    )
+    assert (second.parent, second.recipe.lr_decay_start) == ("branch1-320", 0.0)
 
 
 def test_what_finds_no_time_is_not_begun():

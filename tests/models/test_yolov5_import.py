@@ -90,8 +90,8 @@ def test_a_checkpoint_becomes_a_run(small_model, toolkit, tmp_path, monkeypatch,
     run = Run(import_weights(path, out=tmp_path / "run"))
     assert "models.yolo" not in sys.modules
     assert run.recipe.detector == "yolov5n"
-    assert run.facts["classes"] == NAMES
-    assert run.facts["origin"]["file"] == "weights.pt"
+    assert run.metadata.classes == tuple(NAMES)
+    assert run.metadata.origin["file"] == "weights.pt"
     assert "AGPL-3.0" in capsys.readouterr().out
     for key, tensor in run.load_weights().items():
         torch.testing.assert_close(tensor, small_model.state_dict()[key], msg=key)
@@ -110,20 +110,20 @@ def test_a_run_of_other_classes_starts_another(small_model, toolkit, tmp_path):
     run = Run(import_weights(save(small_model, tmp_path / "w.pt", toolkit), out=tmp_path / "run"))
     other = YOLOv5(5, depth=0.33, width=0.25)
     before = other.head.predict[0].weight.clone()
-    assert "6 tensors of the head begin anew" in run.start(other)
+    assert "6 tensors of the head begin anew" in run.init_model(other)
     assert torch.equal(other.head.predict[0].weight, before)
     torch.testing.assert_close(other.backbone.stem[0].weight, small_model.backbone.stem[0].weight)
     with pytest.raises(InputError, match="do not fit"):
-        run.start(YOLOv5(3, depth=0.33, width=0.5))
+        run.init_model(YOLOv5(3, depth=0.33, width=0.5))
 
 
 def test_a_training_starts_from_an_imported_run(small_model, toolkit, tmp_path, capsys):
     start = import_weights(save(small_model, tmp_path / "w.pt", toolkit), out=tmp_path / "start")
     data = write_dataset(tmp_path / "data", 4)
-    small = ("image_size=64", "batch_size=2", "warmup=0", "ema=0", "lr=1e-9", "precision=float32")
+    small = ("image_size=64", "batch_size=2", "warmup_fraction=0", "ema_decay=0", "lr=1e-9", "precision=float32")
     run = Run(train(data, tmp_path / "run", start=start, change=small, steps=1))
     assert "knows 3 other classes: 6 tensors of the head begin anew" in " ".join(capsys.readouterr().out.split())
-    assert (run.recipe.detector, run.recipe.weights) == ("yolov5n", str(start))
+    assert (run.recipe.detector, run.recipe.init_weights) == ("yolov5n", str(start))
     begun, now = Run(start).load_weights(), run.load_weights()
     same = [key for key in now if now[key].shape == begun[key].shape and key.endswith((".weight", "anchors"))]
     assert "anchors" in same
@@ -188,7 +188,7 @@ def test_a_cut_file_leaves_nothing(small_model, toolkit, tmp_path):
 def test_what_the_file_says_of_its_licence_is_told(small_model, toolkit, tmp_path, capsys):
     path = save(small_model, tmp_path / "w.pt", toolkit, license="Some-1.0")
     run = Run(import_weights(path, out=tmp_path / "run"))
-    assert 'the file says "Some-1.0"' in run.facts["origin"]["licence"]
+    assert 'the file says "Some-1.0"' in run.metadata.origin["licence"]
     assert "Some-1.0" in capsys.readouterr().out
 
 

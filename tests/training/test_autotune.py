@@ -11,7 +11,7 @@ from torch import nn
 from foldfuse.commands.train import train
 from foldfuse.storage.run import Run
 from foldfuse.training import precision as module
-from foldfuse.training.precision import Probed, Setting, affordable, probe, usual
+from foldfuse.training.precision import AutotuneResult, Setting, affordable, probe, usual
 from learning_samples import write_dataset
 
 BATCH = torch.zeros(2, 3, 32, 32, dtype=torch.uint8), []
@@ -107,16 +107,16 @@ def test_a_run_keeps_its_setting_and_one_of_steps_is_not_probed(tmp_path, monkey
     data, changes = write_dataset(tmp_path / "d", 4), ("image_size=64", "batch_size=2")
     monkeypatch.setattr("foldfuse.training.detector.probe", lambda *_, **__: pytest.fail("probed"))
     train(data, tmp_path / "steps", change=changes, steps=1)
-    assert Run(tmp_path / "steps").facts["setting"] == usual(torch.device("cpu")).to_dict()
-    chosen = Probed(Setting("bfloat16", channels_last=False), 1.5, {"x": 1.0})
+    assert Run(tmp_path / "steps").metadata.compute == usual(torch.device("cpu")).to_dict()
+    chosen = AutotuneResult(Setting("bfloat16", channels_last=False), 1.5, {"x": 1.0})
     monkeypatch.setattr("foldfuse.training.detector.probe", lambda *_, **__: chosen)
     train(data, tmp_path / "timed", change=changes, budget="0.3s")
     run = Run(tmp_path / "timed")
-    assert run.facts["setting"] == chosen.setting.to_dict()
-    assert run.facts["probe"]["gain"] == 1.5
+    assert run.metadata.compute == chosen.setting.to_dict()
+    assert run.metadata.autotune["gain"] == 1.5
     monkeypatch.setattr("foldfuse.training.detector.probe", lambda *_, **__: pytest.fail("probed again"))
-    train(data, tmp_path / "timed", budget="100s", steps=run.facts["steps"] + 1, resume=True)
-    assert run.facts["setting"] == chosen.setting.to_dict()
+    train(data, tmp_path / "timed", budget="100s", steps=run.metadata.steps + 1, resume=True)
+    assert run.metadata.compute == chosen.setting.to_dict()
 
 
 def test_a_run_in_bfloat16_learns_nearly_the_same(tmp_path):

@@ -19,7 +19,7 @@ from foldfuse.errors import InputError
 from foldfuse.models import make_detector
 from foldfuse.models.detection.composed import ComposedDetector
 from foldfuse.recipes import Recipe, load_recipe
-from foldfuse.storage.run import Run
+from foldfuse.storage.run import Run, RunMetadata
 from foldfuse.training.batches import Batches
 from foldfuse.training.budget import Budget, lr_scale
 from foldfuse.training.loop import fit
@@ -103,10 +103,13 @@ def test_a_resumed_budget_remembers_what_is_gone():
 
 @settings(deadline=None, derandomize=True)
 @given(st.floats(0, 1), st.floats(0, 0.5), st.floats(0, 1))
-def test_the_learning_rate_stays_within_its_peak_and_never_rises_after_warmup(spent, warmup, decay_from):
-    now, later = lr_scale(spent, warmup, decay_from), lr_scale(min(1, spent + 0.01), warmup, decay_from)
+def test_the_learning_rate_stays_within_its_peak_and_never_rises_after_warmup(spent, warmup_fraction, lr_decay_start):
+    now, later = (
+        lr_scale(spent, warmup_fraction, lr_decay_start),
+        lr_scale(min(1, spent + 0.01), warmup_fraction, lr_decay_start),
+    )
     assert 0 <= now <= 1
-    assert later <= now or spent < warmup
+    assert later <= now or spent < warmup_fraction
 
 
 def test_the_schedule_by_hand():
@@ -195,7 +198,7 @@ def test_mosaics_end_when_the_recipe_says(data):
 
 
 def test_a_resumed_run_is_bit_equal_to_the_uninterrupted_one(data, tmp_path):
-    batches, run = batches_of(data), Run.create(tmp_path / "run", TINY, {})
+    batches, run = batches_of(data), Run.create(tmp_path / "run", TINY, RunMetadata())
     torch.manual_seed(0)
     whole_log, log = [], []
     model = make_detector(TINY.detector, 2)
@@ -203,7 +206,7 @@ def test_a_resumed_run_is_bit_equal_to_the_uninterrupted_one(data, tmp_path):
     whole = fit(model, batches, TINY, Budget(steps=5), log=whole_log)
 
     def stop_after_two(state):
-        run.save_state(state)
+        run.save_checkpoint(state)
         if state["step"] == 2:
             raise KeyboardInterrupt
 
@@ -211,7 +214,7 @@ def test_a_resumed_run_is_bit_equal_to_the_uninterrupted_one(data, tmp_path):
     model.load_state_dict(begin)
     with pytest.raises(KeyboardInterrupt):
         fit(model, batches, TINY, Budget(steps=5), log=log, checkpoint=stop_after_two, every=-1.0)
-    state, trouble = run.load_state()
+    state, trouble = run.load_checkpoint()
     assert trouble is None
     assert state["step"] == 2
     torch.manual_seed(99)
@@ -227,9 +230,9 @@ def test_a_resumed_run_is_bit_equal_to_the_uninterrupted_one(data, tmp_path):
 def test_train_goes_on_where_it_was_stopped(data, tmp_path):
     out = tmp_path / "run"
     train(data, out, change=TINY_CHANGES, steps=2)
-    assert Run(out).facts["steps"] == 2
+    assert Run(out).metadata.steps == 2
     train(data, out, steps=3, resume=True)
-    assert Run(out).facts["steps"] == 3
+    assert Run(out).metadata.steps == 3
     assert [row["step"] for row in Run(out).log] == [0, 1, 2]
     other = write_dataset(tmp_path / "other", 4, seed=5)
     with pytest.raises(InputError, match="was trained on other data"):
@@ -299,9 +302,9 @@ def test_a_run_tells_what_it_was_trained_on(data, tmp_path):
     made.write(split)
     train(data, tmp_path / "run", change=TINY_CHANGES, steps=2, folds=split, fold=1)
     run = Run(tmp_path / "run")
-    assert run.facts["held"] == made.val_ids(1)
-    assert run.facts["classes"] == ["red", "blue"]
-    assert run.facts["canvas"] == [64, 64]
+    assert run.metadata.val_ids == tuple(made.val_ids(1))
+    assert run.metadata.classes == ("red", "blue")
+    assert run.metadata.canvas == (64, 64)
     assert run.recipe == TINY
     rows = run.log
     assert [row["step"] for row in rows] == [0, 1]
@@ -310,7 +313,7 @@ def test_a_run_tells_what_it_was_trained_on(data, tmp_path):
 
 
 def test_biases_and_norms_are_not_decayed_and_the_backbone_has_its_own_rate():
-    recipe = Recipe("efficientdet_lite0", lr=1e-3, backbone_lr=0.1, weight_decay=0.05)
+    recipe = Recipe("efficientdet_lite0", lr=1e-3, backbone_lr_mult=0.1, weight_decay=0.05)
     model = make_detector("efficientdet_lite0", 2, pretrained=False)
     model.freeze(2)
     groups = detector_groups(model, recipe)
@@ -321,7 +324,7 @@ def test_biases_and_norms_are_not_decayed_and_the_backbone_has_its_own_rate():
     for group in groups:
         for p in group["params"]:
             assert group["weight_decay"] == (0.05 if p.ndim > 1 else 0)
-            assert group["peak"] == pytest.approx(1e-4 if id(p) in backbone else 1e-3)
+            assert group["base_lr"] == pytest.approx(1e-4 if id(p) in backbone else 1e-3)
 
 
 # memory

@@ -54,8 +54,8 @@ def test_two_processes_train_and_predict_from_the_command_line(data, tmp_path):
     flags = [word for change in changes for word in ("--change", change)]
     run(*TORCHRUN, "-m", "foldfuse", "train", data, tmp_path / "run", *flags, "--steps", "20")
     train(data, tmp_path / "alone", change=changes, steps=20)
-    facts = Run(tmp_path / "run").facts
-    assert (facts["steps"], facts["processes"]) == (20, 2)
+    metadata = Run(tmp_path / "run").metadata
+    assert (metadata.steps, metadata.processes) == (20, 2)
     two, one = ([row["loss"] for row in Run(tmp_path / name).log] for name in ("run", "alone"))
     np.testing.assert_allclose(two, one, rtol=1e-3)
     run(*TORCHRUN, "-m", "foldfuse", "predict", tmp_path / "run", data, tmp_path / "two.parquet")

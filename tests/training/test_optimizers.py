@@ -10,10 +10,10 @@ from foldfuse.commands.train import train
 from foldfuse.models import make_detector
 from foldfuse.recipes import load_recipe
 from foldfuse.storage.run import Run
-from foldfuse.training.optimizers import ScheduleFree, detector_groups, evaluated
+from foldfuse.training.optimizers import ScheduleFree, averaged_state, detector_groups
 from learning_samples import write_dataset
 
-CHANGES = ("image_size=64", "batch_size=2", "optimizer=schedule_free", "warmup=0")
+CHANGES = ("image_size=64", "batch_size=2", "optimizer=schedule_free", "warmup_fraction=0")
 
 
 def test_schedule_free_by_hand():
@@ -38,7 +38,7 @@ def test_schedule_free_by_hand():
         x = np.average(points, axis=0, weights=weights) if rate else start
         y = 0.1 * z + 0.9 * x
         np.testing.assert_allclose(model.weight.detach()[0], y, rtol=1e-12)
-        np.testing.assert_allclose(evaluated(model, optimizer)["weight"][0], x, rtol=1e-12)
+        np.testing.assert_allclose(averaged_state(model, optimizer)["weight"][0], x, rtol=1e-12)
     assert not np.allclose(x, y)
 
 
@@ -47,7 +47,7 @@ def test_other_optimizers_are_evaluated_as_they_are():
     optimizer = AdamW([{"params": list(model.parameters()), "lr": 0.1}])
     model(torch.ones(1, 2)).sum().backward()
     optimizer.step()
-    assert torch.equal(evaluated(model, optimizer)["weight"], model.weight)
+    assert torch.equal(averaged_state(model, optimizer)["weight"], model.weight)
 
 
 def test_a_run_stopped_and_resumed_has_the_same_bits_and_is_evaluated_at_its_average(tmp_path):
@@ -57,7 +57,7 @@ def test_a_run_stopped_and_resumed_has_the_same_bits_and_is_evaluated_at_its_ave
     train(data, tmp_path / "parts", steps=6, resume=True)
     whole, parts = (Run(tmp_path / name) for name in ("whole", "parts"))
     assert {row["lr"] for row in whole.log} == {whole.recipe.lr}, "its rate stays up"
-    states = whole.load_state()[0], parts.load_state()[0]
+    states = whole.load_checkpoint()[0], parts.load_checkpoint()[0]
     for part in ("model", "ema"):
         assert all(torch.equal(states[0][part][key], states[1][part][key]) for key in states[0][part])
     for one, other in zip(*(state["optimizer"]["state"].values() for state in states), strict=True):
@@ -77,10 +77,12 @@ def test_a_run_stopped_and_resumed_has_the_same_bits_and_is_evaluated_at_its_ave
     ],
 )
 def test_a_backbones_rates_fall_towards_the_pixels(detector, first, last, blocks):
-    recipe = load_recipe(detector, ["layer_decay=0.5", "lr=1.0", "backbone_lr=0.1", "weights=none", "frozen_stages=0"])
+    recipe = load_recipe(
+        detector, ["layer_decay=0.5", "lr=1.0", "backbone_lr_mult=0.1", "init_weights=none", "frozen_stages=0"]
+    )
     model = make_detector(detector, 2, pretrained=False)
     model.freeze(0)
-    rates = {id(p): group["peak"] for group in detector_groups(model, recipe) for p in group["params"]}
+    rates = {id(p): group["base_lr"] for group in detector_groups(model, recipe) for p in group["params"]}
     named = {name: rates[id(p)] for name, p in model.backbone.named_parameters() if id(p) in rates}
     top = max(named.values())
     assert top == pytest.approx(0.1)

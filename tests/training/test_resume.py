@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import pytest
 import torch
@@ -36,7 +37,7 @@ def start(data, out, *, checkpoint="0.001s", steps=STEPS):
 
 def kill_once_it_has_learnt(process, run, after):
     """kill -9 `after` seconds after the next checkpoint."""
-    path = run.folder / "state.pt"
+    path = run.folder / "checkpoint.pt"
     seen = path.stat().st_mtime_ns if path.exists() else 0
     while not path.exists() or path.stat().st_mtime_ns == seen:
         assert process.poll() is None, process.stderr.read().decode()
@@ -51,7 +52,7 @@ def test_killed_twice_and_resumed_it_ends_with_the_same_weights(data, tmp_path):
     run, steps = Run(tmp_path / "killed"), []
     for after in (0.03, 0.2):
         kill_once_it_has_learnt(start(data, run.folder), run, after)
-        steps.append(run.load_state()[0]["step"])
+        steps.append(run.load_checkpoint()[0]["step"])
     assert 0 < steps[0] < steps[1] < STEPS
     last = start(data, run.folder)
     assert last.wait(60) == 0, last.stderr.read().decode()
@@ -63,7 +64,7 @@ def test_killed_twice_and_resumed_it_ends_with_the_same_weights(data, tmp_path):
     finally:
         torch.set_num_threads(threads)
     whole, killed = (Run(tmp_path / name) for name in ("whole", "killed"))
-    states = whole.load_state()[0], killed.load_state()[0]
+    states = whole.load_checkpoint()[0], killed.load_checkpoint()[0]
     assert states[0]["ema_steps"] == states[1]["ema_steps"] == STEPS
     for part in ("model", "ema"):
         assert all(torch.equal(states[0][part][key], states[1][part][key]) for key in states[0][part])
@@ -86,7 +87,7 @@ def test_an_interrupt_keeps_what_was_learnt_and_says_how_to_go_on(data, tmp_path
     process.send_signal(number)
     _, error = process.communicate(timeout=60)
     assert process.returncode == 130
-    step = run.load_state()[0]["step"]
+    step = run.load_checkpoint()[0]["step"]
     assert step > kept, "what came after the last checkpoint is kept too"
     assert [row["step"] for row in run.log] == list(range(step))
     kept = f"{run.folder}: stopped; what was learnt in {step} steps is kept."
@@ -127,21 +128,21 @@ def test_a_resumed_run_has_the_rest_of_its_own_budget(data, tmp_path, monkeypatc
     out = tmp_path / "run"
     train(data, out, change=CHANGES, steps=1)
     run = Run(out)
-    run.write_facts(run.facts | {"budget": {"seconds": 100.0}})
-    state = run.load_state()[0]
-    run.save_state(state | {"seconds": 99.9})
+    run.write_metadata(replace(run.metadata, budget={"seconds": 100.0}))
+    state = run.load_checkpoint()[0]
+    run.save_checkpoint(state | {"seconds": 99.9})
     train(data, out, resume=True)
-    assert run.facts["steps"] <= 20  # not another hundred seconds
-    assert run.facts["budget"] == {"seconds": 100.0}
+    assert run.metadata.steps <= 20  # not another hundred seconds
+    assert run.metadata.budget == {"seconds": 100.0}
 
 
 def test_a_broken_checkpoint_gives_way_to_the_one_before(data, tmp_path, capsys):
     out = tmp_path / "run"
     train(data, out, change=CHANGES, steps=2)
     train(data, out, steps=3, resume=True)
-    (out / "state.pt").write_bytes((out / "state.pt").read_bytes()[:1000])
+    (out / "checkpoint.pt").write_bytes((out / "checkpoint.pt").read_bytes()[:1000])
     train(data, out, steps=4, resume=True)
-    assert "state.pt: is broken" in capsys.readouterr().out
+    assert "checkpoint.pt: is broken" in capsys.readouterr().out
     assert [row["step"] for row in Run(out).log] == [0, 1, 2, 3]
 
 
@@ -149,7 +150,7 @@ def test_a_run_that_was_stopped_before_it_began_is_begun(data, tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "recipe.json").write_text("{")
     train(data, tmp_path / "run", change=CHANGES, steps=1, resume=True)
-    assert Run(tmp_path / "run").facts["steps"] == 1
+    assert Run(tmp_path / "run").metadata.steps == 1
 
 
 def test_what_is_done_in_a_pause_is_not_paid_for():

@@ -65,7 +65,7 @@ def test_a_fold_without_a_class_still_knows_the_class(tmp_path):
     Folds({s.id: int(s.id in with_blue) for s in dataset.samples}, 2).write(split)
     assert 0 < len(with_blue) < 6
     train(data, tmp_path / "run", change=CHANGES, steps=2, folds=split, fold=1)  # what is left shows red alone
-    assert Run(tmp_path / "run").facts["classes"] == ["red", "blue"]
+    assert Run(tmp_path / "run").metadata.classes == ("red", "blue")
     predict(tmp_path / "run", data, tmp_path / "found.parquet")
     assert read_predictions(tmp_path / "found.parquet", dataset).classes == ("red", "blue")
 
@@ -73,7 +73,7 @@ def test_a_fold_without_a_class_still_knows_the_class(tmp_path):
 def test_fewer_pictures_than_a_batch_are_shown_again(tmp_path):
     data = write_dataset(tmp_path / "d", 3)
     train(data, tmp_path / "run", change=("image_size=64", "batch_size=8"), steps=2)
-    assert Run(tmp_path / "run").facts["steps"] == 2
+    assert Run(tmp_path / "run").metadata.steps == 2
 
 
 def test_pictures_without_one_object_are_refused(tmp_path):

@@ -54,14 +54,14 @@ def welcome(members: Sequence[str], foreign: Sequence[str], task: Task, ledger: 
 
 def _checked(run: Run, task: Task) -> Run:
     """The run, if it has not learnt from a held-back picture and knows the same classes."""
-    facts = run.facts
-    if tuple(facts["classes"]) != task.train.classes:
+    metadata = run.metadata
+    if metadata.classes != task.train.classes:
         raise InputError(
-            f"{run.folder}: was trained for the classes {', '.join(facts['classes'])}, but the data has "
+            f"{run.folder}: was trained for the classes {', '.join(metadata.classes)}, but the data has "
             f"{', '.join(task.train.classes)}. A member needs the same classes in the same order."
         )
     run.load_weights()
-    learnt = set(task.held.image_ids) - set(facts["held"])
+    learnt = set(task.held.image_ids) - set(metadata.val_ids)
     if learnt:
         raise InputError(
             f"{run.folder}: learnt from {len(learnt)} of the {len(task.held)} pictures that the campaign holds back, such as "
@@ -102,7 +102,7 @@ def _take_run(name: str, run: Run, ledger: Ledger) -> None:
     for file in _OF_A_RUN:
         if (run.folder / file).exists():
             shutil.copyfile(run.folder / file, folder / file)
-    facts = run.facts
+    metadata = run.metadata
     ledger.put_segment(
         SegmentRecord(
             name=name,
@@ -110,10 +110,10 @@ def _take_run(name: str, run: Run, ledger: Ledger) -> None:
             recipe=vars(run.recipe),
             parent=None,
             fold=0,
-            seed=facts["seed"],
+            seed=metadata.seed,
             state="trained",
-            budget=facts["seconds"],
-            seconds=facts["seconds"],
+            budget=metadata.seconds or 0.0,
+            seconds=metadata.seconds or 0.0,
             started=ledger.elapsed,
             ended=None,
             result={},

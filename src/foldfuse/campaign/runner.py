@@ -31,7 +31,7 @@ from foldfuse.storage.run import Run
 from foldfuse.system import host
 from foldfuse.system.durations import format_duration
 from foldfuse.system.progress import error_console
-from foldfuse.training.checkpoints import run_facts
+from foldfuse.training.checkpoints import run_metadata
 
 CHECKPOINTS = 40  # in a deadline, at most: more would cost more time than they save
 LOOK = 1.0  # seconds between two looks at workers that train aside
@@ -246,12 +246,12 @@ def recalled(task: Task, ledger: Ledger) -> Found:
 def assigned(segment: Segment, seconds: float, task: Task, ledger: Ledger, workers: Workers) -> Assignment:
     """A segment ready to be trained until it has had `seconds`, from its own last checkpoint, else from its parent's end."""
     run = Run(ledger.folder / "members" / segment.name)
-    state, trouble = run.load_state() if run.begun else (None, None)
+    state, trouble = run.load_checkpoint() if run.exists else (None, None)
     if trouble:
         ledger.log(trouble)
-    if not run.begun:
-        facts = run_facts(task.train, data=task.train.source, seed=segment.seed, held=task.held.image_ids)
-        Run.create(run.folder, segment.recipe, facts)
+    if not run.exists:
+        metadata = run_metadata(task.train, data=task.train.source, seed=segment.seed, val_ids=task.held.image_ids)
+        Run.create(run.folder, segment.recipe, metadata)
     had = state["seconds"] if state is not None else 0.0
     before = standing(task, ledger, workers).row(segment.name)
     row = SegmentRecord(
@@ -299,7 +299,8 @@ def predict_held(
 ) -> None:
     """Let a trained member join with what it has `seen` of the held-back pictures; None where it has not looked yet."""
     run = Run(ledger.folder / "members" / row.name)
-    recipe, facts = run.recipe, run.facts
+    recipe, metadata = run.recipe, run.metadata
+    seconds, speed = metadata.seconds or 0.0, metadata.images_per_second or 0.0
     if seen is None:
         with ledger.timed(f"out-of-fold {row.name}", "predict"):
             seen = look(run, task.held, standing(task, ledger, workers))
@@ -307,7 +308,7 @@ def predict_held(
         write_predictions(predictions, run.folder / f"held@{view}.parquet", task.held)
     score = score_predictions(seen.views[VIEWS[0]], task.held)
     trained = [r for r in run.log if "ap50" not in r or "loss" in r]
-    run.write_log([*trained, {"step": facts["steps"], "seconds": facts["seconds"], "ap": score.ap, "ap50": score.ap50}])
+    run.write_log([*trained, {"step": metadata.steps, "seconds": seconds, "ap": score.ap, "ap50": score.ap50}])
     result = {
         "name": row.name,
         "recipe": recipe.detector,
@@ -315,9 +316,9 @@ def predict_held(
         "seed": row.seed,
         "fold": row.fold,
         "views": [str(v) for v in seen.views],
-        "seconds": facts["seconds"],
-        "steps": facts["steps"],
-        "images_per_second": facts["images_per_second"],
+        "seconds": seconds,
+        "steps": metadata.steps,
+        "images_per_second": metadata.images_per_second,
         "ap": score.ap,
         "ap50": score.ap50,
         "adds": None,
@@ -329,6 +330,6 @@ def predict_held(
     found.held |= {f"{row.name}@{view}": predictions for view, predictions in seen.views.items()}
     found.unchosen.append(row.name)
     ledger.log(
-        f"{row.name}: AP50 {score.ap50:.3f}, AP {score.ap:.3f} on the held-back pictures after {facts['steps']} steps in "
-        f"{format_duration(facts['seconds'])} ({facts['images_per_second']:.1f} pictures a second)."
+        f"{row.name}: AP50 {score.ap50:.3f}, AP {score.ap:.3f} on the held-back pictures after {metadata.steps} steps in "
+        f"{format_duration(seconds)} ({speed:.1f} pictures a second)."
     )

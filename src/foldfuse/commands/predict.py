@@ -50,7 +50,7 @@ def predict(
     """
     if batch_size < 1:
         raise InputError(f"batch_size is {batch_size}, and must be 1 or more.")
-    if Run(run).of_classifier:
+    if Run(run).is_classifier:
         return predict_classes(run, data, out, view=view)
     views = parse_views(view)
     with world() as together:
@@ -98,7 +98,7 @@ def predict_classes(run: Path, data: Path, out: Path, *, view: Sequence[str]) ->
         raise InputError(f"{out}: what a classifier says is written as .csv or .parquet; choose one of these endings.")
     if unknown := set(view) - set(VIEWS):
         raise InputError(f"the view {min(unknown)!r} is none that a classifier knows: {' and '.join(VIEWS)}.")
-    classes = tuple(Run(run).facts["classes"])
+    classes = Run(run).metadata.classes
     dataset, of_pictures = read_classification(data, classes=classes)
     crops = image_crops(dataset) if of_pictures else object_crops(dataset)
     if not len(crops):

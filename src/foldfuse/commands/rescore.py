@@ -79,7 +79,7 @@ def rescore(
 
 def _look_held_back(run: Run, predictions: Predictions) -> CropEncoder:
     """The classifier of a run as a look at crops, if it has learnt from none of the predicted pictures."""
-    learnt = set(predictions) - set(run.facts["held"])
+    learnt = set(predictions) - set(run.metadata.val_ids)
     if learnt:
         raise InputError(
             f"{run.folder}: has learnt from {len(learnt)} of the {len(predictions)} pictures to rescore, such as image id "

@@ -6,7 +6,6 @@ import hashlib
 import time
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 
@@ -32,12 +31,12 @@ from foldfuse.models.pretrained.yolov5 import (
 )
 from foldfuse.recipes import CLASSIFIER_RECIPES, ClassifierRecipe, Recipe, changed, load_classifier_recipe, load_recipe
 from foldfuse.reporting.sweep_page import page
-from foldfuse.storage.run import Run
+from foldfuse.storage.run import Run, RunMetadata
 from foldfuse.system.atomic_files import write_text
 from foldfuse.system.durations import parse_duration
 from foldfuse.system.processes import World
 from foldfuse.system.progress import progress_bar
-from foldfuse.training.checkpoints import budget_of, opened, run_facts
+from foldfuse.training.checkpoints import opened, parse_budget, run_metadata
 from foldfuse.training.classifier import train_run as train_classifier_run
 from foldfuse.training.detector import _begin, _detector, train_run
 from foldfuse.training.sweep import (
@@ -82,8 +81,8 @@ def import_weights(weights: Path, *, out: Path) -> Path:
         "licence": f"{licence}; Foldfuse claims nothing",
     }
     recipe = replace(load_recipe("yolov5n"), detector=name, image_size=model.image_size)
-    facts = {"classes": list(classes), "category_ids": category_ids(classes), "origin": origin, "held": []}
-    run = Run.create(out, recipe, facts)
+    metadata = RunMetadata(classes, tuple(category_ids(classes)), origin=origin)
+    run = Run.create(out, recipe, metadata)
     run.save_weights(model.state_dict())
     Console().print(
         f"{name} for {len(classes)} classes from {weights} is in {run.folder}. Mind its licence: {licence}.",
@@ -132,7 +131,7 @@ def train(
     """
     if steps is not None and steps < 1:
         raise InputError(f"steps is {steps}, and must be 1 or more.")
-    if recipe in CLASSIFIER_RECIPES or (resume and Run(out).of_classifier):
+    if recipe in CLASSIFIER_RECIPES or (resume and Run(out).is_classifier):
         if start is not None:
             raise InputError(
                 f"start is {start}, and a classifier cannot begin with the weights of a run. Leave it out."
@@ -153,7 +152,7 @@ def train(
         )
     every = parse_duration(checkpoint)
     check_trackers(tracker)
-    wanted = budget_of(steps, budget)
+    wanted = parse_budget(steps, budget)
     dataset = require_annotations(read(data))
     held: tuple[int, ...] = ()
     if folds is not None:
@@ -161,11 +160,11 @@ def train(
         dataset, held = dataset.subset(split.train_ids(fold)), tuple(split.val_ids(fold))
     run = Run(Path(out))
 
-    def begin(together: World) -> tuple[Recipe, dict[str, Any]]:
+    def begin(together: World) -> tuple[Recipe, RunMetadata]:
         made = _wanted_recipe(recipe, change, start)
         together.part(made.batch_size)
         _begin(made, _detector(made, dataset))  # made to see that it can be
-        return made, run_facts(dataset, data=data, seed=seed, held=held)
+        return made, run_metadata(dataset, data=data, seed=seed, val_ids=held)
 
     def title(run: Run) -> str:
         return f"training {run.recipe.detector} at {run.recipe.image_size} px"
@@ -177,7 +176,7 @@ def train(
             run,
             dataset,
             now.budget,
-            run.facts["seed"],
+            run.metadata.seed,
             state=now.state,
             progress=now.progress,
             every=every,
@@ -216,7 +215,7 @@ def train_classifier(
     """As `train`, for the recipe of a classifier; the run folder comes back."""
     every = parse_duration(checkpoint)
     check_trackers(tracker)
-    wanted = budget_of(steps, budget)
+    wanted = parse_budget(steps, budget)
     whole, of_pictures = read_classification(data)
     dataset, held = require_annotations(whole), None
     if folds is not None:
@@ -224,12 +223,12 @@ def train_classifier(
         dataset, held = whole.subset(parts.train_ids(fold)), whole.subset(parts.val_ids(fold))
     run = Run(Path(out))
 
-    def begin(together: World) -> tuple[ClassifierRecipe, dict[str, Any]]:
+    def begin(together: World) -> tuple[ClassifierRecipe, RunMetadata]:
         made = load_classifier_recipe(recipe, change)
         together.part(made.batch_size)
-        _learner(made, len(dataset.classes), pretrained=made.weights == "imagenet")  # made to see that it can be
-        facts = run_facts(dataset, data=data, seed=seed, held=held.image_ids if held else ())
-        return made, facts | {"context": 1.0 if of_pictures else made.context}
+        _learner(made, len(dataset.classes), pretrained=made.init_weights == "imagenet")  # made to see that it can be
+        metadata = run_metadata(dataset, data=data, seed=seed, val_ids=held.image_ids if held else ())
+        return made, replace(metadata, crop_context=1.0 if of_pictures else made.crop_context)
 
     def title(run: Run) -> str:
         return f"training {run.classifier_recipe.classifier}"
@@ -250,7 +249,7 @@ def train_classifier(
     if held and now.together.first:
         right = accuracy(classify(run, object_crops(held)), object_crops(held).labels)
         learnt = [row for row in run.log if "accuracy" not in row]
-        run.write_log([*learnt, {"step": run.facts["steps"], "seconds": run.facts["seconds"], "accuracy": right}])
+        run.write_log([*learnt, {"step": run.metadata.steps, "seconds": run.metadata.seconds, "accuracy": right}])
         print(f"accuracy on the {len(object_crops(held))} objects held back: {right:.4f}")
     return run.folder
 

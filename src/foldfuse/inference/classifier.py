@@ -26,7 +26,7 @@ def load_learner(run: Run, *, pretrained: bool = False) -> ClassifierWithLoss:
     Raises:
         InputError: the recipe's image size is none that its network takes, or weights to begin with are not at hand.
     """
-    return _learner(run.classifier_recipe, len(run.facts["classes"]), pretrained=pretrained)
+    return _learner(run.classifier_recipe, len(run.metadata.classes), pretrained=pretrained)
 
 
 def _learner(recipe: ClassifierRecipe, num_classes: int, *, pretrained: bool) -> ClassifierWithLoss:
@@ -40,7 +40,7 @@ def _learner(recipe: ClassifierRecipe, num_classes: int, *, pretrained: bool) ->
         raise InputError(
             f"image_size is {recipe.image_size}, and must be a multiple of {net.stride}, the stride of {recipe.classifier}."
         )
-    return ClassifierWithLoss(net, recipe.smoothing)
+    return ClassifierWithLoss(net, recipe.label_smoothing)
 
 
 def crop_encoder(run: Run) -> CropEncoder:
@@ -58,7 +58,9 @@ def crop_encoder(run: Run) -> CropEncoder:
         logits: Tensor = model(images.to(device)).cpu()
         return logits
 
-    return CropEncoder(look, run.classifier_recipe.image_size, run.facts["context"])
+    return CropEncoder(
+        look, run.classifier_recipe.image_size, run.metadata.crop_context or run.classifier_recipe.crop_context
+    )
 
 
 def classify(run: Run, crops: Crops, *, views: Sequence[str] = ("1",), progress: Progress = no_progress) -> Array:

@@ -29,7 +29,7 @@ def load_detector(run: Run, device: str | torch.device = "cpu") -> tuple[Any, tu
     Raises:
         InputError: the folder holds no trained run.
     """
-    classes = tuple(run.facts["classes"])
+    classes = run.metadata.classes
     return detector_of(run.recipe, classes, run.load_weights(), device), classes
 
 

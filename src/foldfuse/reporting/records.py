@@ -274,6 +274,7 @@ def read_campaign_record(folder: Path) -> CampaignRecord:
         return replace(record, folder=folder, curves=tuple(curves[n] for n in names), warnings=tuple(warnings))
     if any((folder / name).exists() for name in ("run.json", "recipe.json", "log.jsonl")):
         facts, recipe = (_read_object(folder / name, warnings) for name in ("run.json", "recipe.json"))
+        recipe.pop("format", None)
         record = _record(facts | {"seconds_used": facts.get("seconds")})
         run_curves = read_learning_curves(folder / "log.jsonl", folder.name, warnings)
         warned = tuple(warnings)

@@ -76,7 +76,7 @@ class Batches:
     def _one(self, i: int, rng: np.random.Generator, spent: float) -> LabeledImage:
         """Sample `i` as a step sees it."""
         recipe = self.recipe
-        how = Augmentation(recipe.hflip, recipe.vflip, recipe.scale_jitter, recipe.shift, recipe.colour)
+        how = Augmentation(recipe.hflip, recipe.vflip, recipe.scale_jitter, recipe.translate, recipe.color_jitter)
         pool = [self.labelled(i)]
         if spent < recipe.mosaic_until and rng.random() < recipe.mosaic:
             pool += [self.labelled(int(j)) for j in rng.integers(len(self.samples), size=3)]
@@ -114,7 +114,7 @@ class CropBatches:
     def batch(self, step: int, spent: float, part: range | None = None) -> tuple[Tensor, list[int]]:
         """(B, 3, S, S) uint8 in channels-last layout, and B labels; see `Batches.batch`."""
         recipe = self.recipe
-        how = Augmentation(recipe.hflip, recipe.vflip, recipe.scale_jitter, recipe.shift, recipe.colour)
+        how = Augmentation(recipe.hflip, recipe.vflip, recipe.scale_jitter, recipe.translate, recipe.color_jitter)
         canvas = (recipe.image_size, recipe.image_size)
         made, labels = [], []
         for place, i in enumerate(self.indices(step)):

@@ -46,14 +46,14 @@ class Budget:
         self._start = self.clock() - used + self.used
 
 
-def lr_scale(spent: float, warmup: float, decay_from: float) -> float:
-    """Share of the peak learning rate: a line up over `warmup`, level until `decay_from`, then half a cosine down to 0.
+def lr_scale(spent: float, warmup_fraction: float, lr_decay_start: float) -> float:
+    """Share of the base learning rate: linear warmup, constant until `lr_decay_start`, then half a cosine down to 0.
 
-    With `decay_from` = 1 a run stays at its peak, and others can branch off from its end.
+    With `lr_decay_start` = 1 a run stays at its peak, and others can branch off from its end.
     """
-    if spent < warmup:
-        return spent / warmup
-    decay_from = max(warmup, decay_from)
-    if spent <= decay_from:
+    if spent < warmup_fraction:
+        return spent / warmup_fraction
+    lr_decay_start = max(warmup_fraction, lr_decay_start)
+    if spent <= lr_decay_start:
         return 1.0
-    return 0.5 * (1 + math.cos(math.pi * min(1.0, (spent - decay_from) / (1 - decay_from))))
+    return 0.5 * (1 + math.cos(math.pi * min(1.0, (spent - lr_decay_start) / (1 - lr_decay_start))))

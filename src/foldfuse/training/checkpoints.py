@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from torch import Tensor
 from foldfuse.data.dataset import Dataset
 from foldfuse.errors import InputError
 from foldfuse.recipes import ClassifierRecipe, Recipe
-from foldfuse.storage.run import Run
+from foldfuse.storage.run import Run, RunMetadata
 from foldfuse.system.durations import parse_duration
 from foldfuse.system.processes import World, world
 from foldfuse.system.progress import Progress, no_progress, progress_bar
@@ -43,7 +44,7 @@ class Opened:
     progress: Progress
 
 
-def budget_of(steps: int | None, time: str | None) -> dict[str, float] | None:
+def parse_budget(steps: int | None, time: str | None) -> dict[str, float] | None:
     """The budget that was asked for, in steps or in seconds; None where none was.
 
     Raises:
@@ -63,7 +64,7 @@ def opened(
     wanted: dict[str, float] | None,
     resume: bool,
     tracker: tuple[str, ...],
-    begin: Callable[[World], tuple[Recipe | ClassifierRecipe, dict[str, Any]]],
+    begin: Callable[[World], tuple[Recipe | ClassifierRecipe, RunMetadata]],
     title: Callable[[Run], str],
 ) -> Iterator[Opened]:
     """Make the folder of a run, or go on with it; an interrupt is told with what is kept and how to go on.
@@ -75,7 +76,7 @@ def opened(
         wanted: budget that was asked for.
         resume: go on with a run that has begun.
         tracker: where the log is to be written besides.
-        begin: gives recipe and facts of a new run; what cannot be trained raises there, before there is a folder.
+        begin: gives recipe and metadata of a new run; what cannot be trained raises there, before there is a folder.
         title: of the progress bar.
 
     Raises:
@@ -84,27 +85,28 @@ def opened(
     """
     state = None
     with world() as together, trackers(tracker if together.first else (), run.folder.name) as track:
-        if resume and run.begun:
-            facts = run.facts
-            wanted = wanted or facts["budget"]
-            state, trouble = run.load_state()
+        if resume and run.exists:
+            metadata = run.metadata
+            wanted = wanted or metadata.budget or {}
+            state, trouble = run.load_checkpoint()
             if trouble and together.first:
                 print(trouble)
-            if facts["data_fingerprint"] != dataset.fingerprint:
+            if metadata.data_fingerprint != dataset.fingerprint:
                 raise InputError(
                     f"{run.folder}: was trained on other data than {data}. Resume it with the data it began with."
                 )
         else:
             wanted = wanted or {"seconds": parse_duration(DEFAULT)}
-            recipe, facts = begin(together)
+            recipe, metadata = begin(together)
             if together.first:
-                Run.create(run.folder, recipe, facts)
+                Run.create(run.folder, recipe, metadata)
         together.wait()
         if together.first:
-            run.write_facts(run.facts | {"budget": wanted})
+            run.write_metadata(replace(run.metadata, budget=wanted))
         try:
             with progress_bar(title(run)) if together.first else nullcontext(no_progress) as progress:
-                yield Opened(state, Budget(**wanted), track, together, progress)
+                budget = Budget(wanted.get("seconds", math.inf), wanted.get("steps", math.inf))
+                yield Opened(state, budget, track, together, progress)
         except KeyboardInterrupt:
             raise KeyboardInterrupt(f"{run.folder}: {_kept(run)} Go on with the same command and --resume.") from None
 
@@ -112,12 +114,12 @@ def opened(
 def _kept(run: Run) -> str:
     """How much of a run that was stopped is on the disk."""
     steps = [row for row in run.log if "loss" in row]
-    if not steps or not run.has_state:
+    if not steps or not run.has_checkpoint:
         return "stopped before anything was learnt."
     return f"stopped; what was learnt in {steps[-1]['step'] + 1} steps is kept."
 
 
-class Keeper:
+class Checkpointer:
     """The log of a training, and what is done with it and the state at each checkpoint.
 
     Attributes:
@@ -153,7 +155,7 @@ class Keeper:
             self.run.write_log(
                 self.log
             )  # first: a log that is longer than the state can be cut, a shorter one lost rows
-            self.run.save_state(state)
+            self.run.save_checkpoint(state)
         if self.track is not None:
             self.track(self.log[self.tracked :])
             self.tracked = len(self.log)
@@ -164,13 +166,13 @@ def _before(row: Mapping[str, Any], step: int) -> bool:
     return row["step"] < step or (row["step"] == step and "loss" not in row)
 
 
-def run_facts(dataset: Dataset, *, data: Path, seed: int, held: Sequence[int]) -> dict[str, Any]:
-    """What run.json holds before training."""
-    return {
-        "data": str(data),
-        "data_fingerprint": dataset.fingerprint,
-        "classes": list(dataset.classes),
-        "category_ids": list(dataset.category_ids),
-        "seed": seed,
-        "held": list(held),
-    }
+def run_metadata(dataset: Dataset, *, data: Path, seed: int, val_ids: Sequence[int]) -> RunMetadata:
+    """The metadata of a run before its training."""
+    return RunMetadata(
+        classes=dataset.classes,
+        category_ids=dataset.category_ids,
+        data=str(data),
+        data_fingerprint=dataset.fingerprint,
+        seed=seed,
+        val_ids=tuple(val_ids),
+    )

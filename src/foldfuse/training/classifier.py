@@ -9,6 +9,7 @@ Shapes: B crops, K classes.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -22,7 +23,7 @@ from foldfuse.system.processes import World
 from foldfuse.system.progress import Progress, no_progress
 from foldfuse.training.batches import CropBatches
 from foldfuse.training.budget import Budget
-from foldfuse.training.checkpoints import Keeper
+from foldfuse.training.checkpoints import Checkpointer
 from foldfuse.training.loop import fit
 from foldfuse.training.optimizers import classifier_optimizer
 from foldfuse.training.trackers import Tracker
@@ -51,20 +52,20 @@ def train_run(
         track: is given the rows of the log, at each checkpoint the new ones.
         together: the processes that train as one; this one alone by default.
     """
-    recipe, facts, together = run.classifier_recipe, run.facts, together or World(device=best_device())
-    torch.manual_seed(facts["seed"])
-    model = load_learner(run, pretrained=state is None and recipe.weights == "imagenet")
+    recipe, metadata, together = run.classifier_recipe, run.metadata, together or World(device=best_device())
+    torch.manual_seed(metadata.seed)
+    model = load_learner(run, pretrained=state is None and recipe.init_weights == "imagenet")
     model.to(together.device)
     if together.rank:
-        torch.manual_seed(facts["seed"] + 1_000_003 * together.rank)
+        torch.manual_seed(metadata.seed + 1_000_003 * together.rank)
     crops = object_crops(dataset)
     side = round(recipe.image_size * (1 + recipe.scale_jitter))
-    images = CropCache.load(crops, context=facts["context"], size=side)
+    images = CropCache.load(crops, context=metadata.crop_context or recipe.crop_context, size=side)
     samples = [dataset.samples[i] for i in crops.image_index]
-    keep = Keeper(run, state, budget, together=together, track=track)
+    keep = Checkpointer(run, state, budget, together=together, track=track)
     last = fit(
         model,
-        CropBatches(samples, images, crops.labels, recipe, facts["seed"]),
+        CropBatches(samples, images, crops.labels, recipe, metadata.seed),
         recipe,
         budget,
         log=keep.log,
@@ -73,11 +74,11 @@ def train_run(
         every=every,
         progress=progress,
         together=together,
-        optimizer_of=classifier_optimizer,
+        make_optimizer=classifier_optimizer,
     )
     if together.first:
         run.save_weights(last["ema"])
         seconds = round(last["seconds"], 2)
-        run.write_facts(run.facts | {"steps": last["step"], "seconds": seconds, "crops": len(crops)})
+        run.write_metadata(replace(run.metadata, steps=last["step"], seconds=seconds, crops=len(crops)))
     together.wait()
     return last

@@ -24,7 +24,7 @@ from foldfuse.system.processes import World
 from foldfuse.system.progress import Progress, no_progress
 from foldfuse.training.batches import Batches
 from foldfuse.training.budget import Budget
-from foldfuse.training.checkpoints import Evaluate, Keeper
+from foldfuse.training.checkpoints import Checkpointer, Evaluate
 from foldfuse.training.loop import fit
 from foldfuse.training.memory import halved, out_of_memory
 from foldfuse.training.precision import Setting, probe, usual
@@ -33,16 +33,16 @@ from foldfuse.training.trackers import Tracker
 
 def _detector(recipe: Recipe, dataset: Dataset, *, fresh: bool = True) -> Any:
     """A new detector for a recipe; a `fresh` one has ImageNet weights where the recipe wants them."""
-    imagenet = fresh and recipe.weights == "imagenet"
+    imagenet = fresh and recipe.init_weights == "imagenet"
     return make_detector(recipe.detector, len(dataset.classes), anchor_scale=recipe.anchor_scale, pretrained=imagenet)
 
 
 def _begin(recipe: Recipe, model: Any) -> str:
     """Give `model` the weights of the run or checkpoint that the recipe names; a sentence on it, "" where it names none."""
-    if recipe.weights in ("imagenet", "none"):
+    if recipe.init_weights in ("imagenet", "none"):
         return ""
-    path = Path(recipe.weights)
-    return Run(path).start(model) if path.is_dir() else load_effdet(path, model)
+    path = Path(recipe.init_weights)
+    return Run(path).init_model(model) if path.is_dir() else load_effdet(path, model)
 
 
 def train_run(
@@ -103,7 +103,7 @@ def train_run(
     if images is None:
         images = ImageCache.load(samples, longest=round(recipe.image_size * (1 + recipe.scale_jitter)))
     batches = Batches(samples, images, recipe, canvas, seed)
-    keep = Keeper(run, state, budget, together=together, track=track, evaluate=evaluate)
+    keep = Checkpointer(run, state, budget, together=together, track=track, evaluate=evaluate)
     too_large = False
     try:
         last = fit(
@@ -120,7 +120,7 @@ def train_run(
             together=together,
         )
     except RuntimeError as error:
-        too_large = halve and together.size == 1 and not run.has_state and out_of_memory(error)
+        too_large = halve and together.size == 1 and not run.has_checkpoint and out_of_memory(error)
         if not too_large:
             raise
     if too_large:  # not within `except`: there the error keeps the step that failed, and all its memory
@@ -147,16 +147,16 @@ def train_run(
     if together.first:
         run.save_weights(last["ema"])
         seconds, steps = last["seconds"], last["step"]
-        run.write_facts(
-            run.facts
-            | {
-                "canvas": list(canvas),
-                "steps": steps,
-                "seconds": round(seconds, 2),
-                "images_per_second": round(steps * recipe.batch_size / max(seconds, 1e-9), 2),
-                "loading_share": round(last["loading"] / seconds, 4) if keep.log else None,
-                "processes": together.size,
-            }
+        run.write_metadata(
+            replace(
+                run.metadata,
+                canvas=canvas,
+                steps=steps,
+                seconds=round(seconds, 2),
+                images_per_second=round(steps * recipe.batch_size / max(seconds, 1e-9), 2),
+                data_wait_share=round(last["loading"] / seconds, 4) if keep.log else None,
+                processes=together.size,
+            )
         )
     together.wait()
     return last
@@ -167,9 +167,9 @@ def _setting(run: Run, model: Any, batches: Batches, budget: Budget, together: W
 
     Only a single process on a budget of time is probed: a run of so many steps is to give the same bits on every day.
     """
-    recipe, facts, device = run.recipe, run.facts, torch.device(together.device)
-    if "setting" in facts:
-        return Setting(**facts["setting"])
+    recipe, metadata, device = run.recipe, run.metadata, torch.device(together.device)
+    if metadata.compute is not None:
+        return Setting(**metadata.compute)
     setting, found = usual(device), None
     if recipe.precision != "auto":
         setting = replace(setting, precision=recipe.precision)
@@ -186,8 +186,8 @@ def _setting(run: Run, model: Any, batches: Batches, budget: Budget, together: W
         setting = found.setting
         print(found, file=sys.stderr)
     if together.first:
-        told = {"probe": found.to_dict()} if found is not None else {}
-        run.write_facts(facts | {"setting": setting.to_dict()} | told)
+        measured = found.to_dict() if found is not None else None
+        run.write_metadata(replace(metadata, compute=setting.to_dict(), autotune=measured))
     together.wait()
     return setting
 

@@ -21,11 +21,11 @@ from foldfuse.system.processes import ALONE, World
 from foldfuse.system.progress import Progress, no_progress
 from foldfuse.system.signals import deferred_interrupts
 from foldfuse.training.budget import Budget, lr_scale
-from foldfuse.training.optimizers import Ema, ScheduleFree, detector_optimizer, evaluated
+from foldfuse.training.optimizers import Ema, ScheduleFree, averaged_state, detector_optimizer
 from foldfuse.training.precision import Setting, usual
 
 
-class Steps(Protocol):
+class BatchSource(Protocol):
     """What each step of a training sees; `Batches` for detectors."""
 
     @property
@@ -41,7 +41,7 @@ class Steps(Protocol):
 
 def fit(
     model: Any,
-    batches: Steps,
+    batches: BatchSource,
     recipe: Recipe | ClassifierRecipe,
     budget: Budget,
     *,
@@ -52,7 +52,7 @@ def fit(
     progress: Progress = no_progress,
     setting: Setting | None = None,
     together: World = ALONE,
-    optimizer_of: Callable[[Any, Any], Optimizer] = detector_optimizer,
+    make_optimizer: Callable[[Any, Any], Optimizer] = detector_optimizer,
 ) -> dict[str, Any]:
     """Train `model` in place until the budget is gone.
 
@@ -68,7 +68,7 @@ def fit(
         progress: is told the share of the budget that is spent.
         setting: how it is computed; the usual one of the device by default.
         together: the processes that train as one.
-        optimizer_of: gives the optimizer of a model and its recipe.
+        make_optimizer: gives the optimizer of a model and its recipe.
 
     Returns:
         The state at the end: "model", "ema", "ema_steps", "optimizer", "scaler", "step", "seconds", "loading", "rng".
@@ -84,10 +84,10 @@ def fit(
         model.load_state_dict(resume["model"])
     model.freeze(recipe.frozen_stages)  # after the weights are there: the frozen part is a copy
     parameters = [p for p in model.parameters() if p.requires_grad]
-    optimizer = optimizer_of(model, recipe)
+    optimizer = make_optimizer(model, recipe)
     averages = isinstance(optimizer, ScheduleFree)  # by itself: its rate does not fall, and no other average is taken
-    decay_from = 1.0 if averages else recipe.decay_from
-    ema, step, loading = Ema(model, 0.0 if averages else recipe.ema), 0, 0.0
+    lr_decay_start = 1.0 if averages else recipe.lr_decay_start
+    ema, step, loading = Ema(model, 0.0 if averages else recipe.ema_decay), 0, 0.0
     scaler = setting.scaler(device)
     if resume is not None:
         scaler.load_state_dict(resume["scaler"])
@@ -116,7 +116,7 @@ def fit(
         coming = ahead.submit(batches.batch, step, spent, part)
         while spent < 1:
             for group in optimizer.param_groups:
-                group["lr"] = group["peak"] * lr_scale(spent, recipe.warmup, decay_from)
+                group["lr"] = group["base_lr"] * lr_scale(spent, recipe.warmup_fraction, lr_decay_start)
             began = budget.elapsed()
             images, targets = coming.result()
             # The next batch is made while this one is learnt from; which it is, and how, its step alone decides.
@@ -136,13 +136,13 @@ def fit(
             scaler.scale(loss).backward()
             together.add_up(parameters)
             scaler.unscale_(optimizer)
-            torch.nn.utils.clip_grad_norm_(parameters, recipe.clip)
+            torch.nn.utils.clip_grad_norm_(parameters, recipe.grad_clip_norm)
             scaler.step(optimizer)
             scaler.update()
-            ema.update(evaluated(model, optimizer))
+            ema.update(averaged_state(model, optimizer))
 
             row = {"step": step, "seconds": round(budget.elapsed(), 3), "spent": round(spent, 6)}
-            row |= {"lr": recipe.lr * lr_scale(spent, recipe.warmup, decay_from), "loss": loss.item()}
+            row |= {"lr": recipe.lr * lr_scale(spent, recipe.warmup_fraction, lr_decay_start), "loss": loss.item()}
             log.append(row | {name: term.item() for name, term in terms.items()} | {"loading": round(loading, 3)})
             step += 1
             spent = together.agreed(budget.spent(step))
@@ -173,7 +173,7 @@ def _set_rng(states: Sequence[Mapping[str, Tensor]], together: World) -> None:
         torch.cuda.set_rng_state(mine["cuda"])
 
 
-def _not_finite(step: int, terms: Mapping[str, Tensor], batches: Steps) -> str:
+def _not_finite(step: int, terms: Mapping[str, Tensor], batches: BatchSource) -> str:
     values = ", ".join(f"{name} {term.item():g}" for name, term in terms.items())
     names = ", ".join(batches.samples[i].file_name for i in batches.indices(step))
     return f"step {step}: the loss is not finite ({values}). The pictures were {names}. Try a lower lr."

@@ -59,7 +59,7 @@ class ScheduleFree(Optimizer):
             torch._foreach_lerp_(ys, xs, group["beta1"])
 
 
-def evaluated(model: nn.Module, optimizer: Optimizer) -> Mapping[str, Tensor]:
+def averaged_state(model: nn.Module, optimizer: Optimizer) -> Mapping[str, Tensor]:
     """The model's state as it is to be evaluated: under a schedule-free optimizer the averages x, else the weights themselves."""
     now: dict[str, Tensor] = model.state_dict()
     if isinstance(optimizer, ScheduleFree):
@@ -79,11 +79,11 @@ def classifier_optimizer(model: Any, recipe: ClassifierRecipe) -> Optimizer:
 
 
 def detector_groups(model: Any, recipe: Recipe) -> list[dict[str, Any]]:
-    """The optimizer's groups: by rate, and decayed (matrices) or not (biases and norms); `peak` is a group's rate."""
+    """The optimizer's groups: by rate, and decayed (matrices) or not (biases and norms); `base_lr` is a group's rate."""
     layer_of = layer_indices(model.backbone)
     last = max(layer_of.values())
     rates = {
-        id(p): recipe.lr * recipe.backbone_lr * recipe.layer_decay ** (last - layer_of[name])
+        id(p): recipe.lr * recipe.backbone_lr_mult * recipe.layer_decay ** (last - layer_of[name])
         for name, p in model.backbone.named_parameters()
     }
     return _groups(
@@ -118,7 +118,7 @@ def _groups(
         if p.requires_grad:
             groups.setdefault((key, decayed), (rate, []))[1].append(p)
     return [
-        {"params": params, "peak": rate, "lr": 0.0, "weight_decay": weight_decay if decayed else 0.0}
+        {"params": params, "base_lr": rate, "lr": 0.0, "weight_decay": weight_decay if decayed else 0.0}
         for (_, decayed), (rate, params) in groups.items()
     ]
 

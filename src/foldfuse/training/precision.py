@@ -99,7 +99,7 @@ FEW = 2  # pictures
 
 
 @dataclass(frozen=True)
-class Probed:
+class AutotuneResult:
     """What the probe found.
 
     Attributes:
@@ -117,9 +117,9 @@ class Probed:
         return {"setting": asdict(self.setting), "gain": self.gain, "tried": dict(self.tried)}
 
     @staticmethod
-    def from_dict(value: Mapping[str, Any]) -> Probed:
+    def from_dict(value: Mapping[str, Any]) -> AutotuneResult:
         """What `to_dict` gave."""
-        return Probed(Setting(**value["setting"]), value["gain"], value["tried"])
+        return AutotuneResult(Setting(**value["setting"]), value["gain"], value["tried"])
 
     def __str__(self) -> str:
         return f"computing in {self.setting}: {self.gain:.2f} x the usual speed"
@@ -133,7 +133,7 @@ def probe(
     seconds: float,
     key: str,
     memory: Path | None = None,
-) -> Probed | None:
+) -> AutotuneResult | None:
     """The fastest setting for training `model`, remembered under `key`; None where measuring it would take too long.
 
     Args:
@@ -150,7 +150,7 @@ def probe(
     known = _known(memory)
     if key in known:
         with suppress(KeyError, TypeError):
-            return Probed.from_dict(known[key])
+            return AutotuneResult.from_dict(known[key])
     rng = torch.get_rng_state()
     found = _measured(model, batch, frozen_stages, seconds)
     torch.set_rng_state(rng)
@@ -189,7 +189,9 @@ def affordable(step: float, pictures: int, seconds: float) -> tuple[int, int] | 
     return None
 
 
-def _measured(model: Any, batch: tuple[Tensor, Sequence[Any]], frozen_stages: int, budget: float) -> Probed | None:
+def _measured(
+    model: Any, batch: tuple[Tensor, Sequence[Any]], frozen_stages: int, budget: float
+) -> AutotuneResult | None:
     """The best setting by measurement; None where a single step shows that it would take too much of `budget` seconds."""
     device = next(model.parameters()).device
     best = usual(device)
@@ -217,7 +219,7 @@ def _measured(model: Any, batch: tuple[Tensor, Sequence[Any]], frozen_stages: in
             trial = candidates.send(best)
         except StopIteration:
             break
-    return Probed(best, round(usual_time / best_time, 3), tried)
+    return AutotuneResult(best, round(usual_time / best_time, 3), tried)
 
 
 def _step(

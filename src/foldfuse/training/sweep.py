@@ -33,7 +33,7 @@ from foldfuse.system.device import best_device
 from foldfuse.system.durations import format_duration
 from foldfuse.system.progress import progress_bar
 from foldfuse.training.budget import Budget
-from foldfuse.training.checkpoints import run_facts
+from foldfuse.training.checkpoints import run_metadata
 from foldfuse.training.detector import train_run
 
 MOMENTS = 4  # of each training at which the held-back fold is scored, its end included
@@ -83,10 +83,10 @@ def _one(
 ) -> dict[str, Any]:
     """Train one combination to its end, from where it was stopped if it was; what the sweep keeps of it."""
     run, state = Run(folder), None
-    if run.begun:
-        state, _ = run.load_state()
+    if run.exists:
+        state, _ = run.load_checkpoint()
     else:
-        Run.create(folder, recipe, run_facts(train, data=train.source, seed=seed, held=held.image_ids))
+        Run.create(folder, recipe, run_metadata(train, data=train.source, seed=seed, val_ids=held.image_ids))
 
     def evaluate(weights: Mapping[str, Tensor]) -> dict[str, float | None]:
         rng = torch.get_rng_state()  # a new model draws its first weights; what training draws next must not change
@@ -117,7 +117,9 @@ def _one(
         ) as error:  # the latter is CUDA's; on a CPU the system ends us
             result["failed"] = str(error)
     result["scores"] = [row for row in run.log if "ap50" in row]
-    return result | {key: run.facts.get(key) for key in ("steps", "seconds", "images_per_second", "loading_share")}
+    return result | {
+        key: getattr(run.metadata, key) for key in ("steps", "seconds", "images_per_second", "data_wait_share")
+    }
 
 
 def table(record: Mapping[str, Any]) -> Table:

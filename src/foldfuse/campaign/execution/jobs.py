@@ -60,12 +60,12 @@ def learn(
         every: seconds between checkpoints.
         progress: is told the share that is done.
     """
-    start = parent.load_state()[0] if parent is not None and state is None else None
+    start = parent.load_checkpoint()[0] if parent is not None and state is None else None
     last = train_run(
         run,
         dataset,
         Budget(seconds=seconds),
-        run.facts["seed"],
+        run.metadata.seed,
         images=images,
         state=state,
         start=start,

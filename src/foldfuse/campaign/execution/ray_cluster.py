@@ -138,7 +138,7 @@ class Cluster:
             name=name,
             seconds=assignment.seconds,
             files=files_of(folder),
-            parent=files_of(parent.folder, "state*.pt") if parent is not None else {},
+            parent=files_of(parent.folder, "checkpoint*.pt") if parent is not None else {},
             every=assignment.every,
             standing=assignment.standing,
             more=assignment.more,
@@ -230,7 +230,7 @@ class Cluster:
         if not has_work:
             return []
         name, run = self._released(hand)
-        state, _ = run.load_state()
+        state, _ = run.load_checkpoint()
         lost = Lost(f"{hand.label} was lost ({why}).")
         return [End(name, state["seconds"] if state is not None else 0.0, error=lost)]
 

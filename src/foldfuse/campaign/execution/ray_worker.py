@@ -115,13 +115,13 @@ class Worker:
         for folder, files in ((run.folder, order.files), (parent.folder, order.parent)):
             shutil.rmtree(folder, ignore_errors=True)
             put(files, folder)
-        self._sent = _stamp(run.folder / "state.pt")
+        self._sent = _stamp(run.folder / "checkpoint.pt")
         try:
             seconds = learn(
                 run,
                 dataset,
                 order.seconds,
-                state=run.load_state()[0],
+                state=run.load_checkpoint()[0],
                 parent=parent if order.parent else None,
                 images=images,
                 every=order.every,
@@ -131,7 +131,7 @@ class Worker:
             self._over = order.name
         for view, predictions in seen.views.items():
             write_predictions(predictions, run.folder / f"held@{view}.parquet", self._held)
-        (run.folder / "state.previous.pt").unlink(missing_ok=True)
+        (run.folder / "checkpoint.previous.pt").unlink(missing_ok=True)
         return Product(seconds, files_of(run.folder), tuple(map(str, seen.views)), seen.cost)
 
     def checkpoint(self, name: str) -> Files | None:
@@ -141,12 +141,12 @@ class Worker:
         """
         folder = self._folder / "members" / name
         while self._over != name:
-            stamp = _stamp(folder / "state.pt")
+            stamp = _stamp(folder / "checkpoint.pt")
             if stamp > self._sent:
                 self._sent = stamp
                 with suppress(FileNotFoundError):  # it is being replaced
-                    state = (folder / "state.pt").read_bytes()
-                    return {"log.jsonl": (folder / "log.jsonl").read_bytes(), "state.pt": state}
+                    state = (folder / "checkpoint.pt").read_bytes()
+                    return {"log.jsonl": (folder / "log.jsonl").read_bytes(), "checkpoint.pt": state}
             time.sleep(PAUSE)
         return None
 

@@ -48,7 +48,7 @@ def plan(standing: CampaignState) -> tuple[Segment, ...]:
     for trunk in promoted:
         name, recipe, scale = scales[trunk]
         px = side(recipe, scale + STEP, standing)
-        own = replace(level(sized(recipe, px)), warmup=0.0)
+        own = replace(level(sized(recipe, px)), warmup_fraction=0.0)
         made.append(Segment(f"grown-{name}-{px}", own, _seed(standing, len(made)), grown_share, trunk, rung=1))
     parents = made[-len(promoted) :]
     for i, (turn, (parent, of)) in enumerate(product(range(rounds), zip(parents, promoted, strict=True)), start=1):
@@ -140,12 +140,12 @@ def batch_size(recipe: Recipe, px: int) -> int:
 
 def level(recipe: Recipe) -> Recipe:
     """The recipe of a trunk: the learning rate stays up."""
-    return replace(recipe, decay_from=1.0)
+    return replace(recipe, lr_decay_start=1.0)
 
 
 def falling(recipe: Recipe) -> Recipe:
     """The recipe of what goes on from a trunk: the learning rate falls to 0."""
-    return replace(recipe, warmup=0.0, decay_from=0.0, mosaic_until=min(0.4, recipe.mosaic_until))
+    return replace(recipe, warmup_fraction=0.0, lr_decay_start=0.0, mosaic_until=min(0.4, recipe.mosaic_until))
 
 
 def _seed(standing: CampaignState, number: int) -> int:

@@ -252,7 +252,7 @@ def _maker(name: str, depth: float, width: float) -> Callable[..., YOLOv5]:
         if pretrained:
             raise InputError(
                 f"{name} has no ImageNet weights. Begin with a run that `foldfuse import` made of your own checkpoint, or train "
-                "from scratch with --change weights=none --change frozen_stages=0 (pretrained=False in Python)."
+                "from scratch with --change init_weights=none --change frozen_stages=0 (pretrained=False in Python)."
             )
         return YOLOv5(num_classes, depth=depth, width=width)
 

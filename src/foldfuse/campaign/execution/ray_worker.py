@@ -21,6 +21,7 @@ from foldfuse.campaign.planning.state import CampaignState
 from foldfuse.data.dataset import Dataset, Sample
 from foldfuse.data.images import ImageCache
 from foldfuse.formats.predictions import write_predictions
+from foldfuse.storage.run import Run
 from foldfuse.system import host
 from foldfuse.system.atomic_files import atomic
 
@@ -104,7 +105,6 @@ class Worker:
             FloatingPointError: it diverged.
         """
         from foldfuse.campaign.execution.jobs import joined, learn, look
-        from foldfuse.storage.run import Run
 
         dataset, images = self._train, self._images
         if order.more is not None:

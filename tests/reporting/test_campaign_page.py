@@ -1,4 +1,4 @@
-"""The page on a campaign holds what the folder holds, opens without network, and never fails for what is missing."""
+"""The page on a campaign shows its folder, opens without network, and is written whatever the folder lacks."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ CLASSES = ("circle", "square", "<b>bolt & nut</b>")
 VOID = {"meta"}  # the only elements of the page that HTML leaves open
 
 
-def draw_dataset(folder: Path, *, pictures: int, seed: int) -> Path:
-    """A COCO file of small pictures with circles and squares on them; the rare class has a hostile name."""
+def draw_dataset(folder: Path, *, num_images: int, seed: int) -> Path:
+    """A COCO file of small images of circles and squares; the rare class has a hostile name."""
     rng = np.random.default_rng(seed)
     folder.mkdir(parents=True)
     images, annotations = [], []
-    for i in range(pictures):
-        picture = Image.new("RGB", (160, 120), (200, 210, 140 + 4 * i))
-        pen = ImageDraw.Draw(picture)
+    for i in range(num_images):
+        image = Image.new("RGB", (160, 120), (200, 210, 140 + 4 * i))
+        pen = ImageDraw.Draw(image)
         for _ in range(int(rng.integers(0, 5))):
             x, y, side = (int(v) for v in (rng.integers(0, 120), rng.integers(0, 80), rng.integers(8, 40)))
             kind = int(rng.choice(3, p=[0.5, 0.4, 0.1]))
@@ -47,7 +47,7 @@ def draw_dataset(folder: Path, *, pictures: int, seed: int) -> Path:
                     "iscrowd": 0,
                 }
             )
-        picture.save(folder / f"{i:03}.jpg")
+        image.save(folder / f"{i:03}.jpg")
         images.append({"id": i, "file_name": f"{i:03}.jpg", "width": 160, "height": 120})
     categories = [{"id": k, "name": name} for k, name in enumerate(CLASSES)]
     path = folder / "train.json"
@@ -55,13 +55,13 @@ def draw_dataset(folder: Path, *, pictures: int, seed: int) -> Path:
     return path
 
 
-def guesses(dataset: data.Dataset, *, seed: int, noise: float = 0.06) -> Predictions:
-    """Predictions as a fair detector makes them: moved boxes, a few missed, a few too many, telling scores."""
+def noisy_predictions(dataset: data.Dataset, *, seed: int, noise: float = 0.06) -> Predictions:
+    """Predictions like those of a fair detector: shifted boxes, a few missed, a few false positives, useful scores."""
     rng = np.random.default_rng(seed)
     found = {}
     for sample in dataset.samples:
-        drawn = sample.annotations or Annotations.empty()
-        seen = drawn[rng.random(len(drawn)) < 0.9]
+        annotations = sample.annotations or Annotations.empty()
+        seen = annotations[rng.random(len(annotations)) < 0.9]
         sides = np.tile(seen.boxes[:, 2:] - seen.boxes[:, :2], 2)
         extra = int(rng.integers(0, 4))
         corner = rng.random((extra, 2)) * [sample.width * 0.7, sample.height * 0.7]
@@ -121,7 +121,7 @@ def write_campaign(folder: Path, train: Path, test: Path) -> Path:
     for kind, length in (("fuse", 19.0), ("submit", 0.6), ("report", 1.8)):
         timeline.append({"name": kind, "kind": kind, "start": clock, "end": clock + length})
         clock += length
-    drawn = np.bincount(
+    boxes = np.bincount(
         np.concatenate([s.annotations.labels for s in dataset.samples if s.annotations is not None]),
         minlength=len(dataset.classes),
     )
@@ -136,7 +136,7 @@ def write_campaign(folder: Path, train: Path, test: Path) -> Path:
         "seconds_used": clock,
         "seed": 0,
         "machine": {"cpu": "a plain laptop", "cores": 2, "torch": "2.9.1", "device": "cpu"},
-        "left_out": [{"file_name": "broken.jpg", "reason": "cannot be decoded as a picture"}],
+        "left_out": [{"file_name": "broken.jpg", "reason": "cannot be decoded as an image"}],
         "timeline": timeline,
         "members": members,
         "fused": {
@@ -155,7 +155,7 @@ def write_campaign(folder: Path, train: Path, test: Path) -> Path:
             ],
             "per_class": [
                 {"name": n, "boxes": int(b), "ap": 0.42 / (k + 1), "ap50": 0.75 / (k + 1)}
-                for k, (n, b) in enumerate(zip(dataset.classes, drawn))
+                for k, (n, b) in enumerate(zip(dataset.classes, boxes))
             ],
         },
         "best_member": "lite0-320-s1",
@@ -191,9 +191,9 @@ def write_campaign(folder: Path, train: Path, test: Path) -> Path:
     }
     (folder / "campaign.json").write_text(json.dumps(campaign))
     Folds({image_id: i % 5 for i, image_id in enumerate(dataset.image_ids)}, 5).write(folder / "folds.json")
-    held = dataset.subset(dataset.image_ids[::2])
-    write_predictions(guesses(held, seed=1), folder / "fused_oof.parquet", held)
-    write_predictions(guesses(tested, seed=2), folder / "fused_test.parquet", tested)
+    held_out = dataset.subset(dataset.image_ids[::2])
+    write_predictions(noisy_predictions(held_out, seed=1), folder / "fused_oof.parquet", held_out)
+    write_predictions(noisy_predictions(tested, seed=2), folder / "fused_test.parquet", tested)
     (folder / "submission.csv").write_text("PredictionString,image_id\n")
     (folder / "submission.json").write_text("[]")
     return folder
@@ -203,14 +203,14 @@ def write_campaign(folder: Path, train: Path, test: Path) -> Path:
 def finished(tmp_path_factory):
     """A finished campaign's folder, for tests that only read it."""
     root = tmp_path_factory.mktemp("report")
-    train = draw_dataset(root / "shapes", pictures=24, seed=0)
-    test = draw_dataset(root / "unseen", pictures=9, seed=1)
+    train = draw_dataset(root / "shapes", num_images=24, seed=0)
+    test = draw_dataset(root / "unseen", num_images=9, seed=1)
     return write_campaign(root / "out", train, test)
 
 
 @pytest.fixture
 def campaign(finished, tmp_path):
-    """A copy of it, to be broken."""
+    """A copy of the finished campaign, to be changed."""
     return Path(shutil.copytree(finished, tmp_path / "out"))
 
 
@@ -255,7 +255,7 @@ def read_page(path: Path) -> Reader:
     return Reader(path.read_text(encoding="utf-8"))
 
 
-def test_the_page_lies_in_the_folder_and_tells_what_it_holds(finished):
+def test_the_page_is_in_the_folder_and_shows_its_facts(finished):
     path = write_campaign_page(finished)
     assert path == finished / "report.html"
     text = " ".join(" ".join(read_page(path).text).split())
@@ -306,7 +306,7 @@ def test_every_section_that_is_linked_is_there(finished):
     assert len(page.ids) == len(set(page.ids))
 
 
-def test_the_page_asks_for_nothing_from_outside(finished):
+def test_the_page_requests_nothing_from_outside(finished):
     path = write_campaign_page(finished)
     page = read_page(path)
     outside = [a for a in page.addresses if not a.startswith(("#", "data:image/jpeg;base64,"))]
@@ -318,15 +318,15 @@ def test_the_page_asks_for_nothing_from_outside(finished):
     assert "@import" not in text
 
 
-def test_pictures_are_inside_it_and_it_stays_small(finished):
+def test_images_are_embedded_and_the_page_stays_small(finished):
     path = write_campaign_page(finished)
-    inlined = [a for a in read_page(path).addresses if a.startswith("data:")]
-    assert len(inlined) == 6 + 6  # held-back and test pictures
-    assert len(set(inlined)) == 12
+    embedded = [a for a in read_page(path).addresses if a.startswith("data:")]
+    assert len(embedded) == 6 + 6  # held-out and test images
+    assert len(set(embedded)) == 12
     assert path.stat().st_size < 3e6
 
 
-def test_texts_of_the_data_are_escaped(campaign):
+def test_text_from_the_folder_is_escaped(campaign):
     hostile = "<script>alert('x')</script>"
     row = json.loads((campaign / "campaign.json").read_text())
     change(
@@ -344,11 +344,13 @@ def test_texts_of_the_data_are_escaped(campaign):
     page = read_page(write_campaign_page(campaign))
     assert not {"script", "b"} & page.elements
     text = "".join(page.text)
-    assert text.count(hostile) == 4 + 3 + 3 + 2 + 1 + 4  # as above, a lane and its blocks, trunks, a submission, views
+    assert (
+        text.count(hostile) == 4 + 3 + 3 + 2 + 1 + 4
+    )  # as above, a lane and its blocks, base runs, a submission, views
     assert CLASSES[2] in text
 
 
-def test_writing_it_again_changes_nothing(finished, tmp_path):
+def test_writing_the_page_again_changes_nothing(finished, tmp_path):
     once, again = (
         write_campaign_page(finished, out=tmp_path / "a.html"),
         write_campaign_page(finished, out=tmp_path / "b.html"),
@@ -356,7 +358,7 @@ def test_writing_it_again_changes_nothing(finished, tmp_path):
     assert once.read_bytes() == again.read_bytes()
 
 
-def test_links_from_elsewhere_lead_back_to_the_folder(finished, tmp_path):
+def test_links_of_a_page_elsewhere_lead_to_the_folder(finished, tmp_path):
     path = write_campaign_page(finished, out=tmp_path / "pages" / "report.html")
     address = next(a for a in read_page(path).addresses if a.endswith("submission.csv"))
     assert (path.parent / address).resolve() == (finished / "submission.csv").resolve()
@@ -370,7 +372,7 @@ def test_a_running_campaign_reloads_and_a_finished_one_does_not(campaign):
     assert "it has no fused predictions yet" in text
 
 
-def test_the_worst_pictures_are_told_of_while_it_runs(campaign):
+def test_the_worst_images_name_their_errors_while_the_campaign_runs(campaign):
     change(campaign, state="running", finished=None)
     text = " ".join(read_page(write_campaign_page(campaign)).text)
     worst = text.split("Worst, F1")[1:]
@@ -387,10 +389,10 @@ KEYS = [
 
 
 @pytest.mark.parametrize("key", KEYS)
-def test_any_value_may_be_missing_or_odd(campaign, key):
+def test_any_value_may_be_missing_or_of_the_wrong_type(campaign, key):
     if key not in ("data", "test"):
         for path in campaign.glob("fused_*.parquet"):
-            path.unlink()  # pictures hang on those two alone, and take most of the time
+            path.unlink()  # only these two decide the images, which take most of the time
     row = json.loads((campaign / "campaign.json").read_text())
     (campaign / "campaign.json").write_text(json.dumps({k: v for k, v in row.items() if k != key}))
     read_page(write_campaign_page(campaign))
@@ -416,7 +418,7 @@ def test_a_broken_file_is_named(campaign, name):
     assert name in "".join(page.text).split("could not show everything")[1]
 
 
-def test_a_log_that_is_being_written_is_read_up_to_its_last_whole_line(campaign):
+def test_an_unfinished_line_of_a_log_is_ignored(campaign):
     log = campaign / "members" / "lite0-256-s0" / "log.jsonl"
     whole = read_campaign_record(campaign).curves[0]
     with log.open("a") as file:
@@ -429,16 +431,16 @@ def test_a_log_that_is_being_written_is_read_up_to_its_last_whole_line(campaign)
     assert "1 of 306 lines" in read_campaign_record(campaign).warnings[0]
 
 
-def test_a_picture_that_is_gone_is_named(finished, campaign, tmp_path):
+def test_an_unreadable_image_is_named(finished, campaign, tmp_path):
     moved = Path(shutil.copytree(finished.parent / "unseen", tmp_path / "unseen"))
     change(campaign, test=str(moved / "train.json"))
-    (moved / "000.jpg").write_bytes(b"no picture")
+    (moved / "000.jpg").write_bytes(b"no image")
     page = read_page(write_campaign_page(campaign))
     assert "000.jpg: cannot be decoded" in "".join(page.text)
     assert sum(a.startswith("data:") for a in page.addresses) == 6 + 5
 
 
-def test_a_run_alone_has_a_page_too(finished, tmp_path):
+def test_a_run_has_a_page_too(finished, tmp_path):
     run = Path(shutil.copytree(finished / "members" / "lite0-256-s0", tmp_path / "run"))
     (run / "recipe.json").write_text(json.dumps({"detector": "efficientdet_lite0", "lr": 0.002}))
     (run / "run.json").write_text(
@@ -456,7 +458,7 @@ def test_a_run_alone_has_a_page_too(finished, tmp_path):
         assert words in text
 
 
-def test_a_folder_of_something_else_is_refused(tmp_path):
+def test_another_folder_is_refused(tmp_path):
     with pytest.raises(InputError, match=r"holds neither a campaign\.json nor a run\.json"):
         write_campaign_page(tmp_path)
     with pytest.raises(InputError, match="there is no such folder"):
@@ -477,7 +479,7 @@ def test_a_folder_of_something_else_is_refused(tmp_path):
         (0.6251, None, "the same as the best single member"),
     ],
 )
-def test_the_verdict_says_what_the_numbers_say(campaign, ap50, interval, words):
+def test_the_summary_states_the_gain_and_its_interval(campaign, ap50, interval, words):
     row = json.loads((campaign / "campaign.json").read_text())
     members = [m | ({"ap50": 0.625} if m["name"] == "lite0-320-s1" else {}) for m in row["members"]]
     change(campaign, members=members, fused=row["fused"] | {"value": ap50, "interval": interval})
@@ -491,7 +493,7 @@ def test_the_verdict_says_what_the_numbers_say(campaign, ap50, interval, words):
         ("f2", ("reach F2 0.700 on held-out images",)),
     ],
 )
-def test_the_page_speaks_of_the_metric_that_decided_the_campaign(campaign, metric, words):
+def test_the_page_leads_with_the_metric_of_the_campaign(campaign, metric, words):
     row = json.loads((campaign / "campaign.json").read_text())
     members = [m | ({"ap": 0.6} if m["name"] == "lite0-320-s1" else {}) for m in row["members"]]
     fused = row["fused"] | {"metric": metric, "value": 0.7, "interval": [0.05, 0.15]}
@@ -502,19 +504,19 @@ def test_the_page_speaks_of_the_metric_that_decided_the_campaign(campaign, metri
     assert ("Fused F2" in text) == (metric == "f2")
 
 
-def test_the_plan_and_the_rest_are_read_from_the_ledger_where_there_is_one(campaign):
+def test_a_ledger_takes_precedence_over_campaign_json(campaign):
     record = json.loads((campaign / "campaign.json").read_text())
-    part = {"name": "trunk-256", "image_size": 256, "batch_size": 8, "state": "running", "seconds": 211.0}
+    part = {"name": "base-256", "image_size": 256, "batch_size": 8, "state": "running", "seconds": 211.0}
     record |= {"state": "interrupted", "plan": {"segments": [part], "reserved": {"choose the ensemble": 7.0}}}
     made = ledger.create(campaign, record, deadline=600.0, start=0.0)
-    with made.timed("train trunk-256", "train"):
-        made.log("A trunk is trained.")
+    with made.timed("train base-256", "train"):
+        made.log("A base run is trained.")
     made.close()
     (campaign / "campaign.json").write_text("{}")
     page = write_campaign_page(campaign).read_text()
-    assert "A trunk is trained." in page
+    assert "A base run is trained." in page
     assert (
-        '<th scope="row">train trunk-256</th><td>256</td><td>8</td><td class="word">running</td><td>3 min 31 s</td>'
+        '<th scope="row">train base-256</th><td>256</td><td>8</td><td class="word">running</td><td>3 min 31 s</td>'
         in page
     )
     assert "choose the ensemble" in page

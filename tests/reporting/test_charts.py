@@ -1,4 +1,4 @@
-"""Charts are well-formed, say what they show, and put values where they belong."""
+"""Charts are well-formed SVG with a label, and put values at their positions."""
 
 from __future__ import annotations
 
@@ -77,19 +77,19 @@ def test_a_time_axis_names_its_unit():
 
 
 @pytest.mark.parametrize(
-    ("axis", "value", "place"),
+    ("axis", "value", "fraction"),
     [(UNIT, 0.25, 0.25), (UNIT, -3, 0), (UNIT, 7, 1), (Axis(1, 100, (), log=True), 10, 0.5)],
 )
-def test_share_is_the_place_between_the_ends(axis, value, place):
-    assert axis_fraction(axis, value) == pytest.approx(place)
+def test_axis_fraction_is_the_position_between_the_ends(axis, value, fraction):
+    assert axis_fraction(axis, value) == pytest.approx(fraction)
 
 
 @pytest.mark.parametrize(("seconds", "text"), [(0.42, "0.4 s"), (9.96, "10 s"), (75, "1 min 15 s")])
-def test_durations_are_told_with_tenths_only_where_they_matter(seconds, text):
+def test_durations_below_ten_seconds_have_tenths(seconds, text):
     assert duration_text(seconds) == text
 
 
-def test_thinning_keeps_the_mean_and_short_curves():
+def test_downsampling_keeps_the_mean_and_short_curves():
     x, y = np.arange(1000.0), np.arange(1000.0) * 3
     short_x, short_y = downsampled(x, y, points=50)
     assert len(short_x) == 50
@@ -107,7 +107,7 @@ def test_thinning_keeps_the_mean_and_short_curves():
         histogram([1, 2], [0, 0.5, 1], UNIT, titles=(HOSTILE,) * 2, label=HOSTILE),
     ],
 )
-def test_charts_are_whole_and_carry_words_for_those_who_cannot_see_them(svg):
+def test_charts_are_well_formed_and_labelled(svg):
     root = ElementTree.fromstring(svg)
     assert root.attrib["role"] == "img"
     assert root.attrib["aria-label"] in (HOSTILE, "nothing")
@@ -136,7 +136,7 @@ def test_histogram_bars_stand_on_their_edges():
 
 
 @pytest.mark.parametrize("label", [HOSTILE, "nothing"])
-def test_lanes_are_whole_and_carry_their_label(label):
+def test_lanes_are_well_formed_and_labelled(label):
     lane = Lane(HOSTILE, HOSTILE, (Span(HOSTILE, "train", 0, 3),), "f0")
     chart = lane_chart([lane] if label == HOSTILE else [], deadline=5, label=label)
     root = ElementTree.fromstring(f"<div>{chart}</div>")

@@ -1,4 +1,4 @@
-"""Campaigns side by side: the numbers are those of `score`, on the pictures that both held back."""
+"""A comparison of campaigns has the numbers of `score`, on the images that both held out."""
 
 import json
 from contextlib import closing
@@ -19,8 +19,8 @@ from foldfuse.storage import ledger
 from learning_samples import write_dataset
 
 
-def guessed(dataset, *, noise, seed):
-    """Every annotated box of the pictures, moved by some pixels, with a score by chance."""
+def noisy_predictions(dataset, *, noise, seed):
+    """Every annotated box, shifted by some pixels, with a random score."""
     rng = np.random.default_rng(seed)
     found = {}
     for sample in dataset.samples:
@@ -30,24 +30,24 @@ def guessed(dataset, *, noise, seed):
     return Predictions.of(found, dataset.classes)
 
 
-def campaign(folder, path, *, held, noise):
-    """A campaign's folder with one submission, that held back these pictures of the dataset."""
+def campaign(folder, path, *, held_out, noise):
+    """The folder of a campaign with one submission that held out these images of the dataset."""
     dataset = data.read(path)
-    record = {"state": "finished", "data": str(path), "fingerprints": {"data": dataset.fingerprint}}
+    facts = {"state": "finished", "data": str(path), "fingerprints": {"data": dataset.fingerprint}}
     folder.mkdir()
-    with closing(ledger.create(folder, record, deadline=600, start=0.0)) as book:
-        result = {"name": "trunk-256", "ap50": 0.4, "ap": 0.2, "weight": 1.0}
-        book.put_segment(ledger.SegmentRecord("trunk-256", "train", {}, None, 0, 0, "done", 9.0, 9.0, 0.0, 9.0, result))
+    with closing(ledger.create(folder, facts, deadline=600, start=0.0)) as book:
+        result = {"name": "base-256", "ap50": 0.4, "ap": 0.2, "weight": 1.0}
+        book.put_segment(ledger.SegmentRecord("base-256", "train", {}, None, 0, 0, "done", 9.0, 9.0, 0.0, 9.0, result))
         book.add_submission(
             0.5,
             {
                 "fused": {"ap50": 0.5123, "ap": 0.25, "nested": 0.4777},
-                "best_member": "trunk-256",
+                "best_member": "base-256",
                 "second_opinion": {"before": 0.48, "after": 0.5},
             },
         )
-    seen = dataset.subset(held)
-    write_predictions(guessed(seen, noise=noise, seed=0), folder / "fused_oof.parquet", seen)
+    seen = dataset.subset(held_out)
+    write_predictions(noisy_predictions(seen, noise=noise, seed=0), folder / "fused_oof.parquet", seen)
     return folder
 
 
@@ -56,9 +56,9 @@ def shapes(tmp_path):
     return write_dataset(tmp_path / "shapes", 16)
 
 
-def test_the_difference_is_that_of_the_pictures_both_held_back(shapes, tmp_path):
-    a = campaign(tmp_path / "a", shapes, held=range(10), noise=4)
-    b = campaign(tmp_path / "b", shapes, held=range(4, 14), noise=1)
+def test_the_difference_is_measured_on_the_images_that_both_held_out(shapes, tmp_path):
+    a = campaign(tmp_path / "a", shapes, held_out=range(10), noise=4)
+    b = campaign(tmp_path / "b", shapes, held_out=range(4, 14), noise=1)
     dataset = data.read(shapes)
     ap50, ap = compare_campaigns([a, b]).differences["b"]
     both = dataset.subset(range(4, 10))
@@ -67,24 +67,24 @@ def test_the_difference_is_that_of_the_pictures_both_held_back(shapes, tmp_path)
     assert ap.difference == metrics.bootstrap_difference(second, first, both, "ap")
     assert ap50.difference == metrics.bootstrap_difference(second, first, both, "ap50")
     assert (ap.first, ap.second) == tuple(metrics.measure(p, both, metric="ap") for p in (first, second))
-    assert ap.difference.mean > 0, "the second one is nearer to the truth"
+    assert ap.difference.mean > 0, "the second one is nearer to the annotations"
 
 
-def test_the_terminal_and_the_page_tell_the_same(shapes, tmp_path, capsys, monkeypatch):
+def test_the_terminal_and_the_page_show_the_same(shapes, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
     folders = [
-        campaign(tmp_path / name, shapes, held=held, noise=noise)
-        for name, held, noise in (("a", range(10), 4), ("b", range(4, 14), 1), ("far", range(10, 16), 1))
+        campaign(tmp_path / name, shapes, held_out=held_out, noise=noise)
+        for name, held_out, noise in (("a", range(10), 4), ("b", range(4, 14), 1), ("far", range(10, 16), 1))
     ]
     note(folders[0], "a <hunch>", leaderboard=0.61)
     note(folders[1], leaderboard=0.64)
     out = tmp_path / "c.html"
     assert cli.main(["compare", *map(str, folders), "--out", str(out)]) == 0
-    said, page = capsys.readouterr().out, out.read_text()
-    for text in ("10 min", "1 of 1", "0.5123", "0.4777", "0.4000 trunk-256", "+0.0200", "0.6100 (submission 1)"):
-        assert text in said
+    printed, page = capsys.readouterr().out, out.read_text()
+    for text in ("10 min", "1 of 1", "0.5123", "0.4777", "0.4000 base-256", "+0.0200", "0.6100 (submission 1)"):
+        assert text in printed
         assert text in page
-    assert "far and a held out no image in common (6 and 10 of their own)" in said
+    assert "far and a held out no image in common (6 and 10 of their own)" in printed
     assert "far and a held out no image in common" in page
     assert "a &lt;hunch&gt;" in page
     assert "in 0 of 1 pairs" in page, "both have the same score out-of-fold"
@@ -93,9 +93,9 @@ def test_the_terminal_and_the_page_tell_the_same(shapes, tmp_path, capsys, monke
 
 
 def test_campaigns_of_different_data_are_refused_in_a_sentence_that_names_both(shapes, tmp_path):
-    a = campaign(tmp_path / "a", shapes, held=range(8), noise=1)
+    a = campaign(tmp_path / "a", shapes, held_out=range(8), noise=1)
     other = write_dataset(tmp_path / "other", 16, seed=1)
-    b = campaign(tmp_path / "b", other, held=range(8), noise=1)
+    b = campaign(tmp_path / "b", other, held_out=range(8), noise=1)
     with pytest.raises(InputError) as caught:
         compare((a, b), out=tmp_path / "c.html")
     for name in (a, b, shapes, other):
@@ -106,7 +106,7 @@ def test_campaigns_of_different_data_are_refused_in_a_sentence_that_names_both(s
 
 @pytest.mark.parametrize("names", [["a"], ["a", "a"], ["a", "gone"]])
 def test_too_few_campaigns_or_none_are_status_2(shapes, tmp_path, names, capsys):
-    campaign(tmp_path / "a", shapes, held=range(8), noise=1)
+    campaign(tmp_path / "a", shapes, held_out=range(8), noise=1)
     assert cli.main(["compare", *(str(tmp_path / name) for name in names)]) == 2
     error = capsys.readouterr().err
     assert ("holds no campaign" if "gone" in names else "two or more") in error
@@ -114,22 +114,24 @@ def test_too_few_campaigns_or_none_are_status_2(shapes, tmp_path, names, capsys)
 
 
 def test_changed_data_leaves_out_the_intervals(shapes, tmp_path, capsys):
-    a = campaign(tmp_path / "a", shapes, held=range(8), noise=4)
-    b = campaign(tmp_path / "b", shapes, held=range(8), noise=1)
+    a = campaign(tmp_path / "a", shapes, held_out=range(8), noise=4)
+    b = campaign(tmp_path / "b", shapes, held_out=range(8), noise=1)
     assert set(compare_campaigns([a, b]).differences) == {"b"}
     document = json.loads(shapes.read_text())
     document["annotations"].pop()
     shapes.write_text(json.dumps(document))
     compare((a, b))
-    said = capsys.readouterr().out
-    assert "has changed since the campaigns started. Without the annotations the differences have no interval." in said
-    assert "images in common" not in said
+    printed = capsys.readouterr().out
+    assert (
+        "has changed since the campaigns started. Without the annotations the differences have no interval." in printed
+    )
+    assert "images in common" not in printed
 
 
 def test_a_campaign_without_a_submission_is_shown_without_scores(shapes, tmp_path, capsys):
-    a = campaign(tmp_path / "a", shapes, held=range(8), noise=1)
+    a = campaign(tmp_path / "a", shapes, held_out=range(8), noise=1)
     (tmp_path / "b").mkdir()
-    record = {"data": str(shapes), "fingerprints": {"data": data.read(shapes).fingerprint}}
-    ledger.create(tmp_path / "b", record, deadline=60, start=0.0).close()
+    facts = {"data": str(shapes), "fingerprints": {"data": data.read(shapes).fingerprint}}
+    ledger.create(tmp_path / "b", facts, deadline=60, start=0.0).close()
     compare((a, tmp_path / "b"))
     assert "b has no submission yet" in capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""Kinds of error: what they cost, which one dominates on a picture, and the curve over all classes."""
+"""Types of error: their cost in AP50, the most frequent one of an image, and the curve over all classes."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ BOX = [10.0, 10.0, 50.0, 50.0]
 FAR = [150.0, 100.0, 190.0, 140.0]
 
 
-def drawn(*boxes: list[float], crowd: bool = False) -> Annotations:
-    """Cups."""
+def annotated(*boxes: list[float], crowd: bool = False) -> Annotations:
+    """Annotations of cups."""
     array = np.array(boxes, np.float64).reshape(-1, 4)
     area = (array[:, 2:] - array[:, :2]).prod(1)
     return Annotations(array, np.zeros(len(boxes), np.int64), np.full(len(boxes), crowd), area)
 
 
-def found(*rows: tuple[list[float], int, float]) -> Detections:
+def detected(*rows: tuple[list[float], int, float]) -> Detections:
     return Detections(
         np.array([r[0] for r in rows], np.float32).reshape(-1, 4),
         np.array([r[2] for r in rows], np.float32),
@@ -34,14 +34,14 @@ def found(*rows: tuple[list[float], int, float]) -> Detections:
     )
 
 
-def made(*pictures: tuple[Annotations, Detections]) -> tuple[Dataset, Predictions]:
-    samples = tuple(Sample(i, Path(f"{i}.jpg"), f"{i}.jpg", 200, 150, a) for i, (a, _) in enumerate(pictures))
-    guesses = {i: d for i, (_, d) in enumerate(pictures)}
-    return Dataset(samples, CLASSES, (0, 1), Path("made.json")), Predictions.of(guesses, CLASSES)
+def dataset_of(*images: tuple[Annotations, Detections]) -> tuple[Dataset, Predictions]:
+    samples = tuple(Sample(i, Path(f"{i}.jpg"), f"{i}.jpg", 200, 150, a) for i, (a, _) in enumerate(images))
+    detections = {i: d for i, (_, d) in enumerate(images)}
+    return Dataset(samples, CLASSES, (0, 1), Path("made.json")), Predictions.of(detections, CLASSES)
 
 
 @pytest.mark.parametrize(
-    ("truth", "guesses", "words"),
+    ("truth", "detections", "words"),
     [
         ([BOX], [(BOX, 0, 0.9)], ""),
         ([BOX], [(BOX, 1, 0.9)], "mostly classification (1 of 1 error)"),
@@ -54,15 +54,15 @@ def made(*pictures: tuple[Annotations, Detections]) -> tuple[Dataset, Prediction
         ([], [], ""),
     ],
 )
-def test_the_kind_that_dominates_is_named(truth, guesses, words):
-    dataset, predictions = made((drawn(*truth), found(*guesses)))
+def test_the_most_frequent_error_type_is_named(truth, detections, words):
+    dataset, predictions = dataset_of((annotated(*truth), detected(*detections)))
     assert dominant_error(dataset, predictions, dataset.samples[0], 0.5) == words
 
 
-def test_costs_are_those_of_the_diagnosis_and_counted_at_the_threshold():
-    dataset, predictions = made(
-        (drawn(BOX), found((BOX, 1, 0.9), (FAR, 0, 0.95), (FAR, 0, 0.2))),
-        (drawn(BOX, FAR), found((BOX, 0, 0.8))),
+def test_costs_agree_with_the_diagnosis_and_are_counted_at_the_threshold():
+    dataset, predictions = dataset_of(
+        (annotated(BOX), detected((BOX, 1, 0.9), (FAR, 0, 0.95), (FAR, 0, 0.2))),
+        (annotated(BOX, FAR), detected((BOX, 0, 0.8))),
     )
     rows = error_costs(dataset, predictions, 0.5)
     assert {row.name: row.ap50 for row in rows} == {
@@ -73,9 +73,9 @@ def test_costs_are_those_of_the_diagnosis_and_counted_at_the_threshold():
     assert {row.meaning for row in rows} == set(ERRORS.values())
 
 
-def test_where_no_object_is_drawn_no_error_has_a_price():
-    for truth in (drawn(), drawn(BOX, crowd=True)):
-        dataset, predictions = made((truth, found((BOX, 0, 0.9))))
+def test_images_without_annotated_objects_have_no_costs():
+    for truth in (annotated(), annotated(BOX, crowd=True)):
+        dataset, predictions = dataset_of((truth, detected((BOX, 0, 0.9))))
         assert error_costs(dataset, predictions, 0.5) == ()
 
 

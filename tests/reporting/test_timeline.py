@@ -1,4 +1,4 @@
-"""The way of a campaign: steps stand where the clock was, lanes are told apart, and the promoted are those of the ledger."""
+"""The timeline of a campaign: scores at their times, a lane for each segment, and the promotions of the ledger."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from foldfuse.storage import ledger
 HOSTILE = "<script>alert(1)</script>"
 
 
-def facts_of(folder: Path, **told: object) -> CampaignRecord:
-    """The CampaignRecord of a campaign that tells this."""
-    (folder / "campaign.json").write_text(json.dumps(told))
+def record_of(folder: Path, **facts: object) -> CampaignRecord:
+    """The CampaignRecord of a campaign with these facts."""
+    (folder / "campaign.json").write_text(json.dumps(facts))
     return read_campaign_record(folder)
 
 
@@ -35,8 +35,8 @@ def test_steps_keep_a_value_until_the_next_one():
     assert y.tolist() == [0.5, 0.5, 0.7, 0.7]
 
 
-def test_the_score_rises_with_the_clock(tmp_path):
-    record = facts_of(
+def test_the_score_is_a_step_curve_over_time(tmp_path):
+    record = record_of(
         tmp_path,
         deadline_seconds=100.0,
         seconds_used=90.0,
@@ -63,12 +63,12 @@ def test_the_score_rises_with_the_clock(tmp_path):
     assert "fused ends at 0.800, best single member ends at 0.600" in root.attrib["aria-label"]
 
 
-def test_the_best_single_is_told_only_where_it_is_an_ap50(tmp_path):
+def test_the_best_single_score_is_shown_only_for_ap50(tmp_path):
     rows = [{"at": 1, "ap50": 0.5, "best_single": ["a@1", 0.3], "metric": metric} for metric in ("ap50", "f2", None)]
-    assert [s.best_ap50 for s in facts_of(tmp_path, history=rows).history] == [0.3, None, None]
+    assert [s.best_ap50 for s in record_of(tmp_path, history=rows).history] == [0.3, None, None]
 
 
-def test_a_ledger_tells_how_it_came_to_its_submission(tmp_path):
+def test_the_history_comes_from_the_ledger(tmp_path):
     clock = iter(np.arange(0.0, 1000.0, 10.0).tolist())
     made = ledger.create(
         tmp_path, {"ranking": ["a", "b"], "gains": [["a", 0.5], ["b", 0.6]]}, deadline=600.0, start=0.0
@@ -77,11 +77,11 @@ def test_a_ledger_tells_how_it_came_to_its_submission(tmp_path):
     made.log("First.")
     fused = {"ap50": 0.5, "metric": "ap50", "best_single": ["a@1", 0.45], "weights": {"a@1": 1.0, "a@1.25": 1.0}}
     made.add_submission(0.5, {"best_member": "a", "fused": fused})
-    made.add_submission(0.6, {"best_member": "a"})  # of an older version
+    made.add_submission(0.6, {"best_member": "a"})
     made.close()
-    told = ledger.snapshot(tmp_path)
-    assert told["submission_scores"] == [0.5, 0.6]
-    assert [row["at"] for row in told["history"]] == sorted(row["at"] for row in told["history"])
+    facts = ledger.snapshot(tmp_path)
+    assert facts["submission_scores"] == [0.5, 0.6]
+    assert [row["at"] for row in facts["history"]] == sorted(row["at"] for row in facts["history"])
     record = read_campaign_record(tmp_path)
     first, second = record.history
     assert (first.ap50, first.best_ap50, first.best_name, first.num_members) == (0.5, 0.45, "a@1", 1)
@@ -93,7 +93,7 @@ def test_a_ledger_tells_how_it_came_to_its_submission(tmp_path):
 
 def test_each_segment_has_a_lane_with_its_parent(tmp_path):
     names = ["trunk-lite0_fpn-256", "grown-lite0_fpn-320", f"branch1-{HOSTILE}"]
-    record = facts_of(
+    record = record_of(
         tmp_path,
         deadline_seconds=200.0,
         seconds_used=150.0,
@@ -119,21 +119,21 @@ def test_each_segment_has_a_lane_with_its_parent(tmp_path):
     assert float(lanes[2].find("svg/rect").attrib["width"][:-1]) == pytest.approx(50 / 208 * 100, abs=0.01)
 
 
-def test_the_promoted_are_those_that_the_campaign_takes_further(tmp_path):
+def test_promotions_agree_with_the_ranking(tmp_path):
     values = {"a": (0.60, 1.0), "b": (0.63, 0.99), "c": (0.62, 0.2), "d": (0.635, 0.97), "e": (0.66, 0.5)}
     ranked = [Ranked(name, value, sure) for name, (value, sure) in values.items()]
-    record = facts_of(tmp_path, gains=ranked, ranking=worth_going_on(ranked), segments=[segment("b", 0, 1, 0.5)])
+    record = record_of(tmp_path, gains=ranked, ranking=worth_going_on(ranked), segments=[segment("b", 0, 1, 0.5)])
     rows = promotions(record)
     assert [row.name for row in rows if row.promoted] == ["a", "b"]
     assert [row.gain for row in rows] == pytest.approx([0.60, 0.03, -0.01, 0.005, 0.025])
     assert [row.prob_better for row in rows] == [sure for _, sure in values.values()]
     assert [row.ap50 for row in rows] == [None, 0.5, None, None, None]
-    assert promotions(facts_of(tmp_path, gains=[["a", 0.6], ["b", 0.7]]))[1].prob_better is None
-    assert promotions(facts_of(tmp_path, gains=ranked[:1], ranking=["a"])) == ()
+    assert promotions(record_of(tmp_path, gains=[["a", 0.6], ["b", 0.7]]))[1].prob_better is None
+    assert promotions(record_of(tmp_path, gains=ranked[:1], ranking=["a"])) == ()
 
 
 def test_a_campaign_that_has_just_started_has_no_timeline(tmp_path):
-    record = facts_of(tmp_path, notes=["Why."], note_times=[])
+    record = record_of(tmp_path, notes=["Why."], note_times=[])
     course = timeline(record)
     assert (course.scores, course.segments, course.work, course.promotions) == (None, None, None, ())
     assert record.decisions == (("Why.", None),)
@@ -142,7 +142,7 @@ def test_a_campaign_that_has_just_started_has_no_timeline(tmp_path):
 def test_each_kind_of_work_has_a_lane_with_its_share_of_the_time(tmp_path):
     rows = [("train", 0, 30), ("dream", 30, 40), ("train", 40, 60), ("predict", 60, None)]
     stages = [{"name": "x", "kind": kind, "start": start, "end": end} for kind, start, end in rows]
-    chart = work_chart(facts_of(tmp_path, timeline=stages))
+    chart = work_chart(record_of(tmp_path, timeline=stages))
     assert chart is not None
     root = ElementTree.fromstring(f"<div>{chart.svg}</div>")
     lanes = [[span.text for span in lane.findall("span")] for lane in root.findall("ul/li")]

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from foldfuse.errors import InputError
-from foldfuse.system.records import read_record, write_record
+from foldfuse.system.records import from_plain_tolerantly, read_record, write_record
 
 
 @dataclass(frozen=True)
@@ -79,3 +79,35 @@ def test_a_whole_number_is_a_float_and_a_nan_is_never_written(tmp_path):
     with pytest.raises(ValueError, match="Out of range"):
         write_record(path, Outer(1, float("nan"), Path("a"), Inner("x"), {}), version=1)
     assert read(path).rate == 2.0
+
+
+@dataclass(frozen=True)
+class Row:
+    at: float
+    name: str = "?"
+
+
+@dataclass(frozen=True)
+class Page:
+    inner: Inner | None = None
+    rows: tuple[Row, ...] = ()
+    total: int = 7
+
+
+@pytest.mark.parametrize(
+    ("value", "page"),
+    [
+        ({}, Page()),
+        ({"unknown": 1, "total": 3}, Page(total=3)),
+        ({"total": "3", "rows": None}, Page()),
+        (
+            {"rows": [{"at": 1, "name": None}, {"name": "no time"}, {"at": "1"}, 4, {"at": 2}]},
+            Page(rows=(Row(1), Row(2))),
+        ),
+        ({"inner": {"name": "x", "scores": "odd"}}, Page(inner=Inner("x"))),
+        ({"inner": {"scores": [1.0]}}, Page()),
+        ([1], None),
+    ],
+)
+def test_a_tolerant_reader_takes_what_fits(value, page):
+    assert from_plain_tolerantly(value, Page) == page

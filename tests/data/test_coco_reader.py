@@ -139,17 +139,20 @@ def test_subsets_keep_the_order(path: Path) -> None:
         (lambda d: d.update(images=[]), "lists no images"),
         (lambda d: d.update(categories=[]), "lists no categories"),
         (lambda d: d.pop("images"), "has no 'images'"),
-        (lambda d: d.update(images={"0": 1}), "'images' must be a list of objects"),
+        (lambda d: d.update(images={"0": 1}), "'images' is a dict, and must be a list of objects"),
         (lambda d: d["images"][3].pop("id"), "image 3 of the list: 'id' is None"),
         (lambda d: d["images"][3].update(id=2), "image id 2 stands there twice"),
         (lambda d: d["images"][3].update(file_name="train/0002.jpg"), "file_name train/0002.jpg stands there twice"),
         (
             lambda d: d["images"][3].update(file_name="gone.jpg"),
-            r"image 3: there is no picture .*gone.jpg nor .*images",
+            r"image 3: there is no image .*gone.jpg nor .*images",
         ),
         (lambda d: d["images"][3].update(file_name=None), "image 3: 'file_name' is None"),
-        (lambda d: d["images"][3].update(width=0), "image 3: 'width' is 0, expected a positive number"),
-        (lambda d: d["images"][3].update(height=float("nan")), "image 3: 'height' is nan, expected a whole number"),
+        (lambda d: d["images"][3].update(width=0), "image 3: 'width' is 0, expected a positive whole number"),
+        (
+            lambda d: d["images"][3].update(height=float("nan")),
+            "image 3: 'height' is nan, expected a positive whole number",
+        ),
         (lambda d: d["categories"][1].update(id=0), "category id 0 stands there twice"),
         (lambda d: d["annotations"][0].update(image_id=77), "annotation 0: is of image 77, which is not in 'images'"),
         (
@@ -160,8 +163,8 @@ def test_subsets_keep_the_order(path: Path) -> None:
         (lambda d: d["annotations"][0].pop("bbox"), "annotation 0 of train/0000.jpg: 'bbox' is None"),
         (lambda d: d["annotations"][0].update(bbox=[1, 2, float("inf"), 3]), r"'bbox' is \[1, 2, inf, 3\]"),
         (lambda d: d["annotations"][0].update(bbox=[1, 2, 0, 3]), r"the box \[1, 2, 0, 3\] has no size"),
-        (lambda d: d["annotations"][0].update(bbox=[96, 2, 4, 3]), "lies outside its 96 x 64 picture"),
-        (lambda d: d["annotations"][0].update(bbox=[3, -5, 4, 5]), "lies outside its 96 x 64 picture"),
+        (lambda d: d["annotations"][0].update(bbox=[96, 2, 4, 3]), "lies outside its 96 x 64 image"),
+        (lambda d: d["annotations"][0].update(bbox=[3, -5, 4, 5]), "lies outside its 96 x 64 image"),
         (lambda d: d["annotations"][0].update(area=None), "'area' is None, expected square pixels"),
     ],
 )
@@ -194,7 +197,7 @@ def test_a_missing_file_is_told(tmp_path: Path) -> None:
 def test_training_needs_an_object(path: Path) -> None:
     assert require_annotations(read(path)).num_boxes > 0
     only_crowds = read(changed(path, lambda d: [row.update(iscrowd=1) for row in d["annotations"]]))
-    with pytest.raises(InputError, match="not one object is annotated on its 6 pictures"):
+    with pytest.raises(InputError, match="not one object is annotated on its 6 images"):
         require_annotations(only_crowds)
 
 

@@ -142,7 +142,7 @@ def test_groups_come_from_file_names(dataset: Dataset) -> None:
 
 
 def test_the_command_shows_the_folds(dataset: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    out = split(dataset.source, tmp_path / "folds.json", k=2, group=r"(\d)\.jpg$")
+    out = split(dataset.source, out=tmp_path / "folds.json", folds=2, group=r"(\d)\.jpg$")
     made = read_folds(out)
     assert len({made.fold_of[i] for i in (3, 13, 23)}) == 1
     printed = capsys.readouterr().out

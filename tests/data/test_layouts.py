@@ -98,11 +98,11 @@ def test_voc_list_chooses_pictures_but_keeps_all_classes(voc: Path):
     assert dataset.classes == ("cat", "dog")
 
 
-def test_check_mends_into_coco(yolo: Path, tmp_path: Path):
-    check(yolo, mend=tmp_path / "coco.json", pictures=False)
-    mended = read(tmp_path / "coco.json")
-    assert mended.classes == ("cup", "can")
-    np.testing.assert_allclose(mended.samples[0].annotations.boxes, read(yolo).samples[0].annotations.boxes)
+def test_check_writes_a_coco_copy(yolo: Path, tmp_path: Path):
+    check(yolo, fix=True, out=tmp_path / "coco.json", json_only=True)
+    fixed = read(tmp_path / "coco.json")
+    assert fixed.classes == ("cup", "can")
+    np.testing.assert_allclose(fixed.samples[0].annotations.boxes, read(yolo).samples[0].annotations.boxes)
 
 
 @pytest.mark.parametrize(

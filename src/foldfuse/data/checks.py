@@ -1,292 +1,383 @@
-"""An examination of a COCO document, row by row: all that is wrong with it, and a copy in which it is mended.
+"""Walks a COCO document row by row and yields every usable row, fixed where needed, and every finding.
 
-`data.read` stops at the first row that cannot be used; this goes through all of them, so it works on the decoded JSON.
-A fault is what `data.read` refuses or what misleads training; anything else worth knowing is a note.
+Reading raises the first finding that has an error sentence; `foldfuse check` shows all findings and writes the usable rows.
+Source: the COCO data format, https://cocodataset.org/#format-data.
 """
 
 from __future__ import annotations
 
+import math
 import os
 from collections import Counter
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
 from foldfuse.data.images import load_image
-from foldfuse.data.readers.coco import find_image, is_bbox
 from foldfuse.errors import InputError
 
 TINY_PX = 2.0  # a side below this is more often a slip of the mouse than an object
 ORIENTATION_TAG = 0x0112
-TURNED = range(5, 9)  # EXIF orientations that swap width and height
+SWAPPED = range(5, 9)  # EXIF orientations that swap width and height
+FIX = "'foldfuse check --fix' writes a copy without it."
 
 Row = dict[str, Any]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing that is wrong, or worth knowing.
+    """A fault of a dataset, or a note about it.
 
     Attributes:
-        kind: what it is, the same words for all of its kind.
-        where: the row or the picture.
-        fault: False for a mere note.
-        mended: what the mended copy does about it, or "" where it is left as it is.
+        kind: the same words for all findings of a kind.
+        where: the row or the image.
+        is_fault: True for a fault, which reading refuses or which misleads training; False for a note.
+        fix: the change in the fixed copy; "" where the copy keeps the row as it is.
+        error: the sentence with which reading refuses the document; "" where reading accepts the row.
     """
 
     kind: str
     where: str
-    fault: bool
-    mended: str
+    is_fault: bool
+    fix: str
+    error: str = ""
 
 
-@dataclass(frozen=True)
-class Examination:
-    """What was found, and the mended document.
+@dataclass(frozen=True, slots=True, eq=False)
+class ImageRow:
+    """A usable image: its fields, and the fixed COCO row."""
 
-    Attributes:
-        findings: in the order of the document.
-        mended: a COCO document that `data.read` takes.
-    """
-
-    findings: list[Finding] = field(default_factory=list)
-    mended: Row = field(default_factory=dict)
-
-    def fault(self, kind: str, where: str, mended: str = "left out") -> None:
-        """Add a fault."""
-        self.findings.append(Finding(kind, where, True, mended))
-
-    def note(self, kind: str, where: str, mended: str = "") -> None:
-        """Add a note."""
-        self.findings.append(Finding(kind, where, False, mended))
+    id: int
+    path: Path
+    file_name: str
+    width: int
+    height: int
+    row: Row
 
 
-def examine(document: Any, source: Path, *, pictures: bool = True) -> Examination:
-    """All that is wrong with a COCO document.
+@dataclass(frozen=True, slots=True, eq=False)
+class CategoryRow:
+    """A usable category: its fields, and the fixed COCO row."""
+
+    id: int
+    name: str
+    row: Row
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class AnnotationRow:
+    """A usable annotation: its fields, `box` being xyxy within the image, and the fixed COCO row."""
+
+    image_id: int
+    category_id: int
+    box: tuple[float, float, float, float]
+    crowd: bool
+    area: float
+    row: Row
+
+
+Item = Finding | ImageRow | CategoryRow | AnnotationRow
+
+
+def walk(document: Any, source: Path, *, annotated: bool = True, decode: bool = False) -> Iterator[Item]:
+    """The usable rows of a COCO document and its findings: images first, then categories, then annotations.
+
+    A finding comes before the row that it is about.
 
     Args:
         document: decoded JSON.
-        source: its file; pictures are looked for beside it.
-        pictures: also decode every picture.
+        source: its file, named in sentences; images lie beside it, or in images/ beside it.
+        annotated: False to ignore the annotations.
+        decode: also decode every image, and leave out those that cannot be decoded or have another size.
 
     Raises:
-        InputError: it is no COCO document at all, or no picture or class of it can be used.
+        InputError: the document is not COCO, or none of its images or categories can be used.
     """
-    lists = {key: _list(document, key, source) for key in ("images", "categories", "annotations")}
-    seen = Examination()
-    images, same = _images(lists["images"], source, seen)
-    if pictures:
-        _look(images, source, seen)
-    categories = _categories(lists["categories"], seen)
-    for what, kept in (("image", images), ("category", categories)):
-        if not kept:
-            raise InputError(f"{source}: holds not one usable {what}, such as COCO asks for. Export the dataset again.")
-    annotations = _annotations(lists["annotations"], images, same, categories, seen)
-
-    drawn = Counter(row["image_id"] for row in annotations)
-    for image_id, row in images.items():
-        if not drawn[image_id]:
-            seen.note("nothing is drawn on the picture", row["file_name"])
-    used = Counter(row["category_id"] for row in annotations)
-    for category_id, row in categories.items():
-        if not used[category_id]:
-            seen.note("the class never occurs", str(row["name"]))
-    seen.mended.update(document)
-    seen.mended.update(images=list(images.values()), categories=list(categories.values()), annotations=annotations)
-    return seen
-
-
-@dataclass(frozen=True)
-class Trouble:
-    """Why a picture cannot be used.
-
-    Attributes:
-        kind: the same words for all of its kind.
-        reason: a sentence that names the file.
-    """
-
-    kind: str
-    reason: str
-
-
-def picture_trouble(path: Path, width: int, height: int) -> Trouble | None:
-    """Why the picture cannot be used: it cannot be decoded, or is not `width` x `height` pixels. None where it can."""
-    try:
-        true_height, true_width = load_image(path).shape[:2]
-    except InputError as error:
-        return Trouble("the picture cannot be decoded", str(error))
-    if (true_width, true_height) == (width, height):
-        return None
-    if (true_height, true_width) == (width, height) and orientation(path) in TURNED:
-        advice = "as its EXIF tag turns it; save the picture upright, or redraw its boxes on the picture as stored"
-    else:
-        advice = "so its boxes cannot be trusted; export the dataset again"
-    return Trouble(
-        "the size is not the JSON's",
-        f"{path}: is {true_width} x {true_height} pixels, and the JSON says {width} x {height}, {advice}.",
-    )
-
-
-def orientation(path: Path) -> int:
-    """The EXIF orientation of a picture that can be opened, 1 (upright) to 8; 1 where none is given."""
-    with Image.open(path) as image:
-        return int(image.getexif().get(ORIENTATION_TAG, 1))
-
-
-def _list(document: Any, key: str, source: Path) -> list[Any]:
     if not isinstance(document, dict):
         raise InputError(
             f"{source}: holds a {type(document).__name__}, expected a COCO object with 'images' and 'categories'."
         )
-    rows = document.get(key, [])
+    keys = ("images", "categories", "annotations") if annotated else ("images", "categories")
+    rows = {key: _list(document, key, source) for key in keys}
+
+    images: dict[int, ImageRow] = {}
+    first_id: dict[int, int] = {}  # {image id: id of the first row with the same file}
+    listed = _images(rows["images"], source, first_id)
+    for item in _decoded(listed) if decode else listed:
+        if isinstance(item, ImageRow):
+            images[item.id] = item
+        yield item
+    categories: dict[int, CategoryRow] = {}
+    for found in _categories(rows["categories"], source):
+        if isinstance(found, CategoryRow):
+            categories[found.id] = found
+        yield found
+    for what, usable in (("images", images), ("categories", categories)):
+        if not usable:
+            raise InputError(f"{source}: none of its {len(rows[what])} {what} can be used. Export the dataset again.")
+    if annotated:
+        yield from _annotations(rows["annotations"], source, images, first_id, categories)
+
+
+def find_image(source: Path, name: str) -> Path | None:
+    """The path of the image that the JSON `source` calls `name`: beside it, or in images/ beside it; None if in neither."""
+    for path in (source.parent / name, source.parent / "images" / name):
+        if path.is_file():
+            return path
+    return None
+
+
+def image_finding(path: Path, width: int, height: int) -> Finding | None:
+    """The fault of an image that cannot be decoded or is not `width` x `height` pixels; None for a good image."""
+    try:
+        true_height, true_width = load_image(path).shape[:2]
+    except InputError as error:
+        return Finding("the image cannot be decoded", str(error), True, "left out", str(error))
+    if (true_width, true_height) == (width, height):
+        return None
+    if (true_height, true_width) == (width, height) and orientation(path) in SWAPPED:
+        advice = "as its EXIF tag rotates it; save the image upright, or annotate the pixels as stored"
+    else:
+        advice = "so its boxes cannot be trusted; export the dataset again"
+    reason = f"{path}: is {true_width} x {true_height} pixels, and the JSON says {width} x {height}, {advice}."
+    return Finding("the size is not the JSON's", reason, True, "left out", reason)
+
+
+def orientation(path: Path) -> int:
+    """The EXIF orientation of an image that can be opened, 1 (upright) to 8; 1 without a tag."""
+    with Image.open(path) as image:
+        return int(image.getexif().get(ORIENTATION_TAG, 1))
+
+
+def _list(document: Row, key: str, source: Path) -> list[Any]:
+    if key not in document:
+        raise InputError(f"{source}: has no {key!r}. Expected COCO JSON with 'images', 'categories' and 'annotations'.")
+    rows = document[key]
     if not isinstance(rows, list):
-        raise InputError(f"{source}: {key!r} is a {type(rows).__name__}, expected a list of objects.")
+        raise InputError(f"{source}: {key!r} is a {type(rows).__name__}, and must be a list of objects.")
+    if not rows and key != "annotations":
+        raise InputError(f"{source}: lists no {key}. A dataset needs at least one image and one category.")
     return rows
 
 
-def _id(row: Any, key: str = "id") -> int | None:
-    """row[key] as `data.read` takes it, or None where it does not."""
-    value = row.get(key) if isinstance(row, dict) else None
+def _whole(value: Any) -> int | None:
+    """A JSON value as an int, None where it is not a whole number. Some exporters write ids as strings of digits."""
     if isinstance(value, str) and value.isdecimal():
         return int(value)
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or value % 1 != 0:
+    if isinstance(value, bool) or not (isinstance(value, int) or (isinstance(value, float) and value.is_integer())):
         return None
     return int(value)
 
 
-def _images(rows: list[Any], source: Path, seen: Examination) -> tuple[dict[int, Row], dict[int, int]]:
-    """The usable images by id, and {id of a picture listed again: id of its first listing}."""
-    images: dict[int, Row] = {}
-    first_of_name: dict[str, int] = {}
-    same: dict[int, int] = {}
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _not_whole(where: str, key: str, value: Any) -> str:
+    return f"{where}: {key!r} is {value!r}, expected a whole number. {FIX}"
+
+
+def _fixed(row: Row, **fields: Any) -> Row:
+    """The row with these fields; the very row where it has them already, with the same types."""
+    same = all(key in row and row[key] == value and type(row[key]) is type(value) for key, value in fields.items())
+    return row if same else row | fields
+
+
+def _images(rows: list[Any], source: Path, first_id: dict[int, int]) -> Iterator[Finding | ImageRow]:
+    """The usable images, and the findings about the others; fills `first_id`."""
+    id_of_name: dict[str, int] = {}
     for number, row in enumerate(rows):
-        image_id = _id(row)
-        name = row.get("file_name") if isinstance(row, dict) else None
-        if image_id is None or not isinstance(name, str) or not name:
-            seen.fault("the image has no whole-number id or no file_name", f"image {number} of the list")
-        elif image_id in images:
-            seen.fault("the image id repeats", f"image {image_id} ({name})")
-        elif name in first_of_name:
-            same[image_id] = first_of_name[name]
-            seen.fault("the picture is listed under two ids", name, "boxes joined")
+        where = f"image {number} of the list"
+        if not isinstance(row, dict):
+            kind, error = "the image is not an object", f"{source}: {where} is {row!r}, expected an object. {FIX}"
+            yield Finding(kind, where, True, "left out", error)
+            continue
+        image_id, name = _whole(row.get("id")), row.get("file_name")
+        if image_id is None:
+            error = _not_whole(f"{source}: {where}", "id", row.get("id"))
+            yield Finding("the image has no whole-number id", where, True, "left out", error)
+            continue
+        where = f"{source}: image {image_id}"
+        if not isinstance(name, str) or not name:
+            error = f"{where}: 'file_name' is {name!r}, expected the name of an image file. {FIX}"
+            yield Finding("the image has no file_name", f"image {image_id}", True, "left out", error)
+        elif image_id in first_id:
+            error = f"{source}: image id {image_id} stands there twice, expected once. {FIX}"
+            yield Finding("the image id repeats", f"image {image_id} ({name})", True, "left out", error)
+        elif name in id_of_name:
+            first_id[image_id] = id_of_name[name]
+            error = (
+                f"{source}: file_name {name} stands there twice, expected once. 'foldfuse check --fix' joins the two."
+            )
+            yield Finding("the image is listed under two ids", name, True, "boxes joined", error)
         elif (path := find_image(source, name)) is None:
-            seen.fault("the picture is missing", name)
-        elif (good := _sized(row, image_id, path, seen)) is not None:
-            images[image_id] = good
-            first_of_name[name] = image_id
-    return images, same
+            error = (
+                f"{where}: there is no image {source.parent / name} nor {source.parent / 'images' / name}. "
+                "Put the images beside the JSON, or in images/ beside it."
+            )
+            yield Finding("the image is missing", name, True, "left out", error)
+        else:
+            first_id[image_id] = id_of_name[name] = image_id
+            yield from _sized(row, image_id, path, where)
 
 
-def _sized(row: Row, image_id: int, path: Path, seen: Examination) -> Row | None:
-    """The row with whole numbers, its size taken from the picture where it has none; None where that fails."""
-    width, height = _id(row, "width") or 0, _id(row, "height") or 0
+def _sized(row: Row, image_id: int, path: Path, where: str) -> Iterator[Finding | ImageRow]:
+    """The image, its size read from the file where the row has none, and the finding about that."""
+    width, height = _whole(row.get("width")) or 0, _whole(row.get("height")) or 0
     if width <= 0 or height <= 0:
+        key = "width" if width <= 0 else "height"
+        error = (
+            f"{where}: {key!r} is {row.get(key)!r}, expected a positive whole number of pixels. "
+            "'foldfuse check --fix' takes the size from the file."
+        )
         try:
             with Image.open(path) as image:
                 width, height = image.size
-        except (OSError, SyntaxError, ValueError):
-            seen.fault("the picture cannot be decoded", row["file_name"])
-            return None
-        seen.fault("the image has no width or height", row["file_name"], "taken from the picture")
-    return row | {"id": image_id, "width": width, "height": height}
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+            yield Finding("the image cannot be decoded", row["file_name"], True, "left out", error)
+            return
+        yield Finding("the image has no width or height", row["file_name"], True, "size taken from the file", error)
+    fixed = _fixed(row, id=image_id, width=width, height=height)
+    yield ImageRow(image_id, path, row["file_name"], width, height, fixed)
 
 
-def _look(images: dict[int, Row], source: Path, seen: Examination) -> None:
-    """Decode every picture, and take those that cannot be used out of `images`."""
+def _decoded(items: Iterator[Finding | ImageRow]) -> Iterator[Finding | ImageRow]:
+    """The same items without the images that cannot be decoded or have another size, and the findings about the pixels."""
+    listed = list(items)
+    images = [item for item in listed if isinstance(item, ImageRow)]
 
-    def look(row: Row) -> tuple[Trouble | None, int]:
-        path = find_image(source, row["file_name"])
-        assert path is not None
-        trouble = picture_trouble(path, row["width"], row["height"])
-        return trouble, 1 if trouble else orientation(path)
+    def inspect(image: ImageRow) -> tuple[Finding | None, int]:
+        finding = image_finding(image.path, image.width, image.height)
+        return finding, 1 if finding else orientation(image.path)
 
-    rows = list(images.values())
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        looks = list(pool.map(look, rows))
-    for row, (trouble, turn) in zip(rows, looks, strict=True):
-        if trouble is not None:
-            seen.fault(trouble.kind, trouble.reason)
-            del images[row["id"]]
-        elif turn != 1:
-            seen.note("an EXIF tag turns the picture; boxes must be drawn on it as stored", row["file_name"])
+        results = dict(zip(map(id, images), pool.map(inspect, images), strict=True))
+    for item in listed:
+        finding, tag = results.get(id(item), (None, 1))
+        if finding is not None:
+            yield finding
+            continue
+        if isinstance(item, ImageRow) and tag != 1:
+            kind = "an EXIF tag rotates the image; its boxes must be annotated on the pixels as stored"
+            yield Finding(kind, item.file_name, False, "")
+        yield item
 
 
-def _categories(rows: list[Any], seen: Examination) -> dict[int, Row]:
-    """The usable categories by id."""
-    categories: dict[int, Row] = {}
+def _categories(rows: list[Any], source: Path) -> Iterator[Finding | CategoryRow]:
+    """The usable categories, and the findings about the others."""
+    known: set[int] = set()
     for number, row in enumerate(rows):
-        category_id = _id(row)
+        where = f"category {number} of the list"
+        category_id = _whole(row.get("id")) if isinstance(row, dict) else None
         if category_id is None:
-            seen.fault("the category has no whole-number id", f"category {number} of the list")
-        elif category_id in categories:
-            seen.fault("the category id repeats", f"category {category_id} ({row.get('name')})")
+            found = row.get("id") if isinstance(row, dict) else row
+            error = _not_whole(f"{source}: {where}", "id", found)
+            yield Finding("the category has no whole-number id", where, True, "left out", error)
+        elif category_id in known:
+            error = f"{source}: category id {category_id} stands there twice, expected once. {FIX}"
+            where = f"category {category_id} ({row.get('name')})"
+            yield Finding("the category id repeats", where, True, "left out", error)
         else:
-            categories[category_id] = {"name": str(category_id)} | row | {"id": category_id}
-    return categories
+            known.add(category_id)
+            name = row.get("name", str(category_id))
+            yield CategoryRow(category_id, str(name), _fixed(row, id=category_id, name=name))
 
 
 def _annotations(
-    rows: list[Any], images: dict[int, Row], same: dict[int, int], categories: dict[int, Row], seen: Examination
-) -> list[Row]:
-    """The usable annotations, cut to their pictures, each once, with ids that do not repeat."""
-    kept: list[Row] = []
-    drawn: set[tuple[Any, ...]] = set()
-    ids = Counter(_id(row) for row in rows)
-    renumber = any(count > 1 for i, count in ids.items() if i is not None) or None in ids
+    rows: list[Any],
+    source: Path,
+    images: dict[int, ImageRow],
+    first_id: dict[int, int],
+    categories: dict[int, CategoryRow],
+) -> Iterator[Finding | AnnotationRow]:
+    """The usable annotations, clipped to their images, and the findings about them and the others."""
+    ids = Counter(_whole(row.get("id")) for row in rows if isinstance(row, dict))
+    renumber = any(count > 1 for id_, count in ids.items() if id_ is not None) or None in ids
+    kept: set[tuple[Any, ...]] = set()  # what makes a box: its image, category, corners and kind
     for number, row in enumerate(rows):
-        image_id, category_id = _id(row, "image_id"), _id(row, "category_id")
-        image = images.get(same.get(image_id, image_id)) if image_id is not None else None
-        category = categories.get(category_id) if category_id is not None else None
-        where = f"annotation {row.get('id', f'number {number}') if isinstance(row, dict) else f'number {number}'}"
+        if not isinstance(row, dict):
+            where, kind = f"annotation number {number}", "the annotation is not an object"
+            yield Finding(kind, where, True, "left out", f"{source}: {where} is {row!r}, expected an object. {FIX}")
+            continue
+        name = f"annotation {row.get('id', f'number {number}')}"
+        image_id, category_id = _whole(row.get("image_id")), _whole(row.get("category_id"))
+        image = images.get(first_id.get(image_id, image_id)) if image_id is not None else None
         if image is None:
-            seen.fault("the annotation is of no usable image", where)
+            yield Finding("the annotation is of no usable image", name, True, "left out", _no_image(source, name, row))
             continue
-        where = f"{where} of {image['file_name']}, {row.get('bbox')}"
-        if category is None:
-            seen.fault("the annotation is of no known category", where)
+        where = f"{name} of {image.file_name}"
+        category = categories.get(category_id) if category_id is not None else None
+        fault = _category_fault(row, categories) if category is None else _box_fault(row.get("bbox"), image)
+        if category is None or fault is not None:
+            assert fault is not None
+            error = f"{source}: {where}: {fault[1]}"
+            yield Finding(fault[0], f"{where}, {row.get('bbox')}", True, "left out", error)
             continue
-        why = _box_fault(row.get("bbox"), image)
-        if why is not None:
-            seen.fault(why, where)
+        x, y, w, h = map(float, row["bbox"])
+        crowd = bool(row.get("iscrowd", 0))
+        where = f"{where}, {row['bbox']}"
+        key = (image.id, category.id, x, y, w, h, crowd)
+        if key in kept:
+            yield Finding("the box is annotated twice", where, True, "left out")
             continue
-        key = (image["id"], category["id"], *map(float, row["bbox"]), bool(row.get("iscrowd", 0)))
-        if key in drawn:
-            seen.fault("the box is drawn twice", where)
-            continue
-        drawn.add(key)
-        if (i := _id(row)) is not None and ids[i] > 1:
-            seen.fault("the annotation id repeats", where, "all renumbered")
-        cut = {"bbox": _cut(row["bbox"], image)}
-        if cut["bbox"] != [float(v) for v in row["bbox"]]:
-            seen.note("the box sticks out of its picture", where, "cut to the picture")
-        else:
-            cut = {}
-        if min(row["bbox"][2:]) < TINY_PX:
-            seen.note(f"the box has a side below {TINY_PX:g} px", where)
-        new_id = {"id": len(kept) + 1} if renumber else {}
-        kept.append(row | {"image_id": image["id"], "category_id": category["id"]} | cut | new_id)
-    return kept
+        kept.add(key)
+        annotation_id = _whole(row.get("id"))
+        if annotation_id is not None and ids[annotation_id] > 1:
+            yield Finding("the annotation id repeats", where, True, "all renumbered")
+        if min(w, h) < TINY_PX:
+            yield Finding(f"the box has a side below {TINY_PX:g} px", where, False, "")
+
+        fixed = _fixed(row, image_id=image.id, category_id=category.id)
+        area = row.get("area", w * h)
+        if not _is_number(area):
+            error = (
+                f"{source}: {name} of {image.file_name}: 'area' is {area!r}, expected square pixels. "
+                "Leave it out, and width x height is used."
+            )
+            yield Finding("the area is not a number", where, True, "area taken from the box", error)
+            area = w * h
+            fixed = fixed | {"area": area}
+        box = (max(x, 0.0), max(y, 0.0), min(x + w, float(image.width)), min(y + h, float(image.height)))
+        if x < 0 or y < 0 or x + w > image.width or y + h > image.height:
+            yield Finding("the box sticks out of its image", where, False, "clipped to the image")
+            clipped = [box[0], box[1], box[2] - box[0], box[3] - box[1]]
+            fixed = fixed | {"bbox": clipped, "area": area}
+        if renumber:
+            fixed = fixed | {"id": len(kept)}
+        yield AnnotationRow(image.id, category.id, box, crowd, float(area), fixed)
 
 
-def _box_fault(bbox: Any, image: Row) -> str | None:
-    """Why an xywh box is none on its picture; None where it is one."""
-    if not is_bbox(bbox):
-        return "the box is not four numbers"
+def _no_image(source: Path, name: str, row: Row) -> str:
+    image_id = row.get("image_id")
+    if _whole(image_id) is None:
+        return _not_whole(f"{source}: {name}", "image_id", image_id)
+    return f"{source}: {name}: is of image {image_id}, which is not in 'images'. Remove it or list the image."
+
+
+def _category_fault(row: Row, categories: dict[int, CategoryRow]) -> tuple[str, str]:
+    """(kind, sentence) of an annotation of no known category."""
+    kind, value = "the annotation is of no known category", row.get("category_id")
+    if _whole(value) is None:
+        return kind, f"'category_id' is {value!r}, expected a whole number. {FIX}"
+    known = ", ".join(map(str, sorted(categories)))
+    return kind, f"category_id {value} is not in 'categories' (known: {known}). {FIX}"
+
+
+def _box_fault(bbox: Any, image: ImageRow) -> tuple[str, str] | None:
+    """(kind, sentence) of a value that is not a box on its image; None for a box."""
+    if not (isinstance(bbox, list) and len(bbox) == 4 and all(map(_is_number, bbox))):
+        return (
+            "the box is not four numbers",
+            f"'bbox' is {bbox!r}, expected [left, top, width, height] in pixels. {FIX}",
+        )
     x, y, w, h = bbox
     if w <= 0 or h <= 0:
-        return "the box has no size"
-    if x >= image["width"] or y >= image["height"] or x + w <= 0 or y + h <= 0:
-        return "the box lies outside its picture"
+        return "the box has no size", f"the box {bbox} has no size. {FIX}"
+    if x >= image.width or y >= image.height or x + w <= 0 or y + h <= 0:
+        size = f"{image.width} x {image.height}"
+        return "the box lies outside its image", f"the box {bbox} lies outside its {size} image. {FIX}"
     return None
-
-
-def _cut(bbox: list[float], image: Row) -> list[float]:
-    """An xywh box cut to its picture; as it is where it does not stick out."""
-    x, y, w, h = map(float, bbox)
-    if x >= 0 and y >= 0 and x + w <= image["width"] and y + h <= image["height"]:
-        return [x, y, w, h]
-    left, top = max(x, 0.0), max(y, 0.0)
-    return [left, top, min(x + w, image["width"]) - left, min(y + h, image["height"]) - top]

@@ -1,4 +1,4 @@
-"""The dataset types: one image (`Sample`) and many of them with their classes (`Dataset`). No pixels."""
+"""The dataset types: one image (`Sample`), and many images with their classes (`Dataset`). They hold no pixels."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from foldfuse.errors import InputError
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Sample:
-    """One picture of a dataset.
+    """One image of a dataset.
 
     Attributes:
         id: the organiser's image id.
-        path: where the picture lies.
-        file_name: as the organiser writes it; what a contest's submission calls the picture.
+        path: the image file.
+        file_name: the organiser's name of the image, as a submission needs it.
         width, height: pixels.
-        annotations: None where the picture is not labelled, which is not the same as "labelled, and nothing there".
+        annotations: None for an image without labels, which differs from a labeled image without objects.
     """
 
     id: int
@@ -32,16 +32,20 @@ class Sample:
     height: int
     annotations: Annotations | None
 
+    def __repr__(self) -> str:
+        boxes = "no annotations" if self.annotations is None else f"{len(self.annotations)} boxes"
+        return f"Sample(id={self.id}, {self.file_name!r}, {self.width}x{self.height}, {boxes})"
+
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """Pictures and what is drawn on them.
+    """Images with their annotations and classes.
 
     Attributes:
         samples: in the organiser's order.
         classes: class names; a label is a position in this tuple.
         category_ids: the organiser's id of each class.
-        source: the file that it was read from, for messages.
+        source: the file that the dataset was read from, for error sentences.
     """
 
     samples: tuple[Sample, ...]
@@ -52,6 +56,10 @@ class Dataset:
     def __len__(self) -> int:
         return len(self.samples)
 
+    def __repr__(self) -> str:
+        boxes = f"{self.num_boxes} boxes of {len(self.classes)} classes"
+        return f"Dataset({len(self)} images, {boxes}, source={str(self.source)!r})"
+
     @cached_property
     def image_ids(self) -> tuple[int, ...]:
         """The image ids, in the order of `samples`."""
@@ -59,26 +67,26 @@ class Dataset:
 
     @cached_property
     def num_boxes(self) -> int:
-        """Boxes drawn, crowd regions included."""
+        """The number of annotated boxes, crowd regions included."""
         return sum(len(s.annotations) for s in self.samples if s.annotations is not None)
 
     @property
     def is_labeled(self) -> bool:
-        """Whether every picture has annotations (perhaps empty ones)."""
+        """Whether every image has annotations (perhaps empty ones)."""
         return all(s.annotations is not None for s in self.samples)
 
     def subset(self, image_ids: Iterable[int]) -> Dataset:
-        """Just the pictures with these ids, in this dataset's order."""
+        """The images with these ids, in this dataset's order."""
         keep = set(image_ids)
         return replace(self, samples=tuple(s for s in self.samples if s.id in keep))
 
     def without_annotations(self) -> Dataset:
-        """The same pictures with nothing known about them."""
+        """The same images, all of them without labels."""
         return replace(self, samples=tuple(replace(s, annotations=None) for s in self.samples))
 
     @cached_property
     def fingerprint(self) -> str:
-        """16 hex digits that change when a picture's name, a box or a class does."""
+        """16 hex digits that change when an image's name, a box or a class does."""
         digest = hashlib.sha256(json.dumps([self.classes, self.category_ids]).encode())
         for s in self.samples:
             digest.update(f"{s.id}|{s.file_name}|{s.width}x{s.height}".encode())
@@ -88,14 +96,14 @@ class Dataset:
 
 
 def require_annotations(dataset: Dataset) -> Dataset:
-    """`dataset` itself, if there is something to learn from in it.
+    """`dataset` itself, if at least one object is annotated in it.
 
     Raises:
-        InputError: not a single object is annotated.
+        InputError: no object is annotated.
     """
     objects = sum(int((~s.annotations.crowd).sum()) for s in dataset.samples if s.annotations is not None)
     if not objects:
         raise InputError(
-            f"{dataset.source}: not one object is annotated on its {len(dataset)} pictures. Training needs annotations."
+            f"{dataset.source}: not one object is annotated on its {len(dataset)} images. Training needs annotations."
         )
     return dataset

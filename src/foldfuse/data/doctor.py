@@ -1,71 +1,159 @@
-"""The dataset doctor: what is wrong with a dataset before anybody trains on it, and a mended copy."""
+"""The dataset doctor: finds the faults of a dataset before training, and makes a fixed copy."""
 
 from __future__ import annotations
 
+import json
 import os
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
-from foldfuse.data.checks import Finding, picture_trouble
+import numpy as np
+
+from foldfuse.data.checks import (
+    AnnotationRow,
+    CategoryRow,
+    Finding,
+    ImageRow,
+    Row,
+    find_image,
+    image_finding,
+    walk,
+)
 from foldfuse.data.dataset import Dataset, Sample
-from foldfuse.data.readers.coco import find_image
+from foldfuse.data.near_duplicates import near_duplicates
+from foldfuse.data.readers.coco import load, parse
+from foldfuse.errors import InputError
+from foldfuse.system.atomic_files import write_text
 
 
-@dataclass(frozen=True)
-class Checkup:
-    """What a checkup came to.
+@dataclass(frozen=True, eq=False)
+class CheckReport:
+    """The result of a check.
 
     Attributes:
-        source: the JSON that was looked at.
-        findings: all of them, faults and notes.
-        mended: the dataset with its faults mended, of which the statistics are.
-        copy: where the mended JSON was written, if it was.
+        source: the checked file.
+        findings: faults and notes, in the order of the document.
+        fixed: the dataset with its faults fixed.
+        document: the same as a COCO document, with image file names relative to `source`.
+        copy: the file that holds the fixed document, if one was written.
     """
 
     source: Path
     findings: tuple[Finding, ...]
-    mended: Dataset
-    copy: Path | None
+    fixed: Dataset
+    document: Row = field(repr=False)
+    copy: Path | None = None
 
     @property
     def faults(self) -> tuple[Finding, ...]:
         """The findings that are more than notes."""
-        return tuple(finding for finding in self.findings if finding.fault)
+        return tuple(finding for finding in self.findings if finding.is_fault)
 
     @property
     def exit_status(self) -> int:
-        """Of the command: 0 where there are no faults, 1 where there are."""
+        """The exit status of the command: 0 without faults, 1 with faults."""
         return 1 if self.faults else 0
 
     def __str__(self) -> str:
         """One line for the end of the command's output."""
         num_faults = len(self.faults)
+        copy = f" The fixed copy is {self.copy}." if self.copy else ""
         if not num_faults:
-            return f"{self.source}: no faults."
-        copy = f"The mended copy is {self.copy}." if self.copy else "Give --mend for a mended copy."
-        return f"{self.source}: {num_faults} fault{'s' * (num_faults > 1)}. {copy}"
+            return f"{self.source}: no faults.{copy}"
+        hint = copy or " Add --fix --out FILE to write a fixed copy."
+        return f"{self.source}: {num_faults} fault{'s' * (num_faults > 1)}.{hint}"
+
+
+@dataclass(frozen=True)
+class ClassStatistics:
+    """The boxes of one class: how many, on how many images, and the median of the square roots of their areas in pixels."""
+
+    name: str
+    num_boxes: int
+    num_images: int
+    median_side_px: float | None
+
+
+def examine(data: Path, *, decode: bool = True) -> CheckReport:
+    """The report on a dataset: its faults and notes, and the dataset with its faults fixed.
+
+    Args:
+        data: any dataset that `read` takes.
+        decode: also decode every image and look for near-duplicates.
+
+    Raises:
+        InputError: `data` is not a dataset, or none of its images or classes can be used.
+    """
+    document, source = load(data)
+    annotated = not isinstance(document, dict) or "annotations" in document  # a test set has none
+    items = list(walk(document, source, annotated=annotated, decode=decode))
+    findings = [item for item in items if isinstance(item, Finding)]
+    images = [item for item in items if isinstance(item, ImageRow)]
+    categories = [item for item in items if isinstance(item, CategoryRow)]
+    annotations = [item for item in items if isinstance(item, AnnotationRow)]
+    fixed = document | {"images": [i.row for i in images], "categories": [c.row for c in categories]}
+    if annotated:
+        fixed["annotations"] = [a.row for a in annotations]
+        boxes_of_image = Counter(a.image_id for a in annotations)
+        boxes_of_class = Counter(a.category_id for a in annotations)
+        findings += [_note("the image has no annotations", i.file_name) for i in images if not boxes_of_image[i.id]]
+        findings += [_note("the class never occurs", c.name) for c in categories if not boxes_of_class[c.id]]
+    if decode:
+        findings += [
+            _note("images look almost the same", f"{images[i].file_name} and {images[j].file_name}")
+            for i, j in near_duplicates([image.path for image in images])
+        ]
+    return CheckReport(source, tuple(findings), parse(fixed, source, annotated=annotated), fixed)
+
+
+def write_fixed(report: CheckReport, out: Path) -> CheckReport:
+    """Write the fixed document as COCO JSON, and return the report with the path of that copy.
+
+    Image file names are rewritten so that they lead from the folder of `out` to the images.
+
+    Raises:
+        InputError: `out` is the checked file itself, or cannot be written.
+    """
+    source, document = report.source, report.document
+    if out.resolve() == source.resolve():
+        raise InputError(f"{out}: is the dataset itself. Choose another file for the fixed copy.")
+    folder = out.resolve().parent
+    if folder != source.resolve().parent:
+        images = []
+        for row in document["images"]:
+            path = find_image(source, row["file_name"])
+            assert path is not None
+            images.append(row | {"file_name": os.path.relpath(path.resolve(), folder)})
+        document = document | {"images": images}
+    write_text(out, json.dumps(document))
+    return replace(report, copy=out)
+
+
+def class_statistics(dataset: Dataset) -> tuple[ClassStatistics, ...]:
+    """The statistics of each class, in the order of the labels."""
+    annotations = [s.annotations for s in dataset.samples if s.annotations is not None]
+    labels = np.concatenate([np.zeros(0, np.int64), *(a.labels for a in annotations)])
+    boxes = np.concatenate([np.zeros((0, 4)), *(a.boxes for a in annotations)])
+    sides = np.sqrt((boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1]))
+    return tuple(
+        ClassStatistics(
+            name,
+            num_boxes=int((labels == label).sum()),
+            num_images=sum(bool((a.labels == label).any()) for a in annotations),
+            median_side_px=float(np.median(sides[labels == label])) if (labels == label).any() else None,
+        )
+        for label, name in enumerate(dataset.classes)
+    )
 
 
 def unreadable_images(dataset: Dataset) -> list[tuple[Sample, str]]:
-    """The pictures that cannot be decoded, or are not of the size that the JSON says, each with the reason."""
+    """The images that cannot be decoded or have another size than the JSON says, each with the reason."""
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        troubles = list(pool.map(lambda s: picture_trouble(s.path, s.width, s.height), dataset.samples))
-    return [
-        (sample, trouble.reason)
-        for sample, trouble in zip(dataset.samples, troubles, strict=True)
-        if trouble is not None
-    ]
+        findings = list(pool.map(lambda s: image_finding(s.path, s.width, s.height), dataset.samples))
+    return [(sample, found.where) for sample, found in zip(dataset.samples, findings, strict=True) if found]
 
 
-def _moved(document: dict[str, Any], source: Path, target: Path) -> dict[str, Any]:
-    """The document with file names that lead to the pictures from the folder of `target`."""
-    if target.resolve().parent == source.resolve().parent:
-        return document
-    images = []
-    for row in document["images"]:
-        path = find_image(source, row["file_name"])
-        assert path is not None
-        images.append(row | {"file_name": os.path.relpath(path.resolve(), target.resolve().parent)})
-    return document | {"images": images}
+def _note(kind: str, where: str) -> Finding:
+    return Finding(kind, where, is_fault=False, fix="")

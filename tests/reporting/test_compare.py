@@ -92,6 +92,19 @@ def test_the_terminal_and_the_page_show_the_same(shapes, tmp_path, capsys, monke
     assert "https://" not in page
 
 
+@pytest.mark.parametrize("command", ["report", "compare"])
+def test_an_existing_page_is_kept_without_overwrite(shapes, tmp_path, command, capsys):
+    folders = [str(campaign(tmp_path / name, shapes, held_out=range(8), noise=1)) for name in "ab"]
+    out = tmp_path / "page.html"
+    out.write_text("mine")
+    words = [command, *(folders if command == "compare" else folders[:1]), "--out", str(out)]
+    assert cli.main(words) == 2
+    assert "exists already" in capsys.readouterr().err
+    assert out.read_text() == "mine"
+    assert cli.main([*words, "--overwrite"]) == 0
+    assert out.read_text().startswith("<!doctype html>")
+
+
 def test_campaigns_of_different_data_are_refused_in_a_sentence_that_names_both(shapes, tmp_path):
     a = campaign(tmp_path / "a", shapes, held_out=range(8), noise=1)
     other = write_dataset(tmp_path / "other", 16, seed=1)

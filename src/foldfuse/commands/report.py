@@ -2,31 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
-from rich.table import Table
 
+from foldfuse.commands import options
+from foldfuse.commands.tables import text_table
 from foldfuse.reporting.campaign_page import write_campaign_page
 from foldfuse.reporting.compare import compare_campaigns, comparison_page
 from foldfuse.system.atomic_files import write_text
 
 
-def report(folder: Path, *, out: Path | None = None) -> Path:
+def report(folder: Path, *, out: options.OptionalOut = None, overwrite: options.Overwrite = False) -> Path:
     """Write the HTML page on a campaign or a run, from what its folder holds now.
 
     Args:
         folder: of a campaign or of a run.
-        out: HTML file to write; report.html in the folder by default.
+        out: HTML file to write; report.html in the folder by default, which replaces the one from before.
 
     Raises:
-        InputError: the folder does not exist, or is neither a campaign's nor a run's; `out` cannot be written.
+        InputError: the folder does not exist, or is neither a campaign's nor a run's; `out` exists or cannot be written.
+
+    Examples:
+        foldfuse report campaign
+        foldfuse report run1 --out run1.html
     """
+    if out is not None:
+        options.refuse_overwrite(out, overwrite)
     return write_campaign_page(folder, out=out)
 
 
-def compare(folders: tuple[Path, ...], *, out: Path | None = None) -> None:
+def compare(
+    folders: tuple[Path, ...], *, out: options.OptionalOut = None, overwrite: options.Overwrite = False
+) -> None:
     """Compare campaigns on the same data; each is compared with the first on the images that both held out.
 
     Args:
@@ -34,25 +42,22 @@ def compare(folders: tuple[Path, ...], *, out: Path | None = None) -> None:
         out: HTML page to write as well; it opens anywhere, without network.
 
     Raises:
-        InputError: a folder holds no campaign, or the campaigns are on different data.
+        InputError: a folder holds no campaign, or the campaigns are on different data; `out` exists.
+
+    Examples:
+        foldfuse compare campaign1 campaign2
+        foldfuse compare campaign1 campaign2 --out comparison.html
     """
+    if out is not None:
+        options.refuse_overwrite(out, overwrite)
     comparison = compare_campaigns(folders)
     console = Console(highlight=False)
     names = [campaign.name for campaign in comparison.campaigns]
-    console.print(_table("Campaigns", ["", *names], comparison.fact_rows()))
+    console.print(text_table("Campaigns", ["", *names], comparison.fact_rows()))
     if comparison.differences:
-        console.print(_table(comparison.title, ["", *comparison.differences], comparison.difference_rows()))
+        console.print(text_table(comparison.title, ["", *comparison.differences], comparison.difference_rows()))
     for warning in comparison.warnings:
         console.print(warning, markup=False, soft_wrap=True)
     if out is not None:
         write_text(out, comparison_page(comparison))
         console.print(str(out), markup=False, soft_wrap=True)
-
-
-def _table(title: str, heads: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
-    table = Table(title=title, title_justify="left")
-    for i, head in enumerate(heads):
-        table.add_column(head, justify="left" if i == 0 else "right")
-    for row in rows:
-        table.add_row(*row)
-    return table

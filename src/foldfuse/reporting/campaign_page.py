@@ -11,7 +11,7 @@ import os
 import platform
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import jinja2
@@ -21,7 +21,6 @@ from foldfuse.data.dataset import Dataset
 from foldfuse.data.folds import read_folds
 from foldfuse.data.readers.coco import read
 from foldfuse.detections import Predictions
-from foldfuse.errors import InputError
 from foldfuse.formats.predictions import read_predictions
 from foldfuse.reporting.charts import (
     PALETTE_SIZE,
@@ -39,7 +38,7 @@ from foldfuse.reporting.charts import (
 from foldfuse.reporting.dataset_stats import dataset_stats
 from foldfuse.reporting.error_analysis import analyse_errors, submission_examples
 from foldfuse.reporting.leaderboard import leaderboard_chart
-from foldfuse.reporting.records import CampaignRecord, LearningCurves, read_campaign_record
+from foldfuse.reporting.records import CampaignRecord, LearningCurves, read_campaign_record, read_or_warn
 from foldfuse.reporting.timeline import timeline
 from foldfuse.storage.notes import noted
 from foldfuse.system.atomic_files import write_text
@@ -62,11 +61,13 @@ def write_campaign_page(folder: Path, *, out: Path | None = None) -> Path:
     out = folder / "report.html" if out is None else Path(out)
     record = read_campaign_record(folder)
     warnings = list(record.warnings)
-    dataset = _dataset(record.data, warnings, annotated=True)
-    test = _dataset(record.test, warnings, annotated=False) if record.test else dataset  # a held-out fold stands in
-    name = "fused_oof.parquet" if record.kind == "campaign" else "oof.parquet"
-    held_out = _predictions(folder / name, dataset, warnings)
-    submitted = _predictions(folder / name.replace("oof", "test"), test, warnings)
+    dataset = read_or_warn(read, record.data, warnings)
+    # a campaign without test images submits its held-out fold
+    test = read_or_warn(partial(read, annotated=False), record.test, warnings) if record.test else dataset
+    folds = read_or_warn(read_folds, _existing(folder / "folds.json"), warnings)
+    prefix = "fused_" if record.kind == "campaign" else ""
+    held_out = _read_predictions(folder / f"{prefix}oof.parquet", dataset, warnings)
+    submitted = _read_predictions(folder / f"{prefix}test.parquet", test, warnings)
 
     errors = analyse_errors(dataset, held_out, warnings) if dataset and held_out else None
     threshold = errors.examples.threshold if errors else _SCORE_THRESHOLD
@@ -83,7 +84,7 @@ def write_campaign_page(folder: Path, *, out: Path | None = None) -> Path:
         members=sorted(record.members, key=lambda m: -1.0 if m.ap50 is None else m.ap50, reverse=True),
         learning_curves=_learning_charts(record.curves),
         errors=errors,
-        data=dataset_stats(dataset, _folds(folder / "folds.json", warnings)) if dataset else None,
+        data=dataset_stats(dataset, folds.fold_of if folds else {}) if dataset else None,
         test_examples=submission_examples(test, submitted, threshold, warnings) if test and submitted else None,
         num_test_images=len(submitted) if submitted else None,
         origin=_origin(record),
@@ -162,37 +163,15 @@ def _words(value: object) -> str:
     return "none" if value is None else str(value)
 
 
-def _dataset(path: Path | None, warnings: list[str], *, annotated: bool) -> Dataset | None:
-    """The dataset; None without a path, None and a warning for one that cannot be read."""
-    if path is None:
-        return None
-    try:
-        return read(path, annotated=annotated)
-    except InputError as error:
-        warnings.append(str(error))
-        return None
+def _existing(path: Path) -> Path | None:
+    return path if path.exists() else None
 
 
-def _predictions(path: Path, dataset: Dataset | None, warnings: list[str]) -> Predictions | None:
-    """The predictions; None for a missing file, None and a warning for one that cannot be read."""
-    if dataset is None or not path.exists():
+def _read_predictions(path: Path, dataset: Dataset | None, warnings: list[str]) -> Predictions | None:
+    """The predictions; None without a file or a dataset, None and a warning for an unreadable file."""
+    if dataset is None:
         return None
-    try:
-        return read_predictions(path, dataset)
-    except InputError as error:
-        warnings.append(str(error))
-        return None
-
-
-def _folds(path: Path, warnings: list[str]) -> Mapping[int, int]:
-    """{image id: fold}; empty for a missing file, empty and a warning for one that cannot be read."""
-    if not path.exists():
-        return {}
-    try:
-        return read_folds(path).fold_of
-    except InputError as error:
-        warnings.append(str(error))
-        return {}
+    return read_or_warn(partial(read_predictions, dataset=dataset), _existing(path), warnings)
 
 
 def _submissions(folder: Path, out: Path) -> list[tuple[str, str, int]]:

@@ -7,10 +7,10 @@ None or empty; a file that cannot be read is named in the record's `warnings`.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -19,6 +19,8 @@ from foldfuse.errors import InputError
 from foldfuse.reporting.charts import Span
 from foldfuse.storage import ledger
 from foldfuse.system.records import from_plain_tolerantly
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -284,6 +286,15 @@ def read_campaign_record(folder: Path) -> CampaignRecord:
     )
 
 
+def read_or_warn(read: Callable[[Path], T], path: Path | None, warnings: list[str]) -> T | None:
+    """The result of `read`; None without a path, None and a warning where `read` raises InputError."""
+    try:
+        return None if path is None else read(path)
+    except InputError as error:
+        warnings.append(str(error))
+        return None
+
+
 def _record(facts: Mapping[str, Any]) -> CampaignRecord:
     record = from_plain_tolerantly(facts, CampaignRecord)
     assert record is not None, "every field has a default"
@@ -294,11 +305,7 @@ def _campaign_facts(folder: Path, warnings: list[str]) -> dict[str, Any]:
     """The facts of the ledger, or of campaign.json where there is no ledger; {} and a warning for an unreadable file."""
     if not (folder / ledger.NAME).exists():
         return _read_object(folder / "campaign.json", warnings)
-    try:
-        return _decode_object(json.dumps(ledger.snapshot(folder)))
-    except InputError as error:
-        warnings.append(str(error))
-        return {}
+    return _decode_object(json.dumps(read_or_warn(ledger.snapshot, folder, warnings)))
 
 
 def _read_object(path: Path, warnings: list[str]) -> dict[str, Any]:

@@ -10,22 +10,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from foldfuse.reporting.axes import Axis, linear_axis, log_axis, power_of_two_axis, time_axis, whole_number_axis
 from foldfuse.reporting.charts import (
-    Axis,
     Bar,
     Lane,
     Line,
     Span,
-    axis_fraction,
     bar_chart,
     downsampled,
     duration_text,
     histogram,
     lane_chart,
     line_chart,
-    linear_axis,
-    log_axis,
-    time_axis,
 )
 
 law = settings(deadline=None, derandomize=True)
@@ -76,12 +72,18 @@ def test_a_time_axis_names_its_unit():
     assert [text for _, text in time_axis(600).ticks] == ["0 min", "2 min", "4 min", "6 min", "8 min", "10 min"]
 
 
+def test_other_axes_have_ticks_at_whole_numbers():
+    assert power_of_two_axis(3, 6).ticks == ((8, "8"), (16, "16"), (32, "32"), (64, "64"))
+    assert whole_number_axis(-0.5, 4.5).ticks == ((0, "0"), (1, "1"), (2, "2"), (3, "3"), (4, "4"))
+    assert whole_number_axis(-0.5, 1.5).ticks == ((0, "0"), (1, "1"))
+
+
 @pytest.mark.parametrize(
     ("axis", "value", "fraction"),
     [(UNIT, 0.25, 0.25), (UNIT, -3, 0), (UNIT, 7, 1), (Axis(1, 100, (), log=True), 10, 0.5)],
 )
-def test_axis_fraction_is_the_position_between_the_ends(axis, value, fraction):
-    assert axis_fraction(axis, value) == pytest.approx(fraction)
+def test_a_position_is_a_fraction_of_the_axis(axis, value, fraction):
+    assert axis.position(value) == pytest.approx(fraction)
 
 
 @pytest.mark.parametrize(("seconds", "text"), [(0.42, "0.4 s"), (9.96, "10 s"), (75, "1 min 15 s")])

@@ -22,19 +22,8 @@ from foldfuse.data.folds import read_folds
 from foldfuse.data.readers.coco import read
 from foldfuse.detections import Predictions
 from foldfuse.formats.predictions import read_predictions
-from foldfuse.reporting.charts import (
-    PALETTE_SIZE,
-    Bar,
-    Chart,
-    Line,
-    bar_chart,
-    downsampled,
-    duration_text,
-    line_chart,
-    linear_axis,
-    log_axis,
-    time_axis,
-)
+from foldfuse.reporting.axes import linear_axis, log_axis, time_axis
+from foldfuse.reporting.charts import PALETTE_SIZE, Bar, Chart, Line, bar_chart, downsampled, duration_text, line_chart
 from foldfuse.reporting.dataset_stats import dataset_stats
 from foldfuse.reporting.error_analysis import analyse_errors, submission_examples
 from foldfuse.reporting.leaderboard import leaderboard_chart

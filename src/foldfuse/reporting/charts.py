@@ -8,7 +8,6 @@ text keeps the page's size. The page's style sheet sets colours, strokes and fon
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -16,10 +15,10 @@ import numpy as np
 from markupsafe import Markup, escape
 
 from foldfuse.boxes import Array
+from foldfuse.reporting.axes import Axis, linear_axis, time_axis
 from foldfuse.system.durations import format_duration
 
 PALETTE_SIZE = 8
-_TIME_STEPS = (1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 14400, 21600, 43200, 86400)  # seconds
 _PLOT_TOP, _PLOT_HEIGHT, _PLOT_FOOT = 26, 200, 42  # pixels: above the plot, the plot, its tick labels and axis title
 _PLOT_LEFT, _PLOT_WIDTH = 11.0, 87.0  # per cent of the chart's width
 _LANE = 15  # pixels: the height of a lane below its name
@@ -94,58 +93,9 @@ class Lane:
     background: tuple[Span, ...] = ()
 
 
-@dataclass(frozen=True)
-class Axis:
-    """A range of values and the labelled ticks in it."""
-
-    low: float
-    high: float
-    ticks: tuple[tuple[float, str], ...]
-    log: bool = False
-
-
 def duration_text(seconds: float) -> str:
     """Seconds as text, with tenths below ten seconds: "0.4 s", "48 s", "9 min 5 s"."""
     return f"{seconds:.1f} s" if seconds < 9.95 else format_duration(seconds)
-
-
-def linear_axis(low: float, high: float, *, count: int = 5) -> Axis:
-    """An axis over at least low..high, with about `count` ticks at round numbers."""
-    width = high - low if high > low else max(abs(high), 1.0)
-    power = 10.0 ** math.floor(math.log10(width / count))
-    step = next(power * m for m in (1, 2, 5, 10) if power * m * count >= width * (1 - 1e-9))
-    first, last = math.floor(low / step + 1e-9), math.ceil((low + width) / step - 1e-9)
-    ticks = tuple((i * step, f"{i * step:.6g}") for i in range(first, last + 1))
-    return Axis(first * step, last * step, ticks)
-
-
-def log_axis(low: float, high: float) -> Axis:
-    """A logarithmic axis over low..high (both above 0), with ticks at 1, 2 and 5 times powers of ten."""
-    low, high = low / 1.05, high * 1.05
-    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    ticks = [m * 10.0**p for p in powers for m in (1, 2, 5) if low <= m * 10.0**p <= high]
-    if len(ticks) > 7:
-        ticks = [t for t in ticks if math.isclose(math.log10(t) % 1, 0, abs_tol=1e-9)]
-    if len(ticks) < 2:  # the whole range lies between two ticks
-        ticks = [low, math.sqrt(low * high), high]
-    return Axis(low, high, tuple((t, f"{t:.3g}") for t in ticks), log=True)
-
-
-def time_axis(high: float) -> Axis:
-    """An axis over 0..high seconds, with at most seven ticks at round seconds, minutes or hours."""
-    high = max(high, 1.0)
-    step = next((s for s in _TIME_STEPS if high / s <= 6), 86400 * math.ceil(high / 86400 / 6))
-    unit, name = (1, "s") if step < 60 else (60, "min") if step < 3600 else (3600, "h")
-    ticks = tuple((i * step, f"{i * step // unit} {name}") for i in range(int(high // step) + 1))
-    return Axis(0.0, high, ticks)
-
-
-def axis_fraction(axis: Axis, value: float) -> float:
-    """The position of `value` on the axis, from 0 at the low end to 1 at the high end; values outside are clipped."""
-    low, high = axis.low, axis.high
-    if axis.log:
-        low, high, value = math.log(low), math.log(high), math.log(max(value, 1e-300))
-    return min(max((value - low) / (high - low), 0.0), 1.0)
 
 
 def downsampled(x: Array, y: Array, *, points: int = 60) -> tuple[Array, Array]:
@@ -178,7 +128,7 @@ def line_chart(
     curves = []
     for line in sorted(lines, key=lambda line: line.strong):
         points = [
-            (round(1000 * axis_fraction(x, a), 1), round(1000 * (1 - axis_fraction(y, b)), 1))
+            (round(1000 * x.position(a), 1), round(1000 * (1 - y.position(b)), 1))
             for a, b in zip(line.x.tolist(), line.y.tolist(), strict=True)
         ]
         style = f"line c{line.colour % PALETTE_SIZE}" + (" dashed" if line.colour // PALETTE_SIZE % 2 else "")
@@ -192,7 +142,7 @@ def line_chart(
                 )
     marks = Markup("")
     if deadline is not None:
-        at = _PLOT_LEFT + _PLOT_WIDTH * axis_fraction(x, deadline)
+        at = _PLOT_LEFT + _PLOT_WIDTH * x.position(deadline)
         marks = _deadline(at, _PLOT_TOP, _PLOT_TOP + _PLOT_HEIGHT, word_y=_PLOT_TOP - 8)
     return _chart(_frame(x, y, titles) + marks + _stretched(curves), _PLOT_TOP + _PLOT_HEIGHT + _PLOT_FOOT, label)
 
@@ -202,7 +152,7 @@ def histogram(counts: Sequence[int], edges: Sequence[float], x: Axis, *, titles:
     y = linear_axis(0, max([*counts, 1]), count=4)
     bars = []
     for count, low, high in zip(counts, edges[:-1], edges[1:], strict=True):
-        left, right, top = axis_fraction(x, low), axis_fraction(x, high), axis_fraction(y, count)
+        left, right, top = x.position(low), x.position(high), y.position(count)
         bars.append(
             Markup(
                 '<rect class="bar" x="{:.1f}" y="{:.1f}" width="{:.1f}" height="{:.1f}"><title>{}</title></rect>'
@@ -262,7 +212,7 @@ def lane_chart(lanes: Sequence[Lane], *, deadline: float | None, label: str) -> 
         parts = [_block(axis, span, f"{lane.colour} faint") for span in lane.background]
         parts += [_block(axis, span, lane.colour) for span in lane.blocks]
         if deadline is not None:
-            parts.append(_deadline(100 * axis_fraction(axis, deadline), 0, _LANE, word_y=None))
+            parts.append(_deadline(100 * axis.position(deadline), 0, _LANE, word_y=None))
         items.append(
             Markup('<li><span class="name">{}</span> <span class="aside">{}</span>{}</li>').format(
                 lane.name, lane.words, _decoration(Markup("").join(parts), _LANE)
@@ -270,14 +220,14 @@ def lane_chart(lanes: Sequence[Lane], *, deadline: float | None, label: str) -> 
         )
     foot = _time_grid(axis)
     if deadline is not None:
-        foot += _deadline(100 * axis_fraction(axis, deadline), 0, 4, word_y=None)
+        foot += _deadline(100 * axis.position(deadline), 0, 4, word_y=None)
     return Markup('<ul class="lanes" aria-label="{}">{}</ul>{}').format(
         label, Markup("").join(items), _decoration(foot, 24)
     )
 
 
 def _block(axis: Axis, span: Span, style: str) -> Markup:
-    left, right = 100 * axis_fraction(axis, span.start), 100 * axis_fraction(axis, span.end)
+    left, right = 100 * axis.position(span.start), 100 * axis.position(span.end)
     title = f"{span.name}: {duration_text(span.end - span.start)}, from {duration_text(span.start)} on"
     return Markup(
         '<rect class="block {}" x="{:.2f}%" y="1" width="{:.2f}%" height="{}"><title>{}</title></rect>'
@@ -288,7 +238,7 @@ def _time_grid(axis: Axis) -> Markup:
     """Short upright lines at the ticks, with their labels below."""
     parts = []
     for value, text in axis.ticks:
-        at = 100 * axis_fraction(axis, value)
+        at = 100 * axis.position(value)
         anchor = "start" if at < 4 else "end" if at > 97 else "middle"
         parts.append(
             Markup(
@@ -332,7 +282,7 @@ def _frame(x: Axis, y: Axis, titles: tuple[str, str]) -> Markup:
     bottom, right = _PLOT_TOP + _PLOT_HEIGHT, _PLOT_LEFT + _PLOT_WIDTH
     parts = []
     for value, text in y.ticks:
-        at = bottom - _PLOT_HEIGHT * axis_fraction(y, value)
+        at = bottom - _PLOT_HEIGHT * y.position(value)
         parts.append(
             Markup('<line class="grid" x1="{}%" y1="{:.1f}" x2="{}%" y2="{:.1f}"/>').format(_PLOT_LEFT, at, right, at)
         )
@@ -342,11 +292,11 @@ def _frame(x: Axis, y: Axis, titles: tuple[str, str]) -> Markup:
             )
         )
     for value, text in x.ticks:
-        place = axis_fraction(x, value)
-        anchor = "end" if place > 0.97 else "middle"
+        at = x.position(value)
+        anchor = "end" if at > 0.97 else "middle"
         parts.append(
             Markup('<text class="tick" x="{:.2f}%" y="{}" text-anchor="{}">{}</text>').format(
-                _PLOT_LEFT + _PLOT_WIDTH * place, bottom + 16, anchor, text
+                _PLOT_LEFT + _PLOT_WIDTH * at, bottom + 16, anchor, text
             )
         )
     parts.append(

@@ -11,7 +11,8 @@ import numpy as np
 from foldfuse.boxes import Array
 from foldfuse.data.dataset import Dataset
 from foldfuse.detections import Annotations
-from foldfuse.reporting.charts import Axis, Bar, Chart, bar_chart, histogram, linear_axis
+from foldfuse.reporting.axes import power_of_two_axis, whole_number_axis
+from foldfuse.reporting.charts import Bar, Chart, bar_chart, histogram
 
 _MAX_CLASSES = 12  # bars and columns for the most frequent classes; the caption sums up the others
 _MAX_SIZES = 5
@@ -103,9 +104,9 @@ def _size_chart(annotations: Sequence[Annotations]) -> tuple[Chart, ...]:
     sides = sides[sides > 0]
     if not len(sides):
         return ()
-    low, high = np.floor(np.log2(sides.min())), np.ceil(np.log2(sides.max()) + 1e-9)
+    low, high = int(np.floor(np.log2(sides.min()))), int(np.ceil(np.log2(sides.max()) + 1e-9))
     edges = 2 ** np.arange(low, high + 0.25, 0.5)
-    axis = Axis(edges[0], edges[-1], tuple((float(2**p), f"{2.0**p:g}") for p in np.arange(low, high + 1)), log=True)
+    axis = power_of_two_axis(low, high)
     counts = np.histogram(sides, edges)[0].tolist()
     small, large = float((sides < 32).mean()), float((sides >= 96).mean())
     svg = histogram(counts, edges.tolist(), axis, titles=("side in pixels", "boxes"), label="Histogram of box sizes.")
@@ -127,8 +128,7 @@ def _count_chart(annotations: Sequence[Annotations]) -> tuple[Chart, ...]:
     step = max(1, int(np.ceil((numbers.max() + 1) / _MAX_BINS)))
     edges = np.arange(0, numbers.max() + step + 1, step) - 0.5
     counts = np.histogram(numbers, edges)[0].tolist()
-    ticks = tuple((v, t) for v, t in linear_axis(0, float(edges[-1] + 0.5)).ticks if v <= edges[-1] and v == int(v))
-    axis = Axis(float(edges[0]), float(edges[-1]), ticks)
+    axis = whole_number_axis(float(edges[0]), float(edges[-1]))
     svg = histogram(
         counts, edges.tolist(), axis, titles=("boxes per image", "images"), label="Histogram of boxes per image."
     )

@@ -12,7 +12,8 @@ from foldfuse.detections import Detections, Predictions
 from foldfuse.errors import InputError
 from foldfuse.evaluation.coco import ERRORS, tide_delta_ap
 from foldfuse.evaluation.matching import Curve, best_threshold, matches, precision_recall
-from foldfuse.reporting.charts import Chart, Line, line_chart, linear_axis
+from foldfuse.reporting.axes import linear_axis
+from foldfuse.reporting.charts import Chart, Line, line_chart
 from foldfuse.reporting.images import Figure, draw_comparison, draw_predictions, evenly_spaced, pick_examples
 
 ALL_CLASSES = "all classes"

@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from foldfuse.reporting.charts import Chart, Line, line_chart, linear_axis
+from foldfuse.reporting.axes import linear_axis
+from foldfuse.reporting.charts import Chart, Line, line_chart
 from foldfuse.storage.notes import Scored
 
 

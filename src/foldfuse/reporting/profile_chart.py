@@ -8,7 +8,8 @@ import numpy as np
 from markupsafe import Markup
 
 from foldfuse.inference.cost import PATCH, QUANTITIES, CostPoint, scaling_exponents
-from foldfuse.reporting.charts import Axis, Line, line_chart, log_axis
+from foldfuse.reporting.axes import Axis, log_axis
+from foldfuse.reporting.charts import Line, line_chart
 
 _WIDTH, _HEIGHT, _LEGEND = 520, 268, 22  # pixels: a panel, its chart, and a line of its legend
 _COLOURS = ("#2563a8", "#c2410c", "#0f7f5c", "#7c3aad", "#a16207")

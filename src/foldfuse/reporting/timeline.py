@@ -9,18 +9,8 @@ import numpy as np
 
 from foldfuse.boxes import Array
 from foldfuse.ensemble.ranking import LEAST_ADDED, SURE
-from foldfuse.reporting.charts import (
-    PALETTE_SIZE,
-    Chart,
-    Lane,
-    Line,
-    Span,
-    duration_text,
-    lane_chart,
-    line_chart,
-    linear_axis,
-    time_axis,
-)
+from foldfuse.reporting.axes import linear_axis, time_axis
+from foldfuse.reporting.charts import PALETTE_SIZE, Chart, Lane, Line, Span, duration_text, lane_chart, line_chart
 from foldfuse.reporting.records import CampaignRecord, Segment
 
 WORK_KINDS = ("setup", "train", "predict", "fuse", "submit", "report", "other")

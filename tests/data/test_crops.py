@@ -104,9 +104,9 @@ def test_a_classifier_may_be_shown_pictures_of_no_or_few_classes(tmp_path):
     [
         ({}, None, "has no sub-folders"),
         ({"cat": 2}, None, "has one sub-folder, cat"),
-        ({"cat": 2, "dog": 0}, None, "dog: holds no picture"),
+        ({"cat": 2, "dog": 0}, None, "dog: holds no image"),
         ({"cat": 2, "cow": 1}, ("cat", "dog"), "cow: is of no class that the classifier knows (cat, dog)"),
-        ({}, ("cat", "dog"), "holds no picture. Known endings"),
+        ({}, ("cat", "dog"), "holds no image. Known endings"),
         ({"train/cat": 1, "train/dog": 1, "val/cat": 1}, None, "then give"),
     ],
 )

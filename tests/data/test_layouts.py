@@ -161,7 +161,7 @@ def test_missing_pictures_and_annotations_are_named(voc: Path):
     with pytest.raises(InputError, match=r"no c\.xml"):
         read(voc / "ImageSets" / "Main" / "train.txt")
     (voc / "JPEGImages" / "b.jpg").unlink()
-    with pytest.raises(InputError, match=r"no picture .*b\.jpg"):
+    with pytest.raises(InputError, match=r"no image .*b\.jpg"):
         read(voc)
 
 

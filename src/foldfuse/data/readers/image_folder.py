@@ -1,4 +1,4 @@
-"""Folders of pictures with a sub-folder for each class, read as a Dataset whose every picture is one object, all of it."""
+"""Reads image-classification folders: one sub-folder per class; each image becomes one object that covers all of it."""
 
 from __future__ import annotations
 
@@ -6,86 +6,65 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from foldfuse.data.dataset import Dataset, Sample
 from foldfuse.data.readers.coco import locate, read
+from foldfuse.data.readers.image_rows import IMAGE_SUFFIXES, image_files, size_of
 from foldfuse.data.readers.layouts import find_layout
 from foldfuse.detections import Annotations
 from foldfuse.errors import InputError
 
-PICTURES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm"}
-
 
 def read_image_folder(folder: Path, *, classes: Sequence[str] | None = None) -> Dataset:
-    """The pictures in the sub-folders of `folder`; a class is called as its sub-folder.
+    """The images in the sub-folders of `folder`; the name of the sub-folder is the class.
 
     Args:
-        folder: holds a sub-folder for each class; where `classes` are given, it may hold the pictures themselves.
-        classes: that a classifier knows; sub-folders of some of them are enough then. By default the classes are the
-            sub-folders, by name.
+        folder: holds a sub-folder for each class; where `classes` are given, it may hold the images themselves, which then
+            have no annotations.
+        classes: the classes of a trained classifier; sub-folders of some of them are enough then. By default the classes
+            are the sub-folders, by name.
 
     Raises:
-        InputError: the folder is no such folder, a sub-folder holds no picture or is of no known class, there are fewer
-            than two classes, or a picture cannot be opened.
+        InputError: the folder has no such sub-folders, a sub-folder holds no image or is of no known class, there are fewer
+            than two classes, or an image cannot be opened.
     """
     if not folder.is_dir():
-        raise InputError(f"{folder}: there is no such folder. Give one with a sub-folder of pictures for each class.")
+        raise InputError(f"{folder}: there is no such folder. Give one with a sub-folder of images for each class.")
     names = sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
     if classes is not None and not names:
-        found = [(path, None) for path in _pictures(folder)]
-        if not found:
-            raise InputError(f"{folder}: holds no picture. Known endings: {', '.join(sorted(PICTURES))}.")
-        return _dataset(found, folder, tuple(classes))
+        unlabeled = [(path, None) for path in image_files(folder)]
+        if not unlabeled:
+            raise InputError(f"{folder}: holds no image. Known endings: {', '.join(IMAGE_SUFFIXES)}.")
+        return _dataset(unlabeled, folder, tuple(classes))
     if not names:
-        raise InputError(f"{folder}: has no sub-folders. Expected one for each class, with its pictures in it.")
+        raise InputError(f"{folder}: has no sub-folders. Expected one for each class, with its images in it.")
     known = tuple(names if classes is None else classes)
     if len(known) < 2:
         raise InputError(f"{folder}: has one sub-folder, {names[0]}. A classifier needs two classes at least.")
+    labeled: list[tuple[Path, int]] = []
     for name in names:
         if name not in known:
             raise InputError(
                 f"{folder / name}: is of no class that the classifier knows ({', '.join(known)}). Rename or remove it."
             )
-        if not _pictures(folder / name):
+        paths = image_files(folder / name)
+        if not paths:
             deeper = any(p.is_dir() for p in (folder / name).iterdir())
             hint = f" Its sub-folders may be the classes: then give {folder / name}." if deeper else ""
-            raise InputError(f"{folder / name}: holds no picture. Put some in, or remove the folder.{hint}")
-    return _dataset([(path, known.index(name)) for name in names for path in _pictures(folder / name)], folder, known)
-
-
-def _pictures(folder: Path) -> list[Path]:
-    return sorted(p for p in folder.iterdir() if p.suffix.lower() in PICTURES and not p.name.startswith("."))
-
-
-def _dataset(found: Sequence[tuple[Path, int | None]], folder: Path, classes: tuple[str, ...]) -> Dataset:
-    samples = []
-    for i, (path, label) in enumerate(found):
-        width, height = _size(path)
-        whole = np.array([[0, 0, width, height]], np.float64)
-        drawn = Annotations(whole, np.array([label or 0]), np.zeros(1, bool), np.array([float(width * height)]))
-        name = path.relative_to(folder).as_posix()
-        samples.append(Sample(i, path, name, width, height, None if label is None else drawn))
-    return Dataset(tuple(samples), classes, tuple(range(len(classes))), folder)
-
-
-def _size(path: Path) -> tuple[int, int]:
-    try:
-        with Image.open(path) as file:
-            return file.size
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise InputError(f"{path}: cannot be opened as a picture ({error}). Replace it, or remove it.") from None
+            raise InputError(f"{folder / name}: holds no image. Put some in, or remove the folder.{hint}")
+        labeled += [(path, known.index(name)) for path in paths]
+    return _dataset(labeled, folder, known)
 
 
 def read_classification(data: Path, *, classes: Sequence[str] | None = None) -> tuple[Dataset, bool]:
-    """The dataset to classify, and whether it is of whole pictures: a folder with sub-folders rather than of objects.
+    """(dataset to classify, whether to classify whole images instead of annotated objects).
 
     Args:
-        data: anything that `data.read` takes, or a folder of pictures with a sub-folder for each class.
-        classes: that a classifier knows; see `read_image_folder`.
+        data: any dataset that `read` takes, or a folder with a sub-folder of images for each class.
+        classes: the classes of a trained classifier; see `read_image_folder`.
 
     Raises:
-        InputError: it cannot be read.
+        InputError: `data` cannot be read, or has other classes than `classes`.
     """
     if data.is_dir() and not (data / "train.json").is_file() and find_layout(data) is None:
         return read_image_folder(data, classes=classes), True
@@ -95,3 +74,16 @@ def read_classification(data: Path, *, classes: Sequence[str] | None = None) -> 
             f"{data}: has the classes {', '.join(dataset.classes)}, but the run was trained for {', '.join(classes)}."
         )
     return dataset, False
+
+
+def _dataset(images: Sequence[tuple[Path, int | None]], folder: Path, classes: tuple[str, ...]) -> Dataset:
+    """The dataset of (image file, label) pairs; a label of None means that the image has no annotations."""
+    samples = []
+    for i, (path, label) in enumerate(images):
+        width, height = size_of(path)
+        annotations = None
+        if label is not None:
+            box = np.array([[0, 0, width, height]], np.float64)
+            annotations = Annotations(box, np.array([label]), np.zeros(1, bool), np.array([float(width * height)]))
+        samples.append(Sample(i, path, path.relative_to(folder).as_posix(), width, height, annotations))
+    return Dataset(tuple(samples), classes, tuple(range(len(classes))), folder)

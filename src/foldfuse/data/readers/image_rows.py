@@ -1,4 +1,4 @@
-"""COCO image rows of image files on disk, shared by the YOLO and VOC readers."""
+"""Image files on disk and their COCO rows, shared by the YOLO, VOC and image-folder readers."""
 
 from __future__ import annotations
 
@@ -12,20 +12,33 @@ from PIL import Image
 
 from foldfuse.errors import InputError
 
-PICTURES = {".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
+IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
 
 Row = dict[str, Any]
 
 
-def _pictures(folder: Path, *, deep: bool = False) -> list[Path]:
-    found = folder.rglob("*") if deep else folder.iterdir()
-    return sorted(p for p in found if p.suffix.lower() in PICTURES and p.is_file())
+def image_files(folder: Path, *, recursive: bool = False) -> list[Path]:
+    """The image files in a folder, by name; hidden files are skipped."""
+    paths = folder.rglob("*") if recursive else folder.iterdir()
+    return sorted(p for p in paths if p.suffix.lower() in IMAGE_SUFFIXES and p.name[0] != "." and p.is_file())
 
 
-def _images(paths: Sequence[Path], source: Path) -> list[Row]:
-    """COCO's rows of pictures. Their ids are the numbers in the file names where those are numbers, else 1, 2, ..."""
+def size_of(path: Path) -> tuple[int, int]:
+    """(width, height) from the header of an image file. Raises InputError where it cannot be opened."""
+    try:
+        with Image.open(path) as image:
+            return image.size
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise InputError(f"{path}: cannot be opened as an image ({error}). Replace it, or remove it.") from None
+
+
+def image_rows(paths: Sequence[Path], source: Path) -> list[Row]:
+    """COCO rows of image files, with file names relative to the folder of `source`.
+
+    The ids are the numbers in the file names where every name is a number, each a different one; else 1, 2, ...
+    """
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        sizes = list(pool.map(_size, paths))
+        sizes = list(pool.map(size_of, paths))
     stems = [p.stem for p in paths]
     numbers = [int(stem) for stem in stems] if all(stem.isdecimal() for stem in stems) else []
     ids = numbers if len(set(numbers)) == len(paths) else range(1, len(paths) + 1)
@@ -35,16 +48,12 @@ def _images(paths: Sequence[Path], source: Path) -> list[Row]:
     ]
 
 
-def _size(path: Path) -> tuple[int, int]:
-    """(width, height) from the header of a picture."""
-    try:
-        with Image.open(path) as picture:
-            return picture.size
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read as a picture ({type(error).__name__}).") from None
-
-
-def _document(images: list[Row], names: dict[int, str], drawn: list[Row]) -> Row:
-    annotations = [row | {"id": i, "area": row["bbox"][2] * row["bbox"][3]} for i, row in enumerate(drawn, 1)]
-    categories = [{"id": key, "name": name} for key, name in sorted(names.items())]
-    return {"images": images, "categories": categories, "annotations": annotations}
+def coco_document(images: list[Row], class_names: dict[int, str], annotations: list[Row]) -> Row:
+    """A COCO document; annotations get their ids and areas here."""
+    return {
+        "images": images,
+        "categories": [{"id": key, "name": name} for key, name in sorted(class_names.items())],
+        "annotations": [
+            row | {"id": i, "area": row["bbox"][2] * row["bbox"][3]} for i, row in enumerate(annotations, 1)
+        ],
+    }

@@ -1,59 +1,58 @@
-"""Datasets laid out as YOLO or Pascal VOC, told as COCO documents, so that all else knows one format only.
+"""Finds out whether a path is a YOLO or a Pascal VOC dataset, and reads it as a COCO document.
 
-YOLO: a YAML file with `names` and `train`; each picture of `.../images/...` has `.../labels/....txt` with a line
-`class cx cy width height` (or `class x1 y1 x2 y2 ...` of a polygon) for each object, in shares of the picture.
-VOC: `Annotations/*.xml` with `JPEGImages/`; corners count from 1, the last pixel included (the VOC devkit, section 7).
-Objects that VOC calls difficult become crowd regions: neither learnt from nor counted, as its own scoring has it.
+YOLO: a YAML file with `names` and `train`; each image `.../images/...` has a label file `.../labels/....txt`.
+VOC: `Annotations/*.xml` with `JPEGImages/`.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from foldfuse.data.readers.image_rows import Row, _pictures
-from foldfuse.data.readers.voc import _voc
-from foldfuse.data.readers.yolo import _yolo
+from foldfuse.data.readers.image_rows import Row, image_files
+from foldfuse.data.readers.voc import read_voc
+from foldfuse.data.readers.yolo import read_yolo
 
 
 def find_layout(path: Path) -> Path | None:
-    """The YAML of a YOLO dataset, the folder of a VOC one, or what else `told` takes; None where `path` is neither.
+    """The path that `read_layout` takes for the dataset at `path`; None where `path` is neither YOLO nor VOC.
 
     Args:
-        path: a folder, a YAML, or a VOC list of pictures such as ImageSets/Main/train.txt.
+        path: a folder, a YAML, or a VOC list of images such as ImageSets/Main/train.txt.
     """
     if path.is_dir():
-        if facts := _yaml_in(path):
-            return facts
-        described = (path / "Annotations").is_dir() or (_pictures(path) and _describing(path))
+        if yaml := _yaml_in(path):
+            return yaml
+        described = (path / "Annotations").is_dir() or (image_files(path) and _yaml_above(path))
         return path if described else None
-    voc_list = path.suffix == ".txt" and path.is_file() and "ImageSets" in path.parts
-    return path if path.suffix in (".yaml", ".yml") or voc_list else None
+    is_voc_list = path.suffix == ".txt" and path.is_file() and "ImageSets" in path.parts
+    return path if path.suffix in (".yaml", ".yml") or is_voc_list else None
 
 
 def read_layout(path: Path) -> tuple[Row, Path]:
-    """(COCO document, the file or folder that it comes from: pictures lie beside that, under their `file_name`).
+    """(COCO document, its source: image file names are relative to the folder of the source).
 
     Args:
-        path: what `find_layout` found.
+        path: a result of `find_layout`.
 
     Raises:
-        InputError: a file is missing or broken (it is named, with the line), or a picture cannot be read.
+        InputError: a file is missing or broken (it is named, with the line), or an image cannot be opened.
     """
     if path.suffix in (".yaml", ".yml"):
-        return _yolo(path, None)
+        return read_yolo(path)
     if path.suffix == ".txt":
         root = next(p.parent for p in path.parents if p.name == "ImageSets")
-        return _voc(root, [line.split()[0] for line in path.read_text(encoding="utf-8").splitlines() if line.strip()])
+        lines = path.read_text(encoding="utf-8").splitlines()
+        return read_voc(root, stems=[line.split()[0] for line in lines if line.strip()])
     if (path / "Annotations").is_dir():
-        return _voc(path, None)
-    facts = _describing(path)
-    assert facts is not None, "find_layout gives folders of pictures only where a YAML describes them"
-    return _yolo(facts, path)
+        return read_voc(path)
+    yaml = _yaml_above(path)
+    assert yaml is not None, "find_layout returns a folder of images only where a YAML describes it"
+    return read_yolo(yaml, folder=path)
 
 
-def _describing(pictures: Path) -> Path | None:
-    """The YAML in the three folders above a folder of pictures."""
-    return next((facts for folder in list(pictures.resolve().parents)[:3] if (facts := _yaml_in(folder))), None)
+def _yaml_above(folder: Path) -> Path | None:
+    """The YAML in one of the three folders above an image folder."""
+    return next((yaml for above in list(folder.resolve().parents)[:3] if (yaml := _yaml_in(above))), None)
 
 
 def _yaml_in(folder: Path) -> Path | None:

@@ -1,4 +1,7 @@
-"""Reads YOLO datasets: a YAML with `names` and `train`, and one label file per image."""
+"""Reads YOLO datasets: a YAML with `names` and `train`, and one label file per image.
+
+Each line of a label file is `class cx cy width height`, or `class x1 y1 x2 y2 ...` of a polygon, as fractions of the image.
+"""
 
 from __future__ import annotations
 
@@ -7,73 +10,88 @@ from typing import Any
 
 import yaml
 
-from foldfuse.data.readers.image_rows import Row, _document, _images, _pictures
+from foldfuse.data.readers.image_rows import Row, coco_document, image_files, image_rows
 from foldfuse.errors import InputError
 
 
-def _yolo(source: Path, pictures: Path | None) -> tuple[Row, Path]:
-    """The document of a split: `pictures`, or what the YAML calls `train`."""
+def read_yolo(source: Path, *, folder: Path | None = None) -> tuple[Row, Path]:
+    """(COCO document, `source`) of the images in `folder`, or of the images that the YAML `source` lists under `train`."""
+    description = _description(source)
+    names = _names(description, source)
+    paths = _train_images(description, source) if folder is None else image_files(folder)
+    if not paths:
+        raise InputError(f"{source}: names no image to read. Expected images such as .jpg or .png.")
+    images = image_rows(paths, source)
+    annotations: list[Row] = []
+    for image, path in zip(images, paths, strict=True):
+        annotations += _annotations(_label_file(path), image, names)
+    return coco_document(images, {key: str(name) for key, name in names.items()}, annotations), source
+
+
+def _description(source: Path) -> dict[str, Any]:
+    """The mapping in the YAML."""
     try:
-        facts = yaml.safe_load(source.read_text(encoding="utf-8"))
+        value = yaml.safe_load(source.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise InputError(f"{source}: there is no such file.") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise InputError(f"{source}: is not YAML ({' '.join(str(error).split())}).") from None
-    if not isinstance(facts, dict) or not isinstance(facts.get("names"), dict | list):
+    if not isinstance(value, dict) or not isinstance(value.get("names"), dict | list):
         raise InputError(f"{source}: has no 'names'. Expected the YAML of a YOLO dataset, with 'names' and 'train'.")
-    names = facts["names"]
+    return value
+
+
+def _names(description: dict[str, Any], source: Path) -> dict[int, Any]:
+    """{class number: class name}."""
+    names = description["names"]
     numbered = names if isinstance(names, dict) else dict(enumerate(names))
     if not all(isinstance(key, int) and key >= 0 for key in numbered):
         raise InputError(
             f"{source}: the keys of 'names' are {sorted(map(str, numbered))}, expected whole numbers from 0."
         )
-    if pictures is None:
-        if "train" not in facts:
-            raise InputError(f"{source}: has no 'train'. Expected the folder of the pictures to learn from.")
-        root = source.parent / (facts.get("path") or "")
-        wanted = facts["train"] if isinstance(facts["train"], list) else [facts["train"]]
-        paths = [picture for part in wanted for picture in _split(_entry(root, source, str(part)))]
-    else:
-        paths = _pictures(pictures)
-    if not paths:
-        raise InputError(f"{source}: names no picture to read. Expected pictures such as .jpg or .png.")
-    images = _images(paths, source)
-    drawn: list[Row] = []
-    for row, path in zip(images, paths, strict=True):
-        drawn += _yolo_objects(_labels_of(path), row, numbered)
-    return _document(images, {key: str(name) for key, name in numbered.items()}, drawn), source
+    return numbered
 
 
-def _entry(root: Path, source: Path, entry: str) -> Path:
-    """A folder or list that a YAML names, below its `path` or beside itself."""
-    for found in (root / entry, source.parent / entry, source.parent / entry.removeprefix("../")):
-        if found.exists():
-            return found
-    raise InputError(f"{source}: 'train' is {entry!r}, but there is no {root / entry}. Mend 'path' or 'train' in it.")
+def _train_images(description: dict[str, Any], source: Path) -> list[Path]:
+    """The images under `train`: a folder, a text file that lists images, or several of them."""
+    if "train" not in description:
+        raise InputError(f"{source}: has no 'train'. Expected the folder of the training images.")
+    root = source.parent / (description.get("path") or "")
+    entries = description["train"] if isinstance(description["train"], list) else [description["train"]]
+    return [image for entry in entries for image in _images_of(_find(root, source, str(entry)))]
 
 
-def _split(part: Path) -> list[Path]:
-    """The pictures of a folder, folders in it included, or of a list of pictures."""
-    if part.is_dir():
-        return _pictures(part, deep=True)
-    lines = [line.strip() for line in part.read_text(encoding="utf-8").splitlines() if line.strip()]
-    return [part.parent / line for line in lines]
+def _find(root: Path, source: Path, entry: str) -> Path:
+    """The folder or list that a YAML names, below its `path` or beside the YAML."""
+    for path in (root / entry, source.parent / entry, source.parent / entry.removeprefix("../")):
+        if path.exists():
+            return path
+    raise InputError(f"{source}: 'train' is {entry!r}, but there is no {root / entry}. Fix 'path' or 'train' in it.")
 
 
-def _labels_of(picture: Path) -> Path:
-    """Where YOLO keeps the labels of a picture: under labels/ instead of the last images/, else beside it."""
-    parts = list(picture.parts)
+def _images_of(path: Path) -> list[Path]:
+    """The images in a folder and the folders in it, or in a text file that lists images."""
+    if path.is_dir():
+        return image_files(path, recursive=True)
+    lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    return [path.parent / line for line in lines]
+
+
+def _label_file(image: Path) -> Path:
+    """The label file of an image: under labels/ instead of the last images/ in the path, else beside the image."""
+    parts = list(image.parts)
     if "images" in parts[:-1]:
         last = len(parts) - 2 - parts[:-1][::-1].index("images")
         parts[last] = "labels"
     return Path(*parts).with_suffix(".txt")
 
 
-def _yolo_objects(path: Path, image: Row, names: dict[int, Any]) -> list[Row]:
-    """The annotations in one label file; a picture without one shows nothing."""
+def _annotations(path: Path, image: Row, names: dict[int, Any]) -> list[Row]:
+    """The annotations in one label file; none where there is no such file."""
     if not path.is_file():
         return []
-    objects = []
+    width, height = image["width"], image["height"]
+    rows = []
     for i, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
         if not line.strip():
             continue
@@ -90,11 +108,10 @@ def _yolo_objects(path: Path, image: Row, names: dict[int, Any]) -> list[Row]:
             raise InputError(f"{where}: the class is {values[0]:g}, but 'names' has {sorted(names)}.")
         if len(values) == 5:
             cx, cy, w, h = values[1:]
-            x1, y1 = cx - w / 2, cy - h / 2
+            x, y = cx - w / 2, cy - h / 2
         else:
             xs, ys = values[1::2], values[2::2]
-            x1, y1, w, h = min(xs), min(ys), max(xs) - min(xs), max(ys) - min(ys)
-        scale = (image["width"], image["height"], image["width"], image["height"])
-        bbox = [value * side for value, side in zip((x1, y1, w, h), scale, strict=True)]
-        objects.append({"image_id": image["id"], "category_id": int(values[0]), "bbox": bbox, "iscrowd": 0})
-    return objects
+            x, y, w, h = min(xs), min(ys), max(xs) - min(xs), max(ys) - min(ys)
+        bbox = [x * width, y * height, w * width, h * height]
+        rows.append({"image_id": image["id"], "category_id": int(values[0]), "bbox": bbox, "iscrowd": 0})
+    return rows

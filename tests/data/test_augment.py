@@ -21,15 +21,15 @@ from foldfuse.data.images import PAD_VALUE
 from foldfuse.detections import Annotations
 
 quiet = settings(deadline=None, derandomize=True, max_examples=60)
-STILL = Augmentation(hflip=0, vflip=0, scale=0, shift=0, colour=0)
+STILL = Augmentation(hflip=0, vflip=0, scale_jitter=0, translate=0, color_jitter=0)
 seeds = st.integers(0, 10**6)
 ranges = st.builds(
     Augmentation,
     hflip=st.sampled_from([0.0, 0.5, 1.0]),
     vflip=st.sampled_from([0.0, 0.5, 1.0]),
-    scale=st.floats(0, 1),
-    shift=st.floats(0, 0.3),
-    colour=st.just(0.0),
+    scale_jitter=st.floats(0, 1),
+    translate=st.floats(0, 0.3),
+    color_jitter=st.just(0.0),
 )
 
 
@@ -61,7 +61,7 @@ def test_a_box_follows_its_pixels(seed, how, canvas):
     if len(made.annotations):
         np.testing.assert_allclose(made.annotations.boxes[0], seen, atol=1.6)
     elif seen is not None:  # left out: only a sliver is in view
-        largest_scale = min(canvas[0] / 80, canvas[1] / 120) * (1 + how.scale)
+        largest_scale = min(canvas[0] / 80, canvas[1] / 120) * (1 + how.scale_jitter)
         assert (seen[2] - seen[0]) * (seen[3] - seen[1]) <= (MIN_VISIBLE + 0.05) * 1200 * largest_scale**2
 
 

@@ -85,7 +85,7 @@ def test_a_cut_picture_is_named(tmp_path):
 
 
 def test_a_missing_picture_is_named(tmp_path):
-    with pytest.raises(InputError, match=r"gone\.png: there is no such picture"):
+    with pytest.raises(InputError, match=r"gone\.png: there is no such image"):
         load_image(tmp_path / "gone.png")
 
 
@@ -185,7 +185,7 @@ def test_pictures_are_the_same_in_memory_in_a_file_or_decoded_anew(tmp_path, mem
     if memory_mb + disk_mb:
         assert images[1].shape == (30, 20, 3)
     else:
-        with pytest.raises(InputError, match="no such picture"):
+        with pytest.raises(InputError, match="no such image"):
             images[1]
 
 

@@ -1,6 +1,6 @@
-"""Images: from a file to pixels, and from pixels to the network's input and back.
+"""Loads images, keeps them in a cache, and letterboxes them onto the network's input and back.
 
-Shapes: pictures are (height, width, 3) uint8 RGB arrays. A canvas is the (height, width) of the network's input.
+Shapes: images are (height, width, 3) uint8 RGB arrays. A canvas is the (height, width) of the network's input.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import shutil
 import tempfile
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,14 +24,14 @@ from foldfuse.detections import Array, Detections
 from foldfuse.errors import InputError
 
 ImageArray = NDArray[np.uint8]
-PAD_VALUE = 114  # what a canvas is filled with where no picture lies
+PAD_VALUE = 114  # the gray of a canvas outside its image
 
 
 def load_image(path: Path, *, longest: int | None = None) -> ImageArray:
-    """(H, W, 3) uint8 RGB of the picture in a file, shrunk so that no side is longer than `longest` pixels.
+    """(H, W, 3) uint8 RGB of an image file, shrunk so that no side is longer than `longest` pixels.
 
-    A JPEG is decoded at a fraction of its size where that is enough, which is several times faster. The orientation
-    tag is not applied: COCO's boxes are drawn on the pixels as they are stored.
+    A JPEG is decoded at a fraction of its size where that is enough, which is several times faster. The EXIF orientation
+    is ignored: COCO's boxes are annotated on the pixels as they are stored.
 
     Raises:
         InputError: the file is missing or cannot be decoded.
@@ -46,19 +46,19 @@ def load_image(path: Path, *, longest: int | None = None) -> ImageArray:
                 return np.array(file.convert("RGB").resize(size, Image.Resampling.BILINEAR, reducing_gap=2.0))
             return np.array(file.convert("RGB"))
     except FileNotFoundError:
-        raise InputError(f"{path}: there is no such picture.") from None
+        raise InputError(f"{path}: there is no such image.") from None
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise InputError(
-            f"{path}: cannot be decoded as a picture ({error}). Replace it, or remove it from the JSON."
+            f"{path}: cannot be decoded as an image ({error}). Replace it, or remove it from the JSON."
         ) from None
 
 
 @dataclass(frozen=True, slots=True)
 class Letterbox:
-    """How a picture is laid on a canvas: scaled by one factor, top-left, the rest grey. Knows the way back.
+    """Scales an image by one factor, puts it at the top left of a canvas, and pads the rest; maps boxes both ways.
 
     Attributes:
-        width, height: of the picture in its file, pixels.
+        width, height: of the image in its file, pixels.
         canvas: (height, width) of the network's input.
     """
 
@@ -68,34 +68,34 @@ class Letterbox:
 
     @property
     def scale(self) -> float:
-        """Canvas pixels per picture pixel."""
+        """Canvas pixels per image pixel."""
         return min(self.canvas[0] / self.height, self.canvas[1] / self.width)
 
-    def apply(self, picture: ImageArray) -> ImageArray:
-        """(H, W, 3) pixels of the picture, perhaps shrunk already -> (*canvas, 3)."""
+    def apply(self, image: ImageArray) -> ImageArray:
+        """The canvas (*canvas, 3) with the image (H, W, 3) on it; the image may have been shrunk by `load_image`."""
         out = np.full((*self.canvas, 3), PAD_VALUE, np.uint8)
         size = (max(1, round(self.width * self.scale)), max(1, round(self.height * self.scale)))
-        if picture.shape[:2] != (size[1], size[0]):
-            picture = np.asarray(Image.fromarray(picture).resize(size, Image.Resampling.BILINEAR))
-        out[: size[1], : size[0]] = picture[: self.canvas[0], : self.canvas[1]]
+        if image.shape[:2] != (size[1], size[0]):
+            image = np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BILINEAR))
+        out[: size[1], : size[0]] = image[: self.canvas[0], : self.canvas[1]]
         return out
 
     def apply_boxes(self, boxes: Array) -> Array:
-        """(n, 4) xyxy in picture pixels -> in canvas pixels."""
+        """(n, 4) xyxy in image pixels -> in canvas pixels."""
         return boxes * self.scale
 
-    def invert_boxes(self, found: Detections) -> Detections:
-        """Detections in canvas pixels -> in picture pixels, cut to the picture; those wholly on the grey are gone."""
+    def invert_boxes(self, detections: Detections) -> Detections:
+        """Detections in canvas pixels -> in image pixels, clipped to the image; those wholly on the padding are dropped."""
         limit = np.array([self.width, self.height, self.width, self.height], np.float32)
-        boxes = np.clip(found.boxes / np.float32(self.scale), 0, limit)
+        boxes = np.clip(detections.boxes / np.float32(self.scale), 0, limit)
         kept = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
-        return Detections(boxes[kept], found.scores[kept], found.labels[kept])
+        return Detections(boxes[kept], detections.scores[kept], detections.labels[kept])
 
 
 def canvas_for(samples: Sequence[Sample], *, image_size: int, stride: int) -> tuple[int, int]:
-    """The smallest (height, width), multiples of `stride`, on which every picture fits when its longest side is `image_size`.
+    """The smallest (height, width), multiples of `stride`, on which every image fits when its longest side is `image_size`.
 
-    Where all pictures are of one shape, 640 x 480 say, this saves the grey quarter that a square would carry.
+    Where all images have one shape, 640 x 480 say, this saves the quarter of padding that a square would carry.
     """
     height = max(min(1.0, s.height / s.width) for s in samples) * image_size
     width = max(min(1.0, s.width / s.height) for s in samples) * image_size
@@ -108,32 +108,32 @@ def _ceil(value: float, step: int) -> int:
 
 @dataclass(frozen=True, eq=False)
 class ImageCache:
-    """The pictures of some samples, decoded once: kept in memory up to a limit, beyond it in a file, else not kept.
+    """The decoded images of some samples: in memory up to a limit, then in a temporary file; the rest is decoded on access.
 
     Attributes:
-        samples: whose pictures they are.
-        longest: the side, in pixels, that they are shrunk to.
+        samples: the samples.
+        longest: the longest side of the images, in pixels; larger ones were shrunk to it.
     """
 
     samples: Sequence[Sample]
     longest: int
-    _kept: tuple[ImageArray, ...]
+    _images: tuple[ImageArray, ...] = field(repr=False)
 
     @staticmethod
     def load(
         samples: Sequence[Sample], *, longest: int, memory_mb: float = 800.0, disk_mb: float = 20_000.0
     ) -> ImageCache:
-        """Pictures ready to be looked at.
+        """The cache of the samples' images, filled.
 
         Args:
-            samples: whose pictures they are.
-            longest: the side, in pixels, that they are shrunk to.
-            memory_mb: that decoded pictures may take in memory.
-            disk_mb: that the rest may take in a temporary file, which has no name and so is gone with the process, however
-                that ends; no more than half of what is free is taken. Pictures beyond both are decoded at every look.
+            samples: the samples.
+            longest: the longest side, in pixels, to shrink images to.
+            memory_mb: memory for decoded images.
+            disk_mb: disk space for the next images, in a temporary file without a name, which vanishes when the process
+                ends; at most half of the free space is used. Further images are decoded on every access.
 
         Raises:
-            InputError: a picture is missing or cannot be decoded.
+            InputError: an image is missing or cannot be decoded.
         """
         free = shutil.disk_usage(tempfile.gettempdir()).free / 2**20
         memory, disk = memory_mb * 2**20, min(disk_mb, free / 2) * 2**20
@@ -142,38 +142,38 @@ class ImageCache:
             scale = min(1.0, longest / max(s.width, s.height))
             sizes.append(round(s.width * scale) * round(s.height * scale) * 3)
         total = np.cumsum(sizes)
-        here, either = int(np.searchsorted(total, memory, "right")), int(np.searchsorted(total, memory + disk, "right"))
+        in_memory = int(np.searchsorted(total, memory, "right"))
+        cached = int(np.searchsorted(total, memory + disk, "right"))
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            decoded = pool.map(lambda s: load_image(s.path, longest=longest), samples[:here])
-            kept = tuple(decoded)
-            if either > here:
-                kept += _on_disk(pool.map(lambda s: load_image(s.path, longest=longest), samples[here:either]))
-        return ImageCache(samples, longest, kept)
+            images = tuple(pool.map(lambda s: load_image(s.path, longest=longest), samples[:in_memory]))
+            if cached > in_memory:
+                images += _on_disk(pool.map(lambda s: load_image(s.path, longest=longest), samples[in_memory:cached]))
+        return ImageCache(samples, longest, images)
 
     def __add__(self, more: ImageCache) -> ImageCache:
-        """These pictures and those of `more` behind them, all shrunk to the same side."""
-        whole = len(self._kept) == len(self.samples)  # else there would be a gap
-        kept = self._kept + more._kept if whole else self._kept
-        return ImageCache((*self.samples, *more.samples), self.longest, kept)
+        """The cache of these samples and those of `more` behind them; both must have the same `longest`."""
+        complete = len(self._images) == len(self.samples)  # else the images of `more` would follow a gap
+        images = self._images + more._images if complete else self._images
+        return ImageCache((*self.samples, *more.samples), self.longest, images)
 
     def __getitem__(self, i: int) -> ImageArray:
         """(H, W, 3) uint8 of sample `i`."""
-        return self._kept[i] if i < len(self._kept) else load_image(self.samples[i].path, longest=self.longest)
+        return self._images[i] if i < len(self._images) else load_image(self.samples[i].path, longest=self.longest)
 
 
-def _on_disk(pictures: Iterable[ImageArray]) -> tuple[ImageArray, ...]:
-    """The same pictures, each a view of a temporary file that the system reads in and forgets as it sees fit."""
+def _on_disk(images: Iterable[ImageArray]) -> tuple[ImageArray, ...]:
+    """The same images as views of a memory-mapped temporary file."""
     shapes = []
     with tempfile.TemporaryFile(prefix="foldfuse-") as file:
-        for picture in pictures:
-            shapes.append(picture.shape)
-            file.write(picture.tobytes())
+        for image in images:
+            shapes.append(image.shape)
+            file.write(image.tobytes())
         file.flush()
         flat = np.memmap(file, np.uint8, "r")
     ends = np.cumsum([math.prod(shape) for shape in shapes])
     return tuple(flat[end - math.prod(shape) : end].reshape(shape) for end, shape in zip(ends, shapes, strict=True))
 
 
-def scale_of(sample: Sample, picture: NDArray[Any]) -> tuple[float, float]:
-    """(x, y) factors from the pixels of `sample` to those of its perhaps shrunk `picture`."""
-    return picture.shape[1] / sample.width, picture.shape[0] / sample.height
+def scale_of(sample: Sample, image: NDArray[Any]) -> tuple[float, float]:
+    """(x, y) factors from the pixels of `sample` to those of its image, which may have been shrunk by `load_image`."""
+    return image.shape[1] / sample.width, image.shape[0] / sample.height

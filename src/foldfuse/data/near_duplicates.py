@@ -1,4 +1,4 @@
-"""Near-duplicate pictures, found by their hashes.
+"""Finds near-duplicate images by their hashes.
 
 Source: the difference hash (N. Krawetz, "Kind of Like That", 2013), here of 16 x 16 bits instead of 8 x 8.
 """
@@ -16,11 +16,11 @@ from PIL import Image
 from foldfuse.detections import Array
 
 HASH_SIDE = 16
-NEAR_BITS = 25  # of 256: pictures whose hashes differ in no more are near-duplicates
+MAX_BITS = 25  # of 256: images whose hashes differ in at most so many bits are near-duplicates
 
 
 def near_duplicates(paths: Sequence[Path]) -> list[tuple[int, int]]:
-    """Pairs (i, j), i < j, of positions in `paths` whose pictures look almost the same. Undecodable ones have no pairs."""
+    """Pairs (i, j), i < j, of positions in `paths` whose images look almost the same; undecodable images have no pairs."""
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         hashes = list(pool.map(difference_hash, paths))
     known = [i for i, bits in enumerate(hashes) if bits is not None]
@@ -28,14 +28,14 @@ def near_duplicates(paths: Sequence[Path]) -> list[tuple[int, int]]:
     pairs = []
     for row in range(len(known) - 1):
         distance = np.bitwise_count(words[row + 1 :] ^ words[row]).sum(1, dtype=np.int64)
-        pairs += [(known[row], known[row + 1 + int(j)]) for j in np.flatnonzero(distance <= NEAR_BITS)]
+        pairs += [(known[row], known[row + 1 + int(j)]) for j in np.flatnonzero(distance <= MAX_BITS)]
     return pairs
 
 
 def difference_hash(path: Path) -> Array | None:
-    """(32,) uint8: 256 bits, each whether a pixel of the shrunk grey picture is darker than its right neighbour.
+    """(32,) uint8: 256 bits, each True where a pixel of the shrunk gray image is darker than its right neighbour.
 
-    None where the picture cannot be decoded, or is so flat that too few bits (or zeros) are left to tell it from another.
+    None where the image cannot be decoded, or is so flat that too few ones or zeros remain to tell it from another image.
     """
     try:
         with Image.open(path) as image:
@@ -44,4 +44,4 @@ def difference_hash(path: Path) -> Array | None:
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
         return None
     bits = small[:, 1:] > small[:, :-1]
-    return np.packbits(bits) if 2 * NEAR_BITS <= bits.sum() <= bits.size - 2 * NEAR_BITS else None
+    return np.packbits(bits) if 2 * MAX_BITS <= bits.sum() <= bits.size - 2 * MAX_BITS else None

@@ -21,7 +21,8 @@ from foldfuse.detections import Annotations, Predictions
 from foldfuse.ensemble import trials
 from foldfuse.ensemble.search import ALL, IOUS, METHODS, SCORE_THRESHOLDS, Candidate, SearchSpace
 from foldfuse.evaluation.coco import score_predictions
-from foldfuse.evaluation.metrics import METRICS, ground_truth
+from foldfuse.evaluation.matching import ground_truth
+from foldfuse.evaluation.metrics import METRICS
 from foldfuse.fusion.methods import fuse
 
 MEMBERS, BOXES, CLASSES, SIDE = 5, 200, 10, 1024

@@ -34,10 +34,8 @@ from foldfuse.data.dataset import Dataset
 from foldfuse.data.readers.coco import read
 from foldfuse.detections import Predictions
 from foldfuse.ensemble.ensemble import Ensemble, apply_ensemble, build_ensemble
-from foldfuse.evaluation.metrics import (
-    bootstrap_difference,
-    measure,
-)
+from foldfuse.evaluation.bootstrap import bootstrap_difference
+from foldfuse.evaluation.metrics import measure
 from foldfuse.formats.predictions import (
     read_predictions,
     write_predictions,

@@ -26,10 +26,8 @@ from typing import Any
 
 from foldfuse.data.folds import read_folds
 from foldfuse.data.readers.coco import read
-from foldfuse.evaluation.metrics import (
-    bootstrap_difference,
-    measure,
-)
+from foldfuse.evaluation.bootstrap import bootstrap_difference
+from foldfuse.evaluation.metrics import measure
 from foldfuse.formats.predictions import read_predictions
 from foldfuse.inference import rescoring as rescore
 from foldfuse.inference.crop_features import imagenet

@@ -12,7 +12,7 @@ from foldfuse.campaign.task import Task
 from foldfuse.data.readers.coco import read
 from foldfuse.detections import Detections, Predictions
 from foldfuse.ensemble.ensemble import Ensemble
-from foldfuse.evaluation.metrics import Difference
+from foldfuse.evaluation.bootstrap import Difference
 from foldfuse.formats.predictions import read_predictions
 from foldfuse.formats.submission import validate_submission
 from foldfuse.inference import rescoring as rescore

@@ -19,7 +19,9 @@ from foldfuse.ensemble import trials
 from foldfuse.ensemble.ensemble import Ensemble, apply_ensemble, build_ensemble, read_ensemble
 from foldfuse.ensemble.search import ALL, Candidate, SearchSpace
 from foldfuse.errors import InputError
-from foldfuse.evaluation.metrics import METRICS, bootstrap_difference, ground_truth, match, measure
+from foldfuse.evaluation.bootstrap import bootstrap_difference
+from foldfuse.evaluation.matching import ground_truth, match_predictions
+from foldfuse.evaluation.metrics import METRICS, measure
 from foldfuse.formats.predictions import read_predictions, write_predictions
 from foldfuse.fusion.methods import fuse
 from score_samples import noisy, predictions, random_dataset
@@ -51,7 +53,7 @@ def test_a_trial_is_fusing_and_matching(method, threads):
     settings = {"method": method, "iou": 0.5, "score_threshold": 0.1}
     powers = {"a": 0.5, "d": 2.0}
     chosen = Ensemble({"a": 2.0, "c": 1.0, "d": 0.5}, **settings, score_exponents=powers)
-    want = match(
+    want = match_predictions(
         apply_ensemble(chosen, members), ground_truth(truth), ious=metric.ious, max_detections=metric.max_detections
     )
     got = trials.fuse_and_match(

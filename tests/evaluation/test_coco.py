@@ -14,8 +14,11 @@ from foldfuse.commands.predictions import score
 from foldfuse.data.readers.coco import write
 from foldfuse.detections import Detections, Predictions
 from foldfuse.errors import InputError
-from foldfuse.evaluation.coco import diagnose, score_predictions
-from foldfuse.evaluation.metrics import METRICS, WHEAT_IOUS, bootstrap_difference, ground_truth, match, measure
+from foldfuse.evaluation.bootstrap import bootstrap_difference
+from foldfuse.evaluation.coco import score_predictions
+from foldfuse.evaluation.diagnosis import diagnose
+from foldfuse.evaluation.matching import ground_truth
+from foldfuse.evaluation.metrics import METRICS, WHEAT_IOUS, measure
 from foldfuse.formats.predictions import write_predictions
 from score_samples import CLASSES, dataset, noisy, predictions, random_dataset
 
@@ -103,9 +106,7 @@ def test_measuring_a_sample_of_images_is_scoring_it(name, seed):
     found = noisy(truth, seed)
     times = np.random.default_rng(seed).integers(0, 4, (5, len(truth)))
     metric = METRICS[name]
-    fast = metric.prepare(match(found, ground_truth(truth), ious=metric.ious, max_detections=metric.max_detections))(
-        times
-    )
+    fast = metric.of(found, ground_truth(truth))(times)
     slow = [getattr(score_predictions(*drawn_again(row, truth, found)), name) for row in times]
     np.testing.assert_allclose(fast, slow, atol=1e-9)
 
@@ -166,35 +167,6 @@ def test_bootstrap_knows_the_better_one_and_is_repeatable(name):
     assert got != bootstrap_difference(good, bad, truth, name, samples=200, seed=1)
     whole = measure(good, truth, metric=name) - measure(bad, truth, metric=name)
     assert got.mean == pytest.approx(whole, abs=0.05)
-
-
-def test_kinds_of_error_are_told_apart():
-    shifted = [C[0] + 50, C[1], C[2] + 50, C[3]]  # IoU 1/3
-    far = [520, 520, 600, 600]
-    truth = dataset([[*A, 0], [*B, 1], [*C, 2], [10, 400, 90, 480, 0]])
-    found = predictions([[*A, 0.9, 0], [*A, 0.5, 0], [*B, 0.8, 0], [*shifted, 0.7, 2], [*far, 0.6, 1]])
-    got = diagnose(found, truth)
-    assert got.tide_counts == {"Cls": 1, "Loc": 1, "Both": 0, "Dupe": 1, "Bkg": 1, "Miss": 1}
-    assert got.tide_delta_ap["Loc"] == pytest.approx(1 / 3, abs=1e-9)  # the eels' AP50 would rise from 0 to 1
-
-
-def test_confusion_has_annotated_classes_in_rows_and_cuts_at_the_best_f1():
-    truth = dataset([[*A, 0], [*B, 1]])
-    got = diagnose(predictions([[*A, 0.9, 0], [*B, 0.8, 2], [*C, 0.3, 0]]), truth)
-    assert got.threshold == pytest.approx(0.81)  # from 0.81 on only the right one is left
-    cut_nothing = diagnose(predictions([[*A, 0.9, 0], [*B, 0.95, 2], [*C, 0.3, 0]]), truth)
-    assert cut_nothing.threshold == pytest.approx(0.31)
-    want = np.zeros((4, 4), np.int64)
-    want[0, 0] = want[1, 2] = 1
-    np.testing.assert_array_equal(cut_nothing.confusion, want)
-
-
-def test_curves_fall_from_the_best_precision():
-    truth = dataset([[*A, 0], [*B, 0]])
-    curves = diagnose(predictions([[*A, 0.9, 0], [*C, 0.8, 0], [*B, 0.7, 0]]), truth).precision
-    assert curves.shape == (len(CLASSES), 101)
-    np.testing.assert_allclose(curves[0], np.where(np.arange(101) <= 50, 1, 2 / 3))
-    assert np.isnan(curves[1:]).all()
 
 
 def test_the_command_prints_scores_and_the_difference(tmp_path, capsys):

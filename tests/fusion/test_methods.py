@@ -305,9 +305,9 @@ def test_a_broken_box_is_named(method, row):
 @every_method
 def test_members_must_have_looked_at_the_same_images(method):
     two, one = predictions([], [], ids=[3, 7]), predictions([], ids=[3])
-    with pytest.raises(InputError, match="member 1 has not looked at image 7"):
+    with pytest.raises(InputError, match="member 1 lacks image 7"):
         fuse.fuse([two, one], method=method)
-    with pytest.raises(InputError, match="member 0 has not looked at image 7"):
+    with pytest.raises(InputError, match="member 0 lacks image 7"):
         fuse.fuse([one, two], method=method)
 
 

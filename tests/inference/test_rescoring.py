@@ -213,7 +213,7 @@ def test_the_command_writes_both_files_and_what_it_was_worth(data, test_data, tm
     assert cli.main([*words, "--test-predictions", str(test), "--test", str(test_data.source)]) == 0
     assert "chosen on others: +0." in capsys.readouterr().out
     facts = json.loads((tmp_path / "out" / "rescore.json").read_text())
-    assert facts["kept"]
+    assert facts["accepted"]
     assert facts["after"] == measure(read_predictions(tmp_path / "out" / "oof.parquet", data), data)
     after = read_predictions(tmp_path / "out" / "test.parquet", test_data)
     assert measure(after, test_data) > measure(guessed(test_data, seed=1), test_data)

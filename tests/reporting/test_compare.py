@@ -12,7 +12,7 @@ from foldfuse.commands.report import compare
 from foldfuse.data.readers import coco as data
 from foldfuse.detections import Detections, Predictions
 from foldfuse.errors import InputError
-from foldfuse.evaluation import metrics
+from foldfuse.evaluation import bootstrap, metrics
 from foldfuse.formats.predictions import read_predictions, write_predictions
 from foldfuse.reporting.compare import compare_campaigns
 from foldfuse.storage import ledger
@@ -64,8 +64,8 @@ def test_the_difference_is_measured_on_the_images_that_both_held_out(shapes, tmp
     both = dataset.subset(range(4, 10))
     first, second = (read_predictions(f / "fused_oof.parquet", dataset).select_images(both.image_ids) for f in (a, b))
     assert ap50.num_images == ap.num_images == 6
-    assert ap.difference == metrics.bootstrap_difference(second, first, both, "ap")
-    assert ap50.difference == metrics.bootstrap_difference(second, first, both, "ap50")
+    assert ap.difference == bootstrap.bootstrap_difference(second, first, both, "ap")
+    assert ap50.difference == bootstrap.bootstrap_difference(second, first, both, "ap50")
     assert (ap.first, ap.second) == tuple(metrics.measure(p, both, metric="ap") for p in (first, second))
     assert ap.difference.mean > 0, "the second one is nearer to the annotations"
 

@@ -10,8 +10,7 @@ import pytest
 
 from foldfuse.data.dataset import Dataset, Sample
 from foldfuse.detections import Annotations, Detections, Predictions
-from foldfuse.evaluation.coco import ERRORS, diagnose
-from foldfuse.evaluation.matching import Curve
+from foldfuse.evaluation.diagnosis import ERRORS, Curve, diagnose
 from foldfuse.reporting.error_analysis import ALL_CLASSES, ERROR_NAMES, dominant_error, error_costs, precision_chart
 
 CLASSES = ("cup", "jar")

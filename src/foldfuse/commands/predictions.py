@@ -10,8 +10,9 @@ from rich.table import Table
 from foldfuse.data.dataset import Dataset
 from foldfuse.data.readers.coco import read
 from foldfuse.detections import Predictions
-from foldfuse.evaluation import metrics
-from foldfuse.evaluation.coco import ERRORS, Diagnosis, Score, diagnose, score_predictions
+from foldfuse.evaluation.bootstrap import bootstrap_difference
+from foldfuse.evaluation.coco import Score, score_predictions
+from foldfuse.evaluation.diagnosis import ERRORS, Diagnosis, diagnose
 from foldfuse.formats.predictions import read_told, write_predictions
 from foldfuse.formats.submission import Format, write_submission
 
@@ -128,7 +129,7 @@ def _comparison(found: list[Predictions], dataset: Dataset, names: list[str]) ->
     title = f"{names[0]} minus {names[1]}, pictures drawn anew 1000 times"
     table = _table(title, ["metric", "mean", "95 % of the draws", "above 0"])
     for metric in ("ap", "ap50"):
-        gain = metrics.bootstrap_difference(found[0], found[1], dataset, metric)
+        gain = bootstrap_difference(found[0], found[1], dataset, metric)
         table.add_row(
             metric.upper(),
             f"{gain.mean:+.4f}",

@@ -22,7 +22,9 @@ from foldfuse.ensemble import search as ensemble_search
 from foldfuse.ensemble import trials
 from foldfuse.ensemble.search import Candidate
 from foldfuse.errors import InputError, unknown_name
-from foldfuse.evaluation.metrics import Difference, check_compatible, difference, get_metric, ground_truth
+from foldfuse.evaluation.bootstrap import Difference, difference
+from foldfuse.evaluation.matching import check_compatible, ground_truth
+from foldfuse.evaluation.metrics import get_metric
 from foldfuse.fusion.methods import Method, fuse
 from foldfuse.system.atomic_files import write_text
 
@@ -220,10 +222,10 @@ def build_ensemble(
         raise InputError("there is no member to build an ensemble of. Give at least one file of predictions.")
     if folds < 2:
         raise InputError(f"folds is {folds}, and must be 2 or more: the choice is measured on images it did not see.")
-    chosen_metric, truth = get_metric(metric), ground_truth(dataset)
+    chosen_metric = get_metric(metric)
     for predictions in members.values():
         check_compatible(predictions, dataset)
-    names = list(members)
+    truth, names = ground_truth(dataset), list(members)
     fuse(list(members.values()), threads=threads)  # raises where a member holds a broken box or lacks an image
     num_images = len(truth.image_ids)
     fold_of = np.random.default_rng(seed).permutation(num_images) % min(folds, num_images)

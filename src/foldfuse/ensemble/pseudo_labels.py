@@ -13,7 +13,8 @@ import numpy as np
 
 from foldfuse.data.dataset import Dataset
 from foldfuse.detections import Annotations, Detections, Predictions
-from foldfuse.evaluation.matching import best_threshold, matches
+from foldfuse.evaluation.diagnosis import best_threshold
+from foldfuse.evaluation.matching import MATCH_IOU, NO_LIMIT, ground_truth, match_predictions
 
 
 def sure(held_predictions: Predictions, held: Dataset, target_predictions: Predictions) -> Predictions:
@@ -21,7 +22,8 @@ def sure(held_predictions: Predictions, held: Dataset, target_predictions: Predi
 
     Nothing is sure where nothing that was found in the held-back pictures is right.
     """
-    least = best_threshold(held, held_predictions, matches(held, held_predictions))
+    matches = match_predictions(held_predictions, ground_truth(held), ious=(MATCH_IOU,), max_detections=NO_LIMIT)
+    least = best_threshold(matches).score
     return target_predictions.filter(target_predictions.scores >= (least or np.inf))
 
 

@@ -7,7 +7,8 @@ from typing import NamedTuple
 
 from foldfuse.data.dataset import Dataset
 from foldfuse.detections import Predictions
-from foldfuse.evaluation.metrics import bootstrap_difference, measure
+from foldfuse.evaluation.bootstrap import bootstrap_difference
+from foldfuse.evaluation.metrics import measure
 from foldfuse.fusion.methods import fuse
 
 LEAST_ADDED = 0.01  # of the metric: a member that adds less to those before it does not go on

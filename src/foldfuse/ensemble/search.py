@@ -20,7 +20,8 @@ import numpy as np
 
 from foldfuse.detections import Array
 from foldfuse.ensemble import trials
-from foldfuse.evaluation.metrics import Matches, ResampledMetric
+from foldfuse.evaluation.matching import Matches
+from foldfuse.evaluation.metrics import ResampledMetric
 from foldfuse.fusion.methods import Method
 
 ALL = 0  # the column of `SearchSpace.cache` that is measured on all images; column k + 1 leaves out fold k

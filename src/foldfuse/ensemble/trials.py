@@ -1,28 +1,22 @@
-"""Trials: candidate ensembles fused and matched as fast as can be, for a search that tries hundreds of them.
+"""Fuses and matches candidate ensembles fast enough for a search that tries hundreds of them.
 
-The result is that of `fuse` and `metrics.match`, bit by bit (a test holds that); what differs is what is not done again
-for each candidate: members are checked, ordered and laid end to end once, fused boxes are matched where they lie in the
-fusion's own buffers, and images are shared among threads from the first box to the last match.
+The result is that of `fuse` and `match_predictions`, bit by bit (tested). Members are checked, ordered and laid end to end once;
+fused boxes are matched in the buffers that the fusion filled; threads share the images from the first box to the last match.
 """
 
 from __future__ import annotations
 
-import math
-import os
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import pairwise
 
 import numpy as np
 
 from foldfuse.detections import Array, Predictions
-from foldfuse.evaluation import kernels as ap_kernels
-from foldfuse.evaluation.metrics import GroundTruth, Matches, Metric, match
-from foldfuse.fusion import kernels as fuse_kernels
+from foldfuse.evaluation import kernels as matching_kernels
+from foldfuse.evaluation.matching import GroundTruth, Matches, match_predictions
+from foldfuse.evaluation.metrics import Metric
+from foldfuse.fusion import methods
 from foldfuse.fusion.methods import Method
-
-GREEDY = {"wbf": fuse_kernels.WBF, "nms": fuse_kernels.NMS, "nmw": fuse_kernels.NMW}
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,7 +26,7 @@ class Bench:
     Attributes:
         members: with the images in the order of `truth`.
         truth: annotations of the images, I of them by rising id.
-        metric: what the matches are for.
+        metric: decides how fused boxes are matched.
         boxes, labels: (N, 4), (N,) of all members.
         scores: (N,) float32.
         begin, end: (M, I) the rows of each member on each image.
@@ -51,7 +45,7 @@ class Bench:
 
 
 def make_bench(members: Sequence[Predictions], truth: GroundTruth, metric: Metric) -> Bench:
-    """Lay the members end to end. They must have passed the checks of `fuse`, which are not repeated here."""
+    """Lay the members end to end. `fuse` must have checked the members, for this function does not check again."""
     ordered = tuple(m.select_images(truth.image_ids) for m in members)
     spans = np.cumsum([0, *(len(m.boxes) for m in ordered)])
     return Bench(
@@ -67,18 +61,19 @@ def make_bench(members: Sequence[Predictions], truth: GroundTruth, metric: Metri
     )
 
 
-def calibrated(scores: Array, power: float) -> Array:
-    """Scores raised to `power`, which keeps their order and 0 and 1 where they are."""
-    return scores if power == 1 else np.power(scores, np.float32(power))
+def calibrated(scores: Array, exponent: float) -> Array:
+    """Scores raised to `exponent`, which keeps their order and leaves 0 and 1 in place."""
+    return scores if exponent == 1 else np.power(scores, np.float32(exponent))
 
 
-def match_single(trial: Bench, member: int) -> Matches:
-    """The matches of one member as it is."""
-    return match(trial.members[member], trial.truth, ious=trial.metric.ious, max_detections=trial.metric.max_detections)
+def match_single(bench: Bench, member: int) -> Matches:
+    """The matches of one member without fusion."""
+    metric = bench.metric
+    return match_predictions(bench.members[member], bench.truth, ious=metric.ious, max_detections=metric.max_detections)
 
 
 def fuse_and_match(
-    trial: Bench,
+    bench: Bench,
     chosen: Sequence[int],
     *,
     method: Method,
@@ -91,51 +86,47 @@ def fuse_and_match(
     """The matches of the chosen members when fused.
 
     Args:
-        trial: all members.
-        chosen: positions of the members to fuse.
+        bench: all members.
+        chosen: indices of the members to fuse.
         method, iou, score_threshold, weights: as for `fuse`.
         score_exponents: of each chosen member, see `calibrated`.
-        threads: images are shared among so many; None for one a core.
+        threads: that share the images; None for one a core.
     """
-    begin, end = trial.begin[list(chosen)], trial.end[list(chosen)]
-    scores = trial.scores
-    if any(power != 1 for power in score_exponents):
+    begin, end = bench.begin[list(chosen)], bench.end[list(chosen)]
+    scores = bench.scores
+    if any(exponent != 1 for exponent in score_exponents):
         scores = scores.copy()
-        for member, power in zip(chosen, score_exponents, strict=True):
-            rows = slice(trial.spans[member], trial.spans[member + 1])
-            scores[rows] = calibrated(trial.scores[rows], power)
+        for member, exponent in zip(chosen, score_exponents, strict=True):
+            rows = slice(bench.spans[member], bench.spans[member + 1])
+            scores[rows] = calibrated(bench.scores[rows], exponent)
     shares = np.array(weights, np.float64) / max(weights)
-    total = math.fsum(shares)
+    truth, ious = bench.truth, np.array(bench.metric.ious)
     rows_of = (end - begin).sum(0)
     starts = np.cumsum(rows_of) - rows_of
-    size = int(rows_of.sum())
-    out = np.empty((size, 4), np.float32), np.empty(size, np.float32), np.empty(size, np.int64)
-    found = np.zeros(len(starts), np.int64)
-    status = np.empty((size, len(trial.metric.ious)), np.int8)
-    truth, ious = trial.truth, np.array(trial.metric.ious)
+    status = np.empty((int(rows_of.sum()), len(ious)), np.int8)
+    matched = np.full((len(ious), len(truth.boxes)), -1)
+    fuse_images = methods.image_fuser(method, iou=iou, score_threshold=score_threshold)
+    buffers = methods.make_buffers(rows_of)
 
     def work(images: tuple[int, int]) -> None:
-        rows = trial.boxes, scores, trial.labels, begin, end, images, shares
-        if method == "soft_nms":
-            gaussian = fuse_kernels.GAUSSIAN, 0.5, 0.001  # the defaults of `fuse.soft_nms`
-            fuse_kernels.soften(*gaussian, *rows, np.float32(score_threshold), iou, truth.num_classes, out, found)
-        else:
-            fuse_kernels.greedy(
-                GREEDY[method], *rows, total, np.float32(score_threshold), iou, truth.num_classes, out, found
-            )
-        columns = truth.columns, truth.num_classes
-        ap_kernels.match(out[0], out[2], starts, found, images, trial.metric.max_detections, *columns, ious, status)
+        rows = bench.boxes, scores, bench.labels, begin, end
+        fuse_images(rows, images, shares, truth.num_classes, buffers)
+        matching_kernels.match(
+            buffers.boxes,
+            buffers.labels,
+            starts,
+            buffers.counts,
+            images,
+            bench.metric.max_detections,
+            truth.columns,
+            truth.num_classes,
+            ious,
+            status,
+            matched,
+        )
 
-    threads = min(threads or os.cpu_count() or 1, max(1, len(starts) // 4))
-    edges = np.searchsorted(np.cumsum(rows_of), np.linspace(0, size, 4 * threads + 1 if threads > 1 else 2)[1:-1])
-    bounds = [0, *edges.tolist(), len(starts)]
-    parts = [part for part in pairwise(bounds) if part[0] < part[1]]
-    if threads == 1:
-        for part in parts:
-            work(part)
-    else:
-        with ThreadPoolExecutor(threads) as pool:
-            list(pool.map(work, parts))
-    image = np.repeat(np.arange(len(found)), found)
-    kept = np.arange(len(image)) + np.repeat(starts - (np.cumsum(found) - found), found)
-    return Matches(truth, image, out[2][kept], out[1][kept], status[kept])
+    methods.share_images(work, rows_of, threads)
+    counts = buffers.counts
+    image = np.repeat(np.arange(len(counts)), counts)
+    kept = np.arange(len(image)) + np.repeat(starts - (np.cumsum(counts) - counts), counts)
+    return Matches(truth, image, buffers.labels[kept], buffers.scores[kept], status[kept])

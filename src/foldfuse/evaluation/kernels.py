@@ -1,10 +1,9 @@
-"""The inner loops of scoring, compiled by numba on first use and kept on disk. `metrics` is the door to them.
+"""The compiled inner loops of matching, precision-recall curves and average precision.
 
-Matching and average precision follow pycocotools' `COCOeval` for boxes, all areas (checked against it in tests). What
-makes them fast: only true positives are sorted. Precision need be known just where recall rises, that is at a true
-positive, so each false positive is put into the slot before the first true positive that stands behind it, and those
-behind the last one are forgotten. The slots do not change when images are left out or drawn twice, which is what folds
-and bootstraps do.
+Matching and average precision follow pycocotools' `COCOeval` for boxes, all areas (checked against it in tests). Only true
+positives are sorted, which makes the loops fast: precision matters only where recall rises, that is at a true positive. Each
+false positive is counted in the slot of the first true positive ranked below it; false positives below the last true positive
+do not matter. The slots are the same for every resample of the images, so folds and bootstraps reuse them.
 
 Shapes: I images, K classes, T IoU thresholds, G annotated boxes, n predicted boxes ("rows"), P true positives,
 F false positives, S samples of images.
@@ -24,81 +23,78 @@ compiled = njit(cache=True, nogil=True, error_model="numpy")
 
 
 @compiled
-def match(boxes, labels, starts, counts, images, max_detections, truth, num_classes, ious, status):
-    """Fill `status` of the rows of images[0]..images[1] - 1: FALSE, TRUE or IGNORED at each IoU threshold.
+def match(boxes, labels, starts, counts, images, max_detections, truth, num_classes, ious, status, matched):
+    """Fill `status` and `matched` for the images images[0]..images[1] - 1.
 
     Args:
         boxes, labels: (n, 4) xyxy, (n,); the rows of one image by falling score.
         starts, counts: (I,) first row and number of rows of each image.
-        max_detections: rows of a class beyond so many in an image are IGNORED.
-        truth: boxes (G, 4) float64 xywh, labels (G,), crowd (G,), offsets (I + 1,); crowds last in their image.
+        max_detections: in each image, further rows of a class are IGNORED.
+        truth: boxes (G, 4) float64 xywh, labels (G,), crowd (G,), offsets (I + 1,); crowd regions last in their image.
         num_classes: K.
         ious: (T,) rising.
-        status: (n, T) int8 to fill.
+        status: (n, T) int8 to fill with FALSE, TRUE or IGNORED.
+        matched: (T, G) int64, -1 at first; gets the number of the row that matches each annotated box.
     """
     truth_boxes, truth_labels, truth_crowd, offsets = truth
-    thresholds = len(ious)
     size = 0
     for image in range(images[0], images[1]):
         size = max(size, offsets[image + 1] - offsets[image])
-    overlaps, of_class = np.empty(size), np.empty(size, np.int64)
-    taken = np.zeros((thresholds, size), np.bool_)
+    overlaps, candidates = np.empty(size), np.empty(size, np.int64)
     seen = np.zeros(num_classes, np.int64)
     for image in range(images[0], images[1]):
-        taken[:] = False
         seen[:] = 0
-        first = offsets[image]
         for row in range(starts[image], starts[image] + counts[image]):
             label = labels[row]
             seen[label] += 1
             status[row] = IGNORED if seen[label] > max_detections else FALSE
             if seen[label] > max_detections:
                 continue
-            near, greatest = 0, 0.0
-            for g in range(offsets[image + 1] - first):
-                if truth_labels[first + g] == label:
-                    overlaps[near] = _overlap(boxes[row], truth_boxes[first + g], truth_crowd[first + g])
-                    of_class[near] = g
-                    greatest = max(greatest, overlaps[near])
-                    near += 1
-            for t in range(thresholds):
+            num, greatest = 0, 0.0
+            for g in range(offsets[image], offsets[image + 1]):
+                if truth_labels[g] == label:
+                    overlaps[num] = _overlap(boxes[row], truth_boxes[g], truth_crowd[g])
+                    candidates[num] = g
+                    greatest = max(greatest, overlaps[num])
+                    num += 1
+            for t in range(len(ious)):
                 if greatest < ious[t]:
                     break
                 best, best_overlap = -1, ious[t]
-                for i in range(near):
-                    crowd = truth_crowd[first + of_class[i]]
-                    if crowd and best >= 0 and not truth_crowd[first + best]:
+                for i in range(num):
+                    g = candidates[i]
+                    if truth_crowd[g] and best >= 0 and not truth_crowd[best]:
                         break
-                    if overlaps[i] >= best_overlap and (crowd or not taken[t, of_class[i]]):
-                        best, best_overlap = of_class[i], overlaps[i]
+                    if overlaps[i] >= best_overlap and (truth_crowd[g] or matched[t, g] < 0):
+                        best, best_overlap = g, overlaps[i]
                 if best >= 0:
-                    taken[t, best] = True
-                    status[row, t] = IGNORED if truth_crowd[first + best] else TRUE
+                    matched[t, best] = row
+                    status[row, t] = IGNORED if truth_crowd[best] else TRUE
 
 
 @compiled
 def _overlap(box, other, crowd):
-    """IoU of an xyxy box with an annotated xywh box; for a crowd, the share of the box that lies in it."""
+    """IoU of an xyxy box with an annotated xywh box; with a crowd region, the fraction of the box inside the region."""
     x, y = np.float64(box[0]), np.float64(box[1])
     w, h = np.float64(box[2]) - x, np.float64(box[3]) - y
-    wide = min(w + x, other[2] + other[0]) - max(x, other[0])
-    high = min(h + y, other[3] + other[1]) - max(y, other[1])
-    if wide <= 0 or high <= 0:
+    width = min(w + x, other[2] + other[0]) - max(x, other[0])
+    height = min(h + y, other[3] + other[1]) - max(y, other[1])
+    if width <= 0 or height <= 0:
         return 0.0
-    union = w * h if crowd else w * h + other[2] * other[3] - wide * high
-    return wide * high / union
+    union = w * h if crowd else w * h + other[2] * other[3] - width * height
+    return width * height / union
 
 
 @compiled
-def slots(status, labels, scores, image, num_classes):
-    """The true positives in order of rank, and the slot of each false positive that can matter.
+def rank(status, labels, scores, image, num_classes):
+    """The true positives by rank, and the slot of each false positive that matters.
 
     Args:
         status, labels, scores, image: (n,) of one IoU threshold; of equal scores the row that comes first ranks first.
 
     Returns:
         begin (K + 1,), where the true positives of each class begin; true_image (P,); false_slot (F,), the position of
-        the first true positive behind it; false_image (F,).
+        the first true positive ranked below; false_image (F,).
     """
     bits = scores.view(np.int32)
     begin = np.zeros(num_classes + 1, np.int64)
@@ -117,7 +113,7 @@ def slots(status, labels, scores, image, num_classes):
     for i in range(len(keys)):
         true_image[i] = image[keys[i] & 0xFFFFFFFF]
 
-    false_slot, false_image, kept = np.empty(len(status), np.int64), np.empty(len(status), np.int64), 0
+    false_slot, false_image, num_false = np.empty(len(status), np.int64), np.empty(len(status), np.int64), 0
     for i in range(len(status)):
         if status[i] != FALSE:
             continue
@@ -131,51 +127,64 @@ def slots(status, labels, scores, image, num_classes):
             else:
                 high = middle
         if low < end:
-            false_slot[kept], false_image[kept] = low, image[i]
-            kept += 1
-    return begin, true_image, false_slot[:kept].copy(), false_image[:kept].copy()
+            false_slot[num_false], false_image[num_false] = low, image[i]
+            num_false += 1
+    return begin, true_image, false_slot[:num_false].copy(), false_image[:num_false].copy()
+
+
+@compiled
+def precision_recall(begin, true_image, false_slot, false_image, truth_image, truth_label, counts, curves):
+    """Fill `curves` with COCO's interpolated precision at 101 recalls.
+
+    Args:
+        begin, true_image, false_slot, false_image: as `rank` returns them.
+        truth_image, truth_label: of the annotated boxes that are no crowd regions.
+        counts: (I,) how often each image is in the sample.
+        curves: (K, 101) to fill; -1 where nothing is annotated.
+    """
+    num_classes = len(begin) - 1
+    precision, recall = np.empty(len(true_image)), np.empty(len(true_image))
+    annotated, false = np.zeros(num_classes, np.int64), np.zeros(len(true_image), np.int64)
+    for g in range(len(truth_image)):
+        annotated[truth_label[g]] += counts[truth_image[g]]
+    for f in range(len(false_slot)):
+        false[false_slot[f]] += counts[false_image[f]]
+    for k in range(num_classes):
+        if annotated[k] == 0:
+            curves[k] = -1.0
+            continue
+        points, tp, fp = 0, 0, 0
+        for p in range(begin[k], begin[k + 1]):
+            fp += false[p]
+            if counts[true_image[p]] > 0:
+                tp += counts[true_image[p]]
+                precision[points] = tp / (fp + tp + EPS)
+                recall[points] = tp / annotated[k]
+                points += 1
+        for p in range(points - 1, 0, -1):
+            precision[p - 1] = max(precision[p - 1], precision[p])
+        p = 0
+        for hundredth in range(101):
+            while p < points and recall[p] < hundredth * 0.01:
+                p += 1
+            curves[k, hundredth] = precision[p] if p < points else 0.0
 
 
 @compiled
 def average_precision(begin, true_image, false_slot, false_image, truth_image, truth_label, image_counts):
-    """(S, K) COCO's 101-point average precision, -1 where nothing is annotated.
+    """(S, K) the means of the curves of `precision_recall`, -1 where nothing is annotated.
 
     Args:
-        begin, true_image, false_slot, false_image: as `slots` returns them.
-        truth_image, truth_label: (G,) of the annotated boxes that are no crowds.
+        begin, true_image, false_slot, false_image, truth_image, truth_label: as for `precision_recall`.
         image_counts: (S, I) how often each image is in each sample.
     """
     num_classes = len(begin) - 1
-    result = np.empty((len(image_counts), num_classes))
-    precision, recall = np.empty(len(true_image)), np.empty(len(true_image))
+    result, curves = np.empty((len(image_counts), num_classes)), np.empty((num_classes, 101))
     for s in range(len(image_counts)):
-        drawn = image_counts[s]
-        annotated = np.zeros(num_classes, np.int64)
-        for g in range(len(truth_image)):
-            annotated[truth_label[g]] += drawn[truth_image[g]]
-        false = np.zeros(len(true_image), np.int64)
-        for f in range(len(false_slot)):
-            false[false_slot[f]] += drawn[false_image[f]]
+        precision_recall(begin, true_image, false_slot, false_image, truth_image, truth_label, image_counts[s], curves)
         for k in range(num_classes):
-            if annotated[k] == 0:
-                result[s, k] = -1
-                continue
-            points, right, wrong = 0, 0, 0
-            for p in range(begin[k], begin[k + 1]):
-                wrong += false[p]
-                if drawn[true_image[p]] > 0:
-                    right += drawn[true_image[p]]
-                    precision[points] = right / (wrong + right + EPS)
-                    recall[points] = right / annotated[k]
-                    points += 1
-            for p in range(points - 1, 0, -1):
-                precision[p - 1] = max(precision[p - 1], precision[p])
-            total, p = 0.0, 0
+            total = 0.0
             for hundredth in range(101):
-                while p < points and recall[p] < hundredth * 0.01:
-                    p += 1
-                if p == points:
-                    break
-                total += precision[p]
+                total += curves[k, hundredth]
             result[s, k] = total / 101
     return result

@@ -1,32 +1,145 @@
-"""Which detections are right: matching with what people drew, precision and recall, and the score at which F1 is best.
+"""Matches predicted boxes with annotated boxes by COCO's rule, for all images at once or for one image.
 
-A detection is right where it overlaps a box of its own class, taken by no better detection, with an IoU of at least
-0.5; what mostly covers a crowd region counts neither way. This is the matching of COCO's AP50 but for its limit of 100
-detections a picture.
+Detections choose in falling order of score. Each takes the free annotated box of its class with the highest IoU, if that reaches
+the threshold; of equal IoUs the later box. A detection that only a crowd region covers is ignored: it is neither a true nor a
+false positive. Checked against pycocotools.
+
+Shapes: I images, G annotated boxes, n predicted boxes, T IoU thresholds, K classes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
-from foldfuse.boxes import Array, area, pairwise_iou
-from foldfuse.data.dataset import Dataset
-from foldfuse.detections import Annotations, Detections, Predictions
+from foldfuse.boxes import xyxy_to_xywh
+from foldfuse.data.dataset import Dataset, require_annotations
+from foldfuse.detections import Annotations, Array, Detections, Predictions
+from foldfuse.errors import InputError
+from foldfuse.evaluation import kernels
 
 MATCH_IOU = 0.5
+NO_LIMIT = 1 << 40
 
 
 @dataclass(frozen=True, eq=False)
-class Match:
-    """How the detections of one picture meet what people drew on it.
+class GroundTruth:
+    """The annotations of a dataset in columns, images by rising id as COCO's evaluation ranks them.
 
     Attributes:
-        is_tp: (n,) bool; each detection: it found a box of its class.
-        not_ignored: (n,) bool; False for those on a crowd region, which are neither right nor wrong.
-        matched_detection: (m,) int64; for each annotation the detection that found it, -1 where none did.
+        image_ids: (I,) rising.
+        boxes: (G, 4) float64 xywh; crowd regions come last in their image.
+        labels, crowd: (G,).
+        offsets: (I + 1,) image i owns rows offsets[i]:offsets[i + 1].
+        num_classes: K.
+    """
+
+    image_ids: Array
+    boxes: Array
+    labels: Array
+    crowd: Array
+    offsets: Array
+    num_classes: int
+
+    @property
+    def columns(self) -> tuple[Array, Array, Array, Array]:
+        """The columns that the matching kernel takes."""
+        return self.boxes, self.labels, self.crowd, self.offsets
+
+    @cached_property
+    def objects(self) -> tuple[Array, Array]:
+        """Image index and label of each annotated box that is no crowd region."""
+        image = np.repeat(np.arange(len(self.image_ids)), np.diff(self.offsets))
+        return image[~self.crowd], self.labels[~self.crowd]
+
+
+def ground_truth(dataset: Dataset) -> GroundTruth:
+    """The annotations of `dataset` in columns. An image without annotations has no boxes."""
+    samples = sorted(dataset.samples, key=lambda sample: sample.id)
+    annotations = [s.annotations or Annotations.empty() for s in samples]
+    ordered = [Annotations.empty(), *(a[np.argsort(a.crowd, kind="stable")] for a in annotations)]
+    return GroundTruth(
+        image_ids=np.array([s.id for s in samples], np.int64),
+        boxes=xyxy_to_xywh(np.concatenate([a.boxes for a in ordered]).astype(np.float64)),
+        labels=np.concatenate([a.labels for a in ordered]).astype(np.int64),
+        crowd=np.concatenate([a.crowd for a in ordered]).astype(bool),
+        offsets=np.cumsum([0, *map(len, annotations)], dtype=np.int64),
+        num_classes=len(dataset.classes),
+    )
+
+
+def check_compatible(predictions: Predictions, dataset: Dataset) -> None:
+    """Raise InputError unless `predictions` can be scored against `dataset`.
+
+    Raises:
+        InputError: the dataset has no annotations, the classes differ, or a predicted image is not in the dataset.
+    """
+    require_annotations(dataset)
+    if predictions.classes != dataset.classes:
+        raise InputError(
+            f"the predictions have the classes {', '.join(predictions.classes)}; {dataset.source} has "
+            f"{', '.join(dataset.classes)}. Give the annotations of the predicted images."
+        )
+    unknown = set(predictions) - set(dataset.image_ids)
+    if unknown:
+        raise InputError(
+            f"the predictions hold image id {min(unknown)}, which is not in {dataset.source} ({len(unknown)} such "
+            "images). Give the annotations of the predicted images."
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Matches:
+    """Predicted boxes and their status; rows by image, then by falling score.
+
+    Attributes:
+        truth: the annotations that the boxes were matched with.
+        image: (n,) index into truth.image_ids.
+        labels, scores: (n,).
+        status: (n, T) int8, kernels.TRUE, FALSE or IGNORED at each IoU threshold.
+    """
+
+    truth: GroundTruth
+    image: Array
+    labels: Array
+    scores: Array
+    status: Array
+
+
+def match_predictions(
+    predictions: Predictions, truth: GroundTruth, *, ious: tuple[float, ...], max_detections: int = 100
+) -> Matches:
+    """The Matches of predictions with annotations.
+
+    Args:
+        predictions: of images in `truth`; an image that the predictions lack counts as an image without detections.
+        truth: the annotations.
+        ious: thresholds, rising; an IoU equal to a threshold reaches it.
+        max_detections: of each class and image only this many boxes count, those with the highest scores.
+    """
+    image = np.searchsorted(truth.image_ids, predictions.image_ids)[predictions.image_index]
+    order = np.lexsort((-predictions.scores, image))
+    boxes, labels, image = predictions.boxes[order], predictions.labels[order], image[order]
+    counts = np.bincount(image, minlength=len(truth.image_ids))
+    starts = np.cumsum(counts) - counts
+    status = np.empty((len(boxes), len(ious)), np.int8)
+    matched = np.full((len(ious), len(truth.boxes)), -1)
+    images = (0, len(truth.image_ids))
+    columns = truth.columns, truth.num_classes
+    kernels.match(boxes, labels, starts, counts, images, max_detections, *columns, np.array(ious), status, matched)
+    return Matches(truth, image, labels, predictions.scores[order], status)
+
+
+@dataclass(frozen=True, eq=False)
+class ImageMatch:
+    """The match of one image's n detections with its m annotations, at IoU 0.5.
+
+    Attributes:
+        is_tp: (n,) bool; the detection is a true positive.
+        not_ignored: (n,) bool; False for a detection that only a crowd region covers.
+        matched_detection: (m,) int64; the index of the detection that found the annotation, -1 where none did.
     """
 
     is_tp: Array
@@ -34,93 +147,35 @@ class Match:
     matched_detection: Array
 
 
-@dataclass(frozen=True, eq=False)
-class Curve:
-    """Precision at 101 recalls (0, 0.01 .. 1) of one class, by COCO's rule of the best precision still to come."""
-
-    name: str
-    boxes: int
-    precision: Array
-
-
-def match(found: Detections, drawn: Annotations) -> Match:
-    """The Match of one picture, in which the highest score chooses first."""
-    finder = np.full(len(drawn), -1, np.int64)
-    right, counted = np.zeros(len(found), bool), np.ones(len(found), bool)
-    if not len(found) or not len(drawn):
-        return Match(right, counted, finder)
-    same = found.labels[:, None] == drawn.labels[None, :]  # (n, m)
-    iou = np.where(same & ~drawn.crowd[None, :], pairwise_iou(found.boxes.astype(np.float64), drawn.boxes), 0)
-    candidates = np.flatnonzero(iou.max(1) >= MATCH_IOU)
-    for i in candidates[np.argsort(-found.scores[candidates], kind="stable")]:
-        free = np.where(finder < 0, iou[i], 0)
-        best = int(free.argmax())
-        if free[best] >= MATCH_IOU:
-            finder[best], right[i] = i, True
-    if drawn.crowd.any():
-        covered = _share_inside(found.boxes, drawn.boxes[drawn.crowd])
-        on_crowd = (covered >= MATCH_IOU) & same[:, drawn.crowd]
-        counted = right | ~on_crowd.any(1)
-    return Match(right, counted, finder)
-
-
-def matches(dataset: Dataset, predictions: Predictions) -> dict[int, Match]:
-    """{image id: Match} of the labelled pictures that were predicted."""
-    return {
-        s.id: match(predictions[s.id], s.annotations)
-        for s in dataset.samples
-        if s.annotations is not None and s.id in predictions
-    }
-
-
-def precision_recall(dataset: Dataset, predictions: Predictions, matched: Mapping[int, Match]) -> list[Curve]:
-    """One Curve for each class that is drawn on a matched picture, in the order of classes."""
-    if not matched:
-        return []
-    drawn = [s.annotations for s in dataset.samples if s.id in matched and s.annotations is not None]
-    truth = np.concatenate([a.labels[~a.crowd] for a in drawn])
-    known = [(predictions[i], m) for i, m in matched.items()]
-    scores = np.concatenate([d.scores[m.not_ignored] for d, m in known])
-    labels = np.concatenate([d.labels[m.not_ignored] for d, m in known])
-    right = np.concatenate([m.is_tp[m.not_ignored] for _, m in known])
-    curves = []
-    for label, name in enumerate(dataset.classes):
-        boxes = int((truth == label).sum())
-        if not boxes:
-            continue
-        own = labels == label
-        hits = right[own][np.argsort(-scores[own], kind="stable")].cumsum()
-        precision = np.maximum.accumulate((hits / np.arange(1, len(hits) + 1))[::-1])[::-1]
-        at = np.searchsorted(hits / boxes, np.linspace(0, 1, 101))
-        curves.append(Curve(name, boxes, np.append(precision, 0.0)[np.minimum(at, len(hits))]))
-    return curves
-
-
-def best_threshold(dataset: Dataset, predictions: Predictions, matched: Mapping[int, Match]) -> float:
-    """The score at which cutting gives the best F1 over all matched pictures; 0 where nothing is right at any."""
-    drawn = sum(
-        int((~s.annotations.crowd).sum()) for s in dataset.samples if s.id in matched and s.annotations is not None
+def match_image(detections: Detections, annotations: Annotations) -> ImageMatch:
+    """The ImageMatch of one image; no limit to the number of detections."""
+    order, truth_order = np.argsort(-detections.scores, kind="stable"), np.argsort(annotations.crowd, kind="stable")
+    ranked, truth = detections[order], annotations[truth_order]
+    num_classes = 1 + max([0, *detections.labels, *annotations.labels])
+    status, matched = np.empty((len(ranked), 1), np.int8), np.full((1, len(truth)), -1)
+    kernels.match(
+        ranked.boxes.astype(np.float32),
+        ranked.labels.astype(np.int64),
+        np.zeros(1, np.int64),
+        np.array([len(ranked)]),
+        (0, 1),
+        NO_LIMIT,
+        (xyxy_to_xywh(truth.boxes.astype(np.float64)), truth.labels, truth.crowd, np.array([0, len(truth)])),
+        num_classes,
+        np.array([MATCH_IOU]),
+        status,
+        matched,
     )
-    known = [(predictions[i], m) for i, m in matched.items()]
-    scores = np.concatenate([np.zeros(0), *(d.scores[m.not_ignored] for d, m in known)])
-    right = np.concatenate([np.zeros(0, bool), *(m.is_tp[m.not_ignored] for _, m in known)])
-    if not right.any():
-        return 0.0
-    order = np.argsort(-scores, kind="stable")
-    f1 = 2 * right[order].cumsum() / (np.arange(1, len(order) + 1) + drawn)
-    last_of_its_score = np.append(np.diff(scores[order]) != 0, True)  # equal scores are cut together
-    return float(scores[order][np.where(last_of_its_score, f1, -1).argmax()])
+    by_detection = np.empty(len(ranked), np.int8)
+    by_detection[order] = status[:, 0]
+    found = (matched[0] >= 0) & ~truth.crowd
+    matched_detection = np.full(len(truth), -1, np.int64)
+    matched_detection[truth_order[found]] = order[matched[0][found]]
+    return ImageMatch(by_detection == kernels.TRUE, by_detection != kernels.IGNORED, matched_detection)
 
 
-def f1_of(found: Detections, drawn: Annotations) -> float:
-    """F1 of one picture's detections; 1 where nothing is drawn and nothing was found."""
-    result = match(found, drawn)
-    whole = int(result.not_ignored.sum()) + int((~drawn.crowd).sum())
-    return 2 * int(result.is_tp.sum()) / whole if whole else 1.0
-
-
-def _share_inside(boxes: Array, regions: Array) -> Array:
-    """(n, 4), (m, 4) -> (n, m): the share of each box that lies in each region."""
-    top_left = np.maximum(boxes[:, None, :2], regions[None, :, :2])
-    bottom_right = np.minimum(boxes[:, None, 2:], regions[None, :, 2:])
-    return area(np.concatenate([top_left, bottom_right], -1)) / np.maximum(area(boxes)[:, None], 1e-9)
+def f1_score(detections: Detections, annotations: Annotations) -> float:
+    """F1 of one image's detections; 1 where there is neither an annotation nor a detection."""
+    result = match_image(detections, annotations)
+    total = int(result.not_ignored.sum()) + int((~annotations.crowd).sum())
+    return 2 * int(result.is_tp.sum()) / total if total else 1.0

@@ -14,10 +14,24 @@ import math
 import numpy as np
 from numba import njit
 
-from foldfuse.fusion.clusters import GRID_MIN_BOXES, X1, X2, Y1, Y2, clear, compiled, make_clusters, nearest, place
+from foldfuse.fusion.clusters import (
+    AREA,
+    GRID_MIN_BOXES,
+    X1,
+    X2,
+    Y1,
+    Y2,
+    clear,
+    compiled,
+    make_clusters,
+    nearest,
+    place,
+)
 
-WBF, NMS, NMW = 0, 1, 2
-LINEAR, GAUSSIAN = 0, 1
+WBF, NMS, NMW, SOFT_NMS = 0, 1, 2, 3
+METHODS = {"wbf": WBF, "nms": NMS, "nmw": NMW, "soft_nms": SOFT_NMS}
+LINEAR, GAUSSIAN = 1, 2
+SCORE, ROW = 5, 6  # columns of Soft-NMS, after those of a cluster
 
 NOWHERE = 1e300  # left side of a box that is done with, whose right side is -NOWHERE
 TOP = (1 << 30) - 1  # the bits of a float32 in [0, 1] are below this
@@ -45,7 +59,7 @@ def _before(boxes, a, b):
 
 
 @compiled
-def _falling(scores, boxes, labels, count, num_classes, order, spare, starts):
+def _sort_rows(scores, boxes, labels, count, num_classes, order, spare, starts):
     """Fill order[:count] with positions by label, then falling score, then box; starts[k] is where label k begins.
 
     A radix sort on the bits of the float32 scores, which must be in [0, 1]: three stable passes of 10 bits, then one by
@@ -113,7 +127,7 @@ def _gather(boxes, scores, labels, begin, end, image, weights, score_threshold, 
 
 @compiled
 def greedy(
-    method, boxes, scores, labels, begin, end, images, weights, total, score_threshold, iou, num_classes, out, found
+    method, boxes, scores, labels, begin, end, images, weights, total, score_threshold, iou, num_classes, out, counts
 ):
     """Fuse the images images[0]..images[1] - 1 by WBF, NMS or NMW.
 
@@ -126,7 +140,7 @@ def greedy(
         total: the sum of `weights`.
         out: boxes, scores, labels to fill, shaped as the inputs; an image's results begin where its rows would, were
             the rows sorted by image.
-        found: (I,) to fill with the number of results of each image.
+        counts: (I,) to fill with the number of results of each image.
     """
     members = len(weights)
     rows_of = (end - begin).sum(0)
@@ -147,7 +161,7 @@ def greedy(
     for image in range(images[0], images[1]):
         count = _gather(boxes, scores, labels, begin, end, image, weights, score_threshold, near, member_of)
         near_boxes, near_scores, near_labels = near
-        _falling(near_scores, near_boxes, near_labels, count, num_classes, order, spare, starts)
+        _sort_rows(near_scores, near_boxes, near_labels, count, num_classes, order, spare, starts)
         results = 0
         for label in range(num_classes):
             use_grid = starts[label + 1] - starts[label] > GRID_MIN_BOXES
@@ -197,14 +211,14 @@ def greedy(
             clear(heads, chain, made, use_grid)
 
         _write(fused_boxes, fused_scores, fused_labels, results, one_label, order, spare, out, offset)
-        found[image] = results
+        counts[image] = results
         offset += rows_of[image]
 
 
 @compiled
 def _write(boxes, scores, labels, count, one_label, order, spare, out, offset):
     """Copy the results of one image to `out` in falling order of score, then by box, then by label."""
-    _falling(scores, boxes, one_label, count, 1, order, spare, np.empty(2, np.int64))
+    _sort_rows(scores, boxes, one_label, count, 1, order, spare, np.empty(2, np.int64))
     out_boxes, out_scores, out_labels = out
     for i in range(count):
         row, to = order[i], offset + i
@@ -214,30 +228,17 @@ def _write(boxes, scores, labels, count, one_label, order, spare, out, offset):
 
 
 @compiled
-def soften(
-    decay,
-    sigma,
-    min_score,
-    boxes,
-    scores,
-    labels,
-    begin,
-    end,
-    images,
-    weights,
-    score_threshold,
-    iou,
-    num_classes,
-    out,
-    found,
-):
-    """Soft-NMS of the images images[0]..images[1] - 1.
+def soft_nms(
+    decay, sigma, min_score, boxes, scores, labels, begin, end, images, weights, score_threshold, iou, num_classes, out,
+    counts,
+):  # fmt: skip
+    """Fuse the images images[0]..images[1] - 1 by Soft-NMS.
 
     Args:
         decay: LINEAR or GAUSSIAN.
         sigma: of the Gaussian.
-        min_score: boxes whose score falls to this or below are dropped.
-        boxes, scores, labels, begin, end, images, weights, score_threshold, iou, num_classes, out, found: as for `greedy`.
+        min_score: a box whose score falls to this or below is left out.
+        boxes, scores, labels, begin, end, images, weights, score_threshold, iou, num_classes, out, counts: as for `greedy`.
     """
     rows_of = (end - begin).sum(0)
     offset, size = rows_of[: images[0]].sum(), 0
@@ -247,54 +248,71 @@ def soften(
     near = np.empty((size, 4), np.float32), np.empty(size, np.float32), np.empty(size, np.int64)
     member_of = np.empty(size, np.int64)
     order, spare, starts = np.empty(size, np.int32), np.empty(size, np.int32), np.empty(num_classes + 1, np.int64)
-    columns, shared = np.empty((6, size)), np.empty(size)
-    x1, y1, x2, y2, area, left = columns[0], columns[1], columns[2], columns[3], columns[4], columns[5]
+    columns, overlaps = np.empty((7, size)), np.empty(size)
+    kept, kept_scores = np.empty(size, np.int64), np.empty(size)
     fused_boxes, fused_scores = np.empty((size, 4), np.float32), np.empty(size, np.float32)
     fused_labels = np.empty(size, np.int64)
     one_label = np.zeros(size, np.int64)
-    meets = 0.0 if decay == GAUSSIAN else iou
 
     for image in range(images[0], images[1]):
         count = _gather(boxes, scores, labels, begin, end, image, weights, score_threshold, near, member_of)
         near_boxes, near_scores, near_labels = near
-        _falling(near_scores, near_boxes, near_labels, count, num_classes, order, spare, starts)
+        _sort_rows(near_scores, near_boxes, near_labels, count, num_classes, order, spare, starts)
         results = 0
         for label in range(num_classes):
             n = starts[label + 1] - starts[label]
             for i in range(n):
                 row = order[starts[label] + i]
-                x1[i], y1[i] = near_boxes[row, 0], near_boxes[row, 1]
-                x2[i], y2[i] = near_boxes[row, 2], near_boxes[row, 3]
-                area[i] = (x2[i] - x1[i]) * (y2[i] - y1[i])
-                left[i] = near_scores[row]
-            taken = 0  # boxes among the n that are done with, and lie nowhere
-            while n > taken:
-                most = _greatest(left, n)
-                if most <= min_score:
-                    break
-                best = 0
-                while left[best] != most:  # the first, since the order decides between equal scores
-                    best += 1
-                box, box_area = (x1[best], y1[best], x2[best], y2[best]), area[best]
                 for c in range(4):
-                    fused_boxes[results, c] = box[c]
-                fused_scores[results], fused_labels[results] = most, label
+                    columns[c, i] = near_boxes[row, c]
+                columns[AREA, i] = (columns[X2, i] - columns[X1, i]) * (columns[Y2, i] - columns[Y1, i])
+                columns[SCORE, i], columns[ROW, i] = near_scores[row], row
+            for i in range(soft_nms_class(columns, n, decay, sigma, iou, min_score, overlaps, (kept, kept_scores))):
+                fused_boxes[results], fused_scores[results] = near_boxes[kept[i]], kept_scores[i]
+                fused_labels[results] = label
                 results += 1
-                left[best], x1[best], x2[best] = -1.0, NOWHERE, -NOWHERE
-                taken += 1
-                if 4 * taken > n:
-                    n, taken = _close_up(columns, n, min_score), 0
-                for i in range(n):
-                    wide = max(min(x2[i], box[2]) - max(x1[i], box[0]), 0.0)
-                    high = max(min(y2[i], box[3]) - max(y1[i], box[1]), 0.0)
-                    shared[i] = wide * high / (area[i] + box_area - wide * high)
-                for i in range(n):
-                    if shared[i] > meets:
-                        left[i] *= math.exp(-shared[i] * shared[i] / sigma) if decay == GAUSSIAN else 1 - shared[i]
 
         _write(fused_boxes, fused_scores, fused_labels, results, one_label, order, spare, out, offset)
-        found[image] = results
+        counts[image] = results
         offset += rows_of[image]
+
+
+@compiled
+def soft_nms_class(columns, n, decay, sigma, iou, min_score, overlaps, out):
+    """Soft-NMS of the n boxes of one class: fill `out` with the kept rows, best first, and their scores; their number.
+
+    Args:
+        columns: (7, size) x1, y1, x2, y2, area, score and row of each box; of equal scores the first wins. Overwritten.
+        decay, sigma, iou, min_score: as for `soft_nms`.
+        overlaps: (size,) working memory.
+        out: rows and scores to fill.
+    """
+    rows, scores = out
+    x1, y1, x2, y2, area, left = columns[X1], columns[Y1], columns[X2], columns[Y2], columns[AREA], columns[SCORE]
+    iou_threshold = 0.0 if decay == GAUSSIAN else iou
+    results, taken = 0, 0  # `taken` of the n boxes are done and lie nowhere
+    while n > taken:
+        most = _greatest(left, n)
+        if most <= min_score:
+            break
+        best = 0
+        while left[best] != most:
+            best += 1
+        box, box_area = (x1[best], y1[best], x2[best], y2[best]), area[best]
+        rows[results], scores[results] = int(columns[ROW, best]), most
+        results += 1
+        left[best], x1[best], x2[best] = -np.inf, NOWHERE, -NOWHERE
+        taken += 1
+        if 4 * taken > n:
+            n, taken = _close_up(columns, n, min_score), 0
+        for i in range(n):
+            width = max(min(x2[i], box[2]) - max(x1[i], box[0]), 0.0)
+            height = max(min(y2[i], box[3]) - max(y1[i], box[1]), 0.0)
+            overlaps[i] = width * height / (area[i] + box_area - width * height)
+        for i in range(n):
+            if overlaps[i] > iou_threshold:
+                left[i] *= math.exp(-overlaps[i] * overlaps[i] / sigma) if decay == GAUSSIAN else 1 - overlaps[i]
+    return results
 
 
 @compiled
@@ -311,25 +329,25 @@ def _greatest(values, count):
 
 @compiled
 def _close_up(columns, count, min_score):
-    """Move the boxes whose score, in the last column, is above `min_score` to the front, in order; the number of them."""
+    """Move the boxes whose score is above `min_score` to the front, in order; the number of them."""
     kept = 0
     for i in range(count):
-        if columns[5, i] > min_score:
-            for c in range(6):
+        if columns[SCORE, i] > min_score:
+            for c in range(7):
                 columns[c, kept] = columns[c, i]
             kept += 1
     return kept
 
 
 @njit(cache=True, nogil=True)
-def compact(boxes, scores, labels, rows_of, found):
+def compact(boxes, scores, labels, rows_of, counts):
     """The results of all images without the gaps between them: boxes, scores, labels. Works in place."""
     source, target = 0, 0
-    for image in range(len(found)):
-        for i in range(found[image]):
+    for image in range(len(counts)):
+        for i in range(counts[image]):
             boxes[target + i] = boxes[source + i]
             scores[target + i] = scores[source + i]
             labels[target + i] = labels[source + i]
         source += rows_of[image]
-        target += found[image]
+        target += counts[image]
     return boxes[:target].copy(), scores[:target].copy(), labels[:target].copy()

@@ -1,13 +1,15 @@
-"""Many members' predictions of the same images made into one: WBF, NMS, Soft-NMS, non-maximum weighted.
+"""Fuses the predictions of several members of the same images into one: WBF, NMS, Soft-NMS, non-maximum weighted.
 
 Sources: WBF, arXiv:1910.13302; Soft-NMS, arXiv:1704.04503; non-maximum weighted, Zhou et al., "CAD", ICCV 2017
-workshops. Where we differ from the usual implementation (docs/fusion.md tells why): each member has one vote in a
-cluster, its best box; a score never exceeds 1; a member that looked and found nothing lowers the score; coordinates
-stay in pixels; the order of members, images or boxes never matters, even where scores tie. `foldfuse.ensemble_boxes`
-keeps the usual ways.
+workshops. Differences from the usual implementation (docs/fusion.md gives the reasons): each member has one vote in a
+cluster, its best box; a score never exceeds 1; a member that predicted an image without a detection lowers the score;
+coordinates stay in pixels; the order of members, images and boxes never matters, even where scores tie.
+`foldfuse.ensemble_boxes` keeps the usual behaviour.
 
-In all of them boxes of different labels never meet, and boxes match where their IoU is above `iou`, not equal to it.
-A box with a weighted score of 0 or without area has no vote and is left out.
+In all methods, boxes of different labels never match, and boxes match where their IoU is above `iou`, not equal to it.
+A box without area, or with a weighted score of 0, has no vote and is left out.
+
+Shapes: N rows (boxes) of M members, I images, K classes.
 """
 
 from __future__ import annotations
@@ -16,7 +18,9 @@ import math
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Literal
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Literal
 
 import numpy as np
 
@@ -35,16 +39,16 @@ def wbf(
     weights: Sequence[float] | None = None,
     threads: int | None = None,
 ) -> Predictions:
-    """Weighted boxes fusion: clusters become the score-weighted mean of each member's best box in them.
+    """Weighted boxes fusion: each cluster becomes the score-weighted mean of each member's best box in the cluster.
 
     The score of a result is the weighted mean of the members' best scores in its cluster, 0 for a member with none.
 
     Args:
         members: predictions of the same images, with the same classes.
-        iou: boxes join a cluster where their IoU with its present mean is above this.
-        score_threshold: boxes with a score below this are left out.
-        weights: how much each member counts, relative to the others; all alike by default.
-        threads: images are shared among so many; None for one a core.
+        iou: a box joins a cluster where its IoU with the cluster's present mean is above this.
+        score_threshold: boxes with a lower score are left out.
+        weights: of the members, relative to each other; all equal by default.
+        threads: that share the images; None for one a core.
 
     Returns:
         Predictions of the first member's images, in its order; within an image by falling score.
@@ -52,7 +56,7 @@ def wbf(
     Raises:
         InputError: members differ in images or classes, or hold a broken box; an option is out of its range.
     """
-    return _greedy(kernels.WBF, members, iou, score_threshold, weights, threads)
+    return _fuse(members, image_fuser("wbf", iou=iou, score_threshold=score_threshold), weights, threads)
 
 
 def nms(
@@ -63,12 +67,12 @@ def nms(
     weights: Sequence[float] | None = None,
     threads: int | None = None,
 ) -> Predictions:
-    """Non-maximum suppression: of the boxes of all members, those that overlap no kept box of a higher score.
+    """Non-maximum suppression of the boxes of all members: a box is kept unless a kept box of higher score overlaps it.
 
-    With weights, scores are multiplied by the member's weight as a share of the greatest.
+    With weights, scores are multiplied by the member's weight divided by the greatest weight.
     Args, Returns, Raises: as for `wbf`.
     """
-    return _greedy(kernels.NMS, members, iou, score_threshold, weights, threads)
+    return _fuse(members, image_fuser("nms", iou=iou, score_threshold=score_threshold), weights, threads)
 
 
 def nmw(
@@ -79,12 +83,12 @@ def nmw(
     weights: Sequence[float] | None = None,
     threads: int | None = None,
 ) -> Predictions:
-    """Non-maximum weighted: as NMS, with each kept box moved to the mean of its cluster, weighted by score x IoU.
+    """Non-maximum weighted: NMS in which each kept box moves to the mean of its cluster, weighted by score x IoU.
 
-    The score stays that of the kept box, with weights as in `nms`. A member's best box in a cluster has its one vote.
+    The score stays that of the kept box, with weights as in `nms`. Each member's best box in a cluster has one vote.
     Args, Returns, Raises: as for `wbf`.
     """
-    return _greedy(kernels.NMW, members, iou, score_threshold, weights, threads)
+    return _fuse(members, image_fuser("nmw", iou=iou, score_threshold=score_threshold), weights, threads)
 
 
 def soft_nms(
@@ -98,13 +102,13 @@ def soft_nms(
     min_score: float = 0.001,
     threads: int | None = None,
 ) -> Predictions:
-    """Soft-NMS: boxes are not removed but lose score, the more the further they overlap a box of a higher score.
+    """Soft-NMS: a box is not removed but loses score, the more the further it overlaps a box of higher score.
 
     Args:
-        members, iou, score_threshold, weights, threads: as for `wbf`; `iou` is used by the linear decay alone.
-        decay: the score is multiplied by 1 - IoU where that is above `iou`, or by exp(-IoU^2 / sigma).
+        members, iou, score_threshold, weights, threads: as for `wbf`; only the linear decay uses `iou`.
+        decay: "linear" multiplies the score by 1 - IoU where the IoU is above `iou`, "gaussian" by exp(-IoU^2 / sigma).
         sigma: width of the Gaussian.
-        min_score: boxes whose score falls to this or below are left out.
+        min_score: a box whose score falls to this or below is left out.
 
     Returns, Raises: as for `wbf`.
     """
@@ -114,16 +118,10 @@ def soft_nms(
         raise InputError(f"sigma is {sigma}, and must be above 0; 0.5 is usual.")
     if not 0 <= min_score < 1:
         raise InputError(f"min_score is {min_score}, and must be in [0, 1); 0.001 is usual.")
-    code = kernels.LINEAR if decay == "linear" else kernels.GAUSSIAN
-
-    def work(
-        rows: tuple[Array, ...], images: tuple[int, int], shares: Array, out: Any, found: Array, classes: int
-    ) -> None:
-        kernels.soften(
-            code, sigma, min_score, *rows, images, shares, np.float32(score_threshold), iou, classes, out, found
-        )
-
-    return _over_images(work, members, iou, score_threshold, weights, threads)
+    fuser = image_fuser(
+        "soft_nms", iou=iou, score_threshold=score_threshold, decay=decay, sigma=sigma, min_score=min_score
+    )
+    return _fuse(members, fuser, weights, threads)
 
 
 def fuse(
@@ -135,82 +133,115 @@ def fuse(
     weights: Sequence[float] | None = None,
     threads: int | None = None,
 ) -> Predictions:
-    """The members as one, by the method called `method`; its further options have their defaults.
+    """The members fused by the method of this name; the method's further options have their defaults.
 
     Args, Returns, Raises: as for `wbf`.
     """
-    methods: dict[str, Callable[..., Predictions]] = {"wbf": wbf, "nms": nms, "soft_nms": soft_nms, "nmw": nmw}
-    if method not in methods:
-        raise unknown_name("method of fusion", method, methods)
-    return methods[method](members, iou=iou, score_threshold=score_threshold, weights=weights, threads=threads)
+    return _fuse(members, image_fuser(method, iou=iou, score_threshold=score_threshold), weights, threads)
 
 
-def _greedy(
-    method: int,
-    members: Sequence[Predictions],
+@dataclass(frozen=True, eq=False)
+class Buffers:
+    """Fused boxes of all images; the results of an image begin where its rows would, were the rows sorted by image.
+
+    Attributes:
+        boxes, scores, labels: (N, 4), (N,), (N,).
+        counts: (I,) number of results of each image.
+    """
+
+    boxes: Array
+    scores: Array
+    labels: Array
+    counts: Array
+
+
+def make_buffers(rows_of: Array) -> Buffers:
+    """Empty buffers for images of so many rows, (I,)."""
+    n = int(rows_of.sum())
+    return Buffers(
+        np.empty((n, 4), np.float32), np.empty(n, np.float32), np.empty(n, np.int64), np.zeros(len(rows_of), np.int64)
+    )
+
+
+# (rows, images, weights, num_classes, buffers): fuse the images images[0]..images[1] - 1 into the buffers. Rows are boxes,
+# scores, labels of all members laid end to end, and begin, end (M, I), the rows of each member on each image.
+ImageFuser = Callable[[tuple[Array, ...], tuple[int, int], Array, int, Buffers], None]
+
+
+def image_fuser(
+    method: Method,
+    *,
     iou: float,
     score_threshold: float,
-    weights: Sequence[float] | None,
-    threads: int | None,
-) -> Predictions:
-    def work(
-        rows: tuple[Array, ...], images: tuple[int, int], shares: Array, out: Any, found: Array, classes: int
-    ) -> None:
-        total = math.fsum(shares)
-        kernels.greedy(method, *rows, images, shares, total, np.float32(score_threshold), iou, classes, out, found)
+    decay: Literal["linear", "gaussian"] = "gaussian",
+    sigma: float = 0.5,
+    min_score: float = 0.001,
+) -> ImageFuser:
+    """The compiled fusion of a range of images, for `_fuse` and for the trials of an ensemble search.
 
-    return _over_images(work, members, iou, score_threshold, weights, threads)
-
-
-def _over_images(
-    work: Callable[..., None],
-    members: Sequence[Predictions],
-    iou: float,
-    score_threshold: float,
-    weights: Sequence[float] | None,
-    threads: int | None,
-) -> Predictions:
-    """Check everything, lay the members' rows end to end, call `work` on shares of the images, gather what it found."""
+    Raises:
+        InputError: the method is unknown, or `iou` or `score_threshold` is out of its range.
+    """
+    if method not in kernels.METHODS:
+        raise unknown_name("method of fusion", method, kernels.METHODS)
     if not 0 <= iou < 1:
         raise InputError(f"iou is {iou}, and must be in [0, 1); 0.55 is usual.")
     if not 0 <= score_threshold <= 1:
         raise InputError(f"score_threshold is {score_threshold}, and must be in [0, 1]: it is compared with scores.")
-    if threads is not None and threads < 1:
-        raise InputError(f"threads is {threads}, and must be 1 or more; None takes one a core.")
-    shares = _shares(weights, len(members))
-    begin, end = _rows(members)
-    classes = members[0].classes
-    rows = (
-        np.concatenate([m.boxes for m in members], dtype=np.float32),
-        np.concatenate([m.scores for m in members], dtype=np.float32),
-        np.concatenate([m.labels for m in members], dtype=np.int64),
-        begin,
-        end,
-    )
-    _check_rows(members, *rows[:3])
 
-    rows_of, num_images = (end - begin).sum(0), begin.shape[1]
-    total = int(rows_of.sum())
-    out = np.empty((total, 4), np.float32), np.empty(total, np.float32), np.empty(total, np.int64)
-    found = np.zeros(num_images, np.int64)
-    threads = min(threads or os.cpu_count() or 1, max(1, num_images // 4))
-    # Several shares a thread, cut by rows, so that a crowded image does not keep the others waiting.
-    cuts = np.linspace(0, total, 4 * threads + 1 if threads > 1 else 2)
+    def fuse_images(
+        rows: tuple[Array, ...], images: tuple[int, int], weights: Array, num_classes: int, buffers: Buffers
+    ) -> None:
+        out = buffers.boxes, buffers.scores, buffers.labels
+        options = np.float32(score_threshold), iou, num_classes, out, buffers.counts
+        if method == "soft_nms":
+            code = kernels.LINEAR if decay == "linear" else kernels.GAUSSIAN
+            kernels.soft_nms(code, sigma, min_score, *rows, images, weights, *options)
+        else:
+            kernels.greedy(kernels.METHODS[method], *rows, images, weights, math.fsum(weights), *options)
+
+    return fuse_images
+
+
+def share_images(work: Callable[[tuple[int, int]], None], rows_of: Array, threads: int | None) -> None:
+    """Call `work` on ranges of the images, in several threads; `rows_of` (I,) is the size of each image."""
+    threads = min(threads or os.cpu_count() or 1, max(1, len(rows_of) // 4))
+    # Several ranges a thread, cut by rows, so that a crowded image does not keep the others waiting.
+    cuts = np.linspace(0, rows_of.sum(), 4 * threads + 1 if threads > 1 else 2)
     edges = np.searchsorted(np.cumsum(rows_of), cuts[1:-1]).tolist()
-    parts = [part for part in zip([0, *edges], [*edges, num_images], strict=True) if part[0] < part[1]]
+    ranges = [(first, last) for first, last in pairwise([0, *edges, len(rows_of)]) if first < last]
     if threads == 1:
-        for part in parts:
-            work(rows, part, shares, out, found, len(classes))
+        for images in ranges:
+            work(images)
     else:
         with ThreadPoolExecutor(threads) as pool:
-            list(pool.map(lambda part: work(rows, part, shares, out, found, len(classes)), parts))
-    boxes, scores, labels = kernels.compact(*out, rows_of, found)
-    offsets = np.concatenate([[0], np.cumsum(found)]).astype(np.int64)
+            list(pool.map(work, ranges))
+
+
+def _fuse(
+    members: Sequence[Predictions], fuse_images: ImageFuser, weights: Sequence[float] | None, threads: int | None
+) -> Predictions:
+    """Check the members, lay their rows end to end, fuse, and gather the results of all images."""
+    if threads is not None and threads < 1:
+        raise InputError(f"threads is {threads}, and must be 1 or more; None takes one a core.")
+    shares = _normalized(weights, len(members))
+    begin, end = _rows(members)
+    classes = members[0].classes
+    boxes = np.concatenate([m.boxes for m in members], dtype=np.float32)
+    scores = np.concatenate([m.scores for m in members], dtype=np.float32)
+    labels = np.concatenate([m.labels for m in members], dtype=np.int64)
+    _check_rows(members, boxes, scores, labels)
+    rows_of = (end - begin).sum(0)
+    buffers = make_buffers(rows_of)
+    rows = boxes, scores, labels, begin, end
+    share_images(lambda images: fuse_images(rows, images, shares, len(classes), buffers), rows_of, threads)
+    boxes, scores, labels = kernels.compact(buffers.boxes, buffers.scores, buffers.labels, rows_of, buffers.counts)
+    offsets = np.concatenate([[0], np.cumsum(buffers.counts)]).astype(np.int64)
     return Predictions(members[0].image_ids, offsets, boxes, scores, labels, classes)
 
 
-def _shares(weights: Sequence[float] | None, num_members: int) -> Array:
-    """(M,) float64, each weight as a share of the greatest."""
+def _normalized(weights: Sequence[float] | None, num_members: int) -> Array:
+    """(M,) float64, each weight divided by the greatest."""
     if num_members == 0:
         raise InputError("there is nothing to fuse: expected the predictions of at least one member.")
     if weights is None:
@@ -252,18 +283,18 @@ def _rows(members: Sequence[Predictions]) -> tuple[Array, Array]:
 
 
 def _check_images(number: int, member: Predictions, first: Predictions) -> None:
-    """Raise InputError unless both looked at the same images."""
+    """Raise InputError unless both hold the same images."""
     lacking = set(first) - set(member)
     if lacking:
         raise InputError(
-            f"member {number} has not looked at image {min(lacking)}, which member 0 has ({len(lacking)} such images). "
-            "Predict the same images with every member; one without a find is given with no boxes."
+            f"member {number} lacks image {min(lacking)}, which member 0 has ({len(lacking)} such images). "
+            "Predict the same images with every member; an image without detections is given with no boxes."
         )
     beyond = set(member) - set(first)
     if beyond:
         raise InputError(
-            f"member 0 has not looked at image {min(beyond)}, which member {number} has ({len(beyond)} such images). "
-            "Predict the same images with every member; one without a find is given with no boxes."
+            f"member 0 lacks image {min(beyond)}, which member {number} has ({len(beyond)} such images). "
+            "Predict the same images with every member; an image without detections is given with no boxes."
         )
 
 

@@ -26,7 +26,9 @@ from foldfuse.data.dataset import Dataset, Sample, require_annotations
 from foldfuse.data.folds import Folds, make_folds
 from foldfuse.detections import Annotations, Array, Detections, Predictions
 from foldfuse.errors import InputError
-from foldfuse.evaluation.metrics import Difference, bootstrap_difference, check_compatible, measure
+from foldfuse.evaluation.bootstrap import Difference, bootstrap_difference
+from foldfuse.evaluation.matching import check_compatible
+from foldfuse.evaluation.metrics import measure
 from foldfuse.inference.crop_features import CropEncoder, LinearProbe, features, fit_probe, imagenet, mirrored
 from foldfuse.system.progress import Progress, no_progress
 

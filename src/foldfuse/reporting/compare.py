@@ -16,7 +16,8 @@ from foldfuse.data.dataset import Dataset
 from foldfuse.data.readers.coco import read
 from foldfuse.detections import Predictions
 from foldfuse.errors import InputError
-from foldfuse.evaluation import metrics
+from foldfuse.evaluation.bootstrap import Difference, bootstrap_difference
+from foldfuse.evaluation.metrics import measure
 from foldfuse.formats.predictions import read_predictions
 from foldfuse.reporting.campaign_page import template
 from foldfuse.reporting.leaderboard import leaderboard_chart
@@ -55,7 +56,7 @@ class ScoreDifference:
     num_images: int
     first: float
     second: float
-    difference: metrics.Difference  # second - first
+    difference: Difference  # second - first
 
 
 @dataclass(frozen=True, eq=False)
@@ -151,9 +152,9 @@ def score_differences(first: ComparedCampaign, second: ComparedCampaign, dataset
     return [
         ScoreDifference(
             len(common),
-            metrics.measure(a, images, metric=metric),
-            metrics.measure(b, images, metric=metric),
-            metrics.bootstrap_difference(b, a, images, metric),
+            measure(a, images, metric=metric),
+            measure(b, images, metric=metric),
+            bootstrap_difference(b, a, images, metric),
         )
         for metric in METRICS
     ]

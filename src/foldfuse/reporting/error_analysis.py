@@ -10,8 +10,8 @@ import numpy as np
 from foldfuse.data.dataset import Dataset, Sample
 from foldfuse.detections import Detections, Predictions
 from foldfuse.errors import InputError
-from foldfuse.evaluation.coco import ERRORS, tide_delta_ap
-from foldfuse.evaluation.matching import Curve, best_threshold, matches, precision_recall
+from foldfuse.evaluation.diagnosis import ERRORS, Curve, best_threshold, precision_recall, tide_delta_ap
+from foldfuse.evaluation.matching import MATCH_IOU, NO_LIMIT, ground_truth, match_predictions
 from foldfuse.reporting.axes import linear_axis
 from foldfuse.reporting.charts import Chart, Line, line_chart
 from foldfuse.reporting.images import Figure, draw_comparison, draw_predictions, evenly_spaced, pick_examples
@@ -64,8 +64,14 @@ def analyse_errors(dataset: Dataset, predictions: Predictions, warnings: list[st
         predictions: of some of its images.
         warnings: a sentence is added for each image that cannot be shown.
     """
-    matched = matches(dataset, predictions)
-    threshold = best_threshold(dataset, predictions, matched)
+    annotated = dataset.subset([s.id for s in dataset.samples if s.annotations is not None and s.id in predictions])
+    matches = match_predictions(
+        predictions.select_images(annotated.image_ids),
+        ground_truth(annotated),
+        ious=(MATCH_IOU,),
+        max_detections=NO_LIMIT,
+    )
+    threshold = best_threshold(matches).score
     examples = pick_examples(dataset, predictions, threshold)
 
     def draw(kind: str, sample: Sample) -> Figure:
@@ -75,8 +81,8 @@ def analyse_errors(dataset: Dataset, predictions: Predictions, warnings: list[st
         return replace(figure, caption=f"{figure.caption}; {error}") if error else figure
 
     return ErrorAnalysis(
-        precision_chart(precision_recall(dataset, predictions, matched)),
-        error_costs(dataset.subset([s.id for s in dataset.samples if s.id in matched]), predictions, threshold),
+        precision_chart(precision_recall(matches, dataset.classes)),
+        error_costs(annotated, predictions, threshold),
         Examples(_figures(draw, examples, warnings), threshold),
     )
 

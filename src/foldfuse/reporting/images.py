@@ -16,7 +16,7 @@ from foldfuse.boxes import Array, pairwise_iou
 from foldfuse.data.dataset import Dataset, Sample
 from foldfuse.data.images import load_image
 from foldfuse.detections import Annotations, Detections, Predictions
-from foldfuse.evaluation.matching import f1_of, match
+from foldfuse.evaluation.matching import f1_score, match_image
 
 _LONGEST_SIDE = 480  # pixels of an embedded image
 _JPEG_QUALITY = 72
@@ -61,7 +61,7 @@ def pick_examples(
     for order, sample in enumerate(dataset.samples):
         if sample.annotations is not None and sample.id in predictions:
             detections = predictions[sample.id]
-            f1 = f1_of(detections[detections.scores >= threshold], sample.annotations)
+            f1 = f1_score(detections[detections.scores >= threshold], sample.annotations)
             boxes = len(sample.annotations)
             ranked.append(((f1, boxes if f1 >= 0.5 else -boxes, -order), sample))
     ranked.sort(key=lambda pair: pair[0], reverse=True)
@@ -97,7 +97,7 @@ def draw_comparison(sample: Sample, detections: Detections, classes: Sequence[st
         InputError: the image cannot be read.
     """
     annotations = sample.annotations or Annotations.empty()
-    result = match(detections, annotations)
+    result = match_image(detections, annotations)
     drawn = []
     for box, label, finder, crowd in zip(
         annotations.boxes, annotations.labels, result.matched_detection, annotations.crowd
@@ -120,7 +120,7 @@ def draw_comparison(sample: Sample, detections: Detections, classes: Sequence[st
     hits, false = int(result.is_tp.sum()), int((result.not_ignored & ~result.is_tp).sum())
     boxes = int((~annotations.crowd).sum())
     caption = f"{sample.file_name}: {hits} of {boxes} found, {false or 'no'} false positive{'s' * (false != 1)}"
-    title = f"{kind.capitalize()}, F1 {f1_of(detections, annotations):.2f}"
+    title = f"{kind.capitalize()}, F1 {f1_score(detections, annotations):.2f}"
     return Figure(_draw(sample, drawn, caption), title, caption)
 
 

@@ -1,0 +1,57 @@
+"""Compares two sets of predictions by a paired bootstrap over the images."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from foldfuse.data.dataset import Dataset
+from foldfuse.detections import Predictions
+from foldfuse.errors import InputError
+from foldfuse.evaluation.matching import check_compatible, ground_truth
+from foldfuse.evaluation.metrics import ResampledMetric, get_metric
+
+
+@dataclass(frozen=True)
+class Difference:
+    """The difference of two metric values over bootstrap resamples of the images.
+
+    Attributes:
+        mean: of the differences.
+        low, high: the 95 % interval (quantiles 0.025 and 0.975).
+        prob_better: share of the resamples in which the first value is higher.
+    """
+
+    mean: float
+    low: float
+    high: float
+    prob_better: float
+
+
+def bootstrap_difference(
+    a: Predictions, b: Predictions, dataset: Dataset, metric: str = "ap50", *, samples: int = 1000, seed: int = 0
+) -> Difference:
+    """The Difference a - b of a metric; each resample uses the same images for both.
+
+    Raises:
+        InputError: as for `measure`; or `samples` is below 1.
+    """
+    chosen = get_metric(metric)
+    for predictions in (a, b):
+        check_compatible(predictions, dataset)
+    truth = ground_truth(dataset)
+    return difference(chosen.of(a, truth), chosen.of(b, truth), num_images=len(dataset), samples=samples, seed=seed)
+
+
+def difference(
+    first: ResampledMetric, second: ResampledMetric, *, num_images: int, samples: int = 1000, seed: int = 0
+) -> Difference:
+    """The Difference first - second of two metrics of the same images."""
+    if samples < 1:
+        raise InputError(f"samples is {samples}, and must be 1 or more; 1000 is usual.")
+    rng = np.random.default_rng(seed)
+    image_counts = rng.multinomial(num_images, np.full(num_images, 1 / num_images), size=samples)  # (S, I)
+    gain = first(image_counts) - second(image_counts)
+    low, high = np.quantile(gain, (0.025, 0.975))
+    return Difference(float(gain.mean()), float(low), float(high), float((gain > 0).mean()))

@@ -5,7 +5,7 @@ from dataclasses import asdict, fields
 
 import pytest
 
-from foldfuse.commands.models import recipes
+from foldfuse.commands.recipes import recipes
 from foldfuse.errors import InputError
 from foldfuse.models import DETECTORS
 from foldfuse.recipes import RECIPES, Recipe, load_recipe, read_recipe, write_recipe

@@ -47,7 +47,7 @@ COMMANDS = {  # name: (function, what it does)
     "score": ("foldfuse.commands.predictions:score", "Score predictions against annotations."),
     "submit": ("foldfuse.commands.predictions:submit", "Write predictions as a submission, and read it back."),
     "models": ("foldfuse.commands.models:models", "List the models with their cost."),
-    "recipes": ("foldfuse.commands.models:recipes", "List the recipes."),
+    "recipes": ("foldfuse.commands.recipes:recipes", "List the recipes."),
     "profile": ("foldfuse.commands.models:profile", "Measure how a model's cost grows with the image size."),
     "export": ("foldfuse.commands.models:export", "Write a model as an ONNX file."),
 }

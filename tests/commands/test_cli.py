@@ -73,7 +73,7 @@ def test_an_interrupt_is_no_traceback(capsys, monkeypatch):
     def stop():
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("foldfuse.commands.models.recipes", stop)
+    monkeypatch.setattr("foldfuse.commands.recipes.recipes", stop)
     assert cli.main(["recipes"]) == 130
     assert capsys.readouterr().err == "interrupted\n"
 
@@ -89,7 +89,7 @@ def test_a_training_that_diverged_is_told_in_a_sentence(capsys, monkeypatch):
     def diverge():
         raise FloatingPointError("step 3: the loss is not finite")
 
-    monkeypatch.setattr("foldfuse.commands.models.recipes", diverge)
+    monkeypatch.setattr("foldfuse.commands.recipes.recipes", diverge)
     assert cli.main(["recipes"]) == 1
     assert capsys.readouterr().err == "error: step 3: the loss is not finite\n"
 

@@ -139,7 +139,7 @@ def test_a_vits_parameters_stay_while_attention_grows_with_the_square_and_a_swin
 
 def test_profile_shows_and_draws(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
-    profile("vit_tiny,efficientdet_lite0", sizes="96,64", out=tmp_path / "p.svg", seconds=0.0)
+    profile(("vit_tiny", "efficientdet_lite0"), image_size=(96, 64), out=tmp_path / "p.svg", budget=0.0)
     shown = capsys.readouterr().out
     assert "vit_tiny: parameters ~ patches^0.00, attention FLOPs ~ patches^1." in shown
     assert "efficientdet_lite0: parameters ~ patches^0.00, FLOPs ~" in shown  # it has no attention
@@ -161,15 +161,13 @@ def test_the_drawing_is_well_formed_and_starts_every_curve_at_one():
 @pytest.mark.parametrize(
     ("sizes", "out", "message"),
     [
-        ("224", None, "two or more"),
-        ("224,224", None, "two or more"),
-        ("224,b", None, "not whole numbers"),
-        ("-32,32", None, "two or more"),
-        ("100,128", None, "multiple of 32"),
-        ("96,128", "p.png", r"must end in \.svg"),
+        ((224,), None, "two or more"),
+        ((224, 224), None, "two or more"),
+        ((100, 128), None, "multiple of 32"),
+        ((96, 128), "p.png", r"must end in \.svg"),
     ],
 )
 def test_what_cannot_be_profiled_is_named(sizes, out, message, tmp_path):
     with pytest.raises(InputError, match=message):
-        profile("efficientdet_lite0", sizes=sizes, out=tmp_path / out if out else None)
+        profile(("efficientdet_lite0",), image_size=sizes, out=tmp_path / out if out else None)
     assert not list(tmp_path.iterdir())

@@ -46,7 +46,7 @@ def test_a_run_is_exported_for_any_number_of_pictures_of_any_size_and_decoded_fr
     model = make_detector("efficientdet_lite0", 2, pretrained=False).eval()
     run = Run.create(tmp_path / "run", Recipe("efficientdet_lite0", image_size=64), RunMetadata(("bottle", "can")))
     run.save_weights(model.state_dict())
-    path = export(str(run.folder), tmp_path / "m.onnx")
+    path = export(str(run.folder), out=tmp_path / "m.onnx")
     assert "any number of pictures with sides that are multiples of 32 px" in capsys.readouterr().out
     for shape in ((1, 3, 64, 64), (3, 3, 96, 224)):
         assert largest_difference(model, path, torch.rand(shape)) < 1e-4
@@ -111,11 +111,11 @@ def test_tensors_have_the_names_of_their_fields():
 )
 def test_what_cannot_be_exported_is_named(model, out, options, message, tmp_path):
     with pytest.raises(InputError, match=message):
-        export(model, tmp_path / out, **options)
+        export(model, out=tmp_path / out, **options)
     assert not list(tmp_path.iterdir())
 
 
 def test_missing_packages_are_named(tmp_path, monkeypatch):
     monkeypatch.setattr("foldfuse.commands.models.importlib.util.find_spec", lambda name: None)
     with pytest.raises(InputError, match=r"onnx, onnxruntime, onnxscript must be installed.*foldfuse\[export\]"):
-        export("vit_tiny", tmp_path / "m.onnx")
+        export("vit_tiny", out=tmp_path / "m.onnx")

@@ -1,10 +1,10 @@
-"""The command `models`: every detector and classifier with its size, its cost and what it is."""
+"""The commands models, profile and export."""
 
 from __future__ import annotations
 
 import importlib.util
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from foldfuse.commands import options
 from foldfuse.errors import InputError
 from foldfuse.inference.cost import (
     CostPoint,
@@ -27,95 +28,89 @@ from foldfuse.inference.detector import load_detector
 from foldfuse.inference.onnx_export import PACKAGES, write_onnx
 from foldfuse.models import CLASSIFIERS, DETECTORS
 from foldfuse.models.cpu.fold_batch_norm import fold_batch_norms
-from foldfuse.recipes import CLASSIFIER_RECIPES, RECIPES, ClassifierRecipe, Recipe
 from foldfuse.reporting.profile_chart import cost_chart
 from foldfuse.storage.run import Run
 from foldfuse.system.atomic_files import write_text
 
+NUM_CLASSES = {"detector": 80, "classifier": 1000}  # COCO's and ImageNet's: the table counts parameters with them
 
-def export(
-    model: str, out: Path, *, image_size: int | None = None, num_classes: int = 80, fixed_size: bool = False
-) -> Path:
-    """Write a model as an ONNX file, run it once, and compare; the file's path comes back.
 
-    Args:
-        model: folder of a trained run, or the name of a model (which is written untrained, to try a runtime with).
-        out: .onnx to write.
-        image_size: side in pixels that the file is checked at, and made for if it takes no other; the run's own by default.
-        num_classes: of a model given by its name.
-        fixed_size: one size and one picture at a time, which some runtimes want.
+def models() -> None:
+    """List all models: parameters, FLOPs at the usual image size, stride, and a description.
 
-    Raises:
-        InputError: there is no such run or model, the size does not suit it, or the packages that write ONNX are missing.
+    Recipes, `foldfuse profile` and `foldfuse export` take the names of models. They take a detector
+    compose:BACKBONE+NECK+HEAD, such as compose:timm:resnet18+fpn+dense, too.
+
+    Examples:
+        foldfuse models
     """
-    if out.suffix != ".onnx":
-        raise InputError(f"{out}: ends in {out.suffix or 'nothing'}, and must end in .onnx.")
-    missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
-    if missing:
-        raise InputError(f"{', '.join(missing)} must be installed to write ONNX: pip install 'foldfuse[export]'.")
-    net: Any
-    if Path(model).is_dir():
-        run = Run(Path(model))
-        net, classes = load_detector(run)
-        size, about = run.recipe.image_size, {"model": run.recipe.detector, "classes": json.dumps(classes)}
-    else:
-        net = make_model(model, num_classes)
-        if is_detector(model):
-            net.backbone = fold_batch_norms(net.backbone)
-        size, about = default_image_size(net), {"model": model}
-    about |= {"stride": str(net.stride)} | {k: str(getattr(net, k)) for k in ("anchor_scale",) if hasattr(net, k)}
-    size = size if image_size is None else image_size
-    check_image_size(net, size)
-    taken = write_onnx(net, out, image_size=size, metadata=about, fixed_size=fixed_size)
-    print(f"{out}: takes {taken}; in ONNX Runtime its outputs are those of PyTorch.")
-    return out
-
-
-def profile(model: str, *, sizes: str = "224,384,512", out: Path | None = None, seconds: float = 1.0) -> None:
-    """Show what a model costs at several image sizes, and the power of the number of patches by which each cost grows.
-
-    Args:
-        model: name, as `foldfuse models` lists them; several parted by commas.
-        sizes: sides of the square picture in pixels, parted by commas; two at the least.
-        out: .svg to write, with a chart of how each cost grows.
-        seconds: to spend on timing each model at each size.
-
-    Raises:
-        InputError: there is no such model, or a size does not suit it.
-    """
-    if out is not None and out.suffix != ".svg":
-        raise InputError(
-            f"{out}: ends in {out.suffix or 'nothing'}, and must end in .svg. Any browser shows such a file."
-        )
-    numbers = _numbers(sizes)
-    names = model.split(",")
-    for name in names:
-        for size in numbers:
-            check_image_size(make_model(name, 10, device="meta"), size)
-    found = {name: measure_costs(name, numbers, seconds=seconds) for name in names}
+    table = Table("model", "M params", "GFLOPs", "at px", "stride", "description", box=SIMPLE_HEAD, pad_edge=False)
+    for column in table.columns[:5]:  # on a narrow terminal only the description wraps
+        column.no_wrap = True
+    for column in table.columns[1:5]:
+        column.justify = "right"
+    for kind, registry in (("detector", DETECTORS), ("classifier", CLASSIFIERS)):
+        for name, maker in registry.items():
+            model = make_model(name, NUM_CLASSES[kind], device="meta")
+            size = default_image_size(model)
+            cost = forward_cost(model, size)
+            description = (maker.__doc__ or "").split("\n")[0]
+            figures = (f"{cost.num_parameters / 1e6:.1f}", f"{cost.flops / 1e9:.1f}", str(size), str(model.stride))
+            table.add_row(name, *figures, description)
+        table.add_section()
     console = Console()
-    for name, points in found.items():
-        _show(console, name, points)
+    console.print(table)
+    console.print(
+        f"Detectors for {NUM_CLASSES['detector']} classes, then classifiers for {NUM_CLASSES['classifier']} classes. "
+        "A multiply-add counts as two FLOPs."
+    )
+
+
+def profile(
+    models: options.Names,
+    *,
+    image_size: options.ImageSizes = (224, 384, 512),
+    budget: options.Duration = 1.0,
+    out: options.OptionalOut = None,
+    overwrite: options.Overwrite = False,
+) -> None:
+    """Measure a model's cost at several image sizes, and the power of the number of patches by which each cost grows.
+
+    Args:
+        models: names of models, as `foldfuse models` lists them.
+        image_size: sides of the square image in pixels; two or more.
+        budget: time for timing each model at each image size.
+        out: SVG file to write with a chart of the growth.
+
+    Raises:
+        InputError: a model does not exist, or an image size does not suit it.
+
+    Examples:
+        foldfuse profile vit_tiny
+        foldfuse profile vit_tiny swin_tiny --image-size 224,448 --out growth.svg
+    """
+    if out is not None:
+        options.check_ending(out, ".svg")
+        options.refuse_overwrite(out, overwrite)
+    sizes = sorted(set(image_size))
+    if len(sizes) < 2:
+        raise InputError(f"--image-size has {len(sizes)} size; give two or more different sizes, such as 224,384.")
+    for name in models:
+        for size in sizes:
+            check_image_size(make_model(name, 10, device="meta"), size)
+    costs = {name: measure_costs(name, sizes, seconds=budget) for name in models}
+    console = Console()
+    for name, points in costs.items():
+        _print_costs(console, name, points)
     console.print("patches^0: does not grow; patches^1: grows with the number of patches; patches^2: with its square.")
     if out is not None:
-        write_text(out, cost_chart(found))
+        write_text(out, cost_chart(costs))
+        console.print(str(out), markup=False, soft_wrap=True)
 
 
-def _numbers(sizes: str) -> list[int]:
-    try:
-        numbers = sorted({int(word) for word in sizes.split(",")})
-    except ValueError:
-        raise InputError(f"the sizes {sizes!r} are not whole numbers parted by commas, such as 224,384,512.") from None
-    if len(numbers) < 2 or numbers[0] < 1:
-        raise InputError(
-            f"the sizes are {sizes!r}, and must be two or more different numbers of pixels, such as 224,384."
-        )
-    return numbers
-
-
-def _show(console: Console, name: str, points: Sequence[CostPoint]) -> None:
-    table = Table("px", "patches", "million parameters", "GFLOPs", "attention GFLOPs", "activation memory, MB", "ms")
-    table.title = name
+def _print_costs(console: Console, name: str, points: Sequence[CostPoint]) -> None:
+    heads = ("px", "patches", "M params", "GFLOPs", "attention GFLOPs", "activation memory, MB", "ms")
+    table = Table(*heads, title=name, title_justify="left")
     for column in table.columns:
         column.justify = "right"
     for p in points:
@@ -125,43 +120,56 @@ def _show(console: Console, name: str, points: Sequence[CostPoint]) -> None:
             str(p.image_size), f"{p.patches:.0f}", *row, f"{p.activation_bytes / 2**20:.0f}", f"{p.seconds * 1e3:.0f}"
         )
     console.print(table)
-    grows = ", ".join(f"{what} ~ patches^{e:.2f}" for what, e in scaling_exponents(points).items())
-    console.print(f"{name}: {grows}.\n", soft_wrap=True)
+    growth = ", ".join(f"{quantity} ~ patches^{e:.2f}" for quantity, e in scaling_exponents(points).items())
+    console.print(f"{name}: {growth}.\n", soft_wrap=True, markup=False)
 
 
-CLASSES = {"detector": 80, "classifier": 1000}  # that the parameters are counted with: COCO's and ImageNet's
+def export(
+    model: str,
+    *,
+    out: options.Out,
+    image_size: options.ImageSize = None,
+    num_classes: int = 80,
+    fixed_size: bool = False,
+    overwrite: options.Overwrite = False,
+) -> Path:
+    """Write a model as an ONNX file, run the file in ONNX Runtime, and compare its outputs with PyTorch's.
 
+    The file holds the network alone; boxes are decoded outside. Needs the packages of foldfuse[export].
 
-def models() -> None:
-    """Show all models, as recipes and `foldfuse profile` take them: parameters, cost at the usual size, and what each is."""
-    table = Table("model", "M params", "GFLOPs", "at px", "stride", "what it is", box=SIMPLE_HEAD, pad_edge=False)
-    for column in table.columns[:5]:  # only the words at the end give way on a narrow terminal
-        column.no_wrap = True
-    for column in table.columns[1:5]:
-        column.justify = "right"
-    for kind, registry in (("detector", DETECTORS), ("classifier", CLASSIFIERS)):
-        for name, maker in registry.items():
-            model = make_model(name, CLASSES[kind], device="meta")
-            size = default_image_size(model)
-            cost = forward_cost(model, size)
-            what = (maker.__doc__ or "").split("\n")[0]
-            figures = (f"{cost.num_parameters / 1e6:.1f}", f"{cost.flops / 1e9:.1f}", str(size), str(model.stride))
-            table.add_row(name, *figures, what)
-        table.add_section()
-    console = Console()
-    console.print(table)
-    console.print(
-        f"First the detectors, for {CLASSES['detector']} classes, then the classifiers, for {CLASSES['classifier']}. "
-        "A multiply-add counts as two FLOPs. A compose:BACKBONE+NECK+HEAD, such as compose:timm:resnet18+fpn+dense, can be "
-        "trained, profiled and exported too."
-    )
+    Args:
+        model: folder of a trained run; or the name of a model, which is exported with random weights, to try a runtime.
+        out: .onnx file to write.
+        image_size: side in pixels to check the file at; also the size of the file that takes one size alone. By default the
+            run's own size.
+        num_classes: number of classes of a model given by its name.
+        fixed_size: export for one image of one size; some runtimes need that.
 
+    Raises:
+        InputError: there is no such run or model, the size does not suit it, or a package is missing.
 
-def recipes() -> None:
-    """Show all recipes, as `--recipe` takes them, with what each is for."""
-    table = Table("recipe", "image size", "batch size", "what it is for")
-    makers: dict[str, Callable[[], Recipe | ClassifierRecipe]] = {**RECIPES, **CLASSIFIER_RECIPES}
-    for name, maker in makers.items():
-        recipe = maker()
-        table.add_row(name, str(recipe.image_size), str(recipe.batch_size), (maker.__doc__ or "").split("\n")[0])
-    Console().print(table)
+    Examples:
+        foldfuse export run1 --out run1.onnx
+        foldfuse export run1 --image-size 320 --fixed-size --out run1_320.onnx
+    """
+    options.check_ending(out, ".onnx")
+    options.refuse_overwrite(out, overwrite)
+    missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
+    if missing:
+        raise InputError(f"{', '.join(missing)} must be installed to write ONNX: pip install 'foldfuse[export]'.")
+    net: Any
+    if Path(model).is_dir():
+        run = Run(Path(model))
+        net, classes = load_detector(run)
+        size, metadata = run.recipe.image_size, {"model": run.recipe.detector, "classes": json.dumps(classes)}
+    else:
+        net = make_model(model, num_classes)
+        if is_detector(model):
+            net.backbone = fold_batch_norms(net.backbone)
+        size, metadata = default_image_size(net), {"model": model}
+    metadata |= {"stride": str(net.stride)} | {k: str(getattr(net, k)) for k in ("anchor_scale",) if hasattr(net, k)}
+    size = size if image_size is None else image_size
+    check_image_size(net, size)
+    takes = write_onnx(net, out, image_size=size, metadata=metadata, fixed_size=fixed_size)
+    print(f"{out}: takes {takes}; its outputs in ONNX Runtime are those of PyTorch.")
+    return out

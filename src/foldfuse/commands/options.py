@@ -176,6 +176,12 @@ def recipe_changes(
     return (*changes, *(f"{key}={value}" for key, value in own.items() if value is not None))
 
 
+def check_ending(out: Path, *endings: str) -> None:
+    """Raises InputError unless the name of an output ends in one of `endings`."""
+    if out.suffix not in endings:
+        raise InputError(f"{out}: ends in {out.suffix or 'nothing'}, and must end in {' or '.join(endings)}.")
+
+
 def refuse_overwrite(path: Path, overwrite: bool) -> None:
     """Checks that an output may be written: nothing lies at `path`, an empty folder does, or `overwrite` is given.
 

@@ -1,0 +1,28 @@
+"""The command recipes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from foldfuse.recipes import CLASSIFIER_RECIPES, RECIPES, ClassifierRecipe, Recipe
+
+
+def recipes() -> None:
+    """List the recipes that --recipe takes, with the purpose of each.
+
+    Examples:
+        foldfuse recipes
+    """
+    table = Table("recipe", "image size", "batch size", "purpose", box=SIMPLE_HEAD, pad_edge=False)
+    makers: dict[str, Callable[[], Recipe | ClassifierRecipe]] = {**RECIPES, **CLASSIFIER_RECIPES}
+    for name, maker in makers.items():
+        recipe = maker()
+        purpose = (maker.__doc__ or "").split("\n")[0]
+        table.add_row(name, str(recipe.image_size), str(recipe.batch_size), escape(purpose))
+    table.columns[0].no_wrap = True
+    Console().print(table)

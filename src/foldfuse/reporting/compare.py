@@ -84,11 +84,11 @@ class Comparison:
 
     def difference_rows(self) -> list[list[str]]:
         """A row of cells for each number: its name, then the value of each campaign after the first."""
-        names = ["images in common"]
+        first, names = self.campaigns[0].name, ["images in common"]
         columns = [[str(its[0].num_images)] for its in self.differences.values()]
         for k, metric in enumerate(METRICS):
             name = metric.upper()
-            names += [f"{name} of the first", name, f"{name} difference", "95 % interval", "resamples better"]
+            names += [f"{name} of {first}", name, f"{name} difference", "95 % interval", "resamples better"]
             for column, its in zip(columns, self.differences.values(), strict=True):
                 one, resampled = its[k], its[k].difference
                 column += [f"{one.first:.4f}", f"{one.second:.4f}", f"{one.second - one.first:+.4f}"]

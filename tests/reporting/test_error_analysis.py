@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -11,7 +12,15 @@ import pytest
 from foldfuse.data.dataset import Dataset, Sample
 from foldfuse.detections import Annotations, Detections, Predictions
 from foldfuse.evaluation.diagnosis import ERRORS, Curve, diagnose
-from foldfuse.reporting.error_analysis import ALL_CLASSES, ERROR_NAMES, dominant_error, error_costs, precision_chart
+from foldfuse.reporting.error_analysis import (
+    ALL_CLASSES,
+    ERROR_NAMES,
+    analyse_errors,
+    confusion_matrix,
+    dominant_error,
+    error_costs,
+    precision_chart,
+)
 
 CLASSES = ("cup", "jar")
 BOX = [10.0, 10.0, 50.0, 50.0]
@@ -63,9 +72,11 @@ def test_costs_agree_with_the_diagnosis_and_are_counted_at_the_threshold():
         (annotated(BOX), detected((BOX, 1, 0.9), (FAR, 0, 0.95), (FAR, 0, 0.2))),
         (annotated(BOX, FAR), detected((BOX, 0, 0.8))),
     )
-    rows = error_costs(dataset, predictions, 0.5)
+    diagnosis = diagnose(predictions, dataset)
+    rows = error_costs(diagnosis, dataset, predictions)
+    assert diagnosis.best.score == pytest.approx(0.8)
     assert {row.name: row.ap50 for row in rows} == {
-        ERROR_NAMES[kind]: value for kind, value in diagnose(predictions, dataset).tide_delta_ap.items()
+        ERROR_NAMES[kind]: value for kind, value in diagnosis.tide_delta_ap.items()
     }
     assert [row.ap50 for row in rows] == sorted((row.ap50 for row in rows), reverse=True)
     assert {row.name: row.count for row in rows if row.count} == {"classification": 1, "background": 1, "missed": 1}
@@ -75,7 +86,20 @@ def test_costs_agree_with_the_diagnosis_and_are_counted_at_the_threshold():
 def test_images_without_annotated_objects_have_no_costs():
     for truth in (annotated(), annotated(BOX, crowd=True)):
         dataset, predictions = dataset_of((truth, detected((BOX, 0, 0.9))))
-        assert error_costs(dataset, predictions, 0.5) == ()
+        warnings: list[str] = []
+        analysis = analyse_errors(dataset, predictions, warnings)
+        assert (analysis.precision, analysis.costs, analysis.confusion) == (None, (), None)
+        assert len(warnings) == 1, "the image does not exist"
+
+
+def test_the_confusion_matrix_sums_up_rare_classes():
+    confusion = np.diag(np.arange(15)) + 1  # 14 classes and the background; class 13 is the most frequent
+    diagnosis = replace(diagnose(*reversed(dataset_of((annotated(BOX), detected((BOX, 0, 0.9)))))), confusion=confusion)
+    matrix = confusion_matrix(replace(diagnosis, classes=tuple(map(str, range(14)))))
+    assert matrix.names == (*map(str, range(13, 1, -1)), "other classes", "background")
+    assert sum(map(sum, matrix.counts)) == confusion.sum()
+    assert matrix.counts[0][:2] == (14, 1)
+    assert matrix.counts[12] == (*(2,) * 12, 5, 2)  # classes 0 and 1
 
 
 def test_the_mean_over_all_classes_is_drawn_above_the_others():

@@ -1,4 +1,7 @@
-"""Error analysis of predictions: precision and recall, AP50 lost to each type of error, and example images."""
+"""Error analysis of predictions: precision and recall, errors by type, confusion of classes, and example images.
+
+The numbers are those of `foldfuse score` (see `evaluation.diagnosis`).
+"""
 
 from __future__ import annotations
 
@@ -10,8 +13,7 @@ import numpy as np
 from foldfuse.data.dataset import Dataset, Sample
 from foldfuse.detections import Detections, Predictions
 from foldfuse.errors import InputError
-from foldfuse.evaluation.diagnosis import ERRORS, Curve, best_threshold, precision_recall, tide_delta_ap
-from foldfuse.evaluation.matching import MATCH_IOU, NO_LIMIT, ground_truth, match_predictions
+from foldfuse.evaluation.diagnosis import ERRORS, Curve, Diagnosis, diagnose, tide_delta_ap
 from foldfuse.reporting.axes import linear_axis
 from foldfuse.reporting.charts import Chart, Line, line_chart
 from foldfuse.reporting.images import Figure, draw_comparison, draw_predictions, evenly_spaced, pick_examples
@@ -26,6 +28,7 @@ ERROR_NAMES = {  # of the ERRORS, written out
     "Miss": "missed",
 }
 _MAX_CURVES = 8
+_MAX_CLASSES = 12  # rows of the confusion matrix; the other classes are summed up
 _TEST_IMAGES = 6
 
 
@@ -48,11 +51,32 @@ class ErrorCost:
 
 
 @dataclass(frozen=True)
+class ConfusionMatrix:
+    """Numbers of boxes by annotated class (rows) and predicted class (columns).
+
+    Attributes:
+        names: of rows and columns; the last is the background: false positives in its row, missed boxes in its column.
+        counts: (n, n).
+    """
+
+    names: tuple[str, ...]
+    counts: tuple[tuple[int, ...], ...]
+
+
+@dataclass(frozen=True)
 class ErrorAnalysis:
-    """The error analysis of held-out predictions; the costs are in falling order."""
+    """The error analysis of held-out predictions.
+
+    Attributes:
+        precision: precision-recall curves; None, as `confusion`, for images without annotated objects.
+        costs: of the types of error, in falling order.
+        confusion: of the boxes that score at least the threshold of the examples.
+        examples: the best, typical and worst images.
+    """
 
     precision: Chart | None
     costs: tuple[ErrorCost, ...]
+    confusion: ConfusionMatrix | None
     examples: Examples
 
 
@@ -65,25 +89,21 @@ def analyse_errors(dataset: Dataset, predictions: Predictions, warnings: list[st
         warnings: a sentence is added for each image that cannot be shown.
     """
     annotated = dataset.subset([s.id for s in dataset.samples if s.annotations is not None and s.id in predictions])
-    matches = match_predictions(
-        predictions.select_images(annotated.image_ids),
-        ground_truth(annotated),
-        ious=(MATCH_IOU,),
-        max_detections=NO_LIMIT,
-    )
-    threshold = best_threshold(matches).score
-    examples = pick_examples(dataset, predictions, threshold)
+    predictions = predictions.select_images(annotated.image_ids)
+    diagnosis = diagnose(predictions, annotated) if _num_objects(annotated.samples) else None
+    threshold = diagnosis.best.score if diagnosis else 0.0
 
     def draw(kind: str, sample: Sample) -> Figure:
         detections = _above(predictions[sample.id], threshold)
         figure = draw_comparison(sample, detections, dataset.classes, kind=kind)
-        error = dominant_error(dataset, predictions, sample, threshold) if kind == "worst" else ""
+        error = dominant_error(annotated, predictions, sample, threshold) if kind == "worst" else ""
         return replace(figure, caption=f"{figure.caption}; {error}") if error else figure
 
     return ErrorAnalysis(
-        precision_chart(precision_recall(matches, dataset.classes)),
-        error_costs(annotated, predictions, threshold),
-        Examples(_figures(draw, examples, warnings), threshold),
+        precision_chart(diagnosis.curves) if diagnosis else None,
+        error_costs(diagnosis, annotated, predictions) if diagnosis else (),
+        confusion_matrix(diagnosis) if diagnosis else None,
+        Examples(_figures(draw, pick_examples(annotated, predictions, threshold), warnings), threshold),
     )
 
 
@@ -139,14 +159,26 @@ def precision_chart(curves: Sequence[Curve]) -> Chart | None:
     return Chart("Precision and recall", svg, caption, legend, ALL_CLASSES if len(curves) > 1 else None)
 
 
-def error_costs(dataset: Dataset, predictions: Predictions, threshold: float) -> tuple[ErrorCost, ...]:
-    """The cost of each type of error, in falling order; empty for images without annotated objects."""
-    if not _num_objects(dataset.samples):
-        return ()
-    gains, _ = tide_delta_ap(_select(predictions, dataset.samples, 0.0), dataset)
-    _, counts = tide_delta_ap(_select(predictions, dataset.samples, threshold), dataset)
+def error_costs(diagnosis: Diagnosis, dataset: Dataset, predictions: Predictions) -> tuple[ErrorCost, ...]:
+    """The cost of each type of error, in falling order, counted among the boxes above the best threshold."""
+    counts = tide_delta_ap(_select(predictions, dataset.samples, diagnosis.best.score), dataset)[1]
+    gains = diagnosis.tide_delta_ap
     costs = [ErrorCost(ERROR_NAMES[kind], ERRORS[kind], gains[kind], counts[kind]) for kind in ERRORS]
     return tuple(sorted(costs, key=lambda cost: -cost.ap50))
+
+
+def confusion_matrix(diagnosis: Diagnosis) -> ConfusionMatrix:
+    """The confusion of the most frequent annotated classes; one row and column sum up the others."""
+    background = len(diagnosis.classes)
+    order = np.argsort(-diagnosis.confusion[:-1].sum(1), kind="stable")
+    groups = [[int(k)] for k in order[:_MAX_CLASSES]]
+    names = [diagnosis.classes[k] for k in order[:_MAX_CLASSES]]
+    if len(order) > _MAX_CLASSES:
+        groups.append(order[_MAX_CLASSES:].tolist())
+        names.append("other classes")
+    groups.append([background])
+    counts = tuple(tuple(int(diagnosis.confusion[np.ix_(row, column)].sum()) for column in groups) for row in groups)
+    return ConfusionMatrix((*names, "background"), counts)
 
 
 def dominant_error(dataset: Dataset, predictions: Predictions, sample: Sample, threshold: float) -> str:

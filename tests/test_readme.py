@@ -29,7 +29,9 @@ def files(tmp_path, monkeypatch):
         old.rename(train.parent / "images" / image["file_name"])
     (train.parent / "truth.json").write_text(json.dumps(other))
     (train.parent / "test.json").write_text(json.dumps(other | {"annotations": []}))
-    boxes = [{key: row[key] for key in ("image_id", "category_id", "bbox")} | {"score": 0.9} for row in other["annotations"]]
+    boxes = [
+        {key: row[key] for key in ("image_id", "category_id", "bbox")} | {"score": 0.9} for row in other["annotations"]
+    ]
     (tmp_path / "a.json").write_text(json.dumps(boxes))
     rows = [f"0 0.8 10 10 30 30,{image['file_name']}" for image in other["images"]]
     (tmp_path / "b.csv").write_text("\n".join(["PredictionString,image_id", *rows]) + "\n")
@@ -44,7 +46,9 @@ def test_it_is_short():
     assert len(TEXT.splitlines()) <= 120
 
 
-@pytest.mark.parametrize("page", [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))], ids=str)
+@pytest.mark.parametrize(
+    "page", [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))], ids=str
+)
 def test_links_lead_to_files(page):
     links = re.findall(r"\]\(([^)#\s]+)[^)]*\)", page.read_text(encoding="utf-8"))
     assert not [link for link in links if "://" not in link and not (page.parent / link).exists()]

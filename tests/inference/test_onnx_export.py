@@ -90,6 +90,7 @@ class Grown(nn.Module):
         return images.sum() * float(images.shape[-1])
 
 
+@pytest.mark.slow
 def test_a_network_that_does_not_allow_other_sizes_is_exported_at_one(tmp_path):
     assert write_onnx(Grown(), tmp_path / "m.onnx", image_size=8, metadata={}) == "one picture of 8 x 8 px"
 

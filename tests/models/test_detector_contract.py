@@ -22,6 +22,7 @@ def num_parameters(name):
 
 PARAMETERS = {name: num_parameters(name) for name in DETECTORS}
 every_detector = pytest.mark.parametrize("name", [name for name, n in PARAMETERS.items() if n <= SMALL])
+LEARN_FAST = ("lite0_fpn", "yolov5n")  # the others learn in the slow tests
 every_large_one = pytest.mark.parametrize("name", [name for name, n in PARAMETERS.items() if n > SMALL])
 
 
@@ -114,7 +115,14 @@ def test_one_picture_with_objects_beside_one_without_gives_finite_gradients(name
     assert all(p.grad.isfinite().all() for p in model.parameters())
 
 
-@every_detector
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[] if name in LEARN_FAST else [pytest.mark.slow])
+        for name, n in PARAMETERS.items()
+        if n <= SMALL
+    ],
+)
 def test_it_learns_one_picture_by_heart(name):
     # Wider than high, with an object further right than the picture is high: x and y cannot be confused.
     want = drawn([[120, 30, 180, 60], [10, 40, 50, 120]], [1, 2])

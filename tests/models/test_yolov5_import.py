@@ -216,6 +216,7 @@ def test_the_names_of_coco_are_those_in_its_files():
     assert ",".join(read(truth).classes) == COCO
 
 
+@pytest.mark.slow
 def test_a_real_checkpoint_reaches_its_published_score(tmp_path):
     weights, data = SHARED / "weights" / "yolov5n.pt", SHARED / "data" / "coco_val2017_128" / "instances.json"
     if not weights.exists() or not data.exists():

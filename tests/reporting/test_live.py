@@ -2,7 +2,6 @@
 
 import io
 import sqlite3
-import threading
 import time
 from contextlib import suppress
 
@@ -15,6 +14,7 @@ from foldfuse.reporting.live import Work, live, view, watch
 from foldfuse.storage import ledger as ledgers
 from foldfuse.system.progress import error_console, progress_bar
 from ledger_samples import a_record
+from waiting import wait_until
 
 RESULT = {"name": "trunk-64", "ap50": 0.5, "ap": 0.25, "weight": 0.75, "adds": 0.013}
 PLAN = {"segments": [{"name": "trunk-64", "image_size": 64}, {"name": "branch1-96", "image_size": 96, "seconds": 90.0}]}
@@ -107,7 +107,7 @@ def test_a_terminal_gets_the_view_with_notes_above_it(campaign):
         error_console().print("a table")
         with progress_bar("predicting") as progress:
             progress(0.5)
-            time.sleep(1.3)
+            wait_until(lambda: "50%" in console.file.getvalue(), what="the view")
     text = console.file.getvalue()
     assert "Something was decided." in text
     assert "a table" in text
@@ -122,12 +122,15 @@ def test_no_terminal_no_view(campaign, capsys):
     assert capsys.readouterr().err.rstrip().endswith("Something was decided.")
 
 
-def test_a_ledger_that_is_gone_is_not_made_anew(campaign):
-    console = terminal()
+def test_a_ledger_that_is_gone_is_not_made_anew(campaign, monkeypatch):
+    console, looks = terminal(), []
+    look = watching.Latest.look
+    monkeypatch.setattr(watching.Latest, "look", lambda self: (looks.append(1), look(self)))
     with live(campaign.folder, console=console):
         campaign.close()
         (campaign.folder / ledgers.NAME).unlink()
-        time.sleep(1.2)
+        before = len(looks)
+        wait_until(lambda: len(looks) > before + 1, what="another look at the ledger")
     assert not (campaign.folder / ledgers.NAME).exists()
     assert "trunk-64" in console.file.getvalue()
 
@@ -142,17 +145,14 @@ def test_watch_follows_until_the_end(campaign, monkeypatch):
     console = terminal()
     monkeypatch.setattr(watching, "Console", lambda: console)
 
-    def ends():
+    def ends(_):
         db = ledgers.resume(campaign.folder, start=time.monotonic())
-        time.sleep(0.5)
         db.log("The last word.")
         db.set(state="finished")
         db.close()
 
-    thread = threading.Thread(target=ends)
-    thread.start()
+    monkeypatch.setattr(watching.time, "sleep", ends)
     watch(campaign.folder)
-    thread.join()
     assert "The last word." in console.file.getvalue()
     assert "finished" in console.file.getvalue()
 

@@ -1,7 +1,6 @@
 """The probe takes what is faster and computes the same, remembers it, and leaves nothing else behind."""
 
 import json
-import time
 
 import numpy as np
 import pytest
@@ -14,6 +13,7 @@ from foldfuse.training import precision as module
 from foldfuse.training.precision import AutotuneResult, Setting, affordable, probe, usual
 from learning_samples import write_dataset
 
+LATE = [0.0]  # seconds by which the clock of these tests is ahead
 BATCH = torch.zeros(2, 3, 32, 32, dtype=torch.uint8), []
 
 
@@ -33,11 +33,18 @@ class Network(nn.Module):
         half = torch.is_autocast_enabled("cpu")
         self.calls += 1
         torch.rand(1)
-        time.sleep(0.0 if half else 0.02)
+        LATE[0] += 0.1 if half else 0.3
         return self.weight.sum() + (self.wrong if half else 0.0)
 
     def loss(self, raw, targets):
         return {"all": raw}
+
+
+@pytest.fixture(autouse=True)
+def clock(monkeypatch):
+    """A clock that `Network` puts forward."""
+    now = module.time.perf_counter
+    monkeypatch.setattr(module.time, "perf_counter", lambda: now() + LATE[0])
 
 
 def found(tmp_path, model, seconds=1000.0):

@@ -35,6 +35,7 @@ def run(*command):
     assert done.returncode == 0, done.stderr[-3000:]
 
 
+@pytest.mark.slow
 def test_two_processes_learn_what_one_learns(data, tmp_path):
     run(sys.executable, HERE / "two_processes.py", data, tmp_path / "one.json")
     run(*TORCHRUN, HERE / "two_processes.py", data, tmp_path / "two.json")
@@ -45,6 +46,7 @@ def test_two_processes_learn_what_one_learns(data, tmp_path):
         np.testing.assert_allclose(two[name][0], one[name][0], rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_two_processes_train_and_predict_from_the_command_line(data, tmp_path):
     changes = (
         "image_size=64",

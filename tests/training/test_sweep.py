@@ -25,6 +25,7 @@ def test_the_rate_goes_with_the_square_root_of_the_batch_size_and_the_largest_co
     assert (small.image_size, small.batch_size) == (256, 2)
 
 
+@pytest.mark.slow
 def test_a_sweep_scores_each_training_at_moments_and_trains_nothing_twice(data, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(module, "SHORTEST", 0.1)
     monkeypatch.setattr(module, "seconds_each", lambda grid, held, left: 1.5)

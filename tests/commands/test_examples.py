@@ -1,0 +1,61 @@
+"""The help page of every command ends with examples, and each of them runs."""
+
+import importlib
+import inspect
+import shutil
+from pathlib import Path
+
+import pytest
+
+import example_lines
+from foldfuse import cli
+
+NEEDS_A_CHECKPOINT = {"import"}  # tests/models/test_yolov5_import.py makes one and imports it
+SLOW = {"export"}
+WITHOUT_YET = {"campaign", "watch", "note", "demo", "train", "sweep", "import", "predict"}
+WITHOUT_YET |= {"fuse", "ensemble", "rescore", "convert", "score", "submit"}
+
+
+def lines_of(name):
+    """The examples of a command."""
+    module, _, attribute = cli.COMMANDS[name][0].partition(":")
+    doc = inspect.getdoc(getattr(importlib.import_module(module), attribute)) or ""
+    section = doc.partition("Examples:\n")[2].partition("\n\n")[0]
+    return [line.strip() for line in section.splitlines()]
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("examples")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        example_lines.make_everything_small(patch)
+        example_lines.make_files(folder)
+        example_lines.make_runs(folder, lambda line: example_lines.run_line(line, folder))
+    return folder
+
+
+@pytest.mark.parametrize("name", sorted(set(cli.COMMANDS) - WITHOUT_YET))
+def test_examples_are_there_and_fit_a_terminal(name):
+    lines = lines_of(name)
+    assert lines, f"{name} has no examples"
+    for line in lines:
+        assert line.startswith(f"foldfuse {name}")
+        assert len(line) <= 76, f"too long to copy from a terminal: {line}"
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[pytest.mark.slow] if name in SLOW else [])
+        for name in cli.COMMANDS
+        if name not in WITHOUT_YET | NEEDS_A_CHECKPOINT
+    ],
+)
+def test_examples_run(name, files, tmp_path, monkeypatch, capsys):
+    folder = Path(shutil.copytree(files, tmp_path / "work"))
+    monkeypatch.chdir(folder)
+    example_lines.make_everything_small(monkeypatch)
+    for line in lines_of(name):
+        status = example_lines.run_line(line, folder)
+        assert status in ({0, 1} if name == "check" else {0}), f"{line}: {capsys.readouterr().err}"

@@ -75,7 +75,7 @@ def pieces(folder: Path, seconds: float) -> dict[str, tuple[float, ...]]:
 def views_of(folder: Path, held: Dataset, test: Dataset) -> dict[str, tuple[Predictions, Predictions]]:
     """{"member@view": its predictions of the held-back and of the test pictures}, where it has both."""
     found = {}
-    for path in sorted((folder / "members").glob("*/target@*.parquet")):
+    for path in sorted((folder / "members").glob("*/test@*.parquet")):
         name = f"{path.parent.name}@{path.stem.split('@')[1]}"
         own = path.with_name(path.name.replace("target", "held"))
         found[name] = read_predictions(own, held), read_predictions(path, test)

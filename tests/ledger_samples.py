@@ -1,11 +1,11 @@
 """Rows of a ledger that several tests start from."""
 
-from foldfuse.storage.ledger import SegmentRecord
+from foldfuse.storage.ledger import Role, SegmentRecord
 
 
 def a_record(name="a", **changes):
     values = {
-        "kind": "train",
+        "role": Role.BASE,
         "recipe": {"image_size": 64},
         "parent": None,
         "fold": 0,

@@ -13,6 +13,7 @@ import re
 import signal
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import cyclopts
@@ -22,11 +23,12 @@ from rich.console import Console
 from foldfuse import __version__
 from foldfuse.errors import InputError
 from foldfuse.system import host
+from foldfuse.system.progress import log_on_standard_error
 from foldfuse.system.signals import sigterm_as_interrupt
 
 COMMANDS = {  # name: (function, what it does)
     "campaign": ("foldfuse.commands.campaign:campaign", "Make the best submission possible by a deadline."),
-    "watch": ("foldfuse.reporting.live:watch", "Show a running campaign, live."),
+    "watch": ("foldfuse.commands.campaign:watch", "Show a running campaign, live."),
     "report": ("foldfuse.commands.report:report", "Write the HTML page on a campaign or a run."),
     "compare": ("foldfuse.commands.report:compare", "Compare campaigns on the same data."),
     "note": ("foldfuse.commands.campaign:note", "Attach a note, or a leaderboard's score, to a campaign."),
@@ -101,7 +103,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     first = os.environ.get("RANK", "0") == "0"  # of torchrun's processes, one speaks
     error_console = Console(stderr=True, soft_wrap=True, highlight=False, quiet=not first)
     try:
-        with sigterm_as_interrupt():
+        with sigterm_as_interrupt(), log_on_standard_error() if first else nullcontext():
             app = make_app()
             if command is not None and {"--help", "-h"} & set(words):
                 print_help(app, command)

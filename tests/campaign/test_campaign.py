@@ -1,4 +1,4 @@
-"""Campaigns: bad input leaves nothing behind; a real one keeps its deadline and leaves a valid submission."""
+"""Campaigns: refused input leaves nothing behind; a real one keeps its deadline and leaves a valid submission."""
 
 import json
 import os
@@ -33,19 +33,18 @@ def edited(path, name, change):
     return path.parent / name
 
 
-def break_pictures(path, number):
-    for picture in sorted((path.parent / "images").iterdir())[:number]:
-        picture.write_bytes(b"no picture")
+def break_images(path, number):
+    for image in sorted((path.parent / "images").iterdir())[:number]:
+        image.write_bytes(b"no image")
     return path
 
 
 @pytest.mark.parametrize(
     ("bad", "options", "message"),
     [
-        (lambda d: d, {"deadline": "59s"}, "the deadline is 59 s, and even one member needs 1 min"),
-        (lambda d: d, {"deadline": "soon"}, "the time 'soon' is not one"),
+        (lambda d: d, {"deadline": 59.0}, "the deadline is 59 s, and even one member needs 1 min"),
         (lambda d: d, {"recipe": ("yolo",)}, "no recipe is called 'yolo'"),
-        (lambda d: d, {"change": ("lr=0",)}, "lr is 0"),
+        (lambda d: d, {"set": ("lr=0",)}, "lr is 0"),
         (lambda d: d, {"metric": "map"}, "no metric is called 'map'"),
         (lambda d: d.parent / "gone.json", {}, "gone.json: there is no such file"),
         (lambda d: d.parent / "images", {}, "holds no train.json"),
@@ -78,23 +77,23 @@ def test_a_folder_in_use_is_left_alone(data, tmp_path):
     out = tmp_path / "out"
     out.mkdir()
     (out / "mine.txt").write_text("keep")
-    with pytest.raises(InputError, match="is there already"):
+    with pytest.raises(InputError, match="exists already"):
         campaign(data, out=out)
     assert [p.name for p in out.iterdir()] == ["mine.txt"]
 
 
 @pytest.mark.parametrize(
     ("number", "folds", "message"),
-    [(8, 5, "8 of 16 pictures cannot be decoded"), (0, 20, "fewer than the 20 folds"), (0, 1, "k is 1")],
+    [(8, 5, "8 of 16 images cannot be decoded"), (0, 20, "fewer than the 20 folds"), (0, 1, "num_folds is 1")],
 )
-def test_what_looking_at_the_pictures_finds_leaves_no_folder(data, tmp_path, number, folds, message):
-    break_pictures(data, number)
+def test_a_campaign_refused_for_its_images_leaves_no_folder(data, tmp_path, number, folds, message):
+    break_images(data, number)
     with pytest.raises(InputError, match=message):
         campaign(data, out=tmp_path / "out", folds=folds)
-    assert not (tmp_path / "out").exists(), "one could not start again with the same command"
+    assert not (tmp_path / "out").exists(), "the same command could not be given again"
 
 
-def test_a_trunk_that_diverges_is_told_in_a_sentence(data, tmp_path, capsys, monkeypatch):
+def test_a_base_run_that_diverges_is_one_sentence(data, tmp_path, capsys, monkeypatch):
     def diverge(*arguments, **options):
         raise FloatingPointError("step 7: the loss is not finite. Try a lower lr.")
 
@@ -105,7 +104,7 @@ def test_a_trunk_that_diverges_is_told_in_a_sentence(data, tmp_path, capsys, mon
     assert not (tmp_path / "out" / "submission.csv").exists()
 
 
-def test_an_interrupt_while_looking_at_the_pictures_is_told_in_a_sentence(data, tmp_path, capsys, monkeypatch):
+def test_an_interrupt_while_checking_the_data_is_one_sentence(data, tmp_path, capsys, monkeypatch):
     def pressed(dataset):
         raise KeyboardInterrupt
 
@@ -113,22 +112,22 @@ def test_an_interrupt_while_looking_at_the_pictures_is_told_in_a_sentence(data, 
     with monkeypatch.context() as during:
         during.setattr("foldfuse.campaign.task.unreadable_images", pressed)
         assert cli.main(["campaign", str(data), "--out", str(out), "--folds", "3"]) == 130
-    again = f"Go on with: foldfuse campaign --resume {out}"
-    assert f"Interrupted: nothing has been submitted yet. {again}\ninterrupted\n" in capsys.readouterr().err
+    again = f"Resume with: foldfuse campaign --resume {out}"
+    assert f"Interrupted: there is no submission yet. {again}\ninterrupted\n" in capsys.readouterr().err
     assert ledger.snapshot(out)["state"] == "interrupted"
 
     tasks = []
-    monkeypatch.setattr("foldfuse.campaign.runner.carry_out", lambda task, *others: tasks.append(task))
+    monkeypatch.setattr("foldfuse.campaign.runner.run", lambda task, *_, **__: tasks.append(task))
     assert cli.main(["campaign", "--resume", str(out)]) == 0
     (task,) = tasks
-    assert len(task.train) + len(task.held) + len(task.target) == 16
+    assert len(task.train) + len(task.val) + len(task.test) == 16
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGINT for another process")
 def test_ctrl_c_in_the_first_training_ends_it_at_once(data, tmp_path):
     out = tmp_path / "out"
-    words = ["--folds", "3", "--size", "64", "--change", "batch_size=2", "--change", "image_size=64"]
+    words = ["--folds", "3", "--image-size", "64", "--set", "batch_size=2", "--set", "image_size=64"]
     process = subprocess.Popen(
         [sys.executable, "-m", "foldfuse", "campaign", str(data), "--out", str(out), *words],
         stderr=subprocess.PIPE,
@@ -136,36 +135,36 @@ def test_ctrl_c_in_the_first_training_ends_it_at_once(data, tmp_path):
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # it may be ignored where we run
     )
-    while not list(out.glob("members/trunk-*/log.jsonl")):
+    while not list(out.glob("members/base-*/log.jsonl")):
         assert process.poll() is None, process.stderr.read()
         time.sleep(0.1)
     process.send_signal(signal.SIGINT)
     _, error = process.communicate(timeout=60)
     assert process.returncode == 130
     assert "Traceback" not in error
-    assert error.endswith(f"Go on with: foldfuse campaign --resume {out}\ninterrupted\n")
+    assert error.endswith(f"Resume with: foldfuse campaign --resume {out}\ninterrupted\n")
     facts = ledger.snapshot(out)
     assert (facts["state"], facts["submissions"]) == ("interrupted", 0)
 
 
 @pytest.mark.slow
 def test_a_campaign_keeps_its_deadline_and_leaves_a_valid_submission(data, tmp_path, capsys):
-    break_pictures(data, 1)
+    break_images(data, 1)
     test = write_dataset(tmp_path / "t", 6, size=(64, 96), seed=9)
     Image.new("RGB", (5, 5)).save(test.parent / "images" / "002.png")  # not of the size that the JSON says
     out = tmp_path / "out"
     options = ["--deadline", "60s", "--out", str(out), "--folds", "3"]
-    changes = ["--change", "image_size=64", "--change", "batch_size=2"]
+    changes = ["--set", "image_size=64", "--set", "batch_size=2"]
     assert cli.main(["campaign", str(data), "--test", str(test), *options, *changes]) == 0
 
-    assert f"{out / 'submission.csv'} is what to submit" in capsys.readouterr().err
+    assert f"The submission is {out / 'submission.csv'}" in capsys.readouterr().err
 
-    target = read(test, annotated=False)
-    found = validate_submission(out / "submission.csv", target)
-    assert list(found.image_ids) == list(target.image_ids)
-    assert len(found[2]) == 0, "the broken picture is submitted as empty"
+    images = read(test, annotated=False)
+    found = validate_submission(out / "submission.csv", images)
+    assert list(found.image_ids) == list(images.image_ids)
+    assert len(found[2]) == 0, "a broken image is submitted without boxes"
     assert len(found.boxes) > 0
-    assert len(read_predictions(out / "submission.json", target).boxes) == len(found.boxes)
+    assert len(read_predictions(out / "submission.json", images).boxes) == len(found.boxes)
     page = (out / "report.html").read_text()
     facts = json.loads((out / "campaign.json").read_text())
     assert facts["state"] == "finished"
@@ -176,26 +175,27 @@ def test_a_campaign_keeps_its_deadline_and_leaves_a_valid_submission(data, tmp_p
 
 
 @pytest.mark.slow
-def test_with_several_trunks_those_that_add_most_go_on(data, tmp_path, monkeypatch):
-    monkeypatch.setattr("foldfuse.campaign.runner.COMPARED_FROM", 0.0)
-    monkeypatch.setattr("foldfuse.campaign.planning.segments.LEAST_STEPS", 1)
-    monkeypatch.setattr("foldfuse.campaign.planning.allocation.SHORTEST", 0.1)
+def test_the_base_runs_that_add_most_are_promoted(data, tmp_path, monkeypatch):
+    monkeypatch.setattr("foldfuse.campaign.constants.COMPARE_DEADLINE", 0.0)
+    monkeypatch.setattr("foldfuse.campaign.constants.MIN_COMPARED_STEPS", 1)
+    monkeypatch.setattr("foldfuse.campaign.constants.MIN_SEGMENT_SECONDS", 0.1)
     out = tmp_path / "out"
     options = ["--deadline", "75s", "--out", str(out), "--folds", "3"]
-    changes = ["--change", "image_size=192", "--change", "batch_size=2"]
-    recipes = ["--recipe", "lite0_fpn", "--recipe", "yolov5n"]
+    changes = ["--set", "image_size=192", "--set", "batch_size=2"]
+    recipes = ["--recipe", "lite0_fpn,yolov5n"]
     assert cli.main(["campaign", str(data), *options, *changes, *recipes]) == 0
     facts = json.loads((out / "campaign.json").read_text())
-    rows = {row["name"]: row for row in facts["segments"]}
-    trunks = [name for name in rows if name.startswith("trunk-")]
-    assert len(trunks) == 4
-    assert set(facts["ranking"]) <= set(trunks)
-    grown = [row["parent"] for name, row in rows.items() if name.startswith("grown-")]
-    assert grown == facts["ranking"][: len(grown)]
-    assert 1 <= len(grown) <= 2
-    for name, row in rows.items():
-        if name.startswith("branch"):
-            assert row["parent"].startswith("grown-")
-            assert row["recipe"]["detector"] == rows[row["parent"]]["recipe"]["detector"]
-    assert any("add to AP50 of the ensemble" in note for note in facts["notes"])
+    segments = {segment["name"]: segment for segment in facts["segments"]}
+    of_role = {role: [s for s in segments.values() if s["role"] == role] for role in ("base", "extended", "cooldown")}
+    bases = [segment["name"] for segment in of_role["base"]]
+    assert len(bases) == 4
+    assert set(facts["ranking"]) <= set(bases)
+    continued = [segment["parent"] for segment in of_role["extended"]]
+    assert continued == facts["ranking"][: len(continued)]
+    assert 1 <= len(continued) <= 2
+    for segment in of_role["cooldown"]:
+        parent = segments[segment["parent"]]
+        assert parent["role"] == "extended"
+        assert parent["recipe"]["detector"] == segment["recipe"]["detector"]
+    assert any("Base runs by AP50 of the ensemble" in note for note in facts["notes"])
     assert (out / "submission.csv").is_file()

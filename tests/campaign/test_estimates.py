@@ -1,10 +1,10 @@
-"""The plan: what it measures is real, what it says does not fit does not, and nothing is left behind."""
+"""Estimates: costs are measured at the candidate's image size, and `--plan` writes nothing."""
 
 from dataclasses import replace
 
 import pytest
 
-from foldfuse.campaign.planning.estimates import measured
+from foldfuse.campaign.planning.estimates import measure_candidate
 from foldfuse.commands.campaign import campaign
 from foldfuse.data.readers.coco import read
 from foldfuse.recipes import load_recipe
@@ -14,22 +14,22 @@ from learning_samples import write_dataset
 def test_a_candidate_is_measured_at_its_size(tmp_path):
     dataset = read(write_dataset(tmp_path, 6))
     recipe = replace(load_recipe("efficientdet_lite0"), image_size=64, batch_size=2)
-    small = measured("one", recipe, dataset)
-    assert 0 < small.picture < small.step
-    large = measured("two", replace(recipe, image_size=256, batch_size=4), dataset)
-    assert large.picture > small.picture
+    small = measure_candidate("one", recipe, dataset)
+    assert 0 < small.image_seconds < small.step_seconds
+    large = measure_candidate("two", replace(recipe, image_size=256, batch_size=4), dataset)
+    assert large.image_seconds > small.image_seconds
 
 
 @pytest.mark.slow
 def test_a_plan_is_shown_and_nothing_is_written(tmp_path, capsys):
     data, out = write_dataset(tmp_path / "d"), tmp_path / "out"
     changes = ("image_size=64", "batch_size=2")
-    none = campaign(data, deadline="1h", out=out, recipe=("efficientdet_lite0",), change=changes, plan=True)
+    none = campaign(data, deadline=3600.0, out=out, recipe=("efficientdet_lite0",), set=changes, plan=True)
     assert none is None
     assert not out.exists()
     shown = capsys.readouterr().out
-    assert "tried" in shown
+    assert "in the plan" in shown
     assert "no time" not in shown
-    assert "train trunk-128" in shown
-    assert "predict the pictures to submit" in shown
+    assert "train base-128" in shown
+    assert "predict the test images" in shown
     assert "3 members; fold 0 of 5" in shown

@@ -1,107 +1,101 @@
-"""Guests: a run or another toolkit's predictions join where they are out-of-fold, else they are refused in a sentence."""
+"""External members: a run or another toolkit's predictions join where they are out-of-fold, else one sentence refuses them."""
+
+from __future__ import annotations
 
 import json
 
 import pytest
 
-from foldfuse.campaign.external_members import welcome
-from foldfuse.campaign.runner import recalled
-from foldfuse.campaign.submissions import submit_best
+from foldfuse.campaign.external_members import add_all
+from foldfuse.campaign.submissions import load_predictions, submit_best
 from foldfuse.campaign.task import Task
 from foldfuse.data.readers.coco import read
-from foldfuse.detections import Detections, Predictions
+from foldfuse.detections import Detections, MemberView, Predictions
 from foldfuse.errors import InputError
 from foldfuse.formats.predictions import write_predictions
 from foldfuse.formats.submission import validate_submission
 from foldfuse.recipes import load_recipe
-from foldfuse.storage.ledger import create
+from foldfuse.storage.ledger import Role, create
 from foldfuse.storage.run import Run, RunMetadata
 from learning_samples import write_dataset
 
 
 @pytest.fixture
 def task(tmp_path):
-    labelled = read(write_dataset(tmp_path / "d", 16))
-    target = read(write_dataset(tmp_path / "t", 6, seed=9), annotated=False)
-    held = labelled.subset(range(5))
+    labeled = read(write_dataset(tmp_path / "d", 16))
+    test = read(write_dataset(tmp_path / "t", 6, seed=9), annotated=False)
     recipe = load_recipe("efficientdet_lite0", ("image_size=64",))
-    return Task(labelled.subset(range(5, 16)), held, target, frozenset({2}), {"lite0": recipe}, (), 0, 3)
+    train, val = labeled.subset(range(5, 16)), labeled.subset(range(5))
+    return Task(train, val, test, frozenset({2}), {"lite0": recipe}, (), 0, 3)
 
 
 @pytest.fixture
 def ledger(tmp_path):
     (tmp_path / "out").mkdir()
-    made = create(tmp_path / "out", {}, deadline=60, start=0.0)
-    yield made
-    made.close()
+    ledger = create(tmp_path / "out", {}, deadline=60, start=0.0)
+    yield ledger
+    ledger.close()
 
 
-def truth_of(dataset):
-    """The annotations as predictions; the middle of each picture where there are none."""
+def as_predictions(dataset):
+    """The annotations as predictions of score 0.9; no box where there are none."""
     found = {}
     for s in dataset.samples:
-        drawn = s.annotations
-        one = (
-            Detections.empty() if drawn is None else Detections(drawn.boxes, drawn.boxes[:, 0] * 0 + 0.9, drawn.labels)
-        )
-        found[s.id] = one
+        a = s.annotations
+        found[s.id] = Detections.empty() if a is None else Detections(a.boxes, a.boxes[:, 0] * 0 + 0.9, a.labels)
     return Predictions.of(found, dataset.classes)
 
 
-def test_foreign_predictions_alone_make_a_submission(task, ledger, tmp_path):
-    write_predictions(truth_of(task.held), tmp_path / "theirs.json", task.held)
-    write_predictions(truth_of(task.target), tmp_path / "test.parquet", task.target)
-    welcome((), (f"{tmp_path / 'theirs.json'}:{tmp_path / 'test.parquet'}",), task, ledger)
-    found = recalled(task, ledger)
-    assert (list(found.held), list(found.target), found.unchosen) == (["theirs@1"], ["theirs@1"], ["theirs"])
-    submit_best(task, ledger, found, last=True)
-    assert found.score == pytest.approx(1)
-    assert list(validate_submission(ledger.folder / "submission.csv", task.target).image_ids) == list(
-        task.target.image_ids
-    )
-    assert recalled(task, ledger).unchosen == []
-    assert recalled(task, ledger).score == found.score
+def test_external_predictions_alone_make_a_submission(task, ledger, tmp_path):
+    write_predictions(as_predictions(task.val), tmp_path / "theirs.json", task.val)
+    write_predictions(as_predictions(task.test), tmp_path / "test.parquet", task.test)
+    add_all((), (f"{tmp_path / 'theirs.json'}:{tmp_path / 'test.parquet'}",), task, ledger)
+    members = load_predictions(task, ledger)
+    theirs = [MemberView("theirs", "1")]
+    assert (list(members.val), list(members.test), members.new_members) == (theirs, theirs, ["theirs"])
+    submit_best(task, ledger, members, last=True)
+    assert members.score == pytest.approx(1)
+    assert list(validate_submission(ledger.folder / "submission.csv", task.test).image_ids) == list(task.test.image_ids)
+    assert load_predictions(task, ledger).new_members == []
+    assert load_predictions(task, ledger).score == members.score
 
-    welcome((), ("gone:gone",), task, ledger)  # once in a campaign: it is not looked for again
-    assert [row.name for row in ledger.segments()] == ["theirs"]
+    add_all((), ("gone:gone",), task, ledger)  # once in a campaign: a resume does not read the files again
+    assert [segment.name for segment in ledger.segments()] == ["theirs"]
 
 
-def test_foreign_predictions_that_leave_the_held_back_pictures_out_are_refused(task, ledger, tmp_path):
-    write_predictions(truth_of(task.train), tmp_path / "wrong.json", task.train)
-    write_predictions(truth_of(task.target), tmp_path / "test.parquet", task.target)
-    with pytest.raises(InputError, match="finds something in 0 of the 5 held-back pictures"):
-        welcome((), (f"{tmp_path / 'wrong.json'}:{tmp_path / 'test.parquet'}",), task, ledger)
-    with pytest.raises(InputError, match="--foreign is HELD:TEST"):
-        welcome((), ("one.json",), task, ledger)
+def test_external_predictions_without_the_held_out_images_are_refused(task, ledger, tmp_path):
+    write_predictions(as_predictions(task.train), tmp_path / "wrong.json", task.train)
+    write_predictions(as_predictions(task.test), tmp_path / "test.parquet", task.test)
+    with pytest.raises(InputError, match="finds something in 0 of the 5 held-out images"):
+        add_all((), (f"{tmp_path / 'wrong.json'}:{tmp_path / 'test.parquet'}",), task, ledger)
+    with pytest.raises(InputError, match="--external-predictions is VAL:TEST"):
+        add_all((), ("one.json",), task, ledger)
     assert not ledger.segments()
 
 
-def a_run(folder, task, held):
-    metadata = RunMetadata(classes=task.train.classes, val_ids=tuple(held), seed=4, seconds=9.0, steps=3)
-    run = Run.create(folder, task.recipes["lite0"], metadata)
-    run.save_weights({})
-    return run
+def write_run(folder, task, val_ids):
+    metadata = RunMetadata(classes=task.train.classes, val_ids=tuple(val_ids), seed=4, seconds=9.0, steps=3)
+    Run.create(folder, task.recipes["lite0"], metadata).save_weights({})
 
 
-def test_a_run_joins_where_it_did_not_learn_from_what_is_held_back(task, ledger, tmp_path):
-    a_run(tmp_path / "mine", task, [*task.held.image_ids, 9])
-    welcome((str(tmp_path / "mine"),), (), task, ledger)
-    (row,) = ledger.segments()
-    assert (row.name, row.kind, row.state) == ("mine", "run", "trained")
+def test_a_run_joins_where_it_did_not_train_on_held_out_images(task, ledger, tmp_path):
+    write_run(tmp_path / "mine", task, [*task.val.image_ids, 9])
+    add_all((tmp_path / "mine",), (), task, ledger)
+    (segment,) = ledger.segments()
+    assert (segment.name, segment.role, segment.state) == ("mine", Role.EXTERNAL_RUN, "trained")
     assert json.loads((ledger.folder / "members" / "mine" / "run.json").read_text())["seed"] == 4
 
 
 @pytest.mark.parametrize(
-    ("name", "held", "message"),
+    ("name", "val_ids", "message"),
     [
-        ("mine", [0, 1, 2], "learnt from 2 of the 5 pictures that the campaign holds back, such as image id 3"),
-        ("trunk-256", list(range(5)), "a guest cannot be called 'trunk-256'"),
-        ("a@b", list(range(5)), "a guest cannot be called 'a@b'"),
+        ("mine", [0, 1, 2], "trained on 2 of the campaign's 5 held-out images, such as image id 3"),
+        ("base-256", list(range(5)), "an external member cannot be called 'base-256'"),
     ],
 )
-def test_a_run_that_cannot_join_is_refused_and_nothing_is_taken(task, ledger, tmp_path, name, held, message):
-    a_run(tmp_path / name, task, held)
+def test_a_run_that_cannot_join_is_refused_and_nothing_is_added(task, ledger, tmp_path, name, val_ids, message):
+    write_run(tmp_path / name, task, val_ids)
     with pytest.raises(InputError, match=message):
-        welcome((str(tmp_path / name),), (), task, ledger)
+        add_all((tmp_path / name,), (), task, ledger)
     assert not ledger.segments()
     assert not (ledger.folder / "members").exists()

@@ -1,4 +1,4 @@
-"""A disk that is full at each kind of write of a campaign: told in a sentence, nothing is broken, `--resume` goes on."""
+"""A full disk at each kind of write of a campaign: one sentence says so, no file is broken, and `--resume` continues."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 
 from foldfuse import cli
 from foldfuse.campaign.planning.allocation import Decision
-from foldfuse.campaign.planning.segments import plan
+from foldfuse.campaign.planning.segments import plan_segments
 from foldfuse.campaign.planning.state import CampaignState
 from foldfuse.data.readers.coco import read
 from foldfuse.formats.predictions import read_predictions
@@ -24,15 +24,15 @@ from learning_samples import write_dataset
 
 resource = pytest.importorskip("resource")  # limits of a process, which Windows does not have
 
-WRITES = (  # beginnings of the names of files, in the order in which a campaign comes to them
+WRITES = (  # beginnings of file names, in the order in which a campaign writes them
     "folds.json",
     "recipe.json",
     "log.jsonl",
     "checkpoint.pt",
     "weights.safetensors",
     "run.json",
-    "held@1",
-    "target@1",
+    "val@1",
+    "test@1",
     "submission.csv",
     "submission.json",
     "fused_oof.parquet",
@@ -44,7 +44,7 @@ WRITES = (  # beginnings of the names of files, in the order in which a campaign
 
 @contextmanager
 def full_from(name: str) -> Iterator[list[str]]:
-    """From the first file on whose name begins with `name`, this process can write to no file; those names."""
+    """Makes writing fail from the first file on whose name begins with `name`; yields the names of such files."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     tried: list[str] = []
     mkstemp = tempfile.mkstemp
@@ -63,32 +63,31 @@ def full_from(name: str) -> Iterator[list[str]]:
             resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-def one_short_trunk(standing: CampaignState) -> Decision:
-    """A strategy: the first trunk has a second of training, and nothing follows."""
-    trunk = plan(standing)[0]
-    over = standing.states.get(trunk.name, "running") != "running"
-    return Decision(None) if over else Decision(trunk, 1.0)
+def one_short_base_run(state: CampaignState) -> Decision:
+    """A strategy: the first base run has a second of training, and no segment follows."""
+    base = plan_segments(state)[0]
+    return Decision(base, 1.0) if state.is_open(base.name) else Decision(None)
 
 
 @pytest.fixture
 def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr("foldfuse.campaign.campaign.successive_halving", one_short_trunk)
-    monkeypatch.setattr("foldfuse.campaign.runner.opinion_seconds", lambda standing: 0.0)
-    monkeypatch.setattr("foldfuse.campaign.submissions.FIRST_SEARCH", 0.1)
+    monkeypatch.setattr("foldfuse.campaign.campaign.successive_halving", one_short_base_run)
+    monkeypatch.setattr("foldfuse.campaign.runner.rescoring_seconds", lambda state: 0.0)
+    monkeypatch.setattr("foldfuse.campaign.constants.FIRST_SEARCH_SECONDS", 0.1)
     monkeypatch.setattr("foldfuse.campaign.submissions.search_seconds", lambda deadline: 0.1)
     return write_dataset(tmp_path / "d", 16)
 
 
-def test_a_campaign_goes_on_from_every_kind_of_write_that_failed(data: Path, tmp_path: Path, capsys: Any) -> None:
+def test_a_campaign_resumes_after_every_kind_of_failed_write(data: Path, tmp_path: Path, capsys: Any) -> None:
     test = write_dataset(tmp_path / "t", 6, seed=9)
-    target, out = read(test, annotated=False), tmp_path / "out"
+    images, out = read(test, annotated=False), tmp_path / "out"
     words = ["campaign", str(data), "--test", str(test), "--deadline", "3m", "--out", str(out), "--folds", "3"]
-    words += ["--change", "image_size=64", "--change", "batch_size=2"]
+    words += ["--set", "image_size=64", "--set", "batch_size=2"]
     for name in WRITES:
-        with full_from(name) as tried:  # from there on the ledger cannot be written to either
+        with full_from(name) as tried:  # from there on, writes to the ledger fail too
             status = cli.main(words)
         said = capsys.readouterr()
-        assert tried, f"the campaign ended before it came to write {name}"
+        assert tried, f"the campaign ended before it wrote {name}"
         assert status == 2, f"{name}: {said.err}"
         errors = [line for line in said.err.splitlines() if line.startswith("error: ")]
         assert len(errors) == 1, name
@@ -99,17 +98,17 @@ def test_a_campaign_goes_on_from_every_kind_of_write_that_failed(data: Path, tmp
         with closing(sqlite3.connect(out / ledger.NAME)) as db:
             assert db.execute("PRAGMA integrity_check").fetchone() == ("ok",), name
         if (out / "submission.csv").exists():
-            validate_submission(out / "submission.csv", target)
+            validate_submission(out / "submission.csv", images)
         words = ["campaign", "--resume", str(out)]
     assert cli.main(words) == 0
-    found = validate_submission(out / "submission.csv", target)
-    assert list(found.image_ids) == list(target.image_ids)
-    assert len(read_predictions(out / "submission.json", target).boxes) == len(found.boxes)
+    found = validate_submission(out / "submission.csv", images)
+    assert list(found.image_ids) == list(images.image_ids)
+    assert len(read_predictions(out / "submission.json", images).boxes) == len(found.boxes)
     assert ledger.snapshot(out)["state"] == "finished"
     assert (out / "report.html").is_file()
 
 
-def test_where_not_even_the_ledger_finds_room_the_same_command_begins_later(
+def test_without_room_for_the_ledger_the_same_command_works_later(
     data: Path, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def no_inode(**options: object) -> tuple[int, str]:
@@ -123,7 +122,7 @@ def test_where_not_even_the_ledger_finds_room_the_same_command_begins_later(
         with monkeypatch.context() as patch:
             patch.setattr(full, value or "PRAGMA max_page_count = 1;" + ledger._SCHEMA)
             assert cli.main(["campaign", str(data), "--out", str(out)]) == 2
-        assert "the disk is full. Nothing was begun; make room, then give the same command again" in (
+        assert "the disk is full. Nothing was started; make room, then give the same command again" in (
             capsys.readouterr().err
         )
         assert not (out / ledger.NAME).exists()

@@ -1,4 +1,4 @@
-"""A Ray cluster as workers: what is sent arrives, bad addresses are told of, and a killed node costs its segment alone."""
+"""A Ray cluster as workers: files arrive unchanged, bad addresses are refused, and a killed node costs only its segment."""
 
 import json
 import os
@@ -14,10 +14,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from campaign_samples import standing
+from campaign_samples import campaign_state
 from foldfuse import cli
-from foldfuse.campaign.execution.jobs import Seen
-from foldfuse.campaign.execution.ray_worker import Order, Worker, files_of, parcels, put, unpacked
+from foldfuse.campaign.execution.jobs import HeldOutPredictions
+from foldfuse.campaign.execution.ray_worker import JobSpec, Worker, image_chunks, read_files, unpack_images, write_files
 from foldfuse.commands.campaign import campaign
 from foldfuse.data.folds import read_folds
 from foldfuse.data.readers.coco import read
@@ -34,13 +34,13 @@ def data(tmp_path):
 
 
 @pytest.mark.parametrize("size", [1, 20_000, 10**9])
-def test_pictures_arrive_as_they_were_sent(data, tmp_path, size):
+def test_images_arrive_unchanged(data, tmp_path, size):
     dataset = read(data)
-    sent = list(parcels(dataset.samples, size))
-    assert [i for parcel in sent for i in parcel] == list(range(24))
-    assert len(sent) == {1: 24, 10**9: 1}.get(size, len(sent))
-    assert 1 < len(sent) < 24 or size != 20_000
-    arrived = unpacked(dataset, sent, tmp_path / "there")
+    chunks = list(image_chunks(dataset.samples, size))
+    assert [i for chunk in chunks for i in chunk] == list(range(24))
+    assert len(chunks) == {1: 24, 10**9: 1}.get(size, len(chunks))
+    assert 1 < len(chunks) < 24 or size != 20_000
+    arrived = unpack_images(dataset, chunks, tmp_path / "there")
     for here, there in zip(dataset.samples, arrived.samples, strict=True):
         assert there.path.parent == tmp_path / "there"
         assert there.path.read_bytes() == here.path.read_bytes()
@@ -48,42 +48,44 @@ def test_pictures_arrive_as_they_were_sent(data, tmp_path, size):
     assert arrived.fingerprint == dataset.fingerprint
 
 
-def test_a_run_folder_arrives_as_it_was_sent(tmp_path):
+def test_a_run_folder_arrives_unchanged(tmp_path):
     run = Run(tmp_path / "here")
     run.write_metadata(RunMetadata(seed=3))
     run.save_checkpoint({"step": 1})
     run.save_checkpoint({"step": 2})
-    put(files_of(run.folder), tmp_path / "there")
+    write_files(read_files(run.folder), tmp_path / "there")
     there = Run(tmp_path / "there")
     assert there.metadata == RunMetadata(seed=3)
     assert there.load_checkpoint()[0] == {"step": 2}
-    assert set(files_of(run.folder, "checkpoint*.pt")) == {"checkpoint.pt", "checkpoint.previous.pt"}
+    assert set(read_files(run.folder, "checkpoint*.pt")) == {"checkpoint.pt", "checkpoint.previous.pt"}
     assert not list(there.folder.glob(".*"))
 
 
-def test_a_worker_learns_from_the_pictures_that_come_with_an_order_too(data, tmp_path, monkeypatch):
+def test_a_worker_also_trains_on_the_images_that_come_with_a_job(data, tmp_path, monkeypatch):
     whole = read(data)
-    train, held, more = (whole.subset(whole.image_ids[part]) for part in (slice(12), slice(12, 20), slice(20, 24)))
+    train, val, more = (whole.subset(whole.image_ids[part]) for part in (slice(12), slice(12, 20), slice(20, 24)))
     seen = []
 
-    def learn(run, dataset, seconds, *, images, **_):
+    def train_segment(run, dataset, seconds, *, images, **_):
         seen.append((dataset.image_ids, [images[i].shape for i in range(len(dataset))]))
         return seconds
 
-    monkeypatch.setattr("foldfuse.campaign.execution.jobs.learn", learn)
-    monkeypatch.setattr("foldfuse.campaign.execution.jobs.look", lambda *_: Seen({}, 0.5))
-    monkeypatch.setitem(sys.modules, "ray", SimpleNamespace(get=lambda parcel: parcel))
+    monkeypatch.setattr("foldfuse.campaign.execution.jobs.train_segment", train_segment)
+    monkeypatch.setattr(
+        "foldfuse.campaign.execution.jobs.predict_held_out", lambda *_, **__: HeldOutPredictions({}, 0.5)
+    )
+    monkeypatch.setitem(sys.modules, "ray", SimpleNamespace(get=lambda chunk: chunk))
     worker = Worker()
-    worker.prepare(train, held, list(parcels(train.samples)), list(parcels(held.samples)), 64)
+    worker.prepare(train, val, list(image_chunks(train.samples)), list(image_chunks(val.samples)), 64)
     run = Run(tmp_path / "run")
     run.write_metadata(RunMetadata())
-    plain = Order("b", 2.0, files_of(run.folder), {}, 60.0, standing())
-    for order in (plain, replace(plain, more=more, parcels=tuple(parcels(more.samples))), plain):
-        assert worker.work(order).cost == 0.5
-    alone, joined, again = seen
+    plain = JobSpec("b", 2.0, read_files(run.folder), {}, 60.0, campaign_state())
+    for spec in (plain, replace(plain, pseudo_labeled=more, chunks=tuple(image_chunks(more.samples))), plain):
+        assert worker.work(spec).image_seconds == 0.5
+    alone, both, again = seen
     assert alone == again
-    assert joined[0] == train.image_ids + more.image_ids
-    assert len(joined[1]) == 16
+    assert both[0] == train.image_ids + more.image_ids
+    assert len(both[1]) == 16
     worker.close()
 
 
@@ -92,11 +94,11 @@ def test_a_worker_learns_from_the_pictures_that_come_with_an_order_too(data, tmp
     [
         ("ray://10.0.0.1:10001", "Ray's client is not supported"),
         ("somewhere", "auto or HOST:PORT, such as 10.0.0.1:6379; got 'somewhere'"),
-        ("127.0.0.1:1", "nobody answers there"),
-        ("127.0.0.1:99999", "nobody answers there"),
+        ("127.0.0.1:1", "nothing answers there"),
+        ("127.0.0.1:99999", "nothing answers there"),
     ],
 )
-def test_a_cluster_that_cannot_be_joined_is_told_of_and_nothing_is_written(data, tmp_path, address, message):
+def test_a_cluster_that_cannot_be_joined_is_one_sentence_and_nothing_is_written(data, tmp_path, address, message):
     with pytest.raises(InputError) as caught:
         campaign(data, out=tmp_path / "out", ray=address)
     assert message in str(caught.value)
@@ -115,21 +117,21 @@ def test_the_plan_is_of_this_machine(data):
         campaign(data, plan=True, ray="auto")
 
 
-def test_the_recorded_command_names_the_cluster_that_was_last_given(data, tmp_path, monkeypatch):
-    monkeypatch.setattr("foldfuse.campaign.campaign._joined", lambda ray: nullcontext())
-    monkeypatch.setattr("foldfuse.campaign.campaign._work", lambda *asked, **how: None)
+def test_the_recorded_command_names_the_last_cluster(data, tmp_path, monkeypatch):
+    monkeypatch.setattr("foldfuse.campaign.campaign._connected", lambda ray: nullcontext())
+    monkeypatch.setattr("foldfuse.campaign.campaign._work", lambda *_, **__: None)
     out = tmp_path / "our out"
     plain = shlex.join(["foldfuse", "campaign", str(data), "--deadline", "10m", "--out", str(out), "--seed", "0"])
-    told = []
+    commands = []
     for where in ({"data": data, "out": out, "ray": "10.0.0.1:6379"}, {"resume": out}, {"resume": out, "ray": "auto"}):
         campaign(**where)
-        told.append(ledger.snapshot(out)["command"])
-    assert told == [f"{plain} --ray 10.0.0.1:6379", f"{plain} --ray 10.0.0.1:6379", f"{plain} --ray auto"]
+        commands.append(ledger.snapshot(out)["command"])
+    assert commands == [f"{plain} --ray 10.0.0.1:6379", f"{plain} --ray 10.0.0.1:6379", f"{plain} --ray auto"]
 
 
-def test_a_campaign_begun_here_and_resumed_on_a_cluster_tells_so(data, tmp_path, monkeypatch):
-    monkeypatch.setattr("foldfuse.campaign.campaign._joined", lambda ray: nullcontext())
-    monkeypatch.setattr("foldfuse.campaign.campaign._work", lambda *asked, **how: None)
+def test_the_command_of_a_campaign_resumed_on_a_cluster_names_the_cluster(data, tmp_path, monkeypatch):
+    monkeypatch.setattr("foldfuse.campaign.campaign._connected", lambda ray: nullcontext())
+    monkeypatch.setattr("foldfuse.campaign.campaign._work", lambda *_, **__: None)
     out = tmp_path / "out"
     campaign(data, out=out)
     assert "--ray" not in ledger.snapshot(out)["command"]
@@ -152,9 +154,9 @@ def nodes(monkeypatch):
         cluster.shutdown()
 
 
-def started(data, out, cluster, *options):
+def start(data, out, cluster, *options):
     command = [sys.executable, "-m", "foldfuse", "campaign", str(data), "--out", str(out), "--ray", cluster.address]
-    words = ["--folds", "3", "--change", "image_size=64", "--change", "batch_size=2", *options]
+    words = ["--folds", "3", "--set", "image_size=64", "--set", "batch_size=2", *options]
     return subprocess.Popen(
         [*command, *words], env=os.environ | {"OMP_NUM_THREADS": "1"}, stderr=subprocess.PIPE, text=True
     )
@@ -162,17 +164,17 @@ def started(data, out, cluster, *options):
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("default")  # Ray's own processes and sockets
-def test_a_node_killed_at_work_costs_no_more_than_its_segment(data, tmp_path, nodes):
+def test_a_killed_node_costs_only_its_segment(data, tmp_path, nodes):
     cluster, alive = nodes
     out = tmp_path / "out"
-    process = started(data, out, cluster, "--deadline", "180s")
+    process = start(data, out, cluster, "--deadline", "180s")
     members = out / "members"
-    while not list(members.glob("trunk-*/checkpoint.pt")):  # the first checkpoint that came from the node
+    while not list(members.glob("base-*/checkpoint.pt")):  # the first checkpoint that came from the node
         assert process.poll() is None, process.stderr.read()
         time.sleep(0.2)
     facts = ledger.snapshot(out)
-    trunk, node = next(
-        found.groups() for note in facts["notes"] if (found := re.match(r"(trunk-\d+) is trained on .*\((\w+)\)", note))
+    base, node = next(
+        found.groups() for note in facts["notes"] if (found := re.match(r"(base-\d+) is trained on .*\((\w+)\)", note))
     )
     [killed] = [one for one in alive if one.node_id.startswith(node)]
     cluster.remove_node(killed, allow_graceful=False)
@@ -182,15 +184,15 @@ def test_a_node_killed_at_work_costs_no_more_than_its_segment(data, tmp_path, no
     facts = json.loads((out / "campaign.json").read_text())
     assert facts["state"] == "finished"
     trained = [span["name"] for span in facts["timeline"] if span["kind"] == "train"]
-    assert trained.count(f"train {trunk}") == 2
-    others = [name for name in trained if name != f"train {trunk}"]
+    assert trained.count(f"train {base}") == 2
+    others = [name for name in trained if name != f"train {base}"]
     assert others
     assert len(others) == len(set(others)), "another segment was repeated"
-    assert any(f"{trunk} goes on from its checkpoint" in note for note in facts["notes"])
+    assert any(f"{base} resumes from its checkpoint" in note for note in facts["notes"])
     rows = {row["name"]: row for row in facts["segments"]}
-    assert rows[trunk]["state"] == "done"
-    steps = [row["step"] for row in Run(members / trunk).log if "loss" in row]
+    assert rows[base]["state"] == "done"
+    steps = [row["step"] for row in Run(members / base).log if "loss" in row]
     assert steps == list(range(len(steps))), "the log has a gap where the node was killed"
-    assert any(row["parent"] == trunk and row["state"] == "done" for row in facts["segments"])
-    target = read(data).subset(read_folds(out / "folds.json").val_ids(1))  # they stand in for test pictures
-    assert list(validate_submission(out / "submission.csv", target).image_ids) == list(target.image_ids)
+    assert any(row["parent"] == base and row["state"] == "done" for row in facts["segments"])
+    images = read(data).subset(read_folds(out / "folds.json").val_ids(1))  # they stand in for test images
+    assert list(validate_submission(out / "submission.csv", images).image_ids) == list(images.image_ids)

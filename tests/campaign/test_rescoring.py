@@ -1,4 +1,6 @@
-"""The second opinion takes a submission's place only where its gain is believed and the time allows."""
+"""Crop rescoring replaces a submission only where its gain is significant and the time allows it."""
+
+from __future__ import annotations
 
 import time
 from types import SimpleNamespace
@@ -6,8 +8,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from foldfuse.campaign.rescoring import second_opinion
-from foldfuse.campaign.submissions import Found, put
+from foldfuse.campaign.rescoring import rescore_submission
+from foldfuse.campaign.submissions import MemberPredictions, write_submission_folder
 from foldfuse.campaign.task import Task
 from foldfuse.data.readers.coco import read
 from foldfuse.detections import Detections, Predictions
@@ -15,7 +17,7 @@ from foldfuse.ensemble.ensemble import Ensemble
 from foldfuse.evaluation.bootstrap import Difference
 from foldfuse.formats.predictions import read_predictions
 from foldfuse.formats.submission import validate_submission
-from foldfuse.inference import rescoring as rescore
+from foldfuse.inference import rescoring
 from foldfuse.recipes import load_recipe
 from foldfuse.storage.ledger import create
 from learning_samples import write_dataset
@@ -33,101 +35,109 @@ def scored(dataset, score):
 
 @pytest.fixture
 def campaign(tmp_path):
-    """(task, ledger, found) of a campaign with a first submission."""
-    labelled = read(write_dataset(tmp_path / "d", 14))
-    target = read(write_dataset(tmp_path / "t", 4, seed=9), annotated=False)
+    """(task, ledger, members) of a campaign with a first submission; a test image cannot be decoded."""
+    labeled = read(write_dataset(tmp_path / "d", 14))
+    test = read(write_dataset(tmp_path / "t", 4, seed=9), annotated=False)
     recipe = load_recipe("efficientdet_lite0", ("image_size=64",))
-    task = Task(
-        labelled.subset(range(6, 14)), labelled.subset(range(6)), target, frozenset({2}), {"lite0": recipe}, (), 0, 3
-    )
+    train, val = labeled.subset(range(6, 14)), labeled.subset(range(6))
+    task = Task(train, val, test, frozenset({2}), {"lite0": recipe}, (), 0, 3)
     (tmp_path / "out").mkdir()
     ledger = create(tmp_path / "out", {}, deadline=600, start=time.monotonic())
-    seen = target.subset(set(target.image_ids) - {2})
-    put(scored(task.held, 0.4), scored(seen, 0.4), Ensemble({"a@1": 1.0}), 0.5, {"fused": {"ap": 0.1}}, task, ledger)
-    yield task, ledger, Found(score=0.5)
+    decodable = test.subset(set(test.image_ids) - {2})
+    write_submission_folder(
+        scored(task.val, 0.4),
+        scored(decodable, 0.4),
+        Ensemble({"a@1": 1.0}),
+        0.5,
+        {"fused": {"ap": 0.1}},
+        task=task,
+        ledger=ledger,
+    )
+    yield task, ledger, MemberPredictions(score=0.5)
     ledger.close()
 
 
-def opinion(monkeypatch, *, kept, after, asked):
-    """Let the classifier be of this opinion."""
+def fake_rescorer(monkeypatch, *, accepted, after):
+    """Replaces the classifier by one with this result; the datasets that it trains on come back as they are given."""
+    trained_on = []
 
-    def fit(held, dataset, **_):
-        asked.append(dataset)
-        changed = Predictions.of({i: held[i] for i in held.image_ids}, held.classes)
+    def fit(val, dataset, **_):
+        trained_on.append(dataset)
+        changed = Predictions.of({i: val[i] for i in val.image_ids}, val.classes)
         return SimpleNamespace(
-            accepted=kept,
+            accepted=accepted,
             after=after,
             predictions=changed,
             rescorer=None,
             gain=Difference(0.1, 0.05, 0.15, 1.0),
-            to_dict=lambda: {"kept": kept},
+            to_dict=lambda: {"accepted": accepted},
         )
 
     def apply(_, predictions, samples):
         return scored(SimpleNamespace(samples=samples, classes=predictions.classes), 0.9)
 
-    monkeypatch.setattr(rescore, "fit_rescorer", fit)
-    monkeypatch.setattr(rescore, "apply_rescorer", apply)
+    monkeypatch.setattr(rescoring, "fit_rescorer", fit)
+    monkeypatch.setattr(rescoring, "apply_rescorer", apply)
+    return trained_on
 
 
-def test_a_gain_that_is_believed_is_submitted(campaign, monkeypatch):
-    task, ledger, found = campaign
-    asked = []
-    opinion(monkeypatch, kept=True, after=0.7, asked=asked)
-    second_opinion(task, ledger, found)
-    assert set(asked[0].image_ids) == set(range(14))
+def test_a_significant_gain_is_submitted(campaign, monkeypatch):
+    task, ledger, members = campaign
+    trained_on = fake_rescorer(monkeypatch, accepted=True, after=0.7)
+    rescore_submission(task, ledger, members)
+    assert set(trained_on[0].image_ids) == set(range(14))
     number, score, facts = ledger.latest_submission()
-    assert (number, score, found.score) == (2, 0.7, 0.7)
-    assert facts["second_opinion"] == {"kept": True}
-    assert facts["fused"]["interval"] is None, "what was known of the fusion's gain says nothing of this one"
-    submitted = read_predictions(ledger.folder / "submission.json", task.target)
-    assert [len(submitted[i].scores) for i in task.target.image_ids] == [1, 1, 0, 1]
+    assert (number, score, members.score) == (2, 0.7, 0.7)
+    assert facts["rescoring"] == {"accepted": True}
+    assert facts["fused"]["interval"] is None, "the interval of the fusion's gain does not hold any more"
+    submitted = read_predictions(ledger.folder / "submission.json", task.test)
+    assert [len(submitted[i].scores) for i in task.test.image_ids] == [1, 1, 0, 1]
     assert submitted[0].scores[0] == pytest.approx(0.9)
-    assert len(validate_submission(ledger.folder / "submission.csv", task.target)) == 4
+    assert len(validate_submission(ledger.folder / "submission.csv", task.test)) == 4
 
-    second_opinion(task, ledger, found)  # resumed: it has been asked already
-    assert len(asked) == 1
+    rescore_submission(task, ledger, members)  # resumed
+    assert len(trained_on) == 1, "a rescored submission is not rescored again"
 
 
-@pytest.mark.parametrize(("kept", "after"), [(False, 0.9), (True, 0.5)])
-def test_without_a_gain_all_stays(campaign, monkeypatch, kept, after):
-    task, ledger, found = campaign
+@pytest.mark.parametrize(("accepted", "after"), [(False, 0.9), (True, 0.5)])
+def test_without_a_gain_the_submission_stays(campaign, monkeypatch, accepted, after):
+    task, ledger, members = campaign
     before = (ledger.folder / "submission.csv").read_bytes()
-    opinion(monkeypatch, kept=kept, after=after, asked=[])
-    second_opinion(task, ledger, found)
+    fake_rescorer(monkeypatch, accepted=accepted, after=after)
+    rescore_submission(task, ledger, members)
     assert ledger.latest_submission()[:2] == (1, 0.5)
-    assert found.score == 0.5
+    assert members.score == 0.5
     assert (ledger.folder / "submission.csv").read_bytes() == before
 
 
-def test_without_time_for_the_pictures_to_submit_all_stays(campaign, monkeypatch):
-    task, ledger, found = campaign
-    opinion(monkeypatch, kept=True, after=0.9, asked=[])
+def test_without_time_for_the_test_images_the_submission_stays(campaign, monkeypatch):
+    task, ledger, members = campaign
+    fake_rescorer(monkeypatch, accepted=True, after=0.9)
     monkeypatch.setattr(type(ledger), "remaining", 1.0)
-    second_opinion(task, ledger, found)
+    rescore_submission(task, ledger, members)
     assert ledger.latest_submission()[0] == 1
 
 
-def test_where_learning_is_slow_it_is_given_up_before_the_deadline(campaign, monkeypatch, capsys):
-    task, ledger, found = campaign
+def test_slow_training_of_the_classifier_is_given_up_before_the_deadline(campaign, monkeypatch, caplog):
+    task, ledger, members = campaign
     now, done = [500.0], []
     ledger.start, ledger.clock = 0.0, lambda: now[0]
 
-    def fit(*_, progress, **__):  # a hundred seconds, all that is left
+    def fit(*_, progress, **__):  # takes the remaining hundred seconds
         for tenths in range(1, 11):
             now[0] += 10
             progress(tenths / 10)
             done.append(tenths)
 
-    monkeypatch.setattr(rescore, "fit_rescorer", fit)
-    second_opinion(task, ledger, found)
-    assert done == [1], "the second step tells the pace"
-    assert "no time is left to ask for it" in capsys.readouterr().err
+    monkeypatch.setattr(rescoring, "fit_rescorer", fit)
+    rescore_submission(task, ledger, members)
+    assert done == [1], "the second step shows the pace"
+    assert "no time left to rescore the test images" in caplog.text
     assert ledger.latest_submission()[0] == 1
 
 
-def test_the_real_classifier_is_asked(campaign):
-    task, ledger, found = campaign
-    second_opinion(task, ledger, found)
+def test_the_real_classifier_runs(campaign):
+    task, ledger, members = campaign
+    rescore_submission(task, ledger, members)
     assert ledger.latest_submission()[0] in (1, 2)
-    assert found.score == ledger.latest_submission()[1]
+    assert members.score == ledger.latest_submission()[1]

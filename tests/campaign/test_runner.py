@@ -1,360 +1,232 @@
-"""The conductor with workers that train aside, on a fake clock: what is begun when, what is lost, diverged or interrupted."""
+"""The runner with asynchronous workers on a fake clock: order of the segments, lost workers, divergence, interrupts."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import closing
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from dataclasses import replace
 
-import numpy as np
 import pytest
 
-from foldfuse.campaign import runner as stages
-from foldfuse.campaign import submissions as delivery
-from foldfuse.campaign.execution.jobs import Seen
-from foldfuse.campaign.execution.workers import Assignment, End, Lost
-from foldfuse.campaign.planning.allocation import VIEWS, successive_halving
-from foldfuse.campaign.submissions import Found
-from foldfuse.campaign.task import Task
-from foldfuse.data.dataset import Dataset
-from foldfuse.data.readers.coco import read
-from foldfuse.detections import Detections, Predictions
+from campaign_samples import FakeWorkers
+from foldfuse.campaign import constants as c
+from foldfuse.campaign import runner, submissions
+from foldfuse.campaign.planning.allocation import successive_halving
+from foldfuse.campaign.submissions import MemberPredictions
 from foldfuse.ensemble.ensemble import EnsembleReport
 from foldfuse.errors import InputError
 from foldfuse.formats.submission import validate_submission
-from foldfuse.recipes import load_recipe
 from foldfuse.storage import ledger as ledgers
-from foldfuse.storage.ledger import Ledger
-from learning_samples import write_dataset
+from foldfuse.storage.ledger import Role
 
-DEADLINE = 100.0
-TRUNK, BRANCHES = "trunk-160", ["branch1-192", "branch2-224"]
+BASE, COOLDOWNS = "base-160", ["cooldown1-192", "cooldown2-224"]
 
 
-def noisy(dataset: Dataset, seed: int) -> Predictions:
-    """The annotations with boxes moved about and scores drawn, so that members differ."""
-    rng, found = np.random.default_rng(seed), {}
-    for sample in dataset.samples:
-        boxes = sample.annotations.boxes + rng.normal(0, 3, sample.annotations.boxes.shape)
-        scores = rng.uniform(0.2, 0.9, len(boxes)).astype(np.float32)
-        found[sample.id] = Detections(boxes.astype(np.float32), scores, sample.annotations.labels)
-    return Predictions.of(found, dataset.classes)
-
-
-@dataclass
-class Crew:
-    """Workers that train nothing: a segment takes the seconds that it is given, and comes to the end that it is told to.
-
-    Attributes:
-        task, ledger: of the campaign.
-        now: the campaign's clock.
-        capacities: {second: workers from then on}.
-        fates: {segment: what becomes of it each time it is begun}: "lost" halfway, "diverged" halfway, or "hangs"; all
-            others are trained. At the end of an "interrupted" one somebody presses Ctrl-C.
-        begun: (segment, when, assignment), in this order.
-    """
-
-    task: Task
-    ledger: Ledger
-    now: float = 0.0
-    capacities: dict[float, int] = field(default_factory=lambda: {0.0: 2})
-    fates: dict[str, list[str]] = field(default_factory=dict)
-    begun: list[tuple[str, float, Assignment]] = field(default_factory=list)
-    under_way: dict[str, tuple[float, str, Assignment]] = field(default_factory=dict)
-    aside = True
-
-    @property
-    def capacity(self) -> int:
-        return [number for since, number in sorted(self.capacities.items()) if since <= self.now][-1]
-
-    @property
-    def busy(self) -> frozenset[str]:
-        return frozenset(self.under_way)
-
-    def prepare(self, longest: int) -> bool:
-        return False
-
-    def begin(self, assignment: Assignment) -> None:
-        assert len(self.busy) < self.capacity, "there is nobody to train it"
-        assert assignment.name not in self.busy
-        fates = self.fates.get(assignment.name, [])
-        fate = fates.pop(0) if fates else "trained"
-        had = assignment.state["seconds"] if assignment.state is not None else 0.0
-        share = {"trained": 1.0, "hangs": np.inf}.get(fate, 0.5)
-        self.under_way[assignment.name] = self.now + (assignment.seconds - had) * share, fate, assignment
-        self.begun.append((assignment.name, self.now, assignment))
-
-    def ended(self, wait: float) -> list[End]:
-        assert self.now < self.ledger.deadline + 60, "the campaign does not come to its end"
-        soonest = min((end for end, _, _ in self.under_way.values()), default=np.inf)
-        self.now = max(self.now, min(soonest, self.now + wait))
-        over = [name for name, (end, _, _) in self.under_way.items() if end <= self.now]
-        return [self._end(*self.under_way.pop(name)[1:]) for name in over]
-
-    def close(self) -> None:
-        self.under_way.clear()
-
-    def _end(self, fate: str, assignment: Assignment) -> End:
-        name, run = assignment.name, assignment.run
-        if fate == "interrupted":
-            raise KeyboardInterrupt
-        if fate == "diverged":
-            return End(name, error=FloatingPointError(f"{name}: the loss is not finite."))
-        if fate == "lost":
-            half = self.now - self.times(name)[-1]
-            run.save_checkpoint({"seconds": half})
-            return End(name, half, error=Lost("node 1 was lost."))
-        run.write_metadata(replace(run.metadata, steps=7, seconds=assignment.seconds, images_per_second=8.0))
-        seen = Seen({VIEWS[0]: noisy(self.task.held, run.metadata.seed)}, cost=0.001)
-        return End(name, assignment.seconds, seen)
-
-    def times(self, name: str) -> list[float]:
-        """When a segment was begun, each time."""
-        return [when for begun, when, _ in self.begun if begun == name]
-
-
-@pytest.fixture
-def crew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Crew]:
-    """Two workers, and a campaign that has just begun; its page is not written."""
-    whole = read(write_dataset(tmp_path / "d", 16))
-    parts = (slice(6), slice(6, 12), slice(12, 16))
-    train, held, truth = (whole.subset(whole.image_ids[part]) for part in parts)
-    recipes = {"lite0_fpn": load_recipe("lite0_fpn", ["image_size=192"])}
-    task = Task(train, held, truth.without_annotations(), frozenset(), recipes, (), 0, 3)
-    (tmp_path / "out").mkdir()
-    monkeypatch.setattr(stages, "refresh_report", lambda ledger: None)
-
-    def predict_target(built: EnsembleReport, task: Task, ledger: Ledger, found: Found) -> None:
-        found.target |= {name: noisy(truth, len(name)) for name in built.ensemble.weights}
-
-    monkeypatch.setattr(delivery, "predict_target", predict_target)
-    with closing(ledgers.create(tmp_path / "out", {}, deadline=DEADLINE, start=0.0)) as ledger:
-        crew = Crew(task, ledger)
-        ledger.clock = lambda: crew.now
-        yield crew
-
-
-def conduct(crew: Crew) -> dict[str, str]:
-    """{segment: its state} at the end of the campaign, and "notes" of all that was told."""
-    stages.conduct(crew.task, crew.ledger, successive_halving, Found(), crew)
-    assert validate_submission(crew.ledger.folder / "submission.csv", crew.task.target)
-    assert crew.ledger.remaining >= 0
-    return {row.name: row.state for row in crew.ledger.segments()} | {
-        "notes": " ".join(ledgers.snapshot(crew.ledger.folder)["notes"])
+def run_segments(workers: FakeWorkers) -> dict[str, str]:
+    """{segment: its state} at the end of the campaign, and "notes" with all log sentences."""
+    runner.run_segments(workers.task, workers.ledger, successive_halving, MemberPredictions(), workers)
+    assert validate_submission(workers.ledger.folder / "submission.csv", workers.task.test)
+    assert workers.ledger.remaining >= 0
+    return {record.name: record.state for record in workers.ledger.segments()} | {
+        "notes": " ".join(ledgers.snapshot(workers.ledger.folder)["notes"])
     }
 
 
-def several_trunks(crew: Crew, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Names of the four trunks that the campaign now begins with, and has time for."""
-    crew.ledger.deadline = 4 * DEADLINE
-    recipes = {"lite0_fpn": crew.task.recipes["lite0_fpn"], "yolov5n": load_recipe("yolov5n", ["image_size=192"])}
-    crew.task = Task(**vars(crew.task) | {"recipes": recipes})
-    monkeypatch.setattr("foldfuse.campaign.planning.segments.LEAST_STEPS", 1)
-    monkeypatch.setattr("foldfuse.campaign.planning.allocation.SHORTEST", 0.1)
-    crew.ledger.set(steps=dict.fromkeys(recipes, 0.1))
-    return [f"trunk-{name}-{px}" for px in (160, 192) for name in recipes]
+def test_segments_of_a_round_are_trained_side_by_side_after_the_round_before(workers):
+    states = run_segments(workers)
+    assert [states[name] for name in (BASE, *COOLDOWNS)] == ["done"] * 3
+    base, *cooldowns = workers.started
+    assert [name for name, _, _ in cooldowns] == COOLDOWNS
+    assert {when for _, when, _ in cooldowns} == {base[2].seconds}
+    assert {job.parent.folder.name for _, _, job in cooldowns} == {BASE}
+    assert cooldowns[0][2].seconds == pytest.approx(cooldowns[1][2].seconds, abs=0.1)
+    assert workers.now > 0.7 * workers.ledger.deadline
 
 
-def test_segments_of_a_rung_are_trained_side_by_side_once_the_rung_below_is_over(crew):
-    states = conduct(crew)
-    assert [states[name] for name in (TRUNK, *BRANCHES)] == ["done"] * 3
-    trunk, *branches = crew.begun
-    assert [name for name, _, _ in branches] == BRANCHES
-    assert {when for _, when, _ in branches} == {trunk[2].seconds}
-    assert {assignment.parent.folder.name for _, _, assignment in branches} == {TRUNK}
-    assert branches[0][2].seconds == pytest.approx(branches[1][2].seconds, abs=0.1)
-    assert crew.now > 0.7 * DEADLINE
-
-
-def test_the_ensemble_is_chosen_while_the_workers_are_busy(crew, monkeypatch):
+def test_the_ensemble_is_chosen_while_the_workers_are_busy(workers, monkeypatch):
     chosen = []
 
-    def recorded(task, ledger, found, *, last):
-        chosen.append((sorted(found.held), sorted(crew.busy), last))
-        return submit_best(task, ledger, found, last=last)
+    def recorded(task, ledger, members, *, last):
+        chosen.append((sorted(members.val), sorted(workers.busy), last))
+        return submit_best(task, ledger, members, last=last)
 
-    submit_best = stages.submit_best
-    monkeypatch.setattr(stages, "submit_best", recorded)
-    conduct(crew)
-    assert chosen[0] == ([f"{TRUNK}@1"], BRANCHES, False)
-    assert chosen[-1] == (sorted(f"{name}@1" for name in (TRUNK, *BRANCHES)), [], True)
+    submit_best = runner.submit_best
+    monkeypatch.setattr(runner, "submit_best", recorded)
+    run_segments(workers)
+    assert chosen[0] == ([(BASE, "1")], COOLDOWNS, False)
+    assert chosen[-1] == (sorted((name, "1") for name in (BASE, *COOLDOWNS)), [], True)
 
 
-def test_a_lost_segment_goes_on_from_its_checkpoint(crew):
-    crew.fates[BRANCHES[0]] = ["lost"]
-    states = conduct(crew)
-    assert states[BRANCHES[0]] == "done"
-    first, again = (assignment for name, _, assignment in crew.begun if name == BRANCHES[0])
-    assert (first.state, first.parent.folder.name) == (None, TRUNK)
-    assert again.state["seconds"] == pytest.approx(first.seconds / 2)
+def test_a_lost_segment_resumes_from_its_checkpoint(workers):
+    workers.fates[COOLDOWNS[0]] = ["lost"]
+    states = run_segments(workers)
+    assert states[COOLDOWNS[0]] == "done"
+    first, again = (job for name, _, job in workers.started if name == COOLDOWNS[0])
+    assert (first.checkpoint, first.parent.folder.name) == (None, BASE)
+    assert again.checkpoint["seconds"] == pytest.approx(first.seconds / 2)
     assert again.parent is None
-    assert "node 1 was lost. It is to be trained again, from its checkpoint" in states["notes"]
+    assert "node 1 was lost. It will be trained again, from its checkpoint" in states["notes"]
 
 
-def test_a_segment_that_is_lost_too_often_is_left_out(crew):
-    crew.fates[BRANCHES[0]] = ["lost"] * stages.TRIES
-    states = conduct(crew)
-    assert len(crew.times(BRANCHES[0])) == stages.TRIES
-    assert (states[BRANCHES[0]], states[BRANCHES[1]]) == ("failed", "done")
-    assert f"{BRANCHES[0]} is left out: node 1 was lost." in states["notes"]
+def test_a_segment_that_is_lost_too_often_is_left_out(workers):
+    workers.fates[COOLDOWNS[0]] = ["lost"] * c.MAX_ATTEMPTS
+    states = run_segments(workers)
+    assert len(workers.times(COOLDOWNS[0])) == c.MAX_ATTEMPTS
+    assert (states[COOLDOWNS[0]], states[COOLDOWNS[1]]) == ("failed", "done")
+    assert f"{COOLDOWNS[0]} is left out: node 1 was lost." in states["notes"]
 
 
-def test_a_trunk_that_is_lost_too_often_has_its_place_taken(crew):
-    crew.fates[TRUNK] = ["lost"] * stages.TRIES
-    states = conduct(crew)
-    assert [states[name] for name in (TRUNK, *BRANCHES)] == ["failed", "done", "done"]
+def test_a_cooldown_run_takes_the_place_of_a_base_run_that_is_lost_too_often(workers):
+    workers.fates[BASE] = ["lost"] * c.MAX_ATTEMPTS
+    states = run_segments(workers)
+    assert [states[name] for name in (BASE, *COOLDOWNS)] == ["failed", "done", "done"]
 
 
-def test_a_diverged_segment_is_left_out_while_the_others_go_on(crew):
-    crew.fates[BRANCHES[0]] = ["diverged"]
-    states = conduct(crew)
-    assert [states[name] for name in (TRUNK, *BRANCHES)] == ["done", "failed", "done"]
-    assert len(crew.times(BRANCHES[0])) == 1
-    assert f"{BRANCHES[0]} is left out: {BRANCHES[0]}: the loss is not finite." in states["notes"]
+def test_a_diverged_segment_is_left_out_while_the_others_continue(workers):
+    workers.fates[COOLDOWNS[0]] = ["diverged"]
+    states = run_segments(workers)
+    assert [states[name] for name in (BASE, *COOLDOWNS)] == ["done", "failed", "done"]
+    assert len(workers.times(COOLDOWNS[0])) == 1
+    assert f"{COOLDOWNS[0]} is left out: {COOLDOWNS[0]}: the loss is not finite." in states["notes"]
 
 
-def test_a_lone_trunk_that_diverges_ends_the_campaign(crew):
-    crew.fates[TRUNK] = ["diverged"]
-    with pytest.raises(FloatingPointError, match=f"{TRUNK}: the loss is not finite"):
-        conduct(crew)
-    assert [name for name, _, _ in crew.begun] == [TRUNK]
+def test_a_single_base_run_that_diverges_ends_the_campaign(workers):
+    workers.fates[BASE] = ["diverged"]
+    with pytest.raises(FloatingPointError, match=f"{BASE}: the loss is not finite"):
+        run_segments(workers)
+    assert [name for name, _, _ in workers.started] == [BASE]
 
 
-def test_where_one_of_several_trunks_diverges_the_others_go_on(crew, monkeypatch):
-    first, *others = several_trunks(crew, monkeypatch)
-    crew.fates[first] = ["diverged"]
-    states = conduct(crew)
+def test_where_one_of_several_base_runs_diverges_the_others_continue(workers, compare_base_runs):
+    first, *others = compare_base_runs
+    workers.fates[first] = ["diverged"]
+    states = run_segments(workers)
     assert states[first] == "failed"
     assert {states[name] for name in others} == {"done"}
-    assert first not in crew.ledger.get("ranking")
+    assert first not in workers.ledger.get("ranking")
 
 
-def test_where_all_of_several_trunks_diverge_the_campaign_ends(crew, monkeypatch):
-    trunks = several_trunks(crew, monkeypatch)
-    crew.fates = {name: ["diverged"] for name in trunks}
+def test_where_all_of_several_base_runs_diverge_the_campaign_ends(workers, compare_base_runs):
+    workers.fates = {name: ["diverged"] for name in compare_base_runs}
     with pytest.raises(FloatingPointError, match="the loss is not finite"):
-        conduct(crew)
-    assert sorted(name for name, _, _ in crew.begun) == sorted(trunks)
+        run_segments(workers)
+    assert sorted(name for name, _, _ in workers.started) == sorted(compare_base_runs)
 
 
-def test_nothing_of_a_higher_rung_is_begun_before_the_lower_is_over(crew, monkeypatch):
-    trunks = several_trunks(crew, monkeypatch)
-    crew.capacities = {0.0: 3}  # four trunks: two workers have nothing to do while the last one is trained
-    crew.fates[trunks[1]] = ["lost"]
-    conduct(crew)
-    rung = {"trunk": 0, "grown": 1, "branch": 2}
-    rungs = [rung[name.split("-")[0].rstrip("1234")] for name, _, _ in crew.begun]
-    assert rungs == sorted(rungs)
-    assert set(rungs) == {0, 1, 2}
+def test_no_segment_of_a_later_round_starts_before_the_round_is_over(workers, compare_base_runs):
+    workers.capacities = {0.0: 3}  # for four base runs: two workers are idle while the last one is trained
+    workers.fates[compare_base_runs[1]] = ["lost"]
+    run_segments(workers)
+    roles = {record.name: record.role for record in workers.ledger.segments()}
+    order = [list(Role).index(roles[name]) for name, _, _ in workers.started]
+    assert order == sorted(order)
+    assert set(roles.values()) == {Role.BASE, Role.EXTENDED, Role.COOLDOWN}
 
 
-def test_with_one_worker_left_the_branches_are_trained_one_after_another(crew):
-    crew.capacities = {0.0: 2, 60.0: 1}
-    crew.fates[BRANCHES[1]] = ["lost"]
-    states = conduct(crew)
-    assert [states[name] for name in BRANCHES] == ["done", "done"]
-    lost, again = crew.times(BRANCHES[1])
-    assert again - lost > 25, "it waits for the other's end"
+def test_with_one_worker_left_the_cooldown_runs_are_trained_one_after_another(workers):
+    workers.capacities = {0.0: 2, 60.0: 1}
+    workers.fates[COOLDOWNS[1]] = ["lost"]
+    states = run_segments(workers)
+    assert [states[name] for name in COOLDOWNS] == ["done", "done"]
+    lost, again = workers.times(COOLDOWNS[1])
+    assert again - lost > 25, "it waits for the end of the other one"
 
 
-def test_a_branch_that_was_begun_for_a_worker_that_is_gone_is_trained_by_another(crew):
-    crew.capacities = {0.0: 3, 60.0: 2}
-    crew.fates["branch3-192"] = ["lost"]
-    states = conduct(crew)
-    assert states["branch3-192"] == "done"
-    assert len(crew.times("branch3-192")) == 2
+def test_the_cooldown_run_of_a_worker_that_left_is_trained_by_another(workers):
+    workers.capacities = {0.0: 3, 60.0: 2}
+    workers.fates["cooldown3-192"] = ["lost"]
+    states = run_segments(workers)
+    assert states["cooldown3-192"] == "done"
+    assert len(workers.times("cooldown3-192")) == 2
 
 
-def test_workers_that_join_are_given_branches(crew):
-    crew.capacities = {0.0: 1, 20.0: 3}
-    states = conduct(crew)
-    names = [*BRANCHES, "branch3-192"]
+def test_workers_that_join_get_cooldown_runs(workers):
+    workers.capacities = {0.0: 1, 20.0: 3}
+    states = run_segments(workers)
+    names = [*COOLDOWNS, "cooldown3-192"]
     assert {states[name] for name in names} == {"done"}
-    assert len({crew.times(name)[0] for name in names}) == 1
+    assert len({workers.times(name)[0] for name in names}) == 1
 
 
-def test_out_of_time_a_busy_worker_is_left_with_a_note(crew):
-    crew.fates[BRANCHES[1]] = ["hangs"]
-    states = conduct(crew)
-    assert f"{BRANCHES[1]} is left out: no time is left to train it." in states["notes"]
-    assert states[BRANCHES[1]] == "failed"
-    assert f"{BRANCHES[0]} is left out" not in states["notes"]
-    assert DEADLINE - 20 < crew.now <= DEADLINE
+def test_at_the_deadline_a_busy_worker_is_abandoned_with_a_sentence(workers):
+    workers.fates[COOLDOWNS[1]] = ["hangs"]
+    states = run_segments(workers)
+    assert f"{COOLDOWNS[1]} is left out: no time is left to train it." in states["notes"]
+    assert states[COOLDOWNS[1]] == "failed"
+    assert f"{COOLDOWNS[0]} is left out" not in states["notes"]
+    assert workers.ledger.deadline - 20 < workers.now <= workers.ledger.deadline
 
 
-def test_what_nobody_is_left_to_train_is_named(crew):
-    crew.capacities = {0.0: 2, 60.0: 0}
-    crew.fates = {name: ["lost"] for name in BRANCHES}
-    states = conduct(crew)
-    for name in BRANCHES:
+def test_segments_without_a_worker_are_named(workers):
+    workers.capacities = {0.0: 2, 60.0: 0}
+    workers.fates = {name: ["lost"] for name in COOLDOWNS}
+    states = run_segments(workers)
+    for name in COOLDOWNS:
         assert f"{name} is left out: no time is left to train it." in states["notes"]
 
 
-def test_where_all_workers_are_gone_for_good_the_campaign_ends_with_its_time(crew):
-    crew.capacities = {0.0: 2, 10.0: 0}
-    crew.fates[TRUNK] = ["lost"]
+def test_a_campaign_without_workers_ends_at_its_deadline(workers):
+    workers.capacities = {0.0: 2, 10.0: 0}
+    workers.fates[BASE] = ["lost"]
     with pytest.raises(InputError, match="the time was over before a first member was trained"):
-        conduct(crew)
-    assert crew.now <= DEADLINE
+        run_segments(workers)
+    assert workers.now <= workers.ledger.deadline
 
 
-def test_workers_that_come_back_go_on(crew):
-    crew.capacities = {0.0: 2, 10.0: 0, 30.0: 1}
-    crew.fates[TRUNK] = ["lost"]
-    states = conduct(crew)
-    assert states[TRUNK] == "done"
-    assert crew.times(TRUNK)[1] >= 30
+def test_workers_that_come_back_resume(workers):
+    workers.capacities = {0.0: 2, 10.0: 0, 30.0: 1}
+    workers.fates[BASE] = ["lost"]
+    states = run_segments(workers)
+    assert states[BASE] == "done"
+    assert workers.times(BASE)[1] >= 30
 
 
-def carry_out(crew: Crew) -> dict[str, str]:
-    """{segment: its state}, after a process that carried the campaign out, and "state" of the campaign."""
-    stages.carry_out(crew.task, crew.ledger, successive_halving, crew)
-    states = {row.name: row.state for row in crew.ledger.segments()}
-    return states | {"state": crew.ledger.get("state")}
+def run(workers: FakeWorkers) -> dict[str, str]:
+    """{segment: its state}, after a process that ran the campaign, and the "state" of the campaign."""
+    runner.run(workers.task, workers.ledger, successive_halving, workers)
+    states = {record.name: record.state for record in workers.ledger.segments()}
+    return states | {"state": workers.ledger.get("state")}
 
 
-def submitted(crew: Crew) -> int:
-    """The number of the submission that holds, which lies whole in the folder."""
-    validate_submission(crew.ledger.folder / "submission.csv", crew.task.target)
-    return crew.ledger.latest_submission()[0]
+def submitted(workers: FakeWorkers) -> int:
+    """The number of the current submission, which is valid."""
+    validate_submission(workers.ledger.folder / "submission.csv", workers.task.test)
+    return workers.ledger.latest_submission()[0]
 
 
-def test_a_campaign_without_a_member_has_failed_and_is_not_taken_for_one_under_way(crew):
-    crew.capacities = {0.0: 2, 10.0: 0}
-    crew.fates[TRUNK] = ["lost"]
+def test_a_campaign_without_a_member_is_recorded_as_failed(workers):
+    workers.capacities = {0.0: 2, 10.0: 0}
+    workers.fates[BASE] = ["lost"]
     with pytest.raises(InputError, match="the time was over before a first member"):
-        carry_out(crew)
-    assert crew.ledger.get("state") == "failed"
+        run(workers)
+    assert workers.ledger.get("state") == "failed"
 
 
-def test_an_interrupt_before_there_is_a_member_goes_on_and_nothing_is_lost(crew):
-    crew.fates[TRUNK] = ["interrupted"]
+def test_a_campaign_interrupted_before_its_first_member_can_be_resumed(workers):
+    workers.fates[BASE] = ["interrupted"]
     with pytest.raises(KeyboardInterrupt):
-        carry_out(crew)
-    assert crew.ledger.latest_submission() is None
-    crew.close()
-    states = carry_out(crew)
-    assert (states["state"], states[TRUNK], states[BRANCHES[0]]) == ("finished", "done", "done")
+        run(workers)
+    assert workers.ledger.latest_submission() is None
+    workers.close()
+    states = run(workers)
+    assert (states["state"], states[BASE], states[COOLDOWNS[0]]) == ("finished", "done", "done")
 
 
-def test_an_interrupt_later_delivers_what_there_is_and_the_rest_can_be_made(crew, capsys):
-    crew.fates[BRANCHES[0]] = ["interrupted"]
-    states = carry_out(crew)
-    assert [states[name] for name in ("state", TRUNK, *BRANCHES)] == ["interrupted", "done", "running", "running"]
-    assert submitted(crew) == 1
-    told = capsys.readouterr().err.splitlines()[-2:]
-    assert told[0].endswith("Interrupted: delivering what there is; Ctrl-C again stops at once.")
-    assert told[1].endswith(f"Go on with: foldfuse campaign --resume {crew.ledger.folder}")
-    crew.close()
-    states = carry_out(crew)
-    assert [states[name] for name in ("state", *BRANCHES)] == ["finished", "done", "done"]
-    assert crew.times(TRUNK) == [0.0]
+def test_a_later_interrupt_submits_with_the_members_so_far_and_the_rest_can_be_resumed(workers, caplog):
+    workers.fates[COOLDOWNS[0]] = ["interrupted"]
+    states = run(workers)
+    assert [states[name] for name in ("state", BASE, *COOLDOWNS)] == ["interrupted", "done", "running", "running"]
+    assert submitted(workers) == 1
+    first, second = caplog.messages[-2:]
+    assert first.endswith("Interrupted: submitting with the members so far; Ctrl-C again stops at once.")
+    assert second.endswith(f"Resume with: foldfuse campaign --resume {workers.ledger.folder}")
+    workers.close()
+    states = run(workers)
+    assert [states[name] for name in ("state", *COOLDOWNS)] == ["finished", "done", "done"]
+    assert workers.times(BASE) == [0.0]
 
 
 @pytest.fixture
 def interrupted_choice(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
-    """Whether Ctrl-C is pressed in the next choices of an ensemble."""
+    """Whether Ctrl-C is pressed in the next searches of an ensemble."""
     pressed: list[bool] = []
 
     def build_or_not(*arguments: object, **options: object) -> EnsembleReport:
@@ -362,38 +234,38 @@ def interrupted_choice(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
             raise KeyboardInterrupt
         return build(*arguments, **options)
 
-    build = delivery.build_ensemble
-    monkeypatch.setattr(delivery, "build_ensemble", build_or_not)
+    build = submissions.build_ensemble
+    monkeypatch.setattr(submissions, "build_ensemble", build_or_not)
     return pressed
 
 
-def test_a_member_that_was_being_joined_is_delivered(crew, interrupted_choice):
+def test_an_interrupt_during_the_search_submits_the_new_member(workers, interrupted_choice):
     interrupted_choice += [True]
-    assert carry_out(crew)["state"] == "interrupted"
-    assert submitted(crew) == 1
+    assert run(workers)["state"] == "interrupted"
+    assert submitted(workers) == 1
 
 
-def test_interrupted_twice_what_was_submitted_before_stays(crew, interrupted_choice):
+def test_after_two_interrupts_the_last_submission_stays(workers, interrupted_choice):
     interrupted_choice += [False, True, True]
     with pytest.raises(KeyboardInterrupt):
-        carry_out(crew)
-    assert submitted(crew) == 1
-    crew.close()
-    assert carry_out(crew)["state"] == "finished"
-    assert submitted(crew) >= 1
+        run(workers)
+    assert submitted(workers) == 1
+    workers.close()
+    assert run(workers)["state"] == "finished"
+    assert submitted(workers) >= 1
 
 
-def test_a_submission_made_just_before_the_interrupt_is_not_replaced_by_a_lesser_one(crew, monkeypatch):
-    def describe(*arguments: object) -> None:
-        monkeypatch.setattr(delivery, "describe", described)
-        monkeypatch.setattr(delivery, "build_ensemble", lesser)
+def test_a_submission_just_before_the_interrupt_is_not_replaced_by_a_worse_one(workers, monkeypatch):
+    def interrupt(*arguments: object) -> None:
+        monkeypatch.setattr(submissions, "log_ensemble", log_ensemble)
+        monkeypatch.setattr(submissions, "build_ensemble", worse)
         raise KeyboardInterrupt
 
-    def lesser(*arguments: object, **options: object) -> EnsembleReport:
-        made = build(*arguments, **options)
-        return replace(made, score=made.score - 0.1)
+    def worse(*arguments: object, **options: object) -> EnsembleReport:
+        report = build(*arguments, **options)
+        return replace(report, score=report.score - 0.1)
 
-    described, build = delivery.describe, delivery.build_ensemble
-    monkeypatch.setattr(delivery, "describe", describe)
-    assert carry_out(crew)["state"] == "interrupted"
-    assert submitted(crew) == 1
+    log_ensemble, build = submissions.log_ensemble, submissions.build_ensemble
+    monkeypatch.setattr(submissions, "log_ensemble", interrupt)
+    assert run(workers)["state"] == "interrupted"
+    assert submitted(workers) == 1

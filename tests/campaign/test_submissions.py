@@ -1,4 +1,6 @@
-"""The delivery: what cannot be predicted in the time that is left stays out of the ensemble."""
+"""Submissions: views that cannot be predicted in the remaining time stay out of the ensemble; the campaign's metric decides."""
+
+from __future__ import annotations
 
 import time
 from dataclasses import replace
@@ -6,15 +8,15 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from foldfuse.campaign.submissions import Found, affordable, submit_best
+from foldfuse.campaign.submissions import MemberPredictions, by_name, drop_unaffordable_views, submit_best
 from foldfuse.campaign.task import Task
 from foldfuse.data.readers.coco import read
-from foldfuse.detections import Detections, Predictions
+from foldfuse.detections import Detections, MemberView, Predictions
 from foldfuse.ensemble.ensemble import Ensemble, EnsembleReport, apply_ensemble
 from foldfuse.evaluation.metrics import measure
 from foldfuse.formats.predictions import read_predictions
 from foldfuse.recipes import load_recipe
-from foldfuse.storage.ledger import SegmentRecord, create
+from foldfuse.storage.ledger import Role, SegmentRecord, create
 from learning_samples import write_dataset
 
 VIEWS = ("1", "1+hflip", "1.25")
@@ -31,59 +33,61 @@ def shifted(dataset, by):
 
 @pytest.fixture
 def campaign(tmp_path):
-    """(task, ledger, candidates, what was chosen): a quick and a slow member, of which the quick one is half predicted."""
-    labelled = read(write_dataset(tmp_path / "d", 14))
-    target = read(write_dataset(tmp_path / "t", 10, seed=9), annotated=False)
-    held = labelled.subset(range(6))
-    task = Task(
-        labelled.subset(range(6, 14)), held, target, frozenset(), {"lite0_fpn": load_recipe("lite0_fpn")}, (), 0, 3
-    )
+    """(task, ledger, candidates, report) with a fast and a slow member in three views."""
+    labeled = read(write_dataset(tmp_path / "d", 14))
+    test = read(write_dataset(tmp_path / "t", 10, seed=9), annotated=False)
+    train, val = labeled.subset(range(6, 14)), labeled.subset(range(6))
+    task = Task(train, val, test, frozenset(), {"lite0_fpn": load_recipe("lite0_fpn")}, (), 0, 3)
     (tmp_path / "out").mkdir()
     ledger = create(tmp_path / "out", {}, deadline=600, start=time.monotonic())
-    for name, cost in (("quick", 1.0), ("slow", 4.0)):
-        ledger.put_segment(SegmentRecord(name, "train", {}, None, 0, 0, "done", 1.0, 1.0, 0.0, 1.0, {"cost": cost}))
-    candidates = {f"{name}@{view}": shifted(held, i) for i, name in enumerate(("quick", "slow")) for view in VIEWS}
-    chosen = Ensemble(dict.fromkeys(candidates, 1.0), score_exponents={"slow@1.25": 2.0, "quick@1": 2.0})
-    built = EnsembleReport(chosen, "ap50", 0.9, None, None, ("quick@1", 0.9), 0.9, (), 1)
-    yield task, ledger, candidates, built
+    for name, cost in (("fast", 1.0), ("slow", 4.0)):
+        ledger.put_segment(SegmentRecord(name, Role.BASE, {}, None, 0, 0, "done", 1.0, 1.0, 0.0, 1.0, {"cost": cost}))
+    candidates = {MemberView(name, view): shifted(val, i) for i, name in enumerate(("fast", "slow")) for view in VIEWS}
+    ensemble = Ensemble(dict.fromkeys(map(str, candidates), 1.0), score_exponents={"slow@1.25": 2.0, "fast@1": 2.0})
+    report = EnsembleReport(ensemble, "ap50", 0.9, None, None, ("fast@1", 0.9), 0.9, (), 1)
+    yield task, ledger, candidates, report
     ledger.close()
 
 
-def test_with_time_the_choice_stays(campaign):
-    task, ledger, candidates, built = campaign
-    assert affordable(built, candidates, task, ledger, Found()) is built
+def test_with_time_the_ensemble_stays(campaign):
+    task, ledger, candidates, report = campaign
+    assert drop_unaffordable_views(report, candidates, task, ledger, MemberPredictions()) is report
 
 
-def test_the_views_that_bring_least_for_their_time_are_left_out(campaign, monkeypatch, capsys):
-    task, ledger, candidates, built = campaign
-    found = Found(target={"quick@1": candidates["quick@1"]})  # ten pictures: 10 + 15.6 s quick, 40 + 40 + 62.5 s slow
+def test_the_views_with_the_least_weight_for_their_time_are_dropped(campaign, monkeypatch, caplog):
+    task, ledger, candidates, report = campaign
+    fast = MemberView("fast", "1")
+    members = MemberPredictions(test={fast: candidates[fast]})  # ten images: fast 10 + 15.6 s, slow 40 + 40 + 62.5 s
     monkeypatch.setattr(type(ledger), "remaining", 5.0 + 70.0)
-    kept = affordable(built, candidates, task, ledger, found)
-    assert set(kept.ensemble.weights) == {"quick@1", "quick@1+hflip", "quick@1.25", "slow@1+hflip"}
-    assert kept.ensemble.score_exponents == {"quick@1": 2.0}
-    assert kept.score == pytest.approx(measure(apply_ensemble(kept.ensemble, candidates), task.held))
-    assert "too long: slow@1, slow@1.25." in capsys.readouterr().err
+    kept = drop_unaffordable_views(report, candidates, task, ledger, members)
+    assert set(kept.ensemble.weights) == {"fast@1", "fast@1+hflip", "fast@1.25", "slow@1+hflip"}
+    assert kept.ensemble.score_exponents == {"fast@1": 2.0}
+    assert kept.score == pytest.approx(measure(apply_ensemble(kept.ensemble, by_name(candidates)), task.val))
+    assert "too long: slow@1, slow@1.25." in caplog.text
 
 
-def test_what_is_predicted_already_is_never_left_out_for_its_time(campaign, monkeypatch):
-    task, ledger, candidates, built = campaign
+def test_a_predicted_view_is_never_dropped_for_its_time(campaign, monkeypatch):
+    task, ledger, candidates, report = campaign
     monkeypatch.setattr(type(ledger), "remaining", 0.0)
-    kept = affordable(built, candidates, task, ledger, Found(target={"slow@1": candidates["slow@1"]}))
+    slow = MemberView("slow", "1")
+    members = MemberPredictions(test={slow: candidates[slow]})
+    kept = drop_unaffordable_views(report, candidates, task, ledger, members)
     assert set(kept.ensemble.weights) == {"slow@1"}
-    assert len(affordable(built, candidates, task, ledger, Found()).ensemble.weights) == 1, "one must be predicted"
+    kept = drop_unaffordable_views(report, candidates, task, ledger, MemberPredictions())
+    assert len(kept.ensemble.weights) == 1, "one view must be predicted"
 
 
 @pytest.mark.parametrize("metric", ["ap50", "f2"])
-def test_the_campaigns_metric_decides(campaign, metric, capsys):
+def test_the_campaigns_metric_decides(campaign, metric, caplog):
     task, ledger, candidates, _ = campaign
-    held = {"quick@1": candidates["quick@1"], "slow@1": candidates["slow@1"]}
-    target = {
-        name: Predictions.of(dict.fromkeys(task.target.image_ids, Detections.empty()), p.classes)
-        for name, p in held.items()
+    val = {key: predictions for key, predictions in candidates.items() if key.view == "1"}
+    test = {
+        key: Predictions.of(dict.fromkeys(task.test.image_ids, Detections.empty()), predictions.classes)
+        for key, predictions in val.items()
     }
-    submit_best(replace(task, metric=metric), ledger, Found(held=held, target=target), last=False)
+    submit_best(replace(task, metric=metric), ledger, MemberPredictions(val=val, test=test), last=False)
     _, score, facts = ledger.latest_submission()
     assert (facts["fused"]["metric"], facts["fused"]["value"]) == (metric, score)
-    submitted = read_predictions(ledger.folder / "fused_oof.parquet", task.held)
-    assert score == pytest.approx(measure(submitted, task.held, metric=metric))
-    assert f"{metric.upper()} {score:.3f} out-of-fold" in capsys.readouterr().err
+    submitted = read_predictions(ledger.folder / "fused_oof.parquet", task.val)
+    assert score == pytest.approx(measure(submitted, task.val, metric=metric))
+    assert f"{metric.upper()} {score:.3f} out-of-fold" in caplog.text

@@ -9,7 +9,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from foldfuse.ensemble.ranking import Ranked, worth_going_on
+from foldfuse.ensemble.ranking import RankedRun, promoted
 from foldfuse.reporting.records import CampaignRecord, read_campaign_record
 from foldfuse.reporting.timeline import promotions, score_chart, segment_chart, step_line, timeline, work_chart
 from foldfuse.storage import ledger
@@ -42,9 +42,9 @@ def test_the_score_is_a_step_curve_over_time(tmp_path):
         seconds_used=90.0,
         history=[{"at": 20.0, "ap50": 0.5, "metric": "ap50"}, {"at": 60.0, "ap50": 0.8, "metric": "ap50"}],
         segments=[
-            segment("trunk-64", 0, 18, 0.5),
-            segment("branch1-64", 20, 58, 0.4),
-            segment("branch2-64", 60, 85, 0.6),
+            segment("base-64", 0, 18, 0.5),
+            segment("cooldown1-64", 20, 58, 0.4),
+            segment("cooldown2-64", 60, 85, 0.6),
         ],
     )
     chart = score_chart(record)
@@ -75,7 +75,7 @@ def test_the_history_comes_from_the_ledger(tmp_path):
     )
     made.clock = lambda: next(clock)
     made.log("First.")
-    fused = {"ap50": 0.5, "metric": "ap50", "best_single": ["a@1", 0.45], "weights": {"a@1": 1.0, "a@1.25": 1.0}}
+    fused = {"ap50": 0.5, "metric": "ap50", "best_single": ["a@1", 0.45], "num_members": 1}
     made.add_submission(0.5, {"best_member": "a", "fused": fused})
     made.add_submission(0.6, {"best_member": "a"})
     made.close()
@@ -92,7 +92,7 @@ def test_the_history_comes_from_the_ledger(tmp_path):
 
 
 def test_each_segment_has_a_lane_with_its_parent(tmp_path):
-    names = ["trunk-lite0_fpn-256", "grown-lite0_fpn-320", f"branch1-{HOSTILE}"]
+    names = ["base-lite0_fpn-256", "extended-lite0_fpn-320", f"cooldown1-{HOSTILE}"]
     record = record_of(
         tmp_path,
         deadline_seconds=200.0,
@@ -121,8 +121,8 @@ def test_each_segment_has_a_lane_with_its_parent(tmp_path):
 
 def test_promotions_agree_with_the_ranking(tmp_path):
     values = {"a": (0.60, 1.0), "b": (0.63, 0.99), "c": (0.62, 0.2), "d": (0.635, 0.97), "e": (0.66, 0.5)}
-    ranked = [Ranked(name, value, sure) for name, (value, sure) in values.items()]
-    record = record_of(tmp_path, gains=ranked, ranking=worth_going_on(ranked), segments=[segment("b", 0, 1, 0.5)])
+    ranked = [RankedRun(name, value, sure) for name, (value, sure) in values.items()]
+    record = record_of(tmp_path, gains=ranked, ranking=promoted(ranked), segments=[segment("b", 0, 1, 0.5)])
     rows = promotions(record)
     assert [row.name for row in rows if row.promoted] == ["a", "b"]
     assert [row.gain for row in rows] == pytest.approx([0.60, 0.03, -0.01, 0.005, 0.025])

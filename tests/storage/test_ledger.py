@@ -1,4 +1,4 @@
-"""The ledger: what is written stays, whoever is killed; time is counted by its clock; one process at a time."""
+"""The ledger: committed rows survive a kill, its clock counts the working time, and one process at a time holds it."""
 
 import json
 import multiprocessing
@@ -8,7 +8,7 @@ import sqlite3
 import subprocess
 import sys
 import time
-from contextlib import suppress
+from contextlib import closing, suppress
 
 import pytest
 
@@ -36,7 +36,7 @@ def opened(folder, *, now=None):
     return Ledger(made.folder, made.db, made.deadline, 0.0, now[0], clock=lambda: now[0])
 
 
-def test_it_tells_time_by_its_clock(tmp_path):
+def test_intervals_are_timed_by_the_clock(tmp_path):
     now = [100.0]
     ledger = opened(tmp_path, now=now)
     with ledger.timed("one", "train"):
@@ -52,11 +52,11 @@ def test_it_tells_time_by_its_clock(tmp_path):
         {"name": "two", "kind": "fuse", "start": 15, "end": 30},
     ]
     assert saved["seconds_used"] == 30
-    assert saved == snapshot(tmp_path)
+    assert saved == {"format": ledgers.FORMAT, **snapshot(tmp_path)}
     ledger.close()
 
 
-def test_facts_rows_and_submissions_come_back_as_they_went(tmp_path):
+def test_facts_segments_and_submissions_are_read_back_unchanged(tmp_path):
     ledger = opened(tmp_path)
     ledger.set(a=[1, {"b": None}])
     ledger.put_segment(a_record("second", started=2.0))
@@ -79,7 +79,7 @@ def test_facts_rows_and_submissions_come_back_as_they_went(tmp_path):
     again.close()
 
 
-def test_a_resumed_ledger_counts_the_time_that_was_worked_and_not_the_time_it_lay_still(tmp_path):
+def test_a_resumed_ledger_counts_the_working_time_and_not_the_time_in_between(tmp_path):
     now = [100.0]
     ledger = opened(tmp_path, now=now)
     now[0] = 140.0
@@ -95,7 +95,7 @@ def test_a_resumed_ledger_counts_the_time_that_was_worked_and_not_the_time_it_la
     resumed.close()
 
 
-def test_the_heart_beats_without_anybody_writing(tmp_path, monkeypatch):
+def test_the_heartbeat_needs_no_other_write(tmp_path, monkeypatch):
     monkeypatch.setattr(ledgers, "HEARTBEAT_SECONDS", 0.01)
     made = create(tmp_path, {}, deadline=60, start=time.monotonic() - 7)
     with made.heartbeat():
@@ -103,14 +103,14 @@ def test_the_heart_beats_without_anybody_writing(tmp_path, monkeypatch):
     made.close()
 
 
-def test_a_closed_ledger_is_one_file_and_can_be_read_where_nothing_can_be_written(tmp_path):
+def test_a_closed_ledger_is_a_single_file(tmp_path):
     ledger = opened(tmp_path)
     ledger.close()
     assert [p.name for p in tmp_path.iterdir()] == [ledgers.NAME]
 
 
 @pytest.mark.parametrize("lines", [1, 5, 50, 300])
-def test_what_a_killed_writer_said_it_wrote_is_there(tmp_path, lines):
+def test_committed_rows_survive_a_kill(tmp_path, lines):
     writer = subprocess.Popen([sys.executable, "-c", WRITER, tmp_path], stdout=subprocess.PIPE, text=True)
     assert writer.stdout is not None
     said = [writer.stdout.readline() for _ in range(lines)]
@@ -127,7 +127,7 @@ def test_what_a_killed_writer_said_it_wrote_is_there(tmp_path, lines):
     ledger.close()
 
 
-def test_a_second_process_is_refused_in_a_sentence(tmp_path):
+def test_a_second_process_is_refused_with_a_sentence(tmp_path):
     def take(folder, answer):
         try:
             with exclusive(folder):
@@ -148,8 +148,8 @@ def test_a_second_process_is_refused_in_a_sentence(tmp_path):
         pass
 
 
-def test_a_ledger_that_is_none_is_told_in_a_sentence(tmp_path):
-    with pytest.raises(InputError, match="holds no campaign that has begun"):
+def test_a_missing_or_broken_ledger_is_one_sentence(tmp_path):
+    with pytest.raises(InputError, match="holds no campaign"):
         resume(tmp_path, start=0.0)
     (tmp_path / ledgers.NAME).write_bytes(b"not a database" * 100)
     with pytest.raises(InputError, match="cannot be read as a campaign's ledger"):
@@ -158,7 +158,7 @@ def test_a_ledger_that_is_none_is_told_in_a_sentence(tmp_path):
         snapshot(tmp_path)
 
 
-def test_a_full_disk_leaves_the_rows_that_were_written(tmp_path):
+def test_a_full_disk_keeps_the_committed_rows(tmp_path):
     resource = pytest.importorskip("resource")
     child = os.fork()
     if child == 0:  # the limit cannot be lifted again, so another process has it
@@ -177,3 +177,12 @@ def test_a_full_disk_leaves_the_rows_that_were_written(tmp_path):
     assert ledger.get("written") == int((tmp_path / "said").read_text())
     assert ledger.db.execute("PRAGMA integrity_check").fetchone() == ("ok",)
     ledger.close()
+
+
+def test_a_ledger_of_a_newer_format_is_refused(tmp_path):
+    opened(tmp_path).close()
+    with closing(sqlite3.connect(tmp_path / ledgers.NAME)) as db:
+        db.execute("PRAGMA user_version = 99")
+    for read in (snapshot, lambda folder: resume(folder, start=0.0)):
+        with pytest.raises(InputError, match=r"campaign of format 99, .* reads up to 1. Update Foldfuse"):
+            read(tmp_path)

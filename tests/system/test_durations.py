@@ -28,7 +28,7 @@ def test_durations_by_hand(text, seconds):
 
 @pytest.mark.parametrize("text", ["", " ", "0", "0m", "-5m", "5 m", "m", "10x", "1m1h", "ten", "nan", "inf", "1e3"])
 def test_what_is_no_duration_is_named(text):
-    with pytest.raises(InputError, match="write it as 90s, 10m, 2h or 1h30m"):
+    with pytest.raises(InputError, match="Write it as 90s, 10m, 2h or 1h30m"):
         parse_duration(text)
 
 

@@ -1,188 +1,233 @@
-"""The whole competition under one clock: fold, train, predict out-of-fold, choose views, fuse, submit.
+"""Campaigns: a whole competition under one deadline, from the data to a submission and a report.
 
-The members are branches of trunks (see `segments`): a trunk trains on small pictures at a level learning rate; branches go on
-from its end with image sizes and seeds of their own while the rate falls to 0. So every member costs a fraction of a
-training of its own. With more time several trunks are tried, and those that add most to the ensemble are promoted. One
-fold is held back from all of them: what they find there is out-of-fold for each, and the ensemble is chosen on it.
+The members are cooldown runs of base runs (see `planning.segments`): a base run trains on small images at a constant learning
+rate, and cooldown runs continue it at image sizes and with seeds of their own while the rate decays to 0. So each member costs a
+fraction of a training of its own. With more time several base runs are compared, and those that add most to the ensemble are
+promoted. All of them hold out one fold: their predictions of it are out-of-fold, and the ensemble is chosen on it.
 
-From the first finished member on there is a valid submission on disk. It is only replaced by one that does better on the
-held-back fold. What was done is kept in a ledger, so that a campaign that was killed can be resumed.
+From the first finished member on there is a valid submission on disk. Only a submission with a better score on the held-out
+fold replaces it. The ledger records all work, so that a killed campaign can be resumed.
 """
 
 from __future__ import annotations
 
-import errno
+import logging
 import shutil
-import sqlite3
-import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
-from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from safetensors import SafetensorError
 
-from foldfuse.campaign.external_members import welcome
 from foldfuse.campaign.planning.allocation import successive_halving
-from foldfuse.campaign.request import Asked, on_cluster
-from foldfuse.campaign.task import Inputs
+from foldfuse.campaign.request import CampaignRequest, command_line
+from foldfuse.campaign.task import Inputs, prepare_task
 from foldfuse.errors import InputError
 from foldfuse.reporting.campaign_page import write_campaign_page
 from foldfuse.reporting.live import live
 from foldfuse.storage import ledger as ledgers
 from foldfuse.storage.ledger import Ledger
-from foldfuse.system.durations import format_duration, parse_duration
+from foldfuse.system.disk_full import disk_full_as_input_error
+from foldfuse.system.durations import format_duration
+from foldfuse.system.records import from_plain, to_plain
 
-SHORTEST = 60.0  # seconds: in less not even one member can be trained, used and fused
+if TYPE_CHECKING:
+    from foldfuse.campaign.planning.estimates import CampaignPlan
+
+REQUEST_FORMAT = 1
+_LEFTOVERS = {ledgers.LOCK, f".{ledgers.NAME}.new"}  # of a process that was killed before it wrote the ledger
+
+logger = logging.getLogger(__name__)
 
 
-def _joined(ray: str | None) -> AbstractContextManager[None]:
-    """While it lasts, this process is part of the Ray cluster at an address; of none where there is no address."""
-    if ray is None:
-        return nullcontext()
-    from foldfuse.campaign.execution.ray_cluster import joined  # here: it loads torch, and nobody else needs Ray
+def run_campaign(
+    request: CampaignRequest,
+    *,
+    ray: str | None = None,
+    overwrite: bool = False,
+    console: Console | None = None,
+    start: float | None = None,
+) -> Path:
+    """Runs a new campaign until its deadline; the folder with the submission and the report comes back.
 
-    return joined(ray)
+    Args:
+        request: what to do.
+        ray: address of a Ray cluster whose nodes train the members, or "auto"; this process trains them by default.
+        overwrite: whether an earlier campaign in the folder is removed.
+        console: shows the live view, where it is a terminal.
+        start: reading of `time.monotonic` at which the deadline begins; now by default.
 
-
-def _begin(asked: Asked, start: float, *, ray: str | None) -> Path:
-    """Check what is asked, make the folder, and work in it."""
-    seconds = parse_duration(asked.deadline)
-    if seconds < SHORTEST:
-        raise InputError(
-            f"the deadline is {format_duration(seconds)}, and even one member needs {format_duration(SHORTEST)}. Give more time."
-        )
-    out = Path(asked.out)
-    if out.exists() and (not out.is_dir() or {p.name for p in out.iterdir()} - _LEFT):
-        again = f", or go on with --resume {out}" if (out / ledgers.NAME).is_file() else ""
-        raise InputError(f"{out}: is there already. Choose another --out, or remove it{again}.")
-    asked.recipes()
-    inputs = asked.inputs()
+    Raises:
+        InputError: the data cannot be used, the deadline is too short, the folder is in use, the disk is full, or there is
+            no such cluster.
+    """
+    start = time.monotonic() if start is None else start
+    recipes = request.check()
+    out = request.out
+    is_campaign = (out / ledgers.NAME).is_file()
+    in_use = out.exists() and (not out.is_dir() or {path.name for path in out.iterdir()} - _LEFTOVERS)
+    if in_use and not (overwrite and is_campaign):
+        ways = f"resume it with --resume {out}, or add --overwrite" if is_campaign else "or remove it"
+        raise InputError(f"{out}: exists already. Choose another --out, {ways}.")
+    inputs = request.read_inputs()
+    if in_use:
+        with ledgers.exclusive(out):  # refuses to remove a running campaign
+            shutil.rmtree(out)
     facts: dict[str, Any] = {
         "state": "running",
-        "asked": asdict(asked.absolute()),
-        "command": on_cluster(asked.command(), ray),
-        "data": str(inputs.labelled.source.resolve()),
-        "test": str(inputs.target.source.resolve()) if inputs.target is not None else None,
+        "request": to_plain(request.absolute(), version=REQUEST_FORMAT),
+        "command": command_line(request.absolute(), ray=ray),
+        "data": str(inputs.labeled.source.resolve()),
+        "test": str(inputs.test.source.resolve()) if inputs.test is not None else None,
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "finished": None,
-        "seed": asked.seed,
+        "seed": request.seed,
+        "device": request.device,
         "left_out": [],
         "fingerprints": inputs.fingerprints(),
     }
-    with _full_disk_told(out):
+    with _connected(ray), _disk_full_reported(out):
         out.mkdir(parents=True, exist_ok=True)
-        with ledgers.exclusive(out), closing(ledgers.create(out, facts, deadline=seconds, start=start)) as ledger:
-            _work(asked, inputs, ledger, new=True, clustered=ray is not None)
+        with (
+            ledgers.exclusive(out),
+            closing(ledgers.create(out, facts, deadline=request.deadline, start=start)) as ledger,
+        ):
+            settings = request.task_settings(recipes)
+            _work(request, inputs, settings, ledger, new=True, cluster=ray is not None, console=console)
     return out
 
 
-def _show_plan(asked: Asked, start: float) -> None:
-    """Look at the data in a folder that is thrown away, and print the plan."""
-    seconds, recipes = parse_duration(asked.deadline), asked.recipes()
-    inputs = asked.inputs()
+def resume_campaign(
+    out: Path, *, ray: str | None = None, console: Console | None = None, start: float | None = None
+) -> Path:
+    """Resumes the campaign in a folder with its own request; a finished campaign stays as it is. The folder comes back.
+
+    Args:
+        out: folder of the campaign. The time that it has worked counts against its deadline, the time in between does not.
+        ray, console, start: see `run_campaign`.
+
+    Raises:
+        InputError: the folder holds no campaign, its data has changed, the disk is full, or there is no such cluster.
+    """
+    start = time.monotonic() if start is None else start
+    ledgers.check_exists(out)
     with (
-        tempfile.TemporaryDirectory() as folder,
-        closing(ledgers.create(Path(folder), {}, deadline=seconds, start=start)) as ledger,
+        _connected(ray),
+        _disk_full_reported(out),
+        ledgers.exclusive(out),
+        closing(ledgers.resume(out, start=start)) as ledger,
     ):
-        task = asked.task(inputs, recipes, ledger)
-
-    from foldfuse.campaign.planning.estimates import (
-        show,
-    )  # here, so that torch is loaded after the input was found good
-
-    show(task, seconds, Console())
-
-
-def _resume(out: Path, start: float, *, ray: str | None) -> Path:
-    """Go on with the campaign in a folder; one that has finished is left as it is."""
-    if not (out / ledgers.NAME).is_file():
-        raise InputError(f"{out}: holds no campaign that has begun. Begin one: foldfuse campaign DATA --out {out}")
-    with _full_disk_told(out), ledgers.exclusive(out), closing(ledgers.resume(out, start=start)) as ledger:
         if ledger.get("state") == "finished":
-            if ledger.get("reported") is False:  # the disk was full just then
+            if ledger.get("reported") is False:  # the disk was full at that moment
                 write_campaign_page(out)
                 ledger.export()
                 ledger.set(reported=True)
-            print(f"{out}: has finished already; nothing is left to do.", file=sys.stderr)
+            logger.info("%s: has finished already; nothing is left to do.", out)
             return out
-        asked = Asked.of(ledger.get("asked"))
-        inputs = asked.inputs()
+        request = from_plain(
+            ledger.get("request"),
+            CampaignRequest,
+            where=str(out / ledgers.NAME),
+            what="a campaign's request",
+            version=REQUEST_FORMAT,
+        )
+        inputs = request.read_inputs()
         if inputs.fingerprints() != ledger.get("fingerprints"):
-            raise InputError(f"{out}: was begun with other data than {asked.data} holds now. Begin a new campaign.")
-        for left in out.rglob(".*"):  # files and folders that were being written when the process was killed
-            shutil.rmtree(left) if left.is_dir() else left.unlink()
-        ledger.set(command=on_cluster(ledger.get("command"), ray))
-        if ledger.get("looked"):
-            ledger.log(f"Resumed after {format_duration(ledger.before)} of work.")
-        _work(asked, inputs, ledger, new=False, clustered=ray is not None)
+            raise InputError(f"{out}: was started with other data than {request.data} holds now. Start a new campaign.")
+        for leftover in out.rglob(".*"):  # files and folders in writing when the process was killed
+            shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+        if ray is not None:
+            ledger.set(command=command_line(request, ray=ray))
+        if ledger.get("undecodable_train") is not None:
+            ledger.log(f"Resumed after {format_duration(ledger.elapsed_before)} of work.")
+        settings = request.task_settings(request.check())
+        _work(request, inputs, settings, ledger, new=False, cluster=ray is not None, console=console)
     return out
 
 
-def _work(asked: Asked, inputs: Inputs, ledger: Ledger, *, new: bool, clustered: bool) -> None:
-    """Look at the data and the guests, then carry the campaign out; where they are no good, a new folder is removed."""
-    with ledger.heartbeat(), live(ledger.folder), _interrupt_told(ledger):
+def plan_campaign(request: CampaignRequest) -> CampaignPlan:
+    """The plan of a campaign on this machine, with the measured cost of each candidate; nothing is written.
+
+    Raises:
+        InputError: the data cannot be used, or the deadline is too short.
+    """
+    recipes, inputs = request.check(), request.read_inputs()
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        closing(ledgers.create(Path(folder), {}, deadline=request.deadline, start=time.monotonic())) as ledger,
+    ):
+        task = prepare_task(inputs, request.task_settings(recipes), ledger)
+
+    from foldfuse.campaign.planning.estimates import estimate_campaign  # loads torch, after the input was checked
+
+    return estimate_campaign(task, request.deadline)
+
+
+def _work(
+    request: CampaignRequest,
+    inputs: Inputs,
+    settings: dict[str, Any],
+    ledger: Ledger,
+    *,
+    new: bool,
+    cluster: bool,
+    console: Console | None,
+) -> None:
+    """Prepares the task and the external members, then runs the campaign; unusable input removes a new folder."""
+    with ledger.heartbeat(), live(ledger.folder, console=console), _interrupt_recorded(ledger):
         try:
-            with ledger.timed("look at the data", "setup"):
-                task = asked.task(inputs, asked.recipes(), ledger)
-                welcome(asked.member, asked.foreign, task, ledger)
+            with ledger.timed("check the data", "setup"):
+                task = prepare_task(inputs, settings, ledger)
+                from foldfuse.campaign.external_members import add_all  # loads torch, after the input was checked
+
+                add_all(request.external_run, request.external_predictions, task, ledger)
         except InputError:
             if new:
-                shutil.rmtree(ledger.folder)  # it held nothing before: once the data is mended, the same command works
+                shutil.rmtree(ledger.folder)  # so that the same command works once the data is fixed
             raise
 
-        from foldfuse.campaign.execution.ray_cluster import Cluster
-        from foldfuse.campaign.execution.workers import Here
-        from foldfuse.campaign.runner import carry_out
+        from foldfuse.campaign.execution.ray_cluster import RayCluster
+        from foldfuse.campaign.execution.workers import LocalWorker
+        from foldfuse.campaign.runner import run
 
-        with closing(Cluster(task, ledger) if clustered else Here(task, ledger)) as workers:
-            carry_out(task, ledger, successive_halving, workers)
+        with closing(RayCluster(task, ledger) if cluster else LocalWorker(task, ledger)) as workers:
+            run(task, ledger, successive_halving, workers)
     out = ledger.folder
-    print(f"{out / 'submission.csv'} is what to submit; {out / 'report.html'} says why.", file=sys.stderr)
+    logger.info("The submission is %s; %s explains it.", out / "submission.csv", out / "report.html")
+
+
+def _connected(ray: str | None) -> AbstractContextManager[None]:
+    """Joins the Ray cluster at an address for the block; does nothing without an address."""
+    if ray is None:
+        return nullcontext()
+    from foldfuse.campaign.execution.ray_cluster import connected  # loads torch
+
+    return connected(ray)
 
 
 @contextmanager
-def _interrupt_told(ledger: Ledger) -> Iterator[None]:
-    """An interrupt that ends all work is written down, with a sentence on what there is, and goes on."""
+def _interrupt_recorded(ledger: Ledger) -> Iterator[None]:
+    """Records an interrupt that ends the campaign, with a sentence on the submission so far, and raises it again."""
     try:
         yield
     except KeyboardInterrupt:
         if ledger.get("state") == "running":
             ledger.set(state="interrupted")
-        there = (
-            "nothing has been submitted yet"
-            if ledger.latest_submission() is None
-            else "what was submitted before stays"
-        )
-        ledger.log(f"Interrupted: {there}. Go on with: foldfuse campaign --resume {ledger.folder}")
+        result = "there is no submission yet" if ledger.latest_submission() is None else "the last submission stays"
+        ledger.log(f"Interrupted: {result}. Resume with: foldfuse campaign --resume {ledger.folder}")
         raise
 
 
-_LEFT = {ledgers.LOCK, f".{ledgers.NAME}.new"}  # by a process that was killed before it wrote the ledger
-_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-_FULL_WORDS = ("disk is full", "no space left", "file too large", "quota exceeded", "os error 28", "os error 27")
-_TORCH_WORDS = ("pytorchstreamwriter failed", "file write failed", "unexpected pos")  # torch does not say why
-_SQLITE_WORDS = ("disk i/o error",)  # of a quota, for one
+def _disk_full_reported(out: Path) -> AbstractContextManager[None]:
+    """Turns a full disk into one sentence that says how to resume. Files and rows are written whole or not at all."""
 
+    def hint() -> str:
+        if (out / ledgers.NAME).is_file():
+            return f"Finished work is safe; make room, then resume with: foldfuse campaign --resume {out}"
+        return "Nothing was started; make room, then give the same command again."
 
-@contextmanager
-def _full_disk_told(out: Path) -> Iterator[None]:
-    """A full disk becomes one clear sentence. Nothing is broken by it: files are whole or not there, and so are rows."""
-    try:
-        yield
-    except (OSError, sqlite3.Error, RuntimeError, InputError, SafetensorError) as error:
-        words = str(error).lower()
-        full = isinstance(error, OSError) and error.errno in _FULL
-        if not full and not any(word in words for word in (*_FULL_WORDS, *_TORCH_WORDS, *_SQLITE_WORDS)):
-            raise
-        kind = "the disk is broken, over its quota or full" if _SQLITE_WORDS[0] in words else "the disk is full"
-        again = (
-            f"What was finished is safe; make room, then go on with: foldfuse campaign --resume {out}"
-            if (out / ledgers.NAME).is_file()
-            else "Nothing was begun; make room, then give the same command again."
-        )
-        raise InputError(f"{out}: {kind}. {again}") from error
+    return disk_full_as_input_error(out, hint)

@@ -1,59 +1,63 @@
-"""Guests of a campaign: runs that were trained elsewhere, and other toolkits' predictions, join the ensemble as members.
+"""External members of a campaign: runs trained elsewhere and other toolkits' predictions, which join the ensemble.
 
-Both must be out-of-fold: not have learnt from the pictures that the campaign holds back. A run says so itself; of another
-toolkit's predictions it cannot be seen, and is the user's word.
+Both must be out-of-fold: made without the held-out images of the campaign. A run's metadata shows that. For another toolkit's
+predictions nothing can show it, and the campaign relies on the user.
 """
 
 from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
-from foldfuse.campaign.task import Task
+from foldfuse.campaign import constants as c
+from foldfuse.campaign.planning.segments import is_segment_name
+from foldfuse.campaign.task import TEST, VAL, Task, predictions_path
 from foldfuse.detections import Predictions
 from foldfuse.errors import InputError
 from foldfuse.evaluation.coco import score_predictions
 from foldfuse.formats.predictions import read_told, write_predictions
-from foldfuse.storage.ledger import Ledger, SegmentRecord
+from foldfuse.storage.ledger import Ledger, Role, SegmentRecord
 from foldfuse.storage.run import Run
+from foldfuse.system.records import to_plain
 
-LEAST_COVERED = 0.5  # share of the held-back pictures with objects in which foreign predictions must find something
-_OF_A_RUN = ("recipe.json", "run.json", "weights.safetensors", "log.jsonl")
+_RUN_FILES = ("recipe.json", "run.json", "weights.safetensors", "log.jsonl")
 
 
-def welcome(members: Sequence[str], foreign: Sequence[str], task: Task, ledger: Ledger) -> None:
-    """Check all guests, then give each a folder among the members and a row in the ledger; once in a campaign.
+def add_all(runs: Sequence[Path], predictions: Sequence[str], task: Task, ledger: Ledger) -> None:
+    """Checks all external members, then gives each a folder and a segment in the ledger; once in a campaign.
 
     Args:
-        members: folders of trained runs.
-        foreign: "HELD:TEST", the files of predictions of the held-back and of the test pictures.
-        task: says which pictures these are.
+        runs: folders of trained runs.
+        predictions: "VAL:TEST", files with predictions of the held-out and of the test images.
+        task: says which images these are.
         ledger: of the campaign.
 
     Raises:
-        InputError: a guest cannot be one; none is then taken in.
+        InputError: one of them cannot be a member; none is then added.
     """
-    if ledger.get("welcomed") or not (members or foreign):
+    if ledger.get("external_members_added") or not (runs or predictions):
         return
-    runs = {Path(folder).resolve().name: _checked(Run(Path(folder)), task) for folder in members}
-    others = {Path(_parted(pair)[0]).stem: _read(*_parted(pair), task) for pair in foreign}
-    names = [*runs, *others]
-    if len(names) < len(members) + len(foreign) or len({*runs, *others}) < len(names):
-        raise InputError("two guests have the same name, that of their folder or file. Rename one.")
+    pairs = [_split_pair(pair) for pair in predictions]
+    checked = {folder.resolve().name: _check_run(Run(folder), task) for folder in runs}
+    read = {Path(val).stem: _read_predictions(val, test, task) for val, test in pairs}
+    names = [*checked, *read]
+    if len(names) < len(runs) + len(pairs) or len({*names}) < len(names):
+        raise InputError("two external members have the same name, that of their folder or file. Rename one.")
     for name in names:
-        if "@" in name or name.startswith(("trunk-", "grown-", "branch")):
-            raise InputError(f"a guest cannot be called {name!r}: the campaign's own members may be. Rename it.")
-    for name, run in runs.items():
-        _take_run(name, run, ledger)
-    for name, (held, target) in others.items():
-        _take_predictions(name, held, target, task, ledger)
-    ledger.set(welcomed=True)
+        if is_segment_name(name):
+            raise InputError(
+                f"an external member cannot be called {name!r}: the campaign names its own members so. Rename it."
+            )
+    for name, run in checked.items():
+        _add_run(name, run, ledger)
+    for name, (val, test) in read.items():
+        _add_predictions(name, val, test, task, ledger)
+    ledger.set(external_members_added=True)
 
 
-def _checked(run: Run, task: Task) -> Run:
-    """The run, if it has not learnt from a held-back picture and knows the same classes."""
+def _check_run(run: Run, task: Task) -> Run:
+    """The run, if it trained on no held-out image and has the same classes."""
     metadata = run.metadata
     if metadata.classes != task.train.classes:
         raise InputError(
@@ -61,59 +65,57 @@ def _checked(run: Run, task: Task) -> Run:
             f"{', '.join(task.train.classes)}. A member needs the same classes in the same order."
         )
     run.load_weights()
-    learnt = set(task.held.image_ids) - set(metadata.val_ids)
-    if learnt:
+    seen = set(task.val.image_ids) - set(metadata.val_ids)
+    if seen:
         raise InputError(
-            f"{run.folder}: learnt from {len(learnt)} of the {len(task.held)} pictures that the campaign holds back, such as "
-            f"image id {min(learnt)}. Train it with --folds and --fold 0 of the file that the campaign is given as --folds."
+            f"{run.folder}: trained on {len(seen)} of the campaign's {len(task.val)} held-out images, such as image id "
+            f"{min(seen)}. Train it with --folds FILE --fold 0, and give the campaign the same --folds FILE."
         )
     return run
 
 
-def _parted(pair: str) -> tuple[str, str]:
-    held, colon, test = pair.rpartition(":")
-    if not colon or not held or not test:
-        raise InputError(f"--foreign is HELD:TEST, two files of predictions; got {pair!r}.")
-    return held, test
+def _split_pair(pair: str) -> tuple[str, str]:
+    val, colon, test = pair.rpartition(":")
+    if not colon or not val or not test:
+        raise InputError(f"--external-predictions is VAL:TEST, two files of predictions; got {pair!r}.")
+    return val, test
 
 
-def _read(held: str, test: str, task: Task) -> tuple[Predictions, Predictions]:
-    """The predictions of the held-back pictures, and of those to submit."""
-    labelled = replace(
-        task.held, samples=(*task.train.samples, *task.held.samples)
-    )  # an out-of-fold file may speak of every labelled picture
-    found = read_told(Path(held), labelled)
-    mine = found.select_images([i for i in task.held.image_ids if i in found])
-    drawn = [s for s in task.held.samples if s.annotations is not None and len(s.annotations)]
-    covered = sum(s.id in mine and len(mine[s.id]) > 0 for s in drawn)
-    if len(mine) < len(task.held) or covered < LEAST_COVERED * len(drawn):
+def _read_predictions(val: str, test: str, task: Task) -> tuple[Predictions, Predictions]:
+    """The predictions of the held-out images and of the test images."""
+    found = read_told(Path(val), task.labeled)  # an out-of-fold file may cover every labeled image
+    val_predictions = found.select_images([i for i in task.val.image_ids if i in found])
+    with_objects = [s for s in task.val.samples if s.annotations is not None and len(s.annotations)]
+    covered = sum(s.id in val_predictions and len(val_predictions[s.id]) > 0 for s in with_objects)
+    if len(val_predictions) < len(task.val) or covered < c.MIN_EXTERNAL_COVERAGE * len(with_objects):
         raise InputError(
-            f"{held}: finds something in {covered} of the {len(drawn)} held-back pictures that have objects, and speaks of "
-            f"{len(mine)} of all {len(task.held)}. Predict the pictures of fold 0 of the campaign's folds with a "
-            "model that did not learn from them."
+            f"{val}: finds something in {covered} of the {len(with_objects)} held-out images that have objects, and has "
+            f"{len(val_predictions)} of all {len(task.val)}. Predict the images of fold 0 of the campaign's folds with a "
+            "model that was not trained on them."
         )
-    theirs = read_told(Path(test), task.target)
-    return mine, theirs.select_images([i for i in task.target.image_ids if i not in task.unseen])
+    test_predictions = read_told(Path(test), task.test)
+    return val_predictions, test_predictions.select_images([sample.id for sample in task.test_samples])
 
 
-def _take_run(name: str, run: Run, ledger: Ledger) -> None:
+def _add_run(name: str, run: Run, ledger: Ledger) -> None:
     folder = ledger.folder / "members" / name
     folder.mkdir(parents=True, exist_ok=True)
-    for file in _OF_A_RUN:
+    for file in _RUN_FILES:
         if (run.folder / file).exists():
             shutil.copyfile(run.folder / file, folder / file)
     metadata = run.metadata
+    seconds = metadata.seconds or 0.0
     ledger.put_segment(
         SegmentRecord(
             name=name,
-            kind="run",
-            recipe=vars(run.recipe),
+            role=Role.EXTERNAL_RUN,
+            recipe=to_plain(run.recipe),
             parent=None,
             fold=0,
             seed=metadata.seed,
             state="trained",
-            budget=metadata.seconds or 0.0,
-            seconds=metadata.seconds or 0.0,
+            budget=seconds,
+            seconds=seconds,
             started=ledger.elapsed,
             ended=None,
             result={},
@@ -122,22 +124,34 @@ def _take_run(name: str, run: Run, ledger: Ledger) -> None:
     ledger.log(f"{name} joins as a member; it was trained elsewhere.")
 
 
-def _take_predictions(name: str, held: Predictions, target: Predictions, task: Task, ledger: Ledger) -> None:
+def _add_predictions(name: str, val: Predictions, test: Predictions, task: Task, ledger: Ledger) -> None:
     folder = ledger.folder / "members" / name
-    write_predictions(held, folder / "held@1.parquet", task.held)
-    write_predictions(target, folder / "target@1.parquet", task.target)
-    score = score_predictions(held, task.held)
-    result = {
-        "name": name,
-        "recipe": "another toolkit's",
-        "fold": 0,
-        "views": ["1"],
-        "ap": score.ap,
-        "ap50": score.ap50,
-    }
+    write_predictions(val, predictions_path(folder, VAL, str(c.PLAIN_VIEW)), task.val)
+    write_predictions(test, predictions_path(folder, TEST, str(c.PLAIN_VIEW)), task.test)
+    score = score_predictions(val, task.val)
+    views = [str(c.PLAIN_VIEW)]
     ledger.put_segment(
-        SegmentRecord(name, "foreign", {}, None, 0, 0, "done", 0.0, 0.0, ledger.elapsed, ledger.elapsed, result)
+        SegmentRecord(
+            name=name,
+            role=Role.EXTERNAL_PREDICTIONS,
+            recipe={},
+            parent=None,
+            fold=0,
+            seed=0,
+            state="done",
+            budget=0.0,
+            seconds=0.0,
+            started=ledger.elapsed,
+            ended=ledger.elapsed,
+            result={
+                "name": name,
+                "recipe": "another toolkit's",
+                "fold": 0,
+                "predicted_views": views,
+                "views": views,
+                "ap": score.ap,
+                "ap50": score.ap50,
+            },
+        )
     )
-    ledger.log(
-        f"{name} joins as a member, predicted by another toolkit: AP50 {score.ap50:.3f} on the held-back pictures."
-    )
+    ledger.log(f"{name} joins as a member, predicted by another toolkit: AP50 {score.ap50:.3f} on the held-out images.")

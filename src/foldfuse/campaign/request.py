@@ -1,88 +1,118 @@
-"""What the user asks of a campaign: the arguments of the command, checked and made absolute."""
+"""The request of a campaign: the user's options, checked, and kept in the ledger for a resume."""
 
 from __future__ import annotations
 
 import shlex
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from foldfuse.campaign.planning.candidates import candidates, check_sizes
-from foldfuse.campaign.task import Inputs, Task, look, read_inputs
+from foldfuse.campaign import constants as c
+from foldfuse.campaign.planning.candidates import candidate_recipes, check_image_sizes
+from foldfuse.campaign.task import Inputs, read_inputs
+from foldfuse.errors import InputError
 from foldfuse.evaluation.metrics import get_metric
 from foldfuse.recipes import Recipe
-from foldfuse.storage.ledger import Ledger
+from foldfuse.system.durations import duration_option, format_duration
 
 
 @dataclass(frozen=True)
-class Asked:
-    """What a campaign was asked, as the command line says it; paths as text."""
+class CampaignRequest:
+    """What a campaign is to do; the fields are the options of `foldfuse campaign`.
 
-    data: str | None = None
-    test: str | None = None
-    deadline: str = "10m"
-    out: str = "campaign"
+    Attributes:
+        data: COCO JSON with annotations, or a folder with a train.json and perhaps a test.json.
+        test: COCO JSON of the images to predict; without it a fold of labeled images stands in.
+        deadline: seconds of wall-clock time for everything.
+        out: folder to make.
+        recipe: names of the allowed recipes; empty for the defaults.
+        forbid: names of recipes that are not allowed.
+        image_size: allowed image sizes in pixels; empty for all.
+        set: changes to the recipes, such as lr=3e-4.
+        folds: number of folds, of which one is held out; or the path of a file of `foldfuse split`, whose fold 0 is held out.
+        external_run: folders of runs that were trained without the held-out images.
+        external_predictions: "VAL:TEST", files with another toolkit's predictions of the held-out and the test images.
+        seed: of every random choice.
+        metric: ap50, ap, f2 or wheat.
+        pseudo_labels: whether the last members also train on confident predictions of the test images.
+        device: of every network: auto, cpu, cuda, cuda:N or mps.
+    """
+
+    data: Path
+    test: Path | None = None
+    deadline: float = 600.0
+    out: Path = Path("campaign")
     recipe: tuple[str, ...] = ()
     forbid: tuple[str, ...] = ()
-    size: tuple[int, ...] = ()
-    change: tuple[str, ...] = ()
+    image_size: tuple[int, ...] = ()
+    set: tuple[str, ...] = ()
     folds: int | str = 5
-    member: tuple[str, ...] = ()
-    foreign: tuple[str, ...] = ()
+    external_run: tuple[Path, ...] = ()
+    external_predictions: tuple[str, ...] = ()
     seed: int = 0
     metric: str = "ap50"
     pseudo_labels: bool = False
+    device: str = "auto"
 
-    @staticmethod
-    def of(value: dict[str, Any]) -> Asked:
-        """What `asdict` gave, read back from JSON."""
-        plain: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in value.items()}
-        return Asked(**plain)
+    def absolute(self) -> CampaignRequest:
+        """The request with absolute paths, so that the campaign can be resumed from any folder."""
+        return replace(
+            self,
+            data=self.data.resolve(),
+            test=self.test and self.test.resolve(),
+            folds=self.folds if isinstance(self.folds, int) else str(Path(self.folds).resolve()),
+            external_run=tuple(folder.resolve() for folder in self.external_run),
+            external_predictions=tuple(
+                ":".join(str(Path(file).resolve()) for file in pair.rpartition(":")[::2])
+                for pair in self.external_predictions
+            ),
+        )
 
-    def command(self) -> str:
-        """The command that asks this."""
-        words = ["foldfuse", "campaign", str(self.data)]
-        for name, value in vars(self).items():
-            if name != "data" and (value != getattr(Asked, name) or name in ("deadline", "out", "seed")):
-                flag = f"--{name.replace('_', '-')}"
-                for one in value if isinstance(value, tuple) else (value,):
-                    words += [flag] if one is True else [flag, str(one)]
-        return shlex.join(words)
+    def check(self) -> dict[str, Recipe]:
+        """{name: recipe} of the candidates.
 
-    def absolute(self) -> Asked:
-        """The same, from whatever folder it is asked."""
-        folds = self.folds if isinstance(self.folds, int) else str(Path(self.folds).resolve())
-        data, test = (None if path is None else str(Path(path).resolve()) for path in (self.data, self.test))
-        member = tuple(str(Path(folder).resolve()) for folder in self.member)
-        foreign = tuple(":".join(str(Path(p).resolve()) for p in pair.rpartition(":")[::2]) for pair in self.foreign)
-        return replace(self, data=data, test=test, folds=folds, member=member, foreign=foreign)
-
-    def inputs(self) -> Inputs:
-        """The data, read. Raises InputError where it cannot be used."""
-        assert self.data is not None
-        test = None if self.test is None else Path(self.test)
-        return read_inputs(Path(self.data), test, self.folds if isinstance(self.folds, int) else Path(self.folds))
-
-    def recipes(self) -> dict[str, Recipe]:
-        """{name: recipe} of what members may be made of. Raises InputError where there is none, or no such metric."""
-        recipes = candidates(self.recipe, self.forbid, self.change)
+        Raises:
+            InputError: the deadline is too short, or there is no such recipe, image size or metric.
+        """
+        if self.deadline < c.MIN_DEADLINE:
+            raise InputError(
+                f"the deadline is {format_duration(self.deadline)}, and even one member needs "
+                f"{format_duration(c.MIN_DEADLINE)}. Give more time."
+            )
+        recipes = candidate_recipes(self.recipe, forbidden=self.forbid, changes=self.set)
         for recipe in recipes.values():
-            check_sizes(self.size, recipe)
+            check_image_sizes(self.image_size, recipe)
         get_metric(self.metric)
         return recipes
 
-    def task(self, inputs: Inputs, recipes: dict[str, Recipe], ledger: Ledger) -> Task:
-        """What is to be done with the data, once it has been looked at."""
-        made = look(inputs, recipes, sizes=self.size, seed=self.seed, ledger=ledger)
-        return replace(made, metric=self.metric, pseudo=self.pseudo_labels)
+    def read_inputs(self) -> Inputs:
+        """The data. Raises InputError where it cannot be used."""
+        return read_inputs(self.data, self.test, self.folds if isinstance(self.folds, int) else Path(self.folds))
+
+    def task_settings(self, recipes: dict[str, Recipe]) -> dict[str, Any]:
+        """The fields of a Task that the request decides."""
+        return {
+            "recipes": recipes,
+            "image_sizes": self.image_size,
+            "seed": self.seed,
+            "metric": self.metric,
+            "pseudo_labels": self.pseudo_labels,
+            "device": self.device,
+        }
 
 
-def on_cluster(command: str, ray: str | None) -> str:
-    """A campaign's command, to be carried out on the Ray cluster at an address; unchanged where there is no address."""
-    if ray is None:
-        return command
-    words = shlex.split(command)
-    if "--ray" in words:
-        at = words.index("--ray")
-        del words[at : at + 2]
-    return shlex.join([*words, "--ray", ray])
+_ALWAYS_SHOWN = ("deadline", "out", "seed")
+
+
+def command_line(request: CampaignRequest, *, ray: str | None) -> str:
+    """The command that makes this request, on the Ray cluster at an address where one is given."""
+    words = ["foldfuse", "campaign", str(request.data)]
+    for field in fields(request):
+        value = getattr(request, field.name)
+        if field.name == "data" or (value == field.default and field.name not in _ALWAYS_SHOWN):
+            continue
+        flag = f"--{field.name.replace('_', '-')}"
+        text = duration_option(value) if field.name == "deadline" else value
+        for one in text if isinstance(text, tuple) else (text,):
+            words += [flag] if one is True else [flag, str(one)]
+    return shlex.join([*words, *(["--ray", ray] if ray is not None else [])])

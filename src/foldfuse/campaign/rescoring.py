@@ -1,96 +1,96 @@
-"""The second opinion of a campaign: its submission rescored by a classifier of crops, where that helps out-of-fold."""
+"""Crop rescoring of a campaign: a classifier of crops rescores the submission where that helps out-of-fold."""
 
 from __future__ import annotations
 
-from foldfuse.campaign.planning.allocation import CROPS_LEARNT, CROPS_PER_PICTURE, FINISH
-from foldfuse.campaign.submissions import Found, put
+from foldfuse.campaign import constants as c
+from foldfuse.campaign.submissions import MemberPredictions, write_submission_folder
 from foldfuse.campaign.task import Task
-from foldfuse.data.dataset import Dataset
 from foldfuse.ensemble.ensemble import read_ensemble
 from foldfuse.evaluation.coco import score_predictions
 from foldfuse.formats.predictions import read_predictions
-from foldfuse.inference import rescoring as rescore
+from foldfuse.inference import rescoring
 from foldfuse.storage.ledger import Ledger
 
-TELLING = 0.1  # a share of learning that tells how long the rest takes
-NO_TIME = (
-    "A second opinion was begun, but no time is left to ask for it on the pictures to submit. Submitted as before."
-)
+_NO_TIME = "Crop rescoring was started, but there is no time left to rescore the test images. The submission stays."
 
 
-class _Late(Exception):
-    """The second opinion would not be ready in time."""
+class _TooSlow(Exception):
+    """The rescorer would not be ready in time."""
 
 
-def second_opinion(task: Task, ledger: Ledger, found: Found) -> None:
-    """Rescore the submission that holds now; the rescored one takes its place where the gain out-of-fold is believed.
+def rescore_submission(task: Task, ledger: Ledger, members: MemberPredictions) -> None:
+    """Rescores the current submission, and submits the result where its gain out-of-fold is significant.
 
-    The classifier learns from all annotated pictures, those held back included, and judges each held-back picture
-    by what the others teach.
+    The classifier trains on all annotated images; each held-out image is scored by a classifier trained without it
+    (cross-validation).
     """
-    holds = ledger.latest_submission()
-    if holds is None or holds[2].get("second_opinion"):
+    latest = ledger.latest_submission()
+    if latest is None or latest[2].get("rescoring"):
         return
-    number, before, facts = holds
+    number, score_before, facts = latest
     folder = ledger.folder / "submissions" / str(number)
-    held = read_predictions(folder / "fused_oof.parquet", task.held)
-    target = read_predictions(folder / "fused_test.parquet", task.target)
-    if len(task.held) < rescore.PARTS or not len(held.boxes):
-        return  # too few to tell a gain from chance
-    began, name = ledger.remaining, task.metric.upper()
-    seen = [s for s in task.target.samples if s.id not in task.unseen]
-    learnt = CROPS_LEARNT + CROPS_PER_PICTURE * len(task.held)
-    coming = CROPS_PER_PICTURE * len(seen) / learnt  # what is still to be looked at then, against that
+    val = read_predictions(folder / "fused_oof.parquet", task.val)
+    test = read_predictions(folder / "fused_test.parquet", task.test)
+    if len(task.val) < rescoring.PARTS or not len(val.boxes):
+        return  # too few images to tell a gain from chance
+    remaining_at_start, metric = ledger.remaining, task.metric.upper()
+    train_crops = c.RESCORING_TRAIN_CROPS + c.RESCORING_CROPS_PER_IMAGE * len(task.val)
+    test_share = c.RESCORING_CROPS_PER_IMAGE * len(task.test_samples) / train_crops  # of the time that training takes
 
-    heard: list[tuple[float, float]] = []  # share of learning that was done, seconds that were left
-
-    def in_time(share: float) -> None:
-        """Raise _Late where learning, of which a `share` is done, and what is to come would take longer than there is."""
-        heard.append((share, ledger.remaining))
-        (first, before), (_, left) = heard[0], heard[-1]  # what comes before the first is not part of the pace
-        pace = (before - left) / (share - first) if share - first >= TELLING else 0.0
-        if pace * (1 - share + coming) > left - FINISH:
-            raise _Late
-
-    with ledger.timed("a second opinion", "fuse"):
+    with ledger.timed("crop rescoring", "fuse"):
         try:
-            fitted = rescore.fit_rescorer(
-                held,
-                _whole(task),
+            result = rescoring.fit_rescorer(
+                val,
+                task.labeled,
                 metric=task.metric,
-                max_detections=CROPS_PER_PICTURE,
-                examples=CROPS_LEARNT,
+                max_detections=c.RESCORING_CROPS_PER_IMAGE,
+                examples=c.RESCORING_TRAIN_CROPS,
                 seed=task.seed,
-                progress=in_time,
+                progress=_Pace(ledger, test_share).check,
             )
-        except _Late:
-            ledger.log(NO_TIME)
+        except _TooSlow:
+            ledger.log(_NO_TIME)
             return
-        if not fitted.accepted or fitted.after <= before:
+        if not result.accepted or result.after <= score_before:
             ledger.log(
-                f"A second opinion, by a classifier of crops, brings no gain that can be believed: {name} {before:.3f} before "
-                f"and {fitted.after:.3f} after it out-of-fold. Submitted as before."
+                f"Crop rescoring brings no significant gain: {metric} {score_before:.3f} before and {result.after:.3f} after it "
+                "out-of-fold. The submission stays."
             )
             return
-        if (began - ledger.remaining) * coming > ledger.remaining - FINISH:
-            ledger.log(NO_TIME)
+        if (remaining_at_start - ledger.remaining) * test_share > ledger.remaining - c.DELIVERY_SECONDS:
+            ledger.log(_NO_TIME)
             return
-        rescored = rescore.apply_rescorer(fitted.rescorer, target, seen)
+        rescored = rescoring.apply_rescorer(result.rescorer, test, task.test_samples)
     with ledger.timed("submit", "submit"):
-        score = score_predictions(fitted.predictions, task.held)
-        now = {"value": fitted.after, "interval": None}  # what is known of the fusion's gain says nothing of this one
-        fused = {**facts["fused"], **score.to_dict(), **now}
-        told = {**facts, "second_opinion": fitted.to_dict(), "fused": fused}
-        put(fitted.predictions, rescored, read_ensemble(folder / "ensemble.json"), fitted.after, told, task, ledger)
-    found.score = fitted.after
+        score = score_predictions(result.predictions, task.val)
+        own = {"value": result.after, "interval": None}  # the interval of the fusion's gain does not hold for rescoring
+        fused = {**facts["fused"], **score.to_dict(), **own}
+        new_facts = {**facts, "rescoring": result.to_dict(), "fused": fused}
+        ensemble = read_ensemble(folder / "ensemble.json")
+        write_submission_folder(
+            result.predictions, rescored, ensemble, result.after, new_facts, task=task, ledger=ledger
+        )
+    members.score = result.after
     ledger.log(
-        f"A second opinion, by a classifier of crops, lifts {name} from {before:.3f} to {fitted.after:.3f} out-of-fold (gain on "
-        f"pictures not chosen on: {fitted.gain.low:+.3f} to {fitted.gain.high:+.3f}). Submitted with it."
+        f"Crop rescoring lifts {metric} from {score_before:.3f} to {result.after:.3f} out-of-fold (nested cross-validation: "
+        f"{result.gain.low:+.3f} to {result.gain.high:+.3f}). Submitted with crop rescoring."
     )
 
 
-def _whole(task: Task) -> Dataset:
-    """All annotated pictures of the task."""
-    return Dataset(
-        (*task.train.samples, *task.held.samples), task.train.classes, task.train.category_ids, task.train.source
-    )
+class _Pace:
+    """Compares the pace of the rescorer's training with the remaining time."""
+
+    def __init__(self, ledger: Ledger, test_share: float) -> None:
+        self._ledger, self._test_share = ledger, test_share
+        self._first: tuple[float, float] | None = (
+            None  # share done and seconds left; earlier work is not part of the pace
+        )
+
+    def check(self, share: float) -> None:
+        """Raises _TooSlow where the rest of the training and the test images would take longer than the remaining time."""
+        remaining = self._ledger.remaining
+        self._first = self._first or (share, remaining)
+        done = share - self._first[0]
+        pace = (self._first[1] - remaining) / done if done >= c.RESCORING_PACE_SHARE else 0.0
+        if pace * (1 - share + self._test_share) > remaining - c.DELIVERY_SECONDS:
+            raise _TooSlow

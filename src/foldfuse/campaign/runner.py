@@ -1,28 +1,37 @@
-"""What a campaign does with its time: train what the strategy names, predict with it, choose, submit; until it is over.
+"""Runs a campaign: trains the segments that the strategy picks, predicts with them, chooses ensembles and submits.
 
-Every piece of work is written down in the ledger when it is whole, and files come before the row that speaks of them. So a
-campaign that was killed is carried on by the same function that carried it out.
+Each piece of work is recorded in the ledger when it is complete, and files are written before the record that names them. So
+the same function starts a campaign and resumes a killed one.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import asdict
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
-from foldfuse.campaign.execution.jobs import Seen, look
-from foldfuse.campaign.execution.workers import Assignment, End, Lost, Workers
-from foldfuse.campaign.planning.allocation import FINISH, VIEWS, Strategy, opinion_seconds, outlook, reserve, views
-from foldfuse.campaign.planning.estimates import costs, table_of
-from foldfuse.campaign.planning.segments import COMPARED_FROM, largest_side, plan, trunks
+from foldfuse.campaign import constants as c
+from foldfuse.campaign.execution.jobs import HeldOutPredictions, predict_held_out
+from foldfuse.campaign.execution.workers import SegmentJob, SegmentResult, WorkerLost, Workers
+from foldfuse.campaign.planning.allocation import (
+    Plan,
+    Strategy,
+    affordable_views,
+    make_plan,
+    rescoring_seconds,
+    reserved_seconds,
+)
+from foldfuse.campaign.planning.estimates import measure_candidates
+from foldfuse.campaign.planning.segments import base_runs, largest_image_size, plan_segments
 from foldfuse.campaign.planning.state import CampaignState, Segment
-from foldfuse.campaign.rescoring import second_opinion
-from foldfuse.campaign.submissions import Found, publish, refresh_report, submit_best
-from foldfuse.campaign.task import Task
+from foldfuse.campaign.rescoring import rescore_submission
+from foldfuse.campaign.submissions import MemberPredictions, load_predictions, publish, refresh_report, submit_best
+from foldfuse.campaign.task import VAL, Task, predictions_path
 from foldfuse.data.dataset import Dataset
-from foldfuse.ensemble.pseudo_labels import labelled, sure
-from foldfuse.ensemble.ranking import by_gain, worth_going_on
+from foldfuse.detections import MemberView
+from foldfuse.ensemble.pseudo_labels import confident_predictions, pseudo_labeled
+from foldfuse.ensemble.ranking import promoted, rank_by_ensemble_gain
 from foldfuse.errors import InputError
 from foldfuse.evaluation.coco import score_predictions
 from foldfuse.formats.predictions import read_predictions, write_predictions
@@ -30,306 +39,314 @@ from foldfuse.storage.ledger import Ledger, SegmentRecord
 from foldfuse.storage.run import Run
 from foldfuse.system import host
 from foldfuse.system.durations import format_duration
-from foldfuse.system.progress import error_console
+from foldfuse.system.records import to_plain
 from foldfuse.training.checkpoints import run_metadata
 
-CHECKPOINTS = 40  # in a deadline, at most: more would cost more time than they save
-LOOK = 1.0  # seconds between two looks at workers that train aside
-TRIES = 3  # a segment that was lost so often is left out
 
+def run(task: Task, ledger: Ledger, strategy: Strategy, workers: Workers) -> None:
+    """Works until the deadline; the submission and the report lie in the campaign's folder afterwards.
 
-def carry_out(task: Task, ledger: Ledger, strategy: Strategy, workers: Workers) -> None:
-    """Spend the time until the deadline; leave the submission and the report in the campaign's folder.
+    Args:
+        task: data and settings.
+        ledger: of the campaign.
+        strategy: picks the segments.
+        workers: train them.
 
     Raises:
-        KeyboardInterrupt: while there was no member, or a second time; a later one ends the campaign early, with what
-            there is.
+        KeyboardInterrupt: before there was a member, or a second one; a first interrupt after that ends the campaign
+            early with a submission of the members so far.
     """
     ledger.set(machine=host.describe(), state="running", reported=False)
     publish(ledger)
     try:
         if ledger.get("plan") is None:
-            begin(task, ledger, workers)
-        keep_plan(task, ledger, workers)
-        conduct(task, ledger, strategy, recalled(task, ledger), workers)
+            measure_costs(task, ledger, workers)
+            log_plan(make_plan(campaign_state(task, ledger, workers)), ledger)
+        save_plan(task, ledger, workers)
+        run_segments(task, ledger, strategy, load_predictions(task, ledger), workers)
     except KeyboardInterrupt:
-        found = recalled(task, ledger)  # anew: what was under way may be half done in memory
-        if not found.held:
+        members = load_predictions(task, ledger)  # again: the interrupt may have left it half updated in memory
+        if not members.val:
             raise
         ledger.set(state="interrupted")
-        ledger.log("Interrupted: delivering what there is; Ctrl-C again stops at once.")
-        if found.unchosen:
-            submit_best(task, ledger, found, last=False)
-        ledger.log(f"Go on with: foldfuse campaign --resume {ledger.folder}")
+        ledger.log("Interrupted: submitting with the members so far; Ctrl-C again stops at once.")
+        if members.new_members:
+            submit_best(task, ledger, members, last=False)
+        ledger.log(f"Resume with: foldfuse campaign --resume {ledger.folder}")
     except (FloatingPointError, InputError):
         ledger.set(state="failed")
         ledger.export()
         raise
     else:
         ledger.set(state="finished")
-    ledger.set(finished=datetime.now(UTC).isoformat(timespec="seconds"), peak_memory_mb=round(host.peak_memory_mb()))
-    keep_plan(task, ledger, workers)
+    memory = host.peak_memory_mb()
+    ledger.set(
+        finished=datetime.now(UTC).isoformat(timespec="seconds"),
+        peak_memory_mb=None if memory is None else round(memory),
+    )
+    save_plan(task, ledger, workers)
     refresh_report(ledger)
     ledger.set(reported=True)
 
 
-def begin(task: Task, ledger: Ledger, workers: Workers) -> None:
-    """Measure what the candidates cost where there is time to compare them, and show the plan."""
-    if ledger.deadline >= COMPARED_FROM and len(task.recipes) > 1:
-        with ledger.timed("measure the candidates", "setup"):
-            found = costs(standing(task, ledger, workers), task.train)
-        ledger.set(steps={cost.name: round(cost.step, 4) for cost in found})
-        told = ", ".join(f"{cost.name} {cost.step:.2f}" for cost in found)
-        ledger.log(f"Seconds of a step as a trunk, measured here: {told}.")
-    ahead = outlook(standing(task, ledger, workers))
-    error_console().print(table_of(ahead, "The plan"))
-    ledger.log(f"The plan: {', then '.join(part.name for part in ahead.segments)}.")
+def measure_costs(task: Task, ledger: Ledger, workers: Workers) -> None:
+    """Measures the candidates where there is time to compare them, and records the cost of a step of each."""
+    if ledger.deadline < c.COMPARE_DEADLINE or len(task.recipes) < 2:
+        return
+    with ledger.timed("measure the candidates", "setup"):
+        costs = measure_candidates(campaign_state(task, ledger, workers), task.train, device=task.device)
+    ledger.set(step_seconds={cost.name: round(cost.step_seconds, 4) for cost in costs})
+    measured = ", ".join(f"{cost.name} {cost.step_seconds:.2f}" for cost in costs)
+    ledger.log(f"Seconds of a step of a base run, measured here: {measured}.")
 
 
-def promote(task: Task, ledger: Ledger, found: Found, workers: Workers) -> None:
-    """Once all trunks are over, write down which of them add most to the ensemble: those go on."""
-    now = standing(task, ledger, workers)
-    tried = [part.name for part in trunks(now)]
-    over = all(now.states.get(name) in ("done", "failed") for name in tried)
-    if len(tried) < 2 or now.ranking or not over:
+def log_plan(plan: Plan, ledger: Ledger) -> None:
+    """Logs the planned segments with their training time, and the time reserved for everything else."""
+    segments = ", ".join(f"{segment.name} for {format_duration(segment.seconds)}" for segment in plan.segments)
+    reserved = format_duration(sum(plan.reserved.values()))
+    ledger.log(f"The plan: {segments}; {reserved} for predictions, the ensemble and the submission.")
+
+
+def rank_base_runs(task: Task, ledger: Ledger, members: MemberPredictions, workers: Workers) -> None:
+    """Once all base runs are over, records which of them are promoted: those that add most to the ensemble."""
+    state = campaign_state(task, ledger, workers)
+    names = [segment.name for segment in base_runs(state)]
+    if len(names) < 2 or state.ranking or any(state.state_of(name) not in ("done", "failed") for name in names):
         return
-    members = {name: found.held[f"{name}@{VIEWS[0]}"] for name in tried if now.states[name] == "done"}
-    if not members:
+    plain = str(c.PLAIN_VIEW)
+    candidates = {name: members.val[MemberView(name, plain)] for name in names if state.state_of(name) == "done"}
+    if not candidates:
         return
-    with ledger.timed("compare the trunks", "fuse"):
-        ranking = by_gain(members, task.held, metric=task.metric)
-    ledger.set(ranking=worth_going_on(ranking), gains=ranking)
+    with ledger.timed("compare the base runs", "fuse"):
+        ranking = rank_by_ensemble_gain(candidates, task.val, metric=task.metric)
+    ledger.set(ranking=promoted(ranking), gains=ranking)
     first, *others = ranking
-    told = [f"{first.name} {first.value:.3f}"]
-    told += [f"with {one.name} {one.value:.3f} (more in {one.sure:.0%} of draws)" for one in others]
-    what = f"{task.metric.upper()} of the ensemble out-of-fold"
-    ledger.log(f"The trunks by what they add to {what}, one after another: {'; '.join(told)}.")
+    steps = [f"{first.name} {first.ensemble_score:.3f}"]
+    steps += [
+        f"with {run.name} {run.ensemble_score:.3f} (better in {run.prob_better:.0%} of resamples)" for run in others
+    ]
+    ledger.log(f"Base runs by {task.metric.upper()} of the ensemble out-of-fold, added one by one: {'; '.join(steps)}.")
 
 
-def conduct(task: Task, ledger: Ledger, strategy: Strategy, found: Found, workers: Workers) -> None:
-    """Give the workers what the strategy names until training is over; each new member may bring a better submission.
+def run_segments(task: Task, ledger: Ledger, strategy: Strategy, members: MemberPredictions, workers: Workers) -> None:
+    """Gives the workers the segments that the strategy picks until training is over; each new member may bring a submission.
 
-    Workers that train aside are given their next segment first, and the ensemble is chosen while they work.
+    Asynchronous workers get their next segment first, and the ensemble is searched during the training.
 
     Raises:
-        FloatingPointError: every trunk diverged, and there is no member.
+        FloatingPointError: every base run diverged, and there is no member.
         InputError: no member was trained.
     """
-    lost: Counter[str] = Counter()
+    losses: Counter[str] = Counter()
     diverged: FloatingPointError | None = None
-    seen: dict[str, Seen] = {}
+    predictions: dict[str, HeldOutPredictions] = {}
     wait = 0.0
     while True:
-        for end in workers.ended(wait):
-            settle(end, ledger, lost)
-            if isinstance(end.error, FloatingPointError):
-                diverged = end.error
-            if end.seen is not None:
-                seen[end.name] = end.seen
-        for row in ledger.segments():
-            if row.state == "trained":
-                predict_held(row, task, ledger, found, workers, seen.pop(row.name, None))
-        promote(task, ledger, found, workers)
-        wait, now = 0.0, standing(task, ledger, workers)
-        hopeless = not workers.busy and all(now.states.get(part.name) == "failed" for part in trunks(now))
-        if diverged is not None and not found.held and hopeless:
-            raise diverged  # branches that take the trunk's place would only do so again
-        coming = strategy(now)
-        if coming.segment is None and not workers.busy:
+        for result in workers.finished(wait):
+            record_result(result, ledger, losses)
+            if isinstance(result.error, FloatingPointError):
+                diverged = result.error
+            if result.predictions is not None:
+                predictions[result.name] = result.predictions
+        for record in ledger.segments():
+            if record.state == "trained":
+                add_member(record, task, ledger, members, workers, predictions.pop(record.name, None))
+        rank_base_runs(task, ledger, members, workers)
+        wait, state = 0.0, campaign_state(task, ledger, workers)
+        hopeless = not workers.busy and all(state.state_of(base.name) == "failed" for base in base_runs(state))
+        if diverged is not None and not members.val and hopeless:
+            raise diverged  # cooldown runs in the place of the base run would diverge too
+        decision = strategy(state)
+        if decision.segment is None and not workers.busy:
             break
-        startable = coming.segment is not None and len(workers.busy) < workers.capacity
-        if found.unchosen and not (startable and workers.aside):
-            submit_best(task, ledger, found, last=False)
-            keep_plan(task, ledger, workers)
+        can_start = decision.segment is not None and len(workers.busy) < workers.capacity
+        if members.new_members and not (can_start and workers.is_async):
+            submit_best(task, ledger, members, last=False)
+            save_plan(task, ledger, workers)
             refresh_report(ledger)
-            continue  # that took time: the strategy is asked again
-        if coming.segment is not None and startable:
-            if coming.views < len(views(now)):
-                ledger.set(most_views=coming.views)
-                what = ", ".join(map(str, VIEWS[: coming.views]))
+            continue  # that took time: the strategy decides again
+        if decision.segment is not None and can_start:
+            if decision.num_views < len(affordable_views(state)):
+                ledger.set(max_views=decision.num_views)
+                views = ", ".join(map(str, c.VIEWS[: decision.num_views]))
                 ledger.log(
-                    f"Time is short for {coming.segment.name}: pictures are looked at in fewer views from now on ({what})."
+                    f"Time is short for {decision.segment.name}: from now on images are predicted in {views} only."
                 )
-            if not workers.prepare(round(largest_side(now) * 1.1)):
-                workers.begin(assigned(coming.segment, coming.seconds, task, ledger, workers))
-        elif (found.held or not workers.busy) and now.remaining < reserve((), now) - opinion_seconds(now):
+            if not workers.prepare(round(largest_image_size(state) * c.CACHE_MARGIN)):
+                workers.start(make_job(decision.segment, decision.seconds, task, ledger, workers))
+        elif (members.val or not workers.busy) and state.remaining < reserved_seconds((), state) - rescoring_seconds(
+            state
+        ):
             break
         else:
-            wait = LOOK
-    leave_out(now, ledger)
-    if not found.held:
+            wait = c.POLL_SECONDS
+    drop_unaffordable(state, ledger)
+    if not members.val:
         raise InputError(
-            f"{ledger.folder}: the time was over before a first member was trained. Begin anew, with more time."
+            f"{ledger.folder}: the time was over before a first member was trained. Start again with more time."
         )
-    submit_best(task, ledger, found, last=True)
-    now = standing(task, ledger, workers)
-    if 0 < opinion_seconds(now) <= now.remaining - FINISH:
-        second_opinion(task, ledger, found)
+    submit_best(task, ledger, members, last=True)
+    state = campaign_state(task, ledger, workers)
+    if 0 < rescoring_seconds(state) <= state.remaining - c.DELIVERY_SECONDS:
+        rescore_submission(task, ledger, members)
 
 
-def settle(end: End, ledger: Ledger, lost: Counter[str]) -> None:
-    """Write down what came of a segment. One that is lost is trained again, unless it has been `lost` too often."""
-    row = next(r for r in ledger.segments() if r.name == end.name)
-    if isinstance(end.error, Lost):
-        lost[end.name] += 1
-        if lost[end.name] < TRIES:
-            again = f"from its checkpoint after {format_duration(end.seconds)}" if end.seconds else "from its beginning"
-            ledger.put_segment(replace_row(row, seconds=end.seconds))
-            ledger.log(f"{end.name}: {end.error} It is to be trained again, {again}.")
+def record_result(result: SegmentResult, ledger: Ledger, losses: Counter[str]) -> None:
+    """Records the result of a job. A lost segment is trained again, unless it has been lost `MAX_ATTEMPTS` times."""
+    record = next(segment for segment in ledger.segments() if segment.name == result.name)
+    if isinstance(result.error, WorkerLost):
+        losses[result.name] += 1
+        if losses[result.name] < c.MAX_ATTEMPTS:
+            start = f"its checkpoint after {format_duration(result.seconds)}" if result.seconds else "the beginning"
+            ledger.put_segment(replace(record, seconds=result.seconds))
+            ledger.log(f"{result.name}: {result.error} It will be trained again, from {start}.")
             return
-    if end.error is None:
-        ledger.put_segment(replace_row(row, state="trained", seconds=end.seconds))
+    if result.error is None:
+        ledger.put_segment(replace(record, state="trained", seconds=result.seconds))
         return
-    ledger.put_segment(replace_row(row, state="failed", ended=ledger.elapsed))
-    ledger.log(f"{end.name} is left out: {end.error}")
+    ledger.put_segment(replace(record, state="failed", ended=ledger.elapsed))
+    ledger.log(f"{result.name} is left out: {result.error}")
 
 
-def leave_out(now: CampaignState, ledger: Ledger) -> None:
-    """Write down which segments no time is left for, whether they have begun or not."""
-    for part in plan(now):
-        row = now.row(part.name)
-        if row is not None and row.state != "running":
+def drop_unaffordable(state: CampaignState, ledger: Ledger) -> None:
+    """Records that no time is left for the unfinished segments, whether they have begun or not."""
+    for segment in plan_segments(state):
+        record = state.record(segment.name)
+        if record is not None and record.state != "running":
             continue
-        if row is not None:
-            ledger.put_segment(replace_row(row, state="failed", ended=ledger.elapsed))
-        ledger.log(f"{part.name} is left out: no time is left to train it.")
+        if record is not None:
+            ledger.put_segment(replace(record, state="failed", ended=ledger.elapsed))
+        ledger.log(f"{segment.name} is left out: no time is left to train it.")
 
 
-def keep_plan(task: Task, ledger: Ledger, workers: Workers) -> None:
-    """Write the plan down as it is now, for the report."""
-    ledger.set(plan=asdict(outlook(standing(task, ledger, workers))))
+def save_plan(task: Task, ledger: Ledger, workers: Workers) -> None:
+    """Records the current plan, for the report."""
+    ledger.set(plan=to_plain(make_plan(campaign_state(task, ledger, workers))))
 
 
-def standing(task: Task, ledger: Ledger, workers: Workers) -> CampaignState:
-    """What a strategy looks at, as it is now."""
+def campaign_state(task: Task, ledger: Ledger, workers: Workers) -> CampaignState:
+    """The state of the campaign now, for the strategy."""
     return CampaignState(
         recipes=task.recipes,
-        sizes=task.sizes,
+        image_sizes=task.image_sizes,
         seed=task.seed,
         deadline=ledger.deadline,
         elapsed=ledger.elapsed,
-        num_held=len(task.held),
-        num_target=len(task.target),
-        rows=ledger.segments(),
-        steps=ledger.get("steps") or {},
+        num_val=len(task.val),
+        num_test=len(task.test),
+        segments=ledger.segments(),
+        step_seconds=ledger.get("step_seconds") or {},
         ranking=tuple(ledger.get("ranking") or ()),
         busy=workers.busy,
-        workers=max(1, workers.capacity),
-        pseudo=task.pseudo,
-        most_views=ledger.get("most_views"),
+        num_workers=max(1, workers.capacity),
+        pseudo_labels=task.pseudo_labels,
+        max_views=ledger.get("max_views"),
     )
 
 
-def replace_row(row: SegmentRecord, **changes: Any) -> SegmentRecord:
-    """The row with some of its values replaced."""
-    return SegmentRecord(**vars(row) | changes)
-
-
-def recalled(task: Task, ledger: Ledger) -> Found:
-    """What the members that are done have found, read from their folders."""
-    found = Found()
-    for row in ledger.segments():
-        folder = ledger.folder / "members" / row.name
-        found.runs[row.name] = Run(folder)
-        if row.state != "done":
-            continue
-        for stem, into, dataset in (("held", found.held, task.held), ("target", found.target, task.target)):
-            for path in sorted(folder.glob(f"{stem}@*.parquet")):
-                into[f"{row.name}@{path.stem.split('@')[1]}"] = read_predictions(path, dataset)
-        if row.name not in (ledger.get("chosen_from") or ()):
-            found.unchosen.append(row.name)
-    kept = ledger.latest_submission()
-    found.score = kept[1] if kept else None
-    return found
-
-
-def assigned(segment: Segment, seconds: float, task: Task, ledger: Ledger, workers: Workers) -> Assignment:
-    """A segment ready to be trained until it has had `seconds`, from its own last checkpoint, else from its parent's end."""
+def make_job(segment: Segment, seconds: float, task: Task, ledger: Ledger, workers: Workers) -> SegmentJob:
+    """The job that trains a segment up to `seconds`, from its own last checkpoint, else from its parent's."""
     run = Run(ledger.folder / "members" / segment.name)
-    state, trouble = run.load_checkpoint() if run.exists else (None, None)
+    checkpoint, trouble = run.load_checkpoint() if run.exists else (None, None)
     if trouble:
         ledger.log(trouble)
     if not run.exists:
-        metadata = run_metadata(task.train, data=task.train.source, seed=segment.seed, val_ids=task.held.image_ids)
+        metadata = run_metadata(task.train, data=task.train.source, seed=segment.seed, val_ids=task.val.image_ids)
         Run.create(run.folder, segment.recipe, metadata)
-    had = state["seconds"] if state is not None else 0.0
-    before = standing(task, ledger, workers).row(segment.name)
-    row = SegmentRecord(
-        segment.name,
-        "train",
-        vars(segment.recipe),
-        before.parent if before else segment.parent,
-        segment.fold,
-        segment.seed,
-        "running",
-        seconds,
-        had,
-        before.started if before else ledger.elapsed,
-        None,
-        {},
+    trained = checkpoint["seconds"] if checkpoint is not None else 0.0
+    before = campaign_state(task, ledger, workers).record(segment.name)
+    record = SegmentRecord(
+        name=segment.name,
+        role=segment.role,
+        recipe=to_plain(segment.recipe),
+        parent=before.parent if before else segment.parent,
+        fold=segment.fold,
+        seed=segment.seed,
+        state="running",
+        budget=seconds,
+        seconds=trained,
+        started=before.started if before else ledger.elapsed,
+        ended=None,
+        result={},
     )
-    ledger.put_segment(row)
-    if state is not None:
-        ledger.log(f"{segment.name} goes on from its checkpoint after {format_duration(had)} of training.")
-    parent = Run(ledger.folder / "members" / row.parent) if row.parent and state is None else None
-    every = max(10.0, ledger.deadline / CHECKPOINTS)
-    more = taught_by(run, task, ledger) if segment.pseudo else None
-    return Assignment(run, seconds, state, parent, every, standing(task, ledger, workers), more)
+    ledger.put_segment(record)
+    if checkpoint is not None:
+        ledger.log(f"{segment.name} resumes from its checkpoint after {format_duration(trained)} of training.")
+    parent = Run(ledger.folder / "members" / record.parent) if record.parent and checkpoint is None else None
+    return SegmentJob(
+        run=run,
+        seconds=seconds,
+        checkpoint=checkpoint,
+        parent=parent,
+        checkpoint_seconds=max(c.MIN_CHECKPOINT_SECONDS, ledger.deadline / c.MAX_CHECKPOINTS),
+        state=campaign_state(task, ledger, workers),
+        pseudo_labeled=load_pseudo_labels(run, task, ledger) if segment.pseudo_labels else None,
+    )
 
 
-def taught_by(run: Run, task: Task, ledger: Ledger) -> Dataset | None:
-    """The pseudo-labels that a run learns from: those it began with, else of the submission that holds now; None if none."""
-    path, holds = run.folder / "pseudo.parquet", ledger.latest_submission()
+def load_pseudo_labels(run: Run, task: Task, ledger: Ledger) -> Dataset | None:
+    """Test images with pseudo-labels for a run: the labels that it began with, else from the current submission; or None."""
+    path, latest = run.folder / "pseudo.parquet", ledger.latest_submission()
     if not path.exists():
-        if holds is None:
-            ledger.log(f"{run.folder.name} learns without pseudo-labels: nothing has been submitted yet.")
+        if latest is None:
+            ledger.log(f"{run.folder.name} trains without pseudo-labels: there is no submission yet.")
             return None
-        folder = ledger.folder / "submissions" / str(holds[0])
-        held = read_predictions(folder / "fused_oof.parquet", task.held)
-        target = read_predictions(folder / "fused_test.parquet", task.target)
-        write_predictions(sure(held, task.held, target), path, task.target)
-    more = labelled(task.target, read_predictions(path, task.target))
-    what = f"{more.num_boxes} boxes that the ensemble is sure of in {len(more)} of the pictures to submit"
-    ledger.log(f"{run.folder.name} learns from {what}, too.")
-    return more if len(more) else None
+        folder = ledger.folder / "submissions" / str(latest[0])
+        val = read_predictions(folder / "fused_oof.parquet", task.val)
+        test = read_predictions(folder / "fused_test.parquet", task.test)
+        write_predictions(confident_predictions(val, task.val, test), path, task.test)
+    dataset = pseudo_labeled(task.test, read_predictions(path, task.test))
+    ledger.log(
+        f"{run.folder.name} also trains on pseudo-labels: {dataset.num_boxes} confident boxes of the ensemble in {len(dataset)} "
+        "test images."
+    )
+    return dataset if len(dataset) else None
 
 
-def predict_held(
-    row: SegmentRecord, task: Task, ledger: Ledger, found: Found, workers: Workers, seen: Seen | None
+def add_member(
+    record: SegmentRecord,
+    task: Task,
+    ledger: Ledger,
+    members: MemberPredictions,
+    workers: Workers,
+    predicted: HeldOutPredictions | None,
 ) -> None:
-    """Let a trained member join with what it has `seen` of the held-back pictures; None where it has not looked yet."""
-    run = Run(ledger.folder / "members" / row.name)
+    """Makes a trained segment a member, with its predictions of the held-out images; None: they are made here."""
+    run = Run(ledger.folder / "members" / record.name)
+    if predicted is None:
+        with ledger.timed(f"out-of-fold {record.name}", "predict"):
+            predicted = predict_held_out(run, task.val, campaign_state(task, ledger, workers), device=task.device)
+    for view, predictions in predicted.views.items():
+        write_predictions(predictions, predictions_path(run.folder, VAL, str(view)), task.val)
+    score = score_predictions(predicted.views[c.PLAIN_VIEW], task.val)
     recipe, metadata = run.recipe, run.metadata
     seconds, speed = metadata.seconds or 0.0, metadata.images_per_second or 0.0
-    if seen is None:
-        with ledger.timed(f"out-of-fold {row.name}", "predict"):
-            seen = look(run, task.held, standing(task, ledger, workers))
-    for view, predictions in seen.views.items():
-        write_predictions(predictions, run.folder / f"held@{view}.parquet", task.held)
-    score = score_predictions(seen.views[VIEWS[0]], task.held)
-    trained = [r for r in run.log if "ap50" not in r or "loss" in r]
-    run.write_log([*trained, {"step": metadata.steps, "seconds": seconds, "ap": score.ap, "ap50": score.ap50}])
-    result = {
-        "name": row.name,
+    rows = [row for row in run.log if "ap50" not in row or "loss" in row]
+    run.write_log([*rows, {"step": metadata.steps, "seconds": seconds, "ap": score.ap, "ap50": score.ap50}])
+    views = [str(view) for view in predicted.views]
+    result: dict[str, Any] = {
+        "name": record.name,
         "recipe": recipe.detector,
         "image_size": recipe.image_size,
-        "seed": row.seed,
-        "fold": row.fold,
-        "views": [str(v) for v in seen.views],
+        "seed": record.seed,
+        "fold": record.fold,
+        "predicted_views": views,
+        "views": views,
         "seconds": seconds,
         "steps": metadata.steps,
         "images_per_second": metadata.images_per_second,
+        "device": metadata.device,
         "ap": score.ap,
         "ap50": score.ap50,
         "adds": None,
         "weight": None,
-        "cost": seen.cost,
+        "cost": predicted.image_seconds,
     }
-    ledger.put_segment(replace_row(row, state="done", ended=ledger.elapsed, result=result))
-    found.runs[row.name] = run
-    found.held |= {f"{row.name}@{view}": predictions for view, predictions in seen.views.items()}
-    found.unchosen.append(row.name)
+    ledger.put_segment(replace(record, state="done", ended=ledger.elapsed, result=result))
+    members.runs[record.name] = run
+    members.val |= {MemberView(record.name, str(view)): found for view, found in predicted.views.items()}
+    members.new_members.append(record.name)
     ledger.log(
-        f"{row.name}: AP50 {score.ap50:.3f}, AP {score.ap:.3f} on the held-back pictures after {metadata.steps} steps in "
-        f"{format_duration(seconds)} ({speed:.1f} pictures a second)."
+        f"{record.name}: AP50 {score.ap50:.3f}, AP {score.ap:.3f} on the held-out images after {metadata.steps} steps in "
+        f"{format_duration(seconds)} ({speed:.1f} images a second)."
     )

@@ -1,7 +1,7 @@
-"""The delivery of a campaign: the best ensemble of what there is, and a submission that only a better one replaces.
+"""Submissions of a campaign: the best ensemble so far, and a submission that only a better one replaces.
 
-A submission is made whole in a folder of its own, then written down in the ledger, then copied to the top of the campaign's
-folder. Whatever moment a process is killed at, what lies at the top is a valid submission.
+A submission is written whole into a folder of its own, then recorded in the ledger, then copied to the top of the campaign's
+folder. Whenever a process is killed, a valid submission lies at the top.
 """
 
 from __future__ import annotations
@@ -11,230 +11,282 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from foldfuse.campaign.planning.allocation import FINISH, VIEWS, search_seconds
-from foldfuse.campaign.task import Task
-from foldfuse.detections import Detections, Predictions
+from foldfuse.campaign import constants as c
+from foldfuse.campaign.planning.allocation import search_seconds
+from foldfuse.campaign.task import TEST, VAL, Task, predictions_path
+from foldfuse.detections import Detections, MemberView, Predictions
 from foldfuse.ensemble.ensemble import Ensemble, EnsembleReport, apply_ensemble, build_ensemble
 from foldfuse.evaluation.coco import Score, score_predictions
 from foldfuse.evaluation.metrics import measure
-from foldfuse.formats.predictions import write_predictions
+from foldfuse.formats.predictions import read_predictions, write_predictions
 from foldfuse.formats.submission import write_submission
 from foldfuse.inference.detector import load_detector, predict_views
 from foldfuse.inference.tta import View
 from foldfuse.reporting.campaign_page import write_campaign_page
-from foldfuse.storage.ledger import Ledger, SegmentRecord
+from foldfuse.storage.ledger import Ledger
 from foldfuse.storage.run import Run
 from foldfuse.system.atomic_files import atomic, atomic_folder
+from foldfuse.system.device import resolve_device
 from foldfuse.system.progress import progress_bar
-
-FIRST_SEARCH = 2.0  # seconds for a choice that a later member may change
 
 
 @dataclass
-class Found:
-    """What the campaign has in hand.
+class MemberPredictions:
+    """Predictions of the members, in memory.
 
     Attributes:
-        held: {"member@view": predictions of the held-back pictures}.
-        target: as `held`, of the pictures to submit; filled when an ensemble asks for it.
+        val: of the held-out images.
+        test: of the test images; filled when an ensemble needs them.
         runs: {member: its run folder}.
-        score: the campaign's metric on the held-back pictures of the ensemble that is submitted now.
-        unchosen: members that no ensemble has been chosen from yet.
+        score: the campaign's metric of the submitted ensemble on the held-out images.
+        new_members: members that no ensemble has been chosen from yet.
     """
 
-    held: dict[str, Predictions] = field(default_factory=dict)
-    target: dict[str, Predictions] = field(default_factory=dict)
+    val: dict[MemberView, Predictions] = field(default_factory=dict)
+    test: dict[MemberView, Predictions] = field(default_factory=dict)
     runs: dict[str, Run] = field(default_factory=dict)
     score: float | None = None
-    unchosen: list[str] = field(default_factory=list)
+    new_members: list[str] = field(default_factory=list)
 
 
-def submit_best(task: Task, ledger: Ledger, found: Found, *, last: bool) -> None:
-    """Choose the best ensemble of what there is, and submit it if it does better on the held-back pictures than before.
+def load_predictions(task: Task, ledger: Ledger) -> MemberPredictions:
+    """The predictions of all finished members, read from their folders."""
+    members = MemberPredictions()
+    chosen_from = ledger.get("chosen_from") or ()
+    for record in ledger.segments():
+        folder = ledger.folder / "members" / record.name
+        members.runs[record.name] = Run(folder)
+        if record.state != "done":
+            continue
+        for view in record.result["predicted_views"]:
+            for split, into, dataset in ((VAL, members.val, task.val), (TEST, members.test, task.test)):
+                path = predictions_path(folder, split, view)
+                if path.exists():
+                    into[MemberView(record.name, view)] = read_predictions(path, dataset)
+        if record.name not in chosen_from:
+            members.new_members.append(record.name)
+    latest = ledger.latest_submission()
+    members.score = latest[1] if latest else None
+    return members
 
-    Until the last member is there only plain views are in the choice, so that little time is spent on predictions that
-    a later choice may not want.
+
+def submit_best(task: Task, ledger: Ledger, members: MemberPredictions, *, last: bool) -> None:
+    """Chooses the best ensemble of the members, and submits it if it scores better on the held-out images than before.
+
+    Before the `last` choice only plain views are candidates, so that little time goes into predictions that a later choice
+    may not need.
     """
-    candidates = {
-        name: predictions for name, predictions in found.held.items() if last or name.endswith(f"@{VIEWS[0]}")
-    }
-    with ledger.timed("choose the ensemble", "fuse"):
-        seconds = search_seconds(ledger.deadline) if last else FIRST_SEARCH
-        built = build_ensemble(candidates, task.held, metric=task.metric, seconds=seconds, seed=task.seed)
-        built = affordable(built, candidates, task, ledger, found)
-    if found.score is not None and built.score <= found.score:
-        scores = f"{built.metric.upper()} {built.score:.3f} out-of-fold"
-        ledger.log(f"The ensemble with the new member scores {scores}, no more than before: kept.")
+    plain = str(c.PLAIN_VIEW)
+    candidates = {key: predictions for key, predictions in members.val.items() if last or key.view == plain}
+    with ledger.timed("search the ensemble", "fuse"):
+        seconds = search_seconds(ledger.deadline) if last else c.FIRST_SEARCH_SECONDS
+        named = by_name(candidates)
+        report = build_ensemble(named, task.val, metric=task.metric, seconds=seconds, seed=task.seed)
+        report = drop_unaffordable_views(report, candidates, task, ledger, members)
+    if members.score is not None and report.score <= members.score:
+        ledger.log(
+            f"The ensemble with the new member has {report.metric.upper()} {report.score:.3f} out-of-fold, no more than "
+            "before: the submission stays."
+        )
     else:
-        with ledger.timed("predict the pictures to submit", "predict"):
-            predict_target(built, task, ledger, found)
+        with ledger.timed("predict the test images", "predict"):
+            predict_test_images(report.ensemble, candidates, task, ledger, members)
         with ledger.timed("submit", "submit"):
-            deliver(built, apply_ensemble(built.ensemble, candidates), task, ledger, found)
-        found.score = built.score
-        describe(built, ledger)
-    found.unchosen.clear()
-    ledger.set(chosen_from=sorted({name.split("@")[0] for name in found.held}))
+            val = apply_ensemble(report.ensemble, named)
+            test = apply_ensemble(report.ensemble, by_name(members.test))
+            facts = ensemble_summary(report, candidates, score_predictions(val, task.val))
+            write_submission_folder(val, test, report.ensemble, report.score, facts, task=task, ledger=ledger)
+        members.score = report.score
+        log_ensemble(report, candidates, ledger)
+    members.new_members.clear()
+    ledger.set(chosen_from=sorted({key.member for key in members.val}))
 
 
-def affordable(
-    built: EnsembleReport, candidates: Mapping[str, Predictions], task: Task, ledger: Ledger, found: Found
+def by_name(predictions: Mapping[MemberView, Predictions]) -> dict[str, Predictions]:
+    """The predictions under the names that an Ensemble gives its members."""
+    return {str(key): value for key, value in predictions.items()}
+
+
+def ensemble_views(ensemble: Ensemble, candidates: Mapping[MemberView, Predictions]) -> dict[MemberView, float]:
+    """{member and view: its weight} of an ensemble that was chosen from `candidates`, in the ensemble's order."""
+    keys = {str(key): key for key in candidates}
+    return {keys[name]: weight for name, weight in ensemble.weights.items()}
+
+
+def drop_unaffordable_views(
+    report: EnsembleReport,
+    candidates: Mapping[MemberView, Predictions],
+    task: Task,
+    ledger: Ledger,
+    members: MemberPredictions,
 ) -> EnsembleReport:
-    """The choice without the members' views that would take longer than there is time for.
+    """The ensemble without views that cannot be predicted in the remaining time.
 
-    Those go first that bring the least weight for each second that it takes to predict the pictures to submit.
+    Views with the least weight for each second of predicting the test images go first; one view stays.
     """
-    costs = {row.name: float(row.result.get("cost", 0.0)) for row in ledger.segments()}
+    image_seconds = {record.name: float(record.result.get("cost", 0.0)) for record in ledger.segments()}
+    weights = ensemble_views(report.ensemble, candidates)
     seconds = {
-        name: len(task.target) * costs[name.split("@")[0]] * View.parse(name.split("@")[1]).scale ** 2
-        for name in built.ensemble.weights
-        if name not in found.target
+        key: len(task.test) * image_seconds[key.member] * View.parse(key.view).scale ** 2
+        for key in weights
+        if key not in members.test
     }
-    weights, free = dict(built.ensemble.weights), ledger.remaining - FINISH
-    dear = sorted(seconds, key=lambda name: weights[name] / max(seconds[name], 1e-9))
-    while dear and len(weights) > 1 and sum(seconds.get(name, 0.0) for name in weights) > free:
-        del weights[dear.pop(0)]
-    dropped = [name for name in built.ensemble.weights if name not in weights]
+    free = ledger.remaining - c.DELIVERY_SECONDS
+    by_value = sorted(seconds, key=lambda key: weights[key] / max(seconds[key], 1e-9))
+    dropped = []
+    while by_value and len(weights) > 1 and sum(seconds.get(key, 0.0) for key in weights) > free:
+        dropped.append(by_value.pop(0))
+        del weights[dropped[-1]]
     if not dropped:
-        return built
-    kept = replace(
-        built.ensemble,
-        weights=weights,
-        score_exponents={name: power for name, power in built.ensemble.score_exponents.items() if name in weights},
-    )
-    ledger.log(f"Left out of the ensemble, since predicting with it would take too long: {', '.join(dropped)}.")
-    score = measure(apply_ensemble(kept, candidates), task.held, metric=built.metric)
-    return replace(built, ensemble=kept, score=score)
+        return report
+    names = {str(key): weight for key, weight in weights.items()}
+    exponents = {name: value for name, value in report.ensemble.score_exponents.items() if name in names}
+    ensemble = replace(report.ensemble, weights=names, score_exponents=exponents)
+    in_order = [name for name in report.ensemble.weights if name not in names]
+    ledger.log(f"Left out of the ensemble, because predicting with it would take too long: {', '.join(in_order)}.")
+    score = measure(apply_ensemble(ensemble, by_name(candidates)), task.val, metric=report.metric)
+    return replace(report, ensemble=ensemble, score=score)
 
 
-def deliver(built: EnsembleReport, held: Predictions, task: Task, ledger: Ledger, found: Found) -> None:
-    """Make a submission of an ensemble whose predictions of the held-back pictures are `held`."""
-    facts = told(built, score_predictions(held, task.held))
-    put(held, apply_ensemble(built.ensemble, found.target), built.ensemble, built.score, facts, task, ledger)
-
-
-def put(
-    held: Predictions,
-    target: Predictions,
+def write_submission_folder(
+    val: Predictions,
+    test: Predictions,
     ensemble: Ensemble,
     score: float,
     facts: Mapping[str, Any],
+    *,
     task: Task,
     ledger: Ledger,
 ) -> None:
-    """Make a submission and let it take the place of the one before.
+    """Writes a submission, records it in the ledger, and puts it in the place of the one before.
 
     Args:
-        held, target: what is submitted, of the held-back pictures and of those to submit.
-        ensemble: that it comes from.
-        score: the campaign's metric of `held`.
-        facts: what the ledger is to keep of it.
+        val, test: fused predictions of the held-out and of the test images.
+        ensemble: that they come from.
+        score: the campaign's metric of `val`.
+        facts: for the ledger and the report.
         task, ledger: of the campaign.
     """
-    fused = all_pictures(target, task)
-    before = ledger.latest_submission()
-    folder = ledger.folder / "submissions" / str(before[0] + 1 if before else 1)
-    shutil.rmtree(folder, ignore_errors=True)  # of a process that was killed before it wrote it down
-    with atomic_folder(folder) as made:
-        write_submission(fused, task.target, made / "submission.csv", "contest_csv")
-        write_submission(fused, task.target, made / "submission.json", "coco_json")
-        write_predictions(held, made / "fused_oof.parquet", task.held)
-        write_predictions(fused, made / "fused_test.parquet", task.target)
-        ensemble.write(made / "ensemble.json")
+    fused = fill_missing_images(test, task)
+    latest = ledger.latest_submission()
+    folder = ledger.folder / "submissions" / str(latest[0] + 1 if latest else 1)
+    shutil.rmtree(folder, ignore_errors=True)  # left by a process that was killed before it recorded the submission
+    with atomic_folder(folder) as temporary:
+        write_submission(fused, task.test, temporary / "submission.csv", "contest_csv")
+        write_submission(fused, task.test, temporary / "submission.json", "coco_json")
+        write_predictions(val, temporary / "fused_oof.parquet", task.val)
+        write_predictions(fused, temporary / "fused_test.parquet", task.test)
+        ensemble.write(temporary / "ensemble.json")
     ledger.add_submission(score, facts)
     publish(ledger)
 
 
 def publish(ledger: Ledger) -> None:
-    """Copy the submission that holds now to the top of the campaign's folder, where there is one."""
-    holds = ledger.latest_submission()
-    if holds is None:
+    """Copies the current submission, if there is one, to the top of the campaign's folder."""
+    latest = ledger.latest_submission()
+    if latest is None:
         return
-    for path in sorted((ledger.folder / "submissions" / str(holds[0])).iterdir()):
+    for path in sorted((ledger.folder / "submissions" / str(latest[0])).iterdir()):
         with atomic(ledger.folder / path.name) as temporary:
             shutil.copyfile(path, temporary)
 
 
-def predict_target(built: EnsembleReport, task: Task, ledger: Ledger, found: Found) -> None:
-    """Predict the pictures to submit with every member and view that the ensemble wants and that has not done so."""
-    wanted: dict[str, list[View]] = {}
-    for name in built.ensemble.weights:
-        if name not in found.target:
-            member, view = name.split("@")
-            wanted.setdefault(member, []).append(View.parse(view))
-    seen = [s for s in task.target.samples if s.id not in task.unseen]
-    for member, its_views in wanted.items():
-        run = found.runs[member]
-        model, classes = load_detector(run)
+def predict_test_images(
+    ensemble: Ensemble,
+    candidates: Mapping[MemberView, Predictions],
+    task: Task,
+    ledger: Ledger,
+    members: MemberPredictions,
+) -> None:
+    """Predicts the test images with each member and view of the ensemble that has not predicted them yet."""
+    missing: dict[str, list[View]] = {}
+    for key in ensemble_views(ensemble, candidates):
+        if key not in members.test:
+            missing.setdefault(key.member, []).append(View.parse(key.view))
+    for member, views in missing.items():
+        run = members.runs[member]
+        model, classes = load_detector(run, resolve_device(task.device))
         with progress_bar(f"predicting with {member}") as progress:
-            made = predict_views(
-                model, seen, classes, image_size=run.recipe.image_size, views=its_views, progress=progress
+            predicted = predict_views(
+                model,
+                task.test_samples,
+                classes,
+                image_size=run.recipe.image_size,
+                views=views,
+                progress=progress,
             )
-        for seen_in, predictions in made.items():
-            found.target[f"{member}@{seen_in}"] = predictions
-            path = ledger.folder / "members" / member / f"target@{seen_in}.parquet"
-            write_predictions(predictions, path, task.target)
+        for view, predictions in predicted.items():
+            members.test[MemberView(member, str(view))] = predictions
+            path = predictions_path(ledger.folder / "members" / member, TEST, str(view))
+            write_predictions(predictions, path, task.test)
 
 
-def all_pictures(predictions: Predictions, task: Task) -> Predictions:
-    """The predictions with an empty entry for each picture that could not be decoded, in the order of the target."""
+def fill_missing_images(predictions: Predictions, task: Task) -> Predictions:
+    """The predictions in the order of the test images, with no boxes for each image that cannot be decoded."""
     return Predictions.of(
-        {i: predictions[i] if i in predictions else Detections.empty() for i in task.target.image_ids},
+        {i: predictions[i] if i in predictions else Detections.empty() for i in task.test.image_ids},
         predictions.classes,
     )
 
 
-def told(built: EnsembleReport, score: Score) -> dict[str, Any]:
-    """What the ledger and the report keep of a chosen ensemble."""
-    ensemble = built.ensemble
-    total = sum(ensemble.weights.values())
-    named = (
-        (*name.partition("@")[::2], weight / total, built.leave_one_out_gain.get(name))
-        for name, weight in ensemble.weights.items()
-    )
+def ensemble_summary(
+    report: EnsembleReport, candidates: Mapping[MemberView, Predictions], score: Score
+) -> dict[str, Any]:
+    """The facts of a chosen ensemble for the ledger and the report."""
+    ensemble, weights = report.ensemble, ensemble_views(report.ensemble, candidates)
+    total = sum(weights.values())
+    keys = {str(key): key for key in candidates}
     fused = {
         "kind": ensemble.method,
         "iou": ensemble.iou,
-        "skip": ensemble.score_threshold,
         "weights": dict(ensemble.weights),
-        "parts": [dict(zip(("name", "view", "weight", "adds"), part, strict=True)) for part in named],
-        "best_single": list(built.best_single),
-        "metric": built.metric,
-        "value": built.score,
-        "nested": built.nested_score,
-        "all_alike": built.uniform_score,
-        "interval": [built.interval.low, built.interval.high] if built.interval else None,
+        "num_members": len({key.member for key in weights}),
+        "parts": [
+            {
+                "name": key.member,
+                "view": key.view,
+                "weight": weight / total,
+                "adds": report.leave_one_out_gain.get(str(key)),
+            }
+            for key, weight in weights.items()
+        ],
+        "best_single": list(report.best_single),
+        "metric": report.metric,
+        "value": report.score,
+        "nested": report.nested_score,
+        "uniform": report.uniform_score,
+        "interval": [report.interval.low, report.interval.high] if report.interval else None,
         **score.to_dict(),
     }
-    return {"best_member": built.best_single[0].split("@")[0], "fused": fused}
+    return {"best_member": keys[report.best_single[0]].member, "fused": fused}
 
 
-def describe(built: EnsembleReport, ledger: Ledger) -> None:
-    """Tell each member's part in the ensemble, and in a sentence what was chosen and why."""
-    ensemble, (best_name, best_score) = built.ensemble, built.best_single
-    total = sum(ensemble.weights.values())
-    for row in ledger.segments():
-        if row.state != "done":
+def log_ensemble(report: EnsembleReport, candidates: Mapping[MemberView, Predictions], ledger: Ledger) -> None:
+    """Records each member's part in the ensemble, and logs which ensemble was chosen and why."""
+    ensemble, weights, gains = report.ensemble, ensemble_views(report.ensemble, candidates), report.leave_one_out_gain
+    total = sum(weights.values())
+    for record in ledger.segments():
+        if record.state != "done":
             continue
-        parts = [name for name in ensemble.weights if name.split("@")[0] == row.name]
-        share = {
-            "weight": round(sum(ensemble.weights[name] for name in parts) / total, 3) if parts else 0.0,
-            "adds": round(sum(built.leave_one_out_gain.get(name, 0.0) for name in parts), 4)
-            if parts and built.leave_one_out_gain
-            else None,
-            "views": [name.split("@")[1] for name in parts] or row.result["views"],
+        keys = [key for key in weights if key.member == record.name]
+        part = {
+            "weight": round(sum(weights[key] for key in keys) / total, 3) if keys else 0.0,
+            "adds": round(sum(gains.get(str(key), 0.0) for key in keys), 4) if keys and gains else None,
+            "views": [key.view for key in keys] or record.result["views"],
         }
-        ledger.put_segment(SegmentRecord(**vars(row) | {"result": {**row.result, **share}}))
-    score = f"{built.metric.upper()} {built.score:.3f}"
+        ledger.put_segment(replace(record, result={**record.result, **part}))
+    metric, (best_name, best_score) = report.metric.upper(), report.best_single
     members = ", ".join(f"{weight:g} x {name}" for name, weight in ensemble.weights.items())
-    honest = f" ({built.nested_score:.3f} on pictures not chosen on)" if built.nested_score is not None else ""
+    nested = "" if report.nested_score is None else f" ({report.nested_score:.3f} in nested cross-validation)"
     ledger.log(
-        f"Submitted {ensemble.method.upper()} at IoU {ensemble.iou:g} of {members}: {score} out-of-fold"
-        f"{honest}; the best member in one view, {best_name}, has {best_score:.3f}, plain WBF of all {built.uniform_score:.3f}."
+        f"Submitted {ensemble.method.upper()} at IoU {ensemble.iou:g} of {members}: {metric} {report.score:.3f} out-of-fold"
+        f"{nested}; the best member in one view, {best_name}, has {best_score:.3f}, plain WBF of all "
+        f"{report.uniform_score:.3f}."
     )
 
 
 def refresh_report(ledger: Ledger) -> None:
-    """Write the page anew from what lies in the folder."""
+    """Writes the campaign's page and its export again."""
     with ledger.timed("report", "report"):
         write_campaign_page(ledger.folder)
     ledger.export()

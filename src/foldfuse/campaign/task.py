@@ -1,13 +1,14 @@
-"""The task of a campaign: what is learnt from, what is held back, what is predicted; made alike at the start and on resuming."""
+"""The task of a campaign: the images to train on, the held-out images and the test images, the same on start and on resume."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from foldfuse.data.dataset import Dataset, require_annotations
+from foldfuse.campaign import constants as c
+from foldfuse.data.dataset import Dataset, Sample, require_annotations
 from foldfuse.data.doctor import unreadable_images
 from foldfuse.data.folds import Folds, make_folds, read_folds
 from foldfuse.data.readers.coco import locate, read
@@ -15,140 +16,169 @@ from foldfuse.errors import InputError
 from foldfuse.recipes import Recipe
 from foldfuse.storage.ledger import Ledger
 
-MOST_UNDECODABLE = 0.1  # share of the pictures; more than a few broken ones mean that something else is wrong
+Split = Literal["val", "test"]
+VAL: Split = "val"
+TEST: Split = "test"
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """What a campaign is given, as it is read.
+    """The data that the user gives, as read.
 
     Attributes:
-        labelled: annotated pictures.
-        target: pictures to predict; None where labelled ones must stand in.
-        folds: a number, or the folds of a file.
+        labeled: annotated images.
+        test: images to predict; None where a fold of labeled images stands in.
+        folds: their number, or the folds of a file.
     """
 
-    labelled: Dataset
-    target: Dataset | None
+    labeled: Dataset
+    test: Dataset | None
     folds: int | Folds
 
     def fingerprints(self) -> dict[str, str | None]:
-        """What changes when the data does."""
-        return {"data": self.labelled.fingerprint, "test": self.target.fingerprint if self.target else None}
+        """Fingerprints of both datasets, which change with the data."""
+        return {"data": self.labeled.fingerprint, "test": self.test.fingerprint if self.test else None}
 
 
 @dataclass(frozen=True)
 class Task:
-    """What is to be done.
+    """Data and settings of a campaign.
 
     Attributes:
-        train: pictures to learn from, with annotations.
-        held: annotated pictures that no member learns from: the ensemble is chosen on them.
-        target: pictures to predict for the submission, without annotations.
-        unseen: image ids of `target` whose pictures cannot be decoded; they are submitted as empty.
-        recipes: {name: recipe} that members may be made of, but for image size and seed; the one to begin with first.
-        sizes: image sizes that are allowed; empty for all.
+        train: annotated images to train on.
+        val: held-out annotated images, which no member trains on: the ensemble is chosen on them.
+        test: images to predict for the submission, without annotations.
+        undecodable: ids of test images that cannot be decoded; they are submitted without a box.
+        recipes: {name: recipe} of the candidates, the default first.
+        image_sizes: allowed image sizes; empty for all.
         seed: of every random choice.
-        num_folds: of which fold 0 is held back.
-        metric: that trunks are promoted by and the ensemble is chosen by: ap50, ap, f2 or wheat.
-        pseudo: whether the last members learn from pseudo-labels of `target`, too.
+        num_folds: number of folds, of which fold 0 is held out.
+        metric: promotes base runs and chooses the ensemble: ap50, ap, f2 or wheat.
+        pseudo_labels: whether the last cooldown runs also train on pseudo-labels of the test images.
+        device: of every network, as `--device` takes it.
     """
 
     train: Dataset
-    held: Dataset
-    target: Dataset
-    unseen: frozenset[int]
+    val: Dataset
+    test: Dataset
+    undecodable: frozenset[int]
     recipes: Mapping[str, Recipe]
-    sizes: tuple[int, ...]
+    image_sizes: tuple[int, ...]
     seed: int
     num_folds: int
     metric: str = "ap50"
-    pseudo: bool = False
+    pseudo_labels: bool = False
+    device: str = "auto"
+
+    @property
+    def test_samples(self) -> tuple[Sample, ...]:
+        """The test images that can be decoded."""
+        return tuple(sample for sample in self.test.samples if sample.id not in self.undecodable)
+
+    @property
+    def labeled(self) -> Dataset:
+        """All annotated images, the held-out ones last."""
+        return replace(self.train, samples=(*self.train.samples, *self.val.samples))
+
+
+def predictions_path(folder: Path, split: Split, view: str) -> Path:
+    """Where a member's folder keeps its predictions of the held-out or the test images in one TTA view."""
+    return folder / f"{split}@{view}.parquet"
 
 
 def read_inputs(data: Path, test: Path | None, folds: int | Path) -> Inputs:
-    """The inputs, where their files are good.
+    """The inputs of a campaign.
 
     Raises:
-        InputError: a file is missing or broken, nothing is annotated, or the folds are not of these pictures.
+        InputError: a file is missing or broken, nothing is annotated, or the folds belong to other images.
     """
     train_json, test_json = locate(data)
     test_json = test if test is not None else test_json
-    labelled = require_annotations(read(train_json))
-    target = read(test_json, annotated=False) if test_json is not None else None
+    labeled = require_annotations(read(train_json))
+    to_predict = read(test_json, annotated=False) if test_json is not None else None
     if isinstance(folds, int):
-        return Inputs(labelled, target, folds)
-    made = read_folds(folds)
-    missing = [s for s in labelled.samples if s.id not in made.fold_of]
+        return Inputs(labeled, to_predict, folds)
+    split = read_folds(folds)
+    missing = [s for s in labeled.samples if s.id not in split.fold_of]
     if missing:
         raise InputError(
-            f"{folds}: gives no fold to {len(missing)} of the {len(labelled)} pictures of {labelled.source}, such as image id "
-            f"{missing[0].id} ({missing[0].file_name}). Make it anew with 'foldfuse split'."
+            f"{folds}: gives no fold to {len(missing)} of the {len(labeled)} images of {labeled.source}, such as image id "
+            f"{missing[0].id} ({missing[0].file_name}). Make the folds again with 'foldfuse split'."
         )
-    return Inputs(labelled, target, made)
+    return Inputs(labeled, to_predict, split)
 
 
-def look(inputs: Inputs, recipes: Mapping[str, Recipe], *, sizes: tuple[int, ...], seed: int, ledger: Ledger) -> Task:
-    """The task. Pictures that cannot be decoded are left out; they and the folds are looked for once in a campaign.
+def prepare_task(inputs: Inputs, settings: Mapping[str, Any], ledger: Ledger) -> Task:
+    """The task. Undecodable images are left out; the campaign looks for them, and makes its folds, only once.
+
+    Args:
+        inputs: the data.
+        settings: the fields of Task that come from the request: recipes, image_sizes, seed, metric, pseudo_labels, device.
+        ledger: remembers the undecodable images; folds.json lies in its folder.
 
     Raises:
-        InputError: too many pictures cannot be decoded, or there are too few to fold.
+        InputError: too many images cannot be decoded, or there are too few to fold.
     """
-    if ledger.get("looked") is None:
-        _look(inputs, seed, ledger)
-    broken, unseen = set(ledger.get("broken")), frozenset(ledger.get("unseen"))
-    labelled = inputs.labelled.subset(set(inputs.labelled.image_ids) - broken)
-    split = read_folds(ledger.folder / "folds.json")
-    held = require_annotations(labelled.subset(split.val_ids(0)))
-    train_ids, target = set(split.train_ids(0)), inputs.target
-    if target is None:
-        stand_in = set(split.val_ids(1))
-        target = labelled.subset(stand_in).without_annotations()
+    first = ledger.get("undecodable_train") is None
+    if first:
+        _check_and_fold(inputs, settings["seed"], ledger)
+    undecodable = frozenset(ledger.get("undecodable_test"))
+    labeled = inputs.labeled.subset(set(inputs.labeled.image_ids) - set(ledger.get("undecodable_train")))
+    folds = read_folds(ledger.folder / "folds.json")
+    val = require_annotations(labeled.subset(folds.val_ids(0)))
+    train_ids, test = set(folds.train_ids(0)), inputs.test
+    if test is None:
+        stand_in = set(folds.val_ids(1))
+        test = labeled.subset(stand_in).without_annotations()
         train_ids -= stand_in
-    train = require_annotations(labelled.subset(train_ids))
-    if ledger.get("looked") is None:
-        if inputs.target is None:
+    train = require_annotations(labeled.subset(train_ids))
+    if first:
+        if inputs.test is None:
             ledger.log(
-                f"No test pictures were given: {len(target)} labelled ones (fold 1) stand in, and nothing learns from them."
+                f"No test images were given: {len(test)} labeled images (fold 1) stand in; no member trains on them."
             )
         ledger.log(
-            f"{len(train)} pictures with {train.num_boxes} boxes of {len(train.classes)} classes to learn from; {len(held)} "
-            f"with {held.num_boxes} boxes held back (fold 0 of {split.num_folds}) to choose the ensemble on; "
-            f"{len(target)} to predict."
+            f"{len(train)} images with {train.num_boxes} boxes of {len(train.classes)} classes to train on; {len(val)} "
+            f"with {val.num_boxes} boxes held out (fold 0 of {folds.num_folds}) to choose the ensemble; {len(test)} to predict."
         )
-        ledger.set(looked=True)
-    return Task(train, held, target, unseen, recipes, sizes, seed, split.num_folds)
+    return Task(train, val, test, undecodable, num_folds=folds.num_folds, **settings)
 
 
-def _look(inputs: Inputs, seed: int, ledger: Ledger) -> None:
-    """Find the pictures that cannot be decoded, fold the others, and write both down."""
-    broken = _unreadable_images(inputs.labelled)
-    labelled = inputs.labelled.subset(set(inputs.labelled.image_ids) - {row["id"] for row in broken})
-    require_annotations(labelled)
-    split = inputs.folds if isinstance(inputs.folds, Folds) else make_folds(labelled, num_folds=inputs.folds, seed=seed)
-    split.write(ledger.folder / "folds.json")
-    unseen: list[dict[str, Any]] = []
-    if inputs.target is not None:
-        unseen = _unreadable_images(inputs.target)
-        if len(unseen) == len(inputs.target):
-            raise InputError(f"{inputs.target.source}: none of its {len(unseen)} pictures can be decoded.")
-    left_out = [{"file_name": row["file_name"], "reason": row["reason"]} for row in (*broken, *unseen)]
-    ledger.set(broken=[row["id"] for row in broken], unseen=[row["id"] for row in unseen], left_out=left_out)
+def _check_and_fold(inputs: Inputs, seed: int, ledger: Ledger) -> None:
+    """Finds the images that cannot be decoded, folds the others, and records both."""
+    undecodable_train = _undecodable(inputs.labeled)
+    labeled = inputs.labeled.subset(set(inputs.labeled.image_ids) - {row["id"] for row in undecodable_train})
+    require_annotations(labeled)
+    folds = inputs.folds if isinstance(inputs.folds, Folds) else make_folds(labeled, num_folds=inputs.folds, seed=seed)
+    folds.write(ledger.folder / "folds.json")
+    undecodable_test: list[dict[str, Any]] = []
+    if inputs.test is not None:
+        undecodable_test = _undecodable(inputs.test)
+        if len(undecodable_test) == len(inputs.test):
+            raise InputError(f"{inputs.test.source}: none of its {len(undecodable_test)} images can be decoded.")
+    left_out = [
+        {"file_name": row["file_name"], "reason": row["reason"]} for row in (*undecodable_train, *undecodable_test)
+    ]
     for row in left_out:
         ledger.log(f"{row['file_name']} is left out: {row['reason']}")
+    ledger.set(
+        undecodable_train=[row["id"] for row in undecodable_train],
+        undecodable_test=[row["id"] for row in undecodable_test],
+        left_out=left_out,
+    )
 
 
-def _unreadable_images(dataset: Dataset) -> list[dict[str, Any]]:
-    """Id, file name and reason for each picture that cannot be decoded.
+def _undecodable(dataset: Dataset) -> list[dict[str, Any]]:
+    """Id, file name and reason for each image that cannot be decoded.
 
     Raises:
-        InputError: they are more than a few.
+        InputError: they are too many.
     """
     broken = unreadable_images(dataset)
-    if broken and len(broken) > max(3, MOST_UNDECODABLE * len(dataset)):
+    if len(broken) > max(c.MAX_UNDECODABLE, c.MAX_UNDECODABLE_SHARE * len(dataset)):
         sample, reason = broken[0]
         raise InputError(
-            f"{dataset.source}: {len(broken)} of {len(dataset)} pictures cannot be decoded, such as {sample.path} ({reason}). "
-            "Copy the pictures again."
+            f"{dataset.source}: {len(broken)} of {len(dataset)} images cannot be decoded, such as {sample.path} ({reason}). "
+            "Copy the images again."
         )
     return [{"id": s.id, "file_name": s.file_name, "reason": reason} for s, reason in broken]

@@ -1,46 +1,208 @@
-"""Commands on campaigns: campaign, note and demo."""
+"""Commands on campaigns: campaign, watch, note and demo."""
 
 from __future__ import annotations
 
-import json
 import math
 import time
-from dataclasses import asdict
-from datetime import UTC, datetime
 from pathlib import Path
 
-from foldfuse.campaign.campaign import _begin, _joined, _resume, _show_plan
-from foldfuse.campaign.request import Asked
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from foldfuse.campaign import constants as c
+from foldfuse.campaign.campaign import plan_campaign, resume_campaign, run_campaign
+from foldfuse.campaign.planning.allocation import Plan
+from foldfuse.campaign.request import CampaignRequest
+from foldfuse.commands import options
 from foldfuse.commands.predictions import score
-from foldfuse.demo.synthetic import make_dataset
+from foldfuse.demo import synthetic
 from foldfuse.errors import InputError
-from foldfuse.storage.notes import FOLDER, Note, record, submission_scores
+from foldfuse.reporting.live import follow
+from foldfuse.storage import notes
 from foldfuse.system import host
-from foldfuse.system.atomic_files import write_text
+from foldfuse.system.durations import format_duration
+
+
+def campaign(
+    data: Path | None = None,
+    *,
+    test: Path | None = None,
+    deadline: options.Duration = 600.0,
+    out: options.Out = Path("campaign"),
+    recipe: options.Names = (),
+    forbid: options.Names = (),
+    image_size: options.ImageSizes = (),
+    set: options.Set = (),
+    folds: options.Folds = 5,
+    external_run: tuple[Path, ...] = (),
+    external_predictions: tuple[str, ...] = (),
+    seed: int = 0,
+    metric: options.Metric = "ap50",
+    pseudo_labels: bool = False,
+    device: options.Device = "auto",
+    resume: Path | None = None,
+    ray: str | None = None,
+    plan: bool = False,
+    overwrite: options.Overwrite = False,
+) -> Path | None:
+    """Make the best submission possible by a deadline.
+
+    The folder then holds submission.csv (`PredictionString,image_id`), submission.json (COCO results) and report.html.
+
+    Args:
+        data: COCO JSON with annotations, its images beside it or in images/ beside it; or a folder with a train.json
+            and perhaps a test.json.
+        test: COCO JSON of the images to predict; its annotations, if it has any, are never read. Without it, a
+            fold of labeled images stands in.
+        deadline: wall-clock time for everything, such as 10m, 2h or 1h30m.
+        out: folder to make.
+        recipe: recipes allowed for members; lite0_fpn, lite1_fpn and yolov5n by default. With little time only the first
+            is used. `foldfuse recipes` lists them.
+        forbid: recipes that are not allowed.
+        image_size: image sizes that are allowed, in pixels; all by default.
+        folds: number of folds, of which one is held out to choose the ensemble on; or a file of `foldfuse split`, whose
+            fold 0 is held out.
+        external_run: folder of a run that was trained without the held-out images; it joins the ensemble. Repeat for more.
+        external_predictions: VAL:TEST, another toolkit's predictions of the held-out and of the test images, in any format
+            that `fuse` reads; they join the ensemble. Repeat for more.
+        seed: of every random choice.
+        pseudo_labels: train the last members on confident predictions of the test images too, where the competition's
+            rules allow it; the held-out images stay held out.
+        resume: folder of a stopped campaign; give it alone or with --ray. The campaign continues with its own options. The
+            time that it has worked counts against its deadline, the time in between does not.
+        ray: address of a running Ray cluster, such as 10.0.0.1:6379, or auto for the cluster of this machine: its nodes
+            train the members. Needs foldfuse[ray].
+        plan: only measure the candidates, show the plan, and stop.
+
+    Returns:
+        The folder; None for a plan.
+
+    Raises:
+        InputError: the data cannot be used, the deadline is too short, the folder is in use, the disk is full, or there is
+            no such cluster.
+
+    Examples:
+        foldfuse campaign data --deadline 2h
+        foldfuse campaign data/train.json --test data/test.json --deadline 10m --out night
+        foldfuse campaign data --deadline 1h --plan
+        foldfuse campaign --resume night
+    """
+    start = time.monotonic()
+    request = CampaignRequest(
+        data=data or Path(),
+        test=test,
+        deadline=deadline,
+        out=out,
+        recipe=tuple(recipe),
+        forbid=tuple(forbid),
+        image_size=tuple(image_size),
+        set=tuple(set),
+        folds=folds if isinstance(folds, int) else str(folds),
+        external_run=tuple(external_run),
+        external_predictions=tuple(external_predictions),
+        seed=seed,
+        metric=metric,
+        pseudo_labels=pseudo_labels,
+        device=device,
+    )
+    host.tune_malloc()
+    if resume is not None:
+        if request != CampaignRequest(data=Path()) or plan or overwrite:
+            raise InputError(
+                f"--resume {resume} continues with the campaign's own options. Give it alone, or with --ray."
+            )
+        return resume_campaign(resume, ray=ray, console=Console(stderr=True), start=start)
+    if data is None:
+        raise InputError("no data is given. Give a COCO JSON or a folder with a train.json; or --resume FOLDER.")
+    if plan:
+        if ray is not None:
+            raise InputError("--plan measures this machine, not the nodes of a cluster. Leave out --ray.")
+        _print_campaign_plan(request)
+        return None
+    return run_campaign(request, ray=ray, overwrite=overwrite, console=Console(stderr=True), start=start)
+
+
+def _print_campaign_plan(request: CampaignRequest) -> None:
+    """Prints the cost of each candidate, and the plan."""
+    estimate = plan_campaign(request)
+    table = Table(title="Candidates, measured here", title_justify="left")
+    for head in ("recipe", "px", "batch", "s/step", "s/image", f"{c.MIN_COMPARED_STEPS} steps", "in the plan"):
+        words = head in ("recipe", "in the plan")
+        table.add_column(head, justify="left" if words else "right", no_wrap=head == "recipe")
+    for cost in estimate.costs:
+        table.add_row(
+            escape(cost.name),
+            str(cost.recipe.image_size),
+            str(cost.recipe.batch_size),
+            f"{cost.step_seconds:.2f}",
+            f"{cost.image_seconds:.3f}",
+            format_duration(c.MIN_COMPARED_STEPS * cost.step_seconds),
+            "yes" if cost.name in estimate.tried else "no time",
+        )
+    console = Console()
+    console.print(table)
+    console.print(_plan_table(estimate.plan, f"The plan for {format_duration(estimate.deadline)}"))
+    members = len(estimate.plan.segments)
+    console.print(f"{members} members; fold 0 of {estimate.num_folds} is held out from all of them.")
+
+
+def _plan_table(plan: Plan, title: str) -> Table:
+    table = Table(title=title, title_justify="left")
+    for head in ("work", "px", "batch", "seconds"):
+        table.add_column(head, justify="left" if head == "work" else "right")
+    for segment in plan.segments:
+        table.add_row(
+            f"train {segment.name}", str(segment.image_size), str(segment.batch_size), f"{segment.seconds:.0f}"
+        )
+    for purpose, seconds in plan.reserved.items():
+        table.add_row(purpose, "", "", f"{seconds:.0f}")
+    return table
+
+
+def watch(folder: Path) -> None:
+    """Show a running campaign live until it ends; without a terminal, show it once.
+
+    Args:
+        folder: of the campaign.
+
+    Raises:
+        InputError: the folder holds no campaign, or no process works on it any more.
+
+    Examples:
+        foldfuse watch night
+    """
+    follow(folder, console=Console())
 
 
 def note(
     folder: Path, text: str | None = None, *, leaderboard: float | None = None, submission: int | None = None
 ) -> Path:
-    """Attach a note, or the score that a leaderboard gave a submission, to a campaign; the note's file comes back.
+    """Attach a note or a leaderboard score to a campaign; report and comparison show it.
 
     Args:
         folder: of the campaign, which may be running.
         text: of the note.
         leaderboard: score that a submission got.
-        submission: the one that is meant, a number in `submissions/`; by default the one that holds now.
+        submission: its number in `submissions/`; the current submission by default.
+
+    Returns:
+        The note's file.
 
     Raises:
-        InputError: the folder is no campaign's, it has no such submission, or nothing is said.
+        InputError: the folder holds no campaign or no such submission, or neither text nor score is given.
+
+    Examples:
+        foldfuse note night "uploaded in the evening" --leaderboard 0.61
+        foldfuse note night --leaderboard 0.60 --submission 1
     """
-    folder = Path(folder)
-    count = len(submission_scores(record(folder)))
+    count = len(notes.submission_scores(notes.read_snapshot(folder)))
     if text is not None and not text.strip():
         raise InputError("the note is empty. Write a text, or leave it out and give --leaderboard SCORE.")
     if text is None and leaderboard is None:
-        raise InputError(f"nothing is said about {folder}. Give a text, --leaderboard SCORE, or both.")
+        raise InputError(f"there is nothing to note on {folder}. Give a text, --leaderboard SCORE, or both.")
     if leaderboard is not None and not math.isfinite(leaderboard):
-        raise InputError(f"--leaderboard is {leaderboard}, and must be a number.")
+        raise InputError(f"--leaderboard is {leaderboard}, and must be a finite number.")
     if submission is not None and not 1 <= submission <= count:
         has = f"submissions 1 to {count}" if count > 1 else "submission 1 alone" if count else "no submission yet"
         raise InputError(f"{folder}: --submission is {submission}, and the campaign has {has}.")
@@ -48,118 +210,37 @@ def note(
         if not count:
             raise InputError(f"{folder}: has no submission yet that could have a score. Wait for the first one.")
         submission = count
-    said = Note(datetime.now(UTC).isoformat(timespec="seconds"), text, leaderboard, submission)
-    path = folder / FOLDER / f"{time.time_ns()}.json"
-    write_text(path, json.dumps(asdict(said), indent=1, ensure_ascii=False) + "\n")
-    return path
+    return notes.write_note(folder, text=text, leaderboard=leaderboard, submission=submission)
 
 
-def campaign(
-    data: Path | None = None,
+def demo(
     *,
-    test: Path | None = None,
-    deadline: str = "10m",
-    out: Path = Path("campaign"),
-    recipe: tuple[str, ...] = (),
-    forbid: tuple[str, ...] = (),
-    size: tuple[int, ...] = (),
-    change: tuple[str, ...] = (),
-    folds: int | Path = 5,
-    member: tuple[Path, ...] = (),
-    foreign: tuple[str, ...] = (),
+    out: options.Out = Path("demo"),
+    deadline: options.Duration = 480.0,
+    num_images: int = 240,
     seed: int = 0,
-    metric: str = "ap50",
-    pseudo_labels: bool = False,
-    resume: Path | None = None,
-    ray: str | None = None,
-    plan: bool = False,
-) -> Path | None:
-    """Make the best submission that can be had by the deadline; the folder that holds it comes back, None for a plan.
-
-    It leaves submission.csv (`PredictionString,image_id`), submission.json (COCO results) and report.html there.
+    device: options.Device = "auto",
+) -> Path:
+    """Draw a dataset of litter in ten classes, run a campaign on it, and score the submission.
 
     Args:
-        data: COCO JSON with annotations, its pictures beside it or in images/ beside it; or a folder with a train.json
-            and perhaps a test.json.
-        test: COCO JSON of the pictures to predict; its annotations, if it has any, are never read. Without it, a
-            held-back fold stands in.
-        deadline: wall-clock time for everything, such as 10m, 2h or 1h30m.
-        out: folder to make.
-        recipe: allowed for members; lite0_fpn, lite1_fpn and yolov5n by default. With little time only the first is
-            taken. `foldfuse recipes` lists them.
-        forbid: recipes that are not allowed.
-        size: image sizes that are allowed, in pixels; all by default.
-        change: changes to the recipes, such as lr=3e-4.
-        folds: one of so many is held back from training, to choose the ensemble on; or the file of `foldfuse split`, whose
-            fold 0 is held back.
-        member: folders of runs that were trained without the pictures held back; they join the ensemble.
-        foreign: HELD:TEST, another toolkit's predictions of the pictures held back and of the test pictures, in any format
-            that `fuse` takes; they join the ensemble.
-        seed: of every random choice.
-        metric: the contest's, that everything is chosen by out-of-fold: ap50, ap (COCO's), f2 or wheat.
-        pseudo_labels: let the last members learn from what the ensemble is sure of in the test pictures, too, where the
-            contest's rules allow it; the pictures held back stay held back.
-        resume: folder of a campaign that was stopped, to go on with what it was asked; given alone, or with `ray`. The time
-            that it has worked counts against its deadline, the time that it lay still does not.
-        ray: address of a running Ray cluster, such as 10.0.0.1:6379, or auto for the one of this machine: its nodes train
-            the members. Needs foldfuse[ray].
-        plan: only measure the candidates, show the plan, and stop.
-
-    Raises:
-        InputError: the data cannot be used, the deadline is too short, the folder is in use, the disk is full, or there is
-            no such cluster.
-    """
-    start = time.monotonic()
-    asked = Asked(
-        None if data is None else str(data),
-        None if test is None else str(test),
-        deadline,
-        str(out),
-        tuple(recipe),
-        tuple(forbid),
-        tuple(size),
-        tuple(change),
-        folds if isinstance(folds, int) else str(folds),
-        tuple(map(str, member)),
-        tuple(foreign),
-        seed,
-        metric,
-        pseudo_labels,
-    )
-    host.tune_malloc()
-    if resume is not None:
-        if asked != Asked():
-            raise InputError(
-                f"--resume {resume} goes on with what the campaign was asked. Give it alone, or with --ray."
-            )
-        with _joined(ray):
-            return _resume(Path(resume), start, ray=ray)
-    if asked.data is None:
-        raise InputError("no data is given. Give a COCO JSON or a folder with a train.json; or --resume DIR.")
-    if plan:
-        if ray is not None:
-            raise InputError("--plan measures this machine, not the nodes of a cluster. Leave out --ray.")
-        _show_plan(asked, start)
-        return None
-    with _joined(ray):
-        return _begin(asked, start, ray=ray)
-
-
-def demo(out: Path = Path("demo"), *, deadline: str = "8m", pictures: int = 240, seed: int = 0) -> Path:
-    """Draw a dataset of trash in ten classes, run a campaign on it, score it; the campaign's folder comes back.
-
-    Args:
-        out: folder to make; the pictures go to `data` in it, the campaign to `campaign`.
+        out: folder to make; the images go to `data` in it, the campaign to `campaign`.
         deadline: of the campaign.
-        pictures: to learn from; a third as many are to be predicted.
+        num_images: images to train on; a third as many are test images.
         seed: of every random choice.
+
+    Returns:
+        The campaign's folder.
 
     Raises:
         InputError: the folder is in use.
+
+    Examples:
+        foldfuse demo --deadline 3m --out demo
     """
-    data = make_dataset(out / "data", num_images=pictures, num_test_images=pictures // 3, seed=seed)
-    folder = campaign(data, deadline=deadline, out=out / "campaign", seed=seed)
+    data = synthetic.make_dataset(out / "data", num_images=num_images, num_test_images=num_images // 3, seed=seed)
+    folder = campaign(data, deadline=deadline, out=out / "campaign", seed=seed, device=device)
     assert folder is not None, "only a plan leaves no folder"
     score(folder / "submission.json", data / "test_truth.json")
-    print(f"The submission is {folder / 'submission.csv'}; open {folder / 'report.html'} to see why.")
+    print(f"The submission is {folder / 'submission.csv'}; {folder / 'report.html'} explains it.")
     return folder

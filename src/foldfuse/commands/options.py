@@ -24,7 +24,7 @@ from typing import Annotated, Any, Literal
 from cyclopts import Parameter, Token, validators
 
 from foldfuse.errors import InputError
-from foldfuse.system.durations import parse_duration
+from foldfuse.system.durations import duration_option, parse_duration
 
 METRICS = ("ap50", "ap", "f2", "wheat")
 OWN_FILES = (
@@ -100,12 +100,7 @@ def _to_device(type_: Any, tokens: Sequence[Token]) -> str:
 
 def duration_text(seconds: float | None) -> str | None:
     """Seconds as an option takes them: "90s", "10m", "1h30m"; None for None."""
-    if seconds is None:
-        return None
-    if seconds % 60:
-        return f"{seconds:g}s"
-    hours, minutes = divmod(round(seconds / 60), 60)
-    return (f"{hours}h" if hours else "") + (f"{minutes}m" if minutes or not hours else "")
+    return None if seconds is None else duration_option(seconds)
 
 
 _count = validators.Number(gte=1)

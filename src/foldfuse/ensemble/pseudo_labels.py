@@ -1,8 +1,8 @@
-"""Pseudo-labels: what the ensemble is sure of in the pictures to submit, as annotations for a last member to learn from.
+"""Pseudo-labels: confident predictions of the ensemble on the test images, as annotations for a last member to train on.
 
-They are fold-safe: neither the ensemble's members nor who learns from its labels ever see the held-back pictures, so that what
-is found there stays out-of-fold. Source: Lee, "Pseudo-Label", 2013; for detectors Sohn et al., arXiv:2005.04757, whose fixed
-threshold is replaced by the one at which F1 is best on the held-back pictures.
+They are fold-safe: neither the ensemble's members nor the member that trains on the labels see the held-out images, so that its
+predictions of the held-out images stay out-of-fold. Source: Lee, "Pseudo-Label", 2013; for detectors Sohn et al.,
+arXiv:2005.04757. Difference: the score threshold is the best for F1 on the held-out images, where the papers fix it.
 """
 
 from __future__ import annotations
@@ -17,30 +17,30 @@ from foldfuse.evaluation.diagnosis import best_threshold
 from foldfuse.evaluation.matching import MATCH_IOU, NO_LIMIT, ground_truth, match_predictions
 
 
-def sure(held_predictions: Predictions, held: Dataset, target_predictions: Predictions) -> Predictions:
-    """Those of an ensemble's boxes in the pictures to submit that score no less than is best for F1 on the held-back ones.
+def confident_predictions(val_predictions: Predictions, val: Dataset, test_predictions: Predictions) -> Predictions:
+    """The boxes of the test images with a score from the threshold up that gives the best F1 on the held-out images.
 
-    Nothing is sure where nothing that was found in the held-back pictures is right.
+    No box is confident where no prediction of the held-out images is correct.
     """
-    matches = match_predictions(held_predictions, ground_truth(held), ious=(MATCH_IOU,), max_detections=NO_LIMIT)
-    least = best_threshold(matches).score
-    return target_predictions.filter(target_predictions.scores >= (least or np.inf))
+    matches = match_predictions(val_predictions, ground_truth(val), ious=(MATCH_IOU,), max_detections=NO_LIMIT)
+    threshold = best_threshold(matches).score
+    return test_predictions.filter(test_predictions.scores >= (threshold or np.inf))
 
 
-def labelled(target: Dataset, found: Predictions) -> Dataset:
-    """The pictures of `target` in which something was found, with that as their annotations.
+def pseudo_labeled(test: Dataset, predictions: Predictions) -> Dataset:
+    """The images of `test` with predicted boxes, which become their annotations.
 
-    The others are left out: that nothing was sure in them does not mean that nothing is there.
+    Images without a box are left out: no confident box does not mean no object.
     """
     samples = (
-        replace(sample, annotations=_drawn(found[sample.id]))
-        for sample in target.samples
-        if sample.id in found and len(found[sample.id])
+        replace(sample, annotations=_as_annotations(predictions[sample.id]))
+        for sample in test.samples
+        if sample.id in predictions and len(predictions[sample.id])
     )
-    return replace(target, samples=tuple(samples))
+    return replace(test, samples=tuple(samples))
 
 
-def _drawn(found: Detections) -> Annotations:
-    boxes = found.boxes.astype(np.float64)
+def _as_annotations(detections: Detections) -> Annotations:
+    boxes = detections.boxes.astype(np.float64)
     area = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
-    return Annotations(boxes, found.labels, np.zeros(len(boxes), bool), area)
+    return Annotations(boxes, detections.labels, np.zeros(len(boxes), bool), area)

@@ -1,4 +1,4 @@
-"""Promotion: members in the order in which they are worth going on with, which is that of what they add to an ensemble."""
+"""Ranking of base runs by their gain to an ensemble, and the promotion of the runs with a significant gain."""
 
 from __future__ import annotations
 
@@ -11,58 +11,58 @@ from foldfuse.evaluation.bootstrap import bootstrap_difference
 from foldfuse.evaluation.metrics import measure
 from foldfuse.fusion.methods import fuse
 
-LEAST_ADDED = 0.01  # of the metric: a member that adds less to those before it does not go on
-SURE = 0.95  # share of the draws of the pictures in which it must add something
+MIN_GAIN = 0.01  # of the metric: a run that adds less to the ensemble of the runs before it is not promoted
+MIN_PROB_BETTER = 0.95  # share of bootstrap resamples in which the run must add something
 
 
-class Ranked(NamedTuple):
-    """A member with the value of the ensemble of it and those before it.
+class RankedRun(NamedTuple):
+    """A run with the score of the ensemble of it and all runs ranked before it.
 
-    `sure` is the share of draws of the pictures in which that is more than the best value before it had there.
+    `prob_better` is the share of bootstrap resamples of the images in which that score is above the best one before it.
     """
 
     name: str
-    value: float
-    sure: float
+    ensemble_score: float
+    prob_better: float
 
 
-def worth_going_on(ranked: Sequence[Ranked]) -> list[str]:
-    """Names of the best, and of those that add enough to the ones before them, and not by chance."""
+def promoted(ranking: Sequence[RankedRun]) -> list[str]:
+    """Names of the best run, and of the runs whose gain to the ensemble before them is large enough and significant."""
     best, names = 0.0, list[str]()
-    for member in ranked:
-        if not names or (member.value - best >= LEAST_ADDED and member.sure >= SURE):
-            names.append(member.name)
-        best = max(best, member.value)
+    for run in ranking:
+        if not names or (run.ensemble_score - best >= MIN_GAIN and run.prob_better >= MIN_PROB_BETTER):
+            names.append(run.name)
+        best = max(best, run.ensemble_score)
     return names
 
 
-def by_gain(members: Mapping[str, Predictions], dataset: Dataset, *, metric: str) -> list[Ranked]:
-    """The best member, then each time the one with which those before it fuse best.
+def rank_by_ensemble_gain(members: Mapping[str, Predictions], dataset: Dataset, *, metric: str) -> list[RankedRun]:
+    """The best member, then repeatedly the member that gives the best ensemble together with the ones before it.
 
-    A member that is good where the others are good already comes after one that is worse and sees what they do not. What a
-    member gains by being fused with itself alone, since boxes that overlap are joined, counts as its own.
+    A weaker member that finds what the others miss ranks above a stronger one that repeats them. The gain of fusing a member
+    with itself, which merges its overlapping boxes, counts as the member's own.
 
     Args:
-        members: {name: predictions of the pictures of `dataset`}.
+        members: {name: predictions of the images of `dataset`}.
         dataset: annotated.
         metric: ap50, ap, f2 or wheat.
     """
 
-    def value(predictions: Predictions) -> float:
+    def score(predictions: Predictions) -> float:
         return measure(predictions, dataset, metric=metric)
 
-    ranked: list[Ranked] = []
-    best: Predictions | None = None  # of the best ensemble so far
-    left = dict(members)
-    while left:
-        so_far = [members[chosen.name] for chosen in ranked]
-        fused = {name: fuse([*so_far, member]) for name, member in left.items()}
-        if not so_far:
-            fused = {name: max(left[name], alone, key=value) for name, alone in fused.items()}
-        values = {name: value(predictions) for name, predictions in fused.items()}
-        name = max(values, key=lambda name: values[name])
-        sure = 1.0 if best is None else bootstrap_difference(fused[name], best, dataset, metric).prob_better
-        ranked.append(Ranked(name, values[name], sure))
-        best = fused[name] if best is None else max(best, fused[name], key=value)
-        del left[name]
-    return ranked
+    ranking: list[RankedRun] = []
+    best: Predictions | None = None  # fused predictions of the best ensemble so far
+    candidates = dict(members)
+    while candidates:
+        chosen = [members[run.name] for run in ranking]
+        fused = {name: fuse([*chosen, member]) for name, member in candidates.items()}
+        if not chosen:
+            fused = {name: max(candidates[name], merged, key=score) for name, merged in fused.items()}
+        scores = {name: score(predictions) for name, predictions in fused.items()}
+        name = max(scores, key=lambda name: scores[name])
+        prob_better = 1.0 if best is None else bootstrap_difference(fused[name], best, dataset, metric).prob_better
+        ranking.append(RankedRun(name, scores[name], prob_better))
+        best = fused[name] if best is None else max(best, fused[name], key=score)
+        del candidates[name]
+    return ranking

@@ -29,7 +29,7 @@ from foldfuse.reporting.error_analysis import analyse_errors, submission_example
 from foldfuse.reporting.leaderboard import leaderboard_chart
 from foldfuse.reporting.records import CampaignRecord, LearningCurves, read_campaign_record, read_or_warn
 from foldfuse.reporting.timeline import timeline
-from foldfuse.storage.notes import noted
+from foldfuse.storage.notes import read_notes
 from foldfuse.system.atomic_files import write_text
 
 _PACKAGES = ("foldfuse", "torch", "torchvision", "timm", "numpy", "numba", "hotcoco", "scikit-learn", "pillow")
@@ -60,14 +60,14 @@ def write_campaign_page(folder: Path, *, out: Path | None = None) -> Path:
 
     errors = analyse_errors(dataset, held_out, warnings) if dataset and held_out else None
     threshold = errors.examples.threshold if errors else _SCORE_THRESHOLD
-    user_notes = noted(folder, warnings)
+    user_notes = read_notes(folder, warnings)
     page = template("report.html").render(
         record=record,
         name=record.data.parent.name or record.data.stem if record.data else folder.resolve().name,
         summary=summary(record),
         submissions=_submissions(folder, out),
         noted=user_notes,
-        leaderboard=leaderboard_chart({"": user_notes.scored}),
+        leaderboard=leaderboard_chart({"": user_notes.scores}),
         timeline=timeline(record),
         score_charts=_score_charts(record),
         members=sorted(record.members, key=lambda m: -1.0 if m.ap50 is None else m.ap50, reverse=True),

@@ -21,7 +21,7 @@ from foldfuse.evaluation.metrics import measure
 from foldfuse.formats.predictions import read_predictions
 from foldfuse.reporting.campaign_page import template
 from foldfuse.reporting.leaderboard import leaderboard_chart
-from foldfuse.storage.notes import Noted, noted, record
+from foldfuse.storage.notes import Notes, read_notes, read_snapshot
 from foldfuse.system.durations import format_duration
 
 METRICS = ("ap50", "ap")
@@ -46,7 +46,7 @@ class ComparedCampaign:
     folder: Path
     name: str
     facts: Mapping[str, Any]
-    noted: Noted
+    noted: Notes
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,7 @@ def _read_campaigns(folders: Sequence[Path], warnings: list[str]) -> tuple[Compa
         raise InputError("a comparison needs different campaigns. Give two or more folders, each once.")
     same_names = len({path.name for path in paths}) < len(paths)
     campaigns = tuple(
-        ComparedCampaign(path, str(given) if same_names else path.name, record(path), noted(path, warnings))
+        ComparedCampaign(path, str(given) if same_names else path.name, read_snapshot(path), read_notes(path, warnings))
         for given, path in zip(folders, paths, strict=True)
     )
     first = campaigns[0]
@@ -170,7 +170,7 @@ def comparison_page(comparison: Comparison) -> str:
         differences_title=comparison.title,
         differences=list(comparison.differences),
         difference_rows=comparison.difference_rows(),
-        chart=leaderboard_chart({campaign.name: campaign.noted.scored for campaign in campaigns}),
+        chart=leaderboard_chart({campaign.name: campaign.noted.scores for campaign in campaigns}),
         noted=[(campaign.name, campaign.noted.notes) for campaign in campaigns if campaign.noted.notes],
         warnings=comparison.warnings,
     )
@@ -178,7 +178,7 @@ def comparison_page(comparison: Comparison) -> str:
 
 def _facts(campaign: ComparedCampaign) -> list[str]:
     """The values of a campaign, in the order of FACTS."""
-    facts, scored = campaign.facts, campaign.noted.scored
+    facts, scored = campaign.facts, campaign.noted.scores
     fused: Mapping[str, Any] = facts.get("fused") or {}
     members: Sequence[Mapping[str, Any]] = facts.get("members") or []
     best = next((m for m in members if m["name"] == facts.get("best_member")), None)

@@ -9,10 +9,10 @@ import numpy as np
 
 from foldfuse.reporting.axes import linear_axis
 from foldfuse.reporting.charts import Chart, Line, line_chart
-from foldfuse.storage.notes import Scored
+from foldfuse.storage.notes import LeaderboardScore
 
 
-def leaderboard_chart(scored: Mapping[str, Sequence[Scored]]) -> Chart | None:
+def leaderboard_chart(scored: Mapping[str, Sequence[LeaderboardScore]]) -> Chart | None:
     """A dot for each submission of each campaign: the out-of-fold score to the right, the leaderboard's score upwards.
 
     None for fewer than two submissions: one dot tells nothing.

@@ -93,6 +93,7 @@ class Segment:
     """A stretch of training; `ended` is None while it runs. Times are seconds since the start of the campaign."""
 
     name: str = "?"
+    role: str | None = None
     parent: str | None = None
     state: str | None = None
     started: float
@@ -124,14 +125,14 @@ class Submission:
         ap50: of the ensemble.
         metric: which chose the ensemble.
         best_single: best member in one view, with its score by that metric.
-        weights: of the members in their views.
+        num_members: members in the ensemble, each counted once whatever its views.
     """
 
     at: float
     ap50: float | None = None
     metric: str | None = None
     best_single: tuple[str, float] | None = None
-    weights: Mapping[str, float] = field(default_factory=dict)
+    num_members: int | None = None
 
     @property
     def best_name(self) -> str | None:
@@ -142,11 +143,6 @@ class Submission:
     def best_ap50(self) -> float | None:
         """AP50 of the best member in one view; None where the campaign chose by another metric."""
         return self.best_single[1] if self.best_single and self.metric == "ap50" else None
-
-    @property
-    def num_members(self) -> int | None:
-        """Members in the ensemble, each counted once whatever its views."""
-        return len({name.partition("@")[0] for name in self.weights}) or None
 
 
 class RankedRun(NamedTuple):

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from foldfuse.boxes import Array
-from foldfuse.ensemble.ranking import LEAST_ADDED, SURE
+from foldfuse.ensemble.ranking import MIN_GAIN, MIN_PROB_BETTER
 from foldfuse.reporting.axes import linear_axis, time_axis
 from foldfuse.reporting.charts import PALETTE_SIZE, Chart, Lane, Line, Span, duration_text, lane_chart, line_chart
 from foldfuse.reporting.records import CampaignRecord, Segment
 
 WORK_KINDS = ("setup", "train", "predict", "fuse", "submit", "report", "other")
-_SEGMENT_COLOURS = {"trunk": "f1", "grown": "f4", "branch": "f2"}  # by what a segment's name begins with
+_ROLE_COLOURS = {"base": "f1", "extended": "f4", "cooldown": "f2"}
 
 
 @dataclass(frozen=True)
@@ -46,8 +46,8 @@ class Timeline:
     work: Chart | None
     segments: Chart | None
     promotions: tuple[Promotion, ...]
-    min_gain: float = LEAST_ADDED
-    min_prob_better: float = SURE
+    min_gain: float = MIN_GAIN
+    min_prob_better: float = MIN_PROB_BETTER
 
 
 def timeline(record: CampaignRecord) -> Timeline:
@@ -131,7 +131,7 @@ def _segment_lane(segment: Segment, record: CampaignRecord) -> Lane:
         segment.state if segment.state and segment.state != "done" else "",
     ]
     whole = Span(segment.name, "segment", segment.started, max(end, segment.started))
-    colour = next((c for begin, c in _SEGMENT_COLOURS.items() if segment.name.startswith(begin)), "f0")
+    colour = _ROLE_COLOURS.get(segment.role or "", "f0")
     return Lane(segment.name, " · ".join(filter(None, words)), trainings, colour, background=(whole,))
 
 

@@ -1,26 +1,30 @@
 """Notes of people on a campaign, and the scores that a leaderboard gave its submissions.
 
-Each note is a file of its own in `notes/`, whole or not there, and never written again. So notes may be taken while the
-campaign runs, by several people at once: nobody waits for a lock, and nothing that the campaign writes can be hurt.
+Each note is a file of its own in `notes/`, written whole and never changed. So several people can add notes while the campaign
+runs: no lock is needed, and no note can damage a file of the campaign.
 """
 
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from foldfuse.errors import InputError
 from foldfuse.storage import ledger
+from foldfuse.system.records import read_record, write_record
 
 FOLDER = "notes"
+FORMAT = 1
 
 
 @dataclass(frozen=True)
 class Note:
-    """What somebody wrote down, at an ISO moment in UTC; `leaderboard` is the score that was given to `submission`."""
+    """A note of a person, at an ISO time in UTC; `leaderboard` is the score that `submission` got."""
 
     at: str
     text: str | None = None
@@ -29,8 +33,8 @@ class Note:
 
 
 @dataclass(frozen=True)
-class Scored:
-    """A submission with its out-of-fold score, by the campaign's metric, and the score that the leaderboard gave it."""
+class LeaderboardScore:
+    """A submission with its out-of-fold score by the campaign's metric, and its score on the leaderboard."""
 
     submission: int
     out_of_fold: float
@@ -38,68 +42,60 @@ class Scored:
 
 
 @dataclass(frozen=True)
-class Noted:
-    """All that people noted on a campaign: the notes in their order, and the submissions that have a score."""
+class Notes:
+    """All notes on a campaign in their order, and the submissions that have a leaderboard score."""
 
     notes: tuple[Note, ...] = ()
-    scored: tuple[Scored, ...] = ()
+    scores: tuple[LeaderboardScore, ...] = ()
 
 
-def noted(folder: Path, gaps: list[str]) -> Noted:
-    """What people noted on a campaign; a note that cannot be read is told in `gaps`."""
+def write_note(folder: Path, *, text: str | None, leaderboard: float | None, submission: int | None) -> Path:
+    """Adds a note to the campaign in `folder`; the note's file comes back."""
+    path = folder / FOLDER / f"{time.time_ns()}.json"
+    note = Note(datetime.now(UTC).isoformat(timespec="seconds"), text, leaderboard, submission)
+    write_record(path, note, version=FORMAT)
+    return path
+
+
+def read_notes(folder: Path, warnings: list[str]) -> Notes:
+    """The notes on a campaign; for a note that cannot be read, `warnings` gets a sentence."""
     notes = []
     for path in sorted((folder / FOLDER).glob("[0-9]*.json")):
         try:
-            notes.append(_read(path))
+            notes.append(read_record(path, Note, version=FORMAT, what="a note"))
         except InputError as error:
-            gaps.append(str(error))
+            warnings.append(f"{error} Remove it, or write the note again with 'foldfuse note'.")
     given = {
         n.submission: n.leaderboard for n in notes if n.leaderboard is not None
-    }  # of one submission, the last word
-    scores = submission_scores(record(folder)) if given else ()
-    return Noted(
+    }  # the last note on a submission counts
+    scores = submission_scores(read_snapshot(folder)) if given else ()
+    return Notes(
         tuple(notes),
-        tuple(Scored(n, score, given[n]) for n, score in enumerate(scores, 1) if n in given),
+        tuple(LeaderboardScore(n, score, given[n]) for n, score in enumerate(scores, 1) if n in given),
     )
 
 
-def record(folder: Path) -> dict[str, Any]:
-    """All that is known of the campaign in a folder: from its ledger, or its export where the ledger is not there.
+def read_snapshot(folder: Path) -> dict[str, Any]:
+    """The facts of the campaign in a folder, from its ledger, or from campaign.json where there is no ledger.
 
     Raises:
-        InputError: the folder is no campaign's, or what it holds cannot be read.
+        InputError: the folder holds no campaign, or its content cannot be read.
     """
     if (folder / ledger.NAME).is_file():
         return ledger.snapshot(folder)
-    path = folder / "campaign.json"
+    path = folder / ledger.EXPORT
     if not path.is_file():
-        raise InputError(f"{folder}: holds no campaign. Give the folder that 'foldfuse campaign' was told to fill.")
-    told = _object(path)
-    if told is None:
-        raise InputError(f"{path}: holds no JSON object. Give the folder of a campaign that was not changed by hand.")
-    return told
-
-
-def submission_scores(told: Mapping[str, Any]) -> tuple[float, ...]:
-    """The out-of-fold score of each submission of a campaign, from the first to the one that holds now."""
-    if "submission_scores" in told:
-        return tuple(told["submission_scores"])
-    fused = told.get("fused")
-    return (fused["ap50"],) if isinstance(fused, dict) and fused.get("ap50") is not None else ()
-
-
-def _read(path: Path) -> Note:
-    told = _object(path)
+        raise InputError(f"{folder}: holds no campaign. Give the --out folder of a 'foldfuse campaign'.")
     try:
-        return Note(**(told or {}))
-    except TypeError:
-        raise InputError(f"{path}: is no note. Remove it, or write the note anew with 'foldfuse note'.") from None
-
-
-def _object(path: Path) -> dict[str, Any] | None:
-    """The object in a JSON file; None where there is none in it."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        facts = json.loads(path.read_text(encoding="utf-8"))
     except ValueError:
-        return None
-    return value if isinstance(value, dict) else None
+        facts = None
+    if not isinstance(facts, dict):
+        raise InputError(f"{path}: holds no JSON object. Give the folder of a campaign that was not changed by hand.")
+    ledger.check_format(facts.get("format", ledger.FORMAT), path)
+    return facts
+
+
+def submission_scores(facts: Mapping[str, Any]) -> tuple[float, ...]:
+    """The out-of-fold score of each submission of a campaign, from the first to the current one."""
+    return tuple(facts.get("submission_scores", ()))

@@ -1,4 +1,4 @@
-"""Files and folders that are either whole or not there: written under a temporary name, then renamed."""
+"""Atomic writes: a file or folder is written under a temporary name, then renamed, so that it appears whole or not at all."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from foldfuse.errors import InputError
 
 @contextmanager
 def atomic(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path` to write to; it takes the name `path` when the block ends without an error.
+    """Yields a temporary path beside `path` to write to, and renames it to `path` when the block ends without an error.
 
     Raises:
-        InputError: the folder cannot be made or written to.
+        InputError: the parent folder cannot be created or written to.
     """
     path = Path(path)
     try:
@@ -40,10 +40,10 @@ def atomic(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
-    """A temporary folder beside `path` to fill; it takes the name `path` when the block ends without an error.
+    """Yields a temporary folder beside `path` to fill, and renames it to `path` when the block ends without an error.
 
     Raises:
-        InputError: something is at `path` already, other than an empty folder, or the folder cannot be made.
+        InputError: `path` exists already and is no empty folder, or the folder cannot be created.
     """
     given, path = path, Path(path).resolve()
     if path.is_file() or (path.is_dir() and any(path.iterdir())):
@@ -67,6 +67,6 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write `text` to `path` in UTF-8, whole or not at all."""
+    """Writes `text` to `path` in UTF-8, whole or not at all."""
     with atomic(path) as temporary:
         temporary.write_text(text, encoding="utf-8", newline="")

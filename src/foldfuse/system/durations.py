@@ -1,4 +1,4 @@
-"""Durations as people write them."""
+"""Durations as people write them, such as 90s or 1h30m."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from foldfuse.errors import InputError
 
 
 def parse_duration(text: str) -> float:
-    """The seconds that a text such as "90s", "10m", "2h", "1h30m" or "45" (seconds) means.
+    """The seconds in a text such as "90s", "10m", "2h", "1h30m" or "45" (seconds).
 
     Raises:
-        InputError: it is not of that form, or not above 0.
+        InputError: the text has another form, or the duration is 0.
     """
     match = re.fullmatch(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m(?:in)?)?(?:(\d+(?:\.\d+)?)s?)?", text.strip())
     hours, minutes, seconds = (
@@ -19,12 +19,20 @@ def parse_duration(text: str) -> float:
     )
     total = 3600 * hours + 60 * minutes + seconds
     if total <= 0:
-        raise InputError(f"the time {text!r} is not one: write it as 90s, 10m, 2h or 1h30m.")
+        raise InputError(f"the time {text!r} is no duration above 0. Write it as 90s, 10m, 2h or 1h30m.")
     return total
 
 
+def duration_option(seconds: float) -> str:
+    """Seconds as an option takes them, such as "90s", "10m" or "1h30m"."""
+    if seconds % 60:
+        return f"{seconds:g}s"
+    hours, minutes = divmod(round(seconds / 60), 60)
+    return (f"{hours}h" if hours else "") + (f"{minutes}m" if minutes or not hours else "")
+
+
 def format_duration(seconds: float) -> str:
-    """Seconds as people write them: "45 s", "3 min 20 s", "1 h 5 min", "2 h"."""
+    """Seconds as a text for people: "45 s", "3 min 20 s", "1 h 5 min", "2 h"."""
     whole = round(seconds)
     if whole < 60:
         return f"{whole} s"

@@ -1,11 +1,10 @@
-"""Levers of the machine that must be pulled before torch is loaded, and facts about it for the report."""
+"""The machine: a malloc setting to be made before torch is loaded, peak memory, and a description for reports."""
 
 from __future__ import annotations
 
 import ctypes
 import os
 import platform
-import resource
 import sys
 from pathlib import Path
 from typing import Any
@@ -14,29 +13,34 @@ _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4  # glibc's malloc.h
 
 
 def tune_malloc() -> None:
-    """Make this process faster at training on a CPU. Call it before torch is imported; later it does less.
+    """Makes training on a CPU faster on glibc. Call it before torch is imported; later it does less.
 
-    glibc gives large blocks back to the system and fetches them again at every step; kept, they need no zeroing.
+    By default glibc returns large blocks to the kernel and fetches them again at every step; blocks that it keeps need no
+    zeroing.
     """
     if not sys.platform.startswith("linux"):
         return
     try:
         mallopt = ctypes.CDLL("libc.so.6").mallopt
-    except (OSError, AttributeError):  # not glibc
+    except (OSError, AttributeError):  # another C library
         return
     mallopt(_M_MMAP_MAX, 0)
     mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
     mallopt(_M_TOP_PAD, 256 * 2**20)
 
 
-def peak_memory_mb() -> float:
-    """The most memory that this process has held, in MB."""
+def peak_memory_mb() -> float | None:
+    """Peak memory of this process in MB; None on systems that do not count it in Python's `resource` (Windows)."""
+    try:
+        import resource
+    except ImportError:
+        return None
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
 
 
 def describe() -> dict[str, Any]:
-    """What a reader of a report wants to know of the machine."""
+    """The processor, cores, GPU and versions of this machine, for reports."""
     import torch
 
     import foldfuse

@@ -1,7 +1,9 @@
-"""Progress of long work: a share from 0 to 1, told to whoever asked, and a bar with an honest estimate of the end."""
+"""Progress of long work as a share from 0 to 1, progress bars that show it, and the log on standard error."""
 
 from __future__ import annotations
 
+import logging
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Protocol
@@ -12,46 +14,46 @@ if TYPE_CHECKING:
 Progress = Callable[[float], None]
 
 
-class Screen(Protocol):
-    """A view of its own that shows bars in its own way."""
+class ProgressDisplay(Protocol):
+    """A display that shows progress bars in its own way, such as the live view of a campaign."""
 
     @property
     def console(self) -> Console:
-        """To print on, above the view."""
+        """A console that prints above the display."""
 
     def progress_bar(self, text: str) -> AbstractContextManager[Progress]:
-        """Show what is done while it lasts."""
+        """Shows the progress of the block."""
 
 
-_screens: list[Screen] = []  # the last one is in charge
+_displays: list[ProgressDisplay] = []  # the last one shows the bars
 
 
 def no_progress(share: float) -> None:
-    """Progress that nobody watches."""
+    """A Progress that ignores the share."""
 
 
 @contextmanager
-def progress_on(screen: Screen) -> Iterator[None]:
-    """While it lasts, bars are left to `screen`."""
-    _screens.append(screen)
+def progress_on(display: ProgressDisplay) -> Iterator[None]:
+    """Hands the progress bars of the block to `display`."""
+    _displays.append(display)
     try:
         yield
     finally:
-        _screens.remove(screen)
+        _displays.remove(display)
 
 
 def error_console() -> Console:
-    """Standard error, to print on: above the view, where there is one."""
+    """A console on standard error; it prints above the display, where one is active."""
     from rich.console import Console
 
-    return _screens[-1].console if _screens else Console(stderr=True)
+    return _displays[-1].console if _displays else Console(stderr=True)
 
 
 @contextmanager
 def progress_bar(text: str) -> Iterator[Progress]:
-    """Progress shown on standard error as a bar with the time used and the time left, where that is a terminal."""
-    if _screens:
-        with _screens[-1].progress_bar(text) as progress:
+    """Shows a bar with the elapsed and the remaining time on standard error, where that is a terminal."""
+    if _displays:
+        with _displays[-1].progress_bar(text) as progress:
             yield progress
         return
     from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -65,6 +67,27 @@ def progress_bar(text: str) -> Iterator[Progress]:
         TextColumn("left:"),
         TimeRemainingColumn(),
     )
-    with RichProgress(*columns, console=error_console(), transient=True) as shown:
-        task = shown.add_task(text, total=1.0)
-        yield lambda share: shown.update(task, completed=min(1.0, share))
+    with RichProgress(*columns, console=error_console(), transient=True) as bars:
+        task = bars.add_task(text, total=1.0)
+        yield lambda share: bars.update(task, completed=min(1.0, share))
+
+
+class _StandardError(logging.Handler):
+    """Prints on the standard error of the moment, which a live display redirects so that lines appear above the display."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        print(self.format(record), file=sys.stderr)
+
+
+@contextmanager
+def log_on_standard_error() -> Iterator[None]:
+    """Prints the package's log messages from INFO up, as the command line does; a library call leaves logging as it is."""
+    logger, handler = logging.getLogger("foldfuse"), _StandardError()
+    level = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)

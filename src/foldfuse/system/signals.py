@@ -1,4 +1,4 @@
-"""Ctrl-C, and the SIGTERM of batch systems, which means the same here: both are a KeyboardInterrupt, at a moment that suits."""
+"""Ctrl-C and the SIGTERM of batch systems: both become a KeyboardInterrupt, at once or at a safe point."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from contextlib import contextmanager
 from typing import Any, NoReturn
 
 
-def terminated(number: int, frame: Any) -> NoReturn:
-    """Let a SIGTERM be the interrupt that Ctrl-C is."""
+def raise_interrupt(number: int, frame: Any) -> NoReturn:
+    """A SIGTERM handler that raises KeyboardInterrupt, as Ctrl-C does."""
     raise KeyboardInterrupt
 
 
 @contextmanager
 def sigterm_as_interrupt() -> Iterator[None]:
-    """While it lasts, SIGTERM does what Ctrl-C does, so that a time limit of a batch system loses nothing."""
-    if not _ours(signal.SIGTERM, signal.SIG_DFL):
+    """Makes SIGTERM act like Ctrl-C within the block, so that the time limit of a batch system loses nothing."""
+    if not _can_replace(signal.SIGTERM, signal.SIG_DFL):
         yield
         return
-    signal.signal(signal.SIGTERM, terminated)
+    signal.signal(signal.SIGTERM, raise_interrupt)
     try:
         yield
     finally:
@@ -29,32 +29,32 @@ def sigterm_as_interrupt() -> Iterator[None]:
 
 @contextmanager
 def deferred_interrupts() -> Iterator[Callable[[], bool]]:
-    """While it lasts, a first interrupt is only noted, for the work within to end where nothing is lost.
+    """Only records a first interrupt within the block, so that the work can stop at a safe point.
 
-    A second Ctrl-C interrupts at once. Handlers that are not Python's own or `terminated` stay as they are.
+    A second Ctrl-C interrupts at once. Handlers other than Python's own and `raise_interrupt` stay as they are.
 
     Yields:
-        Whether an interrupt was asked for.
+        A function that says whether an interrupt was requested.
     """
-    asked = False
+    requested = False
 
-    def note(number: int, frame: Any) -> None:
-        nonlocal asked
-        if asked and number == signal.SIGINT:
+    def request(number: int, frame: Any) -> None:
+        nonlocal requested
+        if requested and number == signal.SIGINT:
             raise KeyboardInterrupt
-        asked = True
+        requested = True
 
-    usual = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: terminated}
-    taken = {number: handler for number, handler in usual.items() if _ours(number, handler)}
-    for number in taken:
-        signal.signal(number, note)
+    usual = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: raise_interrupt}
+    replaced = {number: handler for number, handler in usual.items() if _can_replace(number, handler)}
+    for number in replaced:
+        signal.signal(number, request)
     try:
-        yield lambda: asked
+        yield lambda: requested
     finally:
-        for number, handler in taken.items():
+        for number, handler in replaced.items():
             signal.signal(number, handler)
 
 
-def _ours(number: int, handler: Any) -> bool:
-    """Whether `handler` is what a signal has, and this thread, the main one, may set another."""
+def _can_replace(number: int, handler: Any) -> bool:
+    """Whether `handler` is the current handler of a signal, and this is the main thread, which alone may set another."""
     return threading.current_thread() is threading.main_thread() and signal.getsignal(number) == handler

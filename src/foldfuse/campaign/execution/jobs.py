@@ -1,4 +1,4 @@
-"""The work of a segment, on whatever machine it is done: train it in a run folder, then look at the held-back pictures.
+"""The work of a segment, on any machine: train it in a run folder, then predict the held-out images.
 
 Nothing here knows the ledger or the campaign's clock.
 """
@@ -10,55 +10,56 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from foldfuse.campaign.planning.allocation import VIEWS, views
+from foldfuse.campaign import constants as c
+from foldfuse.campaign.planning.allocation import affordable_views
 from foldfuse.campaign.planning.state import CampaignState
 from foldfuse.data.dataset import Dataset
 from foldfuse.data.images import ImageCache
 from foldfuse.detections import Predictions
 from foldfuse.inference.detector import load_detector, predict_views
 from foldfuse.inference.tta import View
-from foldfuse.storage.ledger import SegmentRecord
 from foldfuse.storage.run import Run
+from foldfuse.system.device import resolve_device
 from foldfuse.system.progress import Progress, no_progress
 from foldfuse.training.budget import Budget
 from foldfuse.training.detector import train_run
 
 
 @dataclass(frozen=True)
-class Seen:
-    """What a member sees in the held-back pictures.
+class HeldOutPredictions:
+    """A member's predictions of the held-out images.
 
     Attributes:
-        views: {how they were shown: what it finds}; the plain view first.
-        cost: seconds of one picture in the plain view.
+        views: {TTA view: predictions}; the plain view first.
+        image_seconds: seconds that one image takes in the plain view.
     """
 
     views: Mapping[View, Predictions]
-    cost: float
+    image_seconds: float
 
 
-def learn(
+def train_segment(
     run: Run,
     dataset: Dataset,
     seconds: float,
     *,
+    images: ImageCache,
     state: Mapping[str, Any] | None,
     parent: Run | None,
-    images: ImageCache,
-    every: float,
+    checkpoint_seconds: float,
     progress: Progress = no_progress,
 ) -> float:
-    """Train a run until it has had `seconds` in all; those that it has had come back.
+    """Trains a run until it has had `seconds` in all; the seconds that it has trained come back.
 
     Args:
-        run: begun, with its recipe and facts.
-        dataset: to learn from.
-        seconds: in all, those before `state` included.
-        state: its last checkpoint, to go on from.
-        parent: the run with whose last state it begins, where it has no checkpoint of its own.
-        images: of the dataset.
-        every: seconds between checkpoints.
-        progress: is told the share that is done.
+        run: with its recipe and metadata.
+        dataset: to train on.
+        seconds: of training in all, the time before `state` included.
+        images: of the dataset, decoded.
+        state: the run's own last checkpoint, to resume from.
+        parent: the run whose last checkpoint gives the initial weights, where there is no `state`.
+        checkpoint_seconds: between checkpoints.
+        progress: receives the share that is done.
     """
     start = parent.load_checkpoint()[0] if parent is not None and state is None else None
     last = train_run(
@@ -70,29 +71,30 @@ def learn(
         state=state,
         start=start,
         progress=progress,
-        every=every,
+        every=checkpoint_seconds,
     )
     return float(last["seconds"])
 
 
-def joined(dataset: Dataset, images: ImageCache, more: Dataset) -> tuple[Dataset, ImageCache]:
-    """A dataset and its pictures with those of another one behind them, which are decoded now."""
+def concat(dataset: Dataset, images: ImageCache, more: Dataset) -> tuple[Dataset, ImageCache]:
+    """A dataset and its decoded images, followed by the samples and images of another one."""
     samples = (*dataset.samples, *more.samples)
     return replace(dataset, samples=samples), images + ImageCache.load(more.samples, longest=images.longest)
 
 
-def look(run: Run, held: Dataset, standing: CampaignState) -> Seen:
-    """The held-back pictures as a trained run sees them, in as many views as there is time for.
+def predict_held_out(run: Run, val: Dataset, state: CampaignState, *, device: str = "auto") -> HeldOutPredictions:
+    """A trained run's predictions of the held-out images, in as many views as there is time for.
 
-    How many these are depends on what one picture costs in the plain view, and that is measured here.
+    The time of one image in the plain view decides the number of views, and is measured here.
     """
-    model, classes = load_detector(run)
-    size, began = run.recipe.image_size, time.monotonic()
-    first = predict_views(model, held.samples, classes, image_size=size, views=VIEWS[:1])
-    cost = (time.monotonic() - began) / len(held)
-    rows = (
-        SegmentRecord(**vars(r) | {"result": {"cost": cost}}) if r.name == run.folder.name else r for r in standing.rows
+    model, classes = load_detector(run, resolve_device(device))
+    image_size, start = run.recipe.image_size, time.monotonic()
+    plain = predict_views(model, val.samples, classes, image_size=image_size, views=[c.PLAIN_VIEW])
+    seconds = (time.monotonic() - start) / len(val)
+    segments = tuple(
+        replace(record, result={"cost": seconds}) if record.name == run.folder.name else record
+        for record in state.segments
     )
-    more = views(replace(standing, rows=tuple(rows)))[1:]
-    rest = predict_views(model, held.samples, classes, image_size=size, views=more) if more else {}
-    return Seen(first | rest, cost)
+    views = affordable_views(replace(state, segments=segments))[1:]
+    others = predict_views(model, val.samples, classes, image_size=image_size, views=views) if views else {}
+    return HeldOutPredictions(plain | others, seconds)

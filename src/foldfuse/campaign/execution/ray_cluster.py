@@ -1,8 +1,8 @@
-"""A Ray cluster as the workers of a campaign: each of its nodes trains segments, and this process tells them which.
+"""A Ray cluster as the workers of a campaign: its nodes train the segments.
 
-Nodes come and go. A node that is there has a worker, or as many as it has GPUs; what a lost one had in hand is given back to
-the conductor as Lost, with the last checkpoint that came from it. No storage need be shared: pictures, weights and
-checkpoints go through Ray's object store.
+Nodes come and go. Each node runs one worker, or one for each of its GPUs. The segment of a lost worker goes back to the runner
+as WorkerLost, with the last checkpoint that the worker sent. Nodes need no shared storage: images, weights and checkpoints
+travel through Ray's object store.
 """
 
 from __future__ import annotations
@@ -16,25 +16,32 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
-from foldfuse.campaign.execution.jobs import Seen
-from foldfuse.campaign.execution.ray_worker import Files, Order, Product, Worker, files_of, parcels, put, software
-from foldfuse.campaign.execution.workers import Assignment, End, Lost
-from foldfuse.campaign.task import Task
+from foldfuse.campaign import constants as c
+from foldfuse.campaign.execution.jobs import HeldOutPredictions
+from foldfuse.campaign.execution.ray_worker import (
+    Files,
+    JobResult,
+    JobSpec,
+    Worker,
+    image_chunks,
+    read_files,
+    versions,
+    write_files,
+)
+from foldfuse.campaign.execution.workers import SegmentJob, SegmentResult, WorkerLost
+from foldfuse.campaign.task import VAL, Task, predictions_path
 from foldfuse.errors import InputError
 from foldfuse.formats.predictions import read_predictions
 from foldfuse.inference.tta import View
 from foldfuse.storage.ledger import Ledger
 from foldfuse.storage.run import Run
 
-KNOCK = 5.0  # seconds for a head node to answer
-FIRST = 300.0  # seconds for a first worker to be ready, or half of the deadline where that is less
-GOODBYE = 5.0  # seconds for workers to clean up
-Place = tuple[str, int]  # (node, number of a worker on it)
+Slot = tuple[str, int]  # (node id, number of a worker on the node)
 
 
 @contextmanager
-def joined(address: str) -> Iterator[None]:
-    """While it lasts, this process is part of the Ray cluster at `address`, "auto" for the one of this machine.
+def connected(address: str) -> Iterator[None]:
+    """Joins the Ray cluster at `address` for the block; "auto" is the cluster of this machine.
 
     Raises:
         InputError: Ray is not installed, or there is no such cluster.
@@ -46,8 +53,8 @@ def joined(address: str) -> Iterator[None]:
             "'ray start --address HOST:PORT --num-cpus 0', with --ray auto."
         )
     if address != "auto":
-        _knock(address)
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # Ray warns of what this already says
+        _check_reachable(address)
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # Ray warns about this, its own default
     try:
         ray.init(address=address, log_to_driver=False, logging_level="ERROR")
     except (ConnectionError, RuntimeError, ValueError) as error:
@@ -62,249 +69,250 @@ def joined(address: str) -> Iterator[None]:
 
 
 @dataclass(eq=False)
-class _Hand:
-    """A worker as it is seen from here.
+class WorkerHandle:
+    """A worker of the cluster, as this process knows it.
 
     Attributes:
-        place: where it runs.
+        slot: node and number.
         label: of its node, for people.
-        actor: Ray's handle of it.
-        coming: {what it has been asked: Ray's handle of the answer}, of "ready", "product" and "checkpoint".
-        assignment: what it has in hand.
-        ready: whether it can be given work.
-        stage: of the ledger, that ends with the assignment.
+        actor: Ray's handle of the worker.
+        pending: {request: Ray's handle of the answer}, for "ready", "result" and "checkpoint".
+        job: in training.
+        ready: whether it can take a job.
+        interval: of the timeline, which ends with the job.
     """
 
-    place: Place
+    slot: Slot
     label: str
     actor: Any
-    coming: dict[str, Any]
-    assignment: Assignment | None = None
+    pending: dict[str, Any]
+    job: SegmentJob | None = None
     ready: bool = False
-    stage: ExitStack = field(default_factory=ExitStack)
+    interval: ExitStack = field(default_factory=ExitStack)
 
 
-class Cluster:
+class RayCluster:
     """The nodes of the cluster that this process has joined."""
 
-    aside = True
+    is_async = True
 
     def __init__(self, task: Task, ledger: Ledger) -> None:
         self._ray, self._task, self._ledger = _ray(), task, ledger
-        self._hands: list[_Hand] = []
-        self._barred: set[str] = set()  # nodes that are of no use
-        self._sent: tuple[Any, ...] | None = None  # what each worker is given first
+        self._workers: list[WorkerHandle] = []
+        self._excluded: set[str] = set()  # ids of nodes that cannot be used
+        self._setup: tuple[Any, ...] | None = None  # arguments of each worker's `prepare`, in Ray's object store
 
     @property
     def capacity(self) -> int:
-        """Workers that are ready; before there are any, places for them."""
-        return sum(hand.ready for hand in self._hands) if self._sent else len(self._places())
+        """Workers that are ready; before the first one starts, slots for workers."""
+        return sum(worker.ready for worker in self._workers) if self._setup else len(self._slots())
 
     @property
     def busy(self) -> frozenset[str]:
-        """Names of the segments under way."""
-        return frozenset(hand.assignment.name for hand in self._hands if hand.assignment is not None)
+        """Names of the segments in training."""
+        return frozenset(worker.job.name for worker in self._workers if worker.job is not None)
 
     def prepare(self, longest: int) -> bool:
-        """Send the pictures, the first time, and wait for the workers: for the first, then as long again for the others."""
-        if self._sent is not None:
+        """Sends the images, the first time, and waits for a first worker, then as long again for the others."""
+        if self._setup is not None:
             return False
-        with self._ledger.timed("send the pictures to the cluster", "setup"):
-            datasets, sent = (self._task.train, self._task.held), self._ray.put
-            pictures = [[sent(parcel) for parcel in parcels(dataset.samples)] for dataset in datasets]
-            self._sent = (*map(sent, datasets), *pictures, longest)
-            self._engage()
-            began, patience = time.monotonic(), min(FIRST, self._ledger.deadline / 2)
-            while not all(hand.ready for hand in self._hands) and time.monotonic() < began + patience:
+        with self._ledger.timed("send the images to the cluster", "setup"):
+            datasets, put = (self._task.train, self._task.val), self._ray.put
+            chunks = [[put(chunk) for chunk in image_chunks(dataset.samples)] for dataset in datasets]
+            self._setup = (*map(put, datasets), *chunks, longest)
+            self._start_workers()
+            start, patience = time.monotonic(), min(c.FIRST_WORKER_SECONDS, self._ledger.deadline / 2)
+            while not all(worker.ready for worker in self._workers) and time.monotonic() < start + patience:
                 before = self.capacity
-                self.ended(1.0)
+                self.finished(1.0)
                 if self.capacity and not before:
-                    patience = min(patience, 2 * (time.monotonic() - began))
+                    patience = min(patience, 2 * (time.monotonic() - start))
         if not self.capacity:
             raise InputError(
                 "--ray: no worker of the cluster became ready. Each needs all CPUs of its node to be free, and the same "
-                "versions of foldfuse, torch and Python there as here; 'ray status' tells what is in use."
+                "versions of foldfuse, torch and Python there as here; 'ray status' shows the resources in use."
             )
         return True
 
-    def begin(self, assignment: Assignment) -> None:
-        """Send a segment to a worker that has nothing in hand."""
-        hand = next(hand for hand in self._hands if hand.ready and hand.assignment is None)
-        name, folder, parent = assignment.name, assignment.run.folder, assignment.parent
-        hand.stage = ExitStack()
-        hand.stage.enter_context(self._ledger.timed(f"train {name}", "train"))
-        self._ledger.log(f"{name} is trained on {hand.label}.")
-        order = Order(
-            name=name,
-            seconds=assignment.seconds,
-            files=files_of(folder),
-            parent=files_of(parent.folder, "checkpoint*.pt") if parent is not None else {},
-            every=assignment.every,
-            standing=assignment.standing,
-            more=assignment.more,
-            parcels=() if assignment.more is None else tuple(parcels(assignment.more.samples)),
+    def start(self, job: SegmentJob) -> None:
+        """Sends a job to an idle worker."""
+        worker = next(worker for worker in self._workers if worker.ready and worker.job is None)
+        worker.interval = ExitStack()
+        worker.interval.enter_context(self._ledger.timed(f"train {job.name}", "train"))
+        self._ledger.log(f"{job.name} is trained on {worker.label}.")
+        extra = job.pseudo_labeled
+        spec = JobSpec(
+            name=job.name,
+            seconds=job.seconds,
+            files=read_files(job.run.folder),
+            parent=read_files(job.parent.folder, "checkpoint*.pt") if job.parent is not None else {},
+            checkpoint_seconds=job.checkpoint_seconds,
+            state=job.state,
+            pseudo_labeled=extra,
+            chunks=() if extra is None else tuple(image_chunks(extra.samples)),
         )
-        hand.assignment = assignment
-        hand.coming = {"product": hand.actor.work.remote(order), "checkpoint": hand.actor.checkpoint.remote(name)}
+        worker.job = job
+        worker.pending = {
+            "result": worker.actor.work.remote(spec),
+            "checkpoint": worker.actor.next_checkpoint.remote(job.name),
+        }
 
-    def ended(self, wait: float) -> list[End]:
-        """Take in what has come from the workers, and engage those of new nodes; the segments that have ended come back."""
-        if self._sent is not None:
-            self._engage()
-        coming = [answer for hand in self._hands for answer in hand.coming.values()]
-        if not coming:
+    def finished(self, wait: float) -> list[SegmentResult]:
+        """Handles the answers of the workers, and starts workers on new nodes; the results come back."""
+        if self._setup is not None:
+            self._start_workers()
+        pending = [answer for worker in self._workers for answer in worker.pending.values()]
+        if not pending:
             time.sleep(wait)
             return []
-        self._ray.wait(coming, num_returns=1, timeout=wait)
-        here = set(self._ray.wait(coming, num_returns=len(coming), timeout=0)[0])
-        return [end for hand in list(self._hands) for end in self._heard(hand, here)]
+        self._ray.wait(pending, num_returns=1, timeout=wait)
+        arrived = set(self._ray.wait(pending, num_returns=len(pending), timeout=0)[0])
+        return [result for worker in list(self._workers) for result in self._handle_answers(worker, arrived)]
 
     def close(self) -> None:
-        """Dismiss all workers; what they have in hand stays as of its last checkpoint."""
-        goodbyes = [hand.actor.close.remote() for hand in self._hands]
-        if goodbyes:
-            self._ray.wait(goodbyes, num_returns=len(goodbyes), timeout=GOODBYE)
-        for hand in list(self._hands):
-            self._dismiss(hand)
+        """Stops all workers; their segments stay as of the last checkpoint."""
+        closing = [worker.actor.close.remote() for worker in self._workers]
+        if closing:
+            self._ray.wait(closing, num_returns=len(closing), timeout=c.CLOSE_SECONDS)
+        for worker in list(self._workers):
+            self._stop(worker)
 
-    def _heard(self, hand: _Hand, here: set[Any]) -> list[End]:
-        """What those answers of a worker that are `here` say; the end of its segment, if it is that."""
-        answers = {name: answer for name, answer in hand.coming.items() if answer in here}
+    def _handle_answers(self, worker: WorkerHandle, arrived: set[Any]) -> list[SegmentResult]:
+        """Handles the answers of a worker that have `arrived`; the result of its job, if it has ended, comes back."""
+        answers = {request: answer for request, answer in worker.pending.items() if answer in arrived}
         try:
-            for name in [name for name in ("ready", "checkpoint", "product") if name in answers]:
-                value = self._ray.get(answers[name])
-                del hand.coming[name]
-                if name == "ready":
-                    self._welcome(hand, value)
-                elif name == "checkpoint" and value is not None:
-                    self._keep(hand, value)
-                elif name == "product":
-                    return [self._done(hand, value)]
+            for request in [request for request in ("ready", "checkpoint", "result") if request in answers]:
+                value = self._ray.get(answers[request])
+                del worker.pending[request]
+                if request == "ready":
+                    self._check_versions(worker, value)
+                elif request == "checkpoint" and value is not None:
+                    self._save_checkpoint(worker, value)
+                elif request == "result":
+                    return [self._save_result(worker, value)]
         except self._ray.exceptions.RayError as error:
-            return self._gone(hand, error)
+            return self._handle_failure(worker, error)
         return []
 
-    def _welcome(self, hand: _Hand, its: dict[str, str]) -> None:
-        """Let a worker that has taken the pictures in be given work, if it runs the same software."""
-        if its == software():
-            hand.ready = True
+    def _check_versions(self, worker: WorkerHandle, theirs: dict[str, str]) -> None:
+        """Makes a prepared worker ready if it runs the same software as this process."""
+        if theirs == versions():
+            worker.ready = True
             return
-        differ = ", ".join(
-            f"{name} {its[name]} instead of {own}" for name, own in software().items() if own != its[name]
-        )
-        self._bar(hand, f"it has {differ}")
+        differ = (f"{name} {theirs[name]} instead of {own}" for name, own in versions().items() if own != theirs[name])
+        self._exclude_node(worker, f"it has {', '.join(differ)}")
 
-    def _keep(self, hand: _Hand, files: Files) -> None:
-        """Write a checkpoint to the segment's folder, and ask for the next."""
-        assert hand.assignment is not None
-        put(files, hand.assignment.run.folder)
-        hand.coming["checkpoint"] = hand.actor.checkpoint.remote(hand.assignment.name)
+    def _save_checkpoint(self, worker: WorkerHandle, files: Files) -> None:
+        """Writes a checkpoint to the segment's folder, and requests the next one."""
+        assert worker.job is not None
+        write_files(files, worker.job.run.folder)
+        worker.pending["checkpoint"] = worker.actor.next_checkpoint.remote(worker.job.name)
 
-    def _done(self, hand: _Hand, product: Product) -> End:
-        """A trained segment, once its files are in its folder."""
-        name, run = self._released(hand)
-        put(product.files, run.folder)
+    def _save_result(self, worker: WorkerHandle, result: JobResult) -> SegmentResult:
+        """Writes the files of a trained segment to its folder; the result comes back."""
+        name, run = self._release(worker)
+        write_files(result.files, run.folder)
         views = {
-            View.parse(view): read_predictions(run.folder / f"held@{view}.parquet", self._task.held)
-            for view in product.views
+            View.parse(view): read_predictions(predictions_path(run.folder, VAL, view), self._task.val)
+            for view in result.views
         }
-        return End(name, product.seconds, Seen(views, product.cost))
+        return SegmentResult(name, result.seconds, HeldOutPredictions(views, result.image_seconds))
 
-    def _gone(self, hand: _Hand, error: Exception) -> list[End]:
-        """What is to be told of a worker that is gone, or has failed; it is dismissed.
+    def _handle_failure(self, worker: WorkerHandle, error: Exception) -> list[SegmentResult]:
+        """Stops a worker that is lost or has failed; the result of its job, if it had one, comes back.
 
         Raises:
-            InputError: it says what is wrong with the input.
+            InputError: the worker found a mistake in the input.
         """
-        cause = getattr(error, "cause", None)  # of what was raised there by our own code
+        cause = getattr(error, "cause", None)  # the exception of our own code on the node
         if isinstance(cause, InputError):
-            raise InputError(f"{hand.label}: {cause}") from None
-        ready, has_work = hand.ready, hand.assignment is not None
-        if isinstance(cause, FloatingPointError) and has_work:
-            return [End(self._released(hand)[0], error=FloatingPointError(str(cause)))]
-        why = f"{type(cause).__name__}: {cause}" if cause is not None else type(error).__name__
+            raise InputError(f"{worker.label}: {cause}") from None
+        ready, has_job = worker.ready, worker.job is not None
+        if isinstance(cause, FloatingPointError) and has_job:
+            return [SegmentResult(self._release(worker)[0], error=FloatingPointError(str(cause)))]
+        reason = f"{type(cause).__name__}: {cause}" if cause is not None else type(error).__name__
         if cause is not None or not ready:
-            self._bar(hand, why)
+            self._exclude_node(worker, reason)
         else:
-            self._dismiss(hand)
-        if not has_work:
+            self._stop(worker)
+        if not has_job:
             return []
-        name, run = self._released(hand)
-        state, _ = run.load_checkpoint()
-        lost = Lost(f"{hand.label} was lost ({why}).")
-        return [End(name, state["seconds"] if state is not None else 0.0, error=lost)]
+        name, run = self._release(worker)
+        checkpoint, _ = run.load_checkpoint()
+        lost = WorkerLost(f"{worker.label} was lost ({reason}).")
+        return [SegmentResult(name, checkpoint["seconds"] if checkpoint is not None else 0.0, error=lost)]
 
-    def _released(self, hand: _Hand) -> tuple[str, Run]:
-        """Name and run of what a worker had in hand; it has nothing now."""
-        assert hand.assignment is not None
-        name, run = hand.assignment.name, hand.assignment.run
-        hand.assignment, hand.coming = None, {}
-        hand.stage.close()
+    def _release(self, worker: WorkerHandle) -> tuple[str, Run]:
+        """Takes the job from a worker; the segment's name and run come back."""
+        assert worker.job is not None
+        name, run = worker.job.name, worker.job.run
+        worker.job, worker.pending = None, {}
+        worker.interval.close()
         return name, run
 
-    def _bar(self, hand: _Hand, why: str) -> None:
-        """Dismiss a worker, and use its node no more."""
-        self._barred.add(hand.place[0])
-        self._dismiss(hand)
-        self._ledger.log(f"{hand.label} is not used: {why}.")
+    def _exclude_node(self, worker: WorkerHandle, reason: str) -> None:
+        """Stops a worker, and starts none on its node any more."""
+        self._excluded.add(worker.slot[0])
+        self._stop(worker)
+        self._ledger.log(f"{worker.label} is not used: {reason}.")
 
-    def _dismiss(self, hand: _Hand) -> None:
-        self._hands.remove(hand)
-        hand.stage.close()
+    def _stop(self, worker: WorkerHandle) -> None:
+        self._workers.remove(worker)
+        worker.interval.close()
         with suppress(self._ray.exceptions.RayError):
-            self._ray.kill(hand.actor)
+            self._ray.kill(worker.actor)
 
-    def _places(self) -> dict[Place, tuple[str, float, float]]:
-        """{place of a worker: label of its node, CPUs and GPUs of the worker} on the nodes that are there now."""
-        places: dict[Place, tuple[str, float, float]] = {}
+    def _slots(self) -> dict[Slot, tuple[str, float, float]]:
+        """{slot: (label of its node, CPUs, GPUs)} on the nodes that are alive."""
+        slots: dict[Slot, tuple[str, float, float]] = {}
         for node in self._ray.nodes():
-            has, key = node["Resources"], node["NodeID"]
-            if not node["Alive"] or has.get("CPU", 0) < 1 or key in self._barred:
+            resources, node_id = node["Resources"], node["NodeID"]
+            cpus, gpus = int(resources.get("CPU", 0)), int(resources.get("GPU", 0))
+            if not node["Alive"] or cpus < 1 or node_id in self._excluded:
                 continue
-            gpus = int(has.get("GPU", 0))
-            number = max(1, min(gpus, int(has["CPU"])))
+            number = max(1, min(gpus, cpus))
             for i in range(number):
-                label = f"node {node['NodeManagerHostname']} ({key[:8]})"
-                places[key, i] = label, float(int(has["CPU"]) // number), float(min(gpus, 1))
-        return places
+                label = f"node {node['NodeManagerHostname']} ({node_id[:8]})"
+                slots[node_id, i] = label, float(cpus // number), float(min(gpus, 1))
+        return slots
 
-    def _engage(self) -> None:
-        """Start a worker at each place that has none, and give it the pictures; it becomes ready in its own time."""
-        taken = {hand.place for hand in self._hands}
-        bound = importlib.import_module("ray.util.scheduling_strategies").NodeAffinitySchedulingStrategy
-        for place, (label, cpus, gpus) in self._places().items():
-            if place in taken:
+    def _start_workers(self) -> None:
+        """Starts a worker in each free slot, and sends it the images; it becomes ready later."""
+        taken = {worker.slot for worker in self._workers}
+        on_node = importlib.import_module("ray.util.scheduling_strategies").NodeAffinitySchedulingStrategy
+        for slot, (label, cpus, gpus) in self._slots().items():
+            if slot in taken:
                 continue
             actor = (
                 self._ray.remote(Worker)
                 .options(
                     num_cpus=cpus,
                     num_gpus=gpus,
-                    max_concurrency=3,  # `work`, `checkpoint` beside it, and `close` at any time
-                    scheduling_strategy=bound(place[0], soft=False),
+                    max_concurrency=3,  # `work`, `next_checkpoint` beside it, and `close` at any time
+                    scheduling_strategy=on_node(slot[0], soft=False),
                 )
                 .remote()
             )
-            assert self._sent is not None
-            self._hands.append(_Hand(place, label, actor, {"ready": actor.prepare.remote(*self._sent)}))
+            assert self._setup is not None
+            self._workers.append(WorkerHandle(slot, label, actor, {"ready": actor.prepare.remote(*self._setup)}))
 
 
 def _ray() -> Any:
-    """Ray. Raises InputError where it is not installed."""
+    """The module `ray`. Raises InputError where it is not installed."""
     try:
         return importlib.import_module("ray")
     except ImportError:
         raise InputError("--ray: Ray is not installed. Install it: pip install foldfuse[ray]") from None
 
 
-def _knock(address: str) -> None:
-    """Raise InputError unless somebody answers at HOST:PORT; Ray itself would try for a minute."""
+def _check_reachable(address: str) -> None:
+    """Raises InputError unless something answers at HOST:PORT; Ray itself would try for a minute."""
     host, _, port = address.rpartition(":")
     if not host or not port.isdigit():
         raise InputError(f"--ray is auto or HOST:PORT, such as 10.0.0.1:6379; got {address!r}.")
     try:
-        socket.create_connection((host, int(port)), timeout=KNOCK).close()
+        socket.create_connection((host, int(port)), timeout=c.REACH_SECONDS).close()
     except (OSError, OverflowError) as error:
         raise InputError(
-            f"--ray {address}: nobody answers there ({error}). Start a cluster with 'ray start --head --port {port}' on {host}."
+            f"--ray {address}: nothing answers there ({error}). Start a cluster with 'ray start --head --port {port}' on {host}."
         ) from None

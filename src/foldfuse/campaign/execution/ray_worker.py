@@ -1,7 +1,7 @@
-"""What runs on a node of a Ray cluster: it is sent the pictures once, then trains one segment after another.
+"""The process on a node of a Ray cluster: it receives the images once, then trains one segment after another.
 
-Nothing is shared but what is sent: pictures, run folders and checkpoints travel as bytes. What needs torch is imported when
-it is called, so that the process is tuned first.
+Nodes need no shared storage: images, run folders and checkpoints travel as bytes. Modules that need torch are imported inside
+functions, so that malloc is tuned first.
 """
 
 from __future__ import annotations
@@ -17,190 +17,189 @@ from pathlib import Path
 from typing import Any
 
 from foldfuse import __version__
+from foldfuse.campaign import constants as c
 from foldfuse.campaign.planning.state import CampaignState
+from foldfuse.campaign.task import VAL, predictions_path
 from foldfuse.data.dataset import Dataset, Sample
 from foldfuse.data.images import ImageCache
 from foldfuse.formats.predictions import write_predictions
-from foldfuse.storage.run import Run
 from foldfuse.system import host
 from foldfuse.system.atomic_files import atomic
 
-PARCEL = 64 * 2**20  # bytes of pictures that are sent at a time
-PAUSE = 0.2  # seconds between two looks for a new checkpoint
-
-Files = Mapping[str, bytes]
-Parcel = Mapping[int, bytes]  # {position of a sample: what its picture's file holds}
+Files = Mapping[str, bytes]  # {name in a run folder: content}
+ImageChunk = Mapping[int, bytes]  # {position of a sample: content of its image file}
 
 
 @dataclass(frozen=True)
-class Order:
-    """A segment to train, as it is sent.
+class JobSpec:
+    """A segment to train, as sent to a node.
 
     Attributes:
         name: of the segment.
-        seconds: that it may have had in all when it ends.
+        seconds: of training in all when the job ends.
         files: of its run folder.
-        parent: of the run folder that it begins from; empty where it has a checkpoint, or begins anew.
-        every: seconds between checkpoints.
-        standing: of the campaign.
-        more: annotated pictures to learn from besides those sent before.
-        parcels: their files.
+        parent: checkpoints of the run that gives the initial weights; empty where the segment has a checkpoint or no parent.
+        checkpoint_seconds: between checkpoints.
+        state: of the campaign.
+        pseudo_labeled: samples to train on besides the samples sent before.
+        chunks: their image files.
     """
 
     name: str
     seconds: float
     files: Files
     parent: Files
-    every: float
-    standing: CampaignState
-    more: Dataset | None = None
-    parcels: Sequence[Parcel] = ()
+    checkpoint_seconds: float
+    state: CampaignState
+    pseudo_labeled: Dataset | None = None
+    chunks: Sequence[ImageChunk] = ()
 
 
 @dataclass(frozen=True)
-class Product:
-    """A trained segment, as it is sent back.
+class JobResult:
+    """A trained segment, as sent back.
 
     Attributes:
-        seconds: that it has trained.
-        files: of its run folder, what it sees in the held-back pictures among them.
-        views: how the held-back pictures were shown.
-        cost: seconds of one picture in the plain view.
+        seconds: trained.
+        files: of its run folder, with the predictions of the held-out images.
+        views: TTA views of these predictions.
+        image_seconds: seconds that one image takes in the plain view.
     """
 
     seconds: float
     files: Files
     views: tuple[str, ...]
-    cost: float
+    image_seconds: float
 
 
 class Worker:
-    """A process on a node. While `work` is under way, `checkpoint` and `close` may be called."""
+    """A process on a node. During `work`, `next_checkpoint` and `close` may be called."""
 
     def __init__(self) -> None:
         host.tune_malloc()
         self._folder = Path(tempfile.mkdtemp(prefix="foldfuse-"))
-        self._over, self._sent = "", 0
+        self._finished, self._sent = "", 0
         self._train: Any = None
-        self._held: Any = None
+        self._val: Any = None
         self._images: Any = None
 
     def prepare(
-        self, train: Dataset, held: Dataset, parcels: Sequence[Any], held_parcels: Sequence[Any], longest: int
+        self, train: Dataset, val: Dataset, train_chunks: Sequence[Any], val_chunks: Sequence[Any], longest: int
     ) -> dict[str, str]:
-        """Take the pictures in, and decode those to learn from; what must be alike on all machines comes back."""
+        """Stores the images and decodes those to train on; the versions that must agree on all machines come back."""
         import ray
 
-        import foldfuse.campaign.execution.jobs  # noqa: F401 - now, and not in the time of the first segment
+        import foldfuse.campaign.execution.jobs  # noqa: F401 - now, rather than in the time of the first segment
 
-        self._train = unpacked(train, map(ray.get, parcels), self._folder / "train")
-        self._held = unpacked(held, map(ray.get, held_parcels), self._folder / "held")
+        self._train = unpack_images(train, map(ray.get, train_chunks), self._folder / "train")
+        self._val = unpack_images(val, map(ray.get, val_chunks), self._folder / "val")
         self._images = ImageCache.load(self._train.samples, longest=longest)
-        return software()
+        return versions()
 
-    def work(self, order: Order) -> Product:
-        """Train a segment and look at the held-back pictures with it.
+    def work(self, spec: JobSpec) -> JobResult:
+        """Trains a segment and predicts the held-out images with it.
 
         Raises:
-            FloatingPointError: it diverged.
+            FloatingPointError: the training diverged.
         """
-        from foldfuse.campaign.execution.jobs import joined, learn, look
+        from foldfuse.campaign.execution.jobs import concat, predict_held_out, train_segment
+        from foldfuse.storage.run import Run
 
         dataset, images = self._train, self._images
-        if order.more is not None:
-            folder = self._folder / "more"
+        if spec.pseudo_labeled is not None:
+            folder = self._folder / "pseudo_labeled"
             shutil.rmtree(folder, ignore_errors=True)
-            dataset, images = joined(dataset, images, unpacked(order.more, order.parcels, folder))
-        run, parent = Run(self._folder / "members" / order.name), Run(self._folder / "parent")
-        for folder, files in ((run.folder, order.files), (parent.folder, order.parent)):
+            dataset, images = concat(dataset, images, unpack_images(spec.pseudo_labeled, spec.chunks, folder))
+        run, parent = Run(self._folder / "members" / spec.name), Run(self._folder / "parent")
+        for folder, files in ((run.folder, spec.files), (parent.folder, spec.parent)):
             shutil.rmtree(folder, ignore_errors=True)
-            put(files, folder)
-        self._sent = _stamp(run.folder / "checkpoint.pt")
+            write_files(files, folder)
+        self._sent = _modified(run.folder / "checkpoint.pt")
         try:
-            seconds = learn(
+            seconds = train_segment(
                 run,
                 dataset,
-                order.seconds,
-                state=run.load_checkpoint()[0],
-                parent=parent if order.parent else None,
+                spec.seconds,
                 images=images,
-                every=order.every,
+                state=run.load_checkpoint()[0],
+                parent=parent if spec.parent else None,
+                checkpoint_seconds=spec.checkpoint_seconds,
             )
-            seen = look(run, self._held, order.standing)
+            predicted = predict_held_out(run, self._val, spec.state)
         finally:
-            self._over = order.name
-        for view, predictions in seen.views.items():
-            write_predictions(predictions, run.folder / f"held@{view}.parquet", self._held)
+            self._finished = spec.name
+        for view, predictions in predicted.views.items():
+            write_predictions(predictions, predictions_path(run.folder, VAL, str(view)), self._val)
         (run.folder / "checkpoint.previous.pt").unlink(missing_ok=True)
-        return Product(seconds, files_of(run.folder), tuple(map(str, seen.views)), seen.cost)
+        return JobResult(seconds, read_files(run.folder), tuple(map(str, predicted.views)), predicted.image_seconds)
 
-    def checkpoint(self, name: str) -> Files | None:
-        """The files of a segment's next checkpoint, as soon as it is there; None when the segment is over.
+    def next_checkpoint(self, name: str) -> Files | None:
+        """The files of a segment's next checkpoint, as soon as it is written; None when the segment has finished.
 
-        The log is read after the state: one that is longer can be cut, a shorter one has lost rows.
+        The log is read after the checkpoint: a log that is longer can be cut, a shorter one has lost rows.
         """
         folder = self._folder / "members" / name
-        while self._over != name:
-            stamp = _stamp(folder / "checkpoint.pt")
-            if stamp > self._sent:
-                self._sent = stamp
-                with suppress(FileNotFoundError):  # it is being replaced
-                    state = (folder / "checkpoint.pt").read_bytes()
-                    return {"log.jsonl": (folder / "log.jsonl").read_bytes(), "checkpoint.pt": state}
-            time.sleep(PAUSE)
+        while self._finished != name:
+            modified = _modified(folder / "checkpoint.pt")
+            if modified > self._sent:
+                self._sent = modified
+                with suppress(FileNotFoundError):  # the file is being replaced
+                    checkpoint = (folder / "checkpoint.pt").read_bytes()
+                    return {"log.jsonl": (folder / "log.jsonl").read_bytes(), "checkpoint.pt": checkpoint}
+            time.sleep(c.CHECKPOINT_POLL_SECONDS)
         return None
 
     def close(self) -> None:
-        """Leave nothing on the node."""
+        """Removes everything from the node."""
         shutil.rmtree(self._folder, ignore_errors=True)
 
 
-def software() -> dict[str, str]:
-    """What must be alike on all machines: {program: version}."""
+def versions() -> dict[str, str]:
+    """{program: version} of the software that must agree on all machines."""
     import torch
 
     return {"foldfuse": __version__, "python": platform.python_version(), "torch": torch.__version__}
 
 
-def parcels(samples: Sequence[Sample], size: int = PARCEL) -> Iterator[Parcel]:
-    """The files of all pictures, about `size` bytes at a time."""
-    parcel: dict[int, bytes] = {}
-    held = 0
+def image_chunks(samples: Sequence[Sample], size: int = c.CHUNK_BYTES) -> Iterator[ImageChunk]:
+    """The files of all images, about `size` bytes at a time."""
+    chunk: dict[int, bytes] = {}
+    num_bytes = 0
     for i, sample in enumerate(samples):
-        parcel[i] = sample.path.read_bytes()
-        held += len(parcel[i])
-        if held >= size:
-            yield parcel
-            parcel, held = {}, 0
-    if parcel:
-        yield parcel
+        chunk[i] = sample.path.read_bytes()
+        num_bytes += len(chunk[i])
+        if num_bytes >= size:
+            yield chunk
+            chunk, num_bytes = {}, 0
+    if chunk:
+        yield chunk
 
 
-def unpacked(dataset: Dataset, parcels: Iterable[Parcel], folder: Path) -> Dataset:
-    """The dataset with its pictures in `folder`, where this writes them."""
+def unpack_images(dataset: Dataset, chunks: Iterable[ImageChunk], folder: Path) -> Dataset:
+    """Writes the image files to `folder`; the dataset with its images there comes back."""
     folder.mkdir()
     paths = [folder / f"{i}{sample.path.suffix}" for i, sample in enumerate(dataset.samples)]
-    for parcel in parcels:
-        for i, content in parcel.items():
+    for chunk in chunks:
+        for i, content in chunk.items():
             paths[i].write_bytes(content)
     samples = (replace(sample, path=path) for sample, path in zip(dataset.samples, paths, strict=True))
     return replace(dataset, samples=tuple(samples))
 
 
-def files_of(folder: Path, pattern: str = "*") -> Files:
-    """The files of a run folder whose names fit a pattern."""
+def read_files(folder: Path, pattern: str = "*") -> Files:
+    """The files of a run folder whose names match a pattern."""
     return {path.name: path.read_bytes() for path in sorted(folder.glob(pattern))}
 
 
-def put(files: Files, folder: Path) -> None:
-    """Write files to a folder, each whole or not at all."""
+def write_files(files: Files, folder: Path) -> None:
+    """Writes files to a folder, each whole or not at all."""
     for name, content in files.items():
         with atomic(folder / name) as temporary:
             temporary.write_bytes(content)
 
 
-def _stamp(path: Path) -> int:
-    """What changes when a file is replaced; 0 where there is none."""
+def _modified(path: Path) -> int:
+    """Time of a file's last change in nanoseconds; 0 where there is none."""
     try:
         return path.stat().st_mtime_ns
     except FileNotFoundError:

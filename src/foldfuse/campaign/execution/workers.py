@@ -1,7 +1,7 @@
-"""Who trains a campaign's segments: this very process, or others that the conductor hands them to.
+"""Workers that train a campaign's segments: this process itself, or the nodes of a cluster.
 
-The conductor (`stages.conduct`) knows only what stands in `Workers`. Whoever the workers are, it alone writes to the ledger
-what is to be done and what came of it.
+The runner (`campaign.runner`) knows only the `Workers` protocol, and it alone writes to the ledger what is to be done and what
+the result was.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from foldfuse.campaign.execution.jobs import Seen, joined, learn
+from foldfuse.campaign.execution.jobs import HeldOutPredictions, concat, train_segment
 from foldfuse.campaign.planning.state import CampaignState
 from foldfuse.campaign.task import Task
 from foldfuse.data.dataset import Dataset
@@ -21,131 +21,134 @@ from foldfuse.system.progress import progress_bar
 
 
 @dataclass(frozen=True)
-class Assignment:
-    """A segment that is to be trained now.
+class SegmentJob:
+    """A segment to train now.
 
     Attributes:
-        run: its folder among the campaign's members, begun.
-        seconds: that it may have had in all when it ends.
-        state: its last checkpoint, to go on from.
-        parent: the run with whose last state it begins, where it has no checkpoint.
-        every: seconds between checkpoints.
-        standing: of the campaign, the segment among its rows.
-        more: annotated pictures to learn from besides those of the task.
+        run: its folder among the campaign's members, with recipe and metadata.
+        seconds: of training in all when the job ends.
+        checkpoint: its last checkpoint, to resume from.
+        parent: the run whose last checkpoint gives the initial weights, where the segment has no checkpoint.
+        checkpoint_seconds: between checkpoints.
+        state: of the campaign, the segment among its records.
+        pseudo_labeled: test images with pseudo-labels, to train on besides the task's images.
     """
 
     run: Run
     seconds: float
-    state: Mapping[str, Any] | None
+    checkpoint: Mapping[str, Any] | None
     parent: Run | None
-    every: float
-    standing: CampaignState
-    more: Dataset | None = None
+    checkpoint_seconds: float
+    state: CampaignState
+    pseudo_labeled: Dataset | None = None
 
     @property
     def name(self) -> str:
-        """Of the segment."""
+        """Name of the segment."""
         return self.run.folder.name
 
 
-class Lost(Exception):
-    """A worker is gone, or could not do its work; the segment can be trained again."""
+class WorkerLost(Exception):
+    """A worker is gone or has failed; the segment can be trained again."""
 
 
 @dataclass(frozen=True)
-class End:
-    """What came of a segment.
+class SegmentResult:
+    """The result of a job.
 
     Attributes:
         name: of the segment.
-        seconds: that it has trained; of a lost one, up to the last checkpoint in its folder.
-        seen: the held-back pictures as it sees them, where its worker has looked at them already.
-        error: why it did not come to its end: FloatingPointError where it diverged, or Lost.
+        seconds: trained; of a lost segment, up to the last checkpoint in its folder.
+        predictions: of the held-out images, where the worker has made them already.
+        error: why the job failed: FloatingPointError where the training diverged, or WorkerLost.
     """
 
     name: str
     seconds: float = 0.0
-    seen: Seen | None = None
-    error: FloatingPointError | Lost | None = None
+    predictions: HeldOutPredictions | None = None
+    error: FloatingPointError | WorkerLost | None = None
 
 
 class Workers(Protocol):
-    """Who trains segments."""
+    """Trains segments."""
 
     @property
-    def aside(self) -> bool:
-        """Whether `begin` returns at once, and the conductor can do other work meanwhile."""
+    def is_async(self) -> bool:
+        """Whether `start` returns at once, so that the runner can do other work during the training."""
 
     @property
     def capacity(self) -> int:
-        """How many segments can be trained at once, as things are now."""
+        """Segments that can be trained at once, at the moment."""
 
     @property
     def busy(self) -> frozenset[str]:
-        """Names of the segments under way."""
+        """Names of the segments in training."""
 
     def prepare(self, longest: int) -> bool:
-        """Be ready to train on pictures shrunk to `longest` pixels; whether that has taken time, as it does once.
+        """Gets ready to train on images shrunk to `longest` pixels. Whether that took time, as it does once, comes back.
 
         Raises:
-            InputError: there is nobody who could train.
+            InputError: no worker can train.
         """
 
-    def begin(self, assignment: Assignment) -> None:
-        """Train a segment; its end is told by `ended`."""
+    def start(self, job: SegmentJob) -> None:
+        """Starts a job; `finished` returns its result."""
 
-    def ended(self, wait: float) -> list[End]:
-        """What has ended since it was last asked; where nothing has, something that does within `wait` seconds."""
+    def finished(self, wait: float) -> list[SegmentResult]:
+        """The results since the last call; where there are none, waits up to `wait` seconds for one."""
 
     def close(self) -> None:
-        """Let go of everything; what is under way is not finished."""
+        """Frees everything; segments in training stay unfinished."""
 
 
-class Here:
-    """This very process, which trains one segment at a time and does nothing else meanwhile."""
+class LocalWorker:
+    """This process, which trains one segment at a time and does nothing else during the training."""
 
-    aside, capacity, busy = False, 1, frozenset[str]()
+    is_async, capacity, busy = False, 1, frozenset[str]()
 
     def __init__(self, task: Task, ledger: Ledger) -> None:
         self._task, self._ledger = task, ledger
         self._images: ImageCache | None = None
-        self._ended: list[End] = []
+        self._results: list[SegmentResult] = []
 
     def prepare(self, longest: int) -> bool:
-        """Decode the pictures, the first time."""
+        """Decodes the images, the first time."""
         if self._images is not None:
             return False
-        with self._ledger.timed("decode the pictures", "setup"):
+        with self._ledger.timed("decode the images", "setup"):
             self._images = ImageCache.load(self._task.train.samples, longest=longest)
         return True
 
-    def begin(self, assignment: Assignment) -> None:
-        """Train a segment to its end."""
+    def start(self, job: SegmentJob) -> None:
+        """Trains a segment to its end."""
         assert self._images is not None, "prepare comes first"
-        name, dataset, images = assignment.name, self._task.train, self._images
-        if assignment.more is not None:
-            dataset, images = joined(dataset, images, assignment.more)
+        dataset, images = self._task.train, self._images
+        if job.pseudo_labeled is not None:
+            dataset, images = concat(dataset, images, job.pseudo_labeled)
         try:
-            with self._ledger.timed(f"train {name}", "train"), progress_bar(f"training {name}") as progress:
-                seconds = learn(
-                    assignment.run,
+            with (
+                self._ledger.timed(f"train {job.name}", "train"),
+                progress_bar(f"training {job.name}") as progress,
+            ):
+                seconds = train_segment(
+                    job.run,
                     dataset,
-                    assignment.seconds,
-                    state=assignment.state,
-                    parent=assignment.parent,
+                    job.seconds,
                     images=images,
-                    every=assignment.every,
+                    state=job.checkpoint,
+                    parent=job.parent,
+                    checkpoint_seconds=job.checkpoint_seconds,
                     progress=progress,
                 )
         except FloatingPointError as error:
-            self._ended.append(End(name, error=error))
+            self._results.append(SegmentResult(job.name, error=error))
         else:
-            self._ended.append(End(name, seconds))
+            self._results.append(SegmentResult(job.name, seconds))
 
-    def ended(self, wait: float) -> list[End]:
-        """The segment that has just been trained; there is nothing to wait for."""
-        ended, self._ended = self._ended, []
-        return ended
+    def finished(self, wait: float) -> list[SegmentResult]:
+        """The result of the last job; there is nothing to wait for."""
+        results, self._results = self._results, []
+        return results
 
     def close(self) -> None:
-        """Nothing is held."""
+        """Does nothing."""

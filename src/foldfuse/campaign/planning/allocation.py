@@ -1,7 +1,7 @@
-"""Strategies: what a campaign trains next and for how long, from where it stands. No torch, no files.
+"""Strategies: pick the segment that a campaign trains next, and for how long, from the campaign's state. No torch, no files.
 
-A strategy is asked again whenever something has been done. It names the next segment and the seconds it may train, or
-says that training is over. Because it keeps nothing in mind, a campaign that was killed goes on where it was.
+The runner calls the strategy whenever work has finished. The strategy names the next segment and the seconds that it may
+train, or ends the training. A strategy is a pure function of the state, so that a killed campaign resumes with the same plan.
 """
 
 from __future__ import annotations
@@ -9,144 +9,135 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from foldfuse.campaign.planning.segments import level, plan, sized
+from foldfuse.campaign import constants as c
+from foldfuse.campaign.planning.segments import at_image_size, constant_lr, plan_segments
 from foldfuse.campaign.planning.state import CampaignState, Segment
-from foldfuse.inference.tta import View, parse_views
-
-MARGIN = 0.01  # share of the deadline kept free at the end, against surprises
-FINISH = 5.0  # seconds for the last submission and report
-VIEWS = parse_views(["1", "1+hflip", "1.25"])
-PREDICTING_SHARE = 0.3  # of the deadline: predictions that would need more are done with fewer views
-SHORTEST = 5.0  # seconds: with less a member is not begun
-CROPS_LEARNT, CROPS_PER_PICTURE = 1500, 30  # what the second opinion looks at
-CROP_COST = 0.007  # seconds of one crop: seen on one slow core
-OPINION_SHARE = 0.1  # of the deadline: a second opinion that would need more is not asked for
-PIXEL_COST = 0.03 / 256**2  # seconds of one pixel's prediction, until one has been measured
+from foldfuse.inference.tta import View
 
 
 @dataclass(frozen=True)
 class Decision:
-    """What to do next.
+    """The next step of a campaign.
 
     Attributes:
-        segment: to train; None where nothing can be begun: training is over, or a busy segment must end first.
-        seconds: that it may have had in all when it ends.
-        views: in how many of `VIEWS` pictures may be looked at from now on, so that there is time for it.
+        segment: to train; None where none can start: training is over, or a busy segment must finish first.
+        seconds: of training in all when the segment ends.
+        num_views: how many of `VIEWS` fit into the time from now on.
     """
 
     segment: Segment | None
     seconds: float = 0.0
-    views: int = len(VIEWS)
+    num_views: int = len(c.VIEWS)
 
 
 Strategy = Callable[[CampaignState], Decision]
 
 
-def successive_halving(standing: CampaignState) -> Decision:
-    """The first segment of the plan that is not over nor busy, with its share of the time that is left for training."""
-    planned = plan(standing)
-    open_now = [part for part in planned if standing.states.get(part.name, "running") == "running"]
-    free = [part for part in open_now if part.name not in standing.busy]
-    if not free or free[0].rung > open_now[0].rung:
+def successive_halving(state: CampaignState) -> Decision:
+    """The first segment of the plan that is neither over nor busy, with its share of the remaining training time."""
+    unfinished = [segment for segment in plan_segments(state) if state.is_open(segment.name)]
+    free = [segment for segment in unfinished if segment.name not in state.busy]
+    if not free or free[0].round > unfinished[0].round:
         return Decision(None)
-    part = free[0]
-    row = standing.row(part.name)
-    had = row.seconds if row is not None else 0.0
-    for number in range(len(views(standing)), 0, -1):  # a member in fewer views is worth more than none
-        seconds = training_seconds(part, open_now, replace(standing, most_views=number))
-        if seconds >= SHORTEST or had:
+    segment, record = free[0], state.record(free[0].name)
+    trained = record.seconds if record is not None else 0.0
+    for num_views in range(len(affordable_views(state)), 0, -1):  # a member in fewer views is better than no member
+        seconds = training_seconds(segment, unfinished, replace(state, max_views=num_views))
+        if seconds >= c.MIN_SEGMENT_SECONDS or trained:
             break
     else:
         return Decision(None)
-    if row is None and part.parent is not None and standing.states[part.parent] == "failed":
-        part = adopted(part, standing)
-    return Decision(part, max(seconds, had), number)
+    if record is None and segment.parent is not None and state.state_of(segment.parent) == "failed":
+        segment = with_new_parent(segment, state)
+    return Decision(segment, max(seconds, trained), num_views)
 
 
-def adopted(part: Segment, standing: CampaignState) -> Segment:
-    """What was to go on from a segment that failed: it goes on from the first of its detector that did not, or is a trunk."""
-    whole = [row for row in standing.rows if row.state == "done" and row.kind == "train"]
-    near = next((row.name for row in whole if row.recipe["detector"] == part.recipe.detector), None)
-    if near is not None:
-        return replace(part, parent=near)
-    own = next(r for r in standing.recipes.values() if r.detector == part.recipe.detector)
-    return replace(part, recipe=level(sized(own, part.recipe.image_size)), parent=None)
+def with_new_parent(segment: Segment, state: CampaignState) -> Segment:
+    """A segment whose parent failed: it continues another run of the same detector, or becomes a base run itself."""
+    done = [record for record in state.segments if record.state == "done" and not record.role.is_external]
+    parent = next((record.name for record in done if record.recipe["detector"] == segment.recipe.detector), None)
+    if parent is not None:
+        return replace(segment, parent=parent)
+    own = next(recipe for recipe in state.recipes.values() if recipe.detector == segment.recipe.detector)
+    return replace(segment, recipe=constant_lr(at_image_size(own, segment.recipe.image_size)), parent=None)
 
 
-def training_seconds(part: Segment, coming: Sequence[Segment], standing: CampaignState) -> float:
-    """Seconds that `part` may train in all: what it had, and its share of what is left for training.
+def training_seconds(segment: Segment, unfinished: Sequence[Segment], state: CampaignState) -> float:
+    """Seconds that `segment` may train in all: what it has trained, and its share of the remaining training time.
 
-    What a segment that was killed had already counts against its share. Segments of one rung are trained side by side
-    where there are workers for them.
+    Time that a killed segment has had counts against its share. Segments of one round share the workers.
     """
-    row = standing.row(part.name)
-    had = row.seconds if row is not None else 0.0
-    share = part.share * (1 - had / row.budget if row is not None and row.budget else 1)
-    free = standing.remaining - reserve(coming, standing)
-    rungs: dict[int, list[float]] = {}
-    for other in coming:
-        rungs.setdefault(other.rung, []).append(share if other is part else other.share)
-    rounds = sum(sum(shares) / min(standing.workers, len(shares)) for shares in rungs.values())
-    return had + free * share / rounds
+    record = state.record(segment.name)
+    trained = record.seconds if record is not None else 0.0
+    share = segment.share * (1 - trained / record.budget if record is not None and record.budget else 1)
+    free = state.remaining - reserved_seconds(unfinished, state)
+    rounds: dict[int, list[float]] = {}
+    for other in unfinished:
+        rounds.setdefault(other.round, []).append(share if other is segment else other.share)
+    total = sum(sum(shares) / min(state.num_workers, len(shares)) for shares in rounds.values())
+    return trained + free * share / total
 
 
-def reserve(parts: Sequence[Segment], standing: CampaignState) -> float:
-    """Seconds that must be kept for all but the training of `parts`: predictions, the choice, the delivery."""
-    per_picture = sum(cost_of(part, standing) for part in parts) * looks(standing)
-    held_back = MARGIN * standing.deadline + FINISH + search_seconds(standing.deadline) + 4.0 * len(parts)
-    owed = owed_seconds(standing)
-    return held_back + opinion_seconds(standing) + owed + standing.pictures * per_picture
+def reserved_seconds(segments: Sequence[Segment], state: CampaignState) -> float:
+    """Seconds for everything but the training of `segments`: predictions, ensemble, rescoring and delivery."""
+    per_image = sum(image_seconds(segment, state) for segment in segments) * view_cost(state)
+    fixed = c.MARGIN_SHARE * state.deadline + c.DELIVERY_SECONDS + search_seconds(state.deadline)
+    overhead = c.SEGMENT_OVERHEAD * len(segments)
+    return fixed + overhead + rescoring_seconds(state) + pending_view_seconds(state) + state.num_images * per_image
 
 
-def looks(standing: CampaignState) -> float:
-    """How many plain views a picture's views cost."""
-    return sum(v.scale**2 for v in views(standing))
+def view_cost(state: CampaignState) -> float:
+    """Cost of predicting an image in its views, in units of the plain view."""
+    return sum(view.scale**2 for view in affordable_views(state))
 
 
-def owed_seconds(standing: CampaignState) -> float:
-    """Seconds for the views of the pictures to submit that members which are done have not been asked for yet.
+def pending_view_seconds(state: CampaignState) -> float:
+    """Seconds still needed to predict the remaining TTA views of the test images with finished members.
 
-    Before the last choice members are asked for their plain views alone.
+    Before the last choice of the ensemble, members predict the test images in the plain view alone.
     """
-    done = [row for row in standing.rows if row.state == "done" and "cost" in row.result]
-    more = max(0.0, looks(standing) - VIEWS[0].scale ** 2)
-    return float(standing.num_target * more * sum(row.result["cost"] for row in done))
+    done = [record for record in state.segments if record.state == "done" and "cost" in record.result]
+    more = max(0.0, view_cost(state) - c.PLAIN_VIEW.scale**2)
+    return float(state.num_test * more * sum(record.result["cost"] for record in done))
 
 
 def search_seconds(deadline: float) -> float:
     """Seconds for the last choice of the ensemble."""
-    return min(60.0, max(3.0, 0.012 * deadline))
+    return min(c.MAX_SEARCH_SECONDS, max(c.MIN_SEARCH_SECONDS, c.SEARCH_SHARE * deadline))
 
 
-def opinion_seconds(standing: CampaignState) -> float:
-    """Seconds for the second opinion; 0 where it would take too much of the deadline."""
-    seconds = CROP_COST * (CROPS_LEARNT + CROPS_PER_PICTURE * standing.pictures)
-    return seconds if seconds <= OPINION_SHARE * standing.deadline else 0.0
+def rescoring_seconds(state: CampaignState) -> float:
+    """Seconds for crop rescoring; 0 where it would take too much of the deadline."""
+    crops = c.RESCORING_TRAIN_CROPS + c.RESCORING_CROPS_PER_IMAGE * state.num_images
+    seconds = c.RESCORING_CROP_SECONDS * crops
+    return seconds if seconds <= c.MAX_RESCORING_SHARE * state.deadline else 0.0
 
 
-def cost_of(part: Segment, standing: CampaignState) -> float:
-    """Seconds that one picture takes in one view: as measured, else taken from members measured at other sizes."""
-    measured = {row.name: row for row in standing.rows if "cost" in row.result and row.recipe}
-    if part.name in measured:
-        return float(measured[part.name].result["cost"])
-    alike = [row for row in measured.values() if row.recipe["detector"] == part.recipe.detector]
-    per_pixel = [row.result["cost"] / row.recipe["image_size"] ** 2 for row in alike or measured.values()]
-    guess = PIXEL_COST if standing.cost is None else standing.cost / standing.recipe.image_size**2
-    return part.recipe.image_size**2 * (max(per_pixel) if per_pixel else guess)
+def image_seconds(segment: Segment, state: CampaignState) -> float:
+    """Seconds of one image in the plain view: as measured, else scaled by pixels from other members."""
+    measured = {record.name: record for record in state.segments if "cost" in record.result and record.recipe}
+    if segment.name in measured:
+        return float(measured[segment.name].result["cost"])
+    alike = [record for record in measured.values() if record.recipe["detector"] == segment.recipe.detector]
+    per_pixel = [record.result["cost"] / record.recipe["image_size"] ** 2 for record in alike or measured.values()]
+    if not per_pixel and state.image_seconds is not None:
+        per_pixel = [state.image_seconds / state.default_recipe.image_size**2]
+    return segment.recipe.image_size**2 * max(per_pixel, default=c.DEFAULT_PIXEL_SECONDS)
 
 
-def views(standing: CampaignState) -> tuple[View, ...]:
-    """As many of `VIEWS` as a fair share of the deadline allows for all members."""
-    once = standing.pictures * sum(cost_of(part, standing) for part in plan(standing))
-    chosen = VIEWS[: standing.most_views]
-    while len(chosen) > 1 and once * sum(v.scale**2 for v in chosen) > PREDICTING_SHARE * standing.deadline:
-        chosen = chosen[:-1]
-    return chosen
+def affordable_views(state: CampaignState) -> tuple[View, ...]:
+    """As many of `VIEWS` as all members can predict within `MAX_PREDICTION_SHARE` of the deadline; at least the plain view."""
+    plain = state.num_images * sum(image_seconds(segment, state) for segment in plan_segments(state))
+    views = c.VIEWS[: state.max_views]
+    limit = c.MAX_PREDICTION_SHARE * state.deadline
+    while len(views) > 1 and plain * sum(view.scale**2 for view in views) > limit:
+        views = views[:-1]
+    return views
 
 
 @dataclass(frozen=True)
-class Part:
-    """A line of the plan: a segment, how far it is, and the seconds that it has had or is to have."""
+class PlannedSegment:
+    """A line of the plan: a segment, its state, and the seconds that it has trained or is to train."""
 
     name: str
     image_size: int
@@ -160,36 +151,39 @@ class Plan:
     """How the time is to be spent, as far as is known now.
 
     Attributes:
-        segments: done, under way and planned.
-        reserved: {what for: seconds that are kept for it}.
-        views: in which members are to look at each picture.
+        segments: finished, running and planned.
+        reserved: {purpose: seconds reserved for it}.
+        views: TTA views in which members predict each image.
     """
 
-    segments: tuple[Part, ...]
+    segments: tuple[PlannedSegment, ...]
     reserved: Mapping[str, float]
     views: tuple[str, ...]
 
 
-def outlook(standing: CampaignState) -> Plan:
-    """The plan as it is now: what is over as it was, what is to come as it is planned."""
-    planned = plan(standing)
-    coming = [part for part in planned if standing.states.get(part.name, "running") == "running"]
-    seconds = max(0.0, training_seconds(coming[0], coming, standing)) if coming else 0.0
-    parts = []
-    for part in planned:
-        row = standing.row(part.name)
-        if part not in coming:
-            assert row is not None
-            spent, state = row.seconds, row.state
-        else:
-            spent, state = seconds * part.share / coming[0].share, "planned" if row is None else row.state
-        parts.append(Part(part.name, part.recipe.image_size, part.recipe.batch_size, state, round(spent, 1)))
-    each = sum(cost_of(part, standing) for part in coming) * looks(standing)
+def make_plan(state: CampaignState) -> Plan:
+    """The current plan: finished segments as they were, the others as they are planned."""
+    planned = plan_segments(state)
+    unfinished = [segment for segment in planned if state.is_open(segment.name)]
+    first = max(0.0, training_seconds(unfinished[0], unfinished, state)) if unfinished else 0.0
+    lines = []
+    for segment in planned:
+        record = state.record(segment.name)
+        seconds = first * segment.share / unfinished[0].share if segment in unfinished else record.seconds  # type: ignore[union-attr]
+        recipe = segment.recipe
+        lines.append(
+            PlannedSegment(
+                segment.name, recipe.image_size, recipe.batch_size, state.state_of(segment.name), round(seconds, 1)
+            )
+        )
+    per_image = sum(image_seconds(segment, state) for segment in unfinished) * view_cost(state)
+    other = c.MARGIN_SHARE * state.deadline + c.DELIVERY_SECONDS + c.SEGMENT_OVERHEAD * len(unfinished)
     reserved = {
-        "predict the held-back pictures": standing.num_held * each,
-        "predict the pictures to submit": standing.num_target * each + owed_seconds(standing),
-        "choose the ensemble": search_seconds(standing.deadline),
-        "a second opinion": opinion_seconds(standing),
-        "the rest": MARGIN * standing.deadline + FINISH + 4.0 * len(coming),
+        "predict the held-out images": state.num_val * per_image,
+        "predict the test images": state.num_test * per_image + pending_view_seconds(state),
+        "search the ensemble": search_seconds(state.deadline),
+        "crop rescoring": rescoring_seconds(state),
+        "overhead and margin": other,
     }
-    return Plan(tuple(parts), {k: round(v, 1) for k, v in reserved.items()}, tuple(map(str, views(standing))))
+    rounded = {name: round(seconds, 1) for name, seconds in reserved.items()}
+    return Plan(tuple(lines), rounded, tuple(map(str, affordable_views(state))))

@@ -2,38 +2,39 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from foldfuse.errors import InputError, unknown_name
 from foldfuse.recipes import RECIPES, Recipe, load_recipe
 
-EXPLORED = ("lite0_fpn", "lite1_fpn", "yolov5n")  # of different backbones, and cheap
+DEFAULT_RECIPES = ("lite0_fpn", "lite1_fpn", "yolov5n")  # cheap detectors with different backbones
 
 
-def candidates(
-    recipe: tuple[str, ...] = (), forbid: tuple[str, ...] = (), change: tuple[str, ...] = ()
+def candidate_recipes(
+    names: Sequence[str] = (), *, forbidden: Sequence[str] = (), changes: Sequence[str] = ()
 ) -> dict[str, Recipe]:
-    """{name: recipe} of those allowed, in the order asked for, else `EXPLORED`; each with `change` applied.
+    """{name: recipe} of the allowed recipes in the order of `names`, else of `DEFAULT_RECIPES`, each with `changes` applied.
 
     Raises:
-        InputError: a name is not known, or is allowed and forbidden, or none is left.
+        InputError: a name is unknown, or is both allowed and forbidden, or no recipe is left.
     """
-    for name in (*recipe, *forbid):
+    for name in (*names, *forbidden):
         if name not in RECIPES:
             raise unknown_name("recipe", name, RECIPES)
-    both = [name for name in recipe if name in forbid]
+    both = [name for name in names if name in forbidden]
     if both:
-        raise InputError(f"the recipe {both[0]} is both asked for and forbidden. Take one of the two away.")
-    names = [name for name in dict.fromkeys(recipe or EXPLORED) if name not in forbid]
-    if not names:
+        raise InputError(f"the recipe {both[0]} is given to both --recipe and --forbid. Take it away from one.")
+    allowed = [name for name in dict.fromkeys(names or DEFAULT_RECIPES) if name not in forbidden]
+    if not allowed:
         raise InputError(
-            f"every recipe that a campaign tries by itself ({', '.join(EXPLORED)}) is forbidden. Name one that it may take with "
-            "--recipe; 'foldfuse recipes' lists them."
+            f"every default recipe of a campaign ({', '.join(DEFAULT_RECIPES)}) is forbidden. Allow another one with --recipe; "
+            "'foldfuse recipes' lists them."
         )
-    return {name: load_recipe(name, change) for name in names}
+    return {name: load_recipe(name, tuple(changes)) for name in allowed}
 
 
-def check_sizes(sizes: tuple[int, ...], recipe: Recipe) -> None:
-    """Raise InputError unless the recipe can be trained at each of these sizes."""
-    for size in sizes:
-        replace(recipe, image_size=size)
+def check_image_sizes(image_sizes: Sequence[int], recipe: Recipe) -> None:
+    """Raises InputError unless the recipe can be trained at each of these image sizes."""
+    for image_size in image_sizes:
+        replace(recipe, image_size=image_size)

@@ -1,152 +1,182 @@
-"""The segments of a campaign: which trainings it is made of, in which order, and how they share the time.
+"""The segments of a campaign: which runs are trained, in which order, and which share of the time each one gets.
 
-With little time there is one trunk, at small pictures and a level learning rate, and two branches that go on from its end
-at larger ones while the rate falls to 0 ("warmup-stable-decay", Hu et al., "MiniCPM", arXiv:2404.06395, section 4). With
-more there are several trunks, of different recipes and sizes; of the half of them that adds most to the ensemble, those that
-add enough are promoted (successive halving: Jamieson and Talwalkar, arXiv:1502.07943), go on with larger pictures, and then
-have branches.
+With little time there is one base run, on small images at a constant learning rate, and two cooldown runs that continue it on
+larger images while the rate decays to 0 (warmup-stable-decay: Hu et al., "MiniCPM", arXiv:2404.06395, section 4). With more
+time several base runs of different recipes and image sizes are compared. Of the better half by gain to the ensemble, the runs
+with a significant gain are promoted (successive halving: Jamieson and Talwalkar, arXiv:1502.07943): an extended run continues
+each on larger images, and cooldown runs follow.
 """
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from itertools import product
 
+from foldfuse.campaign import constants as c
 from foldfuse.campaign.planning.state import CampaignState, Segment
 from foldfuse.recipes import Recipe
-
-SCALES = (0.8, 1.0, 1.2)  # sides of a trunk and its branches against the recipe's
-STEP = 0.2  # of that from rung to rung, where there are several trunks
-LEAST_SIDE = 128  # pixels
-LONE_TRUNK = 0.5  # of the training time, where there is only one; the branches share the rest alike
-TRUNKS, GROWN, BRANCHES = 0.15, 0.4, 0.45  # of the training time, where there are several
-TRAINED = 0.7  # share of a deadline that is training, about
-COMPARED_FROM = 900.0  # seconds of deadline: in less, measuring what trunks would cost is not worth its time
-LEAST_STEPS = 300  # of a trunk that is to be compared with others
-FEWEST, PROMOTED = 3, 2  # trunks that are worth comparing, and how many may go on at the least
-BRANCHES_OF_ONE = (2, 4)  # branches of a trunk that goes on, at the least and at the most
-LEAST_BRANCH = 480.0  # seconds of training: with less for each there are no more than the fewest branches
+from foldfuse.storage.ledger import Role
 
 
-def plan(standing: CampaignState) -> tuple[Segment, ...]:
-    """All segments in their order: those that were, and those that are to be if nothing goes wrong.
+def plan_segments(state: CampaignState) -> tuple[Segment, ...]:
+    """All segments in their order: the past ones, and the future ones if nothing fails.
 
-    Before the trunks are ranked the first of them are taken for those to be promoted.
+    Until the base runs are ranked, the first of them are assumed to be promoted.
     """
-    begun = trunks(standing)
-    if len(begun) == 1:
-        return (*begun, *_branches(begun[0], standing))
-    scales = {
-        trunk.name: (name, recipe, scale)
-        for trunk, (name, recipe, scale) in zip(begun, candidates(standing), strict=True)
-    }
-    count = max(PROMOTED, len(begun) // 2)
-    promoted = (standing.ranking or tuple(scales))[:count]
-    rounds = branches_of_one(BRANCHES / len(promoted), standing)
-    grown_share, branch_share = GROWN / len(promoted), BRANCHES / (rounds * len(promoted))
-    made = list(begun)
-    for trunk in promoted:
-        name, recipe, scale = scales[trunk]
-        px = side(recipe, scale + STEP, standing)
-        own = replace(level(sized(recipe, px)), warmup_fraction=0.0)
-        made.append(Segment(f"grown-{name}-{px}", own, _seed(standing, len(made)), grown_share, trunk, rung=1))
-    parents = made[-len(promoted) :]
-    for i, (turn, (parent, of)) in enumerate(product(range(rounds), zip(parents, promoted, strict=True)), start=1):
-        name, recipe, scale = scales[of]
-        px = side(recipe, scale + (STEP, 2 * STEP)[turn % 2], standing)
-        seed, own = _seed(standing, len(made)), falling(sized(recipe, px))
-        branch = Segment(f"branch{i}-{name}-{px}", own, seed, branch_share, parent.name, rung=2)
-        made.append(taught(branch) if standing.pseudo and turn == rounds - 1 else branch)
-    return tuple(made)
+    bases = base_runs(state)
+    if len(bases) == 1:
+        return (*bases, *_cooldowns_of_one(bases[0], state))
+    compared = {base.name: one for base, one in zip(bases, compared_candidates(state), strict=True)}
+    count = max(c.MIN_PROMOTED, len(bases) // 2)
+    promoted = (state.ranking or tuple(compared))[:count]
+    turns = num_cooldowns(c.COOLDOWN_SHARE / len(promoted), state)
+    segments = list(bases)
+    for base in promoted:
+        recipe_name, recipe, scale = compared[base]
+        size = image_size_at(recipe, scale + c.SCALE_STEP, state)
+        segments.append(
+            Segment(
+                segment_name(Role.EXTENDED, size, recipe_name=recipe_name),
+                Role.EXTENDED,
+                replace(constant_lr(at_image_size(recipe, size)), warmup_fraction=0.0),
+                _seed(state, len(segments)),
+                c.EXTENDED_SHARE / len(promoted),
+                base,
+                round=1,
+            )
+        )
+    parents = segments[-len(promoted) :]
+    for i, (turn, (parent, base)) in enumerate(product(range(turns), zip(parents, promoted, strict=True)), start=1):
+        recipe_name, recipe, scale = compared[base]
+        size = image_size_at(recipe, scale + (c.SCALE_STEP, 2 * c.SCALE_STEP)[turn % 2], state)
+        cooldown = Segment(
+            segment_name(Role.COOLDOWN, size, number=i, recipe_name=recipe_name),
+            Role.COOLDOWN,
+            decaying_lr(at_image_size(recipe, size)),
+            _seed(state, len(segments)),
+            c.COOLDOWN_SHARE / (turns * len(promoted)),
+            parent.name,
+            round=2,
+        )
+        last = state.pseudo_labels and turn == turns - 1
+        segments.append(with_pseudo_labels(cooldown) if last else cooldown)
+    return tuple(segments)
 
 
-def trunks(standing: CampaignState) -> tuple[Segment, ...]:
-    """What the campaign begins with: one trunk, or several that are to be compared."""
-    tried = candidates(standing)
-    if len(tried) < FEWEST:
-        px = side(standing.recipe, SCALES[0], standing)
-        return (Segment(f"trunk-{px}", level(sized(standing.recipe, px)), _seed(standing, 0), LONE_TRUNK),)
-    made = []
-    for i, (name, recipe, scale) in enumerate(tried):
-        px = side(recipe, scale, standing)
-        made.append(Segment(f"trunk-{name}-{px}", level(sized(recipe, px)), _seed(standing, i), TRUNKS / len(tried)))
-    return tuple(made)
+def base_runs(state: CampaignState) -> tuple[Segment, ...]:
+    """The segments of the first round: one base run, or several to compare."""
+    compared = compared_candidates(state)
+    if len(compared) < c.MIN_COMPARED:
+        recipe = state.default_recipe
+        size = image_size_at(recipe, c.IMAGE_SCALES[0], state)
+        base = constant_lr(at_image_size(recipe, size))
+        return (Segment(segment_name(Role.BASE, size), Role.BASE, base, _seed(state, 0), c.SINGLE_BASE_SHARE),)
+    segments = []
+    for i, (recipe_name, recipe, scale) in enumerate(compared):
+        size = image_size_at(recipe, scale, state)
+        name = segment_name(Role.BASE, size, recipe_name=recipe_name)
+        base = constant_lr(at_image_size(recipe, size))
+        segments.append(Segment(name, Role.BASE, base, _seed(state, i), c.BASE_SHARE / len(compared)))
+    return tuple(segments)
 
 
-def _branches(trunk: Segment, standing: CampaignState) -> list[Segment]:
-    """The branches of a lone trunk, each with a size or a seed of its own; as many as there are workers, at least.
+def _cooldowns_of_one(base: Segment, state: CampaignState) -> list[Segment]:
+    """The cooldown runs of a single base run, with different image sizes and seeds: one a worker, at the least.
 
-    Those that have begun stay, though there be fewer workers by now.
+    Cooldown runs that have begun stay in the plan, however many workers are left.
     """
-    recipe, larger = standing.recipe, SCALES[1:]
-    begun = sum(row.kind == "train" and row.name.startswith("branch") for row in standing.rows)
-    count = max(branches_of_one(1 - LONE_TRUNK, standing), standing.workers, begun)
-    sides = [side(recipe, larger[i % len(larger)], standing) for i in range(count)]
-    share = (1 - LONE_TRUNK) / count
-    branches = [
-        Segment(f"branch{i}-{px}", falling(sized(recipe, px)), _seed(standing, i), share, trunk.name, rung=1)
-        for i, px in enumerate(sides, start=1)
+    recipe, scales = state.default_recipe, c.IMAGE_SCALES[1:]
+    begun = sum(record.role == Role.COOLDOWN for record in state.segments)
+    count = max(num_cooldowns(1 - c.SINGLE_BASE_SHARE, state), state.num_workers, begun)
+    sizes = [image_size_at(recipe, scales[i % len(scales)], state) for i in range(count)]
+    cooldowns = [
+        Segment(
+            segment_name(Role.COOLDOWN, size, number=i),
+            Role.COOLDOWN,
+            decaying_lr(at_image_size(recipe, size)),
+            _seed(state, i),
+            (1 - c.SINGLE_BASE_SHARE) / count,
+            base.name,
+            round=1,
+        )
+        for i, size in enumerate(sizes, start=1)
     ]
-    return [*branches[:-1], taught(branches[-1])] if standing.pseudo else branches
+    return [*cooldowns[:-1], with_pseudo_labels(cooldowns[-1])] if state.pseudo_labels else cooldowns
 
 
-def branches_of_one(share: float, standing: CampaignState) -> int:
-    """How many branches share this much of the training time: with more time they are more, not only longer."""
-    fewest, most = BRANCHES_OF_ONE
-    return max(fewest, min(most, int(share * TRAINED * standing.deadline / LEAST_BRANCH)))
+def num_cooldowns(share: float, state: CampaignState) -> int:
+    """Cooldown runs of one parent that have `share` of the training time together: more time makes more runs."""
+    wanted = int(share * c.TRAINING_SHARE * state.deadline / c.MIN_COOLDOWN_SECONDS)
+    return max(c.MIN_COOLDOWNS, min(c.MAX_COOLDOWNS, wanted))
 
 
-def taught(branch: Segment) -> Segment:
-    """The branch, learning from pseudo-labels too: it waits for the others, whose ensemble gives the labels."""
-    return replace(branch, rung=branch.rung + 1, pseudo=True)
+def with_pseudo_labels(cooldown: Segment) -> Segment:
+    """The cooldown run one round later and with pseudo-labels, which the ensemble of the others gives."""
+    return replace(cooldown, round=cooldown.round + 1, pseudo_labels=True)
 
 
-def candidates(standing: CampaignState) -> list[tuple[str, Recipe, float]]:
-    """(name, recipe, scale of its side) of the trunks that the deadline has time to compare: recipes first, then sizes."""
-    time = TRAINED * TRUNKS * standing.deadline
-    made: list[tuple[str, Recipe, float]] = []
-    for scale, (name, recipe) in product(SCALES[:2], standing.recipes.items()):
-        again = scale > SCALES[0] and side(recipe, scale, standing) == side(recipe, SCALES[0], standing)
-        if name not in standing.steps or again:
+def compared_candidates(state: CampaignState) -> list[tuple[str, Recipe, float]]:
+    """(recipe name, recipe, image scale) of the base runs that fit into the deadline: all recipes at one size first."""
+    seconds = c.TRAINING_SHARE * c.BASE_SHARE * state.deadline
+    compared: list[tuple[str, Recipe, float]] = []
+    for scale, (name, recipe) in product(c.IMAGE_SCALES[:2], state.recipes.items()):
+        first = c.IMAGE_SCALES[0]
+        same = scale > first and image_size_at(recipe, scale, state) == image_size_at(recipe, first, state)
+        if name not in state.step_seconds or same:
             continue
-        time -= LEAST_STEPS * standing.steps[name] * (scale / SCALES[0]) ** 2
-        if time < 0:
+        seconds -= c.MIN_COMPARED_STEPS * state.step_seconds[name] * (scale / first) ** 2
+        if seconds < 0:
             break
-        made.append((name, recipe, scale))
-    return made
+        compared.append((name, recipe, scale))
+    return compared
 
 
-def side(recipe: Recipe, scale: float, standing: CampaignState) -> int:
-    """The image size at a scale of the recipe's: a multiple of 32, the nearest of those that are allowed."""
-    wanted = recipe.image_size if scale == 1 else max(LEAST_SIDE, round(recipe.image_size * scale / 32) * 32)
-    return min(standing.sizes or (wanted,), key=lambda allowed: (abs(allowed - wanted), allowed))
+def segment_name(role: Role, image_size: int, *, number: int | None = None, recipe_name: str | None = None) -> str:
+    """Name of a segment and its folder, such as base-256 or cooldown2-lite0_fpn-320. Nothing parses it."""
+    words = [f"{role}{'' if number is None else number}", *([recipe_name] if recipe_name else []), str(image_size)]
+    return "-".join(words)
 
 
-def largest_side(standing: CampaignState) -> int:
-    """The largest image size that any plan may come to, in pixels."""
-    most = SCALES[1] + 2 * STEP if len(candidates(standing)) >= FEWEST else SCALES[-1]
-    return max(side(recipe, most, standing) for recipe in standing.recipes.values())
+def is_segment_name(name: str) -> bool:
+    """Whether the campaign might give this name to a segment of its own, so that no external member may have it."""
+    return re.match(rf"({Role.BASE}|{Role.EXTENDED}|{Role.COOLDOWN})\d*-", name) is not None
 
 
-def sized(recipe: Recipe, px: int) -> Recipe:
-    """The recipe at another image size."""
-    return replace(recipe, image_size=px, batch_size=batch_size(recipe, px))
+def image_size_at(recipe: Recipe, scale: float, state: CampaignState) -> int:
+    """The allowed image size closest to `scale` times the recipe's, in pixels; a multiple of 32 where all are allowed."""
+    scaled = max(c.MIN_IMAGE_SIZE, round(recipe.image_size * scale / 32) * 32)
+    wanted = recipe.image_size if scale == 1 else scaled
+    return min(state.image_sizes or (wanted,), key=lambda allowed: (abs(allowed - wanted), allowed))
 
 
-def batch_size(recipe: Recipe, px: int) -> int:
-    """Pictures of a step at another size. Its memory goes with the pixels: larger pictures come fewer at a time."""
-    return max(2, min(recipe.batch_size, round(recipe.batch_size * (recipe.image_size / px) ** 2)))
+def largest_image_size(state: CampaignState) -> int:
+    """The largest image size that any plan of this campaign may use, in pixels."""
+    several = len(compared_candidates(state)) >= c.MIN_COMPARED
+    scale = c.IMAGE_SCALES[1] + 2 * c.SCALE_STEP if several else c.IMAGE_SCALES[-1]
+    return max(image_size_at(recipe, scale, state) for recipe in state.recipes.values())
 
 
-def level(recipe: Recipe) -> Recipe:
-    """The recipe of a trunk: the learning rate stays up."""
+def at_image_size(recipe: Recipe, image_size: int) -> Recipe:
+    """The recipe at another image size, with a batch size that needs the same memory."""
+    return replace(recipe, image_size=image_size, batch_size=batch_size_at(recipe, image_size))
+
+
+def batch_size_at(recipe: Recipe, image_size: int) -> int:
+    """Images a step at another size: memory grows with the pixels, so larger images make smaller batches."""
+    return max(2, min(recipe.batch_size, round(recipe.batch_size * (recipe.image_size / image_size) ** 2)))
+
+
+def constant_lr(recipe: Recipe) -> Recipe:
+    """The recipe with a constant learning rate after its warmup."""
     return replace(recipe, lr_decay_start=1.0)
 
 
-def falling(recipe: Recipe) -> Recipe:
-    """The recipe of what goes on from a trunk: the learning rate falls to 0."""
-    return replace(recipe, warmup_fraction=0.0, lr_decay_start=0.0, mosaic_until=min(0.4, recipe.mosaic_until))
+def decaying_lr(recipe: Recipe) -> Recipe:
+    """The recipe of a cooldown run: without a warmup, the learning rate decays to 0 over the whole run."""
+    mosaic_until = min(c.COOLDOWN_MOSAIC_END, recipe.mosaic_until)
+    return replace(recipe, warmup_fraction=0.0, lr_decay_start=0.0, mosaic_until=mosaic_until)
 
 
-def _seed(standing: CampaignState, number: int) -> int:
-    return standing.seed * 1000 + number
+def _seed(state: CampaignState, number: int) -> int:
+    return state.seed * 1000 + number

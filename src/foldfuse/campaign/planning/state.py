@@ -1,4 +1,4 @@
-"""Where a campaign stands: all that decides what it trains next. No torch, no files."""
+"""The campaign's state: everything the scheduler looks at to pick the next segment. No torch, no files."""
 
 from __future__ import annotations
 
@@ -6,90 +6,96 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from foldfuse.recipes import Recipe
-from foldfuse.storage.ledger import SegmentRecord
+from foldfuse.storage.ledger import Role, SegmentRecord
 
 
 @dataclass(frozen=True)
 class Segment:
-    """A piece of training that ends with a member.
+    """A stretch of training that ends with a member.
 
     Attributes:
         name: of the member, and of its folder.
+        role: base, extended or cooldown run.
         recipe: how it is trained.
         seed: of its random choices.
-        share: how much of the training time it is to have, against others of the same plan.
-        parent: the segment whose last state it begins with; None for a start from the recipe's weights.
-        fold: that it does not learn from.
-        rung: 0 for a trunk; a segment is only begun when those of lower rungs are over.
-        pseudo: whether it learns from what the ensemble finds in the pictures to submit, too.
+        share: of the training time, relative to the other segments of the plan.
+        parent: the segment whose last checkpoint it starts from; None for a start from the recipe's initial weights.
+        fold: held-out fold.
+        round: 0 for a base run; a segment starts once all segments of earlier rounds are over.
+        pseudo_labels: whether it also trains on confident predictions of the test images.
     """
 
     name: str
+    role: Role
     recipe: Recipe
     seed: int
     share: float
     parent: str | None = None
     fold: int = 0
-    rung: int = 0
-    pseudo: bool = False
+    round: int = 0
+    pseudo_labels: bool = False
 
 
 @dataclass(frozen=True)
 class CampaignState:
-    """All that a strategy looks at.
+    """Everything that a strategy looks at.
 
     Attributes:
-        recipes: {name: recipe} that members may be made of, the one to begin with first.
-        sizes: image sizes that are allowed; empty for all.
+        recipes: {name: recipe} of the candidates, the default first.
+        image_sizes: allowed image sizes; empty for all.
         seed: of every random choice.
         deadline, elapsed: seconds.
-        num_held, num_target: pictures that each member predicts: those held back, and those to submit.
-        rows: the segments so far.
-        steps: {name of a recipe: seconds of one of its steps as a trunk}, as measured; those not named are not tried.
-        ranking: names of the trunks that add enough to the ensemble, the best first; empty until all have been predicted.
-        cost: seconds that one picture takes in one view at the first recipe's size, where a plan has measured it.
-        busy: names of segments that are being trained at this moment elsewhere; a strategy names another one, or waits.
-        workers: how many segments can be trained at once.
-        pseudo: whether the last branches are to learn from pseudo-labels, too.
-        most_views: in which a picture is looked at, where time has turned out short; None for no such limit.
+        num_val, num_test: held-out and test images that each member predicts.
+        segments: records of the segments so far.
+        step_seconds: {recipe name: seconds of a step of its base run}, as measured; unmeasured recipes are not tried.
+        ranking: promoted base runs, best first; empty until the base runs have been compared.
+        image_seconds: seconds of one image in the plain view at the default recipe's size, where the plan measured it.
+        busy: names of segments that a worker trains now.
+        num_workers: segments that can be trained at once.
+        pseudo_labels: whether the last cooldown runs also train on pseudo-labels.
+        max_views: limit on the TTA views, set when time runs short; None for no limit.
     """
 
     recipes: Mapping[str, Recipe]
-    sizes: tuple[int, ...]
+    image_sizes: tuple[int, ...]
     seed: int
     deadline: float
     elapsed: float
-    num_held: int
-    num_target: int
-    rows: tuple[SegmentRecord, ...] = ()
-    steps: Mapping[str, float] = field(default_factory=dict)
+    num_val: int
+    num_test: int
+    segments: tuple[SegmentRecord, ...] = ()
+    step_seconds: Mapping[str, float] = field(default_factory=dict)
     ranking: tuple[str, ...] = ()
-    cost: float | None = None
+    image_seconds: float | None = None
     busy: frozenset[str] = frozenset()
-    workers: int = 1
-    pseudo: bool = False
-    most_views: int | None = None
+    num_workers: int = 1
+    pseudo_labels: bool = False
+    max_views: int | None = None
 
     @property
-    def recipe(self) -> Recipe:
-        """The one to begin with."""
+    def default_recipe(self) -> Recipe:
+        """The recipe of a campaign that has no time to compare several."""
         return next(iter(self.recipes.values()))
 
     @property
-    def pictures(self) -> int:
-        """How many each member predicts."""
-        return self.num_held + self.num_target
+    def num_images(self) -> int:
+        """Images that each member predicts."""
+        return self.num_val + self.num_test
 
     @property
     def remaining(self) -> float:
         """Seconds until the deadline."""
         return self.deadline - self.elapsed
 
-    @property
-    def states(self) -> Mapping[str, str]:
-        """{segment: its state}."""
-        return {row.name: row.state for row in self.rows}
+    def record(self, name: str) -> SegmentRecord | None:
+        """The ledger's record of a segment; None where it has not begun."""
+        return next((record for record in self.segments if record.name == name), None)
 
-    def row(self, name: str) -> SegmentRecord | None:
-        """What the ledger knows of a segment; None where it has not begun."""
-        return next((row for row in self.rows if row.name == name), None)
+    def state_of(self, name: str) -> str:
+        """State of a segment in the ledger, or "planned"."""
+        record = self.record(name)
+        return "planned" if record is None else record.state
+
+    def is_open(self, name: str) -> bool:
+        """Whether a segment is still to be trained, or to be trained further."""
+        return self.state_of(name) in ("planned", "running")

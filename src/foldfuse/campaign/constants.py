@@ -1,0 +1,63 @@
+"""Every constant of the campaign, with its reason. Seconds, pixels and shares of a time are named as such."""
+
+from __future__ import annotations
+
+from foldfuse.inference.tta import parse_views
+
+# time of a campaign
+MIN_DEADLINE = 60.0  # seconds: less does not suffice to train, predict with and submit even one member
+MARGIN_SHARE = 0.01  # of the deadline, kept free at its end for surprises
+DELIVERY_SECONDS = 5.0  # for the last submission and the report
+SEGMENT_OVERHEAD = 4.0  # seconds a segment: loading, checkpoints, the first choice of an ensemble with it
+TRAINING_SHARE = 0.7  # of the deadline that goes into training, as observed; decides how many segments are planned
+
+# schedule of the segments
+IMAGE_SCALES = (0.8, 1.0, 1.2)  # image sizes of a base run and its cooldown runs, relative to the recipe's
+SCALE_STEP = 0.2  # added to the scale in each round, where several base runs are compared
+MIN_IMAGE_SIZE = 128  # pixels: smaller images do not show the objects
+SINGLE_BASE_SHARE = 0.5  # of the training time for a base run without rivals; its cooldown runs share the rest equally
+BASE_SHARE, EXTENDED_SHARE, COOLDOWN_SHARE = 0.15, 0.4, 0.45  # of the training time, where base runs are compared
+COMPARE_DEADLINE = 900.0  # seconds: below, measuring the candidates costs more than a comparison brings
+MIN_COMPARED_STEPS = 300  # optimizer steps of a base run, below which its score says little
+MIN_COMPARED = 3  # base runs: fewer are not worth comparing
+MIN_PROMOTED = 2  # base runs that may be promoted, however few there are
+MIN_COOLDOWNS, MAX_COOLDOWNS = 2, 4  # cooldown runs of one base or extended run
+MIN_COOLDOWN_SECONDS = 480.0  # of training: with less for each there are only MIN_COOLDOWNS
+COOLDOWN_MOSAIC_END = 0.4  # share of a cooldown run after which it sees whole images, as at test time
+MIN_SEGMENT_SECONDS = 5.0  # of training: a segment with less is not started
+MAX_CHECKPOINTS = 40  # within the deadline: more would cost more time than they save
+MIN_CHECKPOINT_SECONDS = 10.0  # between checkpoints
+MAX_ATTEMPTS = 3  # at a segment whose workers are lost
+
+# prediction
+VIEWS = parse_views(["1", "1+hflip", "1.25"])  # TTA views in the order of their gain per second
+PLAIN_VIEW = VIEWS[0]
+MAX_PREDICTION_SHARE = 0.3  # of the deadline: predictions that would take more are made in fewer views
+DEFAULT_PIXEL_SECONDS = 0.03 / 256**2  # seconds of one pixel's prediction on one slow core, until measured
+CACHE_MARGIN = 1.1  # decoded images are larger than the largest image size by this, for scale jitter
+
+# ensemble and crop rescoring
+FIRST_SEARCH_SECONDS = 2.0  # for an ensemble that a later member may change
+SEARCH_SHARE, MIN_SEARCH_SECONDS, MAX_SEARCH_SECONDS = 0.012, 3.0, 60.0  # for the last choice of the ensemble
+RESCORING_TRAIN_CROPS = 1500  # crops of annotated objects that the classifier trains on
+RESCORING_CROPS_PER_IMAGE = 30  # detections of an image that are rescored, by score
+RESCORING_CROP_SECONDS = 0.007  # on one slow core
+MAX_RESCORING_SHARE = 0.1  # of the deadline: crop rescoring that would take more is left out
+RESCORING_PACE_SHARE = 0.1  # of the rescorer's training, after which its pace can be trusted
+
+# measuring the candidates
+TIMED_STEPS = 2  # steps of a candidate, after one that is not timed; the fastest counts
+TIMED_IMAGES = 16  # images that a candidate is measured on
+
+# checks of the input
+MAX_UNDECODABLE_SHARE = 0.1  # of the images; more broken images point to another mistake
+MAX_UNDECODABLE = 3  # images that may always be broken, however few there are
+MIN_EXTERNAL_COVERAGE = 0.5  # of the held-out images with objects: external predictions must find something there
+
+# workers
+POLL_SECONDS = 1.0  # between two looks at asynchronous workers
+REACH_SECONDS = 5.0  # for a Ray head node to answer
+FIRST_WORKER_SECONDS = 300.0  # for a first worker to be ready; half of the deadline where that is less
+CLOSE_SECONDS = 5.0  # for workers to clean up
+CHUNK_BYTES = 64 * 2**20  # of image files sent at a time
+CHECKPOINT_POLL_SECONDS = 0.2  # between two looks for a new checkpoint on a node

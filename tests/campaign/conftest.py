@@ -1,0 +1,63 @@
+"""Fixtures of the tests of campaigns."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from campaign_samples import FakeWorkers, noisy
+from foldfuse.campaign import constants, runner, submissions
+from foldfuse.campaign.submissions import MemberPredictions, ensemble_views
+from foldfuse.campaign.task import Task
+from foldfuse.data.readers.coco import read
+from foldfuse.detections import MemberView, Predictions
+from foldfuse.ensemble.ensemble import Ensemble
+from foldfuse.recipes import load_recipe
+from foldfuse.storage import ledger as ledgers
+from foldfuse.storage.ledger import Ledger
+from learning_samples import write_dataset
+
+DEADLINE = 100.0
+
+
+@pytest.fixture
+def workers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeWorkers]:
+    """Two fake workers of a new campaign with a deadline of 100 s; its page is not written."""
+    whole = read(write_dataset(tmp_path / "d", 16))
+    parts = (slice(6), slice(6, 12), slice(12, 16))
+    train, val, truth = (whole.subset(whole.image_ids[part]) for part in parts)
+    recipes = {"lite0_fpn": load_recipe("lite0_fpn", ["image_size=192"])}
+    task = Task(train, val, truth.without_annotations(), frozenset(), recipes, (), 0, 3)
+    (tmp_path / "out").mkdir()
+    monkeypatch.setattr(runner, "refresh_report", lambda ledger: None)
+
+    def predict_test_images(
+        ensemble: Ensemble,
+        candidates: Mapping[MemberView, Predictions],
+        task: Task,
+        ledger: Ledger,
+        members: MemberPredictions,
+    ) -> None:
+        members.test |= {key: noisy(truth, len(str(key))) for key in ensemble_views(ensemble, candidates)}
+
+    monkeypatch.setattr(submissions, "predict_test_images", predict_test_images)
+    with closing(ledgers.create(tmp_path / "out", {}, deadline=DEADLINE, start=0.0)) as ledger:
+        workers = FakeWorkers(task, ledger)
+        ledger.clock = lambda: workers.now
+        yield workers
+
+
+@pytest.fixture
+def compare_base_runs(workers: FakeWorkers, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Gives the campaign time to compare four base runs; their names come back."""
+    workers.ledger.deadline = 4 * DEADLINE
+    recipes = {"lite0_fpn": workers.task.recipes["lite0_fpn"], "yolov5n": load_recipe("yolov5n", ["image_size=192"])}
+    workers.task = replace(workers.task, recipes=recipes)
+    monkeypatch.setattr(constants, "MIN_COMPARED_STEPS", 1)
+    monkeypatch.setattr(constants, "MIN_SEGMENT_SECONDS", 0.1)
+    workers.ledger.set(step_seconds=dict.fromkeys(recipes, 0.1))
+    return [f"base-{name}-{size}" for size in (160, 192) for name in recipes]

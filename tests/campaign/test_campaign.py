@@ -49,7 +49,7 @@ def break_images(path, number):
         (lambda d: d.parent / "gone.json", {}, "gone.json: there is no such file"),
         (lambda d: d.parent / "images", {}, "holds no train.json"),
         (lambda d: edited(d, "b.json", lambda doc: doc.update(annotations=[])), {}, "not one object is annotated"),
-        (lambda d: edited(d, "b.json", lambda doc: doc["images"][3].update(file_name="x.png")), {}, "no picture"),
+        (lambda d: edited(d, "b.json", lambda doc: doc["images"][3].update(file_name="x.png")), {}, "no image"),
         (lambda d: edited(d, "b.json", lambda doc: doc.pop("categories")), {}, "has no 'categories'"),
     ],
 )
@@ -84,7 +84,7 @@ def test_a_folder_in_use_is_left_alone(data, tmp_path):
 
 @pytest.mark.parametrize(
     ("number", "folds", "message"),
-    [(8, 5, "8 of 16 images cannot be decoded"), (0, 20, "fewer than the 20 folds"), (0, 1, "num_folds is 1")],
+    [(8, 5, "8 of 16 images cannot be decoded"), (0, 20, "fewer than the 20 folds"), (0, 1, "number of folds is 1")],
 )
 def test_a_campaign_refused_for_its_images_leaves_no_folder(data, tmp_path, number, folds, message):
     break_images(data, number)

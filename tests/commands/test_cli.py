@@ -48,7 +48,7 @@ def test_every_command_has_one_heading():
         (["train", "x", "y", "--steps", "many"], "many"),
         (["campaign", "x", "--recipe", "efficientdet-lite0"], "Did you mean 'efficientdet_lite0'"),
         (["campaign", "gone.json"], "gone.json: there is no such file"),
-        (["campaign", "gone.json", "--deadline", "soon"], "the time 'soon' is not one"),
+        (["campaign", "gone.json", "--deadline", "soon"], "the time 'soon' is no duration"),
         (["predict", "gone", "gone.json", "out.json"], "Is gone the folder of a run"),
     ],
 )

@@ -64,7 +64,7 @@ def test_options_convert(words, name, value):
         (["--image-sizes", "256;320"], "'256;320' are not whole numbers"),
         (["--recipe", "a,,b"], "nothing stands before or after a comma"),
         (["--weight", "2,many"], "'2,many' are not numbers"),
-        (["--budget", "soon"], "the time 'soon' is not one"),
+        (["--budget", "soon"], "the time 'soon' is no duration"),
         (["--folds", "1"], "1 parts are too few"),
         (["--num-folds", "-3"], "-3 parts are too few"),
         (["--score-threshold", "1.5"], "Must be <= 1"),

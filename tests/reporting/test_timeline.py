@@ -23,10 +23,13 @@ def record_of(folder: Path, **facts: object) -> CampaignRecord:
     return read_campaign_record(folder)
 
 
-def segment(name: str, started: float, ended: float | None, ap50: float | None, parent: str | None = None) -> dict:
+def segment(
+    name: str, started: float, ended: float | None, ap50: float | None, parent: str | None = None, role: str = "base"
+) -> dict:
     state = "running" if ended is None else "done"
     result = {} if ap50 is None else {"ap50": ap50}
-    return {"name": name, "parent": parent, "state": state, "started": started, "ended": ended, "result": result}
+    times = {"started": started, "ended": ended}
+    return {"name": name, "role": role, "parent": parent, "state": state, **times, "result": result}
 
 
 def test_steps_keep_a_value_until_the_next_one():
@@ -98,9 +101,9 @@ def test_each_segment_has_a_lane_with_its_parent(tmp_path):
         deadline_seconds=200.0,
         seconds_used=150.0,
         segments=[
-            segment(names[2], 100, None, None, names[1]),
+            segment(names[2], 100, None, None, names[1], role="cooldown"),
             segment(names[0], 10, 50, 0.5),
-            segment(names[1], 50, 100, 0.6, names[0]),
+            segment(names[1], 50, 100, 0.6, names[0], role="extended"),
         ],
         timeline=[{"name": f"train {names[0]}", "kind": "train", "start": 10, "end": 40}],
     )

@@ -370,7 +370,11 @@ def _snapshot(db: sqlite3.Connection) -> dict[str, Any]:
         "submissions": len(submissions),
         "submission_scores": [score for _, score, _ in submissions],
         "history": [
-            {"at": at, "score": score, **{key: fused.get(key) for key in ("metric", "ap50", "best_single", "num_members")}}
+            {
+                "at": at,
+                "score": score,
+                **{key: fused.get(key) for key in ("metric", "ap50", "best_single", "num_members")},
+            }
             for at, score, fused in ((at, score, result.get("fused") or {}) for at, score, result in submissions)
         ],
         "notes": [text for text, _ in notes],

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
+from foldfuse.campaign.external_members import add_all
 from foldfuse.campaign.planning.allocation import successive_halving
 from foldfuse.campaign.request import CampaignRequest, command_line
 from foldfuse.campaign.task import Inputs, prepare_task
@@ -182,8 +183,6 @@ def _work(
         try:
             with ledger.timed("check the data", "setup"):
                 task = prepare_task(inputs, settings, ledger)
-                from foldfuse.campaign.external_members import add_all  # loads torch, after the input was checked
-
                 add_all(request.external_run, request.external_predictions, task, ledger)
         except InputError:
             if new:

@@ -23,6 +23,7 @@ from foldfuse.campaign.task import VAL, predictions_path
 from foldfuse.data.dataset import Dataset, Sample
 from foldfuse.data.images import ImageCache
 from foldfuse.formats.predictions import write_predictions
+from foldfuse.storage.run import Run
 from foldfuse.system import host
 from foldfuse.system.atomic_files import atomic
 
@@ -103,7 +104,6 @@ class Worker:
             FloatingPointError: the training diverged.
         """
         from foldfuse.campaign.execution.jobs import concat, predict_held_out, train_segment
-        from foldfuse.storage.run import Run
 
         dataset, images = self._train, self._images
         if spec.pseudo_labeled is not None:

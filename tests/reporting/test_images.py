@@ -19,13 +19,13 @@ from foldfuse.reporting.images import data_uri, draw_comparison, draw_prediction
 CLASSES = ("cup", "jar", "lid")
 
 
-def drawn(boxes: list[list[float]], labels: list[int], crowd: list[bool] | None = None) -> Annotations:
+def annotated(boxes: list[list[float]], labels: list[int], crowd: list[bool] | None = None) -> Annotations:
     array = np.array(boxes, np.float64).reshape(-1, 4)
     sides = array[:, 2:] - array[:, :2]
     return Annotations(array, np.array(labels, np.int64), np.array(crowd or [False] * len(labels), bool), sides.prod(1))
 
 
-def found(boxes: list[list[float]], labels: list[int], scores: list[float]) -> Detections:
+def detected(boxes: list[list[float]], labels: list[int], scores: list[float]) -> Detections:
     array = np.array(boxes, np.float32).reshape(-1, 4)
     return Detections(array, np.array(scores, np.float32), np.array(labels, np.int64))
 
@@ -35,11 +35,11 @@ def dataset_of(annotations: list[Annotations]) -> Dataset:
     return Dataset(samples, CLASSES, (0, 1, 2), Path("made.json"))
 
 
-def test_telling_pictures_are_the_best_the_middle_and_the_worst():
-    # Image i holds 8 boxes, of which i are found: so picture 8 is the best and picture 0 the worst.
+def test_examples_are_the_best_middle_and_worst_images():
+    # Image i holds 8 boxes, of which i are detected: image 8 is the best and image 0 the worst.
     row = [[20.0 * i, 0.0, 20.0 * i + 10, 10.0] for i in range(8)]
-    dataset = dataset_of([drawn(row, [0] * 8) for _ in range(9)])
-    predictions = Predictions.of({i: found(row[:i], [0] * i, [0.9] * i) for i in range(9)}, CLASSES)
+    dataset = dataset_of([annotated(row, [0] * 8) for _ in range(9)])
+    predictions = Predictions.of({i: detected(row[:i], [0] * i, [0.9] * i) for i in range(9)}, CLASSES)
     chosen = [(kind, sample.id) for kind, sample in pick_examples(dataset, predictions, 0.5)]
     assert chosen == [("best", 8), ("best", 7), ("typical", 5), ("typical", 4), ("worst", 0), ("worst", 1)]
     ids = [s.id for _, s in pick_examples(dataset.subset([2, 5, 7]), predictions, 0.5)]
@@ -47,7 +47,7 @@ def test_telling_pictures_are_the_best_the_middle_and_the_worst():
 
 
 @pytest.mark.parametrize(("number", "ids"), [(3, [0, 4, 8]), (1, [0]), (20, list(range(9)))])
-def test_spread_takes_even_steps(number, ids):
+def test_evenly_spaced_samples_include_both_ends(number, ids):
     samples = dataset_of([Annotations.empty()] * 9).samples
     assert [s.id for s in evenly_spaced(samples, number)] == ids
     assert evenly_spaced([], 4) == []
@@ -56,25 +56,27 @@ def test_spread_takes_even_steps(number, ids):
 @pytest.fixture
 def sample(tmp_path):
     Image.new("RGB", (1000, 400), (90, 120, 90)).save(tmp_path / "a.png")
-    return Sample(0, tmp_path / "a.png", "a.png", 1000, 400, drawn([[0, 0, 100, 100], [500, 200, 600, 300]], [0, 1]))
-
-
-def test_a_compared_picture_marks_what_is_right_false_and_missed(sample):
-    picture = draw_comparison(
-        sample, found([[0, 0, 100, 90], [900, 5, 990, 50]], [0, 2], [0.8, 0.6]), CLASSES, kind="typical"
+    return Sample(
+        0, tmp_path / "a.png", "a.png", 1000, 400, annotated([[0, 0, 100, 100], [500, 200, 600, 300]], [0, 1])
     )
-    root = ElementTree.fromstring(picture.markup)
+
+
+def test_a_comparison_marks_true_positives_false_positives_and_missed_boxes(sample):
+    figure = draw_comparison(
+        sample, detected([[0, 0, 100, 90], [900, 5, 990, 50]], [0, 2], [0.8, 0.6]), CLASSES, kind="typical"
+    )
+    root = ElementTree.fromstring(figure.markup)
     kinds = [r.attrib["class"] for r in root.findall("rect") if r.attrib["class"] != "halo"]
     assert sorted(kinds) == ["annotation", "fn", "fp", "tp"]
     assert {t.text for t in root.findall("text")} == {"jar", "cup 0.80", "lid 0.60"}
     assert root.attrib["viewBox"] == "0 0 1000 400"
     missed = root.find("rect[@class='fn']").attrib
     assert [missed[k] for k in ("x", "y", "width", "height")] == ["500", "200", "100", "100"]
-    assert (picture.title, picture.caption) == ("Typical, F1 0.50", "a.png: 1 of 2 found, 1 false positive")
+    assert (figure.title, figure.caption) == ("Typical, F1 0.50", "a.png: 1 of 2 found, 1 false positive")
 
 
-def test_a_predicted_picture_with_many_boxes_shows_no_names(sample):
-    many = found(
+def test_an_image_with_many_boxes_shows_no_labels(sample):
+    many = detected(
         [[300.0 * (i % 3), 10.0 * i, 300.0 * (i % 3) + 80, 10.0 * i + 8] for i in range(30)], [0] * 30, [0.5] * 30
     )
     assert "<text" not in draw_predictions(sample, many, CLASSES).markup
@@ -82,8 +84,8 @@ def test_a_predicted_picture_with_many_boxes_shows_no_names(sample):
     assert draw_predictions(sample, many[:1], CLASSES).title == "1 box"
 
 
-def test_names_stay_inside_the_picture_and_off_each_other(sample):
-    corner = found([[960, 380, 999, 399], [955, 375, 999, 399], [-5, -5, 50, 50]], [0, 1, 2], [0.9, 0.8, 0.7])
+def test_labels_stay_inside_the_image_and_off_each_other(sample):
+    corner = detected([[960, 380, 999, 399], [955, 375, 999, 399], [-5, -5, 50, 50]], [0, 1, 2], [0.9, 0.8, 0.7])
     root = ElementTree.fromstring(draw_predictions(sample, corner, CLASSES).markup)
     texts = root.findall("text")
     assert len(texts) == 2
@@ -94,21 +96,21 @@ def test_names_stay_inside_the_picture_and_off_each_other(sample):
         assert 0.5 * size <= y <= 400
 
 
-def test_what_lies_on_a_crowd_is_not_called_false(sample):
-    crowd = Sample(0, sample.path, "a.png", 1000, 400, drawn([[0, 0, 500, 400]], [0], [True]))
-    picture = draw_comparison(crowd, found([[5, 5, 60, 60]], [0], [0.9]), CLASSES, kind="best")
-    assert "false positive:" not in picture.markup
-    assert "in a crowd: cup 0.90" in picture.markup
-    assert picture.caption == "a.png: 0 of 0 found, no false positives"
+def test_a_detection_in_a_crowd_is_no_false_positive(sample):
+    crowd = Sample(0, sample.path, "a.png", 1000, 400, annotated([[0, 0, 500, 400]], [0], [True]))
+    figure = draw_comparison(crowd, detected([[5, 5, 60, 60]], [0], [0.9]), CLASSES, kind="best")
+    assert "false positive:" not in figure.markup
+    assert "in a crowd: cup 0.90" in figure.markup
+    assert figure.caption == "a.png: 0 of 0 found, no false positives"
 
 
-def test_inlined_pictures_are_small(sample):
+def test_embedded_images_are_small(sample):
     jpeg = base64.b64decode(data_uri(sample.path).removeprefix("data:image/jpeg;base64,"))
-    with Image.open(io.BytesIO(jpeg)) as picture:
-        assert (picture.format, picture.size) == ("JPEG", (480, 192))
+    with Image.open(io.BytesIO(jpeg)) as image:
+        assert (image.format, image.size) == ("JPEG", (480, 192))
 
 
-def test_a_picture_that_cannot_be_read_is_an_input_error(tmp_path):
-    (tmp_path / "a.jpg").write_bytes(b"no picture")
+def test_an_unreadable_image_is_an_input_error(tmp_path):
+    (tmp_path / "a.jpg").write_bytes(b"no image")
     with pytest.raises(InputError, match=r"a\.jpg"):
         data_uri(tmp_path / "a.jpg")

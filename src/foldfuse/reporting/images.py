@@ -99,24 +99,24 @@ def draw_comparison(sample: Sample, detections: Detections, classes: Sequence[st
     annotations = sample.annotations or Annotations.empty()
     result = match_image(detections, annotations)
     drawn = []
-    for box, label, finder, crowd in zip(
+    for box, label, detection, crowd in zip(
         annotations.boxes, annotations.labels, result.matched_detection, annotations.crowd
     ):
         name = classes[label]
-        missed = finder < 0 and not crowd
-        drawn.append(
-            _DrawnBox(box, "fn", f"missed: {name}", name)
-            if missed
-            else _DrawnBox(box, "annotation", f"annotation: {name}", "")
-        )
-    for box, label, score, right, counted in zip(
+        if detection < 0 and not crowd:
+            drawn.append(_DrawnBox(box, "fn", f"missed: {name}", name))
+        else:
+            drawn.append(_DrawnBox(box, "annotation", f"annotation: {name}", ""))
+    for box, label, score, is_tp, counts in zip(
         detections.boxes, detections.labels, detections.scores, result.is_tp, result.not_ignored
     ):
         text = f"{classes[label]} {score:.2f}"
-        color, meaning = (
-            ("tp", "true positive") if right else ("fp", "false positive") if counted else ("annotation", "in a crowd")
-        )
-        drawn.append(_DrawnBox(box, color, f"{meaning}: {text}", text))
+        if is_tp:
+            drawn.append(_DrawnBox(box, "tp", f"true positive: {text}", text))
+        elif counts:
+            drawn.append(_DrawnBox(box, "fp", f"false positive: {text}", text))
+        else:
+            drawn.append(_DrawnBox(box, "annotation", f"in a crowd: {text}", text))
     hits, false = int(result.is_tp.sum()), int((result.not_ignored & ~result.is_tp).sum())
     boxes = int((~annotations.crowd).sum())
     caption = f"{sample.file_name}: {hits} of {boxes} found, {false or 'no'} false positive{'s' * (false != 1)}"

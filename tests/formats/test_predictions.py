@@ -43,9 +43,9 @@ box_of_any_digits = st.tuples(share, share, share, share, share, st.integers(0, 
 TELLING = [(0.75, 0.8, 0.6, 0.9, 0.5, 2), (0.0, 0.15, 0.0, 0.3, 0.5, 2)]
 
 
-def predictions_of(pictures: list[list[tuple[float, ...]]], dataset: Dataset = DATASET) -> Predictions:
+def predictions_of(images: list[list[tuple[float, ...]]], dataset: Dataset = DATASET) -> Predictions:
     found = {}
-    for image_id, rows in zip(dataset.image_ids, pictures, strict=True):
+    for image_id, rows in zip(dataset.image_ids, images, strict=True):
         table = np.array(rows, np.float64).reshape(-1, 6)
         xs, ys = np.sort(table[:, 0:2] * WIDTH, 1), np.sort(table[:, 2:4] * HEIGHT, 1)
         boxes = np.stack([xs[:, 0], ys[:, 0], xs[:, 1], ys[:, 1]], 1).astype(np.float32)
@@ -67,9 +67,9 @@ def assert_same(got: Predictions, want: Predictions, *, atol: float = 0.0) -> No
 @given(each_picture)
 @pytest.mark.parametrize(("ending", "atol"), [(".parquet", 0.0), (".json", 1e-3), (".csv", 1e-3)])
 def test_what_is_written_is_read(
-    tmp_path: Path, ending: str, atol: float, pictures: list[list[tuple[float, ...]]]
+    tmp_path: Path, ending: str, atol: float, images: list[list[tuple[float, ...]]]
 ) -> None:
-    want = predictions_of(pictures)
+    want = predictions_of(images)
     path = write_predictions(want, tmp_path / f"found{ending}", DATASET)
     format = "label_score_xyxy" if ending == ".csv" else None
     assert_same(read_predictions(path, DATASET, format=format), want, atol=atol)
@@ -79,11 +79,11 @@ def test_what_is_written_is_read(
 @given(st.lists(st.lists(box_of_any_digits, max_size=4), min_size=3, max_size=3))
 @pytest.mark.parametrize("format", FORMATS)
 def test_what_is_written_as_asked_is_read_and_recognised(
-    tmp_path: Path, format: str, pictures: list[list[tuple[float, ...]]]
+    tmp_path: Path, format: str, images: list[list[tuple[float, ...]]]
 ) -> None:
     dataset = DATASET if "label" in format or not format.startswith("score") else ONE_CLASS
     last = len(dataset.classes) - 1
-    rows = [[(*box, min(label, last)) for *box, label in picture] for picture in [TELLING + pictures[0], *pictures[1:]]]
+    rows = [[(*box, min(label, last)) for *box, label in image] for image in [TELLING + images[0], *images[1:]]]
     want = predictions_of(rows, dataset)
     path = Path(tempfile.mkdtemp(dir=tmp_path)) / "found"  # no ending: the content has to tell
     assert write_predictions(want, path, dataset, format=format) == path
@@ -107,7 +107,7 @@ def test_what_is_written_as_asked_is_read_and_recognised(
             "image_id,PredictionString\na/x.jpg,2 0.500000 155.000 75.000 10.000 30.000 \na/y.jpg,\n",
         ),
         (
-            "label_score_xywh_share",
+            "label_score_xywh_normalized",
             "image_id,PredictionString\na/x.jpg,2 0.500000 0.75000000 0.60000000 0.05000000 0.30000000 \na/y.jpg,\n",
         ),
     ],
@@ -141,14 +141,14 @@ def test_convert_goes_round_and_says_what_it_read(
     (tmp_path / "labels").mkdir()
     assert main(["convert", str(start), str(data), str(tmp_path / "labels")]) == 0
     assert sorted(file.name for file in (tmp_path / "labels").iterdir()) == ["0000.txt", "0001.txt", "0002.txt"]
-    strings = [str(tmp_path / "labels"), str(data), str(tmp_path / "strings.csv"), "--format", "score_label_xywh_share"]
+    strings = [str(tmp_path / "labels"), str(data), str(tmp_path / "strings.csv"), "--format", "score_label_xywh_normalized"]
     assert main(["convert", *strings]) == 0
     back = [
         str(tmp_path / "strings.csv"),
         str(data),
         str(tmp_path / "back.json"),
-        "--read-as",
-        "score_label_xywh_share",
+        "--input-format",
+        "score_label_xywh_normalized",
     ]
     assert main(["convert", *back]) == 0
     out, err = capsys.readouterr()
@@ -224,8 +224,8 @@ def test_the_contests_csv(tmp_path: Path) -> None:
         ("score_label_xyxy", "0.5 2 150 60 160 90"),
         ("label_score_xywh", "2 0.5 150 60 10 30"),
         ("label_score_cxcywh", "2 0.5 155 75 10 30"),
-        ("label_score_xyxy_share", "2 0.5 0.75 0.6 0.8 0.9"),
-        ("label_score_xywh_share", "2 0.5 0.75 0.6 0.05 0.3"),
+        ("label_score_xyxy_normalized", "2 0.5 0.75 0.6 0.8 0.9"),
+        ("label_score_xywh_normalized", "2 0.5 0.75 0.6 0.05 0.3"),
         ("label_score_xyxy", "owl 0.5 150 60 160 90"),
     ],
 )
@@ -242,7 +242,7 @@ def test_every_layout_can_be_asked_for(tmp_path: Path, layout: str, string: str)
     [
         ("label_score_xyxy", "2 0.5 150 60 160 90"),  # as xywh it would end at x = 310
         ("score_label_xyxy", "0.5 2 150 60 160 90"),
-        ("label_score_xyxy_share", "2 0.5 0.75 0.6 0.8 0.9"),
+        ("label_score_xyxy_normalized", "2 0.5 0.75 0.6 0.8 0.9"),
     ],
 )
 def test_a_layout_is_concluded_where_the_numbers_leave_one(tmp_path: Path, layout: str, string: str) -> None:
@@ -275,7 +275,7 @@ def test_an_open_layout_is_asked_about(tmp_path: Path) -> None:
         ("1.5 0.5 1 1 2 2,a/x.jpg", "line 2 has the label 1.5, expected a whole number"),
         ("1 0.5 1 1 2,a/x.jpg", "line 2 has 5 words, expected 6 a box"),
         ("bat 0.5 1 1 2 2,a/x.jpg", "line 2: a word is neither a number nor a class name.*bat"),
-        ("1 0.5 1 1 2 2,a/w.jpg", "line 2: 'a/w.jpg' names no picture of test.json"),
+        ("1 0.5 1 1 2 2,a/w.jpg", "line 2: 'a/w.jpg' names no image of test.json"),
         ("1 0.5 1 1 2 2,a/x.jpg\n,a/x.jpg", "line 3: 'a/x.jpg' stands there twice"),
         ("1 0.5 1 1 2 2,a/x.jpg,0", "line 2 has 3 columns, expected 2"),
     ],
@@ -290,8 +290,8 @@ def test_a_bad_row_of_a_csv_is_named(tmp_path: Path, row: str, told: str) -> Non
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
-        ({"image_id": 4}, "row 1: 4 names no picture"),
-        ({"image_id": None}, "row 1: None names no picture"),
+        ({"image_id": 4}, "row 1: 4 names no image"),
+        ({"image_id": None}, "row 1: None names no image"),
         ({"category_id": 1}, r"row 1: category_id 1 is not in test.json \(known: 2, 5, 90\)"),
         ({"score": float("nan")}, "row 1 has the score nan"),
         ({"score": "high"}, "row 1: 'score' is \"high\", expected a number"),
@@ -371,7 +371,7 @@ def test_parquet_of_other_widths_is_read(tmp_path: Path) -> None:
     ("columns", "told"),
     [
         ({"image_id": pa.array([7, 7])}, "image id 7 has 2 rows"),
-        ({"image_id": pa.array([7, 8])}, "row 1: 8 names no picture"),
+        ({"image_id": pa.array([7, 8])}, "row 1: 8 names no image"),
         ({"image_id": pa.array([7, None])}, r"empty cells \(null\)"),
         ({"scores": pa.array([[None], []], pa.list_(pa.float64()))}, r"empty cells \(null\)"),
         ({"scores": pa.array([[0.5, 0.6], []])}, "row 0 has 1 boxes and 2 scores"),

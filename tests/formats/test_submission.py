@@ -1,4 +1,4 @@
-"""A submission has a row for every picture, survives reading back, and a bad one never takes its place."""
+"""A submission has a row for every image, survives reading back, and a bad one never takes its place."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def dataset(make_dataset: Callable[..., Path]) -> Dataset:
 
 
 def some(dataset: Dataset) -> Predictions:
-    """Two boxes on picture 0, none on 1, three on 2: one sticks out, one lies outside."""
+    """Two boxes on image 0, none on 1, three on 2: one sticks out, one lies outside."""
     return Predictions.of(
         {
             0: Detections(np.float32([[1.5, 2, 30.25, 40], [3, 4, 5, 6]]), np.float32([0.9, 0.001]), np.int64([2, 0])),
@@ -61,7 +61,7 @@ def test_coco_results_to_the_letter(dataset: Dataset, tmp_path: Path) -> None:
 
 
 def test_the_best_boxes_of_each_picture_are_kept(dataset: Dataset, tmp_path: Path) -> None:
-    path = write_submission(some(dataset), dataset, tmp_path / "submission.csv", "contest_csv", max_boxes=1)
+    path = write_submission(some(dataset), dataset, tmp_path / "submission.csv", "contest_csv", max_detections=1)
     found = validate_submission(path, dataset)
     assert [found[i].scores.tolist() for i in range(3)] == [[np.float32(0.9)], [], [np.float32(0.7)]]
 
@@ -121,12 +121,12 @@ def test_the_command_can_be_told_what_to_read(dataset: Dataset, tmp_path: Path) 
     source.write_text("image_id,PredictionString\n0000,1 0.5 20 20 10 10\n0001,\n0002,\n")
     with pytest.raises(InputError, match="could be meant as"):
         submit(source, dataset.source, tmp_path / "submission.csv")
-    path = submit(source, dataset.source, tmp_path / "submission.csv", read_as="label_score_xywh")
+    path = submit(source, dataset.source, tmp_path / "submission.csv", input_format="label_score_xywh")
     assert validate_submission(path, dataset)[0].boxes.tolist() == [[20, 20, 30, 30]]
 
 
 def test_wrong_options_are_told(dataset: Dataset, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="Did you mean 'coco_json'"):
         write_submission(some(dataset), dataset, tmp_path / "s", "coco_jason")  # type: ignore[arg-type]
-    with pytest.raises(InputError, match="max_boxes is 0"):
-        write_submission(some(dataset), dataset, tmp_path / "s", "coco_json", max_boxes=0)
+    with pytest.raises(InputError, match="max_detections is 0"):
+        write_submission(some(dataset), dataset, tmp_path / "s", "coco_json", max_detections=0)

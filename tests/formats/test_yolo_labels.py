@@ -1,4 +1,4 @@
-"""A YOLO folder holds a file for each picture, under a name that leads back to it, and is whole or not there."""
+"""A YOLO folder holds a file for each image, under a name that leads back to it, and is whole or not there."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from foldfuse.formats.predictions import read_predictions, read_stated, write_pr
 
 
 def dataset_of(*file_names: str) -> Dataset:
-    """Pictures of 200 x 100 with the ids 0, 1 and so on."""
+    """Images of 200 x 100 with the ids 0, 1 and so on."""
     samples = tuple(Sample(i, Path(name), name, 200, 100, None) for i, name in enumerate(file_names))
     return Dataset(samples, ("cat", "dog"), (1, 2), Path("test.json"))
 
 
 def one_box_each(dataset: Dataset) -> Predictions:
-    """In picture i, a dog whose left side is at 10 i."""
+    """In image i, a dog whose left side is at 10 i."""
     return Predictions.of(
         {
             i: Detections(np.array([[10.0 * i, 40, 110, 60]]), np.array([0.25]), np.array([1]))
@@ -57,7 +57,7 @@ def test_every_picture_has_a_file_also_one_without_boxes(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("file_names", "written"),
     [
-        (("2.jpg", "1.jpg", "0.jpg"), {"2.txt", "1.txt", "0.txt"}),  # each name but one is the id of another picture
+        (("2.jpg", "1.jpg", "0.jpg"), {"2.txt", "1.txt", "0.txt"}),  # each name but one is the id of another image
         (("a/0.jpg", "b/0.jpg"), {"a/0.txt", "b/0.txt"}),
         (("x.jpg", "a/x.jpg"), {"x.txt", "a/x.txt"}),
     ],
@@ -73,7 +73,7 @@ def test_a_name_leads_back_to_its_picture(tmp_path: Path, file_names: tuple[str,
 @pytest.mark.parametrize("file_names", [("x.jpg", "x.png"), ("x.jpg", "../x.jpg"), ("x.jpg", "/x.jpg")])
 def test_names_that_would_clash_or_leave_the_folder_are_refused(tmp_path: Path, file_names: tuple[str, ...]) -> None:
     dataset = dataset_of(*file_names)
-    with pytest.raises(InputError, match=r"pictures of test.json differ only in their endings or lie outside"):
+    with pytest.raises(InputError, match=r"images of test.json differ only in their endings or lie outside"):
         write_predictions(one_box_each(dataset), tmp_path / "labels", dataset, format="yolo")
     assert not list(tmp_path.iterdir())
 

@@ -225,7 +225,7 @@ def test_an_unreadable_image_is_named(finished, campaign, tmp_path):
 
 def test_a_run_has_a_page_too(finished, tmp_path):
     run = Path(shutil.copytree(finished / "members" / "lite0-256-s0", tmp_path / "run"))
-    (run / "recipe.json").write_text(json.dumps({"detector": "efficientdet_lite0", "lr": 0.002}))
+    (run / "recipe.json").write_text(json.dumps({"format": 1, "detector": "efficientdet_lite0", "lr": 0.002}))
     (run / "run.json").write_text(
         json.dumps({"data": str(finished.parent / "shapes" / "train.json"), "seed": 3, "seconds": 80})
     )
@@ -239,6 +239,14 @@ def test_a_run_has_a_page_too(finished, tmp_path):
         "1 min 20 s",
     ):
         assert words in text
+
+
+def test_the_page_of_a_classifier_shows_its_accuracy(tmp_path):
+    rows = [{"step": 0, "seconds": 1.0, "loss": 2.0}, {"step": 9, "seconds": 9.0, "accuracy": 0.875}]
+    (tmp_path / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    text = " ".join(read_page(write_campaign_page(tmp_path)).text)
+    assert "the run reached accuracy 0.875" in text
+    assert "Accuracy during training" in text
 
 
 def test_another_folder_is_refused(tmp_path):

@@ -1,4 +1,4 @@
-"""Class probabilities as a CSV table, one row per image or object."""
+"""Writes class probabilities as a table, one row an image or object."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from foldfuse.detections import Array
 from foldfuse.system.atomic_files import atomic
 
 
-def write_table(said: Array, crops: Crops, classes: Sequence[str], out: Path, *, boxes: bool) -> None:
+def write_class_table(probabilities: Array, crops: Crops, classes: Sequence[str], out: Path, *, boxes: bool) -> None:
     """Write (n, K) probabilities of `crops` as .csv or .parquet.
 
-    Columns: picture; x1, y1, x2, y2 where `boxes`; class, empty where it is not known; said, the most probable class; and
+    Columns: image; x1, y1, x2, y2 where `boxes`; class, empty where it is unknown; predicted, the most probable class; and
     p(NAME) of each class.
     """
-    columns: dict[str, Sequence[str] | Array] = {"picture": [crops.samples[i].file_name for i in crops.image_index]}
+    columns: dict[str, Sequence[str] | Array] = {"image": [crops.samples[i].file_name for i in crops.image]}
     if boxes:
         columns |= {name: crops.boxes[:, i] for i, name in enumerate(("x1", "y1", "x2", "y2"))}
     columns["class"] = [classes[label] if label >= 0 else "" for label in crops.labels]
-    columns["said"] = [classes[label] for label in said.argmax(1)]
-    columns |= {f"p({name})": said[:, k].astype(np.float64).round(6) for k, name in enumerate(classes)}
+    columns["predicted"] = [classes[label] for label in probabilities.argmax(1)]
+    columns |= {f"p({name})": probabilities[:, k].astype(np.float64).round(6) for k, name in enumerate(classes)}
     table = pa.table(columns)
     with atomic(out) as path:
         if out.suffix == ".csv":

@@ -13,7 +13,7 @@ from foldfuse.data.dataset import Dataset
 from foldfuse.data.readers.coco import read_json
 from foldfuse.detections import Array, Predictions
 from foldfuse.errors import InputError
-from foldfuse.formats.box_table import Rows, names_of, unknown_image
+from foldfuse.formats.box_table import BoxTable, image_names, unknown_image
 from foldfuse.system.atomic_files import write_text
 
 
@@ -30,7 +30,12 @@ def write_coco(predictions: Predictions, path: Path, dataset: Dataset) -> None:
     write_text(path, json.dumps(rows))
 
 
-def _read_coco(path: Path, dataset: Dataset) -> Rows:
+def read_coco(path: Path, dataset: Dataset) -> BoxTable:
+    """The boxes of a COCO results file; an image of `dataset` without a row counts as predicted, without boxes.
+
+    Raises:
+        InputError: the file is no such list, or a row is incomplete or of no known image or category.
+    """
     rows = read_json(path)
     if not isinstance(rows, list):
         raise InputError(f"{path}: holds a {type(rows).__name__}, expected COCO results: a list of objects.")
@@ -41,22 +46,22 @@ def _read_coco(path: Path, dataset: Dataset) -> Rows:
                 "bbox [left, top, width, height] and score."
             )
     id_of: dict[Any, int] = {
-        **names_of(dataset),
+        **image_names(dataset),
         **{str(i): i for i in dataset.image_ids},
         **{i: i for i in dataset.image_ids},
     }
     label_of = {category_id: label for label, category_id in enumerate(dataset.category_ids)}
-    image_ids = _looked_up(path, rows, "image_id", id_of, dataset)
-    labels = _looked_up(path, rows, "category_id", label_of | {str(i): k for i, k in label_of.items()}, dataset)
+    image_ids = _look_up(path, rows, "image_id", id_of, dataset)
+    labels = _look_up(path, rows, "category_id", label_of | {str(i): k for i, k in label_of.items()}, dataset)
     boxes = _floats(path, rows, "bbox", (4,))
     scores = _floats(path, rows, "score", ())
-    with np.errstate(invalid="ignore"):  # infinite numbers are refused with their row, later
+    with np.errstate(invalid="ignore"):  # to_predictions refuses infinite numbers, and names the row
         xyxy = xywh_to_xyxy(boxes)
-    return Rows(image_ids, xyxy, scores, labels, dataset.image_ids, lambda i: f"{path}: row {i}")
+    return BoxTable(image_ids, xyxy, scores, labels, dataset.image_ids, lambda i: f"{path}: row {i}")
 
 
-def _looked_up(path: Path, rows: list[dict[str, Any]], key: str, known: dict[Any, int], dataset: Dataset) -> Array:
-    """(n,) int64: what `known` says of each row[key]."""
+def _look_up(path: Path, rows: list[dict[str, Any]], key: str, known: dict[Any, int], dataset: Dataset) -> Array:
+    """(n,) int64: the value in `known` of each row[key]."""
     try:
         return np.array([known[row[key]] for row in rows], np.int64)
     except (KeyError, TypeError):  # TypeError: a list cannot be looked up

@@ -12,19 +12,21 @@ import pyarrow.parquet as pq
 from foldfuse.data.dataset import Dataset
 from foldfuse.detections import Predictions
 from foldfuse.errors import InputError
-from foldfuse.formats.box_table import check, unknown_image
+from foldfuse.formats.box_table import check_boxes, unknown_image
 from foldfuse.system.atomic_files import atomic
 
 
-def _same_classes(classes: tuple[str, ...], dataset: Dataset, where: str) -> None:
+def check_classes(classes: tuple[str, ...], dataset: Dataset, where: str) -> None:
+    """Raise InputError unless the classes are those of `dataset`, in its order."""
     if classes != dataset.classes:
         raise InputError(
-            f"{where}: speaks of the classes {', '.join(classes)}, but {dataset.source} has {', '.join(dataset.classes)}. "
+            f"{where}: has the classes {', '.join(classes)}, but {dataset.source} has {', '.join(dataset.classes)}. "
             "Give the data that was predicted."
         )
 
 
-def _write_parquet(predictions: Predictions, path: Path) -> None:
+def write_parquet(predictions: Predictions, path: Path) -> None:
+    """Write predictions as Parquet, complete: images without boxes and the class names too."""
     offsets = pa.array(predictions.offsets, pa.int64())
     flat = pa.array(np.ascontiguousarray(predictions.boxes).reshape(-1), pa.float32())
     table = pa.table(
@@ -39,7 +41,12 @@ def _write_parquet(predictions: Predictions, path: Path) -> None:
         pq.write_table(table, temporary)
 
 
-def _read_parquet(path: Path, dataset: Dataset) -> Predictions:
+def read_parquet(path: Path, dataset: Dataset) -> Predictions:
+    """The predictions in a file that `write_parquet` wrote.
+
+    Raises:
+        InputError: the file is damaged, or has other classes or images than `dataset`.
+    """
     types = {
         "image_id": pa.int64(),
         "boxes": pa.large_list(pa.list_(pa.float32(), 4)),
@@ -47,7 +54,7 @@ def _read_parquet(path: Path, dataset: Dataset) -> Predictions:
         "labels": pa.large_list(pa.int64()),
     }
     try:
-        # Of the file alone: pq.read_table would take a folder called "lr=3e-4" on the way for a column.
+        # pq.read_table would take a folder in the path called "lr=3e-4" for a column.
         with pq.ParquetFile(path) as file:
             table = file.read()
         classes = tuple(json.loads(table.schema.metadata[b"foldfuse"])["classes"])
@@ -56,29 +63,29 @@ def _read_parquet(path: Path, dataset: Dataset) -> Predictions:
             for name, kind in types.items()
         }
     except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{path}: is not a Parquet file of predictions ({error}). Write it with foldfuse.") from None
-    _same_classes(classes, dataset, str(path))
+        raise InputError(f"{path}: is not a Parquet file of predictions ({error}). Write it with foldfuse convert.") from None
+    check_classes(classes, dataset, str(path))
     image_ids = columns["image_id"].to_numpy(zero_copy_only=False)
     lengths = {name: np.diff(columns[name].offsets.to_numpy()) for name in ("boxes", "scores", "labels")}
     flat = {name: columns[name].flatten() for name in lengths}
     nulls = columns["image_id"].null_count + sum(columns[n].null_count + flat[n].null_count for n in lengths)
     if nulls or flat["boxes"].flatten().null_count:
-        raise InputError(f"{path}: holds empty cells (null), expected numbers. An empty picture has lists of length 0.")
+        raise InputError(f"{path}: holds empty cells (null), expected numbers. An image without boxes has lists of length 0.")
     for name in ("scores", "labels"):
         if (differ := lengths[name] != lengths["boxes"]).any():
             row = int(np.argmax(differ))
             raise InputError(
-                f"{path}: row {row} has {lengths['boxes'][row]} boxes and {lengths[name][row]} {name}, expected as many."
+                f"{path}: row {row} has {lengths['boxes'][row]} boxes and {lengths[name][row]} {name}, expected the same number."
             )
     known = np.isin(image_ids, np.array(dataset.image_ids, np.int64))
     if not known.all():
         raise unknown_image(f"{path}: row {int(np.argmin(known))}", int(image_ids[np.argmin(known)]), dataset)
     distinct, counts = np.unique(image_ids, return_counts=True)
     if (counts > 1).any():
-        raise InputError(f"{path}: image id {distinct[counts > 1][0]} has {counts.max()} rows. Keep one row a picture.")
+        raise InputError(f"{path}: image id {distinct[counts > 1][0]} has {counts.max()} rows. Keep one row an image.")
     boxes = flat["boxes"].flatten().to_numpy().reshape(-1, 4)
     scores, labels = flat["scores"].to_numpy(), flat["labels"].to_numpy()
     row_of = np.repeat(np.arange(len(image_ids)), lengths["boxes"])
-    check(boxes, scores, labels, dataset, lambda i: f"{path}: row {row_of[i]} (image {image_ids[row_of[i]]}): a box")
+    check_boxes(boxes, scores, labels, dataset, lambda i: f"{path}: row {row_of[i]} (image {image_ids[row_of[i]]}): a box")
     offsets = np.concatenate([[0], np.cumsum(lengths["boxes"])]).astype(np.int64)
     return Predictions(image_ids, offsets, boxes, np.minimum(scores, 1), labels, classes)

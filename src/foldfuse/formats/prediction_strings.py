@@ -1,9 +1,9 @@
-"""Prediction strings: one CSV row a picture, all its boxes as words in one cell. The contest's own, and its many cousins.
+"""Reads and writes CSV files of prediction strings: one row an image, all its boxes as words in one cell.
 
-The cousins differ in what stands before the box (label and score, in either order, or the score alone), in what the four
-numbers mean (xyxy, xywh, cxcywh) and in their unit (pixels, or shares of the picture's sides). A `Layout` says which.
-The contest's header stands for the contest's layout. Under another header the numbers rule most layouts out; the one that
-is left is taken, and if several are left the caller has to choose.
+Layouts differ in the words before a box (label and score, in either order, or the score alone), in the meaning of its four
+numbers (xyxy, xywh, cxcywh) and in their unit (pixels, or fractions of the image's width and height: "normalized").
+The contest's header stands for the contest's layout. Under another header the numbers rule most layouts out; the reader takes
+the only layout that is left, and asks the caller to choose if several are left.
 """
 
 from __future__ import annotations
@@ -21,74 +21,74 @@ from foldfuse.boxes import xywh_to_xyxy, xyxy_to_xywh
 from foldfuse.data.dataset import Dataset
 from foldfuse.detections import Array, Predictions
 from foldfuse.errors import InputError
-from foldfuse.formats.box_table import Rows, names_of, sides_of, unknown_image
+from foldfuse.formats.box_table import BoxTable, image_names, image_sizes, unknown_image
 from foldfuse.system.atomic_files import write_text
 
 HEADER = ("PredictionString", "image_id")
-OTHER_HEADER = ("image_id", "PredictionString")  # of the cousins, so that none is taken for the contest's
+OTHER_HEADER = ("image_id", "PredictionString")  # of other layouts, to tell them from the contest's
 STRING_COLUMNS = {"predictionstring", "prediction_string", "predictions", "prediction"}
 IMAGE_COLUMNS = {"image_id", "imageid", "image", "id", "file_name", "filename", "patientid"}
-SLACK = 0.02  # share of a side by which a plausible box may stick out of its picture
-LARGEST_SHARE = 1.5  # coordinates that never pass this are shares of a side, not pixels
+SLACK = 0.02  # fraction of the width or height by which a plausible box may reach beyond its image
+MAX_NORMALIZED = 1.5  # coordinates that never exceed this are fractions, not pixels
 
 
 @dataclass(frozen=True)
 class Layout:
-    """What the words of one box mean.
+    """The meaning of the words of one box.
 
     Attributes:
         before: the words before the box: "label_score", "score_label" or "score".
         box: "xyxy", "xywh" (left, top, width, height) or "cxcywh" (centre, width, height).
-        share: whether coordinates are shares of the picture's sides instead of pixels.
+        normalized: whether coordinates are fractions of the image's width and height instead of pixels.
     """
 
     before: str
     box: str
-    share: bool
+    normalized: bool
 
     @property
     def name(self) -> str:
-        """Such as "label_score_xyxy" or "score_xywh_share"."""
-        return f"{self.before}_{self.box}{'_share' if self.share else ''}"
+        """Such as "label_score_xyxy" or "score_xywh_normalized"."""
+        return f"{self.before}_{self.box}{'_normalized' if self.normalized else ''}"
 
     @property
     def num_words(self) -> int:
         """Words per box."""
         return 4 + len(self.before.split("_"))
 
-    def rows(self, words: Array, sides: Array) -> tuple[Array, Array, Array]:
-        """(n, num_words) numbers and (n, 2) widths and heights -> xyxy boxes in pixels, scores, labels (not checked)."""
+    def to_boxes(self, words: Array, sides: Array) -> tuple[Array, Array, Array]:
+        """(n, num_words) numbers and (n, 2) widths and heights -> xyxy boxes in pixels, scores, labels, not checked."""
         before = self.before.split("_")
         scores = words[:, before.index("score")]
         labels = words[:, before.index("label")] if "label" in before else np.zeros(len(words))
-        boxes = words[:, len(before) :] * (np.tile(sides, 2) if self.share else 1)
+        boxes = words[:, len(before) :] * (np.tile(sides, 2) if self.normalized else 1)
         if self.box == "cxcywh":
             boxes = np.concatenate([boxes[:, :2] - boxes[:, 2:] / 2, boxes[:, 2:]], 1)
         return boxes if self.box == "xyxy" else xywh_to_xyxy(boxes), scores, labels
 
-    def words(self, boxes: Array, scores: Array, labels: Array, sides: Array) -> Array:
-        """The inverse of `rows`: (n, num_words) float64."""
+    def to_words(self, boxes: Array, scores: Array, labels: Array, sides: Array) -> Array:
+        """The inverse of `to_boxes`: (n, num_words) float64."""
         boxes = boxes.astype(np.float64)
         if self.box != "xyxy":
             boxes = xyxy_to_xywh(boxes)
         if self.box == "cxcywh":
             boxes = np.concatenate([boxes[:, :2] + boxes[:, 2:] / 2, boxes[:, 2:]], 1)
         before = [{"score": scores, "label": labels}[word] for word in self.before.split("_")]
-        return np.column_stack([*before, boxes / (np.tile(sides, 2) if self.share else 1)])
+        return np.column_stack([*before, boxes / (np.tile(sides, 2) if self.normalized else 1)])
 
     @property
     def text(self) -> str:
-        """How the words of one box are written: a string to call `format` of."""
+        """A format string for the words of one box."""
         before = [{"score": "{:.6f}", "label": "{:.0f}"}[word] for word in self.before.split("_")]
-        return " ".join([*before, *["{:.8f}" if self.share else "{:.3f}"] * 4])
+        return " ".join([*before, *["{:.8f}" if self.normalized else "{:.3f}"] * 4])
 
     def fits(self, words: Array, sides: Array, num_classes: int) -> bool:
-        """Whether every box could be meant so: labels and scores in range, boxes upright and on their pictures."""
+        """Whether every box is plausible in this layout: labels and scores in range, x1 <= x2, y1 <= y2, inside its image."""
         if "label" not in self.before and num_classes > 1:
             return False
-        if len(words) and self.share != bool((words[:, -4:] <= LARGEST_SHARE).all()):
+        if len(words) and self.normalized != bool((words[:, -4:] <= MAX_NORMALIZED).all()):
             return False
-        boxes, scores, labels = self.rows(words, sides)
+        boxes, scores, labels = self.to_boxes(words, sides)
         slack = SLACK * np.tile(sides, 2)
         return bool(
             ((scores >= 0) & (scores <= 1)).all()
@@ -101,8 +101,8 @@ class Layout:
 LAYOUTS = {
     layout.name: layout
     for layout in (
-        Layout(before, box, share)
-        for before, box, share in product(
+        Layout(before, box, normalized)
+        for before, box, normalized in product(
             ("label_score", "score_label", "score"), ("xyxy", "xywh", "cxcywh"), (False, True)
         )
     )
@@ -127,11 +127,11 @@ class Table:
     lines: list[int]
 
 
-def read_strings(path: Path, dataset: Dataset, *, layout: Layout | None) -> tuple[Rows, Layout]:
-    """The boxes of a CSV, and the layout in which they were read: the one given, or the one that its numbers allow.
+def read_strings(path: Path, dataset: Dataset, *, layout: Layout | None) -> tuple[BoxTable, Layout]:
+    """The boxes of a CSV, and their layout: the given one, or the only one that the numbers allow.
 
     Raises:
-        InputError: a row cannot be, or the numbers allow more than one layout, or none.
+        InputError: a row is broken, or the numbers allow several layouts or none.
     """
     table = _read_table(path, dataset)
     counts = {len(words) for words in table.words}
@@ -143,23 +143,23 @@ def read_strings(path: Path, dataset: Dataset, *, layout: Layout | None) -> tupl
                 f"{path}: line {line} has {len(words)} words, expected {layout.num_words} a box, for {layout.name}."
             )
     words, image_ids, rows = _stack(table, layout.num_words)
-    boxes, scores, labels = layout.rows(words, sides_of(image_ids, dataset))
+    boxes, scores, labels = layout.to_boxes(words, image_sizes(image_ids, dataset))
     lines = np.array(table.lines, np.int64)[rows]
     if (wrong := labels % 1 != 0).any():
         i = int(np.argmax(wrong))
         raise InputError(f"{path}: line {lines[i]} has the label {labels[i]:g}, expected a whole number.")
     where = lambda i: f"{path}: line {lines[i]}: a box"  # noqa: E731
-    return Rows(image_ids, boxes, scores, labels.astype(np.int64), table.image_ids, where), layout
+    return BoxTable(image_ids, boxes, scores, labels.astype(np.int64), table.image_ids, where), layout
 
 
 def write_strings(predictions: Predictions, path: Path, dataset: Dataset, *, layout: Layout = CONTEST) -> None:
-    """Write a CSV of prediction strings, a row for every picture of `dataset`, also the empty ones.
+    """Write a CSV of prediction strings, a row for every image of `dataset`, images without boxes too.
 
     image_id is the file name. The contest's string repeats `label score xmin ymin xmax ymax ` with 0-based labels in
-    pixels, under the header `PredictionString,image_id`; other layouts have the columns the other way round.
+    pixels, under the header `PredictionString,image_id`; other layouts have the columns in the other order.
 
     Raises:
-        InputError: a picture of `dataset` was not predicted, or the layout has no labels and there are several classes.
+        InputError: a image of `dataset` was not predicted, or the layout has no labels and there are several classes.
     """
     if "label" not in layout.before and len(dataset.classes) > 1:
         raise InputError(
@@ -167,8 +167,8 @@ def write_strings(predictions: Predictions, path: Path, dataset: Dataset, *, lay
             f"choose a layout with labels, such as label_{layout.name}."
         )
     predictions = predictions.select_images(dataset.image_ids)
-    sides = sides_of(predictions.image_ids[predictions.image_index], dataset)
-    words = layout.words(predictions.boxes, predictions.scores, predictions.labels, sides).tolist()
+    sides = image_sizes(predictions.image_ids[predictions.image_index], dataset)
+    words = layout.to_words(predictions.boxes, predictions.scores, predictions.labels, sides).tolist()
     header = HEADER if layout == CONTEST else OTHER_HEADER
     box_text = layout.text + " "
     lines = io.StringIO()
@@ -182,7 +182,7 @@ def write_strings(predictions: Predictions, path: Path, dataset: Dataset, *, lay
 
 
 def _read_table(path: Path, dataset: Dataset) -> Table:
-    id_of = names_of(dataset)
+    id_of = image_names(dataset)
     label_of = {name: str(label) for label, name in enumerate(dataset.classes)}
     image_ids: list[int] = []
     words: list[Array] = []
@@ -202,7 +202,7 @@ def _read_table(path: Path, dataset: Dataset) -> Table:
                 if image_id is None:
                     raise unknown_image(where, row[image_column], dataset)
                 if image_id in seen:
-                    raise InputError(f"{where}: {row[image_column]!r} stands there twice. Keep one row a picture.")
+                    raise InputError(f"{where}: {row[image_column]!r} has two rows. Keep one row an image.")
                 seen.add(image_id)
                 image_ids.append(image_id)
                 words.append(_numbers(row[string_column].split(), label_of, where))
@@ -213,14 +213,14 @@ def _read_table(path: Path, dataset: Dataset) -> Table:
 
 
 def _columns(path: Path, header: tuple[str, ...]) -> tuple[int, int]:
-    """Positions of the column of strings and of the column of pictures."""
+    """Indices of the column of strings and of the column of images."""
     names = [name.strip().lower() for name in header]
     strings = [i for i, name in enumerate(names) if name in STRING_COLUMNS]
-    pictures = [i for i, name in enumerate(names) if name in IMAGE_COLUMNS]
-    if len(header) != 2 or len(strings) != 1 or len(pictures) != 1:
-        extra = " An index column slipped in: write the file without one." if "" in names else ""
+    images = [i for i, name in enumerate(names) if name in IMAGE_COLUMNS]
+    if len(header) != 2 or len(strings) != 1 or len(images) != 1:
+        extra = " There is an index column: write the file without one." if "" in names else ""
         raise InputError(f"{path}: line 1: the header is {','.join(header)!r}, expected {','.join(HEADER)!r}.{extra}")
-    return strings[0], pictures[0]
+    return strings[0], images[0]
 
 
 def _numbers(words: Iterable[str], label_of: dict[str, str], where: str) -> Array:
@@ -240,29 +240,29 @@ def _numbers(words: Iterable[str], label_of: dict[str, str], where: str) -> Arra
 
 def _only_layout(path: Path, table: Table, counts: set[int], dataset: Dataset) -> Layout:
     """The contest's layout under the contest's header, the one that the numbers allow under another."""
-    if table.header == HEADER or counts <= {0}:  # where nothing was found anywhere, every layout says so alike
+    if table.header == HEADER or counts <= {0}:  # without a single box, all layouts are the same
         return CONTEST
     possible = []
     for layout in LAYOUTS.values():
         if not any(count % layout.num_words for count in counts):
             words, image_ids, _ = _stack(table, layout.num_words)
-            if layout.fits(words, sides_of(image_ids, dataset), len(dataset.classes)):
+            if layout.fits(words, image_sizes(image_ids, dataset), len(dataset.classes)):
                 possible.append(layout)
     if len(possible) == 1:
         return possible[0]
     if not possible:
         raise InputError(
             f"{path}: its numbers fit no layout known here: labels, scores or boxes are out of range, or a row is cut "
-            f"short. Say which layout it is, with format= or --read-as, one of {', '.join(LAYOUTS)}."
+            f"short. Name the layout with format= or --input-format, one of {', '.join(LAYOUTS)}."
         )
     raise InputError(
-        f"{path}: its numbers could be meant as {' or '.join(layout.name for layout in possible)}. "
-        "Say which with format=, in a command with --read-as."
+        f"{path}: its numbers fit the layouts {' or '.join(layout.name for layout in possible)}. "
+        "Name the right one with format=, in a command with --input-format."
     )
 
 
 def _stack(table: Table, num_words: int) -> tuple[Array, Array, Array]:
-    """All words as (n, num_words), and of each box the image id and the row; every row must hold whole boxes."""
+    """All words as (n, num_words), and the image id and the row of each box; every row must hold whole boxes."""
     counts = np.array([len(words) // num_words for words in table.words], np.int64)
     words = np.concatenate([np.zeros(0), *table.words]).reshape(-1, num_words)
     rows = np.repeat(np.arange(len(counts)), counts)

@@ -1,14 +1,12 @@
-"""Predictions on disk, in and out. Which kind a file is, its content says; what was concluded can be asked for, and
-overruled. What is read is also written.
+"""Reads and writes prediction files. The content decides the format of a file that is read, unless the caller names it.
 
-Parquet (our own) keeps everything: a row per picture that was looked at, also the empty ones, and the class names.
-COCO results JSON and YOLO folders may leave out pictures on which nothing was found, so every other picture of the dataset
-is taken as looked at and empty. A CSV of prediction strings has a row for each picture.
+Parquet (Foldfuse's own) is complete: a row for each predicted image, images without boxes too, and the class names.
+COCO results JSON and YOLO folders may leave out images without boxes, so every other image of the dataset counts as predicted,
+without boxes. A CSV of prediction strings has a row for each image.
 """
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,91 +15,88 @@ import numpy as np
 from foldfuse.data.dataset import Dataset
 from foldfuse.detections import Predictions
 from foldfuse.errors import InputError, unknown_name
-from foldfuse.formats.box_table import grouped
-from foldfuse.formats.coco_results import _read_coco, write_coco
-from foldfuse.formats.parquet import _read_parquet, _same_classes, _write_parquet
+from foldfuse.formats.box_table import to_predictions
+from foldfuse.formats.coco_results import read_coco, write_coco
+from foldfuse.formats.parquet import check_classes, read_parquet, write_parquet
 from foldfuse.formats.prediction_strings import CONTEST, LAYOUTS, read_strings, write_strings
 from foldfuse.formats.yolo_labels import read_yolo, write_yolo
 
 FORMATS = ("parquet", "coco_json", "yolo", *LAYOUTS)
-ENDINGS = {".parquet": "parquet", ".json": "coco_json", ".csv": CONTEST.name}  # what is written where only these tell
+ENDINGS = {".parquet": "parquet", ".json": "coco_json", ".csv": CONTEST.name}  # default formats of new files
 
 
-@dataclass(frozen=True)
-class Sniffed:
-    """As what a file of predictions was read.
+@dataclass(frozen=True, eq=False)
+class PredictionFile:
+    """The content of a prediction file, and how it was read.
 
     Attributes:
+        predictions: in the order of the dataset.
         format: one of FORMATS.
-        why: the reason, for people.
+        reason: for the format, in words.
     """
 
+    predictions: Predictions
     format: str
-    why: str
+    reason: str
 
-    def __str__(self) -> str:
-        return f"read as {self.format}: {self.why}"
+    def notes(self) -> list[str]:
+        """Sentences for the user: the format, and a warning where boxes are repeated."""
+        notes = [f"read as {self.format}: {self.reason}."]
+        p = self.predictions
+        columns = p.image_index, p.labels, p.scores, *p.boxes.T
+        first = np.unique(np.stack(columns, 1), axis=0, return_index=True)[1]
+        repeated = np.setdiff1d(np.arange(len(p.boxes)), first)
+        if len(repeated):
+            image_id = p.image_ids[p.image_index[repeated[0]]]
+            notes.append(
+                f"{len(repeated)} of {len(p.boxes)} boxes repeat another box of the same class and score, such as in image "
+                f"id {image_id}. They are kept; if two files were joined, give them one by one."
+            )
+        return notes
 
 
 def read_predictions(path: Path, dataset: Dataset, *, format: str | None = None) -> Predictions:
-    """The predictions in a file of any kind known here, in the order of `dataset`.
+    """The predictions in a file of any format in FORMATS, in the order of `dataset`.
 
     Args:
-        path: Parquet, COCO results JSON, a CSV of prediction strings, or a folder of YOLO's .txt.
-        dataset: whose pictures, classes and category ids the file speaks of.
-        format: one of FORMATS, for a file whose content leaves it open.
+        path: a file, or a YOLO folder.
+        dataset: whose images, classes and category ids the file uses.
+        format: one of FORMATS, where the content leaves the format open.
 
     Raises:
-        InputError: the file is missing or of no known kind, its content leaves its kind open, or a row cannot be.
+        InputError: the file is missing or of no known format, its content leaves the format open, or a row is broken.
     """
-    return read_stated(path, dataset, format=format)[0]
+    return read_prediction_file(path, dataset, format=format).predictions
 
 
-def read_told(path: Path, dataset: Dataset, *, read_as: str | None = None) -> Predictions:
-    """As `read_predictions`; what the file was read as, and what it says twice, is told on standard error. For commands."""
-    found, sniffed = read_stated(path, dataset, format=read_as)
-    print(f"{path}: {sniffed}.", file=sys.stderr)
-    columns = found.image_index, found.labels, found.scores, *found.boxes.T
-    first = np.unique(np.stack(columns, 1), axis=0, return_index=True)[1]
-    again = np.setdiff1d(np.arange(len(found.boxes)), first)
-    if len(again):
-        image_id = found.image_ids[found.image_index[again[0]]]
-        print(
-            f"{path}: {len(again)} of {len(found.boxes)} boxes stand there again with the same class and score, such as in "
-            f"image id {image_id}. They are kept; if two files were joined, give them one by one.",
-            file=sys.stderr,
-        )
-    return found
-
-
-def read_stated(path: Path, dataset: Dataset, *, format: str | None = None) -> tuple[Predictions, Sniffed]:
-    """As `read_predictions`, with a word on what the file was read as."""
+def read_prediction_file(path: Path, dataset: Dataset, *, format: str | None = None) -> PredictionFile:
+    """As `read_predictions`, with the format of the file and the reason for it."""
     path = Path(path)
     if format is not None and format not in FORMATS:
         raise unknown_name("format of predictions", format, FORMATS)
-    kind, why = _kind(path) if format is None else (format, "as was asked for")
+    kind, reason = _detect_format(path) if format is None else (format, "the format was given")
     if kind == "parquet":
-        return _read_parquet(path, dataset), Sniffed(kind, why)
+        return PredictionFile(read_parquet(path, dataset), kind, reason)
     if kind == "coco_json":
-        return grouped(_read_coco(path, dataset), dataset), Sniffed(kind, why)
+        return PredictionFile(to_predictions(read_coco(path, dataset), dataset), kind, reason)
     if kind == "yolo":
-        return grouped(read_yolo(path, dataset), dataset), Sniffed(kind, why)
-    rows, layout = read_strings(path, dataset, layout=LAYOUTS.get(kind))
-    return grouped(rows, dataset), Sniffed(layout.name, why)
+        return PredictionFile(to_predictions(read_yolo(path, dataset), dataset), kind, reason)
+    table, layout = read_strings(path, dataset, layout=LAYOUTS.get(kind))
+    return PredictionFile(to_predictions(table, dataset), layout.name, reason)
 
 
 def write_predictions(predictions: Predictions, path: Path, dataset: Dataset, *, format: str | None = None) -> Path:
-    """Write predictions; their path comes back.
+    """Write predictions and return the path.
 
     Args:
-        predictions: of the pictures of `dataset`; only Parquet and COCO results may lack some of them.
-        path: a file, for a YOLO folder one that is new or empty.
-        dataset: whose names, classes and category ids the file will speak of.
-        format: one of FORMATS. By default the ending says it: .parquet (keeps all), .json (COCO results), .csv (the
-            contest's); a folder that exists becomes YOLO's.
+        predictions: of the images of `dataset`; only Parquet and COCO results may lack some images.
+        path: a file; for YOLO a folder, new or empty.
+        dataset: whose file names, classes and category ids the file will use.
+        format: one of FORMATS. By default the ending decides: .parquet (complete), .json (COCO results), .csv (the
+            contest's); an existing folder becomes a YOLO folder.
 
     Raises:
-        InputError: there is no such format or ending, predictions and dataset differ in their classes, or the format
+        InputError: the format or ending is unknown, predictions and dataset differ in their classes, or the format
             cannot hold these predictions.
     """
     path = Path(path)
@@ -109,15 +104,15 @@ def write_predictions(predictions: Predictions, path: Path, dataset: Dataset, *,
         format = "yolo" if path.is_dir() else ENDINGS.get(path.suffix)
     if format is None:
         raise InputError(
-            f"{path}: predictions are written as {', '.join(ENDINGS)}; choose one of these endings, or say the format."
+            f"{path}: predictions are written as {', '.join(ENDINGS)}; choose one of these endings, or name the format."
         )
     if format not in FORMATS:
         raise unknown_name("format of predictions", format, FORMATS)
     if format != "yolo" and path.is_dir():
         raise InputError(f"{path}: is a folder, expected the name of a file for {format}.")
-    _same_classes(predictions.classes, dataset, str(path))
+    check_classes(predictions.classes, dataset, str(path))
     if format == "parquet":
-        _write_parquet(predictions, path)
+        write_parquet(predictions, path)
     elif format == "coco_json":
         write_coco(predictions, path, dataset)
     elif format == "yolo":
@@ -127,11 +122,11 @@ def write_predictions(predictions: Predictions, path: Path, dataset: Dataset, *,
     return path
 
 
-def _kind(path: Path) -> tuple[str, str]:
-    """The kind that the first bytes show ("csv" stands for prediction strings of any layout), and the reason."""
+def _detect_format(path: Path) -> tuple[str, str]:
+    """The format that the first bytes show ("csv" for prediction strings of any layout), and the reason."""
     if path.is_dir():
         if any(path.rglob("*.txt")):
-            return "yolo", "it is a folder of .txt files"
+            return "yolo", "a folder of .txt files"
         raise InputError(f"{path}: is a folder without .txt files. Give a file of predictions, or a YOLO folder.")
     try:
         with path.open("rb") as file:
@@ -141,13 +136,13 @@ def _kind(path: Path) -> tuple[str, str]:
             f"{path}: cannot be read ({error.strerror}). Give a .parquet, .json or .csv of predictions."
         ) from None
     if start.startswith(b"PAR1"):
-        return "parquet", "it starts with Parquet's mark"
+        return "parquet", "the file starts with Parquet's mark"
     if start.startswith(b"["):
-        return "coco_json", "it is a JSON list"
+        return "coco_json", "the file is a JSON list"
     header = start.partition(b"\n")[0]
     if b"," in header and not start.startswith(b"{"):
-        return "csv", f"of its header {header.decode('utf-8', 'replace').strip()} and its numbers"
+        return "csv", f"by the header {header.decode('utf-8', 'replace').strip()} and the numbers"
     raise InputError(
-        f"{path}: is no file of predictions known here. Expected our Parquet, COCO results JSON (a list of objects), or a "
+        f"{path}: is no prediction file of a known format. Expected Parquet by foldfuse, COCO results JSON (a list of objects), or a "
         "CSV with the header PredictionString,image_id."
     )

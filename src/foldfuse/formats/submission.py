@@ -1,4 +1,4 @@
-"""Submissions: the files that organisers take, written whole and read back before they are left in place."""
+"""Writes submissions in the organisers' formats, and reads each one back before it takes its place."""
 
 from __future__ import annotations
 
@@ -17,29 +17,29 @@ from foldfuse.formats.prediction_strings import CONTEST, HEADER, write_strings
 from foldfuse.formats.predictions import read_predictions
 from foldfuse.system.atomic_files import atomic
 
-Format = Literal["contest_csv", "coco_json"]
+SubmissionFormat = Literal["contest_csv", "coco_json"]
 WRITERS = {"contest_csv": write_strings, "coco_json": write_coco}
-STEP_PX = 1e-3  # of the coordinates in a submission; a box must keep a size after rounding
+STEP_PX = 1e-3  # of the coordinates in a submission; a box must have a size after rounding
 
 
 def write_submission(
-    predictions: Predictions, dataset: Dataset, path: Path, format: Format, *, max_boxes: int | None = None
+    predictions: Predictions, dataset: Dataset, path: Path, format: SubmissionFormat, *, max_detections: int | None = None
 ) -> Path:
-    """Write a submission for all pictures of `dataset`; boxes are cut to their pictures, and those of no size left out.
+    """Write a submission for all images of `dataset`. Boxes are clipped to their images; boxes of no size are left out.
 
-    Low scores are kept: a metric that ranks boxes gains from them. The file takes its place only after it was read back
-    and found to say the same.
+    Low scores are kept: a metric that ranks boxes gains from them. The file takes its place only after it reads back with the
+    same boxes.
 
     Raises:
-        InputError: there is no such format, or a picture was not predicted.
+        InputError: the format is unknown, or an image was not predicted.
     """
     if format not in WRITERS:
         raise unknown_name("submission format", format, WRITERS)
-    if max_boxes is not None and max_boxes < 1:
-        raise InputError(f"max_boxes is {max_boxes}, and must be 1 or more.")
-    ready = _cut(predictions.select_images(dataset.image_ids), dataset)
-    if max_boxes is not None:
-        ready = _best(ready, max_boxes)
+    if max_detections is not None and max_detections < 1:
+        raise InputError(f"max_detections is {max_detections}, and must be 1 or more.")
+    ready = _clip(predictions.select_images(dataset.image_ids), dataset)
+    if max_detections is not None:
+        ready = _best(ready, max_detections)
     with atomic(path) as temporary:
         WRITERS[format](ready, temporary, dataset)
         found = validate_submission(temporary, dataset, format)
@@ -50,14 +50,14 @@ def write_submission(
     return path
 
 
-def validate_submission(path: Path, dataset: Dataset, format: Format = "contest_csv") -> Predictions:
-    """What a submission says, if it is one for `dataset`.
+def validate_submission(path: Path, dataset: Dataset, format: SubmissionFormat = "contest_csv") -> Predictions:
+    """The predictions in a submission for `dataset`.
 
-    Every row must make sense. A CSV must have the contest's header, and one row for every picture under its file_name;
-    a picture on which nothing was found has an empty string there, and is read back as empty.
+    A CSV must have the contest's header, and one row for every image under its file_name; an image without boxes has an empty
+    string there.
 
     Raises:
-        InputError: it is not; the row is named.
+        InputError: the file is no submission for `dataset`; the sentence names the row.
     """
     if format == "coco_json":
         return read_predictions(path, dataset, format="coco_json")
@@ -73,22 +73,22 @@ def validate_submission(path: Path, dataset: Dataset, format: Format = "contest_
     if len(found) != len(dataset):
         lacking = next(s.file_name for s in dataset.samples if s.id not in found)
         raise InputError(
-            f"{path}: has {len(found)} rows, expected {len(dataset)}, one for every picture of {dataset.source}; "
-            f"{lacking} has none. A picture on which nothing was found needs a row, too, with an empty string."
+            f"{path}: has {len(found)} rows, expected {len(dataset)}, one for every image of {dataset.source}; "
+            f"{lacking} has none. An image without boxes needs a row, too, with an empty string."
         )
     return found
 
 
-def _cut(predictions: Predictions, dataset: Dataset) -> Predictions:
-    """Boxes cut to their pictures, without those that have no size in the digits of a submission."""
-    sides = np.array([[s.width, s.height] for s in dataset.samples], np.float32)[predictions.image_index]
-    cut = replace(predictions, boxes=np.clip(predictions.boxes, 0, np.tile(sides, 2)))
-    return cut.filter(np.min(cut.boxes[:, 2:] - cut.boxes[:, :2], axis=1) >= 2 * STEP_PX)
+def _clip(predictions: Predictions, dataset: Dataset) -> Predictions:
+    """Boxes clipped to their images, without boxes that have no size in the digits of a submission."""
+    sizes = np.array([[s.width, s.height] for s in dataset.samples], np.float32)[predictions.image_index]
+    clipped = replace(predictions, boxes=np.clip(predictions.boxes, 0, np.tile(sizes, 2)))
+    return clipped.filter(np.min(clipped.boxes[:, 2:] - clipped.boxes[:, :2], axis=1) >= 2 * STEP_PX)
 
 
 def _best(predictions: Predictions, num: int) -> Predictions:
-    """Of each picture the `num` boxes with the highest scores, in the order they had."""
-    order = np.lexsort((-predictions.scores, predictions.image_index))  # grouped by picture, best first
+    """The `num` boxes of each image with the highest scores, in their order."""
+    order = np.lexsort((-predictions.scores, predictions.image_index))  # to_predictions by image, best first
     rank = np.empty(len(order), np.int64)
     rank[order] = np.arange(len(order)) - predictions.offsets[predictions.image_index[order]]
     return predictions.filter(rank < num)

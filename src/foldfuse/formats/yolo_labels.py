@@ -1,7 +1,7 @@
-"""Predictions as a folder of YOLO's text files: one `.txt` a picture, one line `class cx cy w h score` a box.
+"""Reads and writes predictions as a folder of YOLO text files: one `.txt` an image, one line `class cx cy w h score` a box.
 
-Centre, width and height are shares of the picture's sides; classes count from 0. A file bears the name of its picture with
-another ending. Where that would give two pictures the same file, files lie in the sub-folders of their pictures.
+Centre, width and height are fractions of the image's width and height; classes count from 0. A file has the name of its image
+with another ending. Where two images would share a file, the files lie in the sub-folders of their images.
 """
 
 from __future__ import annotations
@@ -16,22 +16,22 @@ import numpy as np
 from foldfuse.data.dataset import Dataset
 from foldfuse.detections import Predictions
 from foldfuse.errors import InputError
-from foldfuse.formats.box_table import Rows, names_of, sides_of, unknown_image
+from foldfuse.formats.box_table import BoxTable, image_names, image_sizes, unknown_image
 from foldfuse.formats.prediction_strings import LAYOUTS
 from foldfuse.system.atomic_files import atomic_folder
 
-WORDS = LAYOUTS["label_score_cxcywh_share"]  # the same six numbers, with the score in second place
+WORDS = LAYOUTS["label_score_cxcywh_normalized"]  # the same six numbers, with the score in second place
 LINE = "{:.0f} {:.8f} {:.8f} {:.8f} {:.8f} {:.6f}\n"
 
 
-def read_yolo(path: Path, dataset: Dataset) -> Rows:
-    """The boxes in a folder; pictures of `dataset` without a file count as looked at and empty.
+def read_yolo(path: Path, dataset: Dataset) -> BoxTable:
+    """The boxes in a folder; an image of `dataset` without a file counts as predicted, without boxes.
 
     Raises:
-        InputError: a file is of no picture, or a line is not six numbers.
+        InputError: a file belongs to no image, or a line is not six numbers.
     """
-    # A name may also be another picture's id: here it is the name that counts.
-    id_of = names_of(dataset) | _named(dataset, _stem) | _named(dataset, _stem_in_folder)
+    # A file name may equal another image's id: the name counts.
+    id_of = image_names(dataset) | _named(dataset, _stem) | _named(dataset, _stem_in_folder)
     words: list[list[float]] = []
     image_ids: list[int] = []
     places: list[str] = []
@@ -54,20 +54,20 @@ def read_yolo(path: Path, dataset: Dataset) -> Rows:
             places.append(f"{file}: line {number}")
     table = np.array(words, np.float64).reshape(-1, 6)
     ids = np.array(image_ids, np.int64)
-    boxes, scores, labels = WORDS.rows(table[:, [0, 5, 1, 2, 3, 4]], sides_of(ids, dataset))
-    return Rows(ids, boxes, scores, labels.astype(np.int64), dataset.image_ids, places.__getitem__)
+    boxes, scores, labels = WORDS.to_boxes(table[:, [0, 5, 1, 2, 3, 4]], image_sizes(ids, dataset))
+    return BoxTable(ids, boxes, scores, labels.astype(np.int64), dataset.image_ids, places.__getitem__)
 
 
 def write_yolo(predictions: Predictions, path: Path, dataset: Dataset) -> None:
-    """Write a folder with a file for every picture of `dataset`, an empty one where nothing was found.
+    """Write a folder with a file for every image of `dataset`, an empty one for an image without boxes.
 
     Raises:
-        InputError: a picture of `dataset` was not predicted, two have the same name, or `path` is not new or empty.
+        InputError: a image of `dataset` was not predicted, two have the same name, or `path` is not new or empty.
     """
     predictions = predictions.select_images(dataset.image_ids)
     names = _file_names(dataset, path)
-    sides = sides_of(predictions.image_ids[predictions.image_index], dataset)
-    words = WORDS.words(predictions.boxes, predictions.scores, predictions.labels, sides)
+    sides = image_sizes(predictions.image_ids[predictions.image_index], dataset)
+    words = WORDS.to_words(predictions.boxes, predictions.scores, predictions.labels, sides)
     lines = [LINE.format(*row) for row in words[:, [0, 2, 3, 4, 5, 1]].tolist()]
     with atomic_folder(path) as folder:
         for name, (start, end) in zip(names, pairwise(predictions.offsets.tolist()), strict=True):
@@ -84,28 +84,28 @@ def _lines(file: Path) -> list[str]:
 
 
 def _file_names(dataset: Dataset, path: Path) -> list[str]:
-    """Of each picture, the name of its file in the folder; without sub-folders where these are not needed."""
+    """The name of each image's file in the folder; without sub-folders where names without them are unique."""
     for name in (_stem, _stem_in_folder):
         if len(_named(dataset, name)) == len(dataset):
             names = [name(Path(sample.file_name)) for sample in dataset.samples]
             if not any(Path(n).is_absolute() or ".." in Path(n).parts for n in names):
                 return [f"{n}.txt" for n in names]
     raise InputError(
-        f"{path}: pictures of {dataset.source} differ only in their endings or lie outside its folder, expected a name of "
-        "its own for each file of a YOLO folder. Choose another format."
+        f"{path}: images of {dataset.source} differ only in their endings or lie outside its folder, expected a unique "
+        "name for each file of a YOLO folder. Choose another format."
     )
 
 
-def _stem(picture: Path) -> str:
-    return picture.stem
+def _stem(file_name: Path) -> str:
+    return file_name.stem
 
 
-def _stem_in_folder(picture: Path) -> str:
-    return picture.with_suffix("").as_posix()
+def _stem_in_folder(file_name: Path) -> str:
+    return file_name.with_suffix("").as_posix()
 
 
 def _named(dataset: Dataset, name: Callable[[Path], str]) -> dict[str, int]:
-    """{what `name` makes of a picture's file name: its image id}, without names that two pictures would have."""
+    """{`name` of an image's file name: its image id}, without names that two images share."""
     names = [name(Path(sample.file_name)) for sample in dataset.samples]
     count = Counter(names)
     return {n: i for n, i in zip(names, dataset.image_ids, strict=True) if count[n] == 1}

@@ -88,8 +88,8 @@ def summary(record: CampaignRecord) -> str:
     """The result in one or two sentences."""
     fused, best = record.fused, record.best
     if record.kind == "run":
-        scores = [curves.ap50[-1] for curves in record.curves if len(curves.ap50)]
-        return f"At its last evaluation the run reached AP50 {scores[0]:.3f}." if scores else "No evaluation yet."
+        scores = [f"{run.metric} {run.scores[-1]:.3f}" for run in record.curves if len(run.scores)]
+        return f"At its last evaluation the run reached {scores[0]}." if scores else "No evaluation yet."
     if fused is None or fused.value is None:
         if record.state == "running":
             return "The campaign is running; it has no fused predictions yet."
@@ -195,14 +195,14 @@ def _score_charts(record: CampaignRecord) -> tuple[Chart, ...]:
 
 
 def _learning_charts(runs: Sequence[LearningCurves]) -> tuple[Chart, ...]:
-    """Loss and AP50 over training time; a member has the same colour in both."""
+    """Loss and score over training time; a member has the same colour in both."""
     losses, scores = [], []
     for colour, run in enumerate(runs):
         shown = (run.loss > 0) & np.isfinite(run.loss)
         if shown.any():
             losses.append(Line(run.name, *downsampled(run.seconds[shown], run.loss[shown]), colour))
-        if len(run.ap50):
-            scores.append(Line(run.name, run.eval_seconds, run.ap50, colour))
+        if len(run.scores):
+            scores.append(Line(run.name, run.eval_seconds, run.scores, colour))
     names = tuple(run.name for run in runs) if len(runs) > 1 else ()
     charts = []
     if losses:
@@ -216,7 +216,7 @@ def _learning_charts(runs: Sequence[LearningCurves]) -> tuple[Chart, ...]:
         )
         charts.append(Chart("Training loss", svg, "Means over short intervals; the scale is logarithmic.", names))
     if scores:
-        charts.append(score_curves(scores, "AP50", "AP50 on held-out images.", names))
+        charts.append(score_curves(scores, runs[0].metric, f"{runs[0].metric} on held-out images.", names))
     return tuple(charts)
 
 
@@ -231,7 +231,7 @@ def score_curves(lines: Sequence[Line], metric: str, caption: str, legend: tuple
         + ", ".join(f"{line.name} ends at {line.y[-1]:.3f}" for line in lines),
         dots=True,
     )
-    return Chart(f"{metric} during training", svg, caption, legend)
+    return Chart(f"{metric[0].upper()}{metric[1:]} during training", svg, caption, legend)
 
 
 def _origin(record: CampaignRecord) -> list[tuple[str, object]]:
@@ -242,6 +242,7 @@ def _origin(record: CampaignRecord) -> list[tuple[str, object]]:
         "test": record.test,
         "seed": record.seed,
         **{name: moment and _moment(moment) for name, moment in moments.items()},
+        "device": record.device,
         **record.machine,
         "peak memory": record.peak_memory_mb and f"{record.peak_memory_mb:.0f} MB",
     }

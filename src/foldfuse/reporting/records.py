@@ -18,7 +18,7 @@ from foldfuse.boxes import Array
 from foldfuse.errors import InputError
 from foldfuse.reporting.charts import Span
 from foldfuse.storage import ledger
-from foldfuse.system.records import from_plain_tolerantly
+from foldfuse.system.records import VERSION_KEY, from_plain_tolerantly
 
 T = TypeVar("T")
 
@@ -193,13 +193,21 @@ class LeftOut:
 
 @dataclass(frozen=True, eq=False)
 class LearningCurves:
-    """The learning curves of one run: (n,) seconds and loss of the steps, (m,) seconds and AP50 of the evaluations."""
+    """The learning curves of one run.
+
+    Attributes:
+        name: of the run.
+        seconds, loss: (n,) of the steps.
+        eval_seconds, scores: (m,) of the evaluations.
+        metric: of the scores: "AP50", or a classifier's "accuracy".
+    """
 
     name: str
     seconds: Array
     loss: Array
     eval_seconds: Array
-    ap50: Array
+    scores: Array
+    metric: str
 
 
 @dataclass(frozen=True, eq=False)
@@ -220,6 +228,7 @@ class CampaignRecord:
     finished: str | None = None
     state: str = "unknown"
     seed: int | None = None
+    device: str | None = None
     machine: Mapping[str, Any] = field(default_factory=dict)
     peak_memory_mb: float | None = None
     left_out: tuple[LeftOut, ...] = ()
@@ -272,6 +281,7 @@ def read_campaign_record(folder: Path) -> CampaignRecord:
         return replace(record, folder=folder, curves=tuple(curves[n] for n in names), warnings=tuple(warnings))
     if any((folder / name).exists() for name in ("run.json", "recipe.json", "log.jsonl")):
         facts, recipe = (_read_object(folder / name, warnings) for name in ("run.json", "recipe.json"))
+        recipe.pop(VERSION_KEY, None)
         recipe.pop("format", None)
         record = _record(facts | {"seconds_used": facts.get("seconds")})
         run_curves = read_learning_curves(folder / "log.jsonl", folder.name, warnings)
@@ -328,6 +338,7 @@ class _LogRow:
     seconds: float
     loss: float | None = None
     ap50: float | None = None
+    accuracy: float | None = None
 
 
 def read_learning_curves(path: Path, name: str, warnings: list[str]) -> LearningCurves:
@@ -337,11 +348,14 @@ def read_learning_curves(path: Path, name: str, warnings: list[str]) -> Learning
     unreadable = sum(row is None for row in rows)
     if unreadable:
         warnings.append(f"{path.name} of {name}: {unreadable} of {len(lines)} lines could not be read.")
-    loss = _columns([(row.seconds, row.loss) for row in rows if row and row.loss is not None])
-    ap50 = _columns([(row.seconds, row.ap50) for row in rows if row and row.ap50 is not None])
-    return LearningCurves(name, *loss, *ap50)
+    readable = [row for row in rows if row is not None]
+    metric = "accuracy" if any(row.accuracy is not None for row in readable) else "ap50"
+    loss, scores = _columns(readable, "loss"), _columns(readable, metric)
+    return LearningCurves(name, *loss, *scores, metric="AP50" if metric == "ap50" else metric)
 
 
-def _columns(points: Sequence[tuple[float, float]]) -> tuple[Array, Array]:
-    array = np.array(points, np.float64).reshape(-1, 2)
-    return array[:, 0], array[:, 1]
+def _columns(rows: Sequence[_LogRow], key: str) -> tuple[Array, Array]:
+    """(n,) seconds and (n,) values of the rows that have a value."""
+    points = [(row.seconds, value) for row in rows if (value := getattr(row, key)) is not None]
+    seconds, values = np.array(points, np.float64).reshape(-1, 2).T
+    return seconds, values

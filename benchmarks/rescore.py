@@ -30,7 +30,7 @@ from foldfuse.evaluation.bootstrap import bootstrap_difference
 from foldfuse.evaluation.metrics import measure
 from foldfuse.formats.predictions import read_predictions
 from foldfuse.inference import rescoring as rescore
-from foldfuse.inference.crop_features import imagenet
+from foldfuse.inference.crop_features import imagenet_encoder
 
 
 def main() -> None:
@@ -75,7 +75,11 @@ def run(folder: Path, facts: Mapping[str, Any], of: str, asked: argparse.Namespa
     )
     began = time.process_time()
     fitted = rescore.fit_rescorer(
-        held, train, folds=read_folds(folder / "folds.json"), look=imagenet(size=asked.size), max_detections=asked.most
+        held,
+        train,
+        folds=read_folds(folder / "folds.json"),
+        encoder=imagenet_encoder(size=asked.size),
+        max_detections=asked.most,
     )
     seconds_fit = time.process_time() - began
     after = rescore.apply_rescorer(fitted.rescorer, target, test.samples)

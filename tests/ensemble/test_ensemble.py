@@ -211,30 +211,31 @@ def test_it_is_written_small_and_read_back(tmp_path):
     chosen = Ensemble({"x@640": 2.0, "y": 0.5}, "nmw", 0.6, 0.05, {"y": 0.5})
     chosen.write(tmp_path / "ensemble.json")
     assert read_ensemble(tmp_path / "ensemble.json") == chosen
-    assert json.loads((tmp_path / "ensemble.json").read_text())["members"][1] == {
-        "name": "y",
-        "weight": 0.5,
-        "power": 0.5,
+    assert json.loads((tmp_path / "ensemble.json").read_text()) == {
+        "format": 1,
+        "weights": {"x@640": 2.0, "y": 0.5},
+        "method": "nmw",
+        "iou": 0.6,
+        "score_threshold": 0.05,
+        "score_exponents": {"y": 0.5},
     }
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [
-        ('{"weights": {"a": 1}}', "is not an ensemble"),
-        ("[]", "is not an ensemble"),
-        (
-            '{"method": "wbff", "iou": 0.5, "score_threshold": 0, "members": [{"name": "a", "weight": 1}]}',
-            "Did you mean 'wbf'",
-        ),
-        ('{"method": "wbf", "iou": 0.5, "score_threshold": 0, "members": []}', "at least one"),
-        ('{"method": "wbf", "iou": 0.5, "score_threshold": 0, "members": [{"name": "a", "weight": -1}]}', "weight -1"),
+        ('{"members": {"a": 1}}', "is not an ensemble"),
+        ("[]", "expected the JSON object of an ensemble"),
+        ('{"format": 2, "weights": {"a": 1}}', "is an ensemble of format 2"),
+        ('{"format": 1, "weights": {"a": 1}, "method": "wbff"}', "is not an ensemble"),
+        ('{"format": 1, "weights": {}}', "at least one"),
+        ('{"format": 1, "weights": {"a": -1}}', "weight -1"),
     ],
 )
-def test_a_broken_file_is_an_input_error(tmp_path, text, told):
+def test_a_broken_file_is_an_input_error(tmp_path, text, message):
     path = tmp_path / "ensemble.json"
     path.write_text(text)
-    with pytest.raises(InputError, match=told):
+    with pytest.raises(InputError, match=message):
         read_ensemble(path)
 
 
@@ -249,7 +250,7 @@ def test_bad_input_is_named():
         build_ensemble({"a": a}, truth, metric="ap55")
     with pytest.raises(InputError, match="lack 1 of"):
         build_ensemble({"a": a.select_images(truth.image_ids[1:])}, truth)
-    with pytest.raises(InputError, match="wants 'b'"):
+    with pytest.raises(InputError, match="has the member 'b'"):
         apply_ensemble(Ensemble({"a": 1.0, "b": 1.0}), {"a": a})
     broken = predictions([[5, 5, 1, 1, 0.5, 0]], ids=[truth.image_ids[0]])
     with pytest.raises(InputError, match="row 0"):
@@ -263,11 +264,11 @@ def test_the_command_chooses_and_fuse_replays(tmp_path, capsys):
     data = write(truth, tmp_path / "truth.json")
     members = some_members(truth)
     paths = tuple(write_predictions(p, tmp_path / f"{name}.parquet", truth) for name, p in members.items())
-    out = ensemble(paths, data=data, out=tmp_path / "ensemble.json", seconds=FOREVER)
+    out = ensemble(paths, data=data, out=tmp_path / "ensemble.json", budget=FOREVER)
     printed = capsys.readouterr().out
     built = build_ensemble({n: p.select_images(truth.image_ids) for n, p in members.items()}, truth, seconds=FOREVER)
     assert read_ensemble(out) == built.ensemble
-    assert f"{built.score:.4f} on the images it was chosen on" in printed
+    assert f"{built.score:.4f} on the images that chose it" in printed
     assert f"{built.nested_score:.4f}" in printed
     fused = fuse_files(paths, data=data, out=tmp_path / "fused.parquet", ensemble=out)
     assert measure(read_predictions(fused, truth), truth) == pytest.approx(built.score)

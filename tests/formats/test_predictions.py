@@ -19,7 +19,7 @@ from foldfuse.data.dataset import Dataset, Sample
 from foldfuse.data.readers.coco import read
 from foldfuse.detections import Detections, Predictions
 from foldfuse.errors import InputError
-from foldfuse.formats.predictions import FORMATS, read_predictions, read_stated, read_told, write_predictions
+from foldfuse.formats.predictions import FORMATS, read_prediction_file, read_predictions, write_predictions
 
 WIDTH, HEIGHT = 200, 100
 # Ids, file names and category ids that have nothing to do with positions, so that none can stand in for another.
@@ -87,11 +87,11 @@ def test_what_is_written_as_asked_is_read_and_recognised(
     want = predictions_of(rows, dataset)
     path = Path(tempfile.mkdtemp(dir=tmp_path)) / "found"  # no ending: the content has to tell
     assert write_predictions(want, path, dataset, format=format) == path
-    digits_px = 0.0 if format == "parquet" else 2e-5 if format == "yolo" or format.endswith("share") else 1.1e-3
+    digits_px = 0.0 if format == "parquet" else 2e-5 if format == "yolo" or format.endswith("normalized") else 1.1e-3
     assert_same(read_predictions(path, dataset, format=format), want, atol=digits_px)
-    recognised, sniffed = read_stated(path, dataset)
-    assert sniffed.format == format
-    assert_same(recognised, want, atol=digits_px)
+    file = read_prediction_file(path, dataset)
+    assert file.format == format
+    assert_same(file.predictions, want, atol=digits_px)
 
 
 @pytest.mark.parametrize(
@@ -139,13 +139,21 @@ def test_convert_goes_round_and_says_what_it_read(
     dataset = read(data, annotated=False)
     start = write_predictions(predictions_of([TELLING, [], TELLING], dataset), tmp_path / "start.parquet", dataset)
     (tmp_path / "labels").mkdir()
-    assert main(["convert", str(start), str(data), str(tmp_path / "labels")]) == 0
+    assert main(["convert", str(start), str(data), "--out", str(tmp_path / "labels")]) == 0
     assert sorted(file.name for file in (tmp_path / "labels").iterdir()) == ["0000.txt", "0001.txt", "0002.txt"]
-    strings = [str(tmp_path / "labels"), str(data), str(tmp_path / "strings.csv"), "--format", "score_label_xywh_normalized"]
+    strings = [
+        str(tmp_path / "labels"),
+        str(data),
+        "-o",
+        str(tmp_path / "strings.csv"),
+        "--format",
+        "score_label_xywh_normalized",
+    ]
     assert main(["convert", *strings]) == 0
     back = [
         str(tmp_path / "strings.csv"),
         str(data),
+        "--out",
         str(tmp_path / "back.json"),
         "--input-format",
         "score_label_xywh_normalized",
@@ -155,8 +163,8 @@ def test_convert_goes_round_and_says_what_it_read(
     assert out.split() == [str(tmp_path / name) for name in ("labels", "strings.csv", "back.json")]
     assert f"{tmp_path / 'labels'}: read as yolo" in err
     assert_same(read_predictions(tmp_path / "back.json", dataset), read_predictions(start, dataset), atol=1.1e-3)
-    assert main(["convert", str(start), str(data), str(tmp_path / "labels")]) == 2
-    assert "is a folder that is not empty" in capsys.readouterr().err
+    assert main(["convert", str(start), str(data), "--out", str(tmp_path / "labels")]) == 2
+    assert "exists already" in capsys.readouterr().err
 
 
 def test_parquet_keeps_which_pictures_were_looked_at(tmp_path: Path) -> None:
@@ -183,19 +191,17 @@ def test_coco_results_may_name_the_picture_otherwise(tmp_path: Path, image_id: i
     assert len(found[7]) == len(found[11]) == 0
 
 
-def test_what_stands_there_twice_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_repeated_boxes_are_noted(tmp_path: Path) -> None:
     row = {"image_id": DATASET.image_ids[0], "category_id": DATASET.category_ids[0], "bbox": [1, 2, 3, 4], "score": 0.5}
     other = row | {"score": 0.25}
     path = tmp_path / "twice.json"
     path.write_text(json.dumps([row, other, row]))
-    found = read_told(path, DATASET)
-    assert len(found.boxes) == 3
-    assert f"1 of 3 boxes stand there again with the same class and score, such as in image id {row['image_id']}" in (
-        capsys.readouterr().err
-    )
+    file = read_prediction_file(path, DATASET)
+    assert len(file.predictions.boxes) == 3
+    assert "1 of 3 boxes repeat another box of the same class and score" in file.notes()[1]
+    assert f"such as in image id {row['image_id']}" in file.notes()[1]
     path.write_text(json.dumps([row, other]))
-    read_told(path, DATASET)
-    assert "again" not in capsys.readouterr().err
+    assert len(read_prediction_file(path, DATASET).notes()) == 1
 
 
 def text_file(folder: Path, text: str) -> Path:
@@ -208,9 +214,10 @@ def test_the_contests_csv(tmp_path: Path) -> None:
     path = text_file(
         tmp_path, "PredictionString,image_id\n,a/x.jpg\n2 0.5 10 20 30 40 0 1 1 1 2 2 ,a/y.jpg\n,b/z.jpg\n"
     )
-    found, sniffed = read_stated(path, DATASET)
-    assert sniffed.format == "label_score_xyxy"
-    assert "PredictionString,image_id" in str(sniffed)
+    file = read_prediction_file(path, DATASET)
+    found = file.predictions
+    assert file.format == "label_score_xyxy"
+    assert "PredictionString,image_id" in file.notes()[0]
     assert [len(found[i]) for i in (7, 3, 11)] == [0, 2, 0]
     assert found[3].boxes.tolist() == [[10, 20, 30, 40], [1, 1, 2, 2]]
     assert found[3].labels.tolist() == [2, 0]
@@ -247,20 +254,21 @@ def test_every_layout_can_be_asked_for(tmp_path: Path, layout: str, string: str)
 )
 def test_a_layout_is_concluded_where_the_numbers_leave_one(tmp_path: Path, layout: str, string: str) -> None:
     path = text_file(tmp_path, f"image_id,PredictionString\nx,{string}\n")
-    assert read_stated(path, DATASET)[1].format == layout
+    assert read_prediction_file(path, DATASET).format == layout
 
 
 def test_boxes_without_labels_are_of_the_only_class(tmp_path: Path) -> None:
     path = text_file(tmp_path, "image_id,PredictionString\nx,0.5 150 60 160 90\ny,\n")
-    found, sniffed = read_stated(path, ONE_CLASS)
-    assert sniffed.format == "score_xyxy"
+    file = read_prediction_file(path, ONE_CLASS)
+    found = file.predictions
+    assert file.format == "score_xyxy"
     assert list(found) == [7, 3]  # b/z.jpg has no row, so it was not looked at
     assert found[7].labels.tolist() == [0]
 
 
 def test_an_open_layout_is_asked_about(tmp_path: Path) -> None:
     path = text_file(tmp_path, "image_id,PredictionString\nx,1 0.5 20 20 30 30\n")
-    with pytest.raises(InputError, match=r"could be meant as label_score_xyxy or label_score_xywh.*format="):
+    with pytest.raises(InputError, match=r"fit the layouts label_score_xyxy or label_score_xywh.*format="):
         read_predictions(path, DATASET)
 
 
@@ -276,7 +284,7 @@ def test_an_open_layout_is_asked_about(tmp_path: Path) -> None:
         ("1 0.5 1 1 2,a/x.jpg", "line 2 has 5 words, expected 6 a box"),
         ("bat 0.5 1 1 2 2,a/x.jpg", "line 2: a word is neither a number nor a class name.*bat"),
         ("1 0.5 1 1 2 2,a/w.jpg", "line 2: 'a/w.jpg' names no image of test.json"),
-        ("1 0.5 1 1 2 2,a/x.jpg\n,a/x.jpg", "line 3: 'a/x.jpg' stands there twice"),
+        ("1 0.5 1 1 2 2,a/x.jpg\n,a/x.jpg", "line 3: 'a/x.jpg' has two rows"),
         ("1 0.5 1 1 2 2,a/x.jpg,0", "line 2 has 3 columns, expected 2"),
     ],
 )
@@ -311,11 +319,11 @@ def test_a_bad_row_of_coco_results_is_named(tmp_path: Path, changes: dict[str, o
 @pytest.mark.parametrize(
     ("name", "content", "told"),
     [
-        ("found.csv", "", "no file of predictions known here"),
-        ("found.csv", ",PredictionString,image_id\n0,,a/x.jpg\n", "An index column slipped in"),
+        ("found.csv", "", "no prediction file of a known format"),
+        ("found.csv", ",PredictionString,image_id\n0,,a/x.jpg\n", "There is an index column"),
         ("found.csv", "PredictionString,when\n", "the header is 'PredictionString,when'"),
         ("found.json", '[{"image_id": 3,', "is not JSON"),
-        ("found.json", '{"images": []}', "no file of predictions known here"),
+        ("found.json", '{"images": []}', "no prediction file of a known format"),
         ("found.json", '[{"image_id": 3}]', "row 0 is .* expected an object with image_id"),
         ("found.parquet", "PAR1 and then nothing", "is not a Parquet file of predictions"),
     ],
@@ -342,10 +350,10 @@ def test_what_is_not_there_or_not_known_is_refused(tmp_path: Path) -> None:
 
 def test_other_classes_are_refused_both_ways(tmp_path: Path) -> None:
     found = predictions_of([[], [], []])
-    with pytest.raises(InputError, match="speaks of the classes cat, dog, owl, but test"):
+    with pytest.raises(InputError, match="has the classes cat, dog, owl, but test"):
         write_predictions(found, tmp_path / "found.parquet", ONE_CLASS)
     path = write_predictions(found, tmp_path / "found.parquet", DATASET)
-    with pytest.raises(InputError, match="speaks of the classes"):
+    with pytest.raises(InputError, match="has the classes"):
         read_predictions(path, ONE_CLASS)
 
 

@@ -111,7 +111,7 @@ def test_a_swapped_header_is_none_of_the_contests(dataset: Dataset, tmp_path: Pa
 
 def test_the_command_says_what_it_read(dataset: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source = write_predictions(some(dataset), tmp_path / "found.parquet", dataset)
-    path = submit(source, dataset.source, tmp_path / "submission.csv")
+    path = submit(source, dataset.source, out=tmp_path / "submission.csv")
     assert "read as parquet" in capsys.readouterr().err
     assert len(validate_submission(path, dataset)) == 3
 
@@ -119,9 +119,9 @@ def test_the_command_says_what_it_read(dataset: Dataset, tmp_path: Path, capsys:
 def test_the_command_can_be_told_what_to_read(dataset: Dataset, tmp_path: Path) -> None:
     source = tmp_path / "theirs.csv"
     source.write_text("image_id,PredictionString\n0000,1 0.5 20 20 10 10\n0001,\n0002,\n")
-    with pytest.raises(InputError, match="could be meant as"):
-        submit(source, dataset.source, tmp_path / "submission.csv")
-    path = submit(source, dataset.source, tmp_path / "submission.csv", input_format="label_score_xywh")
+    with pytest.raises(InputError, match="fit the layouts"):
+        submit(source, dataset.source, out=tmp_path / "submission.csv")
+    path = submit(source, dataset.source, out=tmp_path / "submission.csv", input_format="label_score_xywh")
     assert validate_submission(path, dataset)[0].boxes.tolist() == [[20, 20, 30, 30]]
 
 

@@ -10,7 +10,7 @@ import pytest
 from foldfuse.data.dataset import Dataset, Sample
 from foldfuse.detections import Detections, Predictions
 from foldfuse.errors import InputError
-from foldfuse.formats.predictions import read_predictions, read_stated, write_predictions
+from foldfuse.formats.predictions import read_prediction_file, read_predictions, write_predictions
 
 
 def dataset_of(*file_names: str) -> Dataset:
@@ -37,8 +37,9 @@ def files_in(folder: Path) -> dict[str, str]:
 def test_a_folder_of_any_tool_is_read(tmp_path: Path) -> None:
     (tmp_path / "labels" / "a").mkdir(parents=True)
     (tmp_path / "labels" / "a" / "y.txt").write_text("1 0.5 0.5 0.1 0.2 0.25\n")
-    found, sniffed = read_stated(tmp_path / "labels", dataset_of("a/x.jpg", "a/y.jpg"))
-    assert sniffed.format == "yolo"
+    file = read_prediction_file(tmp_path / "labels", dataset_of("a/x.jpg", "a/y.jpg"))
+    found = file.predictions
+    assert file.format == "yolo"
     np.testing.assert_allclose(found[1].boxes, [[90, 40, 110, 60]])
     assert found[1].scores.tolist() == [0.25]
     assert list(found) == [0, 1]

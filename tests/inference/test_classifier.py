@@ -83,9 +83,9 @@ def test_a_folder_of_pictures_is_learnt_and_told_apart(photos, capsys):
     assert "accuracy 1.0000 of 16" in capsys.readouterr().out
     with (photos / "said.csv").open() as file:
         rows = list(csv.DictReader(file))
-    assert [row["picture"] for row in rows][:2] == ["blue/0.png", "blue/1.png"]
+    assert [row["image"] for row in rows][:2] == ["blue/0.png", "blue/1.png"]
     for row in rows:
-        assert row["class"] == row["said"]
+        assert row["class"] == row["predicted"]
         assert float(row["p(blue)"]) + float(row["p(red)"]) == pytest.approx(1, abs=1e-5)
 
 
@@ -107,7 +107,7 @@ def test_pictures_of_no_known_class_are_classified_in_any_view(photos, capsys):
     assert "accuracy" not in capsys.readouterr().out
     table = pyarrow.parquet.read_table(photos / "a.parquet").to_pydict()
     assert table["class"] == [""] * 8
-    assert set(table["said"]) == {"red"}
+    assert set(table["predicted"]) == {"red"}
 
 
 def test_crops_of_a_detection_dataset_are_learnt_out_of_fold(tmp_path, capsys):

@@ -1,4 +1,4 @@
-"""A second opinion on detections: it must help where classes can be told from crops, and keep out where they cannot."""
+"""Crop rescoring helps where crops show the class, and leaves scores unchanged where they do not."""
 
 import json
 from dataclasses import replace
@@ -9,7 +9,7 @@ import torch
 
 from foldfuse import cli
 from foldfuse.boxes import pairwise_iou
-from foldfuse.commands import rescore as rescore_files
+from foldfuse.commands import rescore as rescore_command
 from foldfuse.data.crops import Crops
 from foldfuse.data.folds import Folds, make_folds
 from foldfuse.data.readers.coco import read
@@ -23,25 +23,25 @@ from foldfuse.inference.rescoring import Blend, Rescorer
 from learning_samples import write_dataset
 
 
-def mean_colour() -> CropEncoder:
-    """A look that takes 1 ms: the mean colour of the crop's middle."""
+def mean_color_encoder() -> CropEncoder:
+    """The mean colour of the crop's middle, in 1 ms."""
     return CropEncoder(lambda images: images[:, :, 8:24, 8:24].mean((2, 3)), size=32, context=1.0)
 
 
-def blind() -> CropEncoder:
-    """A look that sees nothing."""
+def blind_encoder() -> CropEncoder:
+    """An encoder with the same features for every crop."""
     return CropEncoder(lambda images: torch.zeros(len(images), 3), size=32, context=1.0)
 
 
-def guessed(dataset, seed=0):
-    """Predictions that find each object but guess its class, and one box a picture where nothing is."""
+def random_class_predictions(dataset, seed=0):
+    """Predictions that find each object with a random class, and one box an image on the background."""
     rng = np.random.default_rng(seed)
     found = {}
     for sample in dataset.samples:
-        drawn = sample.annotations.boxes
+        objects = sample.annotations.boxes
         off = np.array([[0, 0, 10, 10]]) + rng.integers(0, 50, 2)[[0, 1, 0, 1]]
-        off = off[pairwise_iou(off.astype(float), drawn).max(1) == 0]
-        boxes = np.concatenate([drawn + rng.uniform(-1, 1, drawn.shape), off]).astype(np.float32)
+        off = off[pairwise_iou(off.astype(float), objects).max(1) == 0]
+        boxes = np.concatenate([objects + rng.uniform(-1, 1, objects.shape), off]).astype(np.float32)
         labels = rng.integers(0, 2, len(boxes))
         found[sample.id] = Detections(boxes, rng.uniform(0.3, 0.7, len(boxes)).astype(np.float32), labels)
     return Predictions.of(found, dataset.classes)
@@ -57,11 +57,11 @@ def test_data(tmp_path_factory):
     return read(write_dataset(tmp_path_factory.mktemp("others"), 20, seed=1))
 
 
-def test_it_helps_where_colours_tell_the_classes(data, test_data):
-    predictions, test = guessed(data), guessed(test_data, seed=1)
-    fitted = rescore.fit_rescorer(predictions, data, look=mean_colour())
+def test_rescoring_helps_where_colours_show_the_class(data, test_data):
+    predictions, test = random_class_predictions(data), random_class_predictions(test_data, seed=1)
+    fitted = rescore.fit_rescorer(predictions, data, encoder=mean_color_encoder())
     assert fitted.accepted
-    assert fitted.accuracy > 0.9  # some squares lie upon others
+    assert fitted.facts.accuracy > 0.9  # some squares lie upon others
     assert fitted.gain.low > 0
     after = rescore.apply_rescorer(fitted.rescorer, test, test_data.samples)
     assert measure(after, test_data) > measure(test, test_data) + 0.1
@@ -69,57 +69,57 @@ def test_it_helps_where_colours_tell_the_classes(data, test_data):
     np.testing.assert_array_equal(after.labels, test.labels)
 
 
-def test_it_keeps_out_where_it_sees_nothing(data):
-    predictions = guessed(data)
-    fitted = rescore.fit_rescorer(predictions, data, look=blind())
+def test_scores_stay_where_crops_show_nothing(data):
+    predictions = random_class_predictions(data)
+    fitted = rescore.fit_rescorer(predictions, data, encoder=blind_encoder())
     assert not fitted.accepted
     np.testing.assert_array_equal(fitted.predictions.scores, predictions.scores)
     after = rescore.apply_rescorer(fitted.rescorer, predictions, data.samples)
     np.testing.assert_array_equal(after.scores, predictions.scores)
 
 
-def test_a_classifier_is_never_asked_about_what_it_has_learnt():
-    """Features that name the picture and a label drawn at random can only be learnt by heart; unseen, they say nothing."""
+def test_a_probe_can_memorise_its_training_data():
+    """So the next test means something: features that name the row and random labels are learnt exactly."""
     rng = np.random.default_rng(0)
     x = np.eye(200, dtype=np.float32)
     y = rng.integers(0, 2, 200)
-    head = fit_probe(x, y, np.ones(200), num_classes=2, ridge=1e-3)
-    assert (head.log_probabilities(x).argmax(1) == y).all(), "the look below could not cheat at all"
+    probe = fit_probe(x, y, np.ones(200), num_classes=2, ridge=1e-3)
+    assert (probe.log_probabilities(x).argmax(1) == y).all(), "a probe cannot overfit these features"
 
 
-def test_each_picture_is_rescored_by_a_head_without_it(data, monkeypatch):
-    """Every head is fitted without the rows of the part that it is then asked about."""
+def test_each_image_is_rescored_by_a_probe_trained_without_it(data, monkeypatch):
+    """Every probe is fitted without the rows of the part that it then predicts."""
     fits = []
 
     def spy(x, y, weights, *, num_classes, ridge):
         fits.append({tuple(row) for row in x.tolist()})
         return fit_probe(x, y, weights, num_classes=num_classes, ridge=ridge)
 
-    asked = []
+    predicted = []
     real = rescore.LinearProbe.log_probabilities
     monkeypatch.setattr(rescore, "fit_probe", spy)
     monkeypatch.setattr(
         rescore.LinearProbe,
         "log_probabilities",
-        lambda head, x: asked.append((fits[-1], {tuple(row) for row in x.tolist()})) or real(head, x),
+        lambda probe, x: predicted.append((fits[-1], {tuple(row) for row in x.tolist()})) or real(probe, x),
     )
     wide = CropEncoder(
         lambda images: images.mean((2, 3)), size=32, context=2.0
-    )  # of noise as well, so that no two are alike
-    rescore.fit_rescorer(guessed(data), data, look=wide)
-    assert len(asked) == rescore.PARTS * len(rescore.RIDGES)
-    for learnt, seen in asked:
-        assert not learnt & seen
+    )  # with noise around the object, so that no two crops are equal
+    rescore.fit_rescorer(random_class_predictions(data), data, encoder=wide)
+    assert len(predicted) == rescore.PARTS * len(rescore.RIDGES)
+    for trained, rows in predicted:
+        assert not trained & rows
 
 
-def test_folds_of_several_are_the_parts_and_one_alone_is_cut_anew(data):
+def test_several_folds_are_the_parts_and_a_single_fold_is_split(data):
     given = make_folds(data, num_folds=4)
     assert rescore._parts(data, given, 0) == {i: given.fold_of[i] for i in data.image_ids}
     one = Folds(dict.fromkeys(data.image_ids, 0), 4)
     assert len(set(rescore._parts(data, one, 0).values())) == rescore.PARTS
 
 
-def test_labels_of_detections_are_those_of_the_objects_they_lie_on(data):
+def test_a_detection_has_the_label_of_the_object_that_it_overlaps(data):
     sample = next(s for s in data.samples if len(s.annotations) == 1)
     x1, y1, x2, y2 = sample.annotations.boxes[0]
     side = x2 - x1
@@ -127,7 +127,7 @@ def test_labels_of_detections_are_those_of_the_objects_they_lie_on(data):
         [[x1, y1, x2, y2], [x1 + 0.42 * side, y1, x2 + 0.42 * side, y2], [x1 + 0.8 * side, y1, x2 + side, y2]]
     )
     crops = Crops((sample,), np.zeros(3, int), boxes, np.full(3, -1))
-    assert rescore.labelled(crops, 2).labels.tolist() == [sample.annotations.labels[0], -1, 2]
+    assert rescore.label_detections(crops, 2).labels.tolist() == [sample.annotations.labels[0], -1, 2]
 
 
 def predictions_of(scores, labels):
@@ -138,92 +138,94 @@ def predictions_of(scores, labels):
 def test_a_blend_is_the_weighted_geometric_mean_of_score_and_probability():
     found = predictions_of([0.9, 0.4, 0.1], [0, 1, 1])
     log_p = np.log([[0.5, 0.2, 0.3], [0.1, 0.6, 0.3]])
-    out = rescore.blended(found, np.array([0, 1]), log_p, Blend(0.25))
+    out = rescore.rescored(found, np.array([0, 1]), log_p, Blend(0.25))
     np.testing.assert_allclose(out.scores[:2], [0.9**0.75 * 0.5**0.25, 0.4**0.75 * 0.6**0.25], rtol=1e-6)
     np.testing.assert_allclose(out.scores[2], 0.1**0.75 * np.sqrt(0.5 * 0.6) ** 0.25, rtol=1e-6)
-    given = rescore.blended(found, np.array([0, 1]), log_p, Blend(0.25, background=False))
+    given = rescore.rescored(found, np.array([0, 1]), log_p, Blend(0.25, background=False))
     np.testing.assert_allclose(given.scores[0], 0.9**0.75 * (0.5 / 0.7) ** 0.25, rtol=1e-6)
-    assert rescore.blended(found, np.array([0]), log_p[:1], Blend(0.0)) is found
+    assert rescore.rescored(found, np.array([0]), log_p[:1], Blend(0.0)) is found
 
 
-def test_scores_of_0_and_hopeless_probabilities_stay_in_range():
+def test_scores_of_0_and_tiny_probabilities_stay_in_range():
     found = predictions_of([0.0, 1.0], [0, 0])
-    out = rescore.blended(found, np.array([0, 1]), np.array([[0.0, -900, -900], [-900, -900, 0]]), Blend(0.5))
+    out = rescore.rescored(found, np.array([0, 1]), np.array([[0.0, -900, -900], [-900, -900, 0]]), Blend(0.5))
     assert np.isfinite(out.scores).all()
     assert ((out.scores >= 0) & (out.scores <= 1)).all()
 
 
-def test_a_head_is_the_minimum_that_scikit_learn_finds():
+def test_a_probe_is_the_minimum_that_scikit_learn_finds():
     from sklearn.linear_model import LogisticRegression
 
     rng = np.random.default_rng(0)
     x = rng.normal(size=(80, 5)).astype(np.float32)
     y, weights = rng.integers(0, 3, 80), rng.uniform(0.5, 2, 80)
-    head = fit_probe(x, y, weights, num_classes=3, ridge=0.1)
+    probe = fit_probe(x, y, weights, num_classes=3, ridge=0.1)
     theirs = LogisticRegression(C=1 / (0.1 * weights.sum()), tol=1e-8, max_iter=1000)
-    theirs.fit((x - head.mean) / head.spread, y, sample_weight=weights)
-    want = theirs.predict_log_proba((x - head.mean) / head.spread)
-    np.testing.assert_allclose(head.log_probabilities(x), want, atol=2e-3)
+    theirs.fit((x - probe.mean) / probe.std, y, sample_weight=weights)
+    want = theirs.predict_log_proba((x - probe.mean) / probe.std)
+    np.testing.assert_allclose(probe.log_probabilities(x), want, atol=2e-3)
 
 
-def test_more_objects_than_wanted_are_drawn_evenly():
+def test_too_many_objects_are_sampled_evenly_over_the_classes():
     labels = np.repeat([0, 1, 2], [50, 30, 4])
     crops = Crops((None,), np.zeros(84, int), np.zeros((84, 4)), labels)
-    drawn = rescore._some(crops, 24, 3, np.random.default_rng(0))
-    assert np.bincount(drawn.labels).tolist() == [10, 10, 4]
-    assert rescore._some(crops, 84, 3, np.random.default_rng(0)) is crops
+    sampled = rescore._sample_objects(crops, 24, 3, np.random.default_rng(0))
+    assert np.bincount(sampled.labels).tolist() == [10, 10, 4]
+    assert rescore._sample_objects(crops, 84, 3, np.random.default_rng(0)) is crops
 
 
-def test_only_so_many_boxes_of_a_picture_are_looked_at(data):
-    looked = []
-    look = CropEncoder(lambda images: looked.append(len(images)) or images.mean((2, 3)), size=8, context=1.0)
-    predictions = guessed(data)
-    head = fit_probe(np.zeros((3, 3), np.float32), np.arange(3), np.ones(3), num_classes=3, ridge=1.0)
-    rescore.apply_rescorer(Rescorer(head, look, Blend(0.3), 1, -1.0), predictions, data.samples)
-    assert sum(looked) == (np.diff(predictions.offsets) > 0).sum()
+def test_only_the_best_boxes_of_an_image_get_crops(data):
+    sizes = []
+    encoder = CropEncoder(lambda images: sizes.append(len(images)) or images.mean((2, 3)), size=8, context=1.0)
+    predictions = random_class_predictions(data)
+    probe = fit_probe(np.zeros((3, 3), np.float32), np.arange(3), np.ones(3), num_classes=3, ridge=1.0)
+    rescore.apply_rescorer(Rescorer(probe, encoder, Blend(0.3), 1, -1.0), predictions, data.samples)
+    assert sum(sizes) == (np.diff(predictions.offsets) > 0).sum()
 
 
 def test_features_come_in_the_order_of_the_crops_and_progress_ends_at_1(data):
     from foldfuse.data.crops import object_crops
 
-    told = []
+    shares = []
     crops = object_crops(data)
-    found = features(crops, mean_colour(), progress=told.append)
+    found = features(crops, mean_color_encoder(), progress=shares.append)
     assert found.shape == (len(crops), 3)
     assert ((found[:, 0] > found[:, 2]) == (crops.labels == 0)).mean() > 0.9  # class 0 is red; some lie under others
-    assert told[-1] == 1.0
+    assert shares[-1] == 1.0
 
 
-def test_nothing_found_or_too_much_known_is_told_in_a_sentence(data, tmp_path):
+def test_bad_input_is_named(data, tmp_path):
     nothing = Predictions.of({i: Detections.empty() for i in data.image_ids}, data.classes)
-    with pytest.raises(InputError, match="there are 0 boxes on 40 pictures"):
-        rescore.fit_rescorer(nothing, data, look=blind())
-    with pytest.raises(InputError, match="on 3 pictures to rescore"):
-        rescore.fit_rescorer(guessed(data).select_images(data.image_ids[:3]), data, look=blind())
+    with pytest.raises(InputError, match="there are 0 boxes on 40 images"):
+        rescore.fit_rescorer(nothing, data, encoder=blind_encoder())
+    with pytest.raises(InputError, match="on 3 images to rescore"):
+        rescore.fit_rescorer(
+            random_class_predictions(data).select_images(data.image_ids[:3]), data, encoder=blind_encoder()
+        )
     with pytest.raises(InputError, match="not one object is annotated"):
-        rescore.fit_rescorer(guessed(data), data.without_annotations(), look=blind())
+        rescore.fit_rescorer(random_class_predictions(data), data.without_annotations(), encoder=blind_encoder())
 
 
-def test_the_command_writes_both_files_and_what_it_was_worth(data, test_data, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(rescore_files, "imagenet", mean_colour)
+def test_the_command_writes_both_files_and_the_gain(data, test_data, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(rescore_command, "imagenet_encoder", lambda device: mean_color_encoder())
     oof, test = tmp_path / "oof.parquet", tmp_path / "test.parquet"
-    write_predictions(guessed(data), oof, data)
-    write_predictions(guessed(test_data, seed=1), test, test_data)
+    write_predictions(random_class_predictions(data), oof, data)
+    write_predictions(random_class_predictions(test_data, seed=1), test, test_data)
     words = ["rescore", str(oof), "--data", str(data.source), "--out", str(tmp_path / "out")]
     assert cli.main([*words, "--test-predictions", str(test), "--test", str(test_data.source)]) == 0
-    assert "chosen on others: +0." in capsys.readouterr().out
+    assert "nested cross-validation: +0." in capsys.readouterr().out
     facts = json.loads((tmp_path / "out" / "rescore.json").read_text())
     assert facts["accepted"]
     assert facts["after"] == measure(read_predictions(tmp_path / "out" / "oof.parquet", data), data)
     after = read_predictions(tmp_path / "out" / "test.parquet", test_data)
-    assert measure(after, test_data) > measure(guessed(test_data, seed=1), test_data)
+    assert measure(after, test_data) > measure(random_class_predictions(test_data, seed=1), test_data)
     assert cli.main([*words[:-1], str(tmp_path / "two"), "--test", str(test_data.source)]) == 2
     assert "belong together" in capsys.readouterr().err
     assert not (tmp_path / "two").exists()
 
 
-def test_what_is_not_believed_is_told(data):
-    fitted = rescore.fit_rescorer(guessed(data), data, look=blind())
-    assert "It does not help ap50" in rescore_files.told(fitted, "ap50")
-    believed = replace(fitted, rescorer=replace(fitted.rescorer, blend=Blend(0.2)))
-    assert "It counts with 0.2" in rescore_files.told(believed, "ap50")
+def test_the_command_says_whether_scores_change(data):
+    fitted = rescore.fit_rescorer(random_class_predictions(data), data, encoder=blind_encoder())
+    assert "no significant gain" in rescore_command.summary(fitted)
+    accepted = replace(fitted, facts=replace(fitted.facts, accepted=True, alpha=0.2))
+    assert "alpha 0.2" in rescore_command.summary(accepted)

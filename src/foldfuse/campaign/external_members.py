@@ -16,7 +16,7 @@ from foldfuse.campaign.task import TEST, VAL, Task, predictions_path
 from foldfuse.detections import Predictions
 from foldfuse.errors import InputError
 from foldfuse.evaluation.coco import score_predictions
-from foldfuse.formats.predictions import read_told, write_predictions
+from foldfuse.formats.predictions import read_predictions, write_predictions
 from foldfuse.storage.ledger import Ledger, Role, SegmentRecord
 from foldfuse.storage.run import Run
 from foldfuse.system.records import to_plain
@@ -83,7 +83,7 @@ def _split_pair(pair: str) -> tuple[str, str]:
 
 def _read_predictions(val: str, test: str, task: Task) -> tuple[Predictions, Predictions]:
     """The predictions of the held-out images and of the test images."""
-    found = read_told(Path(val), task.labeled)  # an out-of-fold file may cover every labeled image
+    found = read_predictions(Path(val), task.labeled)  # an out-of-fold file may cover every labeled image
     val_predictions = found.select_images([i for i in task.val.image_ids if i in found])
     with_objects = [s for s in task.val.samples if s.annotations is not None and len(s.annotations)]
     covered = sum(s.id in val_predictions and len(val_predictions[s.id]) > 0 for s in with_objects)
@@ -93,7 +93,7 @@ def _read_predictions(val: str, test: str, task: Task) -> tuple[Predictions, Pre
             f"{len(val_predictions)} of all {len(task.val)}. Predict the images of fold 0 of the campaign's folds with a "
             "model that was not trained on them."
         )
-    test_predictions = read_told(Path(test), task.test)
+    test_predictions = read_predictions(Path(test), task.test)
     return val_predictions, test_predictions.select_images([sample.id for sample in task.test_samples])
 
 

@@ -44,7 +44,7 @@ def rescore_submission(task: Task, ledger: Ledger, members: MemberPredictions) -
                 task.labeled,
                 metric=task.metric,
                 max_detections=c.RESCORING_CROPS_PER_IMAGE,
-                examples=c.RESCORING_TRAIN_CROPS,
+                max_objects=c.RESCORING_TRAIN_CROPS,
                 seed=task.seed,
                 progress=_Pace(ledger, test_share).check,
             )

@@ -5,121 +5,124 @@ from __future__ import annotations
 from pathlib import Path
 
 from rich.console import Console
-from rich.table import Table
 
+from foldfuse.commands import options
+from foldfuse.commands.prediction_files import read_file, read_members
+from foldfuse.commands.tables import text_table
 from foldfuse.data.readers.coco import read
-from foldfuse.detections import Predictions
 from foldfuse.ensemble.ensemble import EnsembleReport, apply_ensemble, build_ensemble, read_ensemble
 from foldfuse.errors import InputError
-from foldfuse.formats.predictions import read_told, write_predictions
-from foldfuse.fusion import methods as fusion
-
-
-def ensemble(
-    predictions: tuple[Path, ...],
-    *,
-    data: Path,
-    out: Path,
-    metric: str = "ap50",
-    seconds: float = 60.0,
-    folds: int = 5,
-    seed: int = 0,
-    read_as: str | None = None,
-) -> Path:
-    """Choose members, weights and fusion on out-of-fold predictions; write them for `fuse --ensemble` to replay.
-
-    Args:
-        predictions: out-of-fold predictions, a file a member; a member is called as its file, without the ending.
-        data: the annotated pictures that were predicted: COCO JSON, or a folder with a train.json.
-        out: the JSON file to write.
-        metric: ap50, ap, f2 or wheat.
-        seconds: time for the search.
-        folds: for the honest score: each part of the pictures is measured with an ensemble chosen on the others.
-        seed: of the split into folds and of the resampling.
-        read_as: what the files of predictions are, where their content leaves that open, such as score_xywh.
-
-    Returns:
-        The file written.
-    """
-    dataset = read(data)
-    members: dict[str, Predictions] = {}
-    for path in predictions:
-        if path.stem in members:
-            raise InputError(f"{path}: there is another file called {path.stem}. Give the files names that differ.")
-        members[path.stem] = read_told(path, dataset, read_as=read_as)
-    built = build_ensemble(members, dataset, metric=metric, seconds=seconds, folds=folds, seed=seed)
-    built.ensemble.write(out)
-    _show(built, Console(highlight=False))
-    return out
-
-
-def _show(built: EnsembleReport, console: Console) -> None:
-    table = Table(title=f"Members, by {built.metric}", title_justify="left")
-    for head in ("member", "alone", "weight", "power", "adds"):
-        table.add_column(head, justify="left" if head == "member" else "right")
-    for row in built.table:
-        power = f"{built.ensemble.score_exponents.get(row.name, 1.0):g}" if row.weight else "–"
-        table.add_row(
-            row.name,
-            f"{row.single_score:.4f}",
-            f"{row.weight:.2f}" if row.weight else "–",
-            power,
-            "–" if row.leave_one_out_gain is None else f"{row.leave_one_out_gain:+.4f}",
-        )
-    console.print(table)
-    name, score = built.best_single
-    chosen = built.ensemble
-    chosen_so = f"{chosen.method} at IoU {chosen.iou:g}, score threshold {chosen.score_threshold:g}"
-    lines = [
-        f"best member, {name}: {score:.4f}; plain WBF of all: {built.uniform_score:.4f}",
-        f"chosen of {built.num_candidates} candidates: {chosen_so}: {built.score:.4f} on the images it was chosen on",
-    ]
-    if built.nested_score is not None and built.interval is not None:
-        gain = built.interval
-        interval = f"{gain.mean:+.4f} (95 % of the draws: {gain.low:+.4f} to {gain.high:+.4f})"
-        lines.append(
-            f"chosen without the images measured on: {built.nested_score:.4f}; minus the best member {interval}"
-        )
-    console.print("\n".join(lines), soft_wrap=True)
+from foldfuse.formats.predictions import write_predictions
+from foldfuse.fusion import methods
 
 
 def fuse(
     predictions: tuple[Path, ...],
     *,
     data: Path,
-    out: Path,
-    method: fusion.Method = "wbf",
+    out: options.Out,
+    method: methods.Method = "wbf",
     iou: float = 0.55,
-    score_threshold: float = 0.0,
-    weight: tuple[float, ...] = (),
+    score_threshold: options.ScoreThreshold = 0.0,
+    weight: options.Weights = (),
     ensemble: Path | None = None,
-    read_as: str | None = None,
+    input_format: options.InputFormat = None,
+    overwrite: options.Overwrite = False,
 ) -> Path:
-    """Make several files of predictions into one; its path comes back.
+    """Fuse several files of predictions into one and return its path.
 
     Args:
-        predictions: files of the same pictures: Parquet, COCO results JSON, or the contest's CSV.
-        data: COCO JSON of the pictures; its annotations, if it has any, are not read.
-        out: file to write: .parquet (keeps all), .json (COCO results) or .csv (the contest's).
+        predictions: files of the same images: Parquet, COCO results JSON, or the contest's CSV.
+        data: COCO JSON of the images; annotations are not read.
+        out: file to write: .parquet (complete), .json (COCO results) or .csv (the contest's).
         method: wbf, nms, soft_nms or nmw.
         iou: boxes match where their IoU is above this.
-        score_threshold: boxes with a score below this are left out.
-        weight: how much each file counts, in their order; all alike by default.
-        ensemble: an ensemble.json to replay instead; a member is the name of its file, without the ending.
-        read_as: what the files of predictions are, where their content leaves that open, such as score_xywh.
+        weight: of each file, in their order; equal by default.
+        ensemble: an ensemble.json that decides method, thresholds and weights; a member is named after its file.
 
     Raises:
-        InputError: a file cannot be used, or they do not fit together.
+        InputError: a file cannot be used, or the files do not fit together.
+
+    Examples:
+        foldfuse fuse a.parquet b.parquet --data data/test.json --out fused.parquet
+        foldfuse fuse a.parquet b.parquet --data data/test.json --weight 2,1 --iou 0.6 --out weighted.csv
+        foldfuse fuse a.parquet b.parquet --data data/test.json --ensemble ensemble.json --out best.json
     """
+    options.refuse_overwrite(out, overwrite)
+    if ensemble is not None and (weight, method, iou, score_threshold) != ((), "wbf", 0.55, 0.0):
+        raise InputError("--ensemble decides --method, --iou, --score-threshold and --weight. Leave those options out.")
     dataset = read(data, annotated=False)
-    members = [read_told(path, dataset, read_as=read_as) for path in predictions]
     if ensemble is None:
-        fused = fusion.fuse(members, method=method, iou=iou, score_threshold=score_threshold, weights=weight or None)
+        members = [read_file(path, dataset, input_format) for path in predictions]
+        fused = methods.fuse(members, method=method, iou=iou, score_threshold=score_threshold, weights=weight or None)
     else:
-        names = [path.stem for path in predictions]
-        if len(set(names)) < len(names):
-            raise InputError(
-                f"members are told apart by the names of their files, and two are alike in {', '.join(names)}."
-            )
-        fused = apply_ensemble(read_ensemble(ensemble), dict(zip(names, members, strict=True)))
+        fused = apply_ensemble(read_ensemble(ensemble), read_members(predictions, dataset, input_format))
     return write_predictions(fused, out, dataset)
+
+
+def ensemble(
+    predictions: tuple[Path, ...],
+    *,
+    data: Path,
+    out: options.Out,
+    metric: options.Metric = "ap50",
+    budget: options.Duration = 60.0,
+    folds: options.NumFolds = 5,
+    seed: int = 0,
+    input_format: options.InputFormat = None,
+    overwrite: options.Overwrite = False,
+) -> Path:
+    """Choose members, weights and fusion on out-of-fold predictions, and write them for `foldfuse fuse --ensemble`.
+
+    Args:
+        predictions: out-of-fold predictions, one file a member; a member is named after its file.
+        data: the annotated images: COCO JSON, or a folder with a train.json.
+        out: JSON file to write.
+        budget: time for the search.
+        folds: of the nested cross-validation: each part of the images is scored with an ensemble chosen on the others.
+        seed: of the folds and of the bootstrap.
+
+    Raises:
+        InputError: a file cannot be used, or the files do not fit together.
+
+    Examples:
+        foldfuse ensemble a_oof.parquet b_oof.parquet --data data/train.json --budget 60s --out ensemble.json
+    """
+    options.refuse_overwrite(out, overwrite)
+    dataset = read(data)
+    members = read_members(predictions, dataset, input_format)
+    report = build_ensemble(members, dataset, metric=metric, seconds=budget, folds=folds, seed=seed)
+    report.ensemble.write(out)
+    _print_report(report, Console(highlight=False))
+    return out
+
+
+def _print_report(report: EnsembleReport, console: Console) -> None:
+    exponents = report.ensemble.score_exponents
+    rows = [
+        (
+            row.name,
+            f"{row.single_score:.4f}",
+            f"{row.weight:.2f}" if row.weight else "–",
+            f"{exponents.get(row.name, 1.0):g}" if row.weight else "–",
+            "–" if row.leave_one_out_gain is None else f"{row.leave_one_out_gain:+.4f}",
+        )
+        for row in report.table
+    ]
+    heads = ("member", "single", "weight", "exponent", "leave-one-out gain")
+    console.print(text_table(f"Members, {report.metric}", heads, rows))
+    chosen, (name, score) = report.ensemble, report.best_single
+    settings = f"{chosen.method.upper()}, IoU threshold {chosen.iou:g}"
+    if chosen.score_threshold:
+        settings += f", score threshold {chosen.score_threshold:g}"
+    lines = [
+        f"best single member, {name}: {score:.4f}; WBF of all members: {report.uniform_score:.4f}",
+        f"best of {report.num_candidates} candidates, {settings}: {report.score:.4f} on the images that chose it",
+    ]
+    if report.nested_score is not None and report.interval is not None:
+        gain = report.interval
+        lines.append(
+            f"nested cross-validation: {report.nested_score:.4f}; minus the best single member {gain.mean:+.4f} "
+            f"(95 % interval {gain.low:+.4f} to {gain.high:+.4f})"
+        )
+    console.print("\n".join(lines), markup=False, soft_wrap=True)

@@ -2,149 +2,203 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
+from foldfuse.commands import options
+from foldfuse.commands.prediction_files import read_file
+from foldfuse.commands.tables import score_text, text_table
 from foldfuse.data.dataset import Dataset
 from foldfuse.data.readers.coco import read
 from foldfuse.detections import Predictions
 from foldfuse.evaluation.bootstrap import bootstrap_difference
 from foldfuse.evaluation.coco import Score, score_predictions
 from foldfuse.evaluation.diagnosis import ERRORS, Diagnosis, diagnose
-from foldfuse.formats.predictions import read_told, write_predictions
-from foldfuse.formats.submission import Format, write_submission
+from foldfuse.evaluation.metrics import measure
+from foldfuse.formats.predictions import write_predictions
+from foldfuse.formats.submission import SubmissionFormat, write_submission
+
+BACKGROUND = "background"
+MATRIX_CLASSES = 8  # a confusion matrix of more classes does not fit 80 columns
+TOP_CONFUSIONS = 15
+COCO_ROWS = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large", "ar1", "ar10", "ar100")
 
 
-def convert(predictions: Path, data: Path, out: Path, *, format: str | None = None, read_as: str | None = None) -> Path:
-    """Write predictions in another format; the path of what was written comes back.
+def convert(
+    predictions: Path,
+    data: Path,
+    *,
+    out: options.Out,
+    format: str | None = None,
+    input_format: options.InputFormat = None,
+    overwrite: options.Overwrite = False,
+) -> Path:
+    """Write predictions in another format and return the path.
 
     Args:
-        predictions: Parquet, COCO results JSON, CSV of prediction strings or YOLO folder, of the pictures of `data`.
-        data: COCO JSON of the pictures; its annotations, if it has any, are not read.
-        out: file to write; for yolo a folder, new or empty.
-        format: parquet, coco_json, yolo, or a layout of prediction strings, such as score_label_xywh_share. By default
-            the ending of `out` says it: .parquet, .json (COCO results) or .csv (the contest's); an empty folder is yolo.
-        read_as: what the file of predictions is, where its content leaves that open, such as score_xywh.
+        predictions: Parquet, COCO results JSON, CSV of prediction strings or YOLO folder, of the images of `data`.
+        data: COCO JSON of the images; annotations are not read.
+        out: file to write; for yolo a folder.
+        format: parquet, coco_json, yolo, or a layout of prediction strings, such as score_label_xywh_normalized. By default
+            the ending of `out` decides: .parquet, .json (COCO results) or .csv (the contest's); an empty folder becomes yolo.
 
     Raises:
         InputError: a file cannot be used, or the format cannot hold these predictions.
+
+    Examples:
+        foldfuse convert a.parquet data/test.json --out a.json
+        foldfuse convert a.json data/test.json --format yolo --out labels
     """
+    options.refuse_overwrite(out, overwrite)
     dataset = read(data, annotated=False)
-    return write_predictions(read_told(predictions, dataset, read_as=read_as), out, dataset, format=format)
+    return write_predictions(read_file(predictions, dataset, input_format), out, dataset, format=format)
 
 
 def submit(
     predictions: Path,
     data: Path,
-    out: Path,
     *,
-    format: Format = "contest_csv",
-    read_as: str | None = None,
-    max_boxes: int | None = None,
+    out: options.Out,
+    format: SubmissionFormat = "contest_csv",
+    max_detections: options.MaxDetections = None,
+    input_format: options.InputFormat = None,
+    overwrite: options.Overwrite = False,
 ) -> Path:
-    """Write a submission from predictions, and read it back; its path comes back.
+    """Write a submission from predictions, read it back, and return its path.
 
     Args:
-        predictions: Parquet, COCO results JSON, CSV of prediction strings or YOLO folder, of the pictures of `data`.
-        data: COCO JSON of the pictures that the organiser wants predicted; annotations are not read.
+        predictions: Parquet, COCO results JSON, CSV of prediction strings or YOLO folder, of the images of `data`.
+        data: COCO JSON of the test images; annotations are not read.
         out: file to write.
         format: contest_csv (`PredictionString,image_id`) or coco_json (COCO results).
-        read_as: what the file of predictions is, where its content leaves that open, such as score_xywh.
-        max_boxes: of each picture only so many are kept, those with the highest scores; all by default.
 
     Raises:
-        InputError: a file cannot be used, or a picture of `data` has no row in the predictions.
+        InputError: a file cannot be used, or an image of `data` was not predicted.
+
+    Examples:
+        foldfuse submit a.parquet data/test.json --out submission.csv
+        foldfuse submit a.parquet data/test.json --format coco_json --max-detections 100 --out submission.json
     """
+    options.refuse_overwrite(out, overwrite)
     dataset = read(data, annotated=False)
-    found = read_told(predictions, dataset, read_as=read_as)
-    return write_submission(found, dataset, out, format, max_boxes=max_boxes)
+    found = read_file(predictions, dataset, input_format)
+    return write_submission(found, dataset, out, format, max_detections=max_detections)
 
 
-def score(predictions: Path, dataset: Path, *, other: Path | None = None, read_as: str | None = None) -> None:
-    """Score predictions against annotations; print COCO's numbers, those of each class, and the kinds of error.
+def score(
+    predictions: Path,
+    data: Path,
+    *,
+    other: Path | None = None,
+    metric: options.Metric = "ap50",
+    input_format: options.InputFormat = None,
+) -> None:
+    """Score predictions against annotations: COCO's numbers, each class, best thresholds, confusion and types of error.
 
     Args:
         predictions: Parquet, COCO results JSON, or the contest's CSV.
-        dataset: annotated COCO JSON, or a folder with a train.json.
-        other: a second file of predictions, to compare with over resampled pictures.
-        read_as: what the files of predictions are, where their content leaves that open, such as score_xywh.
+        data: annotated COCO JSON, or a folder with a train.json.
+        other: a second file of predictions, to compare with over bootstrap resamples of the images.
+
+    Raises:
+        InputError: a file cannot be used, or the predictions do not fit the data.
+
+    Examples:
+        foldfuse score a_oof.parquet data/train.json
+        foldfuse score a_oof.parquet data/train.json --other b_oof.parquet --metric f2
     """
-    truth = read(dataset)
+    dataset = read(data)
     paths = [predictions] if other is None else [predictions, other]
-    found = [read_told(path, truth, read_as=read_as) for path in paths]
-    scores = [score_predictions(each, truth) for each in found]
+    files = [read_file(path, dataset, input_format) for path in paths]
+    names = ["score"] if other is None else _file_names(paths)
+    scores = [score_predictions(each, dataset) for each in files]
+    diagnoses = [diagnose(each, dataset) for each in files]
     console = Console(highlight=False)
-    names = ["score"] if other is None else _names(paths)
-    console.print(_summary(scores, names))
-    console.print(_per_class(scores, names))
-    console.print(_errors(diagnose(found[0], truth)))
+    summary = [
+        (name.replace("_", " ").replace("ap", "AP").replace("ar", "AR"), *(getattr(s, name) for s in scores))
+        for name in COCO_ROWS
+    ]
+    if metric not in COCO_ROWS:
+        summary.append((metric, *(measure(each, dataset, metric=metric) for each in files)))
+    console.print(_scores_table("COCO scores", ["", *names], summary))
+    by_iou = [(f"IoU {iou:.2f}", *(d.ap_by_iou[iou] for d in diagnoses)) for iou in diagnoses[0].ap_by_iou]
+    console.print(_scores_table("AP by IoU threshold", ["", *names], by_iou))
+    console.print(_class_table(scores, names))
     if other is not None:
-        console.print(_comparison(found, truth, names))
+        console.print(_comparison_table(files, dataset, names, metric))
+    for name, diagnosis in zip(names, diagnoses, strict=True):
+        of = "" if other is None else f" of {name}"
+        console.print(_threshold_table(diagnosis, of))
+        console.print(_confusion_table(diagnosis, of))
+        console.print(_error_table(diagnosis, of))
 
 
-def _names(paths: list[Path]) -> list[str]:
-    """The files' names, or their whole paths where the names are alike."""
-    short = [path.name for path in paths]
-    return short if len(set(short)) == len(short) else [str(path) for path in paths]
+def _file_names(paths: Sequence[Path]) -> list[str]:
+    """The names of the files, or their whole paths where the names are the same."""
+    names = [path.name for path in paths]
+    return names if len(set(names)) == len(names) else [str(path) for path in paths]
 
 
-def _summary(scores: list[Score], names: list[str]) -> Table:
-    rows = {
-        "AP": "ap",
-        "AP50": "ap50",
-        "AP75": "ap75",
-        "AP small": "ap_small",
-        "AP medium": "ap_medium",
-        "AP large": "ap_large",
-        "AR1": "ar1",
-        "AR10": "ar10",
-        "AR100": "ar100",
-    }
-    table = _table("COCO", ["", *names])
-    for label, attribute in rows.items():
-        table.add_row(label, *(_number(getattr(each, attribute)) for each in scores))
-    return table
+def _scores_table(title: str, heads: Sequence[str], rows: Sequence[tuple[str | float | None, ...]]) -> Table:
+    cells = [[str(name), *(score_text(value) for value in values)] for name, *values in rows]  # type: ignore[arg-type]
+    return text_table(title, heads, cells)
 
 
-def _per_class(scores: list[Score], names: list[str]) -> Table:
+def _class_table(scores: Sequence[Score], names: Sequence[str]) -> Table:
     heads = [head if len(names) == 1 else f"{head} {name}" for name in names for head in ("AP", "AP50")]
-    table = _table("By class", ["class", "boxes", *heads])
-    for rows in zip(*(each.per_class for each in scores), strict=True):
-        values = [_number(value) for row in rows for value in (row.ap, row.ap50)]
-        table.add_row(rows[0].name, str(rows[0].boxes), *values)
-    return table
+    rows = [
+        [of[0].name, str(of[0].boxes), *(score_text(value) for each in of for value in (each.ap, each.ap50))]
+        for of in zip(*(each.per_class for each in scores), strict=True)
+    ]
+    return text_table("By class", ["class", "boxes", *heads], rows)
 
 
-def _errors(diagnosis: Diagnosis) -> Table:
-    table = _table("What mending one kind of error would bring (TIDE)", ["error", "AP50", "count", "meaning"])
-    table.columns[3].justify = "left"
-    for kind, meaning in ERRORS.items():
-        table.add_row(kind, f"+{diagnosis.tide_delta_ap[kind]:.4f}", str(diagnosis.tide_counts[kind]), meaning)
-    return table
+def _threshold_table(diagnosis: Diagnosis, of: str) -> Table:
+    """Precision and recall at the score threshold with the best F1, of all classes and of each class."""
+    best = [("all classes", diagnosis.best), *zip(diagnosis.classes, diagnosis.best_by_class, strict=True)]
+    rows = [
+        [name, *(["–"] * 4 if b is None else [f"{value:.4f}" for value in (b.score, b.f1, b.precision, b.recall)])]
+        for name, b in best
+    ]
+    return text_table(
+        f"Score threshold with the best F1{of}, IoU 0.50", ["class", "threshold", "F1", "precision", "recall"], rows
+    )
 
 
-def _comparison(found: list[Predictions], dataset: Dataset, names: list[str]) -> Table:
-    title = f"{names[0]} minus {names[1]}, pictures drawn anew 1000 times"
-    table = _table(title, ["metric", "mean", "95 % of the draws", "above 0"])
-    for metric in ("ap", "ap50"):
-        gain = bootstrap_difference(found[0], found[1], dataset, metric)
-        table.add_row(
-            metric.upper(),
-            f"{gain.mean:+.4f}",
-            f"{gain.low:+.4f} to {gain.high:+.4f}",
-            f"{100 * gain.prob_better:.1f} %",
+def _confusion_table(diagnosis: Diagnosis, of: str) -> Table:
+    """The confusion matrix; of many classes its largest entries off the diagonal."""
+    names = [*diagnosis.classes, BACKGROUND]
+    at = f"{of} at score {diagnosis.best.score:.4f}, IoU 0.50"
+    if len(diagnosis.classes) > MATRIX_CLASSES:
+        rows = [[names[i], names[j], str(count)] for i, j, count in diagnosis.top_confusions(TOP_CONFUSIONS)]
+        return text_table(
+            f"Most frequent confusions{at}", ["annotated", "predicted", "boxes"], rows, words=["predicted"]
         )
-    return table
+    keys = [*(str(k) for k in range(1, len(names))), "bg"]
+    rows = [
+        [f"{key} {name}" if name != BACKGROUND else name, *map(str, counts)]
+        for key, name, counts in zip(keys, names, diagnosis.confusion.tolist(), strict=True)
+    ]
+    return text_table(f"Confusion matrix{at}", ["annotated \\ predicted", *keys], rows)
 
 
-def _table(title: str, heads: list[str]) -> Table:
-    table = Table(title=title, title_justify="left")
-    for i, head in enumerate(heads):
-        table.add_column(head, justify="left" if i == 0 else "right")
-    return table
+def _error_table(diagnosis: Diagnosis, of: str) -> Table:
+    rows = [
+        [kind, f"+{diagnosis.tide_delta_ap[kind]:.4f}", str(diagnosis.tide_counts[kind]), meaning]
+        for kind, meaning in ERRORS.items()
+    ]
+    title = f"AP50 gained if all errors of one type were fixed (TIDE){of}"
+    return text_table(title, ["error", "AP50", "count", "meaning"], rows, words=["meaning"])
 
 
-def _number(value: float | None) -> str:
-    return "–" if value is None else f"{value:.4f}"
+def _comparison_table(files: Sequence[Predictions], dataset: Dataset, names: Sequence[str], metric: str) -> Table:
+    rows = []
+    for name in dict.fromkeys((metric, "ap", "ap50")):
+        gain = bootstrap_difference(files[0], files[1], dataset, name)
+        interval = f"{gain.low:+.4f} to {gain.high:+.4f}"
+        rows.append([name.upper(), f"{gain.mean:+.4f}", interval, f"{100 * gain.prob_better:.1f} %"])
+    title = f"{names[0]} minus {names[1]}, 1000 bootstrap resamples of the images"
+    return text_table(title, ["metric", "mean", "95 % interval", "better in"], rows)

@@ -1,102 +1,117 @@
-"""Rescoring files of predictions: any tool's, of the kinds that `formats` reads."""
+"""The command rescore: crop rescoring of prediction files of any tool."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from rich.console import Console
 
+from foldfuse.commands import options
+from foldfuse.commands.prediction_files import read_file
 from foldfuse.data.folds import read_folds
 from foldfuse.data.readers.coco import read
 from foldfuse.detections import Predictions
 from foldfuse.errors import InputError
-from foldfuse.formats.predictions import read_told, write_predictions
+from foldfuse.formats.predictions import write_predictions
 from foldfuse.inference.classifier import crop_encoder
-from foldfuse.inference.crop_features import CropEncoder, imagenet
+from foldfuse.inference.crop_features import CropEncoder, imagenet_encoder
 from foldfuse.inference.rescoring import RescoringResult, apply_rescorer, fit_rescorer
 from foldfuse.storage.run import Run
-from foldfuse.system.atomic_files import atomic_folder, write_text
+from foldfuse.system.atomic_files import atomic_folder
+from foldfuse.system.device import best_device
 from foldfuse.system.progress import progress_bar
+from foldfuse.system.records import write_record
+
+FACTS_VERSION = 1
 
 
 def rescore(
     predictions: Path,
     *,
     data: Path,
-    out: Path,
-    folds: Path | None = None,
+    out: options.Out,
+    folds: options.FoldsFile = None,
     test_predictions: Path | None = None,
     test: Path | None = None,
     run: Path | None = None,
-    metric: str = "ap50",
+    metric: options.Metric = "ap50",
     seed: int = 0,
-    read_as: str | None = None,
+    device: options.Device = "auto",
+    input_format: options.InputFormat = None,
+    overwrite: options.Overwrite = False,
 ) -> Path:
-    """Have a crop classifier look at each detection, and blend its word into the scores where that helps; the folder comes back.
+    """Score the crop of each detection by a classifier, and blend its probability into the score where that helps.
 
-    The folder holds oof.parquet, the out-of-fold predictions, each rescored by a classifier that has not seen its picture;
-    test.parquet, the test predictions; and rescore.json, which tells what it was worth. Where there is no gain to be
-    believed, scores are as they were.
+    The folder holds oof.parquet, the out-of-fold predictions, each image rescored by a classifier trained without it;
+    test.parquet, the test predictions; and rescore.json, the gain. Without a significant gain, scores are unchanged.
 
     Args:
-        predictions: out-of-fold predictions of annotated pictures, all or some: Parquet, COCO results JSON or a CSV. Pictures
+        predictions: out-of-fold predictions of annotated images, all or some: Parquet, COCO results JSON or a CSV. Images
             that a Parquet file lacks are not rescored.
-        data: the annotated pictures: COCO JSON, or a folder with a train.json.
+        data: the annotated images: COCO JSON, or a folder with a train.json.
         out: folder to make.
-        folds: JSON that `foldfuse split` wrote: pictures of one fold are rescored together, where the predictions cover several.
-        test_predictions: of the pictures of `test`, by the same detectors; `test` must be given as well.
-        test: the pictures to submit: COCO JSON; its annotations, if it has any, are not read.
-        run: folder of a trained classifier, which must have been trained with the predicted pictures held back; by default
-            crops are looked at with EfficientNet-Lite0 as ImageNet left it.
-        metric: ap50, ap, f2 or wheat: what must gain.
-        seed: of what is drawn at random.
-        read_as: what the files of predictions are, where their content leaves that open, such as score_xywh.
+        folds: JSON of `foldfuse split`: the cross-validation leaves out one fold at a time where the predictions cover several.
+        test_predictions: of the images of `test`, by the same detectors; `test` must be given as well.
+        test: the test images: COCO JSON; annotations are not read.
+        run: folder of a trained classifier that held out the predicted images; by default a frozen ImageNet-pretrained
+            EfficientNet-Lite0.
+        seed: of all random choices.
 
     Raises:
-        InputError: a file cannot be used, or they do not fit together.
+        InputError: a file cannot be used, or the files do not fit together.
+
+    Examples:
+        foldfuse rescore a_oof.parquet --data data/train.json --folds folds.json --out rescored
+        foldfuse rescore a_oof.parquet --data data/train.json --test-predictions a.parquet --test data/test.json --out both
     """
+    options.refuse_overwrite(out, overwrite)
     if (test_predictions is None) != (test is None):
         raise InputError("--test-predictions and --test belong together: give both, or neither.")
     dataset = read(data)
-    oof = read_told(predictions, dataset, read_as=read_as)
-    known = None if folds is None else read_folds(folds)
-    target = test if test is None else read(test, annotated=False)
-    found = None if target is None or test_predictions is None else read_told(test_predictions, target, read_as=read_as)
-    look = imagenet() if run is None else _look_held_back(Run(run), oof)
+    oof = read_file(predictions, dataset, input_format)
+    given_folds = None if folds is None else read_folds(folds)
+    test_data = None if test is None else read(test, annotated=False)
+    test_boxes = None
+    if test_data is not None and test_predictions is not None:
+        test_boxes = read_file(test_predictions, test_data, input_format)
+    device = best_device() if device == "auto" else device
+    encoder = imagenet_encoder(device=device) if run is None else _run_encoder(Run(run), oof, device)
+    with progress_bar("rescoring detections") as progress:
+        result = fit_rescorer(
+            oof, dataset, folds=given_folds, encoder=encoder, metric=metric, seed=seed, progress=progress
+        )
+    options.remove_old(out, overwrite)
     with atomic_folder(out) as folder:
-        with progress_bar("looking at the detections") as progress:
-            fitted = fit_rescorer(oof, dataset, folds=known, look=look, metric=metric, seed=seed, progress=progress)
-        write_predictions(fitted.predictions, folder / "oof.parquet", dataset)
-        if found is not None and target is not None:
-            with progress_bar("looking at the test detections") as progress:
-                rescored = apply_rescorer(fitted.rescorer, found, target.samples, progress=progress)
-            write_predictions(rescored, folder / "test.parquet", target)
-        write_text(folder / "rescore.json", json.dumps({"metric": metric, **fitted.to_dict()}, indent=1) + "\n")
-    Console(highlight=False).print(told(fitted, metric), soft_wrap=True)
+        write_predictions(result.predictions, folder / "oof.parquet", dataset)
+        if test_boxes is not None and test_data is not None:
+            with progress_bar("rescoring test detections") as progress:
+                rescored = apply_rescorer(result.rescorer, test_boxes, test_data.samples, progress=progress)
+            write_predictions(rescored, folder / "test.parquet", test_data)
+        write_record(folder / "rescore.json", result.facts, version=FACTS_VERSION)
+    Console(highlight=False).print(summary(result), markup=False, soft_wrap=True)
     return out
 
 
-def _look_held_back(run: Run, predictions: Predictions) -> CropEncoder:
-    """The classifier of a run as a look at crops, if it has learnt from none of the predicted pictures."""
-    learnt = set(predictions) - set(run.metadata.val_ids)
-    if learnt:
+def _run_encoder(run: Run, predictions: Predictions, device: str) -> CropEncoder:
+    """The classifier of a run as crop encoder. Raises InputError where it was trained on a predicted image."""
+    trained = set(predictions) - set(run.metadata.val_ids)
+    if trained:
         raise InputError(
-            f"{run.folder}: has learnt from {len(learnt)} of the {len(predictions)} pictures to rescore, such as image id "
-            f"{min(learnt)}. Train it with --folds and the --fold that was predicted."
+            f"{run.folder}: was trained on {len(trained)} of the {len(predictions)} images to rescore, such as image id "
+            f"{min(trained)}. Train it with --folds and the --fold that was predicted."
         )
-    return crop_encoder(run)
+    return crop_encoder(run, device)
 
 
-def told(fitted: RescoringResult, metric: str) -> str:
-    """What the second opinion was worth, in sentences."""
-    gain, blend = fitted.gain, fitted.rescorer.blend
-    measured = f"{gain.mean:+.4f} (95 % of the draws: {gain.low:+.4f} to {gain.high:+.4f})"
-    begin = f"The classifier tells {fitted.accuracy:.0%} of the boxes on objects right that it has not seen. "
-    if not fitted.accepted:
-        return begin + f"It does not help {metric}: {measured}. Scores are left as they were."
-    of = "class, background counted" if blend.background else "class given an object"
-    return begin + (
-        f"It counts with {blend.alpha:g} (p of the {of}): {metric} {fitted.before:.4f} -> {fitted.after:.4f} on the pictures "
-        f"it was chosen on; chosen on others: {measured}."
+def summary(result: RescoringResult) -> str:
+    """The gain of crop rescoring in two sentences."""
+    facts, gain = result.facts, result.facts.gain
+    nested = f"nested cross-validation: {gain.mean:+.4f} (95 % interval {gain.low:+.4f} to {gain.high:+.4f})"
+    accuracy = f"Accuracy of the classifier on boxes that match an object, cross-validated: {facts.accuracy:.0%}. "
+    if not facts.accepted:
+        return accuracy + f"There is no significant gain in {facts.metric}, and scores are unchanged; {nested}."
+    given = "the background included" if facts.background else "given an object"
+    return accuracy + (
+        f"Blended with alpha {facts.alpha:g} (probability of the class, {given}): {facts.metric} {facts.before:.4f} -> "
+        f"{facts.after:.4f} on the images that chose alpha; {nested}."
     )

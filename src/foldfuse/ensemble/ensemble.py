@@ -1,44 +1,43 @@
-"""Ensembles: which members, with which weights, fused how; a small JSON file that `fuse` replays.
+"""Chooses an ensemble on out-of-fold predictions and estimates its score by nested cross-validation.
 
-`build` chooses one on out-of-fold predictions (`ensemble_search` holds the search) and says what the choice is worth on
-images that took no part in it. No model is loaded: the predictions may be anybody's.
+An Ensemble is a small JSON file: members, weights and the settings of their fusion. The search works on predictions alone and
+loads no model, so the predictions may come from any tool.
 """
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, get_args
 
 import numpy as np
 
 from foldfuse.data.dataset import Dataset
-from foldfuse.data.readers.coco import read_json
 from foldfuse.detections import Predictions
 from foldfuse.ensemble import search as ensemble_search
 from foldfuse.ensemble import trials
 from foldfuse.ensemble.search import Candidate
-from foldfuse.errors import InputError, unknown_name
+from foldfuse.errors import InputError
 from foldfuse.evaluation.bootstrap import Difference, difference
 from foldfuse.evaluation.matching import check_compatible, ground_truth
 from foldfuse.evaluation.metrics import get_metric
 from foldfuse.fusion.methods import Method, fuse
-from foldfuse.system.atomic_files import write_text
+from foldfuse.system.records import read_record, write_record
+
+VERSION = 1  # of ensemble.json
 
 
 @dataclass(frozen=True)
 class Ensemble:
-    """How to make one set of predictions out of several.
+    """The members of an ensemble and the settings of their fusion.
 
     Attributes:
         weights: {member: its weight}.
         method: of fusion.
-        iou: above which boxes match.
-        score_threshold: boxes with a (calibrated) score below this are left out.
-        score_exponents: {member: the power that its scores are raised to first}; 1 for those that are not named.
+        iou: boxes match where their IoU is above this.
+        score_threshold: boxes with a lower (calibrated) score are left out.
+        score_exponents: {member: exponent that calibrates its scores before fusion}; 1 for a member without an entry.
     """
 
     weights: Mapping[str, float]
@@ -49,51 +48,28 @@ class Ensemble:
 
     def write(self, path: Path) -> None:
         """Write as a small JSON file."""
-        members = [{"name": n, "weight": w, "power": self.score_exponents.get(n, 1.0)} for n, w in self.weights.items()]
-        value = {"method": self.method, "iou": self.iou, "score_threshold": self.score_threshold, "members": members}
-        write_text(path, json.dumps(value, indent=1) + "\n")
+        write_record(path, self, version=VERSION)
 
 
 def read_ensemble(path: Path) -> Ensemble:
-    """The ensemble in a file that `Ensemble.write` left.
+    """The ensemble in a file that `Ensemble.write` wrote.
 
     Raises:
-        InputError: the file is missing or broken, or holds a value out of its range.
+        InputError: the file is missing, broken or of a later version, or holds a value out of its range.
     """
-    value = read_json(path)
-    try:
-        members = {str(m["name"]): (float(m["weight"]), float(m.get("power", 1.0))) for m in value["members"]}
-        method, iou, score_threshold, count = (
-            value["method"],
-            float(value["iou"]),
-            float(value["score_threshold"]),
-            len(value["members"]),
-        )
-    except (KeyError, TypeError, ValueError, AttributeError):
-        raise InputError(
-            f"{path}: is not an ensemble. Expected method, iou, score_threshold and members (each with name, weight and power), "
-            "as 'foldfuse ensemble' and a campaign write them."
-        ) from None
-    if method not in get_args(Method):
-        raise unknown_name("method of fusion", str(method), get_args(Method))
-    if len(members) != count or not members:
-        raise InputError(
-            f"{path}: has {count} members with {len(members)} names. Name each member once, and at least one."
-        )
-    for name, (weight, power) in members.items():
-        if not (0 < weight < float("inf") and 0 < power < float("inf")):
-            raise InputError(f"{path}: member {name!r} has weight {weight} and power {power}; both must be above 0.")
-    return Ensemble(
-        {n: w for n, (w, _) in members.items()},
-        method,
-        iou,
-        score_threshold,
-        {n: p for n, (_, p) in members.items() if p != 1},
-    )
+    hint = "'foldfuse ensemble' and campaigns write one."
+    ensemble = read_record(path, Ensemble, version=VERSION, what="an ensemble", hint=hint)
+    if not ensemble.weights:
+        raise InputError(f"{path}: has no member. An ensemble has at least one.")
+    for what, values in (("weight", ensemble.weights), ("score exponent", ensemble.score_exponents)):
+        for name, value in values.items():
+            if not 0 < value < float("inf"):
+                raise InputError(f"{path}: member {name!r} has the {what} {value}, expected a number above 0.")
+    return ensemble
 
 
 def apply_ensemble(ensemble: Ensemble, members: Mapping[str, Predictions]) -> Predictions:
-    """What the ensemble makes of its members' predictions of some pictures. A lone member is left as it is.
+    """The predictions of the members, fused by the ensemble. An ensemble of one member returns its predictions unchanged.
 
     Raises:
         InputError: a member of the ensemble is not among `members`.
@@ -101,8 +77,8 @@ def apply_ensemble(ensemble: Ensemble, members: Mapping[str, Predictions]) -> Pr
     missing = [name for name in ensemble.weights if name not in members]
     if missing:
         raise InputError(
-            f"the ensemble wants {missing[0]!r}, and there are only {', '.join(members)}. Give the predictions of all "
-            f"its members, under these names: {', '.join(ensemble.weights)}."
+            f"the ensemble has the member {missing[0]!r}, and there are only {', '.join(members)}. Give the predictions of "
+            f"all its members, under these names: {', '.join(ensemble.weights)}."
         )
     if len(ensemble.weights) == 1:
         return members[next(iter(ensemble.weights))]
@@ -116,26 +92,27 @@ def apply_ensemble(ensemble: Ensemble, members: Mapping[str, Predictions]) -> Pr
     )
 
 
-def _calibrated(member: Predictions, power: float) -> Predictions:
+def _calibrated(member: Predictions, exponent: float) -> Predictions:
     return Predictions(
         member.image_ids,
         member.offsets,
         member.boxes,
-        trials.calibrated(member.scores, power),
+        trials.calibrated(member.scores, exponent),
         member.labels,
         member.classes,
     )
 
 
 @dataclass(frozen=True)
-class MemberRow:
-    """What one member is worth.
+class MemberScore:
+    """The scores of one member.
 
     Attributes:
         name: of the member.
-        single_score: its own score.
-        weight: in the ensemble, as a share of all weights; 0 where it was not chosen.
-        leave_one_out_gain: how much the ensemble's score falls without it; None where it was not chosen or is the only one.
+        single_score: the member's own score.
+        weight: as a fraction of all weights; 0 for a member that was not chosen.
+        leave_one_out_gain: the ensemble's score minus its score without the member; None for a member that was not chosen or is
+            the only one.
     """
 
     name: str
@@ -146,18 +123,18 @@ class MemberRow:
 
 @dataclass(frozen=True)
 class EnsembleReport:
-    """An ensemble and what speaks for it.
+    """A chosen ensemble and its scores.
 
     Attributes:
-        ensemble: the choice.
-        metric: what it was chosen by.
-        score: its value on the images that it was chosen on, which flatters it.
-        nested_score: value of ensembles chosen without the images that they are measured on; None with fewer than 2.
-        interval: nested ensembles minus the best single member, over resampled images; None with fewer than 2.
+        ensemble: the best candidate.
+        metric: that the ensemble maximises.
+        score: of the ensemble, on the images that chose it, and so optimistic.
+        nested_score: nested cross-validation: each fold is scored with an ensemble chosen without it; None with one image.
+        interval: the nested score minus the best single member's, over bootstrap resamples; None with one image.
         best_single: the best member, and its score.
-        uniform_score: score of plain WBF of all members.
-        table: a row a member, best alone first.
-        num_candidates: how many candidates were fused and measured.
+        uniform_score: of WBF of all members with equal weights.
+        table: of all members, by falling single score.
+        num_candidates: that were fused and scored.
     """
 
     ensemble: Ensemble
@@ -167,26 +144,13 @@ class EnsembleReport:
     interval: Difference | None
     best_single: tuple[str, float]
     uniform_score: float
-    table: tuple[MemberRow, ...]
+    table: tuple[MemberScore, ...]
     num_candidates: int
 
     @property
     def leave_one_out_gain(self) -> dict[str, float]:
-        """{chosen member: how much the score falls without it}; empty for a lone member."""
+        """{chosen member: its leave-one-out gain}; empty for an ensemble of one member."""
         return {row.name: row.leave_one_out_gain for row in self.table if row.leave_one_out_gain is not None}
-
-    def to_dict(self) -> dict[str, Any]:
-        """What it was worth, as JSON holds it, without the ensemble."""
-        interval = self.interval and {"mean": self.interval.mean, "low": self.interval.low, "high": self.interval.high}
-        return {
-            "metric": self.metric,
-            "score": self.score,
-            "nested_score": self.nested_score,
-            "interval": interval,
-            "best_single": list(self.best_single),
-            "uniform_score": self.uniform_score,
-            "tried": self.num_candidates,
-        }
 
 
 def build_ensemble(
@@ -200,28 +164,30 @@ def build_ensemble(
     threads: int | None = None,
     clock: Callable[[], float] = time.monotonic,
 ) -> EnsembleReport:
-    """The best ensemble that the search finds in the time given; never worse than the best member or WBF of all.
+    """The best ensemble that the search finds in the given time; never worse than the best member or WBF of all members.
 
-    Three quarters of the time are for the choice, the rest for making it again without each fold of images, to see what it
-    is worth. The single members and WBF of all are always measured, however short the time.
+    Three quarters of the time choose the ensemble; the rest repeats the choice without each fold, for the nested score. The
+    single members and WBF of all members are always scored, however short the time.
 
     Args:
-        members: {name: out-of-fold predictions of the pictures of `dataset`}.
+        members: {name: out-of-fold predictions of the images of `dataset`}.
         dataset: annotated.
         metric: ap50, ap, f2 or wheat.
-        seconds: after which the best so far is taken.
-        folds: the images are split into so many parts, at random.
-        seed: of the split and the resampling.
-        threads: for fusing; None for one a core.
+        seconds: after which the search returns the best candidate so far.
+        folds: number of random parts of the images.
+        seed: of the folds and of the bootstrap.
+        threads: of the fusion; None for one a core.
         clock: seconds, from any start.
 
     Raises:
-        InputError: there is no member, no such metric, or the members do not fit the dataset or each other.
+        InputError: there is no member, the metric is unknown, or the members do not fit the dataset or each other.
     """
     if not members:
         raise InputError("there is no member to build an ensemble of. Give at least one file of predictions.")
     if folds < 2:
-        raise InputError(f"folds is {folds}, and must be 2 or more: the choice is measured on images it did not see.")
+        raise InputError(
+            f"folds is {folds}, and must be 2 or more: each fold is scored with an ensemble chosen on the others."
+        )
     chosen_metric = get_metric(metric)
     for predictions in members.values():
         check_compatible(predictions, dataset)
@@ -239,10 +205,10 @@ def build_ensemble(
     leader = max(singles, key=lambda name: singles[name])
     nested = interval = None
     if num_images > 1:
-        unseen = ensemble_search.nested(space, best, until=start + seconds)
-        nested = float(unseen(np.ones((1, num_images), np.int64))[0])
-        lone = space.measure(space.single(names.index(leader)))
-        interval = difference(unseen, lone, num_images=num_images, seed=seed)
+        nested_metric = ensemble_search.nested(space, best, until=start + seconds)
+        nested = float(nested_metric(np.ones((1, num_images), np.int64))[0])
+        single = space.measure(space.single(names.index(leader)))
+        interval = difference(nested_metric, single, num_images=num_images, seed=seed)
     return EnsembleReport(
         ensemble=_ensemble(best, names),
         metric=metric,
@@ -251,24 +217,24 @@ def build_ensemble(
         interval=interval,
         best_single=(leader, singles[leader]),
         uniform_score=space.score(space.uniform()),
-        table=_table_of(space, best, names, singles),
+        table=_member_scores(space, best, names, singles),
         num_candidates=len(space.cache),
     )
 
 
 def _ensemble(candidate: Candidate, names: Sequence[str]) -> Ensemble:
     weights = {names[i]: candidate.weights[i] for i in candidate.members}
-    powers = {names[i]: candidate.score_exponents[i] for i in candidate.members if candidate.score_exponents[i] != 1}
-    return Ensemble(weights, candidate.method, candidate.iou, candidate.score_threshold, powers)
+    exponents = {names[i]: candidate.score_exponents[i] for i in candidate.members if candidate.score_exponents[i] != 1}
+    return Ensemble(weights, candidate.method, candidate.iou, candidate.score_threshold, exponents)
 
 
-def _table_of(
+def _member_scores(
     space: ensemble_search.SearchSpace, best: Candidate, names: Sequence[str], singles: Mapping[str, float]
-) -> tuple[MemberRow, ...]:
+) -> tuple[MemberScore, ...]:
     total = sum(best.weights)
     rows = []
     for i, name in enumerate(names):
         others = len(best.members) > 1 and i in best.members
-        adds = space.score(best) - space.score(best.with_weight(i, 0.0)) if others else None
-        rows.append(MemberRow(name, singles[name], best.weights[i] / total, adds))
+        gain = space.score(best) - space.score(best.with_weight(i, 0.0)) if others else None
+        rows.append(MemberScore(name, singles[name], best.weights[i] / total, gain))
     return tuple(sorted(rows, key=lambda row: -row.single_score))

@@ -85,6 +85,14 @@ class Diagnosis:
     tide_delta_ap: dict[str, float]
     tide_counts: dict[str, int]
 
+    def top_confusions(self, num: int) -> list[tuple[int, int, int]]:
+        """(row, column, count) of the largest counts of `confusion` off the diagonal, at most `num`, by falling count."""
+        counts = self.confusion.copy()
+        np.fill_diagonal(counts, 0)
+        order = np.argsort(-counts, axis=None, kind="stable")[:num]
+        rows, columns = np.unravel_index(order, counts.shape)
+        return [(int(i), int(j), int(counts[i, j])) for i, j in zip(rows, columns, strict=True) if counts[i, j]]
+
 
 def diagnose(predictions: Predictions, dataset: Dataset) -> Diagnosis:
     """The Diagnosis of predictions; an image that the predictions lack counts as an image without detections.

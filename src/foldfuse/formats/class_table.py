@@ -15,13 +15,13 @@ from foldfuse.detections import Array
 from foldfuse.system.atomic_files import atomic
 
 
-def write_class_table(probabilities: Array, crops: Crops, classes: Sequence[str], out: Path, *, boxes: bool) -> None:
+def write_table(probabilities: Array, crops: Crops, classes: Sequence[str], out: Path, *, boxes: bool) -> None:
     """Write (n, K) probabilities of `crops` as .csv or .parquet.
 
     Columns: image; x1, y1, x2, y2 where `boxes`; class, empty where it is unknown; predicted, the most probable class; and
     p(NAME) of each class.
     """
-    columns: dict[str, Sequence[str] | Array] = {"image": [crops.samples[i].file_name for i in crops.image]}
+    columns: dict[str, Sequence[str] | Array] = {"image": [crops.samples[i].file_name for i in crops.image_index]}
     if boxes:
         columns |= {name: crops.boxes[:, i] for i, name in enumerate(("x1", "y1", "x2", "y2"))}
     columns["class"] = [classes[label] if label >= 0 else "" for label in crops.labels]

@@ -63,14 +63,18 @@ def read_parquet(path: Path, dataset: Dataset) -> Predictions:
             for name, kind in types.items()
         }
     except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{path}: is not a Parquet file of predictions ({error}). Write it with foldfuse convert.") from None
+        raise InputError(
+            f"{path}: is not a Parquet file of predictions ({error}). Write it with foldfuse convert."
+        ) from None
     check_classes(classes, dataset, str(path))
     image_ids = columns["image_id"].to_numpy(zero_copy_only=False)
     lengths = {name: np.diff(columns[name].offsets.to_numpy()) for name in ("boxes", "scores", "labels")}
     flat = {name: columns[name].flatten() for name in lengths}
     nulls = columns["image_id"].null_count + sum(columns[n].null_count + flat[n].null_count for n in lengths)
     if nulls or flat["boxes"].flatten().null_count:
-        raise InputError(f"{path}: holds empty cells (null), expected numbers. An image without boxes has lists of length 0.")
+        raise InputError(
+            f"{path}: holds empty cells (null), expected numbers. An image without boxes has lists of length 0."
+        )
     for name in ("scores", "labels"):
         if (differ := lengths[name] != lengths["boxes"]).any():
             row = int(np.argmax(differ))
@@ -86,6 +90,8 @@ def read_parquet(path: Path, dataset: Dataset) -> Predictions:
     boxes = flat["boxes"].flatten().to_numpy().reshape(-1, 4)
     scores, labels = flat["scores"].to_numpy(), flat["labels"].to_numpy()
     row_of = np.repeat(np.arange(len(image_ids)), lengths["boxes"])
-    check_boxes(boxes, scores, labels, dataset, lambda i: f"{path}: row {row_of[i]} (image {image_ids[row_of[i]]}): a box")
+    check_boxes(
+        boxes, scores, labels, dataset, lambda i: f"{path}: row {row_of[i]} (image {image_ids[row_of[i]]}): a box"
+    )
     offsets = np.concatenate([[0], np.cumsum(lengths["boxes"])]).astype(np.int64)
     return Predictions(image_ids, offsets, boxes, np.minimum(scores, 1), labels, classes)

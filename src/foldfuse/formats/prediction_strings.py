@@ -252,7 +252,7 @@ def _only_layout(path: Path, table: Table, counts: set[int], dataset: Dataset) -
         return possible[0]
     if not possible:
         raise InputError(
-            f"{path}: its numbers fit no layout known here: labels, scores or boxes are out of range, or a row is cut "
+            f"{path}: its numbers fit no known layout: labels, scores or boxes are out of range, or a row is cut "
             f"short. Name the layout with format= or --input-format, one of {', '.join(LAYOUTS)}."
         )
     raise InputError(

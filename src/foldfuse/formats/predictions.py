@@ -143,6 +143,6 @@ def _detect_format(path: Path) -> tuple[str, str]:
     if b"," in header and not start.startswith(b"{"):
         return "csv", f"by the header {header.decode('utf-8', 'replace').strip()} and the numbers"
     raise InputError(
-        f"{path}: is no prediction file of a known format. Expected Parquet by foldfuse, COCO results JSON (a list of objects), or a "
+        f"{path}: is no prediction file of a known format. Expected Foldfuse's Parquet, COCO results JSON (a list), or a "
         "CSV with the header PredictionString,image_id."
     )

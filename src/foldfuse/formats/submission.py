@@ -23,7 +23,12 @@ STEP_PX = 1e-3  # of the coordinates in a submission; a box must have a size aft
 
 
 def write_submission(
-    predictions: Predictions, dataset: Dataset, path: Path, format: SubmissionFormat, *, max_detections: int | None = None
+    predictions: Predictions,
+    dataset: Dataset,
+    path: Path,
+    format: SubmissionFormat,
+    *,
+    max_detections: int | None = None,
 ) -> Path:
     """Write a submission for all images of `dataset`. Boxes are clipped to their images; boxes of no size are left out.
 

@@ -43,24 +43,23 @@ def _learner(recipe: ClassifierRecipe, num_classes: int, *, pretrained: bool) ->
     return ClassifierWithLoss(net, recipe.label_smoothing)
 
 
-def crop_encoder(run: Run) -> CropEncoder:
-    """The trained classifier of a run as a look at crops: their logits.
+def crop_encoder(run: Run, device: str = "auto") -> CropEncoder:
+    """The trained classifier of a run as a crop encoder: its features are the logits.
 
     Raises:
         InputError: the run is not trained.
     """
-    device = best_device()
+    device = best_device() if device == "auto" else device
     model = load_learner(run)
     model.load_state_dict(run.load_weights())
     model.to(device).eval()
 
-    def look(images: Tensor) -> Tensor:
-        logits: Tensor = model(images.to(device)).cpu()
+    def encode(images: Tensor) -> Tensor:
+        logits: Tensor = model(images)
         return logits
 
-    return CropEncoder(
-        look, run.classifier_recipe.image_size, run.metadata.crop_context or run.classifier_recipe.crop_context
-    )
+    recipe = run.classifier_recipe
+    return CropEncoder(encode, recipe.image_size, run.metadata.crop_context or recipe.crop_context, device)
 
 
 def classify(run: Run, crops: Crops, *, views: Sequence[str] = ("1",), progress: Progress = no_progress) -> Array:
@@ -69,9 +68,9 @@ def classify(run: Run, crops: Crops, *, views: Sequence[str] = ("1",), progress:
     Raises:
         InputError: the run is not trained, or a picture cannot be decoded.
     """
-    look = crop_encoder(run)
-    looks = [mirrored(look) if view == "1+hflip" else look for view in views]
-    parts = [torch.from_numpy(features(crops, each, progress=progress)).softmax(1) for each in looks]
+    encoder = crop_encoder(run)
+    encoders = [mirrored(encoder) if view == "1+hflip" else encoder for view in views]
+    parts = [torch.from_numpy(features(crops, each, progress=progress)).softmax(1) for each in encoders]
     return torch.stack(parts).mean(0).numpy()
 
 

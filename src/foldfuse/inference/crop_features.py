@@ -1,4 +1,4 @@
-"""A second look at crops: features of a network that is not trained, and a logistic head on them that is, in seconds.
+"""Features of crops by a frozen network, and a linear probe (multinomial logistic regression) on the features.
 
 Shapes: n crops, D features, K classes.
 """
@@ -21,93 +21,95 @@ from foldfuse.models.cpu.fold_batch_norm import fold_batch_norms
 from foldfuse.models.pretrained.imagenet import load_backbone
 from foldfuse.system.progress import Progress, no_progress
 
-BATCH = 64
-STD_EPSILON = 0.05  # added to a feature's spread, so that one that hardly ever differs from 0 is not blown up
+BATCH_SIZE = 64
+STD_EPSILON = 0.05  # added to a feature's standard deviation, so that a feature that is nearly always 0 is not blown up
 
 
 @dataclass(frozen=True, eq=False)
 class CropEncoder:
-    """How a crop is looked at.
+    """A frozen network that turns a crop into features.
 
     Attributes:
-        network: (B, 3, size, size) in 0..1 -> (B, D).
+        network: (B, 3, size, size) in 0..1 on `device` -> (B, D) on `device`.
         size: of a crop, pixels.
         context: side of a crop, as a multiple of its box's longer side.
+        device: that the network computes on.
     """
 
     network: Callable[[Tensor], Tensor]
     size: int = 128
     context: float = 1.3
+    device: str = "cpu"
 
 
-def imagenet(*, size: int = 128, context: float = 1.3) -> CropEncoder:
-    """EfficientNet-Lite0 as ImageNet left it: 1280 features of a crop.
+def imagenet_encoder(*, size: int = 128, context: float = 1.3, device: str = "cpu") -> CropEncoder:
+    """A frozen ImageNet-pretrained EfficientNet-Lite0: 1280 features of a crop.
 
     Raises:
-        InputError: its weights are not at hand.
+        InputError: the weights are not available.
     """
     network = timm.create_model("tf_efficientnet_lite0")
     load_backbone(network, "tf_efficientnet_lite0")
-    quick = fold_batch_norms(network).to(memory_format=torch.channels_last)
+    model = fold_batch_norms(network).to(device).to(memory_format=torch.channels_last)
 
-    def look(images: Tensor) -> Tensor:
-        return quick.forward_features(images * 2 - 1).mean((2, 3))  # type: ignore[operator]
+    def encode(images: Tensor) -> Tensor:
+        return model.forward_features(images * 2 - 1).mean((2, 3))  # type: ignore[operator]
 
-    return CropEncoder(look, size, context)
+    return CropEncoder(encode, size, context, device)
 
 
-def mirrored(look: CropEncoder) -> CropEncoder:
-    """The same look at mirror images."""
-    return replace(look, network=lambda images: look.network(images.flip(3)))
+def mirrored(encoder: CropEncoder) -> CropEncoder:
+    """The encoder of the crops' mirror images."""
+    return replace(encoder, network=lambda images: encoder.network(images.flip(3)))
 
 
 @torch.inference_mode()
-def features(crops: Crops, look: CropEncoder, *, progress: Progress = no_progress) -> Array:
-    """(n, D) float32, a row a crop. Raises InputError where a picture cannot be decoded."""
-    found: list[Array] = []
+def features(crops: Crops, encoder: CropEncoder, *, progress: Progress = no_progress) -> Array:
+    """(n, D) float32, a row a crop. Raises InputError where an image cannot be decoded."""
+    rows: list[Array] = []
     done = 0
-    cut = crops.images(context=look.context, size=look.size)
-    while part := list(islice(cut, BATCH)):
-        images = torch.from_numpy(np.stack(part)).permute(0, 3, 1, 2)
-        found.append(look.network(images.float().div_(255)).numpy())
-        done += len(part)
+    images = crops.images(context=encoder.context, size=encoder.size)
+    while batch := list(islice(images, BATCH_SIZE)):
+        pixels = torch.from_numpy(np.stack(batch)).to(encoder.device).permute(0, 3, 1, 2)
+        rows.append(encoder.network(pixels.float().div_(255)).cpu().numpy())
+        done += len(batch)
         progress(done / len(crops))
-    return np.concatenate(found) if found else np.zeros((0, 0), np.float32)
+    return np.concatenate(rows) if rows else np.zeros((0, 0), np.float32)
 
 
 @dataclass(frozen=True, eq=False)
 class LinearProbe:
-    """A multinomial logistic regression.
+    """A multinomial logistic regression on standardised features.
 
     Attributes:
-        mean, spread: (D,) of the features that it learnt from.
+        mean, std: (D,) of the training features.
         weight, bias: (D, K), (K,).
     """
 
     mean: Array
-    spread: Array
+    std: Array
     weight: Array
     bias: Array
 
     def log_probabilities(self, features: Array) -> Array:
-        """(n, D) -> (n, K) float64, the logarithms of the classes' probabilities."""
-        logits = ((features - self.mean) / self.spread) @ self.weight + self.bias
+        """(n, D) -> (n, K) float64, log-probabilities of the classes."""
+        logits = ((features - self.mean) / self.std) @ self.weight + self.bias
         logits = logits.astype(np.float64) - logits.max(1, keepdims=True)
         return logits - np.log(np.exp(logits).sum(1, keepdims=True))
 
 
 def fit_probe(features: Array, labels: Array, weights: Array, *, num_classes: int, ridge: float) -> LinearProbe:
-    """The head with the least mean cross-entropy plus `ridge` / 2 times its squared weights; the minimum is unique.
+    """The probe with the least mean cross-entropy plus `ridge` / 2 times its squared weights; the minimum is unique.
 
     Args:
         features: (n, D).
         labels: (n,) in 0..num_classes-1.
-        weights: (n,) how much each row counts.
+        weights: (n,) of the rows in the loss.
         num_classes: K.
-        ridge: the larger, the more alike the probabilities of the classes.
+        ridge: the larger, the closer the probabilities of the classes to each other.
     """
-    mean, spread = features.mean(0), features.std(0) + STD_EPSILON
-    x = torch.from_numpy(((features - mean) / spread).astype(np.float32))
+    mean, std = features.mean(0), features.std(0) + STD_EPSILON
+    x = torch.from_numpy(((features - mean) / std).astype(np.float32))
     y, share = torch.from_numpy(labels), torch.from_numpy((weights / weights.sum()).astype(np.float32))
     weight = torch.zeros(x.shape[1], num_classes, requires_grad=True)
     bias = torch.zeros(num_classes, requires_grad=True)
@@ -115,13 +117,12 @@ def fit_probe(features: Array, labels: Array, weights: Array, *, num_classes: in
         [weight, bias], max_iter=100, tolerance_grad=1e-4, tolerance_change=1e-7, line_search_fn="strong_wolfe"
     )
 
-    def loss() -> Tensor:
+    def closure() -> Tensor:
         optimizer.zero_grad()
-        value = (
-            F.cross_entropy(x @ weight + bias, y, reduction="none") * share
-        ).sum() + ridge / 2 * weight.square().sum()
-        value.backward()  # type: ignore[no-untyped-call]
-        return value
+        losses = F.cross_entropy(x @ weight + bias, y, reduction="none")  # (n,)
+        loss = (losses * share).sum() + ridge / 2 * weight.square().sum()
+        loss.backward()  # type: ignore[no-untyped-call]
+        return loss
 
-    optimizer.step(loss)  # type: ignore[no-untyped-call]
-    return LinearProbe(mean, spread, weight.detach().numpy(), bias.detach().numpy())
+    optimizer.step(closure)  # type: ignore[no-untyped-call]
+    return LinearProbe(mean, std, weight.detach().numpy(), bias.detach().numpy())

@@ -24,7 +24,17 @@ from foldfuse.formats.submission import SubmissionFormat, write_submission
 BACKGROUND = "background"
 MATRIX_CLASSES = 8  # a confusion matrix of more classes does not fit 80 columns
 TOP_CONFUSIONS = 15
-COCO_ROWS = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large", "ar1", "ar10", "ar100")
+COCO_ROWS = {
+    "ap": "AP",
+    "ap50": "AP50",
+    "ap75": "AP75",
+    "ap_small": "AP small",
+    "ap_medium": "AP medium",
+    "ap_large": "AP large",
+    "ar1": "AR1",
+    "ar10": "AR10",
+    "ar100": "AR100",
+}
 
 
 def convert(
@@ -117,10 +127,7 @@ def score(
     scores = [score_predictions(each, dataset) for each in files]
     diagnoses = [diagnose(each, dataset) for each in files]
     console = Console(highlight=False)
-    summary = [
-        (name.replace("_", " ").replace("ap", "AP").replace("ar", "AR"), *(getattr(s, name) for s in scores))
-        for name in COCO_ROWS
-    ]
+    summary = [(head, *(getattr(each, field) for each in scores)) for field, head in COCO_ROWS.items()]
     if metric not in COCO_ROWS:
         summary.append((metric, *(measure(each, dataset, metric=metric) for each in files)))
     console.print(_scores_table("COCO scores", ["", *names], summary))
@@ -157,11 +164,12 @@ def _class_table(scores: Sequence[Score], names: Sequence[str]) -> Table:
 
 
 def _threshold_table(diagnosis: Diagnosis, of: str) -> Table:
-    """Precision and recall at the score threshold with the best F1, of all classes and of each class."""
+    """Precision and recall at the score threshold with the best F1, of all classes and of each annotated class."""
     best = [("all classes", diagnosis.best), *zip(diagnosis.classes, diagnosis.best_by_class, strict=True)]
     rows = [
-        [name, *(["–"] * 4 if b is None else [f"{value:.4f}" for value in (b.score, b.f1, b.precision, b.recall)])]
+        [name, *(score_text(value) for value in (b.score, b.f1, b.precision, b.recall))]
         for name, b in best
+        if b is not None
     ]
     return text_table(
         f"Score threshold with the best F1{of}, IoU 0.50", ["class", "threshold", "F1", "precision", "recall"], rows

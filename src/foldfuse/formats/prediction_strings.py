@@ -159,7 +159,7 @@ def write_strings(predictions: Predictions, path: Path, dataset: Dataset, *, lay
     pixels, under the header `PredictionString,image_id`; other layouts have the columns in the other order.
 
     Raises:
-        InputError: a image of `dataset` was not predicted, or the layout has no labels and there are several classes.
+        InputError: an image of `dataset` was not predicted, or the layout has no labels and there are several classes.
     """
     if "label" not in layout.before and len(dataset.classes) > 1:
         raise InputError(

@@ -62,7 +62,7 @@ def write_yolo(predictions: Predictions, path: Path, dataset: Dataset) -> None:
     """Write a folder with a file for every image of `dataset`, an empty one for an image without boxes.
 
     Raises:
-        InputError: a image of `dataset` was not predicted, two have the same name, or `path` is not new or empty.
+        InputError: an image of `dataset` was not predicted, two have the same name, or `path` is not new or empty.
     """
     predictions = predictions.select_images(dataset.image_ids)
     names = _file_names(dataset, path)

@@ -90,7 +90,9 @@ def worker(name: str, kind: str, data: str, steps: int, image_size: int) -> tupl
     if kind != "as it comes":
         recipe = replace(recipe, frozen_stages=0)
     if kind == "plain":
-        efficientdet.quicken = backbones.quicken = lambda module: None  # PyTorch's own convolutions
+        efficientdet.use_fast_cpu_layers = backbones.use_fast_cpu_layers = lambda module: (
+            None
+        )  # PyTorch's own convolutions
     samples = read(ROOT / data / "train.json").samples
     torch.manual_seed(0)
     model: Any = make_detector(recipe.detector, 3, pretrained=False)

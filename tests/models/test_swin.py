@@ -4,7 +4,16 @@ import pytest
 import torch
 
 from foldfuse.errors import InputError
-from foldfuse.models.backbones.swin import SIZES, WINDOW, Swin, attend, shift_mask, swin, whole, windows_of
+from foldfuse.models.backbones.swin import (
+    SIZES,
+    WINDOW,
+    Swin,
+    attend,
+    shift_mask,
+    swin,
+    window_partition,
+    window_reverse,
+)
 
 
 def small():
@@ -28,10 +37,10 @@ def test_a_size_between_patches_is_refused():
 
 def test_windows_are_put_back_where_they_were():
     x = torch.arange(2 * 14 * 21 * 3.0).view(2, 14, 21, 3)
-    windows = windows_of(x)
+    windows = window_partition(x)
     assert windows.shape == (2, 6, 49, 3)
     assert torch.equal(windows[1, 1], x[1, :7, 7:14].reshape(49, 3))
-    assert torch.equal(whole(windows, 14, 21), x)
+    assert torch.equal(window_reverse(windows, 14, 21), x)
 
 
 @pytest.mark.parametrize("size", [(14, 14), (14, 21), (10, 16), (14, 7)])
@@ -40,7 +49,9 @@ def test_the_mask_parts_what_only_the_shift_brought_together(size):
     height, width = (s + -s % WINDOW for s in size)
     shifts = (3 * (size[0] > WINDOW), 3 * (size[1] > WINDOW))
     at = torch.stack(torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij"), -1).float()
-    rolled = windows_of(torch.roll(at, (-shifts[0], -shifts[1]), (0, 1))[None])[0]  # (R, 49, 2): whence a token came
+    rolled = window_partition(torch.roll(at, (-shifts[0], -shifts[1]), (0, 1))[None])[
+        0
+    ]  # (R, 49, 2): whence a token came
     near = ((rolled[:, :, None] - rolled[:, None]).abs() < WINDOW).all(-1)
     mask = shift_mask(*size, shifts, torch.device("cpu"))
     assert torch.equal(mask == 0, near)
@@ -57,10 +68,8 @@ def test_shifted_windows_reach_across_borders():
     changed = images.clone()
     changed[..., 24:28, 24:28] += 0.5  # the last token of the first 7 x 7 window
     with torch.no_grad():
-        stage = model.stages[0]
-        a, b = (
-            model.patch_norm(model.patches((x - model.mean) / model.std).permute(0, 2, 3, 1)) for x in (images, changed)
-        )
+        stage = model.layers[0]
+        a, b = (model.patch_embed((x - model.mean) / model.std) for x in (images, changed))
         one = (stage.blocks[0](a, (0, 0), None) - stage.blocks[0](b, (0, 0), None)).abs().amax(-1)[0] > 1e-7
         two = (stage(a) - stage(b)).abs().amax(-1)[0] > 1e-7
     assert one[:7, :7].all()
@@ -94,5 +103,5 @@ def test_parameter_counts_are_the_papers(name, millions):
 
 
 def test_drop_path_grows_linearly_over_all_stages():
-    rates = [block.drop_path.rate for stage in swin("swin_tiny", 2, drop_path=0.22).stages for block in stage.blocks]
+    rates = [block.drop_path.rate for stage in swin("swin_tiny", 2, drop_path=0.22).layers for block in stage.blocks]
     assert rates == pytest.approx([0.02 * i for i in range(12)])

@@ -10,7 +10,7 @@ from torch import nn
 from foldfuse.errors import InputError
 from foldfuse.models.backbones.transformer_layers import DropPath, drop_path_rates
 from foldfuse.models.backbones.vit import SIZES, ViT, sincos, vit
-from foldfuse.models.pretrained.vit_swin import load_matching, read_npz
+from foldfuse.models.pretrained.vit_swin import load_matching, read_vit_npz
 from vit_samples import jax_checkpoint
 
 KINDS = ("none", "learned_1d", "learned_2d", "sincos")
@@ -34,7 +34,7 @@ def test_any_multiple_of_the_patch_will_do(positions, size):
 
 
 @pytest.mark.parametrize("positions", KINDS)
-def test_places_matter_only_where_they_are_embedded(positions):
+def test_positions_matter_only_if_they_are_embedded(positions):
     model = small(positions)
     images = torch.rand(1, 3, 32, 48)
     swapped = torch.cat([images[..., 8:16], images[..., :8], images[..., 16:]], -1)  # two columns of patches
@@ -44,9 +44,9 @@ def test_places_matter_only_where_they_are_embedded(positions):
 
 def test_features_lie_where_their_patches_lie():
     model = small("none")
-    for block in model.blocks:  # without attention, a patch knows of itself alone
-        nn.init.zeros_(block.attention.out.weight)
-        nn.init.zeros_(block.attention.out.bias)
+    for block in model.blocks:  # without attention, a patch sees itself alone
+        nn.init.zeros_(block.attn.proj.weight)
+        nn.init.zeros_(block.attn.proj.bias)
     images = torch.zeros(1, 3, 32, 48)
     images[..., 8:16, 24:32] = 1
     (features,) = model.features(images)
@@ -55,37 +55,37 @@ def test_features_lie_where_their_patches_lie():
 
 
 @pytest.mark.parametrize("positions", ["learned_1d", "learned_2d"])
-def test_resampled_positions_keep_their_course(positions):
-    """A grid that rises along x still does at another size, and knows nothing of y."""
+def test_resampled_positions_keep_their_shape(positions):
+    """A grid that rises along x alone does so at another size too."""
     model = small(positions)
     with torch.no_grad():
         if positions == "learned_1d":
             ramp = torch.arange(6.0).expand(4, 6).reshape(1, 24, 1)
-            model.positions.table[:] = torch.cat([torch.zeros(1, 1, 1), ramp], 1).expand(-1, -1, 16)
+            model.pos_embed[:] = torch.cat([torch.zeros(1, 1, 1), ramp], 1).expand(-1, -1, 16)
         else:
-            model.positions.rows.zero_()
-            model.positions.columns[:] = torch.arange(6.0)
-    grid = model.positions((8, 12))[0, 1:].view(8, 12, 16)[..., -1]
+            model.pos_embed_rows.zero_()
+            model.pos_embed_columns[:] = torch.arange(6.0)
+    grid = model.position_embedding((8, 12))[0, 1:].view(8, 12, 16)[..., -1]
     assert torch.allclose(grid, grid[:1].expand(8, -1), atol=1e-5)
     assert (grid[0].diff() > 0).all()
 
 
-def test_sincos_tells_all_places_apart():
-    places = sincos((7, 9), 16)[0]
-    apart = torch.cdist(places, places) + torch.eye(63) * 9
+def test_sincos_gives_each_position_a_vector_of_its_own():
+    vectors = sincos((7, 9), 16)[0]
+    apart = torch.cdist(vectors, vectors) + torch.eye(63) * 9
     assert apart.min() > 0.1
 
 
-def test_attention_maps_are_what_the_blocks_mix_with():
+def test_attention_maps_are_the_weights_that_the_blocks_use():
     model = small()
     images = torch.rand(2, 3, 16, 24)
     maps = model.attention_maps(images)
     assert maps.shape == (2, 2, 2, 7, 7)
     assert torch.allclose(maps.sum(-1), torch.ones(2, 2, 2, 7), atol=1e-5)
-    attention = model.blocks[0].attention
+    attention = model.blocks[0].attn
     x = model.blocks[0].norm1(model.tokens(images))
     mixed = (maps[:, 0] @ attention.split(x)[2]).transpose(1, 2).reshape(x.shape)
-    assert torch.allclose(attention.out(mixed), attention(x), atol=1e-5)
+    assert torch.allclose(attention.proj(mixed), attention(x), atol=1e-5)
 
 
 def test_a_size_between_patches_is_refused():
@@ -113,7 +113,7 @@ def test_drop_path_keeps_the_expectation_and_drops_whole_samples():
     assert torch.equal(drop.eval()(torch.ones(4, 2), torch.ones_like), torch.full((4, 2), 2.0))
 
 
-def test_what_drop_path_skips_is_what_a_mask_would_drop(monkeypatch):
+def test_drop_path_skips_the_samples_that_a_mask_would_drop(monkeypatch):
     torch.manual_seed(0)
     drop, branch, x = DropPath(0.5), nn.Linear(3, 3), torch.rand(8, 2, 3, requires_grad=True)
     sizes = []
@@ -132,10 +132,10 @@ def test_what_drop_path_skips_is_what_a_mask_would_drop(monkeypatch):
     monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
     torch.manual_seed(1)
     torch.testing.assert_close(drop(x, branch), want)
-    assert sizes == [kept.sum(), 8, 8]  # compiled, it works on all and masks
+    assert sizes == [kept.sum(), 8, 8]  # compiled, the branch runs on all samples and a mask follows
 
 
-def test_a_branch_that_all_go_without_has_gradients_of_zero():
+def test_a_branch_that_is_dropped_for_all_samples_has_zero_gradients():
     torch.manual_seed(0)
     branch, x = nn.Linear(3, 3), torch.rand(2, 3)
     out = DropPath(1 - 1e-6)(x, branch)
@@ -151,38 +151,40 @@ def test_drop_path_grows_linearly_with_depth():
     assert [block.drop_path.rate for block in model.blocks] == pytest.approx([0.01 * i for i in range(12)])
 
 
-def test_npz_of_the_paper_is_read(tmp_path: Path):
+def test_the_papers_npz_is_read(tmp_path: Path):
     model = small()
     np.savez(tmp_path / "vit.npz", **jax_checkpoint(model))
-    state = read_npz(tmp_path / "vit.npz")
+    state = read_vit_npz(tmp_path / "vit.npz")
     assert state.keys() == model.state_dict().keys()
     assert all(torch.equal(t, model.state_dict()[key]) for key, t in state.items())
 
 
-def test_a_head_of_other_classes_starts_anew_and_says_so(tmp_path: Path):
+def test_a_head_of_other_classes_keeps_its_initial_weights_and_says_so(tmp_path: Path):
     np.savez(tmp_path / "vit.npz", **jax_checkpoint(small()))
     other = small(num_classes=5)
     before = other.head.weight.clone()
-    (note,) = load_matching(other, read_npz(tmp_path / "vit.npz"), source="vit.npz")
+    (note,) = load_matching(other, read_vit_npz(tmp_path / "vit.npz"), source="vit.npz")
     assert note == "vit.npz: was trained for 3 classes, not 5: the head starts anew."
     assert torch.equal(other.head.weight, before)
-    with pytest.raises(InputError, match=r"another network: positions\.table is"):
-        load_matching(small(image_size=(32, 32)), read_npz(tmp_path / "vit.npz"), source="vit.npz")
+    with pytest.raises(InputError, match="another network: pos_embed is"):
+        load_matching(small(image_size=(32, 32)), read_vit_npz(tmp_path / "vit.npz"), source="vit.npz")
+    with pytest.raises(InputError, match=r"another network: it has blocks\.9\.norm1\.weight, and the model has not"):
+        load_matching(small(), small().state_dict() | {"blocks.9.norm1.weight": torch.zeros(1)}, source="timm")
 
 
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04 cut off", b"not a zip"])
-def test_a_broken_npz_is_told(tmp_path: Path, content: bytes):
+def test_a_broken_npz_is_an_error(tmp_path: Path, content: bytes):
     (tmp_path / "vit.npz").write_bytes(content)
     with pytest.raises(InputError, match=r"vit\.npz: is not an \.npz"):
-        read_npz(tmp_path / "vit.npz")
+        read_vit_npz(tmp_path / "vit.npz")
 
 
-def test_an_npz_of_something_else_is_told(tmp_path: Path):
+def test_an_npz_of_something_else_is_an_error(tmp_path: Path):
     np.savez(tmp_path / "other.npz", weights=np.zeros(3))
     with pytest.raises(InputError, match="has no array 'cls'"):
-        read_npz(tmp_path / "other.npz")
+        read_vit_npz(tmp_path / "other.npz")
     np.savez(tmp_path / "code.npz", cls=np.array([{}], dtype=object))
     with pytest.raises(InputError, match="is not an"):
-        read_npz(tmp_path / "code.npz")
+        read_vit_npz(tmp_path / "code.npz")
     with pytest.raises(InputError, match="no such file"):
-        read_npz(tmp_path / "nowhere.npz")
+        read_vit_npz(tmp_path / "nowhere.npz")

@@ -3,6 +3,7 @@
 effdet 0.4.1 (Ross Wightman, Apache-2.0) is the implementation that reproduces the paper's published scores.
 """
 
+import argparse
 import warnings
 from typing import Any
 
@@ -14,7 +15,7 @@ from foldfuse.errors import InputError
 from foldfuse.models import make_detector
 from foldfuse.models.detection import anchors as A
 from foldfuse.models.detection.efficientdet import FAMILY, SCALINGS, EfficientDet
-from foldfuse.models.pretrained.effdet import from_effdet, load_effdet
+from foldfuse.models.pretrained.effdet import load_effdet
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # effdet calls torch.jit.script, which torch has deprecated
@@ -40,16 +41,16 @@ def theirs_and_ours(name: str, image_size: int, *, num_classes: int = 7) -> tupl
         if key.endswith("edge_weights"):  # some below 0: the fusion must cut them
             nn.init.uniform_(p, -0.5, 1.5)
     ours = make_detector(name, num_classes, pretrained=False).eval()
-    ours.load_state_dict(from_effdet(theirs.state_dict()))  # strict: no tensor is left over on either side
+    ours.load_state_dict(theirs.state_dict())  # strict: no tensor is left over on either side
     return theirs, ours, config
 
 
 def same_outputs(name: str, image_size: int, num_images: int) -> None:
     theirs, ours, _ = theirs_and_ours(name, image_size)
     images = torch.rand(num_images, 3, image_size, image_size)
-    logits, codes = theirs((images - ours.mean) / ours.std)
+    logits, deltas = theirs((images - ours.mean) / ours.std)
     raw = ours(images)
-    for want, got, outputs in ((logits, raw.logits, 7), (codes, raw.codes, 4)):
+    for want, got, outputs in ((logits, raw.logits, 7), (deltas, raw.box_deltas, 4)):
         flat = torch.cat([level.permute(0, 2, 3, 1).reshape(num_images, -1, outputs) for level in want], 1)
         assert flat.std() > 0.01, "outputs that hardly differ would agree whatever the wiring"
         torch.testing.assert_close(got, flat, rtol=1e-4, atol=1e-4)
@@ -86,32 +87,36 @@ def test_the_table_is_effdets_own(name):
 def test_an_exchange_of_two_nodes_would_be_noticed():
     # A check of the test above: the two nodes have tensors of the same shapes.
     theirs, ours, _ = theirs_and_ours("efficientdet_lite0", 128)
-    state = from_effdet(theirs.state_dict())
-    swapped = {key.replace("layers.1.down.0.", "layers.1.down.9."): t for key, t in state.items()}
-    swapped = {key.replace("layers.1.down.1.", "layers.1.down.0."): t for key, t in swapped.items()}
-    swapped = {key.replace("layers.1.down.9.", "layers.1.down.1."): t for key, t in swapped.items()}
+    state = theirs.state_dict()
+    swapped = {key.replace("cell.1.fnode.0.", "cell.1.fnode.9."): t for key, t in state.items()}
+    swapped = {key.replace("cell.1.fnode.1.", "cell.1.fnode.0."): t for key, t in swapped.items()}
+    swapped = {key.replace("cell.1.fnode.9.", "cell.1.fnode.1."): t for key, t in swapped.items()}
     images = torch.rand(1, 3, 128, 128)
     before = ours(images).logits
     ours.load_state_dict(swapped)
     assert (ours(images).logits - before).abs().max() > 1e-3
 
 
+def as_xyxy(anchors):
+    return torch.cat([anchors[:, :2] - anchors[:, 2:] / 2, anchors[:, :2] + anchors[:, 2:] / 2], 1)
+
+
 @pytest.mark.parametrize("image_size", [512, 640])
 def test_same_anchors_where_every_level_halves(image_size):
     _, _, config = theirs_and_ours("efficientdet_lite0", image_size)
     want = Anchors.from_config(config).boxes[:, [1, 0, 3, 2]]  # theirs are yxyx
-    image = (image_size, image_size)
-    got = A.as_xyxy(A.anchors(A.level_sizes(image), image, config.anchor_scale))
+    sizes = tuple((image_size // 2**level,) * 2 for level in range(3, 8))
+    got = as_xyxy(A.make_anchors(sizes, (image_size, image_size), config.anchor_scale))
     torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-3)
 
 
-def test_same_boxes_from_the_same_codes():
+def test_same_boxes_from_the_same_deltas():
     from effdet.anchors import decode_box_outputs
 
     torch.manual_seed(0)
-    codes, anchor = torch.randn(50, 4), torch.rand(50, 4) * 60 + torch.tensor([100.0, 50, 1, 1])
-    want = decode_box_outputs(codes, A.as_xyxy(anchor)[:, [1, 0, 3, 2]], output_xyxy=True)
-    torch.testing.assert_close(A.decode(codes, anchor), want, rtol=1e-5, atol=1e-3)
+    deltas, anchor = torch.randn(50, 4), torch.rand(50, 4) * 60 + torch.tensor([100.0, 50, 1, 1])
+    want = decode_box_outputs(deltas, as_xyxy(anchor)[:, [1, 0, 3, 2]], output_xyxy=True)
+    torch.testing.assert_close(A.decode_boxes(deltas, anchor), want, rtol=1e-5, atol=1e-3)
 
 
 @torch.no_grad()
@@ -126,7 +131,7 @@ def test_a_checkpoint_file_gives_the_outputs_of_the_model_that_it_was_saved_from
         assert "all weights were taken." in load_effdet(tmp_path / "model.pth", model)
         got = model(images)
         assert torch.equal(got.logits, want.logits)
-        assert torch.equal(got.codes, want.codes)
+        assert torch.equal(got.box_deltas, want.box_deltas)
 
 
 @torch.no_grad()
@@ -134,15 +139,24 @@ def test_a_checkpoint_of_other_classes_gives_all_but_the_last_layer_of_the_class
     theirs, ours, _ = theirs_and_ours("efficientdet_lite0", 128)
     torch.save(theirs.state_dict(), tmp_path / "model.pth")
     model = make_detector("efficientdet_lite0", 3, pretrained=False).eval()
-    begun = model.class_head.predict.pointwise.weight.clone()
+    begun = model.class_net.predict.conv_pw.weight.clone()
     told = load_effdet(tmp_path / "model.pth", model)
     assert "begins anew: the checkpoint knows 7 classes, this model 3" in told
-    assert torch.equal(model.class_head.predict.pointwise.weight, begun)
+    assert torch.equal(model.class_net.predict.conv_pw.weight, begun)
     images = torch.rand(1, 3, 128, 128)
-    assert torch.equal(model(images).codes, ours(images).codes)
+    assert torch.equal(model(images).box_deltas, ours(images).box_deltas)
     assert model(images).logits.shape[-1] == 3
 
 
-def test_a_state_dict_of_another_model_is_refused():
-    with pytest.raises(InputError, match=r"layer1\.weight"):
-        from_effdet({"layer1.weight": torch.zeros(1)})
+def test_a_state_dict_of_another_model_is_refused(tmp_path):
+    theirs, ours, _ = theirs_and_ours("efficientdet_lite0", 128)
+    torch.save(theirs.state_dict() | {"Layer1.weight": torch.zeros(1)}, tmp_path / "model.pth")
+    with pytest.raises(InputError, match=r"1 of its tensors do not fit, such as Layer1\.weight"):
+        load_effdet(tmp_path / "model.pth", ours)
+
+
+def test_a_checkpoint_with_the_arguments_of_a_training_is_read_without_running_anything(tmp_path):
+    theirs, ours, _ = theirs_and_ours("efficientdet_lite0", 128)
+    held = {"state_dict": theirs.state_dict(), "args": argparse.Namespace(lr=0.1), "arch": "tf_efficientdet_lite0"}
+    torch.save(held, tmp_path / "model.pth.tar")
+    assert "all weights were taken." in load_effdet(tmp_path / "model.pth.tar", ours)

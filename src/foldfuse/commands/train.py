@@ -17,18 +17,7 @@ from foldfuse.data.readers.coco import read
 from foldfuse.data.readers.image_folder import read_classification
 from foldfuse.errors import InputError
 from foldfuse.inference.classifier import _learner, accuracy, classify
-from foldfuse.models.detection.yolov5 import STRIDES
-from foldfuse.models.pretrained.unpickle import read_checkpoint
-from foldfuse.models.pretrained.yolov5 import (
-    INERT,
-    _alike,
-    _classes,
-    _licence,
-    _named,
-    _network,
-    _renamed,
-    category_ids,
-)
+from foldfuse.models.pretrained.yolov5 import category_ids, read_yolov5
 from foldfuse.recipes import CLASSIFIER_RECIPES, ClassifierRecipe, Recipe, changed, load_classifier_recipe, load_recipe
 from foldfuse.reporting.sweep_page import page
 from foldfuse.storage.run import Run, RunMetadata
@@ -67,25 +56,18 @@ def import_weights(weights: Path, *, out: Path) -> Path:
         InputError: the file is damaged, would run code, or holds another network.
     """
     weights = Path(weights)
-    checkpoint = read_checkpoint(weights, inert=INERT)
-    network = _network(checkpoint)
-    tensors = checkpoint.tensors(_named(network))
-    classes, licence = _classes(network, weights), _licence(checkpoint)
-    state = _renamed(tensors, weights)
-    name, model = _alike(state, len(classes), weights)
-    state["anchors"] = state["anchors"].float() * state["anchors"].new_tensor(STRIDES).view(-1, 1, 1).float()
-    model.load_state_dict({key: t.to(model.state_dict()[key].dtype) for key, t in state.items()})
+    found = read_yolov5(weights)
     origin = {
         "file": weights.name,
         "sha256": hashlib.sha256(weights.read_bytes()).hexdigest(),
-        "licence": f"{licence}; Foldfuse claims nothing",
+        "licence": f"{found.licence}; Foldfuse claims nothing",
     }
-    recipe = replace(load_recipe("yolov5n"), detector=name, image_size=model.image_size)
-    metadata = RunMetadata(classes, tuple(category_ids(classes)), origin=origin)
+    recipe = replace(load_recipe("yolov5n"), detector=found.name, image_size=found.model.image_size)
+    metadata = RunMetadata(found.classes, tuple(category_ids(found.classes)), origin=origin)
     run = Run.create(out, recipe, metadata)
-    run.save_weights(model.state_dict())
+    run.save_weights(found.model.state_dict())
     Console().print(
-        f"{name} for {len(classes)} classes from {weights} is in {run.folder}. Mind its licence: {licence}.",
+        f"{found.name} for {len(found.classes)} classes from {weights} is in {run.folder}. Mind its licence: {found.licence}.",
         markup=False,
     )
     return run.folder

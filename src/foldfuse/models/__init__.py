@@ -1,18 +1,18 @@
-"""The detectors, by name. `DETECTORS` is the whole registry: to add one, write a file, a line here and a recipe.
+"""Detectors and classifiers by name. To add a detector, write a file, an entry of its FAMILY here, and a recipe.
 
-A maker is called as `maker(num_classes, anchor_scale=..., pretrained=...)`; a detector without EfficientDet's anchors
-ignores `anchor_scale`, one without weights to start from ignores `pretrained`. The first line of its docstring says what it is.
+An entry of `DETECTORS` is called as `make(num_classes, anchor_scale=..., pretrained=...)`; a detector with fitted anchors ignores
+`anchor_scale`. The entry's docstring is one line that describes the model.
 
 A detector keeps this contract; there is no base class:
 
 * `stride`: image height and width must be multiples of it, else `forward` raises InputError;
-* `image_size`: pixels, the side of the square that it was published with;
-* `forward(images (B, 3, H, W) in 0..1) -> raw`: the network alone; what compiles, exports and is spread over devices;
+* `image_size`: pixels, the side of the square that the detector was published with;
+* `forward(images (B, 3, H, W) in 0..1) -> raw`: the network alone; it compiles, exports and runs on several devices;
 * `loss(raw, targets: B Annotations in input pixels) -> {term: scalar}`, to be summed;
-* `decode(raw) -> B Detections` in input pixels: here numpy takes over from torch;
-* `freeze(stages)`: training mode, but for the first stages of the backbone, which are not trained;
-* `fit_anchors(sizes (N, 2))`: called once before training with the widths and heights of the objects in input pixels;
-  what it learns from them must be in the state dict. A detector without fitted anchors leaves the method out.
+* `decode(raw) -> B Detections` in input pixels: the step from torch to numpy;
+* `freeze(stages)`: training mode, except that the first stages of the backbone are frozen;
+* `fit_anchors(sizes (N, 2))`: called once before training with the widths and heights of the objects in input pixels; fitted
+  anchors are in the state dict. A detector without fitted anchors may leave the method out.
 """
 
 from __future__ import annotations
@@ -26,8 +26,7 @@ from foldfuse.detections import Annotations, Detections
 from foldfuse.errors import unknown_name
 from foldfuse.models import classifiers
 from foldfuse.models.classifiers import TimmClassifier
-from foldfuse.models.detection import composed, yolov5
-from foldfuse.models.detection import efficientdet as efficientdet_family
+from foldfuse.models.detection import composed, efficientdet, yolov5
 
 TIMM = "timm:"
 
@@ -47,8 +46,7 @@ def make_classifier(name: str, num_classes: int, *, pretrained: bool = True) -> 
         return TimmClassifier(name.removeprefix(TIMM), num_classes, pretrained=pretrained)
     if name not in CLASSIFIERS:
         raise unknown_name("classifier", name, [*CLASSIFIERS, f"{TIMM}NAME"])
-    made: nn.Module = CLASSIFIERS[name](num_classes, pretrained=pretrained)
-    return made
+    return CLASSIFIERS[name](num_classes, pretrained=pretrained)
 
 
 class Detector(Protocol):
@@ -60,13 +58,13 @@ class Detector(Protocol):
 
     @property
     def backbone(self) -> nn.Module:
-        """What a learning rate of its own, and freezing, are for."""
+        """The feature extractor, which may have a learning rate of its own and may be frozen."""
 
     def __call__(self, images: Tensor) -> Any:
         """(B, 3, H, W) in 0..1 -> raw."""
 
     def freeze(self, stages: int) -> None:
-        """Training mode, but for the first stages of the backbone."""
+        """Training mode, except that the first stages of the backbone are frozen."""
 
     def loss(self, raw: Any, targets: Sequence[Annotations]) -> dict[str, Tensor]:
         """Terms to be summed, each a scalar."""
@@ -75,18 +73,18 @@ class Detector(Protocol):
         """B Detections in input pixels."""
 
 
-DETECTORS: Mapping[str, Callable[..., Detector]] = {**efficientdet_family.FAMILY, **yolov5.FAMILY, **composed.FAMILY}
-# {name: maker(num_classes, *, pretrained)}; a classifier has a `stride`, and forward(images in 0..1) gives (B, K) logits.
+DETECTORS: Mapping[str, Callable[..., Detector]] = {**efficientdet.FAMILY, **yolov5.FAMILY, **composed.FAMILY}
+# {name: make(num_classes, *, pretrained)}; a classifier has a `stride`, and forward(images in 0..1) gives (B, K) logits.
 CLASSIFIERS: Mapping[str, Callable[..., nn.Module]] = {**classifiers.FAMILY}
 
 
 def make_detector(name: str, num_classes: int, *, anchor_scale: float | None = None, pretrained: bool = True) -> Any:
-    """A new detector of the kind `name`, a name of the registry or "compose:BACKBONE+NECK+HEAD".
+    """A new detector: `name` is one of DETECTORS or "compose:BACKBONE+NECK+HEAD".
 
     Args:
         name: of the detector.
         num_classes: of the data.
-        anchor_scale: None is the one that it was published with.
+        anchor_scale: side of a level's smallest anchor, in strides; None for the published one.
         pretrained: begin with ImageNet weights.
 
     Raises:

@@ -1,54 +1,45 @@
-"""ViT and Swin by name, with ImageNet weights where timm's hub can be reached or has been.
-
-Which weights: those that timm takes by default for the name on the right of `TIMM_NAMES`.
-
-timm's networks as classifiers: any of them, by name, from their ImageNet weights.
-"""
+"""Classifiers: ViT and Swin by name, any network of timm's, and a classifier with its loss, as training needs it."""
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 import timm
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from foldfuse.errors import InputError
 from foldfuse.models.backbones import swin, vit
-from foldfuse.models.cpu.fast_layers import quicken
+from foldfuse.models.backbones.timm_cnn import require_timm_model
+from foldfuse.models.cpu.fast_layers import use_fast_cpu_layers
 from foldfuse.models.pretrained.imagenet import load_backbone
-from foldfuse.models.pretrained.vit_swin import SWIN, VIT, Table, load_imagenet
+from foldfuse.models.pretrained.vit_swin import load_imagenet
+from foldfuse.models.registry import entry
 
 
-def _maker(name: str, make: Callable[[str, int], nn.Module], table: Table, what: str) -> Callable[..., nn.Module]:
-    """The registry's maker of one network."""
-
-    def maker(num_classes: int, *, pretrained: bool = True) -> nn.Module:
-        model = make(name, num_classes)
-        if pretrained:
-            load_imagenet(model, name, table)
-        return model
-
-    maker.__name__ = maker.__qualname__ = name
-    maker.__doc__ = what
-    return maker
+def _make(make: Callable[[str, int], nn.Module], name: str, num_classes: int, *, pretrained: bool = True) -> nn.Module:
+    """A new ViT or Swin, with ImageNet weights if `pretrained`."""
+    model = make(name, num_classes)
+    if pretrained:
+        load_imagenet(model, name)
+    return model
 
 
-FAMILY: Mapping[str, Callable[..., nn.Module]] = {
-    **{
-        name: _maker(name, vit.vit, VIT, f"ViT: {depth} layers of width {width}, {heads} heads, patches of {patch} px.")
-        for name, (width, depth, heads, patch) in vit.SIZES.items()
-    },
-    **{
-        name: _maker(
-            name, swin.swin, SWIN, f"Swin: stages of {'-'.join(map(str, depths))} blocks from width {channels}."
-        )
-        for name, (channels, depths, _) in swin.SIZES.items()
-    },
+_VITS = {
+    name: entry(
+        partial(_make, vit.vit, name), f"ViT: {depth} layers of width {width}, {heads} heads, patches of {patch} px."
+    )
+    for name, (width, depth, heads, patch) in vit.SIZES.items()
 }
+_SWINS = {
+    name: entry(
+        partial(_make, swin.swin, name), f"Swin: stages of {'-'.join(map(str, depths))} blocks from width {channels}."
+    )
+    for name, (channels, depths, _) in swin.SIZES.items()
+}
+FAMILY: Mapping[str, Callable[..., nn.Module]] = {**_VITS, **_SWINS}
 
 
 class TimmClassifier(nn.Module):
@@ -66,15 +57,12 @@ class TimmClassifier(nn.Module):
     def __init__(self, name: str, num_classes: int, *, pretrained: bool = True) -> None:
         """Raises InputError where timm has no such network, or its weights are not at hand."""
         super().__init__()
-        if not timm.is_model(name):
-            near = difflib.get_close_matches(name, timm.list_models(), n=1)
-            hint = f" Did you mean {near[0]!r}?" if near else " timm.list_models() names all."
-            raise InputError(f"timm has no network called {name!r}.{hint}")
+        require_timm_model(name)
         self.net = timm.create_model(name)
         if pretrained:
             load_backbone(self.net, name)
         self.net.reset_classifier(num_classes)
-        quicken(self.net)
+        use_fast_cpu_layers(self.net)
         told = self.net.pretrained_cfg
         self.fixed_size: int | None = told["input_size"][-1] if told.get("fixed_input_size") else None
         self.register_buffer("mean", torch.tensor(told["mean"]).view(1, 3, 1, 1), persistent=False)

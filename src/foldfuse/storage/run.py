@@ -199,7 +199,7 @@ class Run:
         theirs, ours = self.load_weights(), model.state_dict()
         fitting = {key: t for key, t in theirs.items() if key in ours and ours[key].shape == t.shape}
         missing = sorted(ours.keys() - fitting.keys())
-        if theirs.keys() != ours.keys() or any("head" not in key for key in missing):
+        if theirs.keys() != ours.keys() or any("head" not in key and "class_net" not in key for key in missing):
             raise InputError(
                 f"{self.folder}: is a run of {self.recipe.detector}, whose weights do not fit. Begin with one of the same model."
             )

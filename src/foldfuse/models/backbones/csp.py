@@ -16,14 +16,14 @@ WIDTHS, REPEATS = (64, 128, 256, 512, 1024), (3, 6, 9, 3)
 class Conv(nn.Sequential):
     """Convolution, batch norm, SiLU."""
 
-    def __init__(self, inputs: int, outputs: int, side: int = 1, stride: int = 1, padding: int | None = None) -> None:
-        around = side // 2 if padding is None else padding
-        conv = nn.Conv2d(inputs, outputs, side, stride, around, bias=False)
+    def __init__(self, inputs: int, outputs: int, kernel: int = 1, stride: int = 1, padding: int | None = None) -> None:
+        padding = kernel // 2 if padding is None else padding
+        conv = nn.Conv2d(inputs, outputs, kernel, stride, padding, bias=False)
         super().__init__(conv, nn.BatchNorm2d(outputs, eps=1e-3, momentum=0.03), nn.SiLU(inplace=True))
 
 
 class Bottleneck(nn.Module):
-    """1x1, then 3x3, with a shortcut where told (He et al., arXiv:1512.03385)."""
+    """1x1, then 3x3 convolution, with a residual connection if `shortcut` (He et al., arXiv:1512.03385)."""
 
     def __init__(self, width: int, *, shortcut: bool) -> None:
         super().__init__()
@@ -36,17 +36,17 @@ class Bottleneck(nn.Module):
 
 
 class C3(nn.Module):
-    """Cross-stage partial block: half of the channels pass by the bottlenecks (Wang et al., CSPNet, arXiv:1911.11929)."""
+    """Cross-stage partial block: half of the channels bypass the bottlenecks (section 2)."""
 
     def __init__(self, inputs: int, outputs: int, *, repeats: int, shortcut: bool = True) -> None:
         super().__init__()
         half = outputs // 2
-        self.through, self.past, self.join = Conv(inputs, half), Conv(inputs, half), Conv(2 * half, outputs)
+        self.through, self.bypass, self.join = Conv(inputs, half), Conv(inputs, half), Conv(2 * half, outputs)
         self.blocks = nn.Sequential(*(Bottleneck(half, shortcut=shortcut) for _ in range(repeats)))
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, inputs, H, W) -> (B, outputs, H, W)."""
-        return self.join(torch.cat([self.blocks(self.through(x)), self.past(x)], 1))
+        return self.join(torch.cat([self.blocks(self.through(x)), self.bypass(x)], 1))
 
 
 class SPPF(nn.Module):
@@ -65,8 +65,10 @@ class SPPF(nn.Module):
         return self.join(torch.cat(pooled, 1))
 
 
-class Backbone(nn.Module):
-    """A stem and four stages of a strided convolution and a C3 block, pooled at the end: levels P3, P4, P5."""
+class CSPBackbone(nn.Module):
+    """A stem, four stages of a strided convolution and a C3 block, and pooling at the end: levels P3, P4, P5."""
+
+    stride = 32
 
     def __init__(self, widths: Sequence[int], repeats: Sequence[int]) -> None:
         super().__init__()
@@ -76,6 +78,7 @@ class Backbone(nn.Module):
             for a, b, n in zip(widths[:-1], widths[1:], repeats, strict=True)
         )
         self.pool = SPPF(widths[-1])
+        self.channels = tuple(widths[2:])
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """(B, 3, H, W) -> levels at strides 8, 16 and 32."""
@@ -84,3 +87,10 @@ class Backbone(nn.Module):
             x = stage(x)
             levels.append(x)
         return [*levels[1:-1], self.pool(x)]
+
+    def freeze(self, stages: int) -> None:
+        """Training mode, except that the stem and the first `stages` stages are frozen; 0 trains everything."""
+        self.train().requires_grad_(True)
+        if stages:
+            for part in [self.stem, *self.stages[:stages]]:
+                part.eval().requires_grad_(False)

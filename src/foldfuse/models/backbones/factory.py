@@ -1,8 +1,8 @@
-"""Backbones by name, each made to give levels: P3, P4, P5 of a convolutional network or of Swin, P4 alone of a ViT.
+"""Backbones by name. A convolutional network or a Swin gives the levels P3, P4, P5; a ViT gives P4 alone.
 
-A backbone takes images in 0..1 and normalises them itself. Its attributes are `channels` (of each level) and `stride`;
-`freeze(stages)` stops training up to the features of stride 2^stages (of a ViT, the first quarters of its blocks). The levels
-are named as in Lin et al., "Feature Pyramid Networks", arXiv:1612.03144, section 3: P_i has a stride of 2^i.
+A backbone takes images in 0..1 and normalises them. It has `channels` (of each level), `stride`, and `freeze(stages)`, which
+freezes it up to the features of stride 2^stages (of a ViT, the first quarters of its blocks). The levels are named as in Lin et
+al., "Feature Pyramid Networks", arXiv:1612.03144, section 3: P_i has a stride of 2^i.
 
 Shapes: B images, H and W height and width, C_i channels of a level.
 """
@@ -13,8 +13,10 @@ from torch import Tensor, nn
 
 from foldfuse.errors import unknown_name
 from foldfuse.models.backbones import swin, vit
-from foldfuse.models.backbones.timm_cnn import Convolutional
-from foldfuse.models.pretrained.vit_swin import SWIN, VIT, load_imagenet
+from foldfuse.models.backbones.timm_cnn import TimmBackbone
+from foldfuse.models.pretrained.vit_swin import load_imagenet
+
+TIMM = "timm:"  # prefix of the names of timm's networks
 
 
 class ViTBackbone(nn.Module):
@@ -24,24 +26,23 @@ class ViTBackbone(nn.Module):
         super().__init__()
         self.net = vit.vit(name, 1)
         if pretrained:
-            load_imagenet(self.net, name, VIT)
+            load_imagenet(self.net, name)
         self.net.head = nn.Identity()  # type: ignore[assignment]
         self.channels: tuple[int, ...] = (self.net.width,)
-        self.stride = 2 * self.net.stride  # the pyramid's coarsest level is half as fine
-        self._num_frozen = 0
+        self.stride = 2 * self.net.stride  # that of the pyramid's coarsest level
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """(B, 3, H, W) in 0..1 -> one level."""
         return self.net.features(images)
 
     def freeze(self, stages: int) -> None:
-        """Training mode, but for the patches and the first `stages` quarters of the blocks."""
+        """Training mode, except that patches, positions and the first `stages` quarters of the blocks are frozen."""
         self.train().requires_grad_(True)
         if stages:
-            frozen = [self.net.patches, self.net.positions, *self.net.blocks[: stages * len(self.net.blocks) // 4]]
-            self.net.class_token.requires_grad_(False)
-            for part in frozen:
-                part.eval().requires_grad_(False)
+            for parameter in self.net.embedding_parameters():
+                parameter.requires_grad_(False)
+            for block in self.net.blocks[: stages * len(self.net.blocks) // 4]:
+                block.eval().requires_grad_(False)
 
 
 class SwinBackbone(nn.Module):
@@ -53,7 +54,7 @@ class SwinBackbone(nn.Module):
         super().__init__()
         self.net = swin.swin(name, 1)
         if pretrained:
-            load_imagenet(self.net, name, SWIN)
+            load_imagenet(self.net, name)
         self.net.norm, self.net.head = nn.Identity(), nn.Identity()  # type: ignore[assignment]
         self.channels: tuple[int, ...] = tuple(self.net.widths[1:])
         self.norms = nn.ModuleList(nn.LayerNorm(width) for width in self.channels)
@@ -64,24 +65,24 @@ class SwinBackbone(nn.Module):
         return [norm(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2) for norm, x in zip(self.norms, levels, strict=True)]
 
     def freeze(self, stages: int) -> None:
-        """Training mode, but for the parts up to the features of stride 2^stages."""
+        """Training mode, except that the parts up to the features of stride 2^stages are frozen."""
         self.train().requires_grad_(True)
         if stages:
-            for part in [self.net.patches, self.net.patch_norm, *self.net.stages[: stages - 1]]:
+            for part in [self.net.patch_embed, *self.net.layers[: stages - 1]]:
                 part.eval().requires_grad_(False)
 
 
 TRANSFORMERS: tuple[str, ...] = (*(name for name, row in vit.SIZES.items() if row[3] == 16), *swin.SIZES)
 
 
-def make_backbone(name: str, *, pretrained: bool) -> Convolutional | ViTBackbone | SwinBackbone:
-    """The backbone called `name`: "timm:" and one of timm's convolutional networks, or one of `TRANSFORMERS`.
+def make_backbone(name: str, *, pretrained: bool) -> TimmBackbone | ViTBackbone | SwinBackbone:
+    """A new backbone: "timm:" and the name of one of timm's convolutional networks, or one of `TRANSFORMERS`.
 
     Raises:
-        InputError: there is none, or its weights are not at hand.
+        InputError: there is no such backbone, or its weights are not at hand.
     """
-    if name.startswith("timm:"):
-        return Convolutional(name.removeprefix("timm:"), pretrained=pretrained)
+    if name.startswith(TIMM):
+        return TimmBackbone(name.removeprefix(TIMM), pretrained=pretrained)
     if name not in TRANSFORMERS:
-        raise unknown_name("backbone", name, (*TRANSFORMERS, "timm:tf_efficientnet_lite0"))
+        raise unknown_name("backbone", name, (*TRANSFORMERS, f"{TIMM}tf_efficientnet_lite0"))
     return (SwinBackbone if name in swin.SIZES else ViTBackbone)(name, pretrained=pretrained)

@@ -1,7 +1,8 @@
-"""ViT: a picture is a sentence of patches. Read from top to bottom; each part names its section of the paper.
+"""ViT: a transformer encoder over the patches of an image. Each part names its section of the paper.
 
 Source: Dosovitskiy et al., "An Image is Worth 16x16 Words", arXiv:2010.11929. The tiny and small models are those of Touvron
-et al., "DeiT", arXiv:2012.12877, table 1. Checked against timm: the same outputs with the same weights.
+et al., "DeiT", arXiv:2012.12877, table 1. Checked against timm: the same tensor names, and the same outputs with the
+same weights.
 
 Shapes: B images, P pixels on a patch's side, (h, w) patches, N = h w + 1 tokens (the class token first), D width.
 """
@@ -16,8 +17,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from foldfuse.models.backbones.transformer_layers import (
-    MLP,
     DropPath,
+    Mlp,
+    PatchEmbed,
     drop_path_rates,
     init_transformer,
     require_multiple,
@@ -33,7 +35,7 @@ class Attention(nn.Module):
         super().__init__()
         self.heads = heads
         self.qkv = nn.Linear(width, 3 * width)
-        self.out = nn.Linear(width, width)
+        self.proj = nn.Linear(width, width)
 
     def split(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(B, N, D) -> queries, keys and values, (B, heads, N, D / heads) each."""
@@ -44,78 +46,53 @@ class Attention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, N, D) -> (B, N, D)."""
         mixed = F.scaled_dot_product_attention(*self.split(x))
-        return self.out(mixed.transpose(1, 2).reshape(x.shape))
+        return self.proj(mixed.transpose(1, 2).reshape(x.shape))
 
     def maps(self, x: Tensor) -> Tensor:
-        """(B, N, D) -> (B, heads, N, N): how much each token looks at each other; rows sum to 1."""
+        """(B, N, D) -> (B, heads, N, N): the attention weights of each token over all tokens; rows sum to 1."""
         q, k, _ = self.split(x)
         return (q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5).softmax(-1)
 
 
 class Block(nn.Module):
-    """One layer of the encoder: attention, then an MLP; each behind a norm and around it a shortcut (equations 2 and 3)."""
+    """One layer of the encoder: attention, then an MLP, each behind a norm and with a residual connection (equations 2 and 3)."""
 
     def __init__(self, width: int, heads: int, *, mlp_ratio: int = 4, drop_path: float = 0.0) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(width, eps=1e-6)
-        self.attention = Attention(width, heads)
+        self.attn = Attention(width, heads)
         self.norm2 = nn.LayerNorm(width, eps=1e-6)
-        self.mlp = MLP(width, mlp_ratio * width)
+        self.mlp = Mlp(width, mlp_ratio * width)
         self.drop_path = DropPath(drop_path)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, N, D) -> (B, N, D)."""
-        x = self.drop_path(x, lambda t: self.attention(self.norm1(t)))
+        x = self.drop_path(x, lambda t: self.attn(self.norm1(t)))
         return self.drop_path(x, lambda t: self.mlp(self.norm2(t)))
 
 
-class PositionEmbedding(nn.Module):
-    """What tells a patch where it is (appendix D.4), for any grid of patches.
+def resample_positions(table: Tensor, old: tuple[int, int], new: tuple[int, int]) -> Tensor:
+    """(1, N, D) learned positions of an `old` (h, w) grid, resampled to a `new` one (section 3.2, fine-tuning)."""
+    if old == new:
+        return table
+    token, patches = table[:, :1], table[:, 1:]
+    image = patches.transpose(1, 2).reshape(1, -1, *old)
+    image = F.interpolate(image.float(), size=new, mode="bicubic", antialias=True, align_corners=False)
+    return torch.cat([token, image.flatten(2).transpose(1, 2).to(token.dtype)], 1)
 
-    Args:
-        kind: "none"; "learned_1d", a vector for each place of a grid; "learned_2d", half a vector for each row and half for
-            each column; "sincos", fixed waves along both axes (Vaswani et al., arXiv:1706.03762, section 3.5, in 2-D).
-        grid: (rows, columns) that the learned kinds are made for. Others are reached by resampling.
-        width: D, a multiple of 4.
-    """
 
-    def __init__(self, kind: Positions, grid: tuple[int, int], width: int) -> None:
-        super().__init__()
-        self.kind, self.grid, self.width = kind, grid, width
-        if kind == "learned_1d":
-            self.table = nn.Parameter(torch.empty(1, grid[0] * grid[1] + 1, width).normal_(std=0.02))
-        elif kind == "learned_2d":
-            self.rows = nn.Parameter(torch.empty(1, width // 2, grid[0]).normal_(std=0.02))
-            self.columns = nn.Parameter(torch.empty(1, width // 2, grid[1]).normal_(std=0.02))
-
-    def forward(self, grid: tuple[int, int]) -> Tensor | None:
-        """(1, h w + 1, D) to be added to the tokens of an (h, w) grid; None for the kind "none"."""
-        if self.kind == "none":
-            return None
-        if self.kind == "learned_1d":
-            return self.table if grid == self.grid else self._resampled(grid)
-        if self.kind == "learned_2d":
-            rows, columns = (
-                F.interpolate(t, size=n, mode="linear", align_corners=False)
-                for t, n in zip((self.rows, self.columns), grid, strict=True)
-            )
-            along_rows = rows.transpose(1, 2)[:, :, None].expand(-1, -1, grid[1], -1)
-            along_columns = columns.transpose(1, 2)[:, None].expand(-1, grid[0], -1, -1)
-            patches = torch.cat([along_rows, along_columns], -1).flatten(1, 2)
-        else:
-            patches = sincos(grid, self.width)
-        return F.pad(patches, (0, 0, 1, 0))  # the class token has no place
-
-    def _resampled(self, grid: tuple[int, int]) -> Tensor:
-        """The learned grid at another size: section 3.2, fine-tuning at higher resolution."""
-        token, patches = self.table[:, :1], self.table[:, 1:]
-        image = patches.transpose(1, 2).reshape(1, -1, *self.grid)
-        image = F.interpolate(image.float(), size=grid, mode="bicubic", antialias=True, align_corners=False)
-        return torch.cat([token, image.flatten(2).transpose(1, 2).to(token.dtype)], 1)
+def separable_positions(rows: Tensor, columns: Tensor, grid: tuple[int, int]) -> Tensor:
+    """(1, h w, D): half a vector from the (1, D / 2, n) `rows`, half from the `columns`, both resampled to the grid."""
+    rows, columns = (
+        F.interpolate(t, size=n, mode="linear", align_corners=False) for t, n in zip((rows, columns), grid, strict=True)
+    )
+    along_rows = rows.transpose(1, 2)[:, :, None].expand(-1, -1, grid[1], -1)
+    along_columns = columns.transpose(1, 2)[:, None].expand(-1, grid[0], -1, -1)
+    return torch.cat([along_rows, along_columns], -1).flatten(1, 2)
 
 
 def sincos(grid: tuple[int, int], width: int) -> Tensor:
-    """(1, h w, D): sines and cosines of the row in the first half of a vector, of the column in the second."""
+    """(1, h w, D): sines and cosines of the row in the first half of a vector, of the column in the second half."""
     frequencies = 10000 ** -(torch.arange(width // 4) / (width // 4))
     waves = [torch.arange(n)[:, None] * frequencies for n in grid]
     rows, columns = (torch.cat([w.sin(), w.cos()], -1) for w in waves)
@@ -131,9 +108,11 @@ class ViT(nn.Module):
         width, depth, heads: of the encoder (table 1).
         patch: side of a patch in pixels; also the stride.
         image_size: (height, width) in pixels that learned positions are made for; any other multiple of `patch` works too.
-        positions: kind of position embedding.
+        positions: kind of position embedding (appendix D.4). "none"; "learned_1d", a vector for each patch of the grid;
+            "learned_2d", half a vector for each row and half for each column; "sincos", fixed waves along both axes (Vaswani
+            et al., arXiv:1706.03762, section 3.5, in 2-D). Learned positions are resampled to other grids.
         drop_path: rate of the last block; it grows linearly up to there.
-        mean, std: of the RGB channels, which the network takes off its images itself.
+        mean, std: of the RGB channels; `forward` normalises the images.
     """
 
     mean: Tensor
@@ -154,10 +133,15 @@ class ViT(nn.Module):
         std: Sequence[float] = (0.5, 0.5, 0.5),
     ) -> None:
         super().__init__()
-        self.num_classes, self.width, self.stride = num_classes, width, patch
-        self.patches = nn.Conv2d(3, width, patch, patch)
-        self.class_token = nn.Parameter(torch.empty(1, 1, width).normal_(std=0.02))
-        self.positions = PositionEmbedding(positions, (image_size[0] // patch, image_size[1] // patch), width)
+        self.num_classes, self.width, self.stride, self.positions = num_classes, width, patch, positions
+        self.grid = (image_size[0] // patch, image_size[1] // patch)
+        self.patch_embed = PatchEmbed(width, patch)
+        self.cls_token = nn.Parameter(torch.empty(1, 1, width).normal_(std=0.02))
+        if positions == "learned_1d":
+            self.pos_embed = nn.Parameter(torch.empty(1, self.grid[0] * self.grid[1] + 1, width).normal_(std=0.02))
+        elif positions == "learned_2d":
+            self.pos_embed_rows = nn.Parameter(torch.empty(1, width // 2, self.grid[0]).normal_(std=0.02))
+            self.pos_embed_columns = nn.Parameter(torch.empty(1, width // 2, self.grid[1]).normal_(std=0.02))
         rates = drop_path_rates(drop_path, depth)
         self.blocks = nn.ModuleList(Block(width, heads, drop_path=rate) for rate in rates)
         self.norm = nn.LayerNorm(width, eps=1e-6)
@@ -165,7 +149,23 @@ class ViT(nn.Module):
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
         init_transformer(self)
-        nn.init.zeros_(self.head.weight)  # section 4.1, fine-tuning: a new head begins at zero
+        nn.init.zeros_(self.head.weight)  # section 4.1, fine-tuning: a new head starts at zero
+
+    def embedding_parameters(self) -> list[nn.Parameter]:
+        """The parameters in front of the blocks: patches, class token, positions."""
+        return [p for name, p in self.named_parameters() if name.startswith(("patch_embed.", "cls_token", "pos_embed"))]
+
+    def position_embedding(self, grid: tuple[int, int]) -> Tensor | None:
+        """(1, h w + 1, D) to be added to the tokens of an (h, w) grid; None for the kind "none"."""
+        if self.positions == "none":
+            return None
+        if self.positions == "learned_1d":
+            return resample_positions(self.pos_embed, self.grid, grid)
+        if self.positions == "learned_2d":
+            patches = separable_positions(self.pos_embed_rows, self.pos_embed_columns, grid)
+        else:
+            patches = sincos(grid, self.width)
+        return F.pad(patches, (0, 0, 1, 0))  # the class token has no position
 
     def tokens(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) in 0..1 -> (B, N, D): embedded patches behind the class token (equation 1).
@@ -174,10 +174,10 @@ class ViT(nn.Module):
             InputError: H or W is no multiple of `stride`.
         """
         require_multiple(images, self.stride)
-        x = self.patches((images - self.mean) / self.std)
-        places = self.positions((x.shape[-2], x.shape[-1]))
-        x = torch.cat([self.class_token.expand(len(x), -1, -1), x.flatten(2).transpose(1, 2)], 1)
-        return x if places is None else x + places.to(x)
+        x = self.patch_embed((images - self.mean) / self.std)
+        positions = self.position_embedding((x.shape[1], x.shape[2]))
+        x = torch.cat([self.cls_token.expand(len(x), -1, -1), x.flatten(1, 2)], 1)
+        return x if positions is None else x + positions.to(x)
 
     def encode(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) in 0..1 -> (B, N, D): tokens behind the last norm."""
@@ -191,16 +191,16 @@ class ViT(nn.Module):
         return self.head(self.encode(images)[:, 0])
 
     def features(self, images: Tensor) -> list[Tensor]:
-        """(B, 3, H, W) in 0..1 -> [(B, D, H / P, W / P)]: the patches, put back to their places."""
+        """(B, 3, H, W) in 0..1 -> [(B, D, H / P, W / P)]: the patches as a map."""
         grid = (images.shape[-2] // self.stride, images.shape[-1] // self.stride)
         return [self.encode(images)[:, 1:].transpose(1, 2).reshape(len(images), -1, *grid)]
 
     def attention_maps(self, images: Tensor) -> Tensor:
-        """(B, 3, H, W) in 0..1 -> (B, depth, heads, N, N): what each layer looks at (section 4.5, figure 7)."""
+        """(B, 3, H, W) in 0..1 -> (B, depth, heads, N, N): the attention weights of each layer (section 4.5, figure 7)."""
         x, maps = self.tokens(images), []
         for block in self.blocks:
             assert isinstance(block, Block)
-            maps.append(block.attention.maps(block.norm1(x)))
+            maps.append(block.attn.maps(block.norm1(x)))
             x = block(x)
         return torch.stack(maps, 1)
 

@@ -1,9 +1,9 @@
-"""Depthwise and halving convolutions that train and run faster on a CPU than PyTorch's own; `quicker` puts them in place.
+"""Depthwise and stride-2 convolutions that train and run faster on a CPU than PyTorch's own; `fast_layers` installs them.
 
-Two things are slow. oneDNN takes the gradient of a depthwise convolution's weights slowly from 5x5 on: that of a training step
-of EfficientNet-Lite0 takes a third of it. Here that gradient is a loop over contiguous channels. And TensorFlow's "SAME"
-padding of a stride-2 convolution, which is one-sided, makes a padded copy of its input; a kernel with a leading row and column
-of zeros needs none. Elsewhere than float32 on a CPU the gradients are PyTorch's own.
+Two things are slow in PyTorch. oneDNN computes the gradient of a depthwise convolution's weights slowly from 5x5 on: these
+gradients take a third of a training step of EfficientNet-Lite0. Here the gradient is a loop over contiguous channels. And
+TensorFlow's "SAME" padding of a stride-2 convolution, which is one-sided, makes a padded copy of the input; a kernel with a
+leading row and column of zeros needs no copy. For other devices and dtypes than float32 on a CPU the gradients are PyTorch's own.
 
 Shapes: B images, C channels, H and W height and width, K the side of the kernel, which is odd.
 """
@@ -21,12 +21,12 @@ from timm.layers import Conv2dSame
 from torch import Tensor
 from torch.nn.grad import conv2d_input
 
-_POOL = ThreadPoolExecutor(1, thread_name_prefix="depthwise")  # beside the caller's own thread
+_POOL = ThreadPoolExecutor(1, thread_name_prefix="depthwise")  # a second thread beside the caller's
 
 
 @njit(nogil=True, fastmath=True, cache=True)
 def _weight_gradient(x: Any, g: Any, stride: int, out: Any, first: int, last: int) -> None:
-    """Add to `out` (K, K, C) the gradient that images first..last - 1 of x (B, H, W, C) and g (B, H/stride, W/stride, C) give."""
+    """Add to `out` (K, K, C) the gradient from images first..last - 1 of x (B, H, W, C) and g (B, H/stride, W/stride, C)."""
     height, width = x.shape[1:3]
     rows, columns, channels = g.shape[1:]
     side = out.shape[0]
@@ -58,14 +58,14 @@ def _weight_gradient(x: Any, g: Any, stride: int, out: Any, first: int, last: in
 
 
 def _same(x: Tensor, weight: Tensor, bias: Tensor | None, *, stride: int, groups: int) -> Tensor:
-    """A convolution padded as "SAME"; with stride 2 the sides of `x` are even."""
+    """A convolution padded as "SAME"; with stride 2 the sides of `x` must be even."""
     if stride == 2:
-        weight = _widened(weight)
+        weight = pad_kernel_same(weight)
     return F.conv2d(x, weight, bias, stride, (weight.shape[-1] - 1) // 2, groups=groups)
 
 
-def _widened(weight: Tensor) -> Tensor:
-    """(out, in, K, K) -> (out, in, K + 1, K + 1): with zeros before, so that padding both ends alike is one-sided."""
+def pad_kernel_same(weight: Tensor) -> Tensor:
+    """(out, in, K, K) -> (out, in, K + 1, K + 1) with a leading row and column of zeros: even padding acts as one-sided."""
     return F.pad(weight, (1, 0, 1, 0))
 
 
@@ -84,10 +84,10 @@ class _Depthwise(torch.autograd.Function):
         x, weight = ctx.saved_tensors
         side, channels = weight.shape[-1], x.shape[1]
         gx = None
-        if ctx.needs_input_grad[0] and ctx.stride == 1:  # a convolution again, with the kernel turned round
+        if ctx.needs_input_grad[0] and ctx.stride == 1:  # a convolution with the kernel rotated by 180 degrees
             gx = F.conv2d(g, weight.flip(2, 3), padding=side // 2, groups=channels)
         elif ctx.needs_input_grad[0]:
-            gx = conv2d_input(x.shape, _widened(weight), g, 2, side // 2, groups=channels)  # type: ignore[no-untyped-call]
+            gx = conv2d_input(x.shape, pad_kernel_same(weight), g, 2, side // 2, groups=channels)  # type: ignore[no-untyped-call]
         xn, gn = (t.detach().permute(0, 2, 3, 1).contiguous().numpy() for t in (x, g))
         halves = np.zeros((2, side, side, channels), np.float32)
         half = len(xn) // 2
@@ -105,8 +105,8 @@ class SameConv(Conv2dSame):
         stride = self.stride[0]
         if stride == 2 and (x.shape[-2] % 2 or x.shape[-1] % 2):
             return super().forward(x)  # pads both ends alike, by a copy
-        plain = x.device.type != "cpu" or x.dtype != torch.float32 or torch.is_autocast_enabled("cpu")
+        fallback = x.device.type != "cpu" or x.dtype != torch.float32 or torch.is_autocast_enabled("cpu")
         trained = torch.is_grad_enabled() and self.weight.requires_grad
-        if trained and not plain and self.groups == self.in_channels and self.bias is None:
+        if trained and not fallback and self.groups == self.in_channels and self.bias is None:
             return _Depthwise.apply(x, self.weight, stride)
         return _same(x, self.weight, self.bias, stride=stride, groups=self.groups)

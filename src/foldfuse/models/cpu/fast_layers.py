@@ -1,9 +1,8 @@
-"""An EfficientNet of timm's made faster on a CPU, with the same outputs, parameters and names.
+"""Layers that make timm's EfficientNets faster on a CPU, with the same outputs, parameters and tensor names.
 
-What is slow there, and what is done about it, each measured in benchmarks/models.md:
-depthwise convolutions and "SAME" padding (see `depthwise`); an activation that writes over an input which autograd then has to
-copy first; the gradient of squeeze-and-excitation, which writes the mean's share out before it adds it; and, in one thread,
-1x1 convolutions of many pixels, which PyTorch then hands to a plainer kernel than oneDNN's.
+benchmarks/models.md measures each. They replace: depthwise convolutions and "SAME" padding (see `depthwise`); in-place
+activations, whose input autograd has to copy first; squeeze-and-excitation, whose gradient materialises the mean's share before
+it adds it; and 1x1 convolutions of many pixels, which PyTorch in one thread does not hand to oneDNN's kernel.
 
 Shapes: B images, C channels, H and W height and width.
 """
@@ -20,32 +19,32 @@ from torch import Tensor, nn
 
 from foldfuse.models.cpu.depthwise import SameConv
 
-_MANY = 6400  # pixels of a map, from which on a 1x1 convolution is worth handing over row by row
-_BATCH = 16  # images, from which on PyTorch takes oneDNN's kernel even in one thread
+_MIN_PIXELS = 6400  # of a map, for which a 1x1 convolution is faster row by row
+_ONEDNN_BATCH = 16  # images, for which PyTorch uses oneDNN's kernel even in one thread
 
 
 class SiLU(nn.Module):
-    """x * sigmoid(x), over its input where no gradient is asked for."""
+    """x * sigmoid(x), in place if no gradient is needed."""
 
     def forward(self, x: Tensor) -> Tensor:
         return F.silu(x, inplace=not torch.is_grad_enabled())
 
 
 class ReLU6(nn.Module):
-    """x cut to 0..6, over its input where no gradient is asked for."""
+    """x clipped to 0..6, in place if no gradient is needed."""
 
     def forward(self, x: Tensor) -> Tensor:
         return F.relu6(x, inplace=not torch.is_grad_enabled())
 
 
 class Pointwise(nn.Conv2d):
-    """A 1x1 convolution that is handed over with each row as an image of its own, where that is faster."""
+    """A 1x1 convolution that treats each row as an image of its own where this is faster."""
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, out, H, W)."""
         batch, _, height, width = x.shape
-        plain = torch.compiler.is_compiling() or x.device.type != "cpu" or x.dtype != torch.float32
-        if plain or torch.get_num_threads() > 1 or batch >= _BATCH or height * width < _MANY:
+        fallback = torch.compiler.is_compiling() or x.device.type != "cpu" or x.dtype != torch.float32
+        if fallback or torch.get_num_threads() > 1 or batch >= _ONEDNN_BATCH or height * width < _MIN_PIXELS:
             return super().forward(x)
         if not x.is_contiguous(memory_format=torch.channels_last):
             return super().forward(x)
@@ -57,7 +56,7 @@ class Pointwise(nn.Conv2d):
 
 
 class _WithMean(torch.autograd.Function):
-    """x and its mean over each map: (B, C, H, W) -> (B, C, H, W), (B, C, 1, 1). Their gradients meet in one pass."""
+    """x and its mean over each map: (B, C, H, W) -> (B, C, H, W), (B, C, 1, 1). One backward pass adds both gradients."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -71,7 +70,7 @@ class _WithMean(torch.autograd.Function):
 
 
 class Excite(nn.Module):
-    """Squeeze-and-excitation with the parts of timm's."""
+    """Squeeze-and-excitation with the layers of timm's."""
 
     def __init__(self, parts: SqueezeExcite) -> None:
         super().__init__()
@@ -87,8 +86,8 @@ class Excite(nn.Module):
         return x * self.gate(self.conv_expand(self.act1(self.conv_reduce(mean))))
 
 
-def quicken(module: nn.Module) -> None:
-    """Exchange, in place, every part of `module` for which there is a faster one."""
+def use_fast_cpu_layers(module: nn.Module) -> None:
+    """Replace, in place, every layer of `module` for which there is a faster one."""
     for child in module.modules():
         for name, part in child.named_children():
             setattr(child, name, _faster(part))

@@ -1,12 +1,12 @@
-"""Which anchors answer for which object: task-aligned assignment, over few candidates.
+"""Task-aligned assignment of priors to objects, over few candidates.
 
 Source: Feng et al., "TOOD: Task-aligned One-stage Object Detection", arXiv:2108.07755, section 3.2:
 t = score^alpha * IoU^beta ranks the candidates of an object; the best `top` are its positives, and their class target
 is t scaled so that the object's largest target equals its largest IoU.
-Where we differ: the candidates are the anchors of the 3x3 cells about the object's centre on every level, not all
-anchors inside the object. That makes the cost grow with the objects, not with objects x anchors.
+Where we differ: the candidates are the priors of the 3x3 cells about the object's centre on every level, not all priors
+inside the object. So the cost grows with the objects, not with objects x priors.
 
-Shapes: B images, A anchors, K classes, N objects of the whole batch, C candidates of each, M positives.
+Shapes: B images, A priors, K classes, N objects of the whole batch, C candidates of each, M positives.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from torch import Tensor
 
 
 class Positives(NamedTuple):
-    """Anchors that answer for an object.
+    """Priors that are assigned to an object.
 
     Attributes:
-        image, anchor: (M,) int64, which place of the (B, A) grid.
-        object: (M,) int64, position among the batch's N objects.
-        target: (M,) float32 in [0, 1], the class score that the place should give.
+        image, prior: (M,) int64, indices into (B, A).
+        object: (M,) int64, index among the batch's N objects.
+        target: (M,) float32 in [0, 1], the score of the object's class to be learned.
     """
 
     image: Tensor
-    anchor: Tensor
+    prior: Tensor
     object: Tensor
     target: Tensor
 
@@ -40,7 +40,7 @@ def task_aligned(
     inside: Tensor,
     image: Tensor,
     *,
-    num_anchors: int,
+    num_priors: int,
     top: int = 9,
     alpha: float = 1.0,
     beta: float = 6.0,
@@ -48,26 +48,26 @@ def task_aligned(
     """The positives of a batch.
 
     Args:
-        scores: (N, C) what each candidate says of its object's class, in [0, 1].
+        scores: (N, C) each candidate's score for its object's class, in [0, 1].
         iou: (N, C) of each candidate's box with its object.
-        candidates: (N, C) int64, which anchor.
-        inside: (N, C) bool, False where there is no such anchor.
+        candidates: (N, C) int64, index of the prior.
+        inside: (N, C) bool, False if the candidate lies outside the image.
         image: (N,) int64, the image of each object.
-        num_anchors: A.
-        top: positives of one object at the most.
+        num_priors: A.
+        top: largest number of positives of one object.
         alpha, beta: the exponents of section 3.2.
     """
     alignment = scores.clamp(min=1e-8) ** alpha * iou**beta * inside  # (N, C)
     top = min(top, alignment.shape[1])
-    best, place = alignment.topk(top, dim=1)  # (N, top)
+    best, column = alignment.topk(top, dim=1)  # (N, top)
     objects = torch.arange(len(iou), device=iou.device)[:, None].expand(-1, top)
     keep = best > 0
-    best_iou = iou.gather(1, place)
-    picked, owner = candidates.gather(1, place)[keep], objects[keep]
+    best_iou = iou.gather(1, column)
+    picked, owner = candidates.gather(1, column)[keep], objects[keep]
     ious, aligned = best_iou[keep], best[keep]
 
-    # An anchor that several objects want answers for the one that it overlaps most.
-    grid = image[owner] * num_anchors + picked  # (M,)
+    # A prior among the best of several objects is assigned to the object that it overlaps most.
+    grid = image[owner] * num_priors + picked  # (M,)
     order = ious.argsort(descending=True, stable=True)
     _, first = _first_of_each(grid[order])
     won = order[first]

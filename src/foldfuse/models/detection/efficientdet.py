@@ -1,45 +1,53 @@
-"""EfficientDet at any image size that is a multiple of its stride.
+"""EfficientDet and its family (D0-D7, Lite0-Lite4) at any image size that is a multiple of the stride.
 
-Source: Tan, Pang & Le, "EfficientDet", arXiv:1911.09070. The network (backbone, BiFPN, shared heads with a batch norm per
-level) was checked against effdet 0.4.1 (Apache-2.0): the same outputs with the same weights.
-Where we differ: what it learns from, see `aligned`.
+Source: Tan, Pang & Le, "EfficientDet", arXiv:1911.09070, table 1 (D0-D7) and section 3.3. The paper leaves some facts open (the
+Lite variants, anchor scales, DropPath of the backbone, plain sums in D6 and D7 "for training stability"); these are facts of
+the authors' released models, as effdet 0.4.1 (Apache-2.0) lists them.
+Checked against effdet 0.4.1: the same tensor names, and the same outputs with the same weights.
+Where we differ: the losses, see `dense_prediction`.
 
 Shapes: B images, K classes, A anchors of all levels.
-
-The EfficientDets by name: compound scaling in one table.
-
-Source: Tan, Pang & Le, "EfficientDet", arXiv:1911.09070, table 1 (D0-D7) and section 3.3; what the paper leaves open (the
-Lite variants, anchor scales, DropPath of the backbone, plain sums in D6 and D7 "for training stability") are facts of the
-authors' released models, as effdet 0.4.1 (Apache-2.0) lists them.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import timm
 import torch
 from torch import Tensor, nn
 
-from foldfuse.errors import InputError
-from foldfuse.models.cpu.fast_layers import ReLU6, SiLU, quicken
-from foldfuse.models.cpu.fold_batch_norm import fold_batch_norms
-from foldfuse.models.detection import anchors as A
-from foldfuse.models.detection.bifpn import BiFPN
-from foldfuse.models.detection.dense_head import PRIOR, Aligned, Raw
-from foldfuse.models.detection.heads import Head
+from foldfuse.models.backbones.transformer_layers import require_multiple
+from foldfuse.models.cpu.fast_layers import ReLU6, SiLU, use_fast_cpu_layers
+from foldfuse.models.cpu.fold_batch_norm import Unregistered, fold_batch_norms
+from foldfuse.models.detection.bifpn import BiFPN, init_convs
+from foldfuse.models.detection.dense_prediction import DenseOutput
+from foldfuse.models.detection.heads import AnchorPrediction, HeadNet, init_head_nets, sizes_of
 from foldfuse.models.pretrained.imagenet import load_backbone
+from foldfuse.models.registry import entry
 
 
-class EfficientDet(Aligned, nn.Module):
-    """Backbone -> BiFPN -> class and box heads."""
+class EfficientDet(AnchorPrediction, nn.Module):
+    """Backbone -> BiFPN -> class and box heads.
+
+    Args:
+        num_classes: K.
+        backbone: timm's name.
+        width: channels of the BiFPN and of the heads.
+        repeats: BiFPN layers.
+        head_repeats: convolutions of a head, before the one that predicts.
+        act: makes the activation of the BiFPN and of the heads.
+        weighted: fast normalized fusion instead of plain sums.
+        anchor_scale: side of a level's smallest anchor, in strides.
+        mean, std: of the RGB channels; `forward` normalises the images.
+        drop_path: rate of the backbone's last block; it grows linearly up to there.
+        image_size: pixels, the side of the square that the model was published with; any multiple of `stride` works.
+    """
 
     mean: Tensor
     std: Tensor
-
-    per_cell = A.PER_CELL
     stride = 32  # image height and width must be multiples of this
 
     def __init__(
@@ -60,50 +68,33 @@ class EfficientDet(Aligned, nn.Module):
     ) -> None:
         super().__init__()
         self.num_classes = num_classes
-        self.image_size = image_size  # pixels, the side that it was published with
+        self.image_size = image_size
         self.anchor_scale = anchor_scale
         self.backbone = timm.create_model(backbone, features_only=True, out_indices=(2, 3, 4), drop_path_rate=drop_path)
-        self.neck = BiFPN(
+        self.fpn = BiFPN(
             self.backbone.feature_info.channels(), width=width, repeats=repeats, act=act, weighted=weighted
         )
-        self.class_head = Head(width, repeats=head_repeats, outputs=num_classes, num_levels=5, act=act)
-        self.box_head = Head(width, repeats=head_repeats, outputs=4, num_levels=5, act=act)
+        self.class_net = HeadNet(width, repeats=head_repeats, outputs=num_classes, num_levels=5, act=act)
+        self.box_net = HeadNet(width, repeats=head_repeats, outputs=4, num_levels=5, act=act)
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
-        self._initialise()
-        quicken(self.backbone)
+        init_convs(self.fpn.convs())
+        init_head_nets(self.class_net, self.box_net)
+        use_fast_cpu_layers(self.backbone)
         self._level_stages = [int(f["module"].split(".")[1]) for f in self.backbone.feature_info.get_dicts()]
-        self._frozen: _Outside | None = None
+        self._frozen: Unregistered | None = None
         self._num_frozen = 0
 
-    def _initialise(self) -> None:
-        for part in (self.neck, self.class_head, self.box_head):
-            for module in part.modules():
-                if isinstance(module, nn.Conv2d):
-                    fan_in = module.weight[0].numel()
-                    nn.init.normal_(module.weight, std=fan_in**-0.5)
-                    if module.bias is not None:
-                        nn.init.zeros_(module.bias)
-        bias = self.class_head.predict.pointwise.bias
-        assert bias is not None
-        nn.init.constant_(bias, -math.log((1 - PRIOR) / PRIOR))
-        for head in (self.class_head, self.box_head):  # start from the anchors as they are, and from the prior
-            nn.init.normal_(head.predict.pointwise.weight, std=0.01)
-
-    def forward(self, images: Tensor) -> Raw:
-        """(B, 3, H, W) RGB in [0, 1], H and W multiples of `stride` -> Raw.
+    def forward(self, images: Tensor) -> DenseOutput:
+        """(B, 3, H, W) RGB in [0, 1], H and W multiples of `stride` -> DenseOutput.
 
         Raises:
             InputError: H or W is no multiple of `stride`.
         """
-        height, width = images.shape[-2:]
-        if height % self.stride or width % self.stride:
-            raise InputError(
-                f"the image is {height} x {width} pixels (height x width); both must be multiples of {self.stride}."
-            )
-        levels = self.neck(self._features((images - self.mean) / self.std))
-        sizes = tuple((x.shape[-2], x.shape[-1]) for x in levels)  # no int(): it would fix the size of an export
-        return Raw(self.class_head(levels), self.box_head(levels), sizes, (height, width))
+        require_multiple(images, self.stride)
+        levels = self.fpn(self._features((images - self.mean) / self.std))
+        image = (images.shape[-2], images.shape[-1])
+        return DenseOutput(self.class_net(levels), self.box_net(levels), sizes_of(levels), image)
 
     def _features(self, x: Tensor) -> list[Tensor]:
         """(B, 3, H, W) -> the backbone's levels P3, P4, P5."""
@@ -120,10 +111,9 @@ class EfficientDet(Aligned, nn.Module):
         return levels
 
     def freeze(self, stages: int) -> None:
-        """Put the model into training mode, but for the backbone's stem and first `stages` stages (0..3).
+        """Training mode, except that the backbone's stem and first `stages` stages (0..3) are frozen; 0 trains everything.
 
-        Those have the most pixels and the most general features. They are not trained: they run as one folded copy,
-        without gradients. `stages` = 0 trains everything.
+        These stages have the most pixels and the most general features. They run as one folded copy, without gradients.
         """
         self.train()
         self._frozen, self._num_frozen = None, stages
@@ -136,25 +126,7 @@ class EfficientDet(Aligned, nn.Module):
             part.eval()
         for stage in blocks[stages:]:
             stage.requires_grad_(True)
-        self._frozen = _Outside(fold_batch_norms(nn.Sequential(*stem, *blocks[:stages])))
-
-    def places(self, raw: Raw) -> Tensor:
-        """(A, 4) cxcywh of the anchors in input pixels."""
-        return A.anchors(raw.sizes, raw.image, self.anchor_scale).to(raw.codes.device)
-
-    def boxes(self, codes: Tensor, places: Tensor) -> Tensor:
-        """(..., 4) codes and (..., 4) anchors -> (..., 4) xyxy in input pixels."""
-        return A.decode(codes, places)
-
-
-class _Outside:
-    """A module that its owner uses but does not own: it is in no state dict, and `train()` does not reach it."""
-
-    def __init__(self, module: nn.Module) -> None:
-        self.module = module
-
-    def __call__(self, x: Tensor) -> Tensor:
-        return self.module(x)
+        self._frozen = Unregistered(fold_batch_norms(nn.Sequential(*stem, *blocks[:stages])))
 
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -167,7 +139,7 @@ class Scaling:
 
     Attributes:
         backbone: timm's name.
-        image_size: pixels, the side of the square that it was published with; it works at any.
+        image_size: pixels, the side of the square that the model was published with.
         width: channels of the BiFPN and of the heads.
         repeats: BiFPN layers.
         head_repeats: convolutions of a head, before the one that predicts.
@@ -187,7 +159,7 @@ class Scaling:
 
     @property
     def lite(self) -> bool:
-        """Made for quantised inference: ReLU6 for SiLU, no squeeze-excite, inputs in -1..1."""
+        """Whether the model is made for quantised inference: ReLU6 for SiLU, no squeeze-excite, inputs in -1..1."""
         return "lite" in self.backbone
 
 
@@ -209,16 +181,16 @@ SCALINGS: Mapping[str, Scaling] = {
 }
 
 
-def make(
+def make_efficientdet(
     scaling: Scaling, num_classes: int, *, anchor_scale: float | None = None, pretrained: bool = True
 ) -> EfficientDet:
-    """An EfficientDet of this scaling; ImageNet weights in its backbone unless told not to.
+    """A new EfficientDet of this scaling.
 
     Args:
         scaling: a row of the table.
         num_classes: of the data.
         anchor_scale: None for the table's.
-        pretrained: begin with ImageNet weights.
+        pretrained: begin with ImageNet weights in the backbone.
 
     Raises:
         InputError: the weights are not at hand.
@@ -242,19 +214,11 @@ def make(
     return model
 
 
-def _maker(name: str, scaling: Scaling) -> Callable[..., EfficientDet]:
-    """The registry's maker of one row."""
-
-    def maker(num_classes: int, *, anchor_scale: float | None = None, pretrained: bool = True) -> EfficientDet:
-        return make(scaling, num_classes, anchor_scale=anchor_scale, pretrained=pretrained)
-
-    backbone = scaling.backbone.removeprefix("tf_efficientnet_").capitalize()
-    maker.__name__ = maker.__qualname__ = name
-    maker.__doc__ = (
-        f"EfficientNet-{backbone}, {scaling.repeats} BiFPN layers of {scaling.width} channels "
-        f"({'plain sums' if scaling.fusion == 'sum' else 'weighted fusion'}), heads of {scaling.head_repeats}."
+FAMILY: Mapping[str, Callable[..., EfficientDet]] = {
+    name: entry(
+        partial(make_efficientdet, row),
+        f"EfficientNet-{row.backbone.removeprefix('tf_efficientnet_').capitalize()}, {row.repeats} BiFPN layers of {row.width} "
+        f"channels ({'plain sums' if row.fusion == 'sum' else 'weighted fusion'}), heads of {row.head_repeats}.",
     )
-    return maker
-
-
-FAMILY: Mapping[str, Callable[..., EfficientDet]] = {name: _maker(name, row) for name, row in SCALINGS.items()}
+    for name, row in SCALINGS.items()
+}

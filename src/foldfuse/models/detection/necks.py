@@ -1,8 +1,8 @@
-"""Necks by name: what makes levels of one width out of a backbone's.
+"""Necks by name: FPN, BiFPN, PAN and ViTDet's pyramid. A neck turns a backbone's levels into levels of one width.
 
 Source: FPN, Lin et al., arXiv:1612.03144, section 3; the simple pyramid of a plain ViT, Li et al., "ViTDet", arXiv:2203.16527,
-section 3. BiFPN stands in `bifpn`, PAN in `yolov5`.
-Where we differ: FPN's coarser levels than the backbone's are max-pooled; the ViT's pyramid has strides 8, 16 and 32, not 4.
+section 3. BiFPN and PAN have files of their own.
+Where we differ: FPN has no levels beyond the backbone's; the ViT's pyramid has strides 8, 16 and 32, not 4.
 
 Shapes: B images, C channels, H and W the height and width at a level.
 """
@@ -19,7 +19,7 @@ from foldfuse.models.detection.pan import PAN
 
 
 class FPN(nn.Module):
-    """Lateral 1x1 convolutions, sums from coarse to fine, a 3x3 convolution on each; each with a batch norm."""
+    """Lateral 1x1 convolutions, sums from coarse to fine, a 3x3 convolution on each level; all with a batch norm."""
 
     def __init__(self, channels: Sequence[int], *, width: int) -> None:
         super().__init__()
@@ -30,10 +30,10 @@ class FPN(nn.Module):
 
     def forward(self, levels: Sequence[Tensor]) -> list[Tensor]:
         """(B, C_i, H_i, W_i) of each level, finest first -> (B, width, H_i, W_i) of each."""
-        found = [lateral(x) for lateral, x in zip(self.laterals, levels, strict=True)]
-        for i in range(len(found) - 2, -1, -1):
-            found[i] = found[i] + F.interpolate(found[i + 1], size=found[i].shape[-2:], mode="nearest")
-        return [smooth(x) for smooth, x in zip(self.smooth, found, strict=True)]
+        sums = [lateral(x) for lateral, x in zip(self.laterals, levels, strict=True)]
+        for i in range(len(sums) - 2, -1, -1):
+            sums[i] = sums[i] + F.interpolate(sums[i + 1], size=sums[i].shape[-2:], mode="nearest")
+        return [smooth(x) for smooth, x in zip(self.smooth, sums, strict=True)]
 
 
 class LayerNorm2d(nn.LayerNorm):
@@ -45,7 +45,7 @@ class LayerNorm2d(nn.LayerNorm):
 
 
 class PlainPyramid(nn.Module):
-    """Strides 8, 16 and 32 out of one map of stride 16: a deconvolution, the map itself, a max-pool."""
+    """Levels of strides 8, 16 and 32 from one map of stride 16: a transposed convolution, the map itself, a max-pool."""
 
     def __init__(self, channels: Sequence[int], *, width: int) -> None:
         super().__init__()

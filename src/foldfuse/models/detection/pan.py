@@ -1,4 +1,4 @@
-"""PAN: a feature pyramid mixed top-down, then bottom-up, with C3 blocks.
+"""PAN: a feature pyramid fused top-down, then bottom-up, with C3 blocks.
 
 Source: Liu et al., arXiv:1803.01534; with CSP blocks as the YOLOv5-style detector has them.
 """
@@ -16,12 +16,12 @@ from foldfuse.models.backbones.csp import C3, Conv
 
 
 class PAN(nn.Module):
-    """Path aggregation: coarse to fine, and back (Liu et al., PANet, arXiv:1803.01534), of any number of levels.
+    """Path aggregation over any number of levels: coarse to fine, then fine to coarse.
 
     Args:
         inputs: channels of each level, finest first.
-        repeats: bottlenecks of each block.
-        widths: channels of each level that comes out; as those that go in by default.
+        repeats: bottlenecks of each C3 block.
+        widths: channels of each output level; by default those of the inputs.
     """
 
     def __init__(self, inputs: Sequence[int], *, repeats: int, widths: Sequence[int] | None = None) -> None:
@@ -40,12 +40,12 @@ class PAN(nn.Module):
 
     def forward(self, levels: Sequence[Tensor]) -> list[Tensor]:
         """(B, C_i, H_i, W_i) of each level -> as many levels."""
-        x, kept = levels[-1], []
+        x, laterals = levels[-1], []
         for i in reversed(range(len(self.downs))):
-            kept.append(self.laterals[i](x))
+            laterals.append(self.laterals[i](x))
             finer = levels[i]
-            x = self.downs[i](torch.cat([F.interpolate(kept[-1], size=finer.shape[-2:]), finer], 1))
-        found = [x]
-        for strided, up, side in zip(self.strided, self.ups, reversed(kept), strict=True):
-            found.append(up(torch.cat([strided(found[-1]), side], 1)))
-        return found
+            x = self.downs[i](torch.cat([F.interpolate(laterals[-1], size=finer.shape[-2:]), finer], 1))
+        out = [x]
+        for strided, up, lateral in zip(self.strided, self.ups, reversed(laterals), strict=True):
+            out.append(up(torch.cat([strided(out[-1]), lateral], 1)))
+        return out

@@ -1,13 +1,13 @@
-"""Weights of ViT and Swin from elsewhere and back: timm's by explicit tables, the ViT paper's `.npz` files.
+"""ImageNet weights for ViT and Swin: timm's, which load by name, and the ViT paper's `.npz` files.
 
-The names on the left of a table are ours, those on the right timm's (1.0); what a table does not name is called the same.
+Which of timm's: those that timm takes by default for the name on the right of `TIMM_NAMES`.
 """
 
 from __future__ import annotations
 
 import re
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -29,8 +29,8 @@ TIMM_NAMES: Mapping[str, str] = {
 }
 
 
-def load_imagenet(model: nn.Module, name: str, table: Table) -> None:
-    """Give `model`, one of ours called `name`, its ImageNet weights, all but the head's.
+def load_imagenet(model: nn.Module, name: str) -> None:
+    """Load the ImageNet weights of `name` into `model`, one of our ViTs or Swins, in place; the head keeps its own.
 
     Raises:
         InputError: there are none, or they are not at hand.
@@ -38,77 +38,37 @@ def load_imagenet(model: nn.Module, name: str, table: Table) -> None:
     if name not in TIMM_NAMES:
         known = ", ".join(TIMM_NAMES)
         raise InputError(f"{name}: no ImageNet weights are known. Train it from scratch, or take one of {known}.")
-    state = from_timm(hub_weights(TIMM_NAMES[name]), table)
-    load_matching(model, {key: t for key, t in state.items() if not key.startswith("head.")}, source=TIMM_NAMES[name])
+    state = {key: t for key, t in hub_weights(TIMM_NAMES[name]).items() if not key.startswith("head.")}
+    load_matching(model, state, source=TIMM_NAMES[name])
 
 
-Table = Sequence[tuple[str, str]]
-
-VIT: Table = (
-    ("class_token", "cls_token"),
-    ("positions.table", "pos_embed"),
-    ("patches.", "patch_embed.proj."),
-    (".attention.qkv.", ".attn.qkv."),
-    (".attention.out.", ".attn.proj."),
-    (".mlp.0.", ".mlp.fc1."),
-    (".mlp.2.", ".mlp.fc2."),
-)
-SWIN: Table = (
-    ("patches.", "patch_embed.proj."),
-    ("patch_norm.", "patch_embed.norm."),
-    ("stages.", "layers."),
-    (".merge.norm.", ".downsample.norm."),
-    (".merge.reduce.", ".downsample.reduction."),
-    (".attention.bias_table", ".attn.relative_position_bias_table"),
-    (".attention.qkv.", ".attn.qkv."),
-    (".attention.out.", ".attn.proj."),
-    (".mlp.0.", ".mlp.fc1."),
-    (".mlp.2.", ".mlp.fc2."),
-    ("head.", "head.fc."),
-)
-
-
-def from_timm(state: Mapping[str, Tensor], table: Table) -> dict[str, Tensor]:
-    """Our state dict from timm's of the same network; buffers that timm can recompute are left out."""
-    passed_over = ("relative_position_index", "attn_mask")
-    return {
-        _renamed(key, [(theirs, ours) for ours, theirs in table]): tensor
-        for key, tensor in state.items()
-        if not key.endswith(passed_over)
-    }
-
-
-def to_timm(state: Mapping[str, Tensor], table: Table) -> dict[str, Tensor]:
-    """timm's state dict from ours of the same network."""
-    return {_renamed(key, table): tensor for key, tensor in state.items()}
-
-
-def _renamed(key: str, table: Table) -> str:
-    for old, new in table:
-        if old.startswith("."):
-            key = key.replace(old, new)
-        elif key.startswith(old):
-            key = new + key.removeprefix(old)
-    return key
+COMPUTED = (
+    "relative_position_index",
+    "attn_mask",
+)  # buffers in older files of timm's; the network computes them itself
 
 
 def load_matching(model: nn.Module, state: Mapping[str, Tensor], *, source: str) -> list[str]:
-    """Load `state` into `model`; what does not fit is left as it was. Sentences on that come back, for the user to read.
+    """Load `state` into `model` in place, all but a head of other classes; sentences for the user about such a head come back.
 
     Args:
-        model: gets the weights, in place.
-        state: under the model's own names.
-        source: where the weights come from, for the sentences.
+        model: one of our ViTs or Swins.
+        state: under timm's names.
+        source: of the weights, for the sentences.
 
     Raises:
-        InputError: more than the head is missing or has another shape: these are weights of another network.
+        InputError: more than the head is missing, unknown or of another shape: these are weights of another network.
     """
     own = model.state_dict()
-    fits = {key: tensor for key, tensor in state.items() if key in own and own[key].shape == tensor.shape}
+    state = {key: tensor for key, tensor in state.items() if not key.endswith(COMPUTED)}
+    unknown = sorted(state.keys() - own.keys())
+    if unknown:
+        raise InputError(f"{source}: these are weights of another network: it has {unknown[0]}, and the model has not.")
+    fits = {key: tensor for key, tensor in state.items() if own[key].shape == tensor.shape}
     missing = sorted(own.keys() - fits.keys())
-    foreign = [key for key in missing if not key.startswith("head.")]
-    if foreign:
-        key = foreign[0]
+    wrong = [key for key in missing if not key.startswith("head.")]
+    if wrong:
+        key = wrong[0]
         found = f"{tuple(state[key].shape)} there" if key in state else "not there at all"
         raise InputError(
             f"{source}: these are weights of another network: {key} is {tuple(own[key].shape)} here and {found}."
@@ -116,13 +76,11 @@ def load_matching(model: nn.Module, state: Mapping[str, Tensor], *, source: str)
     model.load_state_dict(fits, strict=False)
     if not missing:
         return []
-    classes = state["head.weight"].shape[0] if "head.weight" in state else 0
-    return [
-        f"{source}: was trained for {classes or 'no'} classes, not {own['head.weight'].shape[0]}: the head starts anew."
-    ]
+    known, classes = (next((len(t) for key, t in of.items() if key.startswith("head.")), 0) for of in (state, own))
+    return [f"{source}: was trained for {known or 'no'} classes, not {classes}: the head starts anew."]
 
 
-def read_npz(path: Path) -> dict[str, Tensor]:
+def read_vit_npz(path: Path) -> dict[str, Tensor]:
     """Our ViT's state dict from one of the paper's checkpoints (github.com/google-research/vision_transformer).
 
     Raises:
@@ -142,18 +100,18 @@ def read_npz(path: Path) -> dict[str, Tensor]:
 
 
 def _from_jax(arrays: Mapping[str, Array]) -> dict[str, Tensor]:
-    """JAX keeps a linear layer as (in, out), heads as an axis of their own, and a convolution as (H, W, in, out)."""
+    """A ViT's state dict. JAX stores a linear layer as (in, out), heads as a separate axis, a convolution as (H, W, in, out)."""
     blocks = "Transformer/encoderblock_"
-    found = {
-        "class_token": arrays["cls"],
-        "positions.table": arrays["Transformer/posembed_input/pos_embedding"],
-        "patches.weight": arrays["embedding/kernel"].transpose(3, 2, 0, 1),
-        "patches.bias": arrays["embedding/bias"],
+    state = {
+        "cls_token": arrays["cls"],
+        "pos_embed": arrays["Transformer/posembed_input/pos_embedding"],
+        "patch_embed.proj.weight": arrays["embedding/kernel"].transpose(3, 2, 0, 1),
+        "patch_embed.proj.bias": arrays["embedding/bias"],
         "norm.weight": arrays["Transformer/encoder_norm/scale"],
         "norm.bias": arrays["Transformer/encoder_norm/bias"],
     }
     if "head/kernel" in arrays:
-        found |= {"head.weight": arrays["head/kernel"].T, "head.bias": arrays["head/bias"]}
+        state |= {"head.weight": arrays["head/kernel"].T, "head.bias": arrays["head/bias"]}
     depth = 1 + max((int(n) for key in arrays if (n := re.sub(rf"^{blocks}(\d+)/.*", r"\1", key)) != key), default=-1)
     for i in range(depth):
         there, here = f"{blocks}{i}/", f"blocks.{i}."
@@ -161,17 +119,17 @@ def _from_jax(arrays: Mapping[str, Array]) -> dict[str, Tensor]:
         width = len(arrays[f"{there}LayerNorm_0/scale"])
         qkv = [arrays[f"{heads}{name}/kernel"].reshape(width, width).T for name in ("query", "key", "value")]
         biases = [arrays[f"{heads}{name}/bias"].reshape(width) for name in ("query", "key", "value")]
-        found |= {
+        state |= {
             f"{here}norm1.weight": arrays[f"{there}LayerNorm_0/scale"],
             f"{here}norm1.bias": arrays[f"{there}LayerNorm_0/bias"],
-            f"{here}attention.qkv.weight": np.concatenate(qkv),
-            f"{here}attention.qkv.bias": np.concatenate(biases),
-            f"{here}attention.out.weight": arrays[f"{heads}out/kernel"].reshape(width, width).T,
-            f"{here}attention.out.bias": arrays[f"{heads}out/bias"],
+            f"{here}attn.qkv.weight": np.concatenate(qkv),
+            f"{here}attn.qkv.bias": np.concatenate(biases),
+            f"{here}attn.proj.weight": arrays[f"{heads}out/kernel"].reshape(width, width).T,
+            f"{here}attn.proj.bias": arrays[f"{heads}out/bias"],
             f"{here}norm2.weight": arrays[f"{there}LayerNorm_2/scale"],
             f"{here}norm2.bias": arrays[f"{there}LayerNorm_2/bias"],
         }
-        for j, dense in ((0, "Dense_0"), (2, "Dense_1")):
-            found[f"{here}mlp.{j}.weight"] = arrays[f"{there}MlpBlock_3/{dense}/kernel"].T
-            found[f"{here}mlp.{j}.bias"] = arrays[f"{there}MlpBlock_3/{dense}/bias"]
-    return {key: torch.from_numpy(np.array(array, np.float32, order="C")) for key, array in found.items()}
+        for layer, dense in (("fc1", "Dense_0"), ("fc2", "Dense_1")):
+            state[f"{here}mlp.{layer}.weight"] = arrays[f"{there}MlpBlock_3/{dense}/kernel"].T
+            state[f"{here}mlp.{layer}.bias"] = arrays[f"{there}MlpBlock_3/{dense}/bias"]
+    return {key: torch.from_numpy(np.array(array, np.float32, order="C")) for key, array in state.items()}

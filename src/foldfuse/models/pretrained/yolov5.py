@@ -1,21 +1,24 @@
-"""A user's own checkpoint of the original YOLOv5 toolkit as a run folder. Nothing in the file runs.
+"""Reads a user's own checkpoint of the original YOLOv5 toolkit. No code in the file is executed.
 
-What such a file calls its tensors (a numbered list of layers with `cv1`, `cv2`, `m`, `conv`, `bn` in them) can be seen in the
-file; the tables below say which of our names each has.
+The tensor names of such a file (a numbered list of layers with `cv1`, `cv2`, `m`, `conv`, `bn` in them) can be seen in the file;
+the tables below map them to ours.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from foldfuse.errors import InputError
-from foldfuse.models.detection.yolov5 import PER_CELL, SIZES, YOLOv5
-from foldfuse.models.pretrained.unpickle import Checkpoint, Inert, Stored, shown
+from foldfuse.models.detection.composed import ComposedDetector
+from foldfuse.models.detection.yolov5 import SIZES, make_yolov5
+from foldfuse.models.detection.yolov5_head import PER_CELL, STRIDES
+from foldfuse.models.pretrained.checkpoint import Inert, read_checkpoint, shown
 
 INERT = ("models", "utils", "torch.nn.modules", "numpy", "pathlib")
 LICENCE = "its vendor claims AGPL-3.0 for the toolkit's checkpoints (GPL-3.0 for older ones)"
@@ -43,13 +46,14 @@ LAYERS: Mapping[int, str] = {
     24: "head",
 }
 _POOL, _HEAD = 9, 24
+MAX_DEPTH = 20  # of nested modules; a file can nest a module in itself
 _BLOCK = (
     (r"\bconv\.", "0."),
     (r"\bbn\.", "1."),
     (r"\bm\.(\d+)\.cv1\.", r"blocks.\1.reduce."),
     (r"\bm\.(\d+)\.cv2\.", r"blocks.\1.expand."),
     (r"^cv1\.", "through."),
-    (r"^cv2\.", "past."),
+    (r"^cv2\.", "bypass."),
     (r"^cv3\.", "join."),
 )
 
@@ -61,43 +65,65 @@ def category_ids(classes: Sequence[str]) -> list[int]:
     return list(range(len(classes)))
 
 
-def _licence(checkpoint: Checkpoint) -> str:
-    """What the file says of its licence, where it does, and what is known of its kind."""
-    said = checkpoint.value.get("license") if isinstance(checkpoint.value, dict) else None
-    return f'the file says "{shown(said)}", and {LICENCE}' if isinstance(said, str) else LICENCE
+@dataclass(frozen=True)
+class ImportedYOLOv5:
+    """A network read from a file.
+
+    Attributes:
+        name: of the detector, such as "yolov5s".
+        model: with the weights of the file.
+        classes: names of the classes, by label.
+        licence: a clause on the licence of the file.
+    """
+
+    name: str
+    model: ComposedDetector
+    classes: tuple[str, ...]
+    licence: str
 
 
-def _network(checkpoint: Checkpoint) -> Inert:
-    """The averaged network in the file where it has one, else the network."""
-    held = checkpoint.value
-    found = (held.get("ema") or held.get("model")) if isinstance(held, dict) else held
-    if not isinstance(found, Inert):
-        raise InputError(f"{checkpoint.path}: holds no pickled network. Expected a checkpoint of the original toolkit.")
-    return found
+def read_yolov5(path: Path) -> ImportedYOLOv5:
+    """The network in a checkpoint (.pt): the averaged network if the file has one.
+
+    Raises:
+        InputError: the file is damaged or forged, would run code, or holds another network.
+    """
+    held = read_checkpoint(path, inert=INERT)
+    network = (held.get("ema") or held.get("model")) if isinstance(held, dict) else held
+    if not isinstance(network, Inert):
+        raise InputError(f"{path}: holds no pickled network. Expected a checkpoint of the original toolkit.")
+    classes = _classes(network, path)
+    state = _renamed(dict(_named_tensors(network)), path)
+    name, model = _make_alike(state, len(classes), path)
+    own = model.state_dict()
+    anchors = state["head.anchors"].float()  # in strides
+    state["head.anchors"] = anchors * anchors.new_tensor(STRIDES).view(-1, 1, 1)
+    model.load_state_dict({key: t.detach().to(own[key].dtype) for key, t in state.items()})
+    stated = held.get("license") if isinstance(held, dict) else None
+    licence = f'the file says "{shown(stated)}", and {LICENCE}' if isinstance(stated, str) else LICENCE
+    return ImportedYOLOv5(name, model, classes, licence)
 
 
-def _named(network: Inert) -> dict[str, Stored]:
-    """{name in the file: tensor}, as a state dict would have it."""
-    found: dict[str, Stored] = {}
-    waiting: list[tuple[str, Any]] = [("", network)]
-    seen: set[int] = set()
-    while waiting:
-        prefix, module = waiting.pop()
-        if not isinstance(module, Inert) or id(module) in seen:
-            continue
-        seen.add(id(module))
-        for kind in ("_parameters", "_buffers"):
-            held = module.state.get(kind)
-            items = held.items() if isinstance(held, Mapping) else ()
-            found |= {f"{prefix}{key}": t for key, t in items if isinstance(key, str) and isinstance(t, Stored)}
-        children = module.state.get("_modules")
-        if isinstance(children, Mapping):
-            waiting += [(f"{prefix}{key}.", child) for key, child in children.items() if isinstance(key, str)]
-    return found
+def _named_tensors(module: Any, prefix: str = "", *, depth: int = 0) -> Iterator[tuple[str, Tensor]]:
+    """The tensors of a pickled module with the names of a state dict."""
+    if not isinstance(module, Inert) or depth > MAX_DEPTH:
+        return
+    for kind in ("_parameters", "_buffers"):
+        for key, tensor in _items(module, kind):
+            if isinstance(tensor, Tensor):
+                yield f"{prefix}{key}", tensor
+    for key, child in _items(module, "_modules"):
+        yield from _named_tensors(child, f"{prefix}{key}.", depth=depth + 1)
+
+
+def _items(module: Inert, kind: str) -> list[tuple[str, Any]]:
+    """The entries of one of a module's dicts, by the dict's own method: a file can give an OrderedDict attributes."""
+    held = module.state.get(kind)
+    return [(key, value) for key, value in dict.items(held) if isinstance(key, str)] if isinstance(held, dict) else []
 
 
 def _classes(network: Inert, path: Path) -> tuple[str, ...]:
-    """The names of the classes, by number."""
+    """The names of the classes, by label."""
     names = network.state.get("names")
     if isinstance(names, Mapping) and all(isinstance(key, int) for key in names):
         names = [names[key] for key in sorted(names)]
@@ -127,20 +153,19 @@ def _renamed(tensors: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
             rest = re.sub(r"^m\.", "predict.", rest)
         for pattern, ours in _BLOCK if number != _HEAD else ():
             rest = re.sub(pattern, ours, rest)
-        place = rest if rest.startswith("anchor") else f"{LAYERS[number]}.{rest}"
-        if place != "anchor_grid":  # older files keep the anchors twice
-            found[place] = tensor
+        if rest != "anchor_grid":  # older files keep the anchors twice
+            found[f"{LAYERS[number]}.{rest}"] = tensor
     return found
 
 
-def _alike(state: Mapping[str, Tensor], num_classes: int, path: Path) -> tuple[str, YOLOv5]:
+def _make_alike(state: Mapping[str, Tensor], num_classes: int, path: Path) -> tuple[str, ComposedDetector]:
     """The size whose tensors have the shapes of `state`, by name, and a network of it."""
     shapes = {key: tuple(t.shape) for key, t in state.items()}
     stem = shapes.get("backbone.stem.0.weight")
-    outputs = shapes.get("head.predict.0.bias")  # looked at first: a list of names is no bound on memory
-    for name, (depth, width) in SIZES.items():
+    outputs = shapes.get("head.predict.0.bias")  # looked at first: a list of class names is no bound on memory
+    for name, (_, width) in SIZES.items():
         if stem == (round(64 * width), 3, 6, 6) and outputs == (PER_CELL * (5 + num_classes),):
-            model = YOLOv5(num_classes, depth=depth, width=width)
+            model = make_yolov5(name, num_classes, pretrained=False)
             if {key: tuple(t.shape) for key, t in model.state_dict().items()} == shapes:
                 return name, model
     raise InputError(

@@ -1,0 +1,129 @@
+"""Reads PyTorch checkpoints without executing any code in them, even if they pickle objects of other packages.
+
+PyTorch's own loader reads the file (`torch.load(weights_only=True)`). It refuses pickled modules; here an `Inert` stub replaces
+each class of the packages that the caller names, and a file with any other global is refused.
+
+PyTorch's loader allocates the memory that a file asks for. So no part of the archive may be compressed, the parts may not be
+larger than the file, and neither may the tensors.
+"""
+
+from __future__ import annotations
+
+import math
+import zipfile
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
+
+from foldfuse.errors import InputError
+
+MAX_PICKLE = 2**24  # bytes of the pickle itself; that of a large detector has under a megabyte
+
+
+class Inert:
+    """Stands for an object of a class that must not run.
+
+    Attributes:
+        kind: "module.Class" in the file.
+        state: attributes of the object; an empty dict if the file holds no dict of them.
+    """
+
+    kind = ""
+    state: dict[Any, Any]
+
+    def __new__(cls, *_: Any) -> Inert:
+        made = super().__new__(cls)
+        made.state = {}
+        return made
+
+    def __init__(self, *_: Any) -> None:
+        pass
+
+    def __setstate__(self, state: Any) -> None:
+        self.state = state if isinstance(state, dict) else {}
+
+
+def read_checkpoint(path: Path, *, inert: Sequence[str]) -> Any:
+    """The object in a file of `torch.save`; no code in the file is executed.
+
+    Args:
+        path: the file.
+        inert: packages, such as "models" or "torch.nn.modules", whose classes become `Inert`.
+
+    Raises:
+        InputError: there is no such file, it is damaged or forged, or it names a global that is neither PyTorch's for tensors
+            and containers nor of a package in `inert`.
+    """
+    try:
+        stubs = _stubs(path, inert) if zipfile.is_zipfile(path) else []
+        with safe_globals(stubs):
+            found = torch.load(path, map_location="cpu", weights_only=True)
+        _check_sizes(found, path)
+    except FileNotFoundError:
+        raise InputError(f"{path}: there is no such file.") from None
+    except InputError:
+        raise
+    except (
+        Exception
+    ) as error:  # a damaged or forged file can fail in any of torch's, zip's or pickle's ways; no code has run
+        why = shown(f"{type(error).__name__}: {error}")
+        raise InputError(
+            f"{path}: cannot be read as a checkpoint ({why}). Expected a file of torch.save that holds tensors; is it damaged?"
+        ) from None
+    return found
+
+
+def _stubs(path: Path, inert: Sequence[str]) -> list[Callable[..., Any] | tuple[Callable[..., Any], str]]:
+    """A stub for each global of the packages in `inert` that the file names, in the form that `safe_globals` takes."""
+    with zipfile.ZipFile(path) as archive:
+        entries = archive.infolist()
+        if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
+            raise InputError(f"{path}: a part of it is compressed. torch.save compresses nothing; the file is forged.")
+        if sum(entry.file_size for entry in entries) > path.stat().st_size:
+            raise InputError(f"{path}: its parts are larger than the file. The file is forged.")
+        if any(entry.file_size > MAX_PICKLE for entry in entries if entry.filename.endswith("data.pkl")):
+            raise InputError(f"{path}: its pickle has over {MAX_PICKLE >> 20} MB. No checkpoint of a detector is so.")
+        if damaged := archive.testzip():
+            raise InputError(f"{path}: {shown(damaged)} in it cannot be read. The file is damaged.")
+    names = get_unsafe_globals_in_checkpoint(path)
+    for name in names:
+        if not name.startswith(tuple(f"{package}." for package in inert)):
+            raise InputError(
+                f"{path}: names {shown(name)}, which is neither a tensor nor a plain container: reading on could run code that "
+                "came with the file, so it is refused. Save the bare state dict where it was made."
+            )
+    return [(type("Stub", (Inert,), {"kind": name}), name) for name in names]
+
+
+def tensors_in(value: Any) -> Iterator[Tensor]:
+    """Every tensor in nested containers and `Inert` objects, each once."""
+    waiting, seen = [value], set[int]()
+    while waiting:
+        one = waiting.pop()
+        if id(one) in seen:
+            continue
+        seen.add(id(one))
+        if isinstance(one, Tensor):
+            yield one
+        elif isinstance(one, dict):
+            waiting += [*dict.keys(one), *dict.values(one)]
+        elif isinstance(one, list | tuple | set):
+            waiting += one
+        elif isinstance(one, Inert):
+            waiting.append(one.state)
+
+
+def _check_sizes(found: Any, path: Path) -> None:
+    """Raise InputError if the tensors together are larger than the file: one number can pose as a tensor of any size."""
+    if sum(math.prod(t.shape) * t.element_size() for t in tensors_in(found)) > path.stat().st_size:
+        raise InputError(f"{path}: its tensors are larger than the file. The file is forged.")
+
+
+def shown(text: object) -> str:
+    """`text` of a file for an error sentence: short, on one line, without a terminal's control codes."""
+    plain = ascii(str(text)[:200])[1:-1]
+    return plain if len(plain) <= 120 else plain[:117] + "..."

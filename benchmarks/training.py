@@ -82,7 +82,7 @@ def worker(name: str, kind: str, data: str, steps: int, image_size: int) -> tupl
     from foldfuse.data.images import canvas_for
     from foldfuse.data.readers.coco import read
     from foldfuse.models import make_detector
-    from foldfuse.models.backbones import factory as backbones
+    from foldfuse.models.backbones import timm_cnn
     from foldfuse.models.detection import efficientdet
     from foldfuse.recipes import RECIPES, Recipe, load_recipe
 
@@ -90,9 +90,8 @@ def worker(name: str, kind: str, data: str, steps: int, image_size: int) -> tupl
     if kind != "as it comes":
         recipe = replace(recipe, frozen_stages=0)
     if kind == "plain":
-        efficientdet.use_fast_cpu_layers = backbones.use_fast_cpu_layers = lambda module: (
-            None
-        )  # PyTorch's own convolutions
+        efficientdet.use_fast_cpu_layers = lambda module: None  # PyTorch's own convolutions
+        timm_cnn.use_fast_cpu_layers = lambda module: None
     samples = read(ROOT / data / "train.json").samples
     torch.manual_seed(0)
     model: Any = make_detector(recipe.detector, 3, pretrained=False)

@@ -172,7 +172,7 @@ def _wanted_recipe(name: str | None, change: tuple[str, ...], start: Path | None
     """The recipe that a training is asked for: by name, or that of the run it starts from; with the changes."""
     if start is None:
         return load_recipe(name or "lite0_fpn", change)
-    change, own = (f"weights={start}", *change), Run(Path(start)).recipe
+    change, own = (f"init_weights={start}", *change), Run(Path(start)).recipe
     made = changed(own, change) if name is None else load_recipe(name, change)
     if made.detector != own.detector:
         raise InputError(f"{start}: is a run of {own.detector}, and {made.detector} cannot begin with its weights.")

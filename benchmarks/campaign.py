@@ -1,11 +1,11 @@
-"""What campaigns reach, and one training that is given all of their time, on pictures whose answers neither read.
+"""Scores of campaigns, and of a single training with the same time, on test images whose annotations neither reads.
 
     python benchmarks/campaign.py bccd aquatrash playing_cards --seeds 0 1 2 --deadline 10m --out runs
     python benchmarks/campaign.py bccd aquatrash playing_cards --seeds 0 1 2 --deadline 10m --out runs --single lite0_fpn
 
-DATA folders (train.json, val.json) are looked for in $FOLDFUSE_SHARED/data or ../shared/data. What is finished in the output
-folder is scored and not run again. Each command is a process of its own, with `taskset -c 0` before this one on one core.
-The single training learns from all annotated pictures, and predicts in one view; SPARE seconds of the deadline are kept
+DATA folders (train.json, val.json) are looked for in $FOLDFUSE_SHARED/data or ../shared/data. Finished runs in the output
+folder are scored, not run again. Each command is a process of its own; put `taskset -c 0` before this one for one core.
+The single training uses all annotated images and predicts in the plain view; SPARE seconds of the deadline are reserved
 for starting and predicting.
 """
 
@@ -25,63 +25,67 @@ from foldfuse.formats.predictions import read_predictions
 from foldfuse.system.durations import parse_duration
 
 ROOT = Path(os.environ.get("FOLDFUSE_SHARED", Path(__file__).parents[2] / "shared")) / "data"
-
-
 SPARE = 15
 
 
 def main() -> None:
-    """Run what is not there yet; print a row for each."""
+    """Runs what is missing, and prints a row for each run."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="+")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--deadline", default="10m")
     parser.add_argument("--single", metavar="RECIPE", help="one training of this recipe instead of campaigns")
     parser.add_argument("--out", type=Path, default=Path("runs"))
-    asked = parser.parse_args()
+    arguments = parser.parse_args()
     print("| data | way | seed | AP50 | AP | out-of-fold AP50 | seconds |")
     print("|---|---|---|---|---|---|---|")
-    for seed in asked.seeds:
-        for name in asked.names:
-            folder = asked.out / f"{asked.single or 'campaign'}-{name}-{seed}"
-            find = single if asked.single else campaign
-            found, held, seconds = find(name, seed, parse_duration(asked.deadline), folder, asked.single)
+    for seed in arguments.seeds:
+        for name in arguments.names:
+            folder = arguments.out / f"{arguments.single or 'campaign'}-{name}-{seed}"
+            run_one = single if arguments.single else campaign
+            predictions, out_of_fold, seconds = run_one(
+                name, seed, parse_duration(arguments.deadline), folder, arguments.single
+            )
             truth = read(ROOT / name / "val.json")
-            score = score_predictions(read_predictions(found, truth), truth)
-            way = asked.single or "campaign"
-            held_back = "–" if held is None else f"{held:.3f}"
+            score = score_predictions(read_predictions(predictions, truth), truth)
+            way = arguments.single or "campaign"
+            oof = "–" if out_of_fold is None else f"{out_of_fold:.3f}"
             print(
-                f"| {name} | {way} | {seed} | {score.ap50:.3f} | {score.ap:.3f} | {held_back} | {seconds:.0f} |",
+                f"| {name} | {way} | {seed} | {score.ap50:.3f} | {score.ap:.3f} | {oof} | {seconds:.0f} |",
                 flush=True,
             )
 
 
 def campaign(name: str, seed: int, deadline: float, folder: Path, _: str | None) -> tuple[Path, float | None, float]:
-    """What a campaign submits, its AP50 out-of-fold, and its seconds."""
+    """The submission of a campaign, its AP50 out-of-fold, and its seconds."""
     data, test = str(ROOT / name / "train.json"), str(ROOT / name / "val.json")
     if not (folder / "submission.json").is_file():
-        asked = ["--test", test, "--deadline", f"{deadline:.0f}s", "--seed", str(seed), "--out", str(folder)]
-        run("campaign", data, *asked)
+        options = ["--test", test, "--deadline", f"{deadline:.0f}s", "--seed", str(seed), "--out", str(folder)]
+        run("campaign", data, *options)
     facts = json.loads((folder / "campaign.json").read_text(encoding="utf-8"))
     return folder / "submission.json", facts["fused"]["ap50"], facts["seconds_used"]
 
 
 def single(name: str, seed: int, deadline: float, folder: Path, recipe: str | None) -> tuple[Path, None, float]:
-    """What one training finds, and its seconds, prediction included."""
+    """The predictions of one training, and its seconds, prediction included."""
     assert recipe is not None
-    data, test, found = str(ROOT / name / "train.json"), str(ROOT / name / "val.json"), folder / "found.json"
+    data, test, predictions = (
+        str(ROOT / name / "train.json"),
+        str(ROOT / name / "val.json"),
+        folder / "predictions.json",
+    )
     took = folder / "seconds.json"
     if not took.is_file():
         start = time.monotonic()
         budget = f"{deadline - SPARE:.0f}s"
-        run("train", data, str(folder), "--recipe", recipe, "--budget", budget, "--seed", str(seed))
-        run("predict", str(folder), test, "--out", str(found))
+        run("train", data, "--out", str(folder), "--recipe", recipe, "--budget", budget, "--seed", str(seed))
+        run("predict", str(folder), test, "--out", str(predictions))
         took.write_text(json.dumps(time.monotonic() - start))
-    return found, None, json.loads(took.read_text())
+    return predictions, None, json.loads(took.read_text())
 
 
 def run(*words: str) -> None:
-    """Run a command of Foldfuse to its end."""
+    """Runs a command of Foldfuse to its end."""
     command = [sys.executable, "-m", "foldfuse", *words]
     subprocess.run(command, check=True, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
 

@@ -1,10 +1,10 @@
-"""What a campaign gains by a second node: one process on one core beside a Ray cluster of two nodes with one CPU each.
+"""The gain of a campaign from a second node: one process on one core against a Ray cluster of two nodes with one CPU each.
 
     python benchmarks/cluster.py --data bccd/train.json --test bccd/val.json --deadline 10m --out cluster.md
 
 Same data, same deadline, same seed. The nodes are processes on this machine, each with one CPU for its worker, beside a
-head that trains nothing; the campaign's own process chooses ensembles and predicts the pictures to submit beside them. Without
---data, drawn scenes. Needs foldfuse[ray], two cores, and nothing else at work on them.
+head that trains nothing; the campaign's own process searches ensembles and predicts the test images beside them. Without
+--data, the drawn demo. Needs foldfuse[ray] and two idle cores.
 """
 
 from __future__ import annotations
@@ -30,29 +30,29 @@ from foldfuse.system import host
 
 @dataclass(frozen=True)
 class Measured:
-    """What came of a campaign.
+    """Measurements of a campaign.
 
     Attributes:
-        segments: that were trained to their end.
-        steps, pictures: that these learnt from, in all.
-        trained: seconds of training, of all segments.
-        phase: seconds from the beginning of the first training to the end of the last.
-        best, fused: AP50 on the held-back pictures, of the best member in one view and of what was submitted.
-        used: seconds of the whole campaign.
+        segments: finished segments.
+        steps, images: that these trained on, in all.
+        trained: seconds of training of all segments.
+        phase: seconds from the start of the first training to the end of the last.
+        best, fused: AP50 on the held-out images, of the best member in one view and of the submission.
+        elapsed: seconds of the whole campaign.
     """
 
     segments: int
     steps: int
-    pictures: int
+    images: int
     trained: float
     phase: float
     best: float
     fused: float
-    used: float
+    elapsed: float
 
 
 def main() -> None:
-    """Run the campaigns one after the other; write a page on them."""
+    """Runs the campaigns one after the other, and writes a page on them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path)
     parser.add_argument("--test", type=Path)
@@ -61,22 +61,24 @@ def main() -> None:
     parser.add_argument("--more", default="", help="further words for both campaigns, such as '--recipe lite0_fpn'")
     parser.add_argument("--work", type=Path, help="folder to make for the campaigns; a temporary one by default")
     parser.add_argument("--out", type=Path, default=Path("cluster.md"))
-    asked = parser.parse_args()
+    arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
-        work = asked.work or Path(temporary)
-        words = [str(asked.data or make_dataset(work / "data", num_images=60, num_test_images=20, seed=asked.seed))]
-        words += ["--test", str(asked.test)] if asked.test else []
-        words += ["--deadline", asked.deadline, "--seed", str(asked.seed), *shlex.split(asked.more)]
+        work = arguments.work or Path(temporary)
+        words = [
+            str(arguments.data or make_dataset(work / "data", num_images=60, num_test_images=20, seed=arguments.seed))
+        ]
+        words += ["--test", str(arguments.test)] if arguments.test else []
+        words += ["--deadline", arguments.deadline, "--seed", str(arguments.seed), *shlex.split(arguments.more)]
         alone = campaign(work / "alone", words, cores=1)
         with two_nodes() as address:
             both = campaign(work / "both", [*words, "--ray", address], cores=None)
-    made = page(alone, both, shlex.join(["python", *sys.argv]))
-    asked.out.write_text(made, encoding="utf-8")
-    print(made)
+    text = page(alone, both, shlex.join(["python", *sys.argv]))
+    arguments.out.write_text(text, encoding="utf-8")
+    print(text)
 
 
 def campaign(out: Path, words: Sequence[str], *, cores: int | None) -> Measured:
-    """Carry a campaign out in a process that may use so many of the cores that this one may; None for all."""
+    """Runs a campaign in a process limited to `cores` of this process's cores; None for all."""
     usable = sorted(os.sched_getaffinity(0))
     subprocess.run(
         [sys.executable, "-m", "foldfuse", "campaign", *words, "--out", str(out)],
@@ -87,30 +89,30 @@ def campaign(out: Path, words: Sequence[str], *, cores: int | None) -> Measured:
     return measured(out, ledger.snapshot(out))
 
 
-def measured(out: Path, told: Mapping[str, Any]) -> Measured:
-    """What the ledger and the run folders of a campaign tell."""
-    runs = {row["name"]: Run(out / "members" / row["name"]) for row in told["segments"] if row["state"] == "done"}
-    spans = [span for span in told["timeline"] if span["kind"] == "train"]
+def measured(out: Path, facts: Mapping[str, Any]) -> Measured:
+    """Measurements from the ledger and the run folders of a campaign."""
+    runs = {row["name"]: Run(out / "members" / row["name"]) for row in facts["segments"] if row["state"] == "done"}
+    spans = [span for span in facts["timeline"] if span["kind"] == "train"]
     steps = {name: run.metadata.steps for name, run in runs.items()}
     return Measured(
         segments=len(runs),
         steps=sum(steps.values()),
-        pictures=sum(steps[name] * run.recipe.batch_size for name, run in runs.items()),
+        images=sum(steps[name] * run.recipe.batch_size for name, run in runs.items()),
         trained=sum(run.metadata.seconds for run in runs.values()),
-        phase=max(span["end"] or told["seconds_used"] for span in spans) - min(span["start"] for span in spans),
-        best=max(member["ap50"] for member in told["members"]),
-        fused=told["fused"]["ap50"],
-        used=told["seconds_used"],
+        phase=max(span["end"] or facts["seconds_used"] for span in spans) - min(span["start"] for span in spans),
+        best=max(member["ap50"] for member in facts["members"]),
+        felapsed=facts["fused"]["ap50"],
+        elapsed=facts["seconds_used"],
     )
 
 
 @contextmanager
 def two_nodes() -> Iterator[str]:
-    """While it lasts, a cluster of two nodes with one CPU each; its address."""
+    """Yields the address of a cluster of two nodes with one CPU each."""
     os.environ |= {
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_worker_niceness": "0",
-    }  # else 15, and whoever else works goes first
+    }  # else 15, and other processes go first
     from ray.cluster_utils import Cluster
 
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
@@ -128,25 +130,25 @@ def page(alone: Measured, both: Measured, command: str) -> str:
         "segments trained": lambda m: f"{m.segments}",
         "steps of training": lambda m: f"{m.steps}",
         "steps a second of the training phase": lambda m: f"{m.steps / m.phase:.2f}",
-        "pictures a second of the training phase": lambda m: f"{m.pictures / m.phase:.1f}",
-        "workers at training, on average": lambda m: f"{m.trained / m.phase:.2f}",
-        "pictures a second of a worker that trains": lambda m: f"{m.pictures / m.trained:.1f}",
+        "images a second of the training phase": lambda m: f"{m.images / m.phase:.1f}",
+        "workers in training, on average": lambda m: f"{m.trained / m.phase:.2f}",
+        "images a second of a worker in training": lambda m: f"{m.images / m.trained:.1f}",
         "AP50 out-of-fold, best member": lambda m: f"{m.best:.3f}",
         "AP50 out-of-fold, submitted": lambda m: f"{m.fused:.3f}",
-        "seconds of the campaign": lambda m: f"{m.used:.0f}",
+        "seconds of the campaign": lambda m: f"{m.elapsed:.0f}",
     }
-    gain = both.pictures / both.phase / (alone.pictures / alone.phase)
+    gain = both.images / both.phase / (alone.images / alone.phase)
     lines = [
         "# A campaign on two nodes",
         "",
         f"`{command}` on {time.strftime('%Y-%m-%d')}; one run each.",
-        "The training phase is from the beginning of the first training to the end of the last one.",
+        "The training phase is from the start of the first training to the end of the last one.",
         "",
         "| | one process, one core | two nodes, one CPU each |",
         "|---|---|---|",
-        *(f"| {name} | {told(alone)} | {told(both)} |" for name, told in rows.items()),
+        *(f"| {name} | {value(alone)} | {value(both)} |" for name, value in rows.items()),
         "",
-        f"The two nodes learnt from {gain:.2f} times as many pictures a second of the training phase.",
+        f"The two nodes trained on {gain:.2f} times as many images a second of the training phase.",
         "",
         f"Machine: {', '.join(f'{name} {value}' for name, value in host.describe().items())}.",
         "",

@@ -1,10 +1,10 @@
-"""Kills a campaign at random moments and resumes it, again and again, and counts what each kill has cost.
+"""Kills a campaign at random moments and resumes it, again and again, and counts the cost of each kill.
 
     python benchmarks/kills.py --kills 50 --out kills.md
 
-A tiny drawn dataset, a small detector and a deadline of a minute or more. After each kill the ledger must be whole, a
-submission that was there must be there still and valid, and no finished segment may be trained again. A campaign that ends
-before its kill is checked and another is begun, until there were as many kills as asked for.
+A tiny drawn dataset, a small detector and a deadline of a minute or more. After each kill the ledger must be intact,
+the last submission must still be there and valid, and no finished segment may be trained again. A campaign that ends
+before its kill is checked and the next one started, until the number of kills is reached.
 """
 
 from __future__ import annotations
@@ -31,21 +31,23 @@ from foldfuse.formats.submission import validate_submission
 from foldfuse.storage import ledger as ledgers
 
 BEFORE_LEDGER = "before there was a ledger"
+SMALL = ("--folds", "3", "--image-size", "64", "--set", "batch_size=2", "--set", "image_size=64")
+SMALL += ("--recipe", "efficientdet_lite0")
 
 
 @dataclass
 class Counts:
-    """What was seen.
+    """The counts.
 
     Attributes:
-        kills: {what was under way: how many kills came then}.
-        campaigns: that came to an end.
-        out_of_time: of them, that the kills left no time to train a first member.
-        submissions: valid ones that were found after a kill.
-        lost: seconds of training that each kill has cost.
+        kills: {current work: number of kills during it}.
+        campaigns: that ended.
+        out_of_time: campaigns without time for a first member, because of the kills.
+        submissions: valid submissions found after a kill.
+        lost: seconds of training that each kill cost.
         late: of each finished campaign, the share of its deadline that was used at its last kill, and the seconds of work
             beyond the deadline at its end.
-        wrong: sentences on what must not be.
+        wrong: sentences on violated guarantees.
     """
 
     kills: dict[str, int] = field(default_factory=dict)
@@ -58,24 +60,26 @@ class Counts:
 
 
 def main() -> None:
-    """Kill as often as asked; write a page on it; fail where something was wrong."""
+    """Kills as often as requested, writes a page, and fails where a guarantee was violated."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--deadline", default="60s")
     parser.add_argument("--longest", type=float, default=25.0, help="seconds between a start and its kill")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("kills.md"))
-    asked = parser.parse_args()
+    arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        counts = kills(Path(folder), asked.kills, deadline=asked.deadline, longest=asked.longest, seed=asked.seed)
-    made = page(counts, shlex.join(["python", *sys.argv]))
-    asked.out.write_text(made, encoding="utf-8")
-    print(made)
+        counts = kills(
+            Path(folder), arguments.kills, deadline=arguments.deadline, longest=arguments.longest, seed=arguments.seed
+        )
+    text = page(counts, shlex.join(["python", *sys.argv]))
+    arguments.out.write_text(text, encoding="utf-8")
+    print(text)
     sys.exit(1 if counts.wrong else 0)
 
 
 def kills(work: Path, number: int, *, deadline: str, longest: float, seed: int) -> Counts:
-    """Campaigns in `work`, one after another, until `number` kills have come and the last one has finished."""
+    """Runs campaigns in `work`, one after another, until `number` kills have happened and the last campaign has finished."""
     rng, counts = random.Random(seed), Counts()
     data = make_dataset(work / "data", num_images=18, num_test_images=6, seed=seed)
     out, done, last = work / "out0", dict[str, float](), 0.0
@@ -91,9 +95,9 @@ def kills(work: Path, number: int, *, deadline: str, longest: float, seed: int) 
         except subprocess.TimeoutExpired:
             process.send_signal(signal.SIGKILL)
             process.communicate()
-            kind = look_at(out, data, done, counts)
+            kind = check_folder(out, data, done, counts)
             counts.kills[kind] = counts.kills.get(kind, 0) + 1
-            last = used(out)
+            last = elapsed_share(out)
             print(f"kill {sum(counts.kills.values())}: {kind}", file=sys.stderr, flush=True)
             continue
         if process.returncode:
@@ -102,7 +106,7 @@ def kills(work: Path, number: int, *, deadline: str, longest: float, seed: int) 
             else:
                 counts.wrong.append(f"a campaign ended with {process.returncode}: {error.decode()[-300:]}")
         else:
-            look_at(out, data, done, counts)
+            check_folder(out, data, done, counts)
             finished = ledgers.snapshot(out)
             counts.late.append((last, finished["seconds_used"] - finished["deadline_seconds"]))
             if finished["state"] != "finished" or not (out / "submission.csv").is_file():
@@ -112,62 +116,58 @@ def kills(work: Path, number: int, *, deadline: str, longest: float, seed: int) 
     return counts
 
 
-def used(out: Path) -> float:
-    """The share of its deadline that the campaign in a folder has used; 0 where there is none yet."""
+def elapsed_share(out: Path) -> float:
+    """The elapsed share of a campaign's deadline; 0 before there is a ledger."""
     if not (out / ledgers.NAME).exists():
         return 0.0
-    told = ledgers.snapshot(out)
-    return float(told["seconds_used"] / told["deadline_seconds"])
+    facts = ledgers.snapshot(out)
+    return float(facts["seconds_used"] / facts["deadline_seconds"])
 
 
-SMALL = ("--folds", "3", "--size", "64", "--change", "batch_size=2", "--change", "image_size=64")
-SMALL += ("--recipe", "efficientdet_lite0")
+def check_folder(out: Path, data: Path, done: dict[str, float], counts: Counts) -> str:
+    """The current work of a killed campaign; violated guarantees go to `counts`.
 
-
-def look_at(out: Path, data: Path, done: dict[str, float], counts: Counts) -> str:
-    """What was under way in a folder whose process has gone; what is wrong in it goes to `counts`.
-
-    `done` is {finished segment: when it ended}, as seen before; it is brought up to date.
+    `done` is {finished segment: when it ended} from earlier kills; it is updated.
     """
     if not (out / ledgers.NAME).exists():
         return BEFORE_LEDGER
     with closing(sqlite3.connect(out / ledgers.NAME)) as db:
         if db.execute("PRAGMA integrity_check").fetchone() != ("ok",):
             counts.wrong.append("the ledger is broken")
-    known = ledgers.snapshot(out)
+    facts = ledgers.snapshot(out)
     for name, ended in done.items():
-        row = next((r for r in known["segments"] if r["name"] == name), None)
+        row = next((r for r in facts["segments"] if r["name"] == name), None)
         if row is None or row["state"] != "done" or row["ended"] != ended:
             counts.wrong.append(f"the finished segment {name} was trained again")
-    done.update({row["name"]: row["ended"] for row in known["segments"] if row["state"] == "done"})
-    if known["submissions"]:
+    done.update({row["name"]: row["ended"] for row in facts["segments"] if row["state"] == "done"})
+    if facts["submissions"]:
         counts.submissions += 1
-        check_submissions(out, known["submissions"], data, counts)
-    stretch = known["timeline"][-1] if known["timeline"] else None
-    if stretch is None or stretch["end"] is not None:
-        return "between two pieces of work"
-    if stretch["kind"] == "train":
-        log = out / "members" / stretch["name"].removeprefix("train ") / "log.jsonl"
+        check_submissions(out, facts["submissions"], data, counts)
+    interval = facts["timeline"][-1] if facts["timeline"] else None
+    if interval is None or interval["end"] is not None:
+        return "between two intervals of work"
+    if interval["kind"] == "train":
+        log = out / "members" / interval["name"].removeprefix("train ") / "log.jsonl"
         rows = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
         kept = max((row["seconds"] for row in rows), default=0.0)
-        own = next((r for r in known["segments"] if r["name"] == stretch["name"].removeprefix("train ")), None)
+        own = next((r for r in facts["segments"] if r["name"] == interval["name"].removeprefix("train ")), None)
         before = own["seconds"] if own else 0.0
-        counts.lost.append(max(0.0, known["seconds_used"] - stretch["start"] - max(0.0, kept - before)))
-    return f"in the stage '{stretch['kind']}'"
+        counts.lost.append(max(0.0, facts["seconds_used"] - interval["start"] - max(0.0, kept - before)))
+    return f"in the stage '{interval['kind']}'"
 
 
 def check_submissions(out: Path, number: int, data: Path, counts: Counts) -> None:
-    """What is wrong with the submission that holds, and with the files at the top, goes to `counts`.
+    """Checks the current submission and the files at the top of the folder; violated guarantees go to `counts`.
 
-    The first one may not have been copied to the top yet; every later one takes the place of a whole one.
+    The first submission may not have been copied to the top yet; every later one replaces a complete one.
     """
-    target = read(data / "test.json", annotated=False)
+    images = read(data / "test.json", annotated=False)
     for folder in (out / "submissions" / str(number), out):
         for name, kind in (("submission.csv", "contest_csv"), ("submission.json", "coco_json")):
             if folder == out and number == 1 and not (out / name).exists():
                 continue
             try:
-                validate_submission(folder / name, target, kind)
+                validate_submission(folder / name, images, kind)
             except InputError as error:
                 counts.wrong.append(f"a submission was made, and is not valid: {error}")
 

@@ -30,7 +30,7 @@ def test_a_full_disk_is_recognised(error, reason):
 
 def test_a_full_disk_becomes_one_sentence_with_the_hint():
     with (
-        pytest.raises(InputError, match="^out: the disk is full. Make room.$"),
+        pytest.raises(InputError, match=r"^out: the disk is full\. Make room\.$"),
         disk_full_as_input_error(Path("out"), lambda: "Make room."),
     ):
         raise OSError(errno.ENOSPC, "no space")

@@ -45,6 +45,7 @@ def break_images(path, number):
         (lambda d: d, {"deadline": 59.0}, "the deadline is 59 s, and even one member needs 1 min"),
         (lambda d: d, {"recipe": ("yolo",)}, "no recipe is called 'yolo'"),
         (lambda d: d, {"set": ("lr=0",)}, "lr is 0"),
+        (lambda d: d, {"device": "cuda:9"}, "--device cuda:9: "),
         (lambda d: d, {"metric": "map"}, "no metric is called 'map'"),
         (lambda d: d.parent / "gone.json", {}, "gone.json: there is no such file"),
         (lambda d: d.parent / "images", {}, "holds no train.json"),

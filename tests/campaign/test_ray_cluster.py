@@ -79,7 +79,7 @@ def test_a_worker_also_trains_on_the_images_that_come_with_a_job(data, tmp_path,
     worker.prepare(train, val, list(image_chunks(train.samples)), list(image_chunks(val.samples)), 64)
     run = Run(tmp_path / "run")
     run.write_metadata(RunMetadata())
-    plain = JobSpec("b", 2.0, read_files(run.folder), {}, 60.0, campaign_state())
+    plain = JobSpec("b", 2.0, read_files(run.folder), {}, 60.0, campaign_state(), "cpu")
     for spec in (plain, replace(plain, pseudo_labeled=more, chunks=tuple(image_chunks(more.samples))), plain):
         assert worker.work(spec).image_seconds == 0.5
     alone, both, again = seen

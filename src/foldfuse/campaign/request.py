@@ -72,7 +72,7 @@ class CampaignRequest:
         """{name: recipe} of the candidates.
 
         Raises:
-            InputError: the deadline is too short, or there is no such recipe, image size or metric.
+            InputError: the deadline is too short, or there is no such recipe, image size, metric or device.
         """
         if self.deadline < c.MIN_DEADLINE:
             raise InputError(
@@ -83,6 +83,10 @@ class CampaignRequest:
         for recipe in recipes.values():
             check_image_sizes(self.image_size, recipe)
         get_metric(self.metric)
+        if self.device != "auto":
+            from foldfuse.system.device import choose_device  # loads torch
+
+            choose_device(self.device)
         return recipes
 
     def read_inputs(self) -> Inputs:

@@ -19,7 +19,8 @@ from foldfuse.detections import Predictions
 from foldfuse.inference.detector import load_detector, predict_views
 from foldfuse.inference.tta import View
 from foldfuse.storage.run import Run
-from foldfuse.system.device import resolve_device
+from foldfuse.system.device import choose_device
+from foldfuse.system.processes import World
 from foldfuse.system.progress import Progress, no_progress
 from foldfuse.training.budget import Budget
 from foldfuse.training.detector import train_run
@@ -47,6 +48,7 @@ def train_segment(
     state: Mapping[str, Any] | None,
     parent: Run | None,
     checkpoint_seconds: float,
+    device: str,
     progress: Progress = no_progress,
 ) -> float:
     """Trains a run until it has had `seconds` in all; the seconds that it has trained come back.
@@ -59,6 +61,7 @@ def train_segment(
         state: the run's own last checkpoint, to resume from.
         parent: the run whose last checkpoint gives the initial weights, where there is no `state`.
         checkpoint_seconds: between checkpoints.
+        device: as `--device` takes it.
         progress: receives the share that is done.
     """
     start = parent.load_checkpoint()[0] if parent is not None and state is None else None
@@ -72,6 +75,7 @@ def train_segment(
         start=start,
         progress=progress,
         every=checkpoint_seconds,
+        together=World(device=choose_device(device)),
     )
     return float(last["seconds"])
 
@@ -82,12 +86,12 @@ def concat(dataset: Dataset, images: ImageCache, more: Dataset) -> tuple[Dataset
     return replace(dataset, samples=samples), images + ImageCache.load(more.samples, longest=images.longest)
 
 
-def predict_held_out(run: Run, val: Dataset, state: CampaignState, *, device: str = "auto") -> HeldOutPredictions:
+def predict_held_out(run: Run, val: Dataset, state: CampaignState, *, device: str) -> HeldOutPredictions:
     """A trained run's predictions of the held-out images, in as many views as there is time for.
 
     The time of one image in the plain view decides the number of views, and is measured here.
     """
-    model, classes = load_detector(run, resolve_device(device))
+    model, classes = load_detector(run, choose_device(device))
     image_size, start = run.recipe.image_size, time.monotonic()
     plain = predict_views(model, val.samples, classes, image_size=image_size, views=[c.PLAIN_VIEW])
     seconds = (time.monotonic() - start) / len(val)

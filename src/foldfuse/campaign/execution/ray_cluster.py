@@ -148,6 +148,7 @@ class RayCluster:
             parent=read_files(job.parent.folder, "checkpoint*.pt") if job.parent is not None else {},
             checkpoint_seconds=job.checkpoint_seconds,
             state=job.state,
+            device=self._task.device,
             pseudo_labeled=extra,
             chunks=() if extra is None else tuple(image_chunks(extra.samples)),
         )

@@ -42,6 +42,7 @@ class JobSpec:
         parent: checkpoints of the run that gives the initial weights; empty where the segment has a checkpoint or no parent.
         checkpoint_seconds: between checkpoints.
         state: of the campaign.
+        device: of every network, as `--device` takes it.
         pseudo_labeled: samples to train on besides the samples sent before.
         chunks: their image files.
     """
@@ -52,6 +53,7 @@ class JobSpec:
     parent: Files
     checkpoint_seconds: float
     state: CampaignState
+    device: str
     pseudo_labeled: Dataset | None = None
     chunks: Sequence[ImageChunk] = ()
 
@@ -124,8 +126,9 @@ class Worker:
                 state=run.load_checkpoint()[0],
                 parent=parent if spec.parent else None,
                 checkpoint_seconds=spec.checkpoint_seconds,
+                device=spec.device,
             )
-            predicted = predict_held_out(run, self._val, spec.state)
+            predicted = predict_held_out(run, self._val, spec.state, device=spec.device)
         finally:
             self._finished = spec.name
         for view, predictions in predicted.views.items():

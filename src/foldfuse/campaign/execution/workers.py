@@ -138,6 +138,7 @@ class LocalWorker:
                     state=job.checkpoint,
                     parent=job.parent,
                     checkpoint_seconds=job.checkpoint_seconds,
+                    device=self._task.device,
                     progress=progress,
                 )
         except FloatingPointError as error:

@@ -17,7 +17,7 @@ from foldfuse.data.dataset import Dataset
 from foldfuse.data.images import ImageCache, canvas_for
 from foldfuse.models import make_detector
 from foldfuse.recipes import Recipe
-from foldfuse.system.device import resolve_device
+from foldfuse.system.device import choose_device
 from foldfuse.training.batches import Batches
 
 
@@ -60,7 +60,7 @@ class CampaignPlan:
 def measure_candidate(name: str, recipe: Recipe, dataset: Dataset, *, device: str = "auto") -> CandidateCost:
     """Seconds of a training step and of a prediction with `recipe`, on images of `dataset`."""
     samples = dataset.samples[: c.TIMED_IMAGES]
-    target = resolve_device(device)
+    target = torch.device(choose_device(device))
     model = make_detector(recipe.detector, len(dataset.classes), anchor_scale=recipe.anchor_scale, pretrained=False)
     canvas = canvas_for(samples, image_size=recipe.image_size, stride=model.stride)
     batches = Batches(samples, ImageCache.load(samples, longest=recipe.image_size), recipe, canvas, 0)

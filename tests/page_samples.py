@@ -151,10 +151,18 @@ def write_campaign(folder: Path, train: Path, test: Path) -> Path:
                 for k, (n, b) in enumerate(zip(dataset.classes, boxes))
             ],
         },
+        "rescoring": {"before": 0.652, "after": 0.664},
         "best_member": "lite0-320-s1",
         "segments": [
-            {"name": m["name"], "parent": names[0] if i else None, "state": "done"}
-            | {"started": 21.5 + 90 * i, "ended": 100 + 90 * i, "result": {"ap50": m["ap50"]}}
+            {
+                "name": m["name"],
+                "role": "cooldown" if i else "base",
+                "parent": names[0] if i else None,
+                "state": "done",
+                "started": 21.5 + 90 * i,
+                "ended": 100 + 90 * i,
+                "result": {"ap50": m["ap50"]},
+            }
             for i, m in enumerate(members)
         ],
         "gains": [[names[1], 0.628, 1.0], [names[0], 0.651, 0.98], [names[4], 0.655, 0.71]],
@@ -165,14 +173,14 @@ def write_campaign(folder: Path, train: Path, test: Path) -> Path:
                 "ap50": 0.61,
                 "metric": "ap50",
                 "best_single": [f"{names[0]}@1", 0.61],
-                "weights": {f"{names[0]}@1": 1.0},
+                "num_members": 1,
             },
             {
                 "at": 500.0,
                 "ap50": 0.664,
                 "metric": "ap50",
                 "best_single": [f"{names[1]}@1", 0.628],
-                "weights": dict.fromkeys(names[:4], 1.0),
+                "num_members": 4,
             },
         ],
         "note_times": [24.0, 505.0, 506.0],

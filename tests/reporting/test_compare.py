@@ -45,7 +45,7 @@ def campaign(folder, path, *, held_out, noise):
             {
                 "fused": {"ap50": 0.5123, "ap": 0.25, "nested": 0.4777},
                 "best_member": "base-256",
-                "second_opinion": {"before": 0.48, "after": 0.5},
+                "rescoring": {"before": 0.48, "after": 0.5},
             },
         )
     seen = dataset.subset(held_out)

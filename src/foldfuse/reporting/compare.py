@@ -182,7 +182,7 @@ def _facts(campaign: ComparedCampaign) -> list[str]:
     fused: Mapping[str, Any] = facts.get("fused") or {}
     members: Sequence[Mapping[str, Any]] = facts.get("members") or []
     best = next((m for m in members if m["name"] == facts.get("best_member")), None)
-    rescoring = facts.get("second_opinion")
+    rescoring = facts.get("rescoring")
     return [
         format_duration(facts["deadline_seconds"]),
         format_duration(facts["seconds_used"]),

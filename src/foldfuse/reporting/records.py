@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 
 from foldfuse.boxes import Array
+from foldfuse.ensemble.ranking import RankedRun
 from foldfuse.errors import InputError
 from foldfuse.reporting.charts import Span
 from foldfuse.storage import ledger
@@ -145,14 +146,6 @@ class Submission:
         return self.best_single[1] if self.best_single and self.metric == "ap50" else None
 
 
-class RankedRun(NamedTuple):
-    """A base run, the score of the ensemble of it and all before it, and the probability that it improves on them."""
-
-    name: str
-    ensemble_score: float
-    prob_better: float | None = None
-
-
 class DecisionNote(NamedTuple):
     """A sentence that explains a decision, and when it was taken in seconds since the start."""
 
@@ -181,6 +174,14 @@ class FusedScore:
     interval: tuple[float, float] | None = None
     per_class: tuple[ClassScore, ...] = ()
     parts: tuple[EnsembleView, ...] = ()
+
+
+@dataclass(frozen=True)
+class Rescoring:
+    """The metric of the fused predictions on held-out images before and after crop rescoring."""
+
+    before: float
+    after: float
 
 
 @dataclass(frozen=True)
@@ -236,6 +237,7 @@ class CampaignRecord:
     members: tuple[Member, ...] = ()
     plan: Plan = Plan()
     fused: FusedScore | None = None
+    rescoring: Rescoring | None = None
     best_member: str | None = None
     notes: tuple[str, ...] = ()
     note_times: tuple[float, ...] = ()

@@ -14,7 +14,13 @@ from foldfuse.reporting.charts import PALETTE_SIZE, Chart, Lane, Line, Span, dur
 from foldfuse.reporting.records import CampaignRecord, Segment
 
 WORK_KINDS = ("setup", "train", "predict", "fuse", "submit", "report", "other")
-_ROLE_COLOURS = {"base": "f1", "extended": "f4", "cooldown": "f2"}
+_ROLES = {  # of the ledger: name on the page, colour
+    "base": ("base run", "f1"),
+    "extended": ("extended run", "f4"),
+    "cooldown": ("cooldown run", "f2"),
+    "external_run": ("external run", "f5"),
+    "external_predictions": ("external predictions", "f6"),
+}
 
 
 @dataclass(frozen=True)
@@ -26,7 +32,7 @@ class Promotion:
         ap50: of the base run alone.
         ensemble_score: of the ensemble of this base run and all before it.
         gain: of that score over the best one before.
-        prob_better: share of the bootstrap resamples in which the gain is above 0; None where it is not known.
+        prob_better: share of the bootstrap resamples in which the gain is above 0.
         promoted: whether the base run was trained further.
     """
 
@@ -34,7 +40,7 @@ class Promotion:
     ap50: float | None
     ensemble_score: float
     gain: float
-    prob_better: float | None
+    prob_better: float
     promoted: bool
 
 
@@ -124,14 +130,15 @@ def _segment_lane(segment: Segment, record: CampaignRecord) -> Lane:
     trainings = tuple(s for s in record.spans if s.kind == "train" and s.name == f"train {segment.name}")
     now = max([record.seconds_used or 0.0, segment.started] + [s.end for s in trainings])
     end = segment.ended if segment.ended is not None else now
+    role, colour = _ROLES.get(segment.role or "", ("", "f0"))
     words = [
+        role,
         f"from {segment.parent}" if segment.parent else "",
         f"trained {duration_text(_seconds(trainings))}" if trainings else "",
         f"AP50 {segment.ap50:.3f}" if segment.ap50 is not None else "",
         segment.state if segment.state and segment.state != "done" else "",
     ]
     whole = Span(segment.name, "segment", segment.started, max(end, segment.started))
-    colour = _ROLE_COLOURS.get(segment.role or "", "f0")
     return Lane(segment.name, " · ".join(filter(None, words)), trainings, colour, background=(whole,))
 
 

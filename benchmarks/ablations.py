@@ -41,8 +41,8 @@ from foldfuse.recipes import (
 )
 from foldfuse.storage.run import Run
 from foldfuse.training.budget import Budget
-from foldfuse.training.checkpoints import run_metadata
-from foldfuse.training.detector import train_run
+from foldfuse.training.detector import train_detector
+from foldfuse.training.session import TrainingSession, run_metadata
 
 ROOT = Path(os.environ.get("FOLDFUSE_SHARED", Path(__file__).parents[2] / "shared")) / "data"
 OPTIONS: dict[str, tuple[str, ...]] = {
@@ -56,7 +56,6 @@ OPTIONS: dict[str, tuple[str, ...]] = {
     "no average": ("ema_decay=0.0",),
     "no warm-up": ("warmup_fraction=0.0",),
     "nothing frozen": ("frozen_stages=0",),
-    "schedule_free": ("optimizer=schedule_free",),
     "layer_decay 0.8": ("layer_decay=0.8",),
 }
 
@@ -103,8 +102,9 @@ def run(
     """Train once and score on `held`: steps, AP, AP50."""
     recipe = changed(recipe, changes)
     with tempfile.TemporaryDirectory() as folder:
-        run = Run.create(Path(folder) / "run", recipe, run_metadata(data, data=data.source, seed=seed, val_ids=()))
-        train_run(run, data, Budget(seconds=seconds, clock=time.process_time), seed, images=images)
+        run = Run.create(Path(folder) / "run", recipe, run_metadata(data, data=str(data.source), seed=seed))
+        session = TrainingSession(Budget(seconds=seconds, clock=time.process_time))
+        train_detector(run, data, session, images=images)
         model, classes = load_detector(run)
         views = parse_views(["1"])
         found = predict_views(model, held.samples, classes, image_size=recipe.image_size, views=views)[views[0]]

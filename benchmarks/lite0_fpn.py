@@ -43,8 +43,8 @@ from foldfuse.recipes import (
 )
 from foldfuse.storage.run import Run
 from foldfuse.training.budget import Budget
-from foldfuse.training.checkpoints import run_metadata
-from foldfuse.training.detector import train_run
+from foldfuse.training.detector import train_detector
+from foldfuse.training.session import TrainingSession, run_metadata
 
 ROOT = Path(os.environ.get("FOLDFUSE_SHARED", Path(__file__).parents[2] / "shared")) / "data"
 
@@ -86,8 +86,9 @@ def recipe_of(name: str) -> Recipe:
 def run(data: Dataset, held: Dataset, images: ImageCache, recipe: Recipe, seed: int, seconds: float) -> dict[str, Any]:
     """Train once and score on `held`: steps, AP, AP50."""
     with tempfile.TemporaryDirectory() as folder:
-        run = Run.create(Path(folder) / "run", recipe, run_metadata(data, data=data.source, seed=seed, val_ids=()))
-        train_run(run, data, Budget(seconds=seconds, clock=time.process_time), seed, images=images)
+        run = Run.create(Path(folder) / "run", recipe, run_metadata(data, data=str(data.source), seed=seed))
+        session = TrainingSession(Budget(seconds=seconds, clock=time.process_time))
+        train_detector(run, data, session, images=images)
         model, classes = load_detector(run)
         views = parse_views(["1"])
         found = predict_views(model, held.samples, classes, image_size=recipe.image_size, views=views)[views[0]]

@@ -92,23 +92,22 @@ def ours(training: Row) -> Row:
     from foldfuse.recipes import load_recipe
     from foldfuse.storage.run import Run
     from foldfuse.training.budget import Budget
-    from foldfuse.training.checkpoints import run_metadata
-    from foldfuse.training.detector import train_run
+    from foldfuse.training.detector import train_detector
+    from foldfuse.training.session import TrainingSession, run_metadata
 
     data, held = (read(ROOT / training["data"] / f"{part}.json") for part in ("train", "val"))
     recipe = load_recipe(training["detector"])
     try:
         make_detector(recipe.detector, 1, pretrained=recipe.init_weights == "imagenet")
     except InputError:  # no weights on this machine
-        recipe = replace(recipe, weights="none", frozen_stages=0)
+        recipe = replace(recipe, init_weights="none", frozen_stages=0)
     budget = Budget(seconds=training["seconds"], clock=CLOCKS[training["clock"]])
     with tempfile.TemporaryDirectory() as folder:
-        os.environ["XDG_CACHE_HOME"] = folder  # so that every training pays for its own probe
-        run = Run.create(
-            Path(folder) / "run", recipe, run_metadata(data, data=data.source, seed=training["seed"], val_ids=())
-        )
+        os.environ["XDG_CACHE_HOME"] = folder  # so that every training pays for its own autotuning
+        metadata = run_metadata(data, data=str(data.source), seed=training["seed"])
+        run = Run.create(Path(folder) / "run", recipe, metadata)
         budget.elapsed()  # the clock starts here: decoding and the making of the network are paid for
-        train_run(run, data, budget, training["seed"])
+        train_detector(run, data, TrainingSession(budget))
         metadata = run.metadata
         model, classes = load_detector(run)
         (view,) = views = parse_views(["1"])

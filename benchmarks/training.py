@@ -8,7 +8,7 @@ Swin-T and MobileNetV4.
 Plain is what one writes first: every picture is decoded by Pillow at its full size when it is needed, then PyTorch's own
 convolutions in its default layout, nothing frozen, AdamW as it comes, no average of the weights. "same parts" is our
 training with nothing frozen either, so that both learn the same; "as it comes" is our training by default. Ours is computed as
-the probe finds fastest (`precision=auto`), which is told in the last column.
+the autotuner finds fastest (`precision=auto`), which is told in the last column.
 """
 
 from __future__ import annotations
@@ -108,28 +108,28 @@ Marks = list[tuple[float, float]]
 def ours(model: Any, recipe: Any, samples: Any, canvas: tuple[int, int], steps: int) -> tuple[Marks, str]:
     """The clocks before each step of `fit` and after the last; and how it is computed."""
     from foldfuse.data.images import ImageCache
+    from foldfuse.training.autotune import autotune
     from foldfuse.training.batches import Batches
     from foldfuse.training.budget import Budget
     from foldfuse.training.loop import fit
-    from foldfuse.training.precision import probe
+    from foldfuse.training.session import TrainingSession
 
     pictures = ImageCache.load(samples, longest=round(recipe.image_size * (1 + recipe.scale_jitter)))
     batches = Batches(samples, pictures, recipe, canvas, 0)
-    with tempfile.TemporaryDirectory() as folder:  # what the machine remembers is not asked
-        first, memory = batches.batch(0, 0.0), Path(folder) / "probe.json"
-        probed = probe(model, first, frozen_stages=recipe.frozen_stages, seconds=math.inf, key="", memory=memory)
-    assert probed is not None
+    with tempfile.TemporaryDirectory() as folder:  # an empty memory
+        first, memory = batches.batch(0), Path(folder) / "autotune.json"
+        tuned = autotune(model, first, frozen_stages=recipe.frozen_stages, seconds=math.inf, key="", memory=memory)
+    assert tuned is not None
     marks = [now()]
     fit(
         model,
         batches,
         recipe,
-        Budget(steps=steps),
+        TrainingSession(Budget(steps=steps), progress=lambda share: marks.append(now())),
         log=[],
-        progress=lambda share: marks.append(now()),
-        setting=probed.setting,
+        config=tuned.config,
     )
-    return marks, str(probed.setting)
+    return marks, str(tuned.config)
 
 
 def plain(model: Any, recipe: Any, samples: Any, canvas: tuple[int, int], steps: int) -> tuple[Marks, str]:
@@ -144,7 +144,7 @@ def plain(model: Any, recipe: Any, samples: Any, canvas: tuple[int, int], steps:
     model.train()
     marks = [now()]
     for step in range(steps):
-        images, targets = batches.batch(step, step / steps)
+        images, targets = batches.batch(step, mosaic=step / steps < recipe.mosaic_until)
         loss = sum(model.loss(model(images.contiguous().float() / 255), targets).values())
         optimizer.zero_grad()
         loss.backward()

@@ -36,7 +36,7 @@ NAMES = [
     "read_predictions",
     "score_predictions",
     "soft_nms",
-    "train_run",
+    "train_detector",
     "validate_submission",
     "wbf",
     "write",

@@ -50,7 +50,6 @@ def test_changes_replace_fields_and_keep_their_types():
         ("backbone_lr_mult=-1", "backbone_lr_mult is -1.*0 or more"),
         ("scale_jitter=-1", "scale_jitter is -1.*0 or more"),
         ("translate=-1", "translate is -1.*0 or more"),
-        ("optimizer=adam", "Did you mean 'adamw'"),
         ("layer_decay=0", "layer_decay is 0.*above 0"),
         ("color_jitter=2", r"color_jitter is 2.*0\.\.1"),
         ("init_weights=none", "init_weights is none and frozen_stages is 3.*frozen_stages=0"),

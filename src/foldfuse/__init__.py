@@ -39,7 +39,7 @@ _MODULE_OF = {  # public name: the module that it lives in
     "read_predictions": "formats.predictions",
     "score_predictions": "evaluation.coco",
     "soft_nms": "fusion.methods",
-    "train_run": "training.detector",
+    "train_detector": "training.detector",
     "validate_submission": "formats.submission",
     "wbf": "fusion.methods",
     "write": "data.readers.coco",

@@ -1,4 +1,4 @@
-"""Recipes: all that decides a run, apart from the data, the budget and the seed."""
+"""Recipes: every choice of a training but the data, the budget and the seed."""
 
 from __future__ import annotations
 
@@ -15,36 +15,33 @@ from foldfuse.system.records import read_record, write_record
 
 @dataclass(frozen=True)
 class Recipe:
-    """How to train one detector. Saved in the run folder, so that a run can be told again."""
+    """How to train one detector. The run folder keeps it, so that the run can be repeated."""
 
     detector: str
-    image_size: int = 320  # pixels: the longest side of a picture as the model sees it
+    image_size: int = 320  # pixels: the longest side of an image as the network sees it
     batch_size: int = 8  # images per optimizer step
-    optimizer: str = (
-        "adamw"  # or "schedule_free", which averages as it goes: `ema_decay` and `lr_decay_start` are not for it
-    )
-    lr: float = 2e-3  # peak learning rate
-    backbone_lr_mult: float = 1.0  # of the backbone, as a share of `lr`
-    layer_decay: float = 1.0  # learning rate of each of the backbone's layers, as a share of that of the layer after it
+    lr: float = 2e-3  # base learning rate
+    backbone_lr_mult: float = 1.0  # learning rate of the backbone, as a share of `lr`
+    layer_decay: float = 1.0  # learning rate of each backbone layer, as a share of the rate of the next layer
     weight_decay: float = 0.01
-    warmup_fraction: float = 0.05  # share of the budget spent warming up, 0..1
-    lr_decay_start: float = 0.05  # share of the budget from which the learning rate falls to 0; 1 keeps it up
-    ema_decay: float = 0.99  # decay of the weights' moving average, per step
+    warmup_fraction: float = 0.05  # share of the budget for the warmup, 0..1
+    lr_decay_start: float = 0.05  # share of the budget from which the learning rate falls to 0; 1 keeps it constant
+    ema_decay: float = 0.99  # of the moving average of the weights, per step
     grad_clip_norm: float = 10.0  # largest norm of the gradient
-    frozen_stages: int = 3  # of the backbone, from the stem on, that are not trained
+    frozen_stages: int = 3  # backbone stages that are not trained, counted from the stem
     anchor_scale: float = 3.0  # side of a level's smallest anchor, in strides
-    init_weights: str = (
-        "imagenet"  # to begin with: "imagenet", "none", the folder of a run, or a checkpoint of effdet's
-    )
+    init_weights: str = "imagenet"  # to start from: "imagenet", "none", the folder of a run, or a checkpoint of effdet
     hflip: float = 0.5  # probability
     vflip: float = 0.0  # probability
-    scale_jitter: float = 0.4  # pictures are scaled by a factor of up to 1 + this, either way
+    scale_jitter: float = 0.4  # images are enlarged or shrunk by a factor of up to 1 + scale_jitter
     translate: float = 0.1  # in sides of the canvas
     color_jitter: float = 0.3  # half-range of the factors of brightness, contrast and saturation
-    mosaic: float = 0.3  # probability of four pictures on one canvas
+    mosaic: float = 0.3  # probability of four images on one canvas
     mosaic_until: float = 0.7  # share of the budget after which there are no more mosaics
-    copy_paste: float = 0.0  # probability of objects of another picture being pasted in
-    precision: str = "auto"  # of the forward pass: "float32", "bfloat16", or "auto" for what a probe finds fastest
+    copy_paste: float = 0.0  # probability of pasting objects of another image
+    precision: str = (
+        "auto"  # of the forward pass: "float32", "bfloat16", or "auto" for the fastest that the autotuner finds
+    )
 
     def __post_init__(self) -> None:
         if self.image_size < 32 or self.image_size % 32:
@@ -57,43 +54,25 @@ class Recipe:
             raise InputError(f"batch_size is {self.batch_size}, and must be 1 or more.")
         if self.batch_size == 1 and self.image_size <= 128:
             raise InputError(
-                f"batch_size is 1 at {self.image_size} px: the coarsest level would be one pixel of one picture, which batch "
-                "norm cannot learn from. Take 2 or more."
+                f"batch_size is 1 at {self.image_size} px: the coarsest level would be one pixel of one image, which batch "
+                "norm cannot train on. Take 2 or more."
             )
         if self.precision not in ("float32", "bfloat16", "auto"):
             raise unknown_name("precision", self.precision, ("float32", "bfloat16", "auto"))
-        if self.optimizer not in ("adamw", "schedule_free"):
-            raise unknown_name("optimizer", self.optimizer, ("adamw", "schedule_free"))
         if not 0 <= self.frozen_stages <= 3:
             raise InputError(f"frozen_stages is {self.frozen_stages}, and must be in 0..3.")
         if self.init_weights == "none" and self.frozen_stages:
             raise InputError(
-                f"init_weights is none and frozen_stages is {self.frozen_stages}: what has learnt nothing must be trained. "
+                f"init_weights is none and frozen_stages is {self.frozen_stages}: random weights must be trained. "
                 "Take frozen_stages=0."
             )
-        for name in ("lr", "grad_clip_norm", "layer_decay", "anchor_scale"):
-            value = getattr(self, name)
-            if not 0 < value < math.inf:
-                raise InputError(f"{name} is {value}, and must be a number above 0.")
-        for name in ("backbone_lr_mult", "weight_decay", "scale_jitter", "translate"):
-            value = getattr(self, name)
-            if not 0 <= value < math.inf:
-                raise InputError(f"{name} is {value}, and must be a number of 0 or more.")
-        shares = (
-            "warmup_fraction",
-            "lr_decay_start",
-            "ema_decay",
-            "hflip",
-            "vflip",
-            "color_jitter",
-            "mosaic",
-            "mosaic_until",
-            "copy_paste",
+        shares = ("warmup_fraction", "lr_decay_start", "ema_decay", "hflip", "vflip", "color_jitter", "mosaic")
+        _check_numbers(
+            self,
+            positive=("lr", "grad_clip_norm", "layer_decay", "anchor_scale"),
+            not_negative=("backbone_lr_mult", "weight_decay", "scale_jitter", "translate"),
+            shares=(*shares, "mosaic_until", "copy_paste"),
         )
-        for name in shares:
-            value = getattr(self, name)
-            if not 0 <= value <= 1:
-                raise InputError(f"{name} is {value}, and must be in 0..1.")
 
 
 def efficientdet_lite0() -> Recipe:
@@ -183,54 +162,41 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
 
 @dataclass(frozen=True)
 class ClassifierRecipe:
-    """How to train one classifier of pictures, or of the crops of objects. Saved in the run folder."""
+    """How to train one classifier of images, or of the crops of objects. The run folder keeps it."""
 
     classifier: str  # of the registry, or "timm:" and the name of one of timm's networks
-    image_size: int = 160  # pixels: the side of the square that the model sees
-    batch_size: int = 32  # pictures per optimizer step
-    lr: float = 1e-3  # peak learning rate of the head
-    layer_decay: float = 1.0  # learning rate of each layer, as a share of that of the layer after it
+    image_size: int = 160  # pixels: the side of the square that the network sees
+    batch_size: int = 32  # crops per optimizer step
+    lr: float = 1e-3  # base learning rate of the head
+    layer_decay: float = 1.0  # learning rate of each layer, as a share of the rate of the next layer
     weight_decay: float = 0.02
-    warmup_fraction: float = 0.1  # share of the budget spent warming up, 0..1
-    lr_decay_start: float = 0.1  # share of the budget from which the learning rate falls to 0; 1 keeps it up
-    ema_decay: float = 0.99  # decay of the weights' moving average, per step
+    warmup_fraction: float = 0.1  # share of the budget for the warmup, 0..1
+    lr_decay_start: float = 0.1  # share of the budget from which the learning rate falls to 0; 1 keeps it constant
+    ema_decay: float = 0.99  # of the moving average of the weights, per step
     grad_clip_norm: float = 5.0  # largest norm of the gradient
-    frozen_stages: int = 0  # layers, from the first on, that are not trained
+    frozen_stages: int = 0  # layers that are not trained, counted from the first
     label_smoothing: float = 0.1  # share of a target that is spread over all classes
-    init_weights: str = "imagenet"  # to begin with: "imagenet" or "none"
+    init_weights: str = "imagenet"  # to start from: "imagenet" or "none"
     crop_context: float = 1.3  # side of an object's crop, as a multiple of its box's longer side
     hflip: float = 0.5  # probability
     vflip: float = 0.0  # probability
-    scale_jitter: float = 0.25  # pictures are scaled by a factor of up to 1 + this, either way
+    scale_jitter: float = 0.25  # crops are enlarged or shrunk by a factor of up to 1 + scale_jitter
     translate: float = 0.1  # in sides of the canvas
     color_jitter: float = 0.3  # half-range of the factors of brightness, contrast and saturation
 
     def __post_init__(self) -> None:
         if self.init_weights not in ("imagenet", "none"):
-            raise unknown_name("start of a classifier's weights", self.init_weights, ("imagenet", "none"))
+            raise unknown_name("initial weights of a classifier", self.init_weights, ("imagenet", "none"))
         for name, least in (("image_size", 8), ("batch_size", 1), ("frozen_stages", 0)):
             if getattr(self, name) < least:
                 raise InputError(f"{name} is {getattr(self, name)}, and must be {least} or more.")
-        for name in ("lr", "grad_clip_norm", "crop_context", "layer_decay"):
-            value = getattr(self, name)
-            if not 0 < value < math.inf:
-                raise InputError(f"{name} is {value}, and must be a number above 0.")
-        for name in ("weight_decay", "scale_jitter", "translate"):
-            value = getattr(self, name)
-            if not 0 <= value < math.inf:
-                raise InputError(f"{name} is {value}, and must be a number of 0 or more.")
-        for name in (
-            "warmup_fraction",
-            "lr_decay_start",
-            "ema_decay",
-            "label_smoothing",
-            "hflip",
-            "vflip",
-            "color_jitter",
-        ):
-            value = getattr(self, name)
-            if not 0 <= value <= 1:
-                raise InputError(f"{name} is {value}, and must be in 0..1.")
+        shares = ("warmup_fraction", "lr_decay_start", "ema_decay", "label_smoothing", "hflip", "vflip", "color_jitter")
+        _check_numbers(
+            self,
+            positive=("lr", "grad_clip_norm", "crop_context", "layer_decay"),
+            not_negative=("weight_decay", "scale_jitter", "translate"),
+            shares=shares,
+        )
 
 
 def classify_lite0() -> ClassifierRecipe:
@@ -253,6 +219,25 @@ R = TypeVar("R", Recipe, ClassifierRecipe)
 CLASSIFIER_RECIPES: dict[str, Callable[[], ClassifierRecipe]] = {
     f.__name__: f for f in (classify_lite0, classify_vit, classify_swin)
 }
+
+
+def _check_numbers(
+    recipe: Recipe | ClassifierRecipe,
+    *,
+    positive: Sequence[str],
+    not_negative: Sequence[str],
+    shares: Sequence[str],
+) -> None:
+    """Raise InputError for the first field that lies outside its range."""
+    for name in positive:
+        if not 0 < getattr(recipe, name) < math.inf:
+            raise InputError(f"{name} is {getattr(recipe, name)}, and must be a number above 0.")
+    for name in not_negative:
+        if not 0 <= getattr(recipe, name) < math.inf:
+            raise InputError(f"{name} is {getattr(recipe, name)}, and must be a number of 0 or more.")
+    for name in shares:
+        if not 0 <= getattr(recipe, name) <= 1:
+            raise InputError(f"{name} is {getattr(recipe, name)}, and must be in 0..1.")
 
 
 def load_recipe(name: str, changes: Sequence[str] = ()) -> Recipe:

@@ -98,7 +98,7 @@ def test_a_base_run_that_diverges_is_one_sentence(data, tmp_path, capsys, monkey
     def diverge(*arguments, **options):
         raise FloatingPointError("step 7: the loss is not finite. Try a lower lr.")
 
-    monkeypatch.setattr("foldfuse.campaign.execution.jobs.train_run", diverge)
+    monkeypatch.setattr("foldfuse.campaign.execution.jobs.train_detector", diverge)
     assert cli.main(["campaign", str(data), "--out", str(tmp_path / "out")]) == 1
     assert "error: step 7: the loss is not finite" in capsys.readouterr().err
     assert json.loads((tmp_path / "out" / "campaign.json").read_text())["state"] == "failed"

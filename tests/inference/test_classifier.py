@@ -20,10 +20,11 @@ from foldfuse.models import make_classifier
 from foldfuse.models.classifiers import ClassifierWithLoss, layer_indices
 from foldfuse.recipes import CLASSIFIER_RECIPES, ClassifierRecipe, load_classifier_recipe
 from foldfuse.storage.run import Run, RunMetadata
-from foldfuse.training import classifier as classify
 from foldfuse.training.batches import CropBatches
 from foldfuse.training.budget import Budget
+from foldfuse.training.classifier import train_classifier
 from foldfuse.training.optimizers import classifier_groups
+from foldfuse.training.session import TrainingSession
 from learning_samples import write_dataset
 
 
@@ -70,7 +71,7 @@ def photos(tmp_path):
 
 
 def test_a_folder_of_pictures_is_learnt_and_told_apart(photos, capsys):
-    words = ["train", str(photos / "train"), str(photos / "run"), "--recipe", "classify_tiny", "--steps", "60"]
+    words = ["train", str(photos / "train"), "--out", str(photos / "run"), "--recipe", "classify_tiny", "--steps", "60"]
     assert cli.main(words) == 0
     assert {p.name for p in (photos / "run").iterdir()} >= {
         "recipe.json",
@@ -79,7 +80,7 @@ def test_a_folder_of_pictures_is_learnt_and_told_apart(photos, capsys):
         "weights.safetensors",
     }
     assert len(Run(photos / "run").log) == 60
-    assert cli.main(["predict", str(photos / "run"), str(photos / "val"), str(photos / "said.csv")]) == 0
+    assert cli.main(["predict", str(photos / "run"), str(photos / "val"), "--out", str(photos / "said.csv")]) == 0
     assert "accuracy 1.0000 of 16" in capsys.readouterr().out
     with (photos / "said.csv").open() as file:
         rows = list(csv.DictReader(file))
@@ -91,12 +92,15 @@ def test_a_folder_of_pictures_is_learnt_and_told_apart(photos, capsys):
 
 def test_pictures_of_no_known_class_are_classified_in_any_view(photos, capsys):
     run = photos / "run"
-    assert cli.main(["train", str(photos / "train"), str(run), "--recipe", "classify_tiny", "--steps", "30"]) == 0
+    assert (
+        cli.main(["train", str(photos / "train"), "--out", str(run), "--recipe", "classify_tiny", "--steps", "30"]) == 0
+    )
     capsys.readouterr()
     words = [
         "predict",
         str(run),
         str(photos / "val" / "red"),
+        "--out",
         str(photos / "a.parquet"),
         "--view",
         "1",
@@ -113,12 +117,12 @@ def test_pictures_of_no_known_class_are_classified_in_any_view(photos, capsys):
 def test_crops_of_a_detection_dataset_are_learnt_out_of_fold(tmp_path, capsys):
     data = write_dataset(tmp_path / "data", 30)
     make_folds(read(data), num_folds=3).write(tmp_path / "folds.json")
-    words = ["train", str(data), str(tmp_path / "run"), "--recipe", "classify_tiny", "--steps", "60"]
+    words = ["train", str(data), "--out", str(tmp_path / "run"), "--recipe", "classify_tiny", "--steps", "60"]
     assert cli.main([*words, "--folds", str(tmp_path / "folds.json"), "--fold", "1"]) == 0
     metadata, last = Run(tmp_path / "run").metadata, Run(tmp_path / "run").log[-1]
     assert len(metadata.val_ids) == 10
     assert last["accuracy"] > 0.8
-    assert cli.main(["predict", str(tmp_path / "run"), str(data), str(tmp_path / "said.csv")]) == 0
+    assert cli.main(["predict", str(tmp_path / "run"), str(data), "--out", str(tmp_path / "said.csv")]) == 0
     with (tmp_path / "said.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == read(data).num_boxes
@@ -131,17 +135,17 @@ def test_a_stopped_run_ends_as_if_it_had_not_been_stopped(photos):
     for run in runs:
         metadata = RunMetadata(dataset.classes, seed=3, crop_context=1.0)
         Run.create(run.folder, load_classifier_recipe("classify_tiny", ["lr_decay_start=1"]), metadata)
-    classify.train_run(runs[0], dataset, Budget(steps=20))
+    train_classifier(runs[0], dataset, TrainingSession(Budget(steps=20)))
     # A constant rate after the warmup, so that both parts see the same rates as the whole.
     runs[1].folder.joinpath("recipe.json").write_text(runs[0].folder.joinpath("recipe.json").read_text())
     recipe = json.loads((runs[0].folder / "recipe.json").read_text()) | {"warmup_fraction": 0.0}
     for run in runs:
         (run.folder / "recipe.json").write_text(json.dumps(recipe))
-    classify.train_run(runs[0], dataset, Budget(steps=20))
-    classify.train_run(runs[1], dataset, Budget(steps=9))
+    train_classifier(runs[0], dataset, TrainingSession(Budget(steps=20)))
+    train_classifier(runs[1], dataset, TrainingSession(Budget(steps=9)))
     state, trouble = runs[1].load_checkpoint()
     assert trouble is None
-    classify.train_run(runs[1], dataset, Budget(steps=20), state=state)
+    train_classifier(runs[1], dataset, TrainingSession(Budget(steps=20), checkpoint=state))
     whole, parts = (run.load_weights() for run in runs)
     for key, tensor in whole.items():
         torch.testing.assert_close(parts[key], tensor, rtol=0, atol=0)
@@ -149,12 +153,13 @@ def test_a_stopped_run_ends_as_if_it_had_not_been_stopped(photos):
 
 
 def test_the_command_resumes_and_refuses_other_data(photos, capsys):
-    words = ["train", str(photos / "train"), str(photos / "run"), "--recipe", "classify_tiny", "--steps"]
+    words = ["train", str(photos / "train"), "--out", str(photos / "run"), "--recipe", "classify_tiny", "--steps"]
     assert cli.main([*words, "5"]) == 0
-    assert cli.main([*words, "12", "--resume"]) == 0
+    resume = ["train", "--resume", str(photos / "run"), "--steps"]
+    assert cli.main([*resume, "12"]) == 0
     assert Run(photos / "run").metadata.steps == 12
-    words[1] = str(photos / "val")
-    assert cli.main([*words, "14", "--resume"]) == 2
+    (photos / "train" / "red" / "0.png").unlink()
+    assert cli.main([*resume, "14"]) == 2
     assert "was trained on other data" in capsys.readouterr().err
 
 
@@ -163,16 +168,16 @@ def test_the_command_resumes_and_refuses_other_data(photos, capsys):
     [
         ("classifier=tinny", "no classifier is called 'tinny'. Did you mean 'tiny'"),
         ("classifier=timm:resnett18", "timm has no network called 'resnett18'. Did you mean 'resnet18'"),
-        ("classifier=timm:vit_tiny_patch16_224", "takes pictures of 224 px alone"),
+        ("classifier=timm:vit_tiny_patch16_224", "takes images of 224 px alone"),
         ("image_size=18", "must be a multiple of 4"),
         ("label_smoothing=2", "label_smoothing is 2.0, and must be in 0..1"),
         ("crop_context=0", "crop_context is 0.0, and must be a number above 0"),
         ("image_size=4", "image_size is 4, and must be 8 or more"),
-        ("init_weights=mine", "no start of a classifier's weights is called 'mine'"),
+        ("init_weights=mine", "no initial weights of a classifier is called 'mine'"),
     ],
 )
 def test_a_recipe_that_cannot_be_is_told_and_no_folder_is_left(photos, change, hint, capsys):
-    words = ["train", str(photos / "train"), str(photos / "run"), "--recipe", "classify_tiny", "--change", change]
+    words = ["train", str(photos / "train"), "--out", str(photos / "run"), "--recipe", "classify_tiny", "--set", change]
     assert cli.main(words) == 2
     assert hint in capsys.readouterr().err
     assert not (photos / "run").exists()
@@ -180,12 +185,14 @@ def test_a_recipe_that_cannot_be_is_told_and_no_folder_is_left(photos, change, h
 
 def test_predicting_what_cannot_be_is_told(photos, tmp_path_factory, capsys):
     run, other = photos / "run", write_dataset(tmp_path_factory.mktemp("other"), 4)
-    assert cli.main(["train", str(photos / "train"), str(run), "--recipe", "classify_tiny", "--steps", "2"]) == 0
+    assert (
+        cli.main(["train", str(photos / "train"), "--out", str(run), "--recipe", "classify_tiny", "--steps", "2"]) == 0
+    )
     capsys.readouterr()
     for words, hint in (
-        ([str(photos / "val"), "out.json"], "is written as .csv or .parquet"),
-        ([str(photos / "val"), "out.csv", "--view", "1.5"], "the view '1.5' is none"),
-        ([str(other), "out.csv"], "has the classes red, blue, but the run was trained for blue, red"),
+        ([str(photos / "val"), "--out", "out.json"], "are written as .csv or .parquet"),
+        ([str(photos / "val"), "--out", "out.csv", "--view", "1.5"], "no view of a classifier is called '1.5'"),
+        ([str(other), "--out", "out.csv"], "has the classes red, blue, but the run was trained for blue, red"),
     ):
         assert cli.main(["predict", str(run), *words]) == 2
         assert hint in capsys.readouterr().err
@@ -252,14 +259,14 @@ def test_a_batch_is_a_function_of_seed_and_step(photos):
     recipe = load_classifier_recipe("classify_tiny")
     images = CropCache.load(crops, context=1.0, size=20)
     one, other = (CropBatches(dataset.samples, images, crops.labels, recipe, seed) for seed in (0, 1))
-    images, labels = one.batch(2, 0.5)
-    again, same = one.batch(2, 0.1)
+    images, labels = one.batch(2)
+    again, same = one.batch(2)
     assert images.shape == (16, 3, 16, 16)
     assert images.equal(again)
     assert labels == same == crops.labels[one.indices(2)].tolist()
     assert sorted(i for step in range(3) for i in one.indices(step)) == list(range(48))
-    assert not images.equal(other.batch(2, 0.5)[0])
-    part, _ = one.batch(2, 0.5, range(4, 8))
+    assert not images.equal(other.batch(2)[0])
+    part, _ = one.batch(2, range(4, 8))
     assert part.equal(images[4:8])
 
 

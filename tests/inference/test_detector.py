@@ -106,14 +106,14 @@ def test_progress_is_told_to_the_end(mixed):
 def trained(tmp_path_factory):
     folder = tmp_path_factory.mktemp("trained")
     data = write_dataset(folder / "d", 6)
-    return data, train(data, folder / "run", change=("image_size=64", "batch_size=2"), steps=2)
+    return data, train(data, out=folder / "run", changes=("image_size=64", "batch_size=2"), steps=2)
 
 
 def test_a_run_predicts_a_file_in_one_view_or_several(trained, tmp_path):
     data, run = trained
     dataset = read(data)
-    one = read_predictions(predict(run, data, tmp_path / "one.parquet"), dataset)
-    fused = read_predictions(predict(run, data, tmp_path / "two.json", view=("1", "1.5+hflip")), dataset)
+    one = read_predictions(predict(run, data, out=tmp_path / "one.parquet"), dataset)
+    fused = read_predictions(predict(run, data, out=tmp_path / "two.json", view=("1", "1.5+hflip")), dataset)
     assert set(one.image_ids) == set(fused.image_ids) == set(dataset.image_ids)
     assert len(one.boxes) > 0
     assert len(fused.boxes) > len(one.boxes) / 2
@@ -140,17 +140,15 @@ def test_what_cannot_be_predicted_is_told_and_nothing_written(trained, tmp_path)
     document["categories"][0]["name"] = "crimson"
     (data.parent / "other.json").write_text(json.dumps(document))
     for arguments, message in [
-        ((tmp_path / "gone", data, out), "the folder of a run"),
-        ((run, tmp_path / "gone.json", out), "no such file"),
+        ((tmp_path / "gone", data), "the folder of a run"),
+        ((run, tmp_path / "gone.json"), "no such file"),
         (
-            (run, data.parent / "other.json", out),
+            (run, data.parent / "other.json"),
             "was trained for the classes red, blue, and does not know crimson of .*other.json",
         ),
     ]:
         with pytest.raises(InputError, match=message):
-            predict(*arguments)
+            predict(*arguments, out=out)
     with pytest.raises(InputError, match="twice"):
-        predict(run, data, out, view=("1", "1"))
-    with pytest.raises(InputError, match="batch_size is 0"):
-        predict(run, data, out, batch_size=0)
+        predict(run, data, out=out, view=("1", "1"))
     assert not out.exists()

@@ -123,9 +123,9 @@ def test_a_training_starts_from_an_imported_run(small_model, toolkit, tmp_path, 
     start = import_weights(save(small_model, tmp_path / "w.pt", toolkit), out=tmp_path / "start")
     data = write_dataset(tmp_path / "data", 4)
     small = ("image_size=64", "batch_size=2", "warmup_fraction=0", "ema_decay=0", "lr=1e-9", "precision=float32")
-    run = Run(train(data, tmp_path / "run", start=start, change=small, steps=1))
-    assert "knows 3 other classes: 6 tensors of the head start from random values" in " ".join(
-        capsys.readouterr().out.split()
+    run = Run(train(data, out=tmp_path / "run", init_from=start, changes=small, steps=1))
+    assert "was trained for 3 other classes: 6 tensors of the head start from random" in " ".join(
+        capsys.readouterr().err.split()
     )
     assert (run.recipe.detector, run.recipe.init_weights) == ("yolov5n", str(start))
     begun, now = Run(start).load_weights(), run.load_weights()
@@ -141,13 +141,13 @@ def test_what_cannot_start_a_training_leaves_nothing(small_model, toolkit, tmp_p
     start = import_weights(save(small_model, tmp_path / "w.pt", toolkit), out=tmp_path / "start")
     data = write_dataset(tmp_path / "data", 2)
     for arguments, message in [
-        ({"start": tmp_path / "gone"}, "no such file"),
-        ({"start": tmp_path / "gone", "recipe": "yolov5n"}, "no such file"),
-        ({"start": start, "recipe": "yolov5s"}, "is a run of yolov5n, and yolov5s cannot begin"),
-        ({"start": start, "recipe": "classify_lite0"}, "a classifier cannot begin with"),
+        ({"init_from": tmp_path / "gone"}, "no such file"),
+        ({"init_from": tmp_path / "gone", "recipe": "yolov5n"}, "no such file"),
+        ({"init_from": start, "recipe": "yolov5s"}, "is a run of yolov5n, and yolov5s cannot start"),
+        ({"init_from": start, "recipe": "classify_lite0"}, "a classifier cannot start from"),
     ]:
         with pytest.raises(InputError, match=message):
-            train(data, tmp_path / "run", steps=1, **arguments)
+            train(data, out=tmp_path / "run", steps=1, **arguments)
         assert not (tmp_path / "run").exists(), message
 
 
@@ -227,7 +227,7 @@ def test_a_real_checkpoint_reaches_its_published_score(tmp_path):
         pytest.skip(f"{weights} or {data} is not there; FOLDFUSE_SHARED names the folder of both")
     run = import_weights(weights, out=tmp_path / "run")
     truth = read(data)
-    found = read_predictions(predict(run, data, tmp_path / "p.parquet"), truth)
+    found = read_predictions(predict(run, data, out=tmp_path / "p.parquet"), truth)
     score = score_predictions(found, truth)
     assert score.ap >= 0.33
     assert score.ap50 >= 0.51

@@ -1,6 +1,7 @@
 """The probe takes what is faster and computes the same, remembers it, and leaves nothing else behind."""
 
 import json
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -9,8 +10,9 @@ from torch import nn
 
 from foldfuse.commands.train import train
 from foldfuse.storage.run import Run
-from foldfuse.training import precision as module
-from foldfuse.training.precision import AutotuneResult, Setting, affordable, probe, usual
+from foldfuse.training import autotune as module
+from foldfuse.training.autotune import AutotuneResult, affordable, autotune
+from foldfuse.training.precision import ComputeConfig, default_config
 from learning_samples import write_dataset
 
 LATE = [0.0]  # seconds by which the clock of these tests is ahead
@@ -48,22 +50,22 @@ def clock(monkeypatch):
 
 
 def found(tmp_path, model, seconds=1000.0):
-    return probe(model, BATCH, frozen_stages=0, seconds=seconds, key="network", memory=tmp_path / "probe.json")
+    return autotune(model, BATCH, frozen_stages=0, seconds=seconds, key="network", memory=tmp_path / "autotune.json")
 
 
 def test_the_faster_setting_is_taken_and_remembered(tmp_path, monkeypatch):
     made = found(tmp_path, Network())
-    assert made.setting.precision == "bfloat16"
-    assert made.gain > 2
-    assert "x the usual speed" in str(made)
-    monkeypatch.setattr(module, "_measured", lambda *_: pytest.fail("measured again"))
+    assert made.config.precision == "bfloat16"
+    assert made.speedup > 2
+    assert "x the default speed" in str(made)
+    monkeypatch.setattr(module, "_measure", lambda *_: pytest.fail("measured again"))
     again = found(tmp_path, Network())
     assert again == made
 
 
 def test_a_setting_that_computes_something_else_is_left_out(tmp_path):
     made = found(tmp_path, Network(wrong=0.1))
-    assert made.setting.precision == "float32"
+    assert made.config.precision == "float32"
     assert any(str(told).startswith("its loss is") for name, told in made.tried.items() if "bfloat16" in name)
 
 
@@ -90,9 +92,9 @@ def test_where_steps_are_slow_a_few_pictures_must_do(step, wanted):
 def test_a_slow_network_is_probed_with_a_part_of_its_batch(tmp_path, monkeypatch):
     seen = []
     monkeypatch.setattr(Network, "forward", lambda self, images: seen.append(len(images)) or self.weight.sum())
-    monkeypatch.setattr(module, "affordable", lambda step, pictures, seconds: (2, 1))
+    monkeypatch.setattr(module, "affordable", lambda *_: (2, 1))
     batch = torch.zeros(8, 3, 32, 32, dtype=torch.uint8), [[] for _ in range(8)]
-    probe(Network(), batch, frozen_stages=0, seconds=1.0, key="network", memory=tmp_path / "probe.json")
+    autotune(Network(), batch, frozen_stages=0, seconds=1.0, key="network", memory=tmp_path / "autotune.json")
     assert set(seen) == {2}
 
 
@@ -101,35 +103,35 @@ def test_one_step_tells_that_the_budget_does_not_repay_a_measurement(tmp_path, m
     monkeypatch.setattr(Network, "loss", lambda self, raw, targets: steps.append(raw) or {"all": raw})
     assert found(tmp_path, Network(), seconds=0.5) is None
     assert len(steps) == 1
-    assert not (tmp_path / "probe.json").exists()
+    assert not (tmp_path / "autotune.json").exists()
 
 
 def test_a_broken_memory_is_measured_anew(tmp_path):
-    (tmp_path / "probe.json").write_text("[{")
+    (tmp_path / "autotune.json").write_text("[{")
     assert found(tmp_path, Network()) is not None
-    assert len(json.loads((tmp_path / "probe.json").read_text())) == 1
+    assert len(json.loads((tmp_path / "autotune.json").read_text())["results"]) == 1
 
 
 def test_a_run_keeps_its_setting_and_one_of_steps_is_not_probed(tmp_path, monkeypatch):
     data, changes = write_dataset(tmp_path / "d", 4), ("image_size=64", "batch_size=2")
-    monkeypatch.setattr("foldfuse.training.detector.probe", lambda *_, **__: pytest.fail("probed"))
-    train(data, tmp_path / "steps", change=changes, steps=1)
-    assert Run(tmp_path / "steps").metadata.compute == usual(torch.device("cpu")).to_dict()
-    chosen = AutotuneResult(Setting("bfloat16", channels_last=False), 1.5, {"x": 1.0})
-    monkeypatch.setattr("foldfuse.training.detector.probe", lambda *_, **__: chosen)
-    train(data, tmp_path / "timed", change=changes, budget="0.3s")
+    monkeypatch.setattr("foldfuse.training.detector.autotune", lambda *_, **__: pytest.fail("probed"))
+    train(data, out=tmp_path / "steps", changes=changes, steps=1)
+    assert Run(tmp_path / "steps").metadata.compute == asdict(default_config(torch.device("cpu")))
+    chosen = AutotuneResult(ComputeConfig("bfloat16", channels_last=False), 1.5, {"x": 1.0})
+    monkeypatch.setattr("foldfuse.training.detector.autotune", lambda *_, **__: chosen)
+    train(data, out=tmp_path / "timed", changes=changes, budget=0.3)
     run = Run(tmp_path / "timed")
-    assert run.metadata.compute == chosen.setting.to_dict()
-    assert run.metadata.autotune["gain"] == 1.5
-    monkeypatch.setattr("foldfuse.training.detector.probe", lambda *_, **__: pytest.fail("probed again"))
-    train(data, tmp_path / "timed", budget="100s", steps=run.metadata.steps + 1, resume=True)
-    assert run.metadata.compute == chosen.setting.to_dict()
+    assert run.metadata.compute == asdict(chosen.config)
+    assert run.metadata.autotune["speedup"] == 1.5
+    monkeypatch.setattr("foldfuse.training.detector.autotune", lambda *_, **__: pytest.fail("probed again"))
+    train(resume=tmp_path / "timed", steps=run.metadata.steps + 1)
+    assert run.metadata.compute == asdict(chosen.config)
 
 
 def test_a_run_in_bfloat16_learns_nearly_the_same(tmp_path):
     data, changes = write_dataset(tmp_path / "d", 4), ("image_size=64", "batch_size=2")
     for precision in ("float32", "bfloat16"):
-        train(data, tmp_path / precision, change=(*changes, f"precision={precision}"), steps=2)
+        train(data, out=tmp_path / precision, changes=(*changes, f"precision={precision}"), steps=2)
     one, other = ([row["loss"] for row in Run(tmp_path / name).log] for name in ("float32", "bfloat16"))
     assert one != other
     np.testing.assert_allclose(one, other, rtol=0.05)

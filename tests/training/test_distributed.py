@@ -17,7 +17,8 @@ from foldfuse.data.readers.coco import read
 from foldfuse.errors import InputError
 from foldfuse.formats.predictions import read_predictions
 from foldfuse.storage.run import Run
-from foldfuse.system.processes import ALONE, World, world
+from foldfuse.system.processes import SINGLE_PROCESS, World, open_world
+from foldfuse.training.distributed import gather_batch, synced_batch_norm
 from learning_samples import write_dataset
 
 HERE = Path(__file__).parent
@@ -53,15 +54,15 @@ def test_two_processes_train_and_predict_from_the_command_line(data, tmp_path):
         "batch_size=4",
         "lr=1e-4",
     )  # at the usual rate, rounding alone parts two runs in ten steps
-    flags = [word for change in changes for word in ("--change", change)]
-    run(*TORCHRUN, "-m", "foldfuse", "train", data, tmp_path / "run", *flags, "--steps", "20")
-    train(data, tmp_path / "alone", change=changes, steps=20)
+    flags = [word for change in changes for word in ("--set", change)]
+    run(*TORCHRUN, "-m", "foldfuse", "train", data, "--out", tmp_path / "run", *flags, "--steps", "20")
+    train(data, out=tmp_path / "alone", changes=changes, steps=20)
     metadata = Run(tmp_path / "run").metadata
     assert (metadata.steps, metadata.processes) == (20, 2)
     two, one = ([row["loss"] for row in Run(tmp_path / name).log] for name in ("run", "alone"))
     np.testing.assert_allclose(two, one, rtol=1e-3)
-    run(*TORCHRUN, "-m", "foldfuse", "predict", tmp_path / "run", data, tmp_path / "two.parquet")
-    predict(tmp_path / "run", data, tmp_path / "one.parquet")
+    run(*TORCHRUN, "-m", "foldfuse", "predict", tmp_path / "run", data, "--out", tmp_path / "two.parquet")
+    predict(tmp_path / "run", data, out=tmp_path / "one.parquet")
     one, two = (read_predictions(tmp_path / f"{name}.parquet", read(data)) for name in ("one", "two"))
     assert list(one.image_ids) == list(two.image_ids)
     for i in one.image_ids:
@@ -70,19 +71,19 @@ def test_two_processes_train_and_predict_from_the_command_line(data, tmp_path):
 
 
 def test_a_batch_is_shared_evenly_or_refused():
-    assert [list(World(rank, 3).part(6)) for rank in range(3)] == [[0, 1], [2, 3], [4, 5]]
+    assert [list(World(rank, 3).shard(6)) for rank in range(3)] == [[0, 1], [2, 3], [4, 5]]
     with pytest.raises(InputError, match=r"batch_size is 4, and cannot be shared evenly by 3 .* 3 and 6"):
-        World(0, 3).part(4)
+        World(0, 3).shard(4)
 
 
 def test_one_process_is_a_world_of_its_own(monkeypatch):
     monkeypatch.delenv("WORLD_SIZE", raising=False)
-    with world() as together:
-        assert together.size == 1
-        assert together.first
+    with open_world() as world:
+        assert world.size == 1
+        assert world.is_main
     t = torch.rand(2)
-    assert ALONE.whole((t, 3)) == (t, 3)
-    assert ALONE.gathered("x") == ["x"]
-    assert ALONE.agreed(0.5) == 0.5
-    with ALONE.norms():
+    assert gather_batch((t, 3), SINGLE_PROCESS) == (t, 3)
+    assert SINGLE_PROCESS.all_gather("x") == ["x"]
+    assert SINGLE_PROCESS.broadcast(0.5) == 0.5
+    with synced_batch_norm(SINGLE_PROCESS):
         F.batch_norm(torch.rand(2, 3), None, None, training=True)

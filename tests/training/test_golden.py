@@ -1,6 +1,6 @@
-"""Loss curves that must not change unnoticed: 20 steps of each detector with a file in tests/golden.
+"""Loss curves that must not change unnoticed: 20 steps of each detector with a file in tests/training/golden.
 
-    python tests/test_golden.py NAME ...     writes the curve of a detector, to be committed with the change it is due to
+    python tests/training/test_golden.py NAME ...     writes the curve of a detector, to be committed with the change it is due to
 
 Another CPU rounds otherwise, and after a few steps choices (who answers for an object) differ: hence the tolerances.
 """
@@ -20,6 +20,7 @@ from foldfuse.recipes import Recipe
 from foldfuse.training.batches import Batches
 from foldfuse.training.budget import Budget
 from foldfuse.training.loop import fit
+from foldfuse.training.session import TrainingSession
 from learning_samples import write_dataset
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -36,7 +37,7 @@ def curve(name: str, folder: Path) -> list[float]:
     model = make_detector(name, 2, pretrained=False)
     torch.manual_seed(0)
     log = []
-    fit(model, batches, recipe, Budget(steps=STEPS), log=log)
+    fit(model, batches, recipe, TrainingSession(Budget(steps=STEPS)), log=log)
     return [row["loss"] for row in log]
 
 

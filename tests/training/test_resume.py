@@ -27,9 +27,11 @@ def data(tmp_path_factory):
 
 def start(data, out, *, checkpoint="0.001s", steps=STEPS):
     """A real process that trains, leaving a checkpoint after about every step."""
-    command = [sys.executable, "-m", "foldfuse", "train", str(data), str(out), "--resume", "--checkpoint", checkpoint]
-    for change in CHANGES:
-        command += ["--change", change]
+    command = [sys.executable, "-m", "foldfuse", "train", "--checkpoint-every", checkpoint]
+    if Run(out).exists:
+        command += ["--resume", str(out)]
+    else:
+        command += [str(data), "--out", str(out), *(word for change in CHANGES for word in ("--set", change))]
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "env": os.environ | {"OMP_NUM_THREADS": "1"}}
     quiet["preexec_fn"] = lambda: signal.signal(signal.SIGINT, signal.default_int_handler)  # it may be ignored here
     return subprocess.Popen([*command, "--steps", str(steps)], **quiet)
@@ -62,7 +64,7 @@ def test_killed_twice_and_resumed_it_ends_with_the_same_weights(data, tmp_path):
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        train(data, tmp_path / "whole", change=CHANGES, steps=STEPS)
+        train(data, out=tmp_path / "whole", changes=CHANGES, steps=STEPS)
     finally:
         torch.set_num_threads(threads)
     whole, killed = (Run(tmp_path / name) for name in ("whole", "killed"))
@@ -89,8 +91,8 @@ def test_an_interrupt_keeps_what_was_learnt_and_says_how_to_go_on(data, tmp_path
     step = run.load_checkpoint()[0]["step"]
     assert step >= kept, "what came after the last checkpoint is kept too"
     assert [row["step"] for row in run.log] == list(range(step))
-    kept = f"{run.folder}: stopped; what was learnt in {step} steps is kept."
-    assert error.decode().endswith(f"{kept} Go on with the same command and --resume.\n")
+    kept = f"{run.folder}: stopped; {step} steps are kept."
+    assert error.decode().endswith(f"{kept} Resume with: foldfuse train --resume {run.folder}\n")
 
 
 @pytest.fixture
@@ -125,30 +127,30 @@ def test_handlers_of_others_are_left_alone():
 
 def test_a_resumed_run_has_the_rest_of_its_own_budget(data, tmp_path, monkeypatch):
     out = tmp_path / "run"
-    train(data, out, change=CHANGES, steps=1)
+    train(data, out=out, changes=CHANGES, steps=1)
     run = Run(out)
     run.write_metadata(replace(run.metadata, budget={"seconds": 100.0}))
     state = run.load_checkpoint()[0]
     run.save_checkpoint(state | {"seconds": 99.9})
-    train(data, out, resume=True)
+    train(resume=out)
     assert run.metadata.steps <= 20  # not another hundred seconds
     assert run.metadata.budget == {"seconds": 100.0}
 
 
 def test_a_broken_checkpoint_gives_way_to_the_one_before(data, tmp_path, capsys):
     out = tmp_path / "run"
-    train(data, out, change=CHANGES, steps=2)
-    train(data, out, steps=3, resume=True)
+    train(data, out=out, changes=CHANGES, steps=2)
+    train(resume=out, steps=3)
     (out / "checkpoint.pt").write_bytes((out / "checkpoint.pt").read_bytes()[:1000])
-    train(data, out, steps=4, resume=True)
-    assert "checkpoint.pt: is broken" in capsys.readouterr().out
+    train(resume=out, steps=4)
+    assert "checkpoint.pt: is broken" in capsys.readouterr().err
     assert [row["step"] for row in Run(out).log] == [0, 1, 2, 3]
 
 
-def test_a_run_that_was_stopped_before_it_began_is_begun(data, tmp_path):
+def test_a_run_that_was_stopped_before_it_began_can_be_overwritten(data, tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "recipe.json").write_text("{")
-    train(data, tmp_path / "run", change=CHANGES, steps=1, resume=True)
+    train(data, out=tmp_path / "run", changes=CHANGES, steps=1, overwrite=True)
     assert Run(tmp_path / "run").metadata.steps == 1
 
 

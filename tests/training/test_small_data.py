@@ -49,9 +49,9 @@ def a_class_that_nobody_drew(document):
 @pytest.mark.parametrize("change", [one_class, odd_ids, mostly_empty, a_class_that_nobody_drew])
 def test_it_trains_and_predicts(change, tmp_path):
     data = changed(tmp_path, change)
-    train(data, tmp_path / "run", change=(*CHANGES, "mosaic=0.5"), steps=3)
+    train(data, out=tmp_path / "run", changes=(*CHANGES, "mosaic=0.5"), steps=3)
     assert all(row["loss"] > 0 for row in Run(tmp_path / "run").log)
-    predict(tmp_path / "run", data, tmp_path / "found.json")
+    predict(tmp_path / "run", data, out=tmp_path / "found.json")
     ids = {row["id"] for row in json.loads(data.read_text())["categories"]}
     assert {row["category_id"] for row in json.loads((tmp_path / "found.json").read_text())} <= ids
     assert len(read_predictions(tmp_path / "found.json", read(data))) == 6
@@ -64,19 +64,19 @@ def test_a_fold_without_a_class_still_knows_the_class(tmp_path):
     split = tmp_path / "folds.json"
     Folds({s.id: int(s.id in with_blue) for s in dataset.samples}, 2).write(split)
     assert 0 < len(with_blue) < 6
-    train(data, tmp_path / "run", change=CHANGES, steps=2, folds=split, fold=1)  # what is left shows red alone
+    train(data, out=tmp_path / "run", changes=CHANGES, steps=2, folds=split, fold=1)  # what is left shows red alone
     assert Run(tmp_path / "run").metadata.classes == ("red", "blue")
-    predict(tmp_path / "run", data, tmp_path / "found.parquet")
+    predict(tmp_path / "run", data, out=tmp_path / "found.parquet")
     assert read_predictions(tmp_path / "found.parquet", dataset).classes == ("red", "blue")
 
 
 def test_fewer_pictures_than_a_batch_are_shown_again(tmp_path):
     data = write_dataset(tmp_path / "d", 3)
-    train(data, tmp_path / "run", change=("image_size=64", "batch_size=8"), steps=2)
+    train(data, out=tmp_path / "run", changes=("image_size=64", "batch_size=8"), steps=2)
     assert Run(tmp_path / "run").metadata.steps == 2
 
 
 def test_pictures_without_one_object_are_refused(tmp_path):
     with pytest.raises(InputError, match="not one object is annotated"):
-        train(changed(tmp_path, lambda document: document.update(annotations=[])), tmp_path / "run", steps=1)
+        train(changed(tmp_path, lambda document: document.update(annotations=[])), out=tmp_path / "run", steps=1)
     assert not (tmp_path / "run").exists()

@@ -1,14 +1,14 @@
 """A sweep: its grid, its time, its page, and that nothing is trained twice."""
 
-import json
-
 import pytest
 
 from foldfuse.commands.train import sweep
 from foldfuse.errors import InputError
-from foldfuse.reporting.sweep_page import page
+from foldfuse.recipes import load_recipe
+from foldfuse.reporting.sweep_page import sweep_page, sweep_rows
+from foldfuse.system.records import read_record
 from foldfuse.training import sweep as module
-from foldfuse.training.sweep import combinations, rows
+from foldfuse.training.sweep import Evaluation, Sweep, SweepRequest, SweepRun, combinations
 from learning_samples import write_dataset
 
 
@@ -27,47 +27,48 @@ def test_the_rate_goes_with_the_square_root_of_the_batch_size_and_the_largest_co
 
 @pytest.mark.slow
 def test_a_sweep_scores_each_training_at_moments_and_trains_nothing_twice(data, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(module, "SHORTEST", 0.1)
-    monkeypatch.setattr(module, "seconds_each", lambda grid, held, left: 1.5)
-    arguments = {"out": tmp_path / "s", "sizes": "64,96", "batches": "2", "budget": "30s", "k": 2}
+    monkeypatch.setattr(module, "MIN_SECONDS", 0.1)
+    monkeypatch.setattr(module, "seconds_for_each", lambda recipes, val, left, device: 1.5)
+    arguments = {"out": tmp_path / "s", "image_size": (64, 96), "batch_size": (2,), "budget": 30.0, "folds": 2}
     text = sweep(data, **arguments).read_text()
-    record = json.loads((tmp_path / "s" / "sweep.json").read_text())
+    made = read_record(tmp_path / "s" / "sweep.json", Sweep, version=1, what="a sweep")
     names = ["lite0_fpn-96-b2", "lite0_fpn-64-b2"]
-    assert list(record["runs"]) == names
+    assert list(made.runs) == names
     for name in names:
-        scores = record["runs"][name]["scores"]
-        assert 2 <= len(scores) <= module.MOMENTS
-        assert [row["seconds"] for row in scores] == sorted(row["seconds"] for row in scores)
-        assert scores[-1]["step"] == record["runs"][name]["steps"]
+        evaluations = made.runs[name].evaluations
+        assert 2 <= len(evaluations) <= module.EVALUATIONS
+        assert [e.seconds for e in evaluations] == sorted(e.seconds for e in evaluations)
+        assert evaluations[-1].step == made.runs[name].steps
         assert f'<th scope="row">{name}</th>' in text
     assert text.count("<svg") >= 2
-    assert "pictures/s" in capsys.readouterr().out
+    assert "images/s" in capsys.readouterr().out
 
     def never(*_, **__):
         raise AssertionError("trained again")
 
-    monkeypatch.setattr(module, "train_run", never)
+    monkeypatch.setattr(module, "train_detector", never)
     sweep(data, **arguments)
     with pytest.raises(InputError, match="holds a sweep with other arguments"):
-        sweep(data, **(arguments | {"sizes": "64"}))
+        sweep(data, **(arguments | {"image_size": (64,)}))
 
 
 def test_what_cannot_be_swept_is_refused_before_anything_is_written(data, tmp_path):
     for arguments, message in [
-        ({"sizes": "64,x"}, "expected whole numbers"),
-        ({"sizes": "64,64"}, "expected different values"),
-        ({"sizes": "70"}, "multiple of 32"),
-        ({"recipes": "efficientdet_lite"}, "Did you mean"),
-        ({"sizes": "64", "batches": "2", "budget": "1s"}, "for each of 1 combinations"),
+        ({"image_size": (64, 64)}, "expected different values"),
+        ({"image_size": (70,)}, "multiple of 32"),
+        ({"recipe": ("efficientdet_lite",)}, "Did you mean"),
+        ({"image_size": (64,), "batch_size": (2,), "budget": 1.0}, "for each of 1 combinations"),
     ]:
         with pytest.raises(InputError, match=message):
             sweep(data, out=tmp_path / "s", **arguments)
         assert not (tmp_path / "s").exists(), message
 
 
-def test_a_training_that_diverged_is_told_last():
-    recipe = {"lr": 0.002}
-    run = {"recipe": recipe, "steps": 3, "images_per_second": 2.0, "scores": [{"seconds": 1.0, "ap": 0.1, "ap50": 0.2}]}
-    record = {"seconds_each": 60.0, "runs": {"bad": {**run, "scores": [], "failed": "step 3"}, "<good>": run}}
-    assert [row[:3] for row in rows(record)] == [("<good>", "0.100", "0.200"), ("bad", "failed", "–")]
-    assert "&lt;good&gt;" in page(record, "d")
+def test_a_training_that_diverged_comes_last():
+    recipe = load_recipe("lite0_fpn")
+    good = SweepRun((Evaluation(3, 1.0, 0.1, 0.2),), steps=3, images_per_second=2.0)
+    bad = SweepRun(failed="step 3", steps=3, images_per_second=2.0)
+    request = SweepRequest("data", {"bad": recipe, "<good>": recipe}, 120.0, 5, 0)
+    made = Sweep(request, 60.0, {"bad": bad, "<good>": good})
+    assert [row[:3] for row in sweep_rows(made)] == [("<good>", "0.100", "0.200"), ("bad", "failed", "–")]
+    assert "&lt;good&gt;" in sweep_page(made, "d")

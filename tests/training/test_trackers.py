@@ -9,7 +9,7 @@ import pytest
 from foldfuse.commands.train import train
 from foldfuse.errors import InputError
 from foldfuse.storage.run import Run
-from foldfuse.training.trackers import check_trackers, trackers
+from foldfuse.training.trackers import check_trackers, open_trackers
 from learning_samples import write_dataset
 
 ROWS = [{"step": 0, "loss": 2.5, "lr": 0.0, "note": "text"}, {"step": 1, "ap50": 0.5, "ap": None}]
@@ -51,7 +51,7 @@ def mlflow(monkeypatch):
 
 
 def test_every_number_of_a_row_is_a_point(tensorboard):
-    with trackers(["tensorboard:logs"], "run1") as track:
+    with open_trackers(["tensorboard:logs"], "run1") as track:
         track(ROWS)
     assert tensorboard["folder"] == "logs/run1"
     assert tensorboard["points"] == [("loss", 2.5, 0), ("lr", 0.0, 0), ("ap50", 0.5, 1)]
@@ -60,7 +60,7 @@ def test_every_number_of_a_row_is_a_point(tensorboard):
 
 def test_mlflow_gets_the_same_points_and_is_closed_when_training_fails(mlflow):
     def diverge():
-        with trackers(["mlflow:http://host"], "run1") as track:
+        with open_trackers(["mlflow:http://host"], "run1") as track:
             track(ROWS)
             raise FloatingPointError
 
@@ -83,8 +83,8 @@ def test_training_gives_each_row_once_and_a_resumed_one_only_the_new(tensorboard
     data = write_dataset(tmp_path / "d", 4)
     both = ("tensorboard:logs", "mlflow:file")
     changes = ("image_size=64", "batch_size=2")
-    train(data, tmp_path / "run", change=changes, steps=2, tracker=both, checkpoint="0.001s")
-    train(data, tmp_path / "run", steps=3, tracker=both, resume=True)
+    train(data, out=tmp_path / "run", changes=changes, steps=2, tracker=both, checkpoint_every=0.001)
+    train(resume=tmp_path / "run", steps=3)
     losses = [(value, step) for key, value, step in tensorboard["points"] if key == "loss"]
     assert losses == [(row["loss"], row["step"]) for row in Run(tmp_path / "run").log]
     assert len([call for call in mlflow if call[0] == "log_metrics"]) == 3
@@ -99,7 +99,7 @@ def test_what_cannot_be_opened_is_told_before_training(tmp_path, monkeypatch):
         ("mlflow:x", r"pip install 'foldfuse\[mlflow\]'"),
     ]:
         with pytest.raises(InputError, match=message):
-            train(data, tmp_path / "run", steps=1, tracker=(wanted,))
+            train(data, out=tmp_path / "run", steps=1, tracker=(wanted,))
         with pytest.raises(InputError, match=message):
             check_trackers([wanted])
         assert not (tmp_path / "run").exists()
@@ -112,18 +112,18 @@ def test_a_server_that_cannot_be_reached_is_told_and_leaves_no_run(mlflow, tmp_p
     monkeypatch.setattr(sys.modules["mlflow"], "start_run", refuse)
     data = write_dataset(tmp_path / "d", 2)
     with pytest.raises(InputError, match=r"mlflow:http://host cannot be opened \(ConnectionError: nobody answers\)"):
-        train(data, tmp_path / "run", steps=1, tracker=("mlflow:http://host",))
+        train(data, out=tmp_path / "run", steps=1, tracker=("mlflow:http://host",))
     assert not (tmp_path / "run").exists()
 
 
-def test_a_server_that_goes_away_does_not_take_the_run_along(mlflow, monkeypatch, capsys):
+def test_a_server_that_goes_away_does_not_take_the_run_along(mlflow, monkeypatch, caplog):
     def gone():
         raise ConnectionError("refused")
 
     monkeypatch.setattr(sys.modules["mlflow"], "flush_async_logging", gone)
-    with trackers(["mlflow:http://host"], "run1") as track:
+    with open_trackers(["mlflow:http://host"], "run1") as track:
         track(ROWS)
-    assert "mlflow:http://host was lost (ConnectionError: refused); log.jsonl has all rows." in capsys.readouterr().err
+    assert "mlflow:http://host was lost (ConnectionError: refused); log.jsonl has all rows." in caplog.text
 
 
 def test_tensorboard_may_write_into_the_folder_of_the_run(monkeypatch, tmp_path):
@@ -145,5 +145,5 @@ def test_tensorboard_may_write_into_the_folder_of_the_run(monkeypatch, tmp_path)
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", fake)
     data = write_dataset(tmp_path / "d", 4)
     small = ("image_size=64", "batch_size=2")
-    train(data, tmp_path / "run", change=small, steps=1, tracker=(f"tensorboard:{tmp_path}",))
+    train(data, out=tmp_path / "run", changes=small, steps=1, tracker=(f"tensorboard:{tmp_path}",))
     assert (tmp_path / "run" / "events").exists()

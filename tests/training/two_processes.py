@@ -18,10 +18,11 @@ from foldfuse.data.images import ImageCache
 from foldfuse.data.readers.coco import read
 from foldfuse.models import make_detector
 from foldfuse.recipes import load_recipe
-from foldfuse.system.processes import world
+from foldfuse.system.processes import open_world
 from foldfuse.training.batches import Batches
 from foldfuse.training.budget import Budget
 from foldfuse.training.loop import fit
+from foldfuse.training.session import TrainingSession
 
 
 class Precise(nn.Module):
@@ -57,11 +58,11 @@ class Counter(nn.Module):
         return {"count": (raw[0] - counts).square().sum() / counts.sum()}
 
 
-def losses(model, steps, batches, together):
+def losses(model, steps, batches, world):
     """The loss of each step, as each process saw it."""
     log = []
-    fit(model, batches, batches.recipe, Budget(steps=steps), log=log, together=together)
-    return together.gathered([row["loss"] for row in log])
+    fit(model, batches, batches.recipe, TrainingSession(Budget(steps=steps), world), log=log)
+    return world.all_gather([row["loss"] for row in log])
 
 
 def main(data: Path, out: Path) -> None:
@@ -70,12 +71,12 @@ def main(data: Path, out: Path) -> None:
     recipe = load_recipe("efficientdet_lite0", ["image_size=64", "batch_size=4", "frozen_stages=0", "lr=1e-3"])
     samples = read(data).samples
     batches = Batches(samples, ImageCache.load(samples, longest=64), recipe, (32, 32), 0)
-    with world() as together:
+    with open_world() as world:
         found = {
-            "detector": losses(Precise(make_detector(recipe.detector, 2)), 5, batches, together),
-            "counter": losses(Counter(), 20, batches, together),
+            "detector": losses(Precise(make_detector(recipe.detector, 2)), 5, batches, world),
+            "counter": losses(Counter(), 20, batches, world),
         }
-        if together.first:
+        if world.is_main:
             out.write_text(json.dumps(found))
 
 

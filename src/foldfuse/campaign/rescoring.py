@@ -11,7 +11,6 @@ from foldfuse.formats.predictions import read_predictions
 from foldfuse.inference import rescoring
 from foldfuse.inference.crop_features import imagenet_encoder
 from foldfuse.storage.ledger import Ledger
-from foldfuse.system.device import choose_device
 
 _NO_TIME = "Crop rescoring was started, but there is no time left to rescore the test images. The submission stays."
 
@@ -44,7 +43,7 @@ def rescore_submission(task: Task, ledger: Ledger, members: MemberPredictions) -
             result = rescoring.fit_rescorer(
                 val,
                 task.labeled,
-                encoder=imagenet_encoder(device=choose_device(task.device)),
+                encoder=imagenet_encoder(device=task.device),
                 metric=task.metric,
                 max_detections=c.RESCORING_CROPS_PER_IMAGE,
                 max_objects=c.RESCORING_TRAIN_CROPS,

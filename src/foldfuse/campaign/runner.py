@@ -40,7 +40,7 @@ from foldfuse.storage.run import Run
 from foldfuse.system import host
 from foldfuse.system.durations import format_duration
 from foldfuse.system.records import to_plain
-from foldfuse.training.checkpoints import run_metadata
+from foldfuse.training.session import run_metadata
 
 
 def run(task: Task, ledger: Ledger, strategy: Strategy, workers: Workers) -> None:
@@ -251,7 +251,7 @@ def make_job(segment: Segment, seconds: float, task: Task, ledger: Ledger, worke
     if trouble:
         ledger.log(trouble)
     if not run.exists:
-        metadata = run_metadata(task.train, data=task.train.source, seed=segment.seed, val_ids=task.val.image_ids)
+        metadata = run_metadata(task.train, data=str(task.train.source), seed=segment.seed, val_ids=task.val.image_ids)
         Run.create(run.folder, segment.recipe, metadata)
     trained = checkpoint["seconds"] if checkpoint is not None else 0.0
     before = campaign_state(task, ledger, workers).record(segment.name)
@@ -335,7 +335,7 @@ def add_member(
         "seconds": seconds,
         "steps": metadata.steps,
         "images_per_second": metadata.images_per_second,
-        "device": metadata.device,
+        "device": metadata.trained_on,
         "ap": score.ap,
         "ap50": score.ap50,
         "adds": None,

@@ -26,7 +26,6 @@ from foldfuse.reporting.campaign_page import write_campaign_page
 from foldfuse.storage.ledger import Ledger
 from foldfuse.storage.run import Run
 from foldfuse.system.atomic_files import atomic, atomic_folder
-from foldfuse.system.device import choose_device
 from foldfuse.system.progress import progress_bar
 
 
@@ -205,7 +204,7 @@ def predict_test_images(
             missing.setdefault(key.member, []).append(View.parse(key.view))
     for member, views in missing.items():
         run = members.runs[member]
-        model, classes = load_detector(run, choose_device(task.device))
+        model, classes = load_detector(run, task.device)
         with progress_bar(f"predicting with {member}") as progress:
             predicted = predict_views(
                 model,

@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
+from cyclopts import Parameter
 
+from foldfuse.commands import options
 from foldfuse.data.crops import image_crops, object_crops
 from foldfuse.data.readers.coco import read
 from foldfuse.data.readers.image_folder import read_classification
@@ -16,97 +19,94 @@ from foldfuse.formats.class_table import write_table
 from foldfuse.formats.predictions import write_predictions
 from foldfuse.fusion.methods import wbf
 from foldfuse.inference.classifier import accuracy, classify
-from foldfuse.inference.detector import _joined, _relabelled, labels_by_name, load_detector, predict_views
+from foldfuse.inference.detector import concat_shards, labels_by_name, load_detector, predict_views, relabel
 from foldfuse.inference.tta import parse_views
 from foldfuse.storage.run import Run
-from foldfuse.system.processes import world
+from foldfuse.system.processes import open_world
 from foldfuse.system.progress import no_progress, progress_bar
+
+CLASSIFIER_VIEWS = ("1", "1+hflip")
 
 
 def predict(
     run: Path,
     data: Path,
-    out: Path,
     *,
-    view: tuple[str, ...] = ("1",),
-    batch_size: int = 16,
+    out: options.Out,
+    view: Annotated[options.Names, Parameter(metavar="VIEW,...")] = ("1",),
+    batch_size: options.BatchSize = None,
+    device: options.Device = "auto",
+    overwrite: options.Overwrite = False,
 ) -> Path:
-    """Predict a dataset with a trained run; several views are fused by WBF. The path of the predictions comes back.
+    """Predict a dataset with a trained run, fuse several TTA views by WBF, and return the path of the predictions.
 
-    The run of a classifier is given pictures in sub-folders by class, or in one folder, or a dataset whose annotated objects
-    it is to tell apart; `out` is then a table of probabilities, .csv or .parquet, and `view` 1, 1+hflip or both.
+    The run of a classifier takes images in sub-folders by class, images in one folder, or a dataset whose annotated objects
+    it classifies. It writes a table of probabilities, .csv or .parquet; its views are 1 and 1+hflip.
 
-    Under torchrun each process looks at its share of the pictures.
+    Under torchrun each process predicts its share of the images.
+
+    Examples:
+        foldfuse predict run1 data/test.json --out predictions.parquet
+        foldfuse predict run1 data/test.json --out views.parquet --view 1,1+hflip
 
     Args:
         run: folder of a trained run.
-        data: COCO JSON; its annotations, if it has any, are not read.
-        out: file to write: .parquet (keeps all), or .json (COCO results).
-        view: how each picture is shown: scales of the recipe's image size, with +hflip or +vflip; such as 1 1.25+hflip.
-        batch_size: pictures of 256 px at a time; of larger ones accordingly fewer, so that memory stays the same.
+        data: COCO JSON; annotations are not read, except by a classifier.
+        out: file to write: .parquet (keeps everything), or .json (COCO results).
+        view: TTA views: scales of the recipe's image size, with +hflip or +vflip.
+        batch_size: images of 256 px at a time, 16 by default; fewer larger ones, so that memory stays the same.
 
     Raises:
-        InputError: the run is not trained, its classes are not those of the data, or a picture cannot be decoded.
+        InputError: the run is not trained, its classes are not those of the data, or an image cannot be decoded.
     """
-    if batch_size < 1:
-        raise InputError(f"batch_size is {batch_size}, and must be 1 or more.")
+    out = Path(out)
+    options.refuse_overwrite(out, overwrite)
     if Run(run).is_classifier:
-        return predict_classes(run, data, out, view=view)
+        return _predict_classes(Run(run), data, out, views=view, device=device)
     views = parse_views(view)
-    with world() as together:
-        model, classes = load_detector(Run(run), together.device)
+    with open_world(device) as world:
+        model, classes = load_detector(Run(run), world.device)
         dataset = read(data, annotated=False)
         labels = labels_by_name(classes, dataset, run)
-        samples = dataset.samples[together.rank :: together.size]
         with (
-            progress_bar(f"predicting {len(dataset)} pictures")
-            if together.first
-            else nullcontext(no_progress) as progress
+            progress_bar(f"predicting {len(dataset)} images") if world.is_main else nullcontext(no_progress) as progress
         ):
-            found = predict_views(
+            own = predict_views(
                 model,
-                samples,
+                dataset.samples[world.rank :: world.size],
                 classes,
                 image_size=Run(run).recipe.image_size,
                 views=views,
-                batch_size=batch_size,
+                batch_size=batch_size or 16,
                 progress=progress,
             )
-        shares = together.gathered(found)
-        if together.first:
-            parts = [_relabelled(_joined([share[v] for share in shares], dataset), labels, dataset) for v in views]
-            write_predictions(parts[0] if len(parts) == 1 else wbf(parts), out, dataset)
+        shards = world.all_gather(own)
+        if world.is_main:
+            by_view = [concat_shards([shard[each] for shard in shards], dataset.image_ids) for each in views]
+            members = [relabel(predictions, labels, dataset) for predictions in by_view]
+            write_predictions(members[0] if len(members) == 1 else wbf(members), out, dataset)
     return out
 
 
-VIEWS = ("1", "1+hflip")
-
-
-def predict_classes(run: Path, data: Path, out: Path, *, view: Sequence[str]) -> Path:
-    """As `predict`, with the run of a classifier; the path of the table comes back.
-
-    Args:
-        run: folder of a trained run.
-        data: pictures in sub-folders by class, pictures in one folder, or a dataset whose annotated objects are classified.
-        out: file to write: .csv or .parquet.
-        view: 1, 1+hflip or both; of both, probabilities are averaged.
-
-    Raises:
-        InputError: the run is not trained, its classes are not those of the data, or a picture cannot be decoded.
-    """
+def _predict_classes(run: Run, data: Path, out: Path, *, views: Sequence[str], device: str) -> Path:
+    """As `predict`, with the run of a classifier; returns the path of the table."""
     if out.suffix not in (".csv", ".parquet"):
-        raise InputError(f"{out}: what a classifier says is written as .csv or .parquet; choose one of these endings.")
-    if unknown := set(view) - set(VIEWS):
-        raise InputError(f"the view {min(unknown)!r} is none that a classifier knows: {' and '.join(VIEWS)}.")
-    classes = Run(run).metadata.classes
-    dataset, of_pictures = read_classification(data, classes=classes)
-    crops = image_crops(dataset) if of_pictures else object_crops(dataset)
+        raise InputError(
+            f"{out}: a classifier's probabilities are written as .csv or .parquet; choose one of these endings."
+        )
+    if unknown := set(views) - set(CLASSIFIER_VIEWS):
+        raise InputError(f"no view of a classifier is called {min(unknown)!r}. Known: {', '.join(CLASSIFIER_VIEWS)}.")
+    classes = run.metadata.classes
+    dataset, of_images = read_classification(data, classes=classes)
+    crops = image_crops(dataset) if of_images else object_crops(dataset)
     if not len(crops):
-        raise InputError(f"{data}: not one object is annotated, so there is no crop to classify.")
-    with progress_bar(f"classifying {len(crops)} {'pictures' if of_pictures else 'objects'}") as progress:
-        said = classify(Run(run), crops, views=tuple(view), progress=progress)
-    write_table(said, crops, classes, out, boxes=not of_pictures)
+        raise InputError(f"{data}: no object is annotated, so there is no crop to classify.")
+    with progress_bar(f"classifying {len(crops)} {'images' if of_images else 'objects'}") as progress:
+        probabilities = classify(run, crops, views=tuple(views), device=device, progress=progress)
+    write_table(probabilities, crops, classes, out, boxes=not of_images)
     if (crops.labels >= 0).all():
-        right = [accuracy(said[crops.labels == k], crops.labels[crops.labels == k]) for k in np.unique(crops.labels)]
-        print(f"accuracy {accuracy(said, crops.labels):.4f} of {len(crops)}; mean of the classes {np.mean(right):.4f}")
+        labels = crops.labels
+        by_class = [accuracy(probabilities[labels == k], labels[labels == k]) for k in np.unique(labels)]
+        score = accuracy(probabilities, labels)
+        print(f"accuracy {score:.4f} of {len(crops)}; mean of the classes {np.mean(by_class):.4f}")
     return out

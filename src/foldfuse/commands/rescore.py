@@ -18,7 +18,7 @@ from foldfuse.inference.crop_features import CropEncoder, imagenet_encoder
 from foldfuse.inference.rescoring import RescoringResult, apply_rescorer, fit_rescorer
 from foldfuse.storage.run import Run
 from foldfuse.system.atomic_files import atomic_folder
-from foldfuse.system.device import best_device
+from foldfuse.system.device import choose_device
 from foldfuse.system.progress import progress_bar
 from foldfuse.system.records import write_record
 
@@ -74,7 +74,7 @@ def rescore(
     test_boxes = None
     if test_data is not None and test_predictions is not None:
         test_boxes = read_file(test_predictions, test_data, input_format)
-    device = best_device() if device == "auto" else device
+    device = choose_device(device)
     encoder = imagenet_encoder(device=device) if run is None else _run_encoder(Run(run), oof, device)
     with progress_bar("rescoring detections") as progress:
         result = fit_rescorer(

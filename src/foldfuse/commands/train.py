@@ -3,59 +3,61 @@
 from __future__ import annotations
 
 import hashlib
-import time
-from dataclasses import asdict, replace
+import os
+from dataclasses import replace
 from pathlib import Path
+from typing import Annotated, Any
 
+from cyclopts import Parameter
 from rich.console import Console
+from rich.table import Table
 
-from foldfuse.data.crops import object_crops
-from foldfuse.data.dataset import require_annotations
-from foldfuse.data.folds import make_folds, read_folds
-from foldfuse.data.images import ImageCache
+from foldfuse.commands import options
+from foldfuse.commands.console import log_to_console
+from foldfuse.data.dataset import Dataset, require_annotations
+from foldfuse.data.folds import read_folds
 from foldfuse.data.readers.coco import read
 from foldfuse.data.readers.image_folder import read_classification
 from foldfuse.errors import InputError
-from foldfuse.inference.classifier import _learner, accuracy, classify
+from foldfuse.inference.classifier import new_classifier
 from foldfuse.models.pretrained.yolov5 import category_ids, read_yolov5
-from foldfuse.recipes import CLASSIFIER_RECIPES, ClassifierRecipe, Recipe, changed, load_classifier_recipe, load_recipe
-from foldfuse.reporting.sweep_page import page
+from foldfuse.recipes import (
+    CLASSIFIER_RECIPES,
+    ClassifierRecipe,
+    Recipe,
+    changed,
+    load_classifier_recipe,
+    load_recipe,
+)
+from foldfuse.reporting.sweep_page import sweep_page, sweep_rows
 from foldfuse.storage.run import Run, RunMetadata
 from foldfuse.system.atomic_files import write_text
-from foldfuse.system.durations import parse_duration
-from foldfuse.system.processes import World
+from foldfuse.system.durations import format_duration
 from foldfuse.system.progress import progress_bar
-from foldfuse.training.checkpoints import opened, parse_budget, run_metadata
-from foldfuse.training.classifier import train_run as train_classifier_run
-from foldfuse.training.detector import _begin, _detector, train_run
-from foldfuse.training.sweep import (
-    OVERHEAD,
-    _longest,
-    _numbers,
-    _one,
-    _record,
-    _save,
-    _words,
-    combinations,
-    seconds_each,
-    table,
-)
+from foldfuse.training.classifier import train_classifier, val_accuracy
+from foldfuse.training.detector import load_init_weights, new_detector, train_detector
+from foldfuse.training.session import open_session, require_same_data, run_metadata
+from foldfuse.training.sweep import Sweep, combinations, run_sweep
 from foldfuse.training.trackers import check_trackers
 
 
-def import_weights(weights: Path, *, out: Path) -> Path:
-    """Make a run folder of your own checkpoint of the original YOLOv5 toolkit; its path comes back. Nothing in it is run.
+def import_weights(weights: Path, *, out: options.Out, overwrite: options.Overwrite = False) -> Path:
+    """Import a YOLOv5 .pt checkpoint as a run, and return its folder; no code in the file is executed.
 
-    Predict with it like with any run, or begin a training with it: `foldfuse train DATA --start RUN --out OUT`.
+    Predict with the run, or start a training from it with --init-from.
+
+    Examples:
+        foldfuse import yolov5s.pt --out yolov5s
 
     Args:
         weights: checkpoint (.pt) of a detector of sizes n to x.
-        out: folder to make; it must not exist yet.
+        out: folder to make.
 
     Raises:
-        InputError: the file is damaged, would run code, or holds another network.
+        InputError: the file is damaged, would execute code, or holds another network.
     """
-    weights = Path(weights)
+    weights, out = Path(weights), Path(out)
+    options.refuse_overwrite(out, overwrite)
     found = read_yolov5(weights)
     origin = {
         "file": weights.name,
@@ -64,6 +66,7 @@ def import_weights(weights: Path, *, out: Path) -> Path:
     }
     recipe = replace(load_recipe("yolov5n"), detector=found.name, image_size=found.model.image_size)
     metadata = RunMetadata(found.classes, tuple(category_ids(found.classes)), origin=origin)
+    options.remove_old(out, overwrite)
     run = Run.create(out, recipe, metadata)
     run.save_weights(found.model.state_dict())
     Console().print(
@@ -74,216 +77,229 @@ def import_weights(weights: Path, *, out: Path) -> Path:
 
 
 def train(
-    data: Path,
-    out: Path,
+    data: Path | None = None,
     *,
+    out: options.OptionalOut = None,
     recipe: str | None = None,
-    change: tuple[str, ...] = (),
-    start: Path | None = None,
-    budget: str | None = None,
+    init_from: Path | None = None,
+    changes: Annotated[options.Set, Parameter(name="--set")] = (),
+    image_size: options.ImageSize = None,
+    batch_size: options.BatchSize = None,
+    lr: options.Lr = None,
+    budget: options.OptionalDuration = None,
     steps: int | None = None,
     seed: int = 0,
-    folds: Path | None = None,
+    folds: options.FoldsFile = None,
     fold: int = 0,
-    resume: bool = False,
-    checkpoint: str = "60s",
+    resume: Path | None = None,
+    checkpoint_every: options.OptionalDuration = None,
     tracker: tuple[str, ...] = (),
+    device: options.Device = "auto",
+    overwrite: options.Overwrite = False,
 ) -> Path:
-    """Train one detector or classifier; its run folder comes back.
+    """Train one detector or classifier, and return its run folder.
+
+    Examples:
+        foldfuse train data/train.json --out run1 --budget 10m
+        foldfuse train data/train.json --out run2 --recipe yolov5n --set lr=5e-4 --image-size 256 --folds folds.json
+        foldfuse train --resume run1 --budget 20m
 
     Args:
-        data: COCO JSON with annotations, or a folder with a train.json. A classifier learns the crops of its objects, or a
-            folder of pictures with a sub-folder for each class.
-        out: folder to make; it must not exist yet, unless `resume` is given.
-        recipe: name of a recipe; `foldfuse recipes` lists them. By default that of `start`, else lite0_fpn.
-        change: changes to the recipe, such as lr=3e-4.
-        start: folder of a detector's run whose weights to begin with; where its classes are other ones, the head begins anew.
+        data: COCO JSON with annotations, or a folder with a train.json. A classifier trains on the crops of its objects, or on
+            a folder of images with a sub-folder for each class.
+        out: folder to make.
+        recipe: name of a recipe; `foldfuse recipes` lists them. By default the recipe of `init_from`, else lite0_fpn.
+        init_from: folder of a detector's run whose weights to start from; where its classes differ, the head starts from
+            random weights.
+        image_size: longest side of an image as the network sees it; short for --set image_size=.
+        batch_size: images per step; short for --set batch_size=.
         budget: time that training may take, such as 90s, 10m or 1h30m; 10m by default.
-        steps: train this many steps instead, however long they take: such a run can be repeated bit by bit.
+        steps: train this many steps instead, however long they take: such a training is repeatable bit by bit.
         seed: of every random choice.
-        folds: JSON that `foldfuse split` wrote; without it, all pictures are trained on.
-        fold: which of `folds` to hold back.
-        resume: go on with a run that was stopped, with its own recipe, seed and, unless one is given, budget. A run that
-            was stopped before it began is begun.
-        checkpoint: time between checkpoints, such as 60s; what was learnt since the last one is lost in a crash.
-        tracker: where the rows of the log are to be written besides: tensorboard:DIR or mlflow:URI.
+        folds: JSON that `foldfuse split` wrote; without it, training uses all images.
+        fold: the held-out one of `folds`.
+        resume: folder of a stopped run to resume, with its own data, folds, recipe and options. A new --budget or --steps
+            counts from the start of the run.
+        checkpoint_every: time between checkpoints, 60s by default; a crash loses the steps since the last one.
+        tracker: where to write the log besides: tensorboard:DIR or mlflow:URI.
 
     Raises:
         InputError: the data, the recipe or the folder cannot be used.
     """
+    limits = _budget(budget, steps)
+    if resume is None:
+        if data is None or out is None:
+            raise InputError("a new training needs DATA and --out; give both, or --resume FOLDER alone.")
+        run = Run(Path(out))
+        options.refuse_overwrite(run.folder, overwrite)
+        check_trackers(tracker)
+        all_changes = options.recipe_changes(changes, lr=lr, image_size=image_size, batch_size=batch_size)
+        new = _chosen_recipe(recipe, all_changes, init_from)
+        dataset, val, of_images = _read_data(data, folds, fold, classifier=isinstance(new, ClassifierRecipe))
+        metadata = replace(
+            run_metadata(dataset, data=str(Path(data).resolve()), seed=seed, val_ids=val.image_ids if val else ()),
+            folds=None if folds is None else str(folds.resolve()),
+            fold=fold,
+            budget=limits,
+            checkpoint_seconds=checkpoint_every or 60.0,
+            trackers=tuple(tracker),
+            device=device,
+        )
+        if isinstance(new, ClassifierRecipe):
+            metadata = replace(metadata, crop_context=1.0 if of_images else new.crop_context)
+        _check_model(new, len(dataset.classes))
+        if os.environ.get("RANK", "0") == "0":
+            options.remove_old(run.folder, overwrite)
+    else:
+        others: dict[str, Any] = {
+            "DATA": data,
+            "--out": out,
+            "--recipe": recipe,
+            "--init-from": init_from,
+            "--folds": folds,
+            "--lr": lr,
+        }
+        others |= {"--set": changes, "--image-size": image_size, "--batch-size": batch_size, "--overwrite": overwrite}
+        if given := [name for name, value in others.items() if value]:
+            raise InputError(
+                f"--resume {resume}: the run keeps its own data and options; leave out {', '.join(given)}."
+            )
+        run, new = Run(Path(resume)), None
+        metadata = run.metadata
+        metadata = replace(
+            metadata,
+            budget=limits or metadata.budget,
+            checkpoint_seconds=checkpoint_every or metadata.checkpoint_seconds,
+            trackers=tuple(tracker) or metadata.trackers,
+            device=metadata.device if device == "auto" else device,
+        )
+        check_trackers(metadata.trackers)
+        its_folds = None if metadata.folds is None else Path(metadata.folds)
+        dataset, val, _ = _read_data(Path(metadata.data), its_folds, metadata.fold, classifier=run.is_classifier)
+        require_same_data(run, dataset)
+    is_classifier = run.is_classifier if new is None else isinstance(new, ClassifierRecipe)
+    with log_to_console(), open_session(run, metadata, new=new, title=f"training {run.folder.name}") as session:
+        if not is_classifier:
+            train_detector(run, dataset, session)
+            return run.folder
+        train_classifier(run, dataset, session)
+    if val is not None and session.world.is_main:
+        accuracy, objects = val_accuracy(run, val, device=session.world.device)
+        print(f"accuracy on the {objects} held-out objects: {accuracy:.4f}")
+    return run.folder
+
+
+def _budget(seconds: float | None, steps: int | None) -> dict[str, float] | None:
+    """The budget that was asked for; None where none was."""
     if steps is not None and steps < 1:
         raise InputError(f"steps is {steps}, and must be 1 or more.")
-    if recipe in CLASSIFIER_RECIPES or (resume and Run(out).is_classifier):
-        if start is not None:
-            raise InputError(
-                f"start is {start}, and a classifier cannot begin with the weights of a run. Leave it out."
-            )
-        return train_classifier(
-            data,
-            out,
-            recipe=recipe or "",
-            change=change,
-            budget=budget,
-            steps=steps,
-            seed=seed,
-            folds=folds,
-            fold=fold,
-            resume=resume,
-            checkpoint=checkpoint,
-            tracker=tracker,
+    if steps is not None:
+        return {"steps": steps}
+    return None if seconds is None else {"seconds": seconds}
+
+
+def _chosen_recipe(name: str | None, changes: tuple[str, ...], init_from: Path | None) -> Recipe | ClassifierRecipe:
+    """The recipe by name, or that of the run to start from, with the changes."""
+    if name in CLASSIFIER_RECIPES:
+        if init_from is not None:
+            raise InputError(f"--init-from {init_from}: a classifier cannot start from a run. Leave the option out.")
+        return load_classifier_recipe(name, changes)
+    if init_from is None:
+        return load_recipe(name or "lite0_fpn", changes)
+    own, changes = Run(Path(init_from)).recipe, (f"init_weights={init_from}", *changes)
+    recipe = changed(own, changes) if name is None else load_recipe(name, changes)
+    if recipe.detector != own.detector:
+        raise InputError(
+            f"--init-from {init_from}: is a run of {own.detector}, and {recipe.detector} cannot start from its weights."
         )
-    every = parse_duration(checkpoint)
-    check_trackers(tracker)
-    wanted = parse_budget(steps, budget)
-    dataset = require_annotations(read(data))
-    held: tuple[int, ...] = ()
-    if folds is not None:
-        split = read_folds(folds)
-        dataset, held = dataset.subset(split.train_ids(fold)), tuple(split.val_ids(fold))
-    run = Run(Path(out))
-
-    def begin(together: World) -> tuple[Recipe, RunMetadata]:
-        made = _wanted_recipe(recipe, change, start)
-        together.part(made.batch_size)
-        _begin(made, _detector(made, dataset))  # made to see that it can be
-        return made, run_metadata(dataset, data=data, seed=seed, val_ids=held)
-
-    def title(run: Run) -> str:
-        return f"training {run.recipe.detector} at {run.recipe.image_size} px"
-
-    with opened(
-        run, dataset, data=data, wanted=wanted, resume=resume, tracker=tracker, begin=begin, title=title
-    ) as now:
-        train_run(
-            run,
-            dataset,
-            now.budget,
-            run.metadata.seed,
-            state=now.state,
-            progress=now.progress,
-            every=every,
-            track=now.track,
-            together=now.together,
-        )
-    return run.folder
+    return recipe
 
 
-def _wanted_recipe(name: str | None, change: tuple[str, ...], start: Path | None) -> Recipe:
-    """The recipe that a training is asked for: by name, or that of the run it starts from; with the changes."""
-    if start is None:
-        return load_recipe(name or "lite0_fpn", change)
-    change, own = (f"init_weights={start}", *change), Run(Path(start)).recipe
-    made = changed(own, change) if name is None else load_recipe(name, change)
-    if made.detector != own.detector:
-        raise InputError(f"{start}: is a run of {own.detector}, and {made.detector} cannot begin with its weights.")
-    return made
+def _read_data(data: Path, folds: Path | None, fold: int, *, classifier: bool) -> tuple[Dataset, Dataset | None, bool]:
+    """The images to train on, the held-out ones, and whether a classifier's data are whole images rather than objects."""
+    dataset, of_images = read_classification(data) if classifier else (read(data), False)
+    dataset = require_annotations(dataset)
+    if folds is None:
+        return dataset, None, of_images
+    split = read_folds(folds)
+    return dataset.subset(split.train_ids(fold)), dataset.subset(split.val_ids(fold)), of_images
 
 
-def train_classifier(
-    data: Path,
-    out: Path,
-    *,
-    recipe: str,
-    change: tuple[str, ...] = (),
-    budget: str | None = None,
-    steps: int | None = None,
-    seed: int = 0,
-    folds: Path | None = None,
-    fold: int = 0,
-    resume: bool = False,
-    checkpoint: str = "60s",
-    tracker: tuple[str, ...] = (),
-) -> Path:
-    """As `train`, for the recipe of a classifier; the run folder comes back."""
-    every = parse_duration(checkpoint)
-    check_trackers(tracker)
-    wanted = parse_budget(steps, budget)
-    whole, of_pictures = read_classification(data)
-    dataset, held = require_annotations(whole), None
-    if folds is not None:
-        parts = read_folds(folds)
-        dataset, held = whole.subset(parts.train_ids(fold)), whole.subset(parts.val_ids(fold))
-    run = Run(Path(out))
-
-    def begin(together: World) -> tuple[ClassifierRecipe, RunMetadata]:
-        made = load_classifier_recipe(recipe, change)
-        together.part(made.batch_size)
-        _learner(made, len(dataset.classes), pretrained=made.init_weights == "imagenet")  # made to see that it can be
-        metadata = run_metadata(dataset, data=data, seed=seed, val_ids=held.image_ids if held else ())
-        return made, replace(metadata, crop_context=1.0 if of_pictures else made.crop_context)
-
-    def title(run: Run) -> str:
-        return f"training {run.classifier_recipe.classifier}"
-
-    with opened(
-        run, dataset, data=data, wanted=wanted, resume=resume, tracker=tracker, begin=begin, title=title
-    ) as now:
-        train_classifier_run(
-            run,
-            dataset,
-            now.budget,
-            state=now.state,
-            progress=now.progress,
-            every=every,
-            track=now.track,
-            together=now.together,
-        )
-    if held and now.together.first:
-        right = accuracy(classify(run, object_crops(held)), object_crops(held).labels)
-        learnt = [row for row in run.log if "accuracy" not in row]
-        run.write_log([*learnt, {"step": run.metadata.steps, "seconds": run.metadata.seconds, "accuracy": right}])
-        print(f"accuracy on the {len(object_crops(held))} objects held back: {right:.4f}")
-    return run.folder
+def _check_model(recipe: Recipe | ClassifierRecipe, num_classes: int) -> None:
+    """Make the model and load its initial weights, so that a missing file shows before there is a folder."""
+    if isinstance(recipe, ClassifierRecipe):
+        new_classifier(recipe, num_classes, initialized=True)
+    else:
+        load_init_weights(recipe, new_detector(recipe, num_classes))
 
 
 def sweep(
     data: Path,
     *,
-    out: Path,
-    sizes: str = "256,320",
-    batches: str = "8",
-    recipes: str = "lite0_fpn",
-    budget: str = "20m",
-    k: int = 5,
+    out: options.Out,
+    recipe: options.Names = ("lite0_fpn",),
+    image_size: options.ImageSizes = (256, 320),
+    batch_size: options.BatchSizes = (8,),
+    budget: options.Duration = 1200.0,
+    folds: options.NumFolds = 5,
     seed: int = 0,
+    device: options.Device = "auto",
+    overwrite: options.Overwrite = False,
 ) -> Path:
-    """Train every combination for the same time, and compare them; the path of the page comes back.
+    """Train every combination of recipe, image size and batch size for the same time, compare them, and return the page.
 
-    Called again with the same arguments, it goes on where it was stopped, and trains nothing twice.
+    The same command resumes a sweep that was stopped, and trains nothing twice.
+
+    Examples:
+        foldfuse sweep data/train.json --out sweep1 --image-size 192,256 --batch-size 4,8 --budget 20m
 
     Args:
         data: COCO JSON with annotations, or a folder with a train.json.
-        out: folder for the trainings, sweep.json and sweep.html.
-        sizes: image sizes, such as 192,256.
-        batches: batch sizes, such as 4,8. The learning rate is that of the recipe x sqrt(batch size / that of the recipe).
-        recipes: names of recipes.
-        budget: for all of it: trainings, scoring and setting up.
-        k: folds; the first is held back and scored.
+        out: folder for the runs, sweep.json and sweep.html.
+        recipe: names of recipes.
+        image_size: image sizes.
+        batch_size: batch sizes. The learning rate is the recipe's times sqrt(batch size / the recipe's batch size).
+        budget: for everything: trainings, scoring and overhead.
+        folds: number of folds; the first one is held out and scored.
         seed: of the folds and of every training.
 
     Raises:
         InputError: the data or an argument cannot be used, or `out` holds another sweep.
     """
-    began, out = time.monotonic(), Path(out)
-    grid = combinations(_words("recipes", recipes), _numbers("sizes", sizes), _numbers("batches", batches))
+    for option, values in (("recipe", recipe), ("image-size", image_size), ("batch-size", batch_size)):
+        if len(set(values)) < len(tuple(values)):
+            raise InputError(f"--{option} {','.join(map(str, values))}: expected different values.")
+    grid = combinations(recipe, image_size, batch_size)
     dataset = require_annotations(read(data))
-    total = parse_duration(budget)
-    asked = {"fingerprint": dataset.fingerprint, "budget": total, "k": k, "seed": seed}
-    asked["recipes"] = {name: asdict(recipe) for name, recipe in grid.items()}
-    split = make_folds(dataset, num_folds=k, seed=seed)
-    train, held = dataset.subset(split.train_ids(0)), dataset.subset(split.val_ids(0))
-    record = _record(out, asked)
-    with progress_bar(f"decoding {len(train)} pictures"):
-        images = ImageCache.load(train.samples, longest=max(_longest(recipe) for recipe in grid.values()))
-    if record["seconds_each"] is None:
-        left = total - (time.monotonic() - began) - OVERHEAD * len(grid)
-        record["seconds_each"] = seconds_each(grid, held, left)
-        _save(out, record)
-    for name, recipe in grid.items():
-        if record["runs"].get(name, {}).get("finished"):
-            continue
-        record["runs"][name] = _one(out / "runs" / name, recipe, train, held, images, record["seconds_each"], seed)
-        _save(out, record)
-        write_text(out / "sweep.html", page(record, data.name))
-    Console().print(table(record))
+    out = Path(out)
+    if overwrite:
+        options.remove_old(out, overwrite)
+
+    def write_page(so_far: Sweep) -> None:
+        write_text(out / "sweep.html", sweep_page(so_far, data.name))
+
+    with log_to_console():
+        result = run_sweep(
+            dataset,
+            out,
+            grid,
+            seconds=budget,
+            folds=folds,
+            seed=seed,
+            device=device,
+            show_progress=progress_bar,
+            show=write_page,
+        )
+    Console().print(_sweep_table(result))
     return out / "sweep.html"
+
+
+def _sweep_table(sweep: Sweep) -> Table:
+    """All finished runs of a sweep, the best AP first."""
+    title = f"{format_duration(sweep.seconds_each or 0.0)} of training each"
+    table = Table(title=title, title_justify="left")
+    for head in ("run", "AP", "AP50", "steps", "images/s", "lr"):
+        table.add_column(head, justify="left" if head == "run" else "right")
+    for row in sweep_rows(sweep):
+        table.add_row(*row)
+    return table

@@ -16,25 +16,27 @@ from foldfuse.models import make_classifier
 from foldfuse.models.classifiers import ClassifierWithLoss
 from foldfuse.recipes import ClassifierRecipe
 from foldfuse.storage.run import Run
-from foldfuse.system.device import best_device
+from foldfuse.system.device import choose_device
 from foldfuse.system.progress import Progress, no_progress
 
 
-def load_learner(run: Run, *, pretrained: bool = False) -> ClassifierWithLoss:
-    """The untrained model of a classifier's run.
+def new_classifier(recipe: ClassifierRecipe, num_classes: int, *, initialized: bool = False) -> ClassifierWithLoss:
+    """A new classifier for a recipe.
+
+    Args:
+        recipe: of the run.
+        num_classes: of the data.
+        initialized: whether to load the ImageNet weights that the recipe may ask for.
 
     Raises:
-        InputError: the recipe's image size is none that its network takes, or weights to begin with are not at hand.
+        InputError: the network does not take the recipe's image size, or the weights are not at hand.
     """
-    return _learner(run.classifier_recipe, len(run.metadata.classes), pretrained=pretrained)
-
-
-def _learner(recipe: ClassifierRecipe, num_classes: int, *, pretrained: bool) -> ClassifierWithLoss:
-    net: Any = make_classifier(recipe.classifier, num_classes, pretrained=pretrained)
+    imagenet = initialized and recipe.init_weights == "imagenet"
+    net: Any = make_classifier(recipe.classifier, num_classes, pretrained=imagenet)
     fixed = getattr(net, "fixed_size", None) or recipe.image_size
     if recipe.image_size != fixed:
         raise InputError(
-            f"image_size is {recipe.image_size}, and {recipe.classifier} takes pictures of {fixed} px alone."
+            f"image_size is {recipe.image_size}, and {recipe.classifier} takes images of {fixed} px alone."
         )
     if recipe.image_size % net.stride:
         raise InputError(
@@ -44,34 +46,42 @@ def _learner(recipe: ClassifierRecipe, num_classes: int, *, pretrained: bool) ->
 
 
 def crop_encoder(run: Run, device: str = "auto") -> CropEncoder:
-    """The trained classifier of a run as a crop encoder: its features are the logits.
+    """An encoder of crops: the trained classifier of a run, whose features are its logits.
 
     Raises:
-        InputError: the run is not trained.
+        InputError: the run is not trained, or there is no such device.
     """
-    device = best_device() if device == "auto" else device
-    model = load_learner(run)
+    device = choose_device(device)
+    recipe, metadata = run.classifier_recipe, run.metadata
+    model = new_classifier(recipe, len(metadata.classes))
     model.load_state_dict(run.load_weights())
     model.to(device).eval()
 
-    def encode(images: Tensor) -> Tensor:
-        logits: Tensor = model(images)
-        return logits
+    def logits(images: Tensor) -> Tensor:
+        computed: Tensor = model(images)
+        return computed
 
-    recipe = run.classifier_recipe
-    return CropEncoder(encode, recipe.image_size, run.metadata.crop_context or recipe.crop_context, device)
+    context = metadata.crop_context or recipe.crop_context
+    return CropEncoder(logits, recipe.image_size, context, device)
 
 
-def classify(run: Run, crops: Crops, *, views: Sequence[str] = ("1",), progress: Progress = no_progress) -> Array:
-    """(n, K) float32 probabilities of the classes of each crop, the mean of its `views`: "1" and its mirror image "1+hflip".
+def classify(
+    run: Run,
+    crops: Crops,
+    *,
+    views: Sequence[str] = ("1",),
+    device: str = "auto",
+    progress: Progress = no_progress,
+) -> Array:
+    """(n, K) float32 class probabilities of each crop, averaged over `views`: "1" and its mirror image "1+hflip".
 
     Raises:
-        InputError: the run is not trained, or a picture cannot be decoded.
+        InputError: the run is not trained, there is no such device, or an image cannot be decoded.
     """
-    encoder = crop_encoder(run)
+    encoder = crop_encoder(run, device=device)
     encoders = [mirrored(encoder) if view == "1+hflip" else encoder for view in views]
-    parts = [torch.from_numpy(features(crops, each, progress=progress)).softmax(1) for each in encoders]
-    return torch.stack(parts).mean(0).numpy()
+    logits = [torch.from_numpy(features(crops, each, progress=progress)) for each in encoders]
+    return torch.stack([each.softmax(1) for each in logits]).mean(0).numpy()
 
 
 def accuracy(probabilities: Array, labels: Array) -> float:

@@ -19,6 +19,7 @@ from foldfuse.data.crops import Crops
 from foldfuse.detections import Array
 from foldfuse.models.cpu.fold_batch_norm import fold_batch_norms
 from foldfuse.models.pretrained.imagenet import load_backbone
+from foldfuse.system.device import choose_device
 from foldfuse.system.progress import Progress, no_progress
 
 BATCH_SIZE = 64
@@ -42,12 +43,13 @@ class CropEncoder:
     device: str = "cpu"
 
 
-def imagenet_encoder(*, size: int = 128, context: float = 1.3, device: str = "cpu") -> CropEncoder:
+def imagenet_encoder(*, size: int = 128, context: float = 1.3, device: str = "auto") -> CropEncoder:
     """A frozen ImageNet-pretrained EfficientNet-Lite0: 1280 features of a crop.
 
     Raises:
-        InputError: the weights are not available.
+        InputError: the weights are not available, or there is no such device.
     """
+    device = choose_device(device)
     network = timm.create_model("tf_efficientnet_lite0")
     load_backbone(network, "tf_efficientnet_lite0")
     model = fold_batch_norms(network).to(device).to(memory_format=torch.channels_last)

@@ -1,4 +1,4 @@
-"""From a trained run and pictures to predictions, in pixels of the original pictures."""
+"""Predictions of a trained detector on images, in pixels of the original images."""
 
 from __future__ import annotations
 
@@ -20,23 +20,22 @@ from foldfuse.models import make_detector
 from foldfuse.models.cpu.fold_batch_norm import fold_batch_norms
 from foldfuse.recipes import Recipe
 from foldfuse.storage.run import Run
+from foldfuse.system.device import choose_device
 from foldfuse.system.progress import Progress, no_progress
 
 
-def load_detector(run: Run, device: str | torch.device = "cpu") -> tuple[Any, tuple[str, ...]]:
-    """The detector of a run with its weights, ready to predict, and the names of its classes.
+def load_detector(run: Run, device: str = "auto") -> tuple[Any, tuple[str, ...]]:
+    """The detector of a run with its weights on a device, ready to predict, and the names of its classes.
 
     Raises:
-        InputError: the folder holds no trained run.
+        InputError: the folder holds no trained run, or there is no such device.
     """
     classes = run.metadata.classes
-    return detector_of(run.recipe, classes, run.load_weights(), device), classes
+    return detector_with_weights(run.recipe, classes, run.load_weights(), device=choose_device(device)), classes
 
 
-def detector_of(
-    recipe: Recipe, classes: Sequence[str], weights: Mapping[str, Tensor], device: str | torch.device
-) -> Any:
-    """A detector with `weights`, ready to predict."""
+def detector_with_weights(recipe: Recipe, classes: Sequence[str], weights: Mapping[str, Tensor], *, device: str) -> Any:
+    """A detector with `weights` on a device, ready to predict."""
     model = make_detector(recipe.detector, len(classes), anchor_scale=recipe.anchor_scale, pretrained=False)
     model.load_state_dict(weights)
     model.backbone = fold_batch_norms(model.backbone)
@@ -53,66 +52,68 @@ def predict_views(
     batch_size: int = 16,
     progress: Progress = no_progress,
 ) -> dict[View, Predictions]:
-    """What a detector finds in each of `views` of every picture; boxes in pixels of the original pictures.
+    """The predictions of a detector on every image in each of `views`; boxes in pixels of the original images.
 
     Args:
-        model: keeps the detector contract; in eval mode.
-        samples: whose pictures to look at.
+        model: keeps the detector contract; in eval mode. Images go to its device.
+        samples: the images.
         classes: names of the model's classes.
         image_size: the longest side, in pixels, that the model was trained at.
-        views: how each picture is shown.
-        batch_size: pictures of 256 px at a time; of larger ones accordingly fewer, so that memory stays the same.
+        views: TTA views of each image.
+        batch_size: images of 256 px at a time; fewer larger ones, so that memory stays the same.
         progress: is told the share that is done.
 
     Raises:
-        InputError: a picture is missing or cannot be decoded.
+        InputError: an image is missing or cannot be decoded.
     """
     device = next(model.parameters()).device
-    found: dict[View, dict[int, Detections]] = {view: {s.id: Detections.empty() for s in samples} for view in views}
-    sides = [view.image_size(image_size, model.stride) for view in views]
-    most = max(1, round(batch_size * (256 / max(sides)) ** 2))
+    detections: dict[View, dict[int, Detections]] = {
+        view: {s.id: Detections.empty() for s in samples} for view in views
+    }
+    sizes = [view.image_size(image_size, model.stride) for view in views]
+    max_batch = max(1, round(batch_size * (256 / max(sizes)) ** 2))
     done = 0
     with ThreadPoolExecutor(2) as pool, torch.inference_mode():
-        for part, canvases in _of_one_shape(samples, sides, model.stride, most):
-            pictures = list(pool.map(lambda s: load_image(s.path, longest=max(sides)), part))
+        for batch, canvases in _batches_of_one_shape(samples, sizes, model.stride, max_batch):
+            images = list(pool.map(lambda s: load_image(s.path, longest=max(sizes)), batch))
             for view, canvas in zip(views, canvases, strict=True):
-                letterboxes = [Letterbox(s.width, s.height, canvas) for s in part]
-                shown = view.apply(np.stack([box.apply(p) for box, p in zip(letterboxes, pictures, strict=True)]))
-                images = torch.from_numpy(np.ascontiguousarray(shown)).permute(0, 3, 1, 2)
-                raw = model(images.to(device).float().div_(255))
-                for sample, letterbox, one in zip(part, letterboxes, model.decode(raw), strict=True):
-                    found[view][sample.id] = letterbox.invert_boxes(view.invert(one, canvas))
-            done += len(part)
+                letterboxes = [Letterbox(s.width, s.height, canvas) for s in batch]
+                shown = view.apply(np.stack([box.apply(i) for box, i in zip(letterboxes, images, strict=True)]))
+                inputs = torch.from_numpy(np.ascontiguousarray(shown)).permute(0, 3, 1, 2)
+                raw = model(inputs.to(device).float().div_(255))
+                for sample, letterbox, one in zip(batch, letterboxes, model.decode(raw), strict=True):
+                    detections[view][sample.id] = letterbox.invert_boxes(view.invert(one, canvas))
+            done += len(batch)
             progress(done / len(samples))
-    return {view: Predictions.of(parts, classes) for view, parts in found.items()}
+    return {view: Predictions.of(by_image, classes) for view, by_image in detections.items()}
 
 
-def _of_one_shape(
-    samples: Sequence[Sample], sides: Sequence[int], stride: int, most: int
+def _batches_of_one_shape(
+    samples: Sequence[Sample], sizes: Sequence[int], stride: int, max_batch: int
 ) -> Iterator[tuple[list[Sample], list[tuple[int, int]]]]:
-    """`samples` in batches of at most `most` whose own canvases are alike at each of `sides`; and those canvases.
+    """Batches of samples that have the same canvas at each of `sizes`, and those canvases.
 
-    So what is found in a picture does not depend on which pictures are looked at beside it.
+    The detections in an image thus do not depend on the other images of its batch.
     """
-    alike: dict[tuple[tuple[int, int], ...], list[Sample]] = {}
+    groups: dict[tuple[tuple[int, int], ...], list[Sample]] = {}
     for sample in samples:
-        canvases = tuple(canvas_for([sample], image_size=side, stride=stride) for side in sides)
-        alike.setdefault(canvases, []).append(sample)
-    for canvases, group in alike.items():
-        for start in range(0, len(group), most):
-            yield group[start : start + most], list(canvases)
+        canvases = tuple(canvas_for([sample], image_size=size, stride=stride) for size in sizes)
+        groups.setdefault(canvases, []).append(sample)
+    for canvases, group in groups.items():
+        for start in range(0, len(group), max_batch):
+            yield group[start : start + max_batch], list(canvases)
 
 
-def _joined(shares: Sequence[Predictions], dataset: Dataset) -> Predictions:
-    """Predictions of all pictures, in the dataset's order, from those of each process's share."""
-    if len(shares) == 1:
-        return shares[0]
-    found = {i: share[i] for share in shares for i in share.image_ids}
-    return Predictions.of({i: found[i] for i in dataset.image_ids}, shares[0].classes)
+def concat_shards(shards: Sequence[Predictions], image_ids: Sequence[int]) -> Predictions:
+    """The predictions on all images, in the order of `image_ids`, from those of each process's share of the images."""
+    if len(shards) == 1:
+        return shards[0]
+    by_image = {i: shard[i] for shard in shards for i in shard.image_ids}
+    return Predictions.of({i: by_image[i] for i in image_ids}, shards[0].classes)
 
 
 def labels_by_name(classes: Sequence[str], dataset: Dataset, run: Path) -> Array:
-    """(K,) int64: the dataset's label of each of a run's classes, by name; -1 for classes that the data does not have.
+    """(K,) int64: the dataset's label of each of a run's classes, by name; -1 for a class that the data does not have.
 
     Raises:
         InputError: the run does not know all classes of the dataset.
@@ -126,13 +127,19 @@ def labels_by_name(classes: Sequence[str], dataset: Dataset, run: Path) -> Array
     return np.array([dataset.classes.index(name) if name in dataset.classes else -1 for name in classes])
 
 
-def _relabelled(found: Predictions, labels: Array, dataset: Dataset) -> Predictions:
-    """`found` with the dataset's labels; what is of a class that the dataset does not have is left out."""
-    if found.classes == dataset.classes:
-        return found
-    told = {}
-    for i in found.image_ids:
-        one = found[i]
+def relabel(predictions: Predictions, labels: Array, dataset: Dataset) -> Predictions:
+    """`predictions` with the dataset's labels; boxes of a class that the dataset does not have are left out.
+
+    Args:
+        predictions: with a run's labels.
+        labels: of the dataset, for each of the run's classes; see `labels_by_name`.
+        dataset: whose classes to use.
+    """
+    if predictions.classes == dataset.classes:
+        return predictions
+    relabeled = {}
+    for i in predictions.image_ids:
+        one = predictions[i]
         own = labels[one.labels]
-        told[i] = Detections(one.boxes[own >= 0], one.scores[own >= 0], own[own >= 0])
-    return Predictions.of(told, dataset.classes)
+        relabeled[i] = Detections(one.boxes[own >= 0], one.scores[own >= 0], own[own >= 0])
+    return Predictions.of(relabeled, dataset.classes)

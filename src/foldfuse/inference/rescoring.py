@@ -157,7 +157,7 @@ def fit_rescorer(
         predictions: out-of-fold, of all images of `dataset` or some.
         dataset: annotated; objects on images without predictions are trained on as well.
         folds: the cross-validation leaves out one fold at a time where the predictions cover several folds.
-        encoder: of the crops; by default EfficientNet-Lite0 with ImageNet weights, on the CPU.
+        encoder: of the crops; by default EfficientNet-Lite0 with ImageNet weights.
         metric: ap50, ap, f2 or wheat.
         max_detections: of each image, this many boxes with the highest scores get crops.
         max_objects: crops of annotated objects to train on; of more, a random choice balanced over the classes. If there are

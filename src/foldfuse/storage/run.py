@@ -40,10 +40,15 @@ class RunMetadata:
         data_fingerprint: of the training samples.
         seed: of every random choice.
         val_ids: ids of the held-out images.
+        folds: file of the folds that the run was trained with; None where it trained on all images.
+        fold: the held-out one of `folds`.
         budget: {"seconds": number} or {"steps": number}.
+        checkpoint_seconds: between checkpoints.
+        trackers: that the log was written to besides, such as "tensorboard:DIR".
+        device: that the user asked for, such as "auto".
         crop_context: side of a classifier's crops, as a multiple of the box's longer side.
         origin: file, sha256 and licence of imported weights.
-        device: that the run trained on.
+        trained_on: the device of the training, such as "cuda".
         compute: fields of the compute configuration.
         autotune: measurements behind `compute`, where it was measured.
         canvas: (height, width) of the network's input, in pixels.
@@ -62,10 +67,15 @@ class RunMetadata:
     data_fingerprint: str = ""
     seed: int = 0
     val_ids: tuple[int, ...] = ()
+    folds: str | None = None
+    fold: int = 0
     budget: dict[str, float] | None = None
+    checkpoint_seconds: float = 60.0
+    trackers: tuple[str, ...] = ()
+    device: str | None = None
     crop_context: float | None = None
     origin: dict[str, str] | None = None
-    device: str | None = None
+    trained_on: str | None = None
     compute: dict[str, Any] | None = None
     autotune: dict[str, Any] | None = None
     canvas: tuple[int, int] | None = None

@@ -31,8 +31,3 @@ def choose_device(name: str = "auto") -> str:
             f"--device {name}: torch {torch.__version__} finds {found} here. Take --device auto or --device cpu."
         )
     return name
-
-
-def best_device() -> str:
-    """The device that "auto" means."""
-    return choose_device()

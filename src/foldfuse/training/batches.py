@@ -1,12 +1,16 @@
-"""What each training step sees: pictures on a canvas with their annotations, as a function of (seed, step) alone.
+"""The batches of a training: augmented images with annotations, or augmented crops with labels.
 
-Nothing here has a state, so a run that was stopped goes on with the very batches it would have seen.
+A batch is a function of (seed, step) and of whether mosaics have ended; nothing here has a state. A resumed training thus
+sees the very batches that it would have seen without the interruption.
+
+Shapes: B images of a batch, H x W the canvas, S side of a crop.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -20,9 +24,27 @@ from foldfuse.detections import Annotations, Array
 from foldfuse.recipes import ClassifierRecipe, Recipe
 
 
+class BatchSource(Protocol):
+    """The batches that the training loop asks for: `Batches` of detectors, `CropBatches` of classifiers."""
+
+    @property
+    def samples(self) -> Sequence[Sample]:
+        """The image that each position of `indices` comes from."""
+
+    @property
+    def mosaic_until(self) -> float:
+        """Share of the budget from which on there are no mosaics; 0 where there are none at all."""
+
+    def indices(self, step: int) -> list[int]:
+        """Positions in `samples` of a step's batch."""
+
+    def batch(self, step: int, shard: range | None = None, *, mosaic: bool = True) -> tuple[Tensor, list[Any]]:
+        """(B, 3, H, W) uint8, and B targets; of the positions in `shard` alone where one is given."""
+
+
 @dataclass(frozen=True, eq=False)
 class Batches:
-    """What each step sees: pictures on a canvas, augmented. A function of (seed, step), without state.
+    """Augmented images with the annotations on them, for detectors.
 
     Attributes:
         samples: annotated.
@@ -38,60 +60,57 @@ class Batches:
     canvas: tuple[int, int]
     seed: int
 
+    @property
+    def mosaic_until(self) -> float:
+        """The recipe's share of the budget from which on there are no mosaics."""
+        return self.recipe.mosaic_until
+
     def indices(self, step: int) -> list[int]:
-        """Positions in `samples` that step `step` sees: each epoch is a new permutation."""
-        n, size = len(self.samples), self.recipe.batch_size
-        places = range(step * size, (step + 1) * size)
-        orders = {
-            epoch: np.random.default_rng((self.seed, 1, epoch)).permutation(n) for epoch in {p // n for p in places}
-        }
-        return [int(orders[p // n][p % n]) for p in places]
+        """Positions in `samples` of a step's batch."""
+        return _batch_indices(len(self.samples), self.recipe.batch_size, step, self.seed)
 
-    def labelled(self, i: int) -> LabeledImage:
-        """Sample `i`, its boxes in the pixels of its perhaps shrunk picture; crowd regions are left out."""
-        sample, picture = self.samples[i], self.images[i]
-        assert sample.annotations is not None
-        drawn = sample.annotations[~sample.annotations.crowd]
-        height, width = picture.shape[:2]
-        return LabeledImage(
-            picture, transform_annotations(drawn, scale_of(sample, picture), (0.0, 0.0), (0, 0, width, height))
-        )
-
-    def batch(self, step: int, spent: float, part: range | None = None) -> tuple[Tensor, list[Annotations]]:
+    def batch(self, step: int, shard: range | None = None, *, mosaic: bool = True) -> tuple[Tensor, list[Annotations]]:
         """(B, 3, H, W) uint8 in channels-last layout, and B Annotations in its pixels.
 
         Args:
-            step: of the run.
-            spent: share of the budget.
-            part: places in the batch that are wanted; all by default.
+            step: of the training.
+            shard: positions of the batch to make; all by default.
+            mosaic: whether images may become mosaics.
         """
         made = [
-            self._one(i, np.random.default_rng((self.seed, 2, step, place)), spent)
-            for place, i in enumerate(self.indices(step))
-            if part is None or place in part
+            self._augmented(i, np.random.default_rng((self.seed, 2, step, position)), mosaic)
+            for position, i in enumerate(self.indices(step))
+            if shard is None or position in shard
         ]
         images = torch.from_numpy(np.stack([m.image for m in made])).permute(0, 3, 1, 2)
         return images, [m.annotations for m in made]
 
-    def _one(self, i: int, rng: np.random.Generator, spent: float) -> LabeledImage:
-        """Sample `i` as a step sees it."""
+    def labeled_image(self, i: int) -> LabeledImage:
+        """Sample `i` with its boxes in pixels of the cached image, which may be smaller; crowd regions are left out."""
+        sample, image = self.samples[i], self.images[i]
+        assert sample.annotations is not None
+        objects = sample.annotations[~sample.annotations.crowd]
+        height, width = image.shape[:2]
+        window = (0, 0, width, height)
+        return LabeledImage(image, transform_annotations(objects, scale_of(sample, image), (0.0, 0.0), window))
+
+    def _augmented(self, i: int, rng: np.random.Generator, mosaic: bool) -> LabeledImage:
         recipe = self.recipe
-        how = Augmentation(recipe.hflip, recipe.vflip, recipe.scale_jitter, recipe.translate, recipe.color_jitter)
-        pool = [self.labelled(i)]
-        if spent < recipe.mosaic_until and rng.random() < recipe.mosaic:
-            pool += [self.labelled(int(j)) for j in rng.integers(len(self.samples), size=3)]
-        # Nothing is drawn for what a recipe does not do, so that what it does stays as it was.
+        pool = [self.labeled_image(i)]
+        if mosaic and rng.random() < recipe.mosaic:
+            pool += [self.labeled_image(int(j)) for j in rng.integers(len(self.samples), size=3)]
+        # No random number is drawn for copy-paste where a recipe has none, so that other augmentations stay as they were.
         if recipe.copy_paste and rng.random() < recipe.copy_paste:
-            pool[0] = copy_paste(pool[0], self.labelled(int(rng.integers(len(self.samples)))), rng)
-        return augment(pool, self.canvas, how, rng)
+            pool[0] = copy_paste(pool[0], self.labeled_image(int(rng.integers(len(self.samples)))), rng)
+        return augment(pool, self.canvas, _augmentation(recipe), rng)
 
 
 @dataclass(frozen=True, eq=False)
 class CropBatches:
-    """What each step sees: crops, augmented. A function of (seed, step), without state.
+    """Augmented crops with their labels, for classifiers.
 
     Attributes:
-        samples: of each crop, the picture that it is cut out of.
+        samples: the image that each crop is cut from.
         images: the crops.
         labels: (n,).
         recipe: batch size and augmentation.
@@ -104,23 +123,35 @@ class CropBatches:
     recipe: ClassifierRecipe
     seed: int
 
-    def indices(self, step: int) -> list[int]:
-        """Positions of the crops that a step sees: each epoch is a new permutation."""
-        n, size = len(self.labels), self.recipe.batch_size
-        places = range(step * size, (step + 1) * size)
-        orders = {e: np.random.default_rng((self.seed, 1, e)).permutation(n) for e in {p // n for p in places}}
-        return [int(orders[p // n][p % n]) for p in places]
+    @property
+    def mosaic_until(self) -> float:
+        """0: crops are never joined to mosaics."""
+        return 0.0
 
-    def batch(self, step: int, spent: float, part: range | None = None) -> tuple[Tensor, list[int]]:
-        """(B, 3, S, S) uint8 in channels-last layout, and B labels; see `Batches.batch`."""
-        recipe = self.recipe
-        how = Augmentation(recipe.hflip, recipe.vflip, recipe.scale_jitter, recipe.translate, recipe.color_jitter)
-        canvas = (recipe.image_size, recipe.image_size)
-        made, labels = [], []
-        for place, i in enumerate(self.indices(step)):
-            if part is None or place in part:
-                rng = np.random.default_rng((self.seed, 2, step, place))
-                one = LabeledImage(self.images[i], Annotations.empty())
-                made.append(augment([one], canvas, how, rng).image)
+    def indices(self, step: int) -> list[int]:
+        """Positions of the crops of a step's batch."""
+        return _batch_indices(len(self.labels), self.recipe.batch_size, step, self.seed)
+
+    def batch(self, step: int, shard: range | None = None, *, mosaic: bool = False) -> tuple[Tensor, list[int]]:
+        """(B, 3, S, S) uint8 in channels-last layout, and B labels; as `Batches.batch`, without mosaics."""
+        canvas = (self.recipe.image_size, self.recipe.image_size)
+        images, labels = [], []
+        for position, i in enumerate(self.indices(step)):
+            if shard is None or position in shard:
+                rng = np.random.default_rng((self.seed, 2, step, position))
+                crop = LabeledImage(self.images[i], Annotations.empty())
+                images.append(augment([crop], canvas, _augmentation(self.recipe), rng).image)
                 labels.append(int(self.labels[i]))
-        return torch.from_numpy(np.stack(made)).permute(0, 3, 1, 2), labels
+        return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2), labels
+
+
+def _batch_indices(length: int, batch_size: int, step: int, seed: int) -> list[int]:
+    """Indices into `length` items of a step's batch; each epoch is a new permutation, and batches run on across epochs."""
+    positions = range(step * batch_size, (step + 1) * batch_size)
+    epochs = {position // length for position in positions}
+    orders = {epoch: np.random.default_rng((seed, 1, epoch)).permutation(length) for epoch in epochs}
+    return [int(orders[position // length][position % length]) for position in positions]
+
+
+def _augmentation(recipe: Recipe | ClassifierRecipe) -> Augmentation:
+    return Augmentation(recipe.hflip, recipe.vflip, recipe.scale_jitter, recipe.translate, recipe.color_jitter)

@@ -1,4 +1,4 @@
-"""The budget of a training, and the schedule that follows it: pure functions of the share that is spent."""
+"""The budget of a training, and the learning rate as a pure function of the share of the budget that is spent."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ Clock = Callable[[], float]
 
 @dataclass
 class Budget:
-    """How much training is paid for. Whichever limit is met first ends the run.
+    """Limits of a training; the limit that is reached first ends the training.
 
     Attributes:
-        seconds: wall clock, counted from the first call of `spent`.
-        steps: optimizer steps. Give only this one for a run that can be repeated bit by bit.
-        used: seconds that earlier parts of the run have taken already.
-        clock: seconds, from any start; tests pass their own.
+        seconds: of wall-clock time, counted from the first call of `elapsed` or `spent`.
+        steps: optimizer steps. A budget of steps alone makes a training repeatable bit by bit.
+        used: seconds that earlier parts of a resumed training took.
+        clock: seconds from any origin; tests pass their own.
     """
 
     seconds: float = math.inf
@@ -29,18 +29,18 @@ class Budget:
     _start: float | None = field(default=None, repr=False)
 
     def elapsed(self) -> float:
-        """Seconds used so far, those of earlier parts included."""
+        """Seconds used so far, with those of earlier parts."""
         if self._start is None:
             self._start = self.clock()
         return self.clock() - self._start + self.used
 
     def spent(self, step: int) -> float:
-        """Share of the budget used up before `step`: 0 at the start, 1 or more when it is gone."""
+        """Share of the budget that is spent before `step`: 0 at the start, 1 or more at the end."""
         return max(self.elapsed() / self.seconds, step / self.steps)
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """What is done within it is not paid for."""
+        """A context whose time does not count."""
         used = self.elapsed()
         yield
         self._start = self.clock() - used + self.used
@@ -49,7 +49,7 @@ class Budget:
 def lr_scale(spent: float, warmup_fraction: float, lr_decay_start: float) -> float:
     """Share of the base learning rate: linear warmup, constant until `lr_decay_start`, then half a cosine down to 0.
 
-    With `lr_decay_start` = 1 a run stays at its peak, and others can branch off from its end.
+    With `lr_decay_start` = 1 the rate stays constant after the warmup, and cooldown runs can start from the end.
     """
     if spent < warmup_fraction:
         return spent / warmup_fraction

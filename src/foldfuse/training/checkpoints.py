@@ -1,178 +1,93 @@
-"""What every training does with its run folder: begin it or go on with it, keep log and state, and say how to go on."""
+"""Writes the log, the checkpoints and the result of a training into its run folder."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
-from foldfuse.data.dataset import Dataset
-from foldfuse.errors import InputError
-from foldfuse.recipes import ClassifierRecipe, Recipe
 from foldfuse.storage.run import Run, RunMetadata
-from foldfuse.system.durations import parse_duration
-from foldfuse.system.processes import World, world
-from foldfuse.system.progress import Progress, no_progress, progress_bar
-from foldfuse.training.budget import Budget
-from foldfuse.training.trackers import Tracker, trackers
-
-Evaluate = Callable[[Mapping[str, Tensor]], dict[str, float | None]]
-DEFAULT = "10m"  # of training, where nothing is asked for
+from foldfuse.training.session import TrainingSession
 
 
 @dataclass(frozen=True)
-class Opened:
-    """What training a run begins with, beside the run itself.
+class TrainingResult:
+    """The end of a training.
 
     Attributes:
-        state: the last checkpoint, to go on from; None at the start.
-        budget: in all, what is spent already included.
-        track: is given the rows of the log.
-        together: the processes that train as one.
-        progress: is told the share of the budget that is spent.
+        steps: optimizer steps in all, those of earlier sessions included.
+        seconds: of the budget that were used, those of earlier sessions included.
     """
 
-    state: dict[str, Any] | None
-    budget: Budget
-    track: Tracker
-    together: World
-    progress: Progress
-
-
-def parse_budget(steps: int | None, time: str | None) -> dict[str, float] | None:
-    """The budget that was asked for, in steps or in seconds; None where none was.
-
-    Raises:
-        InputError: the time cannot be read.
-    """
-    if steps is not None:
-        return {"steps": steps}
-    return None if time is None else {"seconds": parse_duration(time)}
-
-
-@contextmanager
-def opened(
-    run: Run,
-    dataset: Dataset,
-    *,
-    data: Path,
-    wanted: dict[str, float] | None,
-    resume: bool,
-    tracker: tuple[str, ...],
-    begin: Callable[[World], tuple[Recipe | ClassifierRecipe, RunMetadata]],
-    title: Callable[[Run], str],
-) -> Iterator[Opened]:
-    """Make the folder of a run, or go on with it; an interrupt is told with what is kept and how to go on.
-
-    Args:
-        run: whose folder it is.
-        dataset: that it learns from.
-        data: where the user has it.
-        wanted: budget that was asked for.
-        resume: go on with a run that has begun.
-        tracker: where the log is to be written besides.
-        begin: gives recipe and metadata of a new run; what cannot be trained raises there, before there is a folder.
-        title: of the progress bar.
-
-    Raises:
-        InputError: the run was trained on other data, or its folder cannot be used.
-        KeyboardInterrupt: as it came, with a sentence on how to go on.
-    """
-    state = None
-    with world() as together, trackers(tracker if together.first else (), run.folder.name) as track:
-        if resume and run.exists:
-            metadata = run.metadata
-            wanted = wanted or metadata.budget or {}
-            state, trouble = run.load_checkpoint()
-            if trouble and together.first:
-                print(trouble)
-            if metadata.data_fingerprint != dataset.fingerprint:
-                raise InputError(
-                    f"{run.folder}: was trained on other data than {data}. Resume it with the data it began with."
-                )
-        else:
-            wanted = wanted or {"seconds": parse_duration(DEFAULT)}
-            recipe, metadata = begin(together)
-            if together.first:
-                Run.create(run.folder, recipe, metadata)
-        together.wait()
-        if together.first:
-            run.write_metadata(replace(run.metadata, budget=wanted))
-        try:
-            with progress_bar(title(run)) if together.first else nullcontext(no_progress) as progress:
-                budget = Budget(wanted.get("seconds", math.inf), wanted.get("steps", math.inf))
-                yield Opened(state, budget, track, together, progress)
-        except KeyboardInterrupt:
-            raise KeyboardInterrupt(f"{run.folder}: {_kept(run)} Go on with the same command and --resume.") from None
-
-
-def _kept(run: Run) -> str:
-    """How much of a run that was stopped is on the disk."""
-    steps = [row for row in run.log if "loss" in row]
-    if not steps or not run.has_checkpoint:
-        return "stopped before anything was learnt."
-    return f"stopped; what was learnt in {steps[-1]['step'] + 1} steps is kept."
+    steps: int
+    seconds: float
 
 
 class Checkpointer:
-    """The log of a training, and what is done with it and the state at each checkpoint.
+    """Writes a checkpoint and the new rows of the log whenever the training loop calls it.
 
     Attributes:
-        log: the rows so far; the loop appends to it.
+        log: all rows so far; the loop appends to it.
     """
 
-    def __init__(
-        self,
-        run: Run,
-        state: Mapping[str, Any] | None,
-        budget: Budget,
-        *,
-        together: World,
-        track: Tracker | None = None,
-        evaluate: Evaluate | None = None,
-    ) -> None:
-        """`evaluate` gives the scores of averaged weights: asked at each checkpoint, off the budget, for a row in the log."""
+    def __init__(self, run: Run, session: TrainingSession) -> None:
+        """The rows after the checkpoint to resume from are cut off, on disk too: their steps are trained again."""
         self.run = run
-        self.budget = budget
-        self.together = together
-        self.track = track
-        self.evaluate = evaluate
-        self.log = [row for row in run.log if state is not None and _before(row, state["step"])]
-        self.tracked = len(self.log)
+        self.session = session
+        written = run.log
+        checkpoint = session.checkpoint
+        self.log = [row for row in written if checkpoint is not None and _is_before(row, checkpoint["step"])]
+        if session.world.is_main and (run.folder / "log.jsonl").exists():
+            run.write_log(self.log)
+        self._written = len(self.log)
 
-    def __call__(self, state: dict[str, Any]) -> None:
-        """Keep what there is."""
-        if self.evaluate is not None and (not self.log or "loss" in self.log[-1]):
-            with self.budget.paused():
-                scores = self.evaluate(state["ema"])
+    def __call__(self, state: Mapping[str, Any]) -> None:
+        """Evaluate where the session asks for it, then write the log's new rows and the checkpoint."""
+        session = self.session
+        if session.evaluate is not None and (not self.log or "loss" in self.log[-1]):
+            with session.budget.paused():
+                scores = session.evaluate(state["ema"])
             self.log.append({"step": state["step"], "seconds": round(state["seconds"], 3), **scores})
-        if self.together.first:
-            self.run.write_log(
-                self.log
-            )  # first: a log that is longer than the state can be cut, a shorter one lost rows
+        rows, self._written = self.log[self._written :], len(self.log)
+        if session.world.is_main:
+            # The log goes first: rows beyond the checkpoint can be cut, missing rows could not be made again.
+            self.run.append_log(rows)
             self.run.save_checkpoint(state)
-        if self.track is not None:
-            self.track(self.log[self.tracked :])
-            self.tracked = len(self.log)
+        if session.tracker is not None:
+            session.tracker(rows)
 
 
-def _before(row: Mapping[str, Any], step: int) -> bool:
-    """Whether a row of the log was written before a checkpoint at `step`; an evaluation at it was."""
+def finish_run(
+    run: Run, session: TrainingSession, state: Mapping[str, Any], metadata: RunMetadata, *, batch_size: int
+) -> TrainingResult:
+    """Write the averaged weights and the run's metadata at the end of a training.
+
+    Args:
+        run: the folder.
+        session: that trained.
+        state: the last one.
+        metadata: of the run, with the facts that the training found.
+        batch_size: images per step.
+    """
+    steps, seconds = state["step"], state["seconds"]
+    if session.world.is_main:
+        run.save_weights(state["ema"])
+        run.write_metadata(
+            replace(
+                metadata,
+                trained_on=session.world.device,
+                processes=session.world.size,
+                mosaic_end=state["mosaic_end"],
+                steps=steps,
+                seconds=round(seconds, 2),
+                images_per_second=round(steps * batch_size / max(seconds, 1e-9), 2),
+                data_wait_share=round(state["data_wait"] / seconds, 4) if steps else None,
+            )
+        )
+    session.world.barrier()
+    return TrainingResult(steps, seconds)
+
+
+def _is_before(row: Mapping[str, Any], step: int) -> bool:
+    """Whether a row of the log belongs to a checkpoint at `step`: earlier steps, and the evaluation at that step."""
     return row["step"] < step or (row["step"] == step and "loss" not in row)
-
-
-def run_metadata(dataset: Dataset, *, data: Path, seed: int, val_ids: Sequence[int]) -> RunMetadata:
-    """The metadata of a run before its training."""
-    return RunMetadata(
-        classes=dataset.classes,
-        category_ids=dataset.category_ids,
-        data=str(data),
-        data_fingerprint=dataset.fingerprint,
-        seed=seed,
-        val_ids=tuple(val_ids),
-    )

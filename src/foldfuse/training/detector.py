@@ -1,11 +1,11 @@
-"""Train one detector: from the command line, or in a run folder that is there already. The loop itself is in `loop`."""
+"""Trains a detector in its run folder. The loop itself is in `loop`."""
 
 from __future__ import annotations
 
+import logging
 import math
-import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,186 +19,149 @@ from foldfuse.models import make_detector
 from foldfuse.models.pretrained.effdet import load_effdet
 from foldfuse.recipes import Recipe, write_recipe
 from foldfuse.storage.run import Run
-from foldfuse.system.device import best_device
-from foldfuse.system.processes import World
-from foldfuse.system.progress import Progress, no_progress
+from foldfuse.training.autotune import autotune
 from foldfuse.training.batches import Batches
-from foldfuse.training.budget import Budget
-from foldfuse.training.checkpoints import Checkpointer, Evaluate
+from foldfuse.training.checkpoints import Checkpointer, TrainingResult, finish_run
 from foldfuse.training.loop import fit
-from foldfuse.training.memory import halved, out_of_memory
-from foldfuse.training.precision import Setting, probe, usual
-from foldfuse.training.trackers import Tracker
+from foldfuse.training.memory import halve_batch, is_out_of_memory
+from foldfuse.training.precision import ComputeConfig, default_config
+from foldfuse.training.session import TrainingSession
+
+log = logging.getLogger(__name__)
 
 
-def _detector(recipe: Recipe, dataset: Dataset, *, fresh: bool = True) -> Any:
-    """A new detector for a recipe; a `fresh` one has ImageNet weights where the recipe wants them."""
-    imagenet = fresh and recipe.init_weights == "imagenet"
-    return make_detector(recipe.detector, len(dataset.classes), anchor_scale=recipe.anchor_scale, pretrained=imagenet)
-
-
-def _begin(recipe: Recipe, model: Any) -> str:
-    """Give `model` the weights of the run or checkpoint that the recipe names; a sentence on it, "" where it names none."""
-    if recipe.init_weights in ("imagenet", "none"):
-        return ""
-    path = Path(recipe.init_weights)
-    return Run(path).init_model(model) if path.is_dir() else load_effdet(path, model)
-
-
-def train_run(
-    run: Run,
-    dataset: Dataset,
-    budget: Budget,
-    seed: int,
-    *,
-    images: ImageCache | None = None,
-    state: Mapping[str, Any] | None = None,
-    start: Mapping[str, Any] | None = None,
-    progress: Progress = no_progress,
-    every: float = 60.0,
-    evaluate: Evaluate | None = None,
-    track: Tracker | None = None,
-    together: World | None = None,
-    halve: bool = True,
-) -> dict[str, Any]:
-    """Train the detector of a run folder, and leave weights, log and facts in it; the last state comes back.
-
-    All steps see pictures of one size, so that the first ones tell what memory holds: where a batch does not fit, it is halved,
-    the rate goes with its square root, and the run begins anew.
+def new_detector(recipe: Recipe, num_classes: int, *, initialized: bool = True) -> Any:
+    """A new detector for a recipe.
 
     Args:
-        run: folder with a recipe.
-        dataset: annotated pictures to learn from.
-        budget: when to stop.
-        seed: of every random choice.
+        recipe: of the run.
+        num_classes: of the data.
+        initialized: whether to load the ImageNet weights that the recipe may ask for.
+
+    Raises:
+        InputError: the weights are not at hand.
+    """
+    imagenet = initialized and recipe.init_weights == "imagenet"
+    return make_detector(recipe.detector, num_classes, anchor_scale=recipe.anchor_scale, pretrained=imagenet)
+
+
+def load_init_weights(recipe: Recipe, model: Any) -> None:
+    """Load the weights of the run or checkpoint that the recipe names, if it names one.
+
+    Raises:
+        InputError: there is no such run or checkpoint, or its weights do not fit.
+    """
+    if recipe.init_weights not in ("imagenet", "none"):
+        path = Path(recipe.init_weights)
+        log.info(Run(path).init_model(model) if path.is_dir() else load_effdet(path, model))
+
+
+def train_detector(
+    run: Run,
+    dataset: Dataset,
+    session: TrainingSession,
+    *,
+    images: ImageCache | None = None,
+    init_state: Mapping[str, Any] | None = None,
+    halve_on_out_of_memory: bool = True,
+) -> TrainingResult:
+    """Train the detector of a run folder, and write its log, checkpoints, weights and metadata there.
+
+    All steps have images of one size, so that the first ones show whether memory suffices. Where a batch does not fit, the
+    batch size is halved, the learning rate is divided by the square root of 2, and the training starts again.
+
+    Args:
+        run: folder with a recipe and metadata.
+        dataset: annotated images to train on.
+        session: how to train now.
         images: of the dataset, where they are decoded already.
-        state: of this very run, to go on with.
-        start: the last state of another run, whose weights this one begins with.
-        progress: is told the share of the budget that is spent.
-        every: seconds between checkpoints.
-        evaluate: gives the scores of averaged weights; asked at each checkpoint, off the budget, for a row in the log.
-        track: is given the rows of the log, at each checkpoint the new ones.
-        together: the processes that train as one; this one alone by default.
-        halve: whether a batch that does not fit may be halved; that of several processes is not.
+        init_state: the last checkpoint of another run, whose weights to start from.
+        halve_on_out_of_memory: False raises torch's error; several processes always do.
 
     Raises:
         FloatingPointError: the loss is not finite.
         InputError: not even the smallest batch fits in memory.
     """
-    recipe, together = run.recipe, together or World(device=best_device())
+    recipe, world, seed = run.recipe, session.world, run.metadata.seed
     torch.manual_seed(seed)
-    fresh = start is None and state is None
-    model = _detector(recipe, dataset, fresh=fresh)
+    fresh = init_state is None and session.checkpoint is None
+    model = new_detector(recipe, len(dataset.classes), initialized=fresh)
     samples = dataset.samples
     canvas = canvas_for(samples, image_size=recipe.image_size, stride=model.stride)
     if fresh and hasattr(model, "fit_anchors"):
         model.fit_anchors(_object_sizes(samples, canvas))
-    if fresh and (told := _begin(recipe, model)):  # after the fit: a run's weights mean its own anchors
-        print(told)
-    if start is not None:
-        model.load_state_dict(start["model"])
-    model.to(together.device)
-    if together.rank:
-        torch.manual_seed(seed + 1_000_003 * together.rank)  # DropPath is to drop other pictures' paths elsewhere
+    if fresh:
+        load_init_weights(recipe, model)  # after the anchors are fitted: the weights belong to their own anchors
+    if init_state is not None:
+        model.load_state_dict(init_state["model"])
+    model.to(world.device)
+    if world.rank:
+        torch.manual_seed(seed + 1_000_003 * world.rank)  # DropPath is to drop other images' branches on each process
     if images is None:
-        images = ImageCache.load(samples, longest=round(recipe.image_size * (1 + recipe.scale_jitter)))
+        images = ImageCache.load(samples, longest=longest_side(recipe))
     batches = Batches(samples, images, recipe, canvas, seed)
-    keep = Checkpointer(run, state, budget, together=together, track=track, evaluate=evaluate)
-    too_large = False
+    checkpointer = Checkpointer(run, session)
+    out_of_memory = False
     try:
-        last = fit(
-            model,
-            batches,
-            recipe,
-            budget,
-            log=keep.log,
-            resume=state,
-            checkpoint=keep,
-            every=every,
-            progress=progress,
-            setting=_setting(run, model, batches, budget, together),
-            together=together,
-        )
+        config = _compute_config(run, model, batches, session)
+        last = fit(model, batches, recipe, session, log=checkpointer.log, save=checkpointer, config=config)
     except RuntimeError as error:
-        too_large = halve and together.size == 1 and not run.has_checkpoint and out_of_memory(error)
-        if not too_large:
+        recoverable = halve_on_out_of_memory and world.size == 1 and not run.has_checkpoint
+        out_of_memory = recoverable and is_out_of_memory(error)
+        if not out_of_memory:
             raise
-    if too_large:  # not within `except`: there the error keeps the step that failed, and all its memory
-        smaller = halved(recipe)
-        print(
-            f"{run.folder}: {recipe.batch_size} pictures at a time do not fit in memory. Training with {smaller.batch_size}, "
-            f"and a learning rate of {smaller.lr:.2g} in place of {recipe.lr:.2g}.",
-            file=sys.stderr,
+    if out_of_memory:  # not within `except`: there the error holds on to the failed step and all its memory
+        smaller = halve_batch(recipe)
+        log.warning(
+            f"{run.folder}: batches of {recipe.batch_size} images do not fit in memory. Training with batches of "
+            f"{smaller.batch_size}, and a learning rate of {smaller.lr:.2g} instead of {recipe.lr:.2g}."
         )
         write_recipe(smaller, run.folder / "recipe.json")
-        return train_run(
-            run,
-            dataset,
-            budget,
-            seed,
-            images=images,
-            start=start,
-            progress=progress,
-            every=every,
-            evaluate=evaluate,
-            track=track,
-            together=together,
-        )
-    if together.first:
-        run.save_weights(last["ema"])
-        seconds, steps = last["seconds"], last["step"]
-        run.write_metadata(
-            replace(
-                run.metadata,
-                canvas=canvas,
-                steps=steps,
-                seconds=round(seconds, 2),
-                images_per_second=round(steps * recipe.batch_size / max(seconds, 1e-9), 2),
-                data_wait_share=round(last["loading"] / seconds, 4) if keep.log else None,
-                processes=together.size,
-            )
-        )
-    together.wait()
-    return last
+        return train_detector(run, dataset, session, images=images, init_state=init_state)
+    return finish_run(run, session, last, replace(run.metadata, canvas=canvas), batch_size=recipe.batch_size)
 
 
-def _setting(run: Run, model: Any, batches: Batches, budget: Budget, together: World) -> Setting:
-    """How the run is computed: as it began, as its recipe says, or as a probe finds, and then run.json tells of it.
+def longest_side(recipe: Recipe) -> int:
+    """The longest side, in pixels, at which training images are cached: the largest that scale jitter can ask for."""
+    return round(recipe.image_size * (1 + recipe.scale_jitter))
 
-    Only a single process on a budget of time is probed: a run of so many steps is to give the same bits on every day.
+
+def _compute_config(run: Run, model: Any, batches: Batches, session: TrainingSession) -> ComputeConfig:
+    """The run's compute configuration: as it started, as its recipe says, or as the autotuner finds; run.json records it.
+
+    Only a single process on a budget of time is autotuned: a training of so many steps gives the same bits on every day.
     """
-    recipe, metadata, device = run.recipe, run.metadata, torch.device(together.device)
+    recipe, metadata, world, budget = run.recipe, run.metadata, session.world, session.budget
     if metadata.compute is not None:
-        return Setting(**metadata.compute)
-    setting, found = usual(device), None
+        return ComputeConfig(**metadata.compute)
+    config, result = default_config(torch.device(world.device)), None
     if recipe.precision != "auto":
-        setting = replace(setting, precision=recipe.precision)
-    elif together.size == 1 and budget.seconds < math.inf:
-        budget.elapsed()  # the clock starts here: probing is paid for
-        found = probe(
+        config = replace(config, precision=recipe.precision)
+    elif world.size == 1 and budget.seconds < math.inf:
+        budget.elapsed()  # the clock starts here: autotuning is paid from the budget
+        result = autotune(
             model,
-            batches.batch(0, 0.0),
+            batches.batch(0),
             frozen_stages=recipe.frozen_stages,
             seconds=budget.seconds,
-            key=f"{recipe.detector} at {batches.canvas}, {recipe.batch_size} at a time, {recipe.frozen_stages} stages frozen",
+            key=f"{recipe.detector} at {batches.canvas}, batch {recipe.batch_size}, {recipe.frozen_stages} stages frozen",
         )
-    if found is not None:
-        setting = found.setting
-        print(found, file=sys.stderr)
-    if together.first:
-        measured = found.to_dict() if found is not None else None
-        run.write_metadata(replace(metadata, compute=setting.to_dict(), autotune=measured))
-    together.wait()
-    return setting
+    if result is not None:
+        config = result.config
+        log.info(str(result))
+    if world.is_main:
+        measured = asdict(result) if result is not None else None
+        run.write_metadata(replace(metadata, compute=asdict(config), autotune=measured))
+    world.barrier()
+    return config
 
 
 def _object_sizes(samples: Sequence[Sample], canvas: tuple[int, int]) -> Tensor:
     """(N, 2) width and height of all objects, in pixels of the network's input; crowd regions are left out."""
-    sides = []
+    sizes = []
     for sample in samples:
         assert sample.annotations is not None
-        boxes = Letterbox(sample.width, sample.height, canvas).apply_boxes(
-            sample.annotations.boxes[~sample.annotations.crowd]
-        )
-        sides.append(boxes[:, 2:] - boxes[:, :2])
-    return torch.from_numpy(np.concatenate(sides)).float()
+        letterbox = Letterbox(sample.width, sample.height, canvas)
+        boxes = letterbox.apply_boxes(sample.annotations.boxes[~sample.annotations.crowd])
+        sizes.append(boxes[:, 2:] - boxes[:, :2])
+    return torch.from_numpy(np.concatenate(sizes)).float()

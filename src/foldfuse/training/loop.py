@@ -1,101 +1,82 @@
-"""The training loop, read from top to bottom.
+"""The training loop, to be read from top to bottom.
 
-Every schedule is a function of the share of the budget that is spent, so that training ends exactly on time. What a
-step sees is a function of (seed, step) alone, so that a run that was stopped goes on as if it had not been. The same loop
-serves one process and the many of torchrun: see `distributed`.
+Every schedule is a function of the share of the budget that is spent, so that training ends on time. A step's batch is a
+function of (seed, step) and of the step at which mosaics end, which the checkpoint keeps; a resumed training thus equals one
+without interruption. The same loop serves one process and several: see `distributed`.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Protocol
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from foldfuse.data.dataset import Sample
 from foldfuse.recipes import ClassifierRecipe, Recipe
-from foldfuse.system.processes import ALONE, World
-from foldfuse.system.progress import Progress, no_progress
+from foldfuse.system.processes import World
 from foldfuse.system.signals import deferred_interrupts
-from foldfuse.training.budget import Budget, lr_scale
-from foldfuse.training.optimizers import Ema, ScheduleFree, averaged_state, detector_optimizer
-from foldfuse.training.precision import Setting, usual
+from foldfuse.training.batches import BatchSource
+from foldfuse.training.budget import lr_scale
+from foldfuse.training.distributed import gather_batch, sum_gradients, synced_batch_norm
+from foldfuse.training.optimizers import Ema, make_detector_optimizer
+from foldfuse.training.precision import ComputeConfig, default_config
+from foldfuse.training.session import TrainingSession
 
-
-class BatchSource(Protocol):
-    """What each step of a training sees; `Batches` for detectors."""
-
-    @property
-    def samples(self) -> Sequence[Sample]:
-        """Whose pictures they are."""
-
-    def indices(self, step: int) -> list[int]:
-        """Positions in `samples` that a step sees."""
-
-    def batch(self, step: int, spent: float, part: range | None = None) -> tuple[Tensor, list[Any]]:
-        """(B, 3, H, W) uint8, and B targets."""
+logger = logging.getLogger(__name__)
 
 
 def fit(
     model: Any,
     batches: BatchSource,
     recipe: Recipe | ClassifierRecipe,
-    budget: Budget,
+    session: TrainingSession,
     *,
     log: list[dict[str, Any]],
-    resume: Mapping[str, Any] | None = None,
-    checkpoint: Callable[[dict[str, Any]], None] | None = None,
-    every: float = 60.0,
-    progress: Progress = no_progress,
-    setting: Setting | None = None,
-    together: World = ALONE,
-    make_optimizer: Callable[[Any, Any], Optimizer] = detector_optimizer,
+    save: Callable[[dict[str, Any]], None] | None = None,
+    config: ComputeConfig | None = None,
+    make_optimizer: Callable[[Any, Any], Optimizer] = make_detector_optimizer,
 ) -> dict[str, Any]:
-    """Train `model` in place until the budget is gone.
+    """Train `model` in place until the budget is spent.
 
     Args:
-        model: keeps the detector contract.
-        batches: what each step sees.
+        model: keeps the detector contract, and lies on the session's device.
+        batches: of each step.
         recipe: rates and schedules.
-        budget: when to stop.
+        session: budget, processes, and the checkpoint to resume from; without one `model` is trained from step 0 as it is.
         log: a row is appended for each step.
-        resume: a state that an earlier part of the run left. Without it, `model` is trained from step 0 as it is.
-        checkpoint: is given the state about every `every` seconds, and at the end.
-        every: seconds between checkpoints.
-        progress: is told the share of the budget that is spent.
-        setting: how it is computed; the usual one of the device by default.
-        together: the processes that train as one.
-        make_optimizer: gives the optimizer of a model and its recipe.
+        save: is given the state about every `checkpoint_seconds`, and at the end.
+        config: how the forward pass computes; the device's default by default.
+        make_optimizer: of a model and its recipe.
 
     Returns:
-        The state at the end: "model", "ema", "ema_steps", "optimizer", "scaler", "step", "seconds", "loading", "rng".
+        The last state: "model", "ema", "ema_steps", "optimizer", "scaler", "step", "seconds", "data_wait", "mosaic_end", "rng".
 
     Raises:
-        FloatingPointError: the loss is not finite; the step, the terms and the pictures are named.
-        KeyboardInterrupt: the step that an interrupt came in is over, and its state was given to `checkpoint`.
+        FloatingPointError: the loss is not finite; the message names the step, the terms and the images.
+        KeyboardInterrupt: after the step in which an interrupt came, whose state was given to `save`.
     """
+    budget, world, resumed = session.budget, session.world, session.checkpoint
     device = next(model.parameters()).device
-    setting = setting or usual(device)
-    model.to(memory_format=setting.memory_format)
-    if resume is not None:
-        model.load_state_dict(resume["model"])
-    model.freeze(recipe.frozen_stages)  # after the weights are there: the frozen part is a copy
+    config = config or default_config(device)
+    model.to(memory_format=config.memory_format)
+    if resumed is not None:
+        model.load_state_dict(resumed["model"])
+    model.freeze(recipe.frozen_stages)  # after the weights are loaded: the frozen part is a copy
     parameters = [p for p in model.parameters() if p.requires_grad]
-    optimizer = make_optimizer(model, recipe)
-    averages = isinstance(optimizer, ScheduleFree)  # by itself: its rate does not fall, and no other average is taken
-    lr_decay_start = 1.0 if averages else recipe.lr_decay_start
-    ema, step, loading = Ema(model, 0.0 if averages else recipe.ema_decay), 0, 0.0
-    scaler = setting.scaler(device)
-    if resume is not None:
-        scaler.load_state_dict(resume["scaler"])
-        optimizer.load_state_dict(resume["optimizer"])
-        ema.load(resume["ema"], resume["ema_steps"])
-        step, loading = resume["step"], resume["loading"]
-        _set_rng(resume["rng"], together)
-        budget.used += resume["seconds"]
+    optimizer, scaler = make_optimizer(model, recipe), config.scaler(device)
+    ema, step, data_wait = Ema(model, recipe.ema_decay), 0, 0.0
+    mosaic_end: int | None = None
+    if resumed is not None:
+        optimizer.load_state_dict(resumed["optimizer"])
+        scaler.load_state_dict(resumed["scaler"])
+        ema.load(resumed["ema"], resumed["ema_steps"])
+        step, data_wait, mosaic_end = resumed["step"], resumed["data_wait"], resumed["mosaic_end"]
+        _set_rng_state(resumed["rng"], world, device)
+        budget.used += resumed["seconds"]
 
     def state() -> dict[str, Any]:
         return {
@@ -106,74 +87,88 @@ def fit(
             "scaler": scaler.state_dict(),
             "step": step,
             "seconds": budget.elapsed(),
-            "loading": loading,
-            "rng": together.gathered(_rng(device)),
+            "data_wait": data_wait,
+            "mosaic_end": mosaic_end,
+            "rng": world.all_gather(_rng_state(device)),
         }
 
-    saved, part = budget.elapsed(), together.part(recipe.batch_size)
-    with deferred_interrupts() as interrupted, ThreadPoolExecutor(1) as ahead, setting.applied():
-        spent = together.agreed(budget.spent(step))
-        coming = ahead.submit(batches.batch, step, spent, part)
+    shard, saved_at = world.shard(recipe.batch_size), budget.elapsed()
+    with deferred_interrupts() as interrupted, ThreadPoolExecutor(1) as prefetcher, config.applied():
+
+        def prefetch(step: int) -> Future[tuple[Tensor, list[Any]]]:
+            return prefetcher.submit(batches.batch, step, shard, mosaic=mosaic_end is None or step < mosaic_end)
+
+        spent = world.broadcast(budget.spent(step))
+        if resumed is None and spent >= batches.mosaic_until:
+            mosaic_end = step
+        next_batch = prefetch(step)
         while spent < 1:
+            scale = lr_scale(spent, recipe.warmup_fraction, recipe.lr_decay_start)
             for group in optimizer.param_groups:
-                group["lr"] = group["base_lr"] * lr_scale(spent, recipe.warmup_fraction, lr_decay_start)
-            began = budget.elapsed()
-            images, targets = coming.result()
-            # The next batch is made while this one is learnt from; which it is, and how, its step alone decides.
-            coming = ahead.submit(batches.batch, step + 1, together.agreed(budget.spent(step + 1)), part)
+                group["lr"] = group["base_lr"] * scale
+            wait_began = budget.elapsed()
+            images, targets = next_batch.result()
+            if mosaic_end is None and world.broadcast(budget.spent(step + 1)) >= batches.mosaic_until:
+                mosaic_end = step + 1
+                logger.info("mosaics end at step %d", mosaic_end)
+            next_batch = prefetch(step + 1)  # while the network computes
             if device.type == "cuda":
                 images = images.pin_memory()
-            images = images.to(device, non_blocking=True, memory_format=setting.memory_format).float().div_(255)
-            loading += budget.elapsed() - began
+            images = images.to(device, non_blocking=True, memory_format=config.memory_format).float().div_(255)
+            data_wait += budget.elapsed() - wait_began
 
-            with setting.autocast(device), together.norms():
+            with config.autocast(device), synced_batch_norm(world):
                 raw = model(images)
-            terms = model.loss(together.whole(raw), [t for some in together.gathered(targets) for t in some])
+            all_targets = [target for shard_targets in world.all_gather(targets) for target in shard_targets]
+            terms = model.loss(gather_batch(raw, world), all_targets)
             loss = sum(terms.values())
             if not loss.isfinite():
                 raise FloatingPointError(_not_finite(step, terms, batches))
             optimizer.zero_grad(set_to_none=True)
             scaler.scale(loss).backward()
-            together.add_up(parameters)
+            sum_gradients(parameters, world)
             scaler.unscale_(optimizer)
             torch.nn.utils.clip_grad_norm_(parameters, recipe.grad_clip_norm)
             scaler.step(optimizer)
             scaler.update()
-            ema.update(averaged_state(model, optimizer))
+            ema.update(model)
 
             row = {"step": step, "seconds": round(budget.elapsed(), 3), "spent": round(spent, 6)}
-            row |= {"lr": recipe.lr * lr_scale(spent, recipe.warmup_fraction, lr_decay_start), "loss": loss.item()}
-            log.append(row | {name: term.item() for name, term in terms.items()} | {"loading": round(loading, 3)})
+            row |= {"lr": recipe.lr * scale, "loss": loss.item()}
+            row |= {name: term.item() for name, term in terms.items()}
+            log.append(row | {"data_wait": round(data_wait, 3)})
             step += 1
-            spent = together.agreed(budget.spent(step))
-            progress(spent)
-            if together.agreed(interrupted()):
-                if checkpoint is not None:
-                    checkpoint(state())
+            spent = world.broadcast(budget.spent(step))
+            session.progress(spent)
+            if world.broadcast(interrupted()):
+                if save is not None:
+                    save(state())
                 raise KeyboardInterrupt
-            if checkpoint is not None and spent < 1 and together.agreed(budget.elapsed() - saved) > every:
-                checkpoint(state())
-                saved = budget.elapsed()
+            due = world.broadcast(budget.elapsed() - saved_at) > session.checkpoint_seconds
+            if save is not None and spent < 1 and due:
+                save(state())
+                saved_at = budget.elapsed()
     last = state()
-    if checkpoint is not None:
-        checkpoint(last)
+    if save is not None:
+        save(last)
     return last
 
 
-def _rng(device: torch.device) -> dict[str, Tensor]:
-    """The random state that a step draws from: torch's alone. Batches have generators of their own, made from the seed."""
-    return {"cpu": torch.get_rng_state()} | ({"cuda": torch.cuda.get_rng_state()} if device.type == "cuda" else {})
+def _rng_state(device: torch.device) -> dict[str, Tensor]:
+    """torch's random state, which DropPath draws from; batches have generators of their own, made from the seed."""
+    state = {"cpu": torch.get_rng_state()}
+    return state | ({"cuda": torch.cuda.get_rng_state(device)} if device.type == "cuda" else {})
 
 
-def _set_rng(states: Sequence[Mapping[str, Tensor]], together: World) -> None:
-    """Go on from what `_rng` gave in each process; where their number has changed, from that of another."""
-    mine = states[together.rank % len(states)]
-    torch.set_rng_state(mine["cpu"])
-    if "cuda" in mine and torch.cuda.is_available():
-        torch.cuda.set_rng_state(mine["cuda"])
+def _set_rng_state(states: Sequence[Mapping[str, Tensor]], world: World, device: torch.device) -> None:
+    """Restore the state of this process; where the number of processes has changed, the state of another one."""
+    own = states[world.rank % len(states)]
+    torch.set_rng_state(own["cpu"])
+    if "cuda" in own and device.type == "cuda":
+        torch.cuda.set_rng_state(own["cuda"], device)
 
 
 def _not_finite(step: int, terms: Mapping[str, Tensor], batches: BatchSource) -> str:
     values = ", ".join(f"{name} {term.item():g}" for name, term in terms.items())
     names = ", ".join(batches.samples[i].file_name for i in batches.indices(step))
-    return f"step {step}: the loss is not finite ({values}). The pictures were {names}. Try a lower lr."
+    return f"step {step}: the loss is not finite ({values}). The images were {names}. Try a lower lr."

@@ -1,4 +1,4 @@
-"""What to do when a batch does not fit in memory: notice it, and halve the batch."""
+"""Batches that do not fit in memory: recognises torch's error, and halves the batch of a recipe."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from foldfuse.errors import InputError
 from foldfuse.recipes import Recipe
 
 
-def out_of_memory(error: RuntimeError) -> bool:
-    """Whether torch could not allocate: on CUDA that is an error of its own, on a CPU its text must be read."""
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether torch could not allocate memory: CUDA has an error class of its own, a CPU only a text."""
     return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
 
 
-def halved(recipe: Recipe) -> Recipe:
-    """The recipe with half the pictures in a batch, and a rate that goes with the square root, as `sweep` has it.
+def halve_batch(recipe: Recipe) -> Recipe:
+    """The recipe with half the batch size, and the learning rate divided by the square root of 2, as in `sweep`.
 
     Raises:
-        InputError: half a batch is too small to learn from.
+        InputError: half a batch is too small for batch norm.
     """
     size = recipe.batch_size // 2
     try:
@@ -27,5 +27,5 @@ def halved(recipe: Recipe) -> Recipe:
     except InputError:
         raise InputError(
             f"batch_size is {recipe.batch_size}, which does not fit in memory at {recipe.image_size} px, and half of it "
-            "cannot be learnt from. Take a smaller image_size, or a smaller detector."
+            "is too small to train. Take a smaller image_size, or a smaller detector."
         ) from None

@@ -1,186 +1,263 @@
-"""Sweep: a grid of recipes, image sizes and batch sizes, each trained for the same time, one total budget, one table.
+"""Sweep: trains each combination of recipe, image size and batch size for the same time, within one total budget.
 
-A fold is held back from all of them and scored at several moments of every training, off its clock, so that the curves
-of score against time can be compared. The learning rate goes with the square root of the batch size, as suits optimizers
-that divide by the gradient's size (Malladi et al., arXiv:2205.10287); it is the recipe's own at the recipe's batch size.
+One fold is held out from all of them, and scored several times in each training, outside its budget, so that the curves of
+score over time can be compared. The learning rate scales with the square root of the batch size, as suits optimizers that
+divide by the gradient's magnitude (Malladi et al., arXiv:2205.10287); it is the recipe's own at the recipe's batch size.
 """
 
 from __future__ import annotations
 
 import itertools
-import json
 import time
-from collections.abc import Mapping
-from dataclasses import asdict, replace
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import torch
-from rich.table import Table
 from torch import Tensor
 
 from foldfuse.data.dataset import Dataset
+from foldfuse.data.folds import make_folds
 from foldfuse.data.images import ImageCache
 from foldfuse.errors import InputError
 from foldfuse.evaluation.coco import score_predictions
-from foldfuse.inference.detector import detector_of, predict_views
+from foldfuse.inference.detector import detector_with_weights, predict_views
 from foldfuse.inference.tta import View
 from foldfuse.models import make_detector
 from foldfuse.recipes import Recipe, load_recipe
 from foldfuse.storage.run import Run
-from foldfuse.system.atomic_files import write_text
-from foldfuse.system.device import best_device
+from foldfuse.system.device import choose_device
 from foldfuse.system.durations import format_duration
-from foldfuse.system.progress import progress_bar
+from foldfuse.system.processes import World
+from foldfuse.system.progress import Progress, no_progress
+from foldfuse.system.records import read_record, write_record
 from foldfuse.training.budget import Budget
-from foldfuse.training.checkpoints import run_metadata
-from foldfuse.training.detector import train_run
+from foldfuse.training.detector import longest_side, train_detector
+from foldfuse.training.session import TrainingSession, run_metadata
 
-MOMENTS = 4  # of each training at which the held-back fold is scored, its end included
-OVERHEAD = 3.0  # seconds that a training takes beside its steps: a model is made, files are written
-SHORTEST = 5.0  # seconds of training below which there is nothing to compare
-PLAIN = View.parse("1")
+EVALUATIONS = 4  # of each training on the held-out fold, the last at its end
+OVERHEAD = 3.0  # seconds that a training takes besides its steps: it makes a model and writes files
+MIN_SECONDS = 5.0  # of training, below which there is nothing to compare
+PLAIN_VIEW = View.parse("1")
+SWEEP_FORMAT = 1
+
+ShowProgress = Callable[[str], AbstractContextManager[Progress]]
 
 
-def combinations(recipes: list[str], sizes: list[int], batches: list[int]) -> dict[str, Recipe]:
-    """{name: recipe} of the grid, what takes most memory first, so that what cannot be afforded shows before any time is spent.
+@dataclass(frozen=True)
+class SweepRequest:
+    """What a sweep compares, and on which data.
 
-    The rate of each goes with the square root of its batch size.
+    Attributes:
+        data_fingerprint: of all samples.
+        recipes: {name of the combination: its recipe}, in the order of training.
+        seconds: for the whole sweep.
+        folds: number of folds; the first one is held out.
+        seed: of the folds and of every training.
     """
-    made = {}
-    for name, size, batch in itertools.product(recipes, sizes, batches):
-        own = load_recipe(name)
-        rate = own.lr * (batch / own.batch_size) ** 0.5
-        made[f"{name}-{size}-b{batch}"] = replace(own, image_size=size, batch_size=batch, lr=rate)
-    return dict(sorted(made.items(), key=lambda item: -item[1].batch_size * item[1].image_size ** 2))
+
+    data_fingerprint: str
+    recipes: dict[str, Recipe]
+    seconds: float
+    folds: int
+    seed: int
 
 
-def seconds_each(grid: Mapping[str, Recipe], held: Dataset, left: float) -> float:
-    """Seconds of training for each of `grid`, when all may take `left` with the scoring of `held`.
+@dataclass(frozen=True)
+class Evaluation:
+    """Scores on the held-out fold during a training. `seconds` are those of training so far."""
+
+    step: int
+    seconds: float
+    ap: float | None
+    ap50: float | None
+
+
+@dataclass(frozen=True)
+class SweepRun:
+    """The result of one combination; `failed` is the error of a training that could not be finished."""
+
+    evaluations: tuple[Evaluation, ...] = ()
+    failed: str | None = None
+    steps: int | None = None
+    seconds: float | None = None
+    images_per_second: float | None = None
+    data_wait_share: float | None = None
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A sweep, finished or not, as sweep.json holds it.
+
+    Attributes:
+        request: what is compared.
+        seconds_each: of training for each combination; None before it is measured.
+        runs: {name of the combination: its result}; of the finished ones.
+    """
+
+    request: SweepRequest
+    seconds_each: float | None = None
+    runs: dict[str, SweepRun] = field(default_factory=dict)
+
+
+def combinations(recipes: Sequence[str], image_sizes: Sequence[int], batch_sizes: Sequence[int]) -> dict[str, Recipe]:
+    """{name: recipe} of the grid. The largest inputs come first, so that lack of memory shows before time is spent.
+
+    Raises:
+        InputError: there is no such recipe, or a recipe cannot have such a size.
+    """
+    grid = {}
+    for name, image_size, batch_size in itertools.product(recipes, image_sizes, batch_sizes):
+        recipe = load_recipe(name)
+        lr = recipe.lr * (batch_size / recipe.batch_size) ** 0.5
+        grid[f"{name}-{image_size}-b{batch_size}"] = replace(
+            recipe, image_size=image_size, batch_size=batch_size, lr=lr
+        )
+    return dict(sorted(grid.items(), key=lambda item: -item[1].batch_size * item[1].image_size ** 2))
+
+
+def run_sweep(
+    dataset: Dataset,
+    out: Path,
+    recipes: Mapping[str, Recipe],
+    *,
+    seconds: float,
+    folds: int = 5,
+    seed: int = 0,
+    device: str = "auto",
+    show_progress: ShowProgress = lambda title: nullcontext(no_progress),
+    show: Callable[[Sweep], None] = lambda sweep: None,
+) -> Sweep:
+    """Train all combinations in folder `out`, and return the sweep. Called again, it resumes, and trains nothing twice.
+
+    Args:
+        dataset: annotated.
+        out: folder for the runs and sweep.json.
+        recipes: of `combinations`.
+        seconds: for everything: trainings, scoring and overhead.
+        folds: number of folds; the first one is held out.
+        seed: of the folds and of every training.
+        device: to compute on.
+        show_progress: a context that shows the progress of a titled piece of work.
+        show: is given the sweep after each training.
+
+    Raises:
+        InputError: `out` holds something else, or there is too little time.
+    """
+    began, device = time.monotonic(), choose_device(device)
+    sweep = _read_or_new(out, SweepRequest(dataset.fingerprint, dict(recipes), seconds, folds, seed))
+    split = make_folds(dataset, num_folds=folds, seed=seed)
+    train, val = dataset.subset(split.train_ids(0)), dataset.subset(split.val_ids(0))
+    with show_progress(f"decoding {len(train)} images"):
+        images = ImageCache.load(train.samples, longest=max(longest_side(recipe) for recipe in recipes.values()))
+    if sweep.seconds_each is None:
+        left = seconds - (time.monotonic() - began) - OVERHEAD * len(recipes)
+        sweep = replace(sweep, seconds_each=seconds_for_each(recipes, val, left, device=device))
+        _write(sweep, out)
+    assert sweep.seconds_each is not None
+    for name, recipe in recipes.items():
+        if name in sweep.runs:
+            continue
+        run = Run(out / "runs" / name)
+        with show_progress(f"training {name}") as progress:
+            result = _train_one(run, recipe, train, val, images, sweep, device, progress)
+        sweep = replace(sweep, runs=sweep.runs | {name: result})
+        _write(sweep, out)
+        show(sweep)
+    return sweep
+
+
+def seconds_for_each(recipes: Mapping[str, Recipe], val: Dataset, left: float, *, device: str) -> float:
+    """Seconds of training for each recipe, if all recipes may take `left` seconds, with the scoring of `val`.
 
     Raises:
         InputError: there is too little time to compare anything.
     """
-    some, scoring = held.samples[:8], 0.0
-    for recipe in grid.values():
-        model = make_detector(recipe.detector, len(held.classes), anchor_scale=recipe.anchor_scale, pretrained=False)
-        model.eval().to(best_device())
+    some, scoring = val.samples[:8], 0.0
+    for recipe in recipes.values():
+        model = make_detector(recipe.detector, len(val.classes), anchor_scale=recipe.anchor_scale, pretrained=False)
+        model.eval().to(device)
         began = time.monotonic()
-        predict_views(model, some, held.classes, image_size=recipe.image_size, views=[PLAIN])
-        scoring += MOMENTS * (time.monotonic() - began) / len(some) * len(held)
-    each = (left - scoring) / len(grid)
-    if each < SHORTEST:
+        predict_views(model, some, val.classes, image_size=recipe.image_size, views=[PLAIN_VIEW])
+        scoring += EVALUATIONS * (time.monotonic() - began) / len(some) * len(val)
+    each = (left - scoring) / len(recipes)
+    if each < MIN_SECONDS:
         raise InputError(
-            f"the budget leaves {max(0.0, each):.0f} s of training for each of {len(grid)} combinations, beside "
-            f"{format_duration(scoring)} of scoring. Expected at least {SHORTEST:.0f} s: "
-            "give a longer --budget or a smaller grid."
+            f"the budget leaves {max(0.0, each):.0f} s of training for each of {len(recipes)} combinations, besides "
+            f"{format_duration(scoring)} of scoring. Expected at least {MIN_SECONDS:.0f} s: give a longer --budget or a "
+            "smaller grid."
         )
     return each
 
 
-def _one(
-    folder: Path, recipe: Recipe, train: Dataset, held: Dataset, images: ImageCache, seconds: float, seed: int
-) -> dict[str, Any]:
-    """Train one combination to its end, from where it was stopped if it was; what the sweep keeps of it."""
-    run, state = Run(folder), None
+def _train_one(
+    run: Run,
+    recipe: Recipe,
+    train: Dataset,
+    val: Dataset,
+    images: ImageCache,
+    sweep: Sweep,
+    device: str,
+    progress: Progress,
+) -> SweepRun:
+    """Train one combination to its end, from its last checkpoint if it has one."""
+    seconds, checkpoint = sweep.seconds_each, None
+    assert seconds is not None
     if run.exists:
-        state, _ = run.load_checkpoint()
+        checkpoint, _ = run.load_checkpoint()
     else:
-        Run.create(folder, recipe, run_metadata(train, data=train.source, seed=seed, val_ids=held.image_ids))
+        seed = sweep.request.seed
+        Run.create(run.folder, recipe, run_metadata(train, data=str(train.source), seed=seed, val_ids=val.image_ids))
 
     def evaluate(weights: Mapping[str, Tensor]) -> dict[str, float | None]:
-        rng = torch.get_rng_state()  # a new model draws its first weights; what training draws next must not change
-        model = detector_of(recipe, held.classes, weights, best_device())
-        torch.set_rng_state(rng)
-        found = predict_views(model, held.samples, held.classes, image_size=recipe.image_size, views=[PLAIN])[PLAIN]
-        score = score_predictions(found, held)
+        with torch.random.fork_rng([device] if device.startswith("cuda") else []):  # a new model draws random weights
+            model = detector_with_weights(recipe, val.classes, weights, device=device)
+        views = predict_views(model, val.samples, val.classes, image_size=recipe.image_size, views=[PLAIN_VIEW])
+        score = score_predictions(views[PLAIN_VIEW], val)
         return {"ap": score.ap, "ap50": score.ap50}
 
-    result: dict[str, Any] = {"recipe": asdict(recipe), "finished": True}
-    with progress_bar(f"training {folder.name}") as progress:
-        try:
-            train_run(
-                run,
-                train,
-                Budget(seconds=seconds),
-                seed,
-                images=images,
-                state=state,
-                progress=progress,
-                every=seconds / MOMENTS * 0.99,
-                evaluate=evaluate,
-                halve=False,  # or one combination would be trained under the name of another
-            )
-        except (
-            FloatingPointError,
-            torch.OutOfMemoryError,
-        ) as error:  # the latter is CUDA's; on a CPU the system ends us
-            result["failed"] = str(error)
-    result["scores"] = [row for row in run.log if "ap50" in row]
-    return result | {
-        key: getattr(run.metadata, key) for key in ("steps", "seconds", "images_per_second", "data_wait_share")
-    }
+    session = TrainingSession(
+        Budget(seconds=seconds),
+        World(device=device),
+        checkpoint=checkpoint,
+        checkpoint_seconds=seconds / EVALUATIONS * 0.99,
+        progress=progress,
+        evaluate=evaluate,
+    )
+    failed = None
+    try:  # without halving the batch: one combination would be trained under the name of another
+        train_detector(run, train, session, images=images, halve_on_out_of_memory=False)
+    except (FloatingPointError, torch.OutOfMemoryError) as error:  # the latter is CUDA's; on a CPU the system kills us
+        failed = str(error)
+    rows = [row for row in run.log if "ap50" in row]
+    metadata = run.metadata
+    return SweepRun(
+        evaluations=tuple(Evaluation(row["step"], row["seconds"], row["ap"], row["ap50"]) for row in rows),
+        failed=failed,
+        steps=metadata.steps,
+        seconds=metadata.seconds,
+        images_per_second=metadata.images_per_second,
+        data_wait_share=metadata.data_wait_share,
+    )
 
 
-def table(record: Mapping[str, Any]) -> Table:
-    """All finished trainings, the best AP first."""
-    shown = Table(title=f"{format_duration(record['seconds_each'])} of training each", title_justify="left")
-    for head in ("", "AP", "AP50", "steps", "pictures/s", "lr"):
-        shown.add_column(head, justify="left" if not head else "right")
-    for row in rows(record):
-        shown.add_row(*row)
-    return shown
-
-
-def rows(record: Mapping[str, Any]) -> list[tuple[str, ...]]:
-    """Name, AP, AP50, steps, pictures a second and rate of each finished training as texts, the best AP first."""
-    found = []
-    for name, run in record["runs"].items():
-        last = run["scores"][-1] if run["scores"] else {"ap": None, "ap50": None}
-        scores = [_number(last["ap"]), _number(last["ap50"])] if "failed" not in run else ["failed", "–"]
-        speed = [str(run["steps"] or "–"), f"{run['images_per_second'] or 0:.1f}", f"{run['recipe']['lr']:.2g}"]
-        found.append((last["ap"] or 0.0, (name, *scores, *speed)))
-    return [texts for _, texts in sorted(found, key=lambda pair: -pair[0])]
-
-
-def _record(out: Path, asked: dict[str, Any]) -> dict[str, Any]:
-    """What sweep.json holds, or a new record.
+def _read_or_new(out: Path, request: SweepRequest) -> Sweep:
+    """The sweep in a folder, or a new one for a folder that is empty or missing.
 
     Raises:
         InputError: the folder holds another sweep, or something else.
     """
     path = out / "sweep.json"
     if path.exists():
-        record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        if record["asked"] != asked:
+        sweep = read_record(path, Sweep, version=SWEEP_FORMAT, what="a sweep")
+        if sweep.request != request:
             raise InputError(f"{out}: holds a sweep with other arguments or of other data. Choose another --out.")
-        return record
+        return sweep
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"{out}: is there already, and holds no sweep. Choose another --out, or remove it.")
-    return {"asked": asked, "seconds_each": None, "runs": {}}
+    return Sweep(request)
 
 
-def _save(out: Path, record: Mapping[str, Any]) -> None:
-    write_text(out / "sweep.json", json.dumps(record, indent=1))
-
-
-def _longest(recipe: Recipe) -> int:
-    return round(recipe.image_size * (1 + recipe.scale_jitter))
-
-
-def _words(what: str, text: str) -> list[str]:
-    words = [word.strip() for word in text.split(",")]
-    if not all(words) or len(set(words)) < len(words):
-        raise InputError(f"{what} is {text!r}: expected different values with commas between them.")
-    return words
-
-
-def _numbers(what: str, text: str) -> list[int]:
-    words = _words(what, text)
-    if not all(word.isdecimal() for word in words):
-        raise InputError(f"{what} is {text!r}: expected whole numbers with commas between them, such as 192,256.")
-    return [int(word) for word in words]
-
-
-def _number(value: float | None) -> str:
-    return "–" if value is None else f"{value:.3f}"
+def _write(sweep: Sweep, out: Path) -> None:
+    write_record(out / "sweep.json", sweep, version=SWEEP_FORMAT)

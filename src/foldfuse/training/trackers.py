@@ -1,25 +1,27 @@
-"""Trackers: the rows of a run's log, written to TensorBoard or MLflow as well.
+"""Trackers: they write the rows of a run's log to TensorBoard or MLflow as well.
 
-A tracker is a function that is given new rows of the log; each number in a row becomes a point of a curve at the row's
-step. Neither package is needed otherwise, and neither is imported before it is asked for.
+A tracker is a function that takes new rows of the log; each number in a row becomes a point of a curve at the row's step.
+The packages are optional, and imported only where a tracker is asked for.
 """
 
 from __future__ import annotations
 
 import importlib
-import sys
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from foldfuse.errors import InputError, unknown_name
 
+log = logging.getLogger(__name__)
+
 Row = Mapping[str, Any]
 Tracker = Callable[[Sequence[Row]], None]
 
 
 @contextmanager
-def trackers(wanted: Sequence[str], name: str) -> Iterator[Tracker]:
+def open_trackers(wanted: Sequence[str], name: str) -> Iterator[Tracker]:
     """One tracker that writes to all of `wanted`, closed at the end of the block.
 
     Args:
@@ -30,22 +32,22 @@ def trackers(wanted: Sequence[str], name: str) -> Iterator[Tracker]:
         InputError: there is no such kind of tracker, or its package is not installed.
     """
     with ExitStack() as stack:
-        opened = [stack.enter_context(_KINDS[kind](where, name)) for kind, where in map(_parsed, wanted)]
+        members = [stack.enter_context(_KINDS[kind](where, name)) for kind, where in map(_parse, wanted)]
 
         def write(rows: Sequence[Row]) -> None:
-            for tracker in opened:
-                tracker(rows)
+            for member in members:
+                member(rows)
 
         yield write
 
 
 def check_trackers(wanted: Sequence[str]) -> None:
-    """Raise InputError unless every one of `wanted` can be opened."""
-    for kind, _ in map(_parsed, wanted):
+    """Raise InputError unless each of `wanted` is a tracker whose package is installed."""
+    for kind, _ in map(_parse, wanted):
         _module(_MODULES[kind], kind)
 
 
-def _parsed(text: str) -> tuple[str, str]:
+def _parse(text: str) -> tuple[str, str]:
     kind, _, where = text.partition(":")
     if kind not in _KINDS:
         raise unknown_name("tracker", kind, _KINDS)
@@ -61,7 +63,7 @@ def _tensorboard(where: str, name: str) -> Iterator[Tracker]:
 
     def write(rows: Sequence[Row]) -> None:
         nonlocal writer
-        writer = writer or make(f"{where}/{name}")  # not before: that may be the run's own folder, which has to be new
+        writer = writer or make(f"{where}/{name}")  # not before: DIR may be the run's own folder, which has to be new
         for row in rows:
             for key, value in _numbers(row).items():
                 writer.add_scalar(key, value, row["step"])
@@ -98,8 +100,7 @@ def _mlflow(where: str, name: str) -> Iterator[Tracker]:
             mlflow.flush_async_logging()
             mlflow.end_run(status)
         except Exception as error:  # the server is gone: no reason to lose the run
-            told = f"the tracker mlflow:{where} was lost ({_first_line(error)}); log.jsonl has all rows."
-            print(told, file=sys.stderr)
+            log.warning(f"the tracker mlflow:{where} was lost ({_first_line(error)}); log.jsonl has all rows.")
 
 
 _KINDS = {"tensorboard": _tensorboard, "mlflow": _mlflow}
@@ -112,7 +113,7 @@ def _numbers(row: Row) -> dict[str, float]:
 
 
 def _first_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no more is said'}"
+    return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no further message'}"
 
 
 def _module(name: str, kind: str) -> Any:

@@ -23,7 +23,8 @@ from foldfuse.system.device import choose_device
 from foldfuse.system.processes import World
 from foldfuse.system.progress import Progress, no_progress
 from foldfuse.training.budget import Budget
-from foldfuse.training.detector import train_run
+from foldfuse.training.detector import train_detector
+from foldfuse.training.session import TrainingSession
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ def train_segment(
     state: Mapping[str, Any] | None,
     parent: Run | None,
     checkpoint_seconds: float,
-    device: str,
+    device: str = "auto",
     progress: Progress = no_progress,
 ) -> float:
     """Trains a run until it has had `seconds` in all; the seconds that it has trained come back.
@@ -61,23 +62,18 @@ def train_segment(
         state: the run's own last checkpoint, to resume from.
         parent: the run whose last checkpoint gives the initial weights, where there is no `state`.
         checkpoint_seconds: between checkpoints.
-        device: as `--device` takes it.
+        device: to train on.
         progress: receives the share that is done.
     """
     start = parent.load_checkpoint()[0] if parent is not None and state is None else None
-    last = train_run(
-        run,
-        dataset,
+    session = TrainingSession(
         Budget(seconds=seconds),
-        run.metadata.seed,
-        images=images,
-        state=state,
-        start=start,
+        World(device=choose_device(device)),
+        checkpoint=state,
+        checkpoint_seconds=checkpoint_seconds,
         progress=progress,
-        every=checkpoint_seconds,
-        together=World(device=choose_device(device)),
     )
-    return float(last["seconds"])
+    return train_detector(run, dataset, session, images=images, init_state=start).seconds
 
 
 def concat(dataset: Dataset, images: ImageCache, more: Dataset) -> tuple[Dataset, ImageCache]:
@@ -91,7 +87,7 @@ def predict_held_out(run: Run, val: Dataset, state: CampaignState, *, device: st
 
     The time of one image in the plain view decides the number of views, and is measured here.
     """
-    model, classes = load_detector(run, choose_device(device))
+    model, classes = load_detector(run, device)
     image_size, start = run.recipe.image_size, time.monotonic()
     plain = predict_views(model, val.samples, classes, image_size=image_size, views=[c.PLAIN_VIEW])
     seconds = (time.monotonic() - start) / len(val)

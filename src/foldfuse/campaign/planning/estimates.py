@@ -69,7 +69,7 @@ def measure_candidate(name: str, recipe: Recipe, dataset: Dataset, *, device: st
     times = []
     for step in range(1 + c.TIMED_STEPS):
         start = time.perf_counter()
-        images, targets = batches.batch(step, 0.0)
+        images, targets = batches.batch(step)
         inputs = images.to(target, memory_format=torch.channels_last).float().div_(255)
         sum(model.loss(model(inputs), targets).values()).backward()
         model.zero_grad(set_to_none=True)

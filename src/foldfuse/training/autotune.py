@@ -1,0 +1,191 @@
+"""Autotuning: measures a few training steps in several compute configurations, and takes the fastest that computes the same.
+
+One respect of the configuration is changed at a time. A change is kept only where a step takes clearly less time and the
+loss is that of the default configuration to within `TOLERANCE`. A copy of the model makes the steps, and the random state
+is restored, so that the training itself is not affected. Results are remembered for each machine.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+import time
+from collections.abc import Generator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from foldfuse.errors import InputError
+from foldfuse.system import host
+from foldfuse.system.records import read_record, write_record
+from foldfuse.training.precision import ComputeConfig, default_config
+
+MIN_SPEEDUP = 1 / 0.93  # of a step: below it, a gain may be a busy machine's noise
+TOLERANCE = 0.02  # of the loss, relative
+ROUNDS = 3  # timed steps of each configuration, after one that is not timed; the fastest counts
+MAX_SHARE = 0.03  # of the budget, for measuring full batches
+MAX_SHARE_SMALL = (
+    0.06  # of the budget, for measuring `SMALL_BATCH` images: steps are slow then, and a change gains most
+)
+SMALL_BATCH = 2  # images
+
+MEMORY_FORMAT = 1
+
+
+@dataclass(frozen=True)
+class AutotuneResult:
+    """The configuration that was found, and the measurements behind it.
+
+    Attributes:
+        config: to train with.
+        speedup: of a step, over the default configuration.
+        tried: {configuration in words: seconds of a step, or why it was rejected}.
+    """
+
+    config: ComputeConfig
+    speedup: float
+    tried: dict[str, float | str]
+
+    def __str__(self) -> str:
+        return f"computing in {self.config}: {self.speedup:.2f} x the default speed"
+
+
+@dataclass(frozen=True)
+class AutotuneMemory:
+    """Earlier results of this user's machines, by machine, versions and model."""
+
+    results: dict[str, AutotuneResult] = field(default_factory=dict)
+
+
+def autotune(
+    model: Any,
+    batch: tuple[Tensor, Sequence[Any]],
+    *,
+    frozen_stages: int,
+    seconds: float,
+    key: str,
+    memory: Path | None = None,
+) -> AutotuneResult | None:
+    """The fastest configuration for training `model`; None where measuring would take too much of the budget.
+
+    Args:
+        model: keeps the detector contract; it is not changed.
+        batch: of the training.
+        frozen_stages: of the recipe.
+        seconds: of the budget.
+        key: names everything but machine and versions that the result depends on.
+        memory: JSON file of earlier results; in the user's cache by default.
+    """
+    memory = memory or cache_folder() / "autotune.json"
+    facts = host.describe()
+    key = " | ".join([*(str(facts[name]) for name in ("cpu", "cores", "device", "torch", "foldfuse")), key])
+    known = _read_memory(memory).results
+    if key in known:
+        return known[key]
+    device = next(model.parameters()).device
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        result = _measure(model, batch, frozen_stages, seconds)
+    if result is not None:
+        with suppress(InputError):  # an unwritable cache only means that the next run measures again
+            write_record(memory, AutotuneMemory(_read_memory(memory).results | {key: result}), version=MEMORY_FORMAT)
+    return result
+
+
+def cache_folder() -> Path:
+    """The folder for files that Foldfuse can make again."""
+    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "foldfuse"
+
+
+def candidates(best: ComputeConfig, device: torch.device) -> Generator[ComputeConfig, ComputeConfig, None]:
+    """Configurations to try; each changes one respect of the best so far, which the caller sends in."""
+    if device.type == "cpu":
+        best = yield replace(best, matmul="medium")
+        best = yield replace(best, precision="bfloat16")
+    best = yield replace(best, channels_last=not best.channels_last)
+    if device.type == "cpu" and torch.get_num_threads() > 1:
+        yield replace(best, threads=torch.get_num_threads() // 2)
+
+
+def affordable(step_seconds: float, batch_size: int, budget_seconds: float) -> tuple[int, int] | None:
+    """How many images and timed steps of each configuration the budget allows; None where even the fewest cost too much.
+
+    Args:
+        step_seconds: of a step with `SMALL_BATCH` images.
+        batch_size: of the training.
+        budget_seconds: of the training.
+    """
+    choices = ((batch_size, ROUNDS, MAX_SHARE), (batch_size, 1, MAX_SHARE), (SMALL_BATCH, 1, MAX_SHARE_SMALL))
+    for images, rounds, share in choices:
+        if 4 * (1 + rounds) * step_seconds * images / SMALL_BATCH <= share * budget_seconds:
+            return images, rounds
+    return None
+
+
+def _measure(
+    model: Any, batch: tuple[Tensor, Sequence[Any]], frozen_stages: int, budget_seconds: float
+) -> AutotuneResult | None:
+    device = next(model.parameters()).device
+    best = default_config(device)
+    images, targets = batch
+    small = images[:SMALL_BATCH], targets[:SMALL_BATCH]
+    step_seconds, _ = _time_step(model, small, frozen_stages, best, rounds=0)
+    plan = affordable(step_seconds, len(images), budget_seconds)
+    if plan is None:
+        return None
+    count, rounds = plan
+    batch = images[:count], targets[:count]
+    default_seconds, default_loss = _time_step(model, batch, frozen_stages, best, rounds=rounds)
+    tried: dict[str, float | str] = {str(best): round(default_seconds, 4)}
+    best_seconds = default_seconds
+    trials = candidates(best, device)
+    trial = next(trials, None)
+    while trial is not None:
+        seconds, loss = _time_step(model, batch, frozen_stages, trial, rounds=rounds)
+        if abs(loss - default_loss) > TOLERANCE * abs(default_loss):
+            tried[str(trial)] = f"its loss is {loss:.4g}, not {default_loss:.4g}"
+        else:
+            tried[str(trial)] = round(seconds, 4)
+            if seconds * MIN_SPEEDUP < best_seconds:
+                best, best_seconds = trial, seconds
+        try:
+            trial = trials.send(best)
+        except StopIteration:
+            break
+    return AutotuneResult(best, round(default_seconds / best_seconds, 3), tried)
+
+
+def _time_step(
+    model: Any, batch: tuple[Tensor, Sequence[Any]], frozen_stages: int, config: ComputeConfig, *, rounds: int
+) -> tuple[float, float]:
+    """Seconds of the fastest step of a copy of `model`, and the loss of the first.
+
+    The first step is not timed, unless it is the only one.
+    """
+    device = next(model.parameters()).device
+    images, targets = batch[0].to(device, memory_format=config.memory_format).float().div_(255), batch[1]
+    trained = copy.deepcopy(model).to(memory_format=config.memory_format)
+    trained.freeze(frozen_stages)
+    times, losses = [], []
+    with config.applied():
+        for _ in range(1 + rounds):
+            began = time.perf_counter()
+            with config.autocast(device):
+                raw = trained(images)
+            loss = sum(trained.loss(raw, targets).values())
+            loss.backward()
+            losses.append(loss.item())
+            trained.zero_grad(set_to_none=True)
+            times.append(time.perf_counter() - began)
+    return min(times[1:] or times), losses[0]
+
+
+def _read_memory(path: Path) -> AutotuneMemory:
+    """Earlier results; none where the file is missing, broken or of another version."""
+    try:
+        return read_record(path, AutotuneMemory, version=MEMORY_FORMAT, what="the autotuner's memory")
+    except InputError:
+        return AutotuneMemory()

@@ -1,5 +1,7 @@
 """A sweep: its grid, its time, its page, and that nothing is trained twice."""
 
+import itertools
+
 import pytest
 
 from foldfuse.commands.train import sweep
@@ -8,6 +10,7 @@ from foldfuse.recipes import load_recipe
 from foldfuse.reporting.sweep_page import sweep_page, sweep_rows
 from foldfuse.system.records import read_record
 from foldfuse.training import sweep as module
+from foldfuse.training.budget import Budget
 from foldfuse.training.sweep import Evaluation, Sweep, SweepRequest, SweepRun, combinations
 from learning_samples import write_dataset
 
@@ -28,6 +31,7 @@ def test_the_rate_goes_with_the_square_root_of_the_batch_size_and_the_largest_co
 @pytest.mark.slow
 def test_a_sweep_scores_each_training_at_moments_and_trains_nothing_twice(data, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(module, "MIN_SECONDS", 0.1)
+    monkeypatch.setattr(module, "Budget", lambda seconds: Budget(seconds, clock=itertools.count(step=0.02).__next__))
     monkeypatch.setattr(module, "seconds_for_each", lambda recipes, val, left, device: 1.5)
     arguments = {"out": tmp_path / "s", "image_size": (64, 96), "batch_size": (2,), "budget": 30.0, "folds": 2}
     text = sweep(data, **arguments).read_text()

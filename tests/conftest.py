@@ -1,4 +1,4 @@
-"""What many tests start from: the shared pictures, where they are at hand, and small drawn datasets."""
+"""Fixtures of many tests: the shared datasets, where they exist, and small synthetic datasets."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 from PIL import Image, ImageDraw
 
 SHARED = Path(os.environ.get("FOLDFUSE_SHARED", Path(__file__).parents[2] / "shared")) / "data"
-COLOURS = ((220, 40, 40), (40, 180, 60), (50, 80, 220), (230, 200, 40))
+COLORS = ((220, 40, 40), (40, 180, 60), (50, 80, 220), (230, 200, 40))
 
 
 @pytest.fixture(scope="session")
@@ -28,7 +28,7 @@ def shared_data() -> Path:
 def make_dataset(tmp_path: Path) -> Callable[..., Path]:
     """A function that draws a small dataset in the contest's layout and gives the path of its JSON.
 
-    Pictures are train/0000.jpg and so on; image and category ids count from 0, and picture 1 has no box.
+    Images are train/0000.jpg and so on; image and category ids count from 0, and image 1 has no box.
     """
 
     def make(
@@ -40,13 +40,13 @@ def make_dataset(tmp_path: Path) -> Callable[..., Path]:
         annotations: list[dict[str, Any]] = []
         for i in range(images):
             noise = Image.fromarray(rng.integers(0, 255, (6, 9, 3), np.uint8))  # so that no two look alike
-            picture = noise.resize((width, height), Image.Resampling.BICUBIC)
-            pen = ImageDraw.Draw(picture)
+            image = noise.resize((width, height), Image.Resampling.BICUBIC)
+            pen = ImageDraw.Draw(image)
             for _ in range(0 if i == 1 else int(rng.integers(1, 4))):
                 x, y = int(rng.integers(0, width - 32)), int(rng.integers(0, height - 32))
                 w, h = (int(v) for v in rng.integers(8, 32, 2))
                 kind = int(rng.integers(classes))
-                pen.rectangle((x, y, x + w - 1, y + h - 1), fill=COLOURS[kind % len(COLOURS)])
+                pen.rectangle((x, y, x + w - 1, y + h - 1), fill=COLORS[kind % len(COLORS)])
                 annotations.append(
                     {
                         "image_id": i,
@@ -57,7 +57,7 @@ def make_dataset(tmp_path: Path) -> Callable[..., Path]:
                         "id": len(annotations),
                     }
                 )
-            picture.save(tmp_path / name / f"{i:04}.jpg", quality=90)
+            image.save(tmp_path / name / f"{i:04}.jpg", quality=90)
             rows.append({"width": width, "height": height, "file_name": f"{name}/{i:04}.jpg", "id": i})
         categories = [{"id": k, "name": f"class {k}", "supercategory": f"class {k}"} for k in range(classes)]
         path = tmp_path / f"{name}.json"

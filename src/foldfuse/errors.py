@@ -1,4 +1,4 @@
-"""The one exception that a user is meant to read."""
+"""The exception for wrong input, whose message is written for the user."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from collections.abc import Iterable
 
 
 class InputError(ValueError):
-    """Something that the user gave is wrong: a file, a value, a name.
+    """A file, a value or a name given by the user is wrong.
 
-    The message says where, what was found, what was expected and how to mend it. The command line prints it
-    without a traceback and exits with status 2. Our own mistakes are `assert`s, never this.
+    The message says where, what was found, what was expected and how to fix it. The command line prints the
+    message without a traceback and exits with status 2. A mistake in Foldfuse itself is an `assert`, never an InputError.
     """
 
 

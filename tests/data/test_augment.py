@@ -1,4 +1,4 @@
-"""Boxes follow their pixels under every augmentation: painted pictures are the reference."""
+"""Boxes follow their pixels under every augmentation: painted images are the reference."""
 
 import numpy as np
 import pytest
@@ -33,17 +33,17 @@ ranges = st.builds(
 )
 
 
-def drawn(boxes, labels=None):
+def annotations_of(boxes, labels=None):
     boxes = np.array(boxes, np.float64).reshape(-1, 4)
     labels = np.arange(len(boxes)) if labels is None else np.array(labels, np.int64)
     return Annotations(boxes, labels, np.zeros(len(boxes), bool), area(boxes))
 
 
-def painted(width, height, box, colour=(255, 255, 255)):
-    """A black picture with one box filled in, and that box drawn."""
-    picture = np.zeros((height, width, 3), np.uint8)
-    picture[box[1] : box[3], box[0] : box[2]] = colour
-    return LabeledImage(picture, drawn([box]))
+def painted(width, height, box, color=(255, 255, 255)):
+    """A black image with one box filled in, and that box annotated."""
+    image = np.zeros((height, width, 3), np.uint8)
+    image[box[1] : box[3], box[0] : box[2]] = color
+    return LabeledImage(image, annotations_of([box]))
 
 
 def bounds(mask):
@@ -68,27 +68,27 @@ def test_a_box_follows_its_pixels(seed, how, canvas):
 @quiet
 @given(seeds, ranges, st.sampled_from([(96, 96), (64, 128)]))
 def test_in_a_mosaic_each_box_follows_its_own_pixels(seed, how, canvas):
-    colours = [(255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 0)]
+    colors = [(255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 0)]
     pool = []
-    for label, colour in enumerate(colours):
-        one = painted(120, 80, (20, 10, 100, 70), colour)
-        pool.append(LabeledImage(one.image, drawn([[20, 10, 100, 70]], [label])))
+    for label, color in enumerate(colors):
+        one = painted(120, 80, (20, 10, 100, 70), color)
+        pool.append(LabeledImage(one.image, annotations_of([[20, 10, 100, 70]], [label])))
     made = augment(pool, canvas, how, np.random.default_rng(seed))
     assert made.image.shape == (*canvas, 3)
     boxes = made.annotations.boxes
     assert (boxes >= 0).all()
     assert (boxes <= [canvas[1], canvas[0]] * 2).all()
     for box, label in zip(boxes, made.annotations.labels, strict=True):
-        distance = np.abs(made.image.astype(int) - colours[label]).max(-1)
+        distance = np.abs(made.image.astype(int) - colors[label]).max(-1)
         np.testing.assert_allclose(box, bounds(distance < 60), atol=1.6)
 
 
-def test_a_mosaic_shows_four_pictures_about_a_point():
-    colours = [(255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 0)]
-    pool = [painted(50, 50, (0, 0, 50, 50), colour) for colour in colours]
+def test_a_mosaic_shows_four_images_about_a_point():
+    colors = [(255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 0)]
+    pool = [painted(50, 50, (0, 0, 50, 50), color) for color in colors]
     made = augment(pool, (100, 100), STILL, np.random.default_rng(3))
     corners = made.image[[20, 20, 80, 80], [20, 80, 20, 80]]
-    np.testing.assert_array_equal(corners, colours)
+    np.testing.assert_array_equal(corners, colors)
     boxes = made.annotations.boxes
     assert area(boxes).sum() == pytest.approx(100 * 100, rel=0.4)
     x, y = boxes[0, 2], boxes[0, 3]
@@ -96,7 +96,7 @@ def test_a_mosaic_shows_four_pictures_about_a_point():
     assert 30 <= y <= 70
 
 
-def test_without_changes_the_picture_just_lies_on_its_canvas():
+def test_without_changes_the_image_is_only_letterboxed():
     one = painted(64, 32, (10, 5, 30, 20))
     made = augment([one], (32, 64), STILL, np.random.default_rng(0))
     np.testing.assert_array_equal(made.image, one.image)
@@ -107,7 +107,7 @@ def test_without_changes_the_picture_just_lies_on_its_canvas():
 @pytest.mark.parametrize(
     ("how", "axis"), [(Augmentation(1, 0, 0, 0, 0), 1), (Augmentation(0, 1, 0, 0, 0), 0)], ids=["hflip", "vflip"]
 )
-def test_a_flip_mirrors_picture_and_boxes_exactly(how, axis):
+def test_a_flip_mirrors_image_and_boxes_exactly(how, axis):
     one = painted(64, 32, (10, 5, 30, 20))
     made = augment([one], (32, 64), how, np.random.default_rng(0))
     np.testing.assert_array_equal(made.image, np.flip(one.image, axis))
@@ -125,9 +125,9 @@ def test_area_goes_with_the_square_of_the_scale():
     np.testing.assert_allclose(made.annotations.area, [400.0])
 
 
-def test_what_is_too_little_in_view_is_left_out():
+def test_objects_too_little_in_view_are_dropped():
     window = (0, 0, 100, 100)
-    before = drawn(
+    before = annotations_of(
         [[-60, 0, 40, 10], [-80, 0, 20, 10], [0, 0, 50, MIN_SIDE - 0.5], [0, 0, 50, MIN_SIDE], [200, 0, 210, 9]]
     )
     after = transform_annotations(before, (1.0, 1.0), (0.0, 0.0), window)
@@ -135,7 +135,7 @@ def test_what_is_too_little_in_view_is_left_out():
     np.testing.assert_allclose(after.boxes, [[0, 0, 40, 10], [0, 0, 50, MIN_SIDE]])
 
 
-def test_a_picture_without_objects_stays_one():
+def test_an_image_without_objects_has_none_after_augmentation():
     one = LabeledImage(np.zeros((20, 30, 3), np.uint8), Annotations.empty())
     assert len(augment([one], (32, 32), Augmentation(), np.random.default_rng(0)).annotations) == 0
     assert len(augment([one] * 4, (32, 32), Augmentation(), np.random.default_rng(0)).annotations) == 0
@@ -144,8 +144,8 @@ def test_a_picture_without_objects_stays_one():
 @quiet
 @given(seeds, st.booleans())
 def test_the_generator_decides_everything(seed, mosaic):
-    picture = np.random.default_rng(1).integers(0, 255, (40, 60, 3), np.uint8)
-    pool = [LabeledImage(picture, drawn([[5, 5, 30, 30]]))] * (4 if mosaic else 1)
+    image = np.random.default_rng(1).integers(0, 255, (40, 60, 3), np.uint8)
+    pool = [LabeledImage(image, annotations_of([[5, 5, 30, 30]]))] * (4 if mosaic else 1)
     one, same, other = (
         augment(pool, (64, 64), Augmentation(), np.random.default_rng(s)) for s in (seed, seed, seed + 1)
     )
@@ -154,14 +154,14 @@ def test_the_generator_decides_everything(seed, mosaic):
     assert not np.array_equal(one.image, other.image)
 
 
-def test_the_picture_given_is_not_changed():
+def test_the_given_image_is_not_changed():
     one = painted(60, 40, (5, 5, 20, 20))
     before = one.image.copy()
     augment([one] * 4, (64, 64), Augmentation(), np.random.default_rng(0))
     assert np.array_equal(one.image, before)
 
 
-def test_the_rest_of_the_canvas_is_grey():
+def test_the_rest_of_the_canvas_is_padding():
     one = LabeledImage(np.full((20, 20, 3), 255, np.uint8), Annotations.empty())
     made = augment([one], (20, 60), STILL, np.random.default_rng(0))
     values, counts = np.unique(made.image, return_counts=True)
@@ -170,10 +170,10 @@ def test_the_rest_of_the_canvas_is_grey():
     )
 
 
-def test_colour_changes_pixels_and_no_more_than_asked():
-    picture = np.full((8, 8, 3), (100, 120, 80), np.uint8)
-    assert np.array_equal(jitter_color(picture, 0.0, np.random.default_rng(0)), picture)
-    changed = [jitter_color(picture, 0.3, np.random.default_rng(seed)) for seed in range(20)]
+def test_color_jitter_stays_in_its_range():
+    image = np.full((8, 8, 3), (100, 120, 80), np.uint8)
+    assert np.array_equal(jitter_color(image, 0.0, np.random.default_rng(0)), image)
+    changed = [jitter_color(image, 0.3, np.random.default_rng(seed)) for seed in range(20)]
     means = np.array([c.mean() for c in changed])
     assert means.std() > 5
     assert ((means > 100 * 0.65) & (means < 100 * 1.35)).all()
@@ -190,14 +190,14 @@ def test_scale_jitter_is_as_likely_to_halve_as_to_double():
     assert np.median(factors) == pytest.approx(1.0, abs=0.1)
 
 
-# objects of another picture
+# Objects of another image
 
 
 @quiet
 @given(seeds)
-def test_pasted_objects_are_seen_whole_and_cover_nothing_drawn(seed):
+def test_pasted_objects_are_whole_and_cover_no_annotated_object(seed):
     one = painted(60, 40, (5, 5, 20, 20))
-    other = painted(50, 50, (10, 20, 22, 40), colour=(9, 200, 30))
+    other = painted(50, 50, (10, 20, 22, 40), color=(9, 200, 30))
     made = copy_paste(one, other, np.random.default_rng(seed))
     np.testing.assert_array_equal(one.image, painted(60, 40, (5, 5, 20, 20)).image)  # the original stays
     assert (made.image[5:20, 5:20] == 255).all()
@@ -208,7 +208,7 @@ def test_pasted_objects_are_seen_whole_and_cover_nothing_drawn(seed):
         assert (made.image[box[1] : box[3], box[0] : box[2]] == (9, 200, 30)).all()
 
 
-def test_pasting_finds_a_place_in_most_cases_and_none_in_a_smaller_picture():
+def test_pasting_finds_a_place_in_most_cases_and_none_in_a_smaller_image():
     one, other = painted(200, 200, (0, 0, 10, 10)), painted(50, 50, (10, 20, 22, 40))
     counts = [len(copy_paste(one, other, np.random.default_rng(seed)).annotations) for seed in range(20)]
     assert sum(counts) > 30

@@ -1,4 +1,4 @@
-"""COCO files are read as they mean, written back the same, and refused in one sentence that names the broken entry."""
+"""COCO files are read, written back the same, and refused in one sentence that names the broken entry."""
 
 from __future__ import annotations
 
@@ -53,9 +53,9 @@ def test_the_contests_layout_is_read(path: Path) -> None:
 
 
 def test_real_data_is_read(shared_data: Path) -> None:
-    for name, pictures, boxes, classes in (("bccd", 291, 3966, 3), ("coco_val2017_128", 102, 727, 80)):
+    for name, images, boxes, classes in (("bccd", 291, 3966, 3), ("coco_val2017_128", 102, 727, 80)):
         dataset = read(shared_data / name)
-        assert (len(dataset), dataset.num_boxes, len(dataset.classes)) == (pictures, boxes, classes)
+        assert (len(dataset), dataset.num_boxes, len(dataset.classes)) == (images, boxes, classes)
 
 
 def test_labels_are_positions_among_sorted_category_ids(path: Path) -> None:
@@ -94,24 +94,24 @@ def test_the_fingerprint_changes_with_a_box_and_a_name(path: Path) -> None:
     assert len(prints) == 3
 
 
-def test_pictures_may_lie_in_a_folder_called_images(path: Path) -> None:
+def test_images_may_lie_in_a_folder_called_images(path: Path) -> None:
     (path.parent / "images").mkdir()
     (path.parent / "train").rename(path.parent / "images" / "train")
     assert read(path).samples[0].path == path.parent / "images" / "train" / "0000.jpg"
 
 
-def test_a_box_that_sticks_out_is_cut_and_keeps_its_area(path: Path) -> None:
+def test_a_box_that_sticks_out_is_clipped_and_keeps_its_area(path: Path) -> None:
     def stick_out(document: dict[str, Any]) -> None:
         document["annotations"] = [
             {"id": 1, "image_id": 0, "category_id": 0, "bbox": [-4, 50, 24, 30], "area": 700, "iscrowd": 1},
             {"id": 2, "image_id": 0, "category_id": 1, "bbox": [90.5, -1, 10, 3]},
         ]
 
-    drawn = read(changed(path, stick_out)).samples[0].annotations
-    assert drawn is not None
-    assert drawn.boxes.tolist() == [[0, 50, 20, 64], [90.5, 0, 96, 2]]
-    assert drawn.area.tolist() == [700, 30]
-    assert drawn.crowd.tolist() == [True, False]
+    annotations = read(changed(path, stick_out)).samples[0].annotations
+    assert annotations is not None
+    assert annotations.boxes.tolist() == [[0, 50, 20, 64], [90.5, 0, 96, 2]]
+    assert annotations.area.tolist() == [700, 30]
+    assert annotations.crowd.tolist() == [True, False]
 
 
 def test_a_test_set_needs_no_annotations(path: Path) -> None:
@@ -120,10 +120,17 @@ def test_a_test_set_needs_no_annotations(path: Path) -> None:
         read(path)
 
 
-def test_annotations_of_a_test_set_are_not_even_looked_at(path: Path) -> None:
+def test_annotations_of_a_test_set_are_ignored(path: Path) -> None:
     dataset = read(changed(path, lambda d: d.update(annotations="nonsense")), annotated=False)
     assert not dataset.is_labeled
     assert "annotations" not in json.loads(write(dataset, path.with_name("again.json")).read_text())
+
+
+def test_datasets_and_samples_have_a_short_repr(path: Path) -> None:
+    dataset = read(path)
+    assert repr(dataset) == f"Dataset(6 images, {dataset.num_boxes} boxes of 3 classes, source={str(path)!r})"
+    assert repr(dataset.samples[1]) == "Sample(id=1, 'train/0001.jpg', 96x64, 0 boxes)"
+    assert repr(dataset.without_annotations().samples[1]).endswith("no annotations)")
 
 
 def test_subsets_keep_the_order(path: Path) -> None:
@@ -178,18 +185,18 @@ def test_a_broken_entry_is_named(path: Path, change: Change, message: str) -> No
     ("content", "message"),
     [
         (b'{"images": [', r"is not JSON \(line 1, column 13"),
-        (b"\xff\xd8\xff\xe0 a picture", "is not a text file"),
+        (b"\xff\xd8\xff\xe0 an image", "is not a text file"),
         (b"[]", "holds a list, expected a COCO object"),
         (b"", "is not JSON"),
     ],
 )
-def test_a_file_that_is_no_coco_is_told(tmp_path: Path, content: bytes, message: str) -> None:
+def test_a_file_other_than_coco_is_refused(tmp_path: Path, content: bytes, message: str) -> None:
     (tmp_path / "train.json").write_bytes(content)
     with pytest.raises(InputError, match=message):
         read(tmp_path)
 
 
-def test_a_missing_file_is_told(tmp_path: Path) -> None:
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"none.json: there is no such file"):
         read(tmp_path / "none.json")
 

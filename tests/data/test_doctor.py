@@ -221,6 +221,16 @@ def test_data_that_cannot_be_fixed_is_refused(path: Path) -> None:
         check(path)
 
 
+def test_an_existing_file_is_overwritten_on_demand_alone(path: Path) -> None:
+    out = path.with_name("fixed.json")
+    out.write_text("mine")
+    with pytest.raises(InputError, match="--overwrite"):
+        check(path, fix=True, out=out)
+    assert out.read_text() == "mine"
+    check(path, fix=True, out=out, overwrite=True)
+    assert read(out).fingerprint == read(path).fingerprint
+
+
 def test_the_command_shows_the_findings_and_its_status(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["check", str(path)]) == 0
     changed(path, lambda d: d["annotations"].append(box(1, 2, 0, 3)))

@@ -1,4 +1,4 @@
-"""Folds share out pictures, boxes and classes evenly, and never part what belongs together."""
+"""Folds balance images, boxes and classes, and keep groups and near-duplicates together."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from foldfuse.errors import InputError
 
 
 def boxes_per_fold(dataset: Dataset, made: Folds) -> Array:
-    """(k, classes) boxes."""
+    """(num_folds, classes) boxes."""
     counts = np.zeros((made.num_folds, len(dataset.classes)), int)
     for sample in dataset.samples:
         assert sample.annotations is not None
@@ -33,10 +33,10 @@ def dataset(make_dataset: Callable[..., Path]) -> Dataset:
     return read(make_dataset(images=30))
 
 
-def test_each_picture_is_held_back_once(dataset: Dataset) -> None:
+def test_each_image_is_held_out_once(dataset: Dataset) -> None:
     made = make_folds(dataset, num_folds=4)
-    held = [image_id for fold in range(4) for image_id in made.val_ids(fold)]
-    assert sorted(held) == sorted(dataset.image_ids)
+    held_out = [image_id for fold in range(4) for image_id in made.val_ids(fold)]
+    assert sorted(held_out) == sorted(dataset.image_ids)
     for fold in range(4):
         assert sorted(made.train_ids(fold) + made.val_ids(fold)) == sorted(dataset.image_ids)
         assert len(made.val_ids(fold)) in (7, 8)
@@ -80,17 +80,17 @@ def test_near_duplicates_stay_together(make_dataset: Callable[..., Path]) -> Non
         assert fold_of[0] == fold_of[4] == fold_of[8]
 
 
-def test_flat_or_broken_pictures_are_nobodys_duplicates(tmp_path: Path) -> None:
+def test_flat_or_broken_images_have_no_duplicates(tmp_path: Path) -> None:
     for i in range(2):
         Image.new("RGB", (40, 40), (200, 200, 200)).save(tmp_path / f"flat{i}.png")
         dotted = Image.new("RGB", (160, 160), (200, 200, 200))
         dotted.paste((30, 30, 30), (20 + 60 * i, 40, 40 + 60 * i, 60))
-        dotted.save(tmp_path / f"dotted{i}.png")  # other pictures, though most of them is the same
-        (tmp_path / f"broken{i}.jpg").write_bytes(b"no picture")
+        dotted.save(tmp_path / f"dotted{i}.png")  # other images, though most of them is the same
+        (tmp_path / f"broken{i}.jpg").write_bytes(b"no image")
     assert near_duplicates(sorted(tmp_path.iterdir())) == []
 
 
-def test_a_class_less_frequent_than_the_folds_is_no_trouble(make_dataset: Callable[..., Path]) -> None:
+def test_a_class_with_fewer_boxes_than_folds_is_folded(make_dataset: Callable[..., Path]) -> None:
     path = make_dataset(images=10, classes=1)
     document = json.loads(path.read_text())
     document["annotations"] = document["annotations"][:1]
@@ -108,7 +108,7 @@ def test_folds_are_read_as_written(dataset: Dataset, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [
         ('{"num_folds": 2, "fold_of": {"1": 2}}', "image 1 is in fold 2, expected 0..1"),
         ('{"num_folds": 2}', "is not a file of folds"),
@@ -117,13 +117,13 @@ def test_folds_are_read_as_written(dataset: Dataset, tmp_path: Path) -> None:
         ("{", "is not JSON"),
     ],
 )
-def test_what_is_no_file_of_folds_is_told(tmp_path: Path, text: str, told: str) -> None:
+def test_a_broken_folds_file_is_refused(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "folds.json").write_text(text)
-    with pytest.raises(InputError, match=told):
+    with pytest.raises(InputError, match=message):
         read_folds(tmp_path / "folds.json")
 
 
-def test_wrong_numbers_of_folds_are_told(dataset: Dataset) -> None:
+def test_wrong_numbers_of_folds_are_refused(dataset: Dataset) -> None:
     with pytest.raises(InputError, match="the number of folds is 1, and must be 2 or more"):
         make_folds(dataset, num_folds=1)
     with pytest.raises(InputError, match=r"30 images form 30 groups.*Ask for at most 30 folds"):

@@ -1,4 +1,4 @@
-"""Pictures on canvases and back: laws, and painted pictures as the reference."""
+"""Images on canvases and back: laws, and painted images as the reference."""
 
 from pathlib import Path
 
@@ -28,37 +28,37 @@ def found(boxes):
 
 
 def painted(width, height, box):
-    """A black picture with a whole-pixel xyxy box of white."""
-    picture = np.zeros((height, width, 3), np.uint8)
-    picture[box[1] : box[3], box[0] : box[2]] = 255
-    return picture
+    """A black image with a whole-pixel xyxy box of white."""
+    image = np.zeros((height, width, 3), np.uint8)
+    image[box[1] : box[3], box[0] : box[2]] = 255
+    return image
 
 
-def bounds(picture, *, above=128):
+def bounds(image, *, above=128):
     """xyxy of the pixels brighter than `above`."""
-    y, x = np.nonzero(picture.min(-1) > above)
+    y, x = np.nonzero(image.min(-1) > above)
     return [x.min(), y.min(), x.max() + 1, y.max() + 1]
 
 
 # load_image
 
 
-def test_a_picture_comes_back_as_rgb_whatever_its_mode(tmp_path):
+def test_an_image_of_any_mode_is_loaded_as_rgb(tmp_path):
     for mode in ("RGB", "L", "P", "RGBA", "CMYK", "1"):
         path = tmp_path / f"{mode}.{'tif' if mode == 'CMYK' else 'png'}"
         Image.new(mode, (5, 3)).save(path)
-        picture = load_image(path)
-        assert (picture.shape, picture.dtype) == ((3, 5, 3), np.uint8)
+        image = load_image(path)
+        assert (image.shape, image.dtype) == ((3, 5, 3), np.uint8)
 
 
 @pytest.mark.parametrize("suffix", [".png", ".jpg"])
 @pytest.mark.parametrize(("longest", "shape"), [(None, (60, 200)), (200, (60, 200)), (50, (15, 50)), (400, (60, 200))])
-def test_a_picture_is_shrunk_to_the_longest_side_and_never_enlarged(tmp_path, suffix, longest, shape):
+def test_an_image_is_shrunk_to_the_longest_side_and_never_enlarged(tmp_path, suffix, longest, shape):
     path = tmp_path / f"a{suffix}"
     Image.fromarray(painted(200, 60, (100, 30, 200, 60))).save(path)
-    picture = load_image(path, longest=longest)
-    assert picture.shape[:2] == shape
-    np.testing.assert_allclose(bounds(picture), [shape[1] // 2, shape[0] / 2, shape[1], shape[0]], atol=1)
+    image = load_image(path, longest=longest)
+    assert image.shape[:2] == shape
+    np.testing.assert_allclose(bounds(image), [shape[1] // 2, shape[0] / 2, shape[1], shape[0]], atol=1)
 
 
 def test_the_orientation_tag_is_not_applied(tmp_path):
@@ -68,15 +68,15 @@ def test_the_orientation_tag_is_not_applied(tmp_path):
     assert load_image(tmp_path / "a.jpg").shape == (20, 40, 3)
 
 
-@pytest.mark.parametrize("content", [b"", b"no picture", b"\x89PNG\r\n\x1a\n broken"])
-def test_an_undecodable_picture_is_named(tmp_path, content):
+@pytest.mark.parametrize("content", [b"", b"no image", b"\x89PNG\r\n\x1a\n broken"])
+def test_an_undecodable_image_is_named(tmp_path, content):
     path = tmp_path / "bad.png"
     path.write_bytes(content)
     with pytest.raises(InputError, match=r"bad\.png: cannot be decoded"):
         load_image(path)
 
 
-def test_a_cut_picture_is_named(tmp_path):
+def test_a_truncated_image_is_named(tmp_path):
     path = tmp_path / "cut.jpg"
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)).save(path)
     path.write_bytes(path.read_bytes()[:1500])
@@ -84,7 +84,7 @@ def test_a_cut_picture_is_named(tmp_path):
         load_image(path)
 
 
-def test_a_missing_picture_is_named(tmp_path):
+def test_a_missing_image_is_named(tmp_path):
     with pytest.raises(InputError, match=r"gone\.png: there is no such image"):
         load_image(tmp_path / "gone.png")
 
@@ -105,7 +105,7 @@ def test_boxes_come_back_from_the_canvas_where_they_were(width, height, canvas_h
 
 @quiet
 @given(side, side, canvas_side, canvas_side)
-def test_a_picture_fits_one_side_of_its_canvas_and_the_rest_is_grey(width, height, canvas_height, canvas_width):
+def test_an_image_fits_one_side_of_its_canvas_and_the_rest_is_padding(width, height, canvas_height, canvas_width):
     letterbox = Letterbox(width, height, (canvas_height, canvas_width))
     out = letterbox.apply(np.full((height, width, 3), 255, np.uint8))
     assert out.shape == (canvas_height, canvas_width, 3)
@@ -121,19 +121,19 @@ def test_a_picture_fits_one_side_of_its_canvas_and_the_rest_is_grey(width, heigh
 def test_boxes_follow_the_pixels_onto_the_canvas(canvas, shrunk):
     box = (20, 40, 80, 60)
     letterbox = Letterbox(160, 80, canvas)
-    picture = painted(160, 80, box)[::shrunk, ::shrunk]  # perhaps shrunk already when it was decoded
+    image = painted(160, 80, box)[::shrunk, ::shrunk]  # perhaps shrunk already when it was decoded
     tolerance = max(1.0, letterbox.scale * shrunk)
-    np.testing.assert_allclose(bounds(letterbox.apply(picture)), letterbox.apply_boxes(np.array(box)), atol=tolerance)
+    np.testing.assert_allclose(bounds(letterbox.apply(image)), letterbox.apply_boxes(np.array(box)), atol=tolerance)
 
 
-def test_what_lies_on_the_grey_is_gone_and_what_sticks_out_is_cut():
-    letterbox = Letterbox(100, 50, (64, 64))  # 32 rows of picture, 32 of grey
+def test_boxes_on_the_padding_are_dropped_and_boxes_that_stick_out_are_clipped():
+    letterbox = Letterbox(100, 50, (64, 64))  # 32 rows of image, 32 of gray
     got = letterbox.invert_boxes(found([[10, 40, 20, 60], [-5, 20, 32, 50]]))
     assert got.labels.tolist() == [1]
     np.testing.assert_allclose(got.boxes, [[0, 31.25, 50, 50]])
 
 
-def test_nothing_found_comes_back_as_nothing():
+def test_empty_detections_stay_empty():
     assert len(Letterbox(10, 10, (32, 32)).invert_boxes(Detections.empty())) == 0
 
 
@@ -142,7 +142,7 @@ def test_nothing_found_comes_back_as_nothing():
 
 @quiet
 @given(st.lists(st.tuples(side, side), min_size=1, max_size=5), st.integers(1, 20).map(lambda n: 32 * n))
-def test_the_canvas_is_the_smallest_that_holds_every_picture(sizes, image_size):
+def test_the_canvas_is_the_smallest_that_holds_every_image(sizes, image_size):
     height, width = canvas_for([sample(w, h) for w, h in sizes], image_size=image_size, stride=32)
     assert height % 32 == width % 32 == 0
     assert max(height, width) <= image_size
@@ -171,7 +171,7 @@ def test_canvases_by_hand(sizes, want):
 
 
 @pytest.mark.parametrize(("memory_mb", "disk_mb"), [(800.0, 0.0), (0.0, 800.0), (0.003, 0.003), (0.0, 0.0)])
-def test_pictures_are_the_same_in_memory_in_a_file_or_decoded_anew(tmp_path, memory_mb, disk_mb):
+def test_cached_images_are_the_same_in_memory_on_disk_and_decoded_again(tmp_path, memory_mb, disk_mb):
     samples = []
     for i, (width, height) in enumerate([(60, 40), (20, 30)]):
         path = tmp_path / f"{i}.png"
@@ -189,7 +189,7 @@ def test_pictures_are_the_same_in_memory_in_a_file_or_decoded_anew(tmp_path, mem
             images[1]
 
 
-def test_a_broken_picture_is_named_before_training_begins(tmp_path):
+def test_a_broken_image_is_named_before_training_begins(tmp_path):
     (tmp_path / "a.png").write_bytes(b"x")
     with pytest.raises(InputError, match=r"a\.png"):
         ImageCache.load([sample(4, 4, tmp_path / "a.png")], longest=8)

@@ -1,4 +1,4 @@
-"""YOLO and VOC datasets are read as the COCO documents that they amount to."""
+"""YOLO and VOC datasets are read as COCO documents with the same boxes."""
 
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from foldfuse.errors import InputError
 CORNERS = "<xmin>x</xmin><ymin>1</ymin><xmax>2</xmax><ymax>2</ymax>"
 
 
-def picture(path: Path, width: int = 40, height: int = 20) -> None:
+def image(path: Path, width: int = 40, height: int = 20) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.new("RGB", (width, height)).save(path)
 
@@ -27,8 +27,8 @@ def text(path: Path, words: str) -> Path:
 @pytest.fixture
 def yolo(tmp_path: Path) -> Path:
     for split in ("train", "val"):
-        picture(tmp_path / "images" / split / f"{split}1.png")
-        picture(tmp_path / "images" / split / f"{split}2.png", 10, 10)
+        image(tmp_path / "images" / split / f"{split}1.png")
+        image(tmp_path / "images" / split / f"{split}2.png", 10, 10)
         text(tmp_path / "labels" / split / f"{split}1.txt", "1 0.5 0.5 0.5 0.5\n\n0 0.25 0.25 0.5 0.1 0.75 0.75\n")
     return text(
         tmp_path / "data.yaml", "path: .\ntrain: images/train\nval: images/val\nnames: {0: cup, 1: can}\n"
@@ -44,8 +44,8 @@ def voc(tmp_path: Path) -> Path:
     <bndbox><xmin>11</xmin><ymin>6</ymin><xmax>20</xmax><ymax>20</ymax></bndbox>
     <part><name>head</name><bndbox><xmin>1</xmin><ymin>1</ymin><xmax>2</xmax><ymax>2</ymax></bndbox></part></object>
     </annotation>"""
-    picture(tmp_path / "JPEGImages" / "a.jpg")
-    picture(tmp_path / "JPEGImages" / "b.jpg")
+    image(tmp_path / "JPEGImages" / "a.jpg")
+    image(tmp_path / "JPEGImages" / "b.jpg")
     text(tmp_path / "Annotations" / "a.xml", xml)
     text(tmp_path / "Annotations" / "b.xml", "<annotation><filename>b.jpg</filename></annotation>")
     text(tmp_path / "ImageSets" / "Main" / "train.txt", "a 1\n")
@@ -69,7 +69,7 @@ def test_yolo_boxes_are_in_pixels(yolo: Path):
     assert len(second.annotations) == 0
 
 
-def test_yolo_list_of_pictures(yolo: Path):
+def test_yolo_list_of_images(yolo: Path):
     text(yolo / "train.txt", "images/train/train1.png\n")
     text(yolo / "data.yaml", "train: train.txt\nnames: [cup, can]\n")
     assert [s.path.name for s in read(yolo).samples] == ["train1.png"]
@@ -77,7 +77,7 @@ def test_yolo_list_of_pictures(yolo: Path):
 
 def test_ids_are_the_numbers_in_the_names(tmp_path: Path):
     for name in ("000139", "000285"):
-        picture(tmp_path / "images" / f"{name}.jpg")
+        image(tmp_path / "images" / f"{name}.jpg")
     text(tmp_path / "data.yaml", "train: images\nnames: [cup]\n")
     assert [s.id for s in read(tmp_path).samples] == [139, 285]
 
@@ -92,7 +92,7 @@ def test_voc_counts_from_one_and_difficult_is_crowd(voc: Path):
     assert len(second.annotations) == 0
 
 
-def test_voc_list_chooses_pictures_but_keeps_all_classes(voc: Path):
+def test_voc_list_chooses_images_but_keeps_all_classes(voc: Path):
     dataset = read(voc / "ImageSets" / "Main" / "train.txt")
     assert [s.path.name for s in dataset.samples] == ["a.jpg"]
     assert dataset.classes == ("cat", "dog")
@@ -156,7 +156,7 @@ def test_a_broken_xml_is_named(voc: Path, xml: str, says: str):
         read(voc)
 
 
-def test_missing_pictures_and_annotations_are_named(voc: Path):
+def test_missing_images_and_annotations_are_named(voc: Path):
     text(voc / "ImageSets" / "Main" / "train.txt", "a\nc\n")
     with pytest.raises(InputError, match=r"no c\.xml"):
         read(voc / "ImageSets" / "Main" / "train.txt")
@@ -165,12 +165,12 @@ def test_missing_pictures_and_annotations_are_named(voc: Path):
         read(voc)
 
 
-def test_a_folder_of_neither_kind_is_told(tmp_path: Path):
+def test_a_folder_of_neither_layout_is_refused(tmp_path: Path):
     with pytest.raises(InputError, match=r"no train\.json, no YAML"):
         read(tmp_path)
 
 
-def test_pictures_without_names_of_classes_are_told(tmp_path: Path):
-    picture(tmp_path / "a" / "b" / "c" / "d" / "x.jpg")
+def test_images_without_class_names_are_refused(tmp_path: Path):
+    image(tmp_path / "a" / "b" / "c" / "d" / "x.jpg")
     with pytest.raises(InputError, match=r"no train\.json, no YAML"):
         read(tmp_path / "a" / "b" / "c" / "d")

@@ -23,9 +23,9 @@ from foldfuse.storage import ledger
 from learning_samples import write_dataset
 
 STAND_INS = {  # functions of commands/campaign.py: what they do here
-    "_begin": lambda request, *_, **__: Path("night1"),
-    "_resume": lambda folder, *_, **__: folder,
-    "_show_plan": lambda *_: None,
+    "run_campaign": lambda *_, **__: Path("night1"),
+    "resume_campaign": lambda folder, **_: folder,
+    "_print_campaign_plan": lambda *_: None,
 }
 SIZE = 64  # pixels: every image size of an example becomes this one, or the next multiples of 32
 

@@ -28,7 +28,7 @@ def test_a_plan_is_shown_and_nothing_is_written(tmp_path, capsys):
     assert none is None
     assert not out.exists()
     shown = capsys.readouterr().out
-    assert "in the plan" in shown
+    assert "yes" in shown
     assert "no time" not in shown
     assert "train base-128" in shown
     assert "predict the test images" in shown

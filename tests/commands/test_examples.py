@@ -12,7 +12,7 @@ from foldfuse import cli
 
 NEEDS_A_CHECKPOINT = {"import"}  # tests/models/test_yolov5_import.py makes one and imports it
 SLOW = {"export"}
-WITHOUT_YET = {"campaign", "watch", "note", "demo", "train", "sweep", "import", "predict"}
+WITHOUT_YET = {"demo", "train", "sweep", "import", "predict"}
 WITHOUT_YET |= {"fuse", "ensemble", "rescore", "convert", "score", "submit"}
 
 

@@ -84,7 +84,7 @@ def campaign(
 
     Examples:
         foldfuse campaign data --deadline 2h
-        foldfuse campaign data/train.json --test data/test.json --deadline 10m --out night
+        foldfuse campaign data/train.json --test data/test.json --out night
         foldfuse campaign data --deadline 1h --plan
         foldfuse campaign --resume night
     """
@@ -127,8 +127,8 @@ def _print_campaign_plan(request: CampaignRequest) -> None:
     """Prints the cost of each candidate, and the plan."""
     estimate = plan_campaign(request)
     table = Table(title="Candidates, measured here", title_justify="left")
-    for head in ("recipe", "px", "batch", "s/step", "s/image", f"{c.MIN_COMPARED_STEPS} steps", "in the plan"):
-        words = head in ("recipe", "in the plan")
+    for head in ("recipe", "px", "batch", "s/step", "s/image", f"{c.MIN_COMPARED_STEPS} steps", "planned"):
+        words = head in ("recipe", "planned")
         table.add_column(head, justify="left" if words else "right", no_wrap=head == "recipe")
     for cost in estimate.costs:
         table.add_row(

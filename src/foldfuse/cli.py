@@ -60,6 +60,7 @@ GROUPS = {  # heading in the help: its commands
     "Predictions": ("fuse", "ensemble", "rescore", "convert", "score", "submit"),
     "Models": ("models", "recipes", "profile", "export"),
 }
+NETWORK_PACKAGES = ("torch", "torchvision", "timm")  # a light install lacks them
 
 
 def make_app() -> cyclopts.App:
@@ -116,6 +117,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         error_console.print(f"error: {error}", markup=False)
         error_console.print(f"See: foldfuse {f'{command} ' if command else ''}--help", markup=False)
         return 2
+    except ImportError as error:
+        package = _missing_package(error)
+        if package is None:
+            raise
+        error_console.print(
+            f"error: {command} runs a network and needs {package}, which is not installed. Install all of Foldfuse: "
+            "pip install foldfuse",
+            markup=False,
+        )
+        return 2
     except FloatingPointError as error:  # a training diverged
         error_console.print(f"error: {error}", markup=False)
         return 1
@@ -127,6 +138,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if result is not None and first:
         print(result)
     return int(getattr(result, "exit_status", 0))
+
+
+def _missing_package(error: BaseException | None) -> str | None:
+    """The package for networks whose absence caused an error; None where the error has another cause."""
+    while error is not None:
+        if isinstance(error, ModuleNotFoundError) and error.name in NETWORK_PACKAGES:
+            return error.name
+        error = error.__cause__ or error.__context__
+    return None
 
 
 def print_help(app: cyclopts.App, command: str) -> None:

@@ -23,9 +23,10 @@ from foldfuse.storage import ledger
 from learning_samples import write_dataset
 
 STAND_INS = {  # functions of commands/campaign.py: what they do here
-    "run_campaign": lambda *_, **__: Path("night1"),
-    "resume_campaign": lambda folder, **_: folder,
-    "_print_campaign_plan": lambda *_: None,
+    "run_campaign": lambda request, *_, **__: Path("night1"),
+    "resume_campaign": lambda folder, *_, **__: folder,
+    "_print_campaign_plan": lambda request: None,
+    "score": lambda predictions, data: None,  # demo scores what its campaign leaves
 }
 SIZE = 64  # pixels: every image size of an example becomes this one, or the next multiples of 32
 
@@ -41,10 +42,10 @@ def make_files(folder: Path) -> None:
     shutil.rmtree(test.parent)
     dataset = read(train)
     make_folds(dataset, num_folds=3).write(folder / "folds.json")
-    for seed, name in enumerate(("a", "b", "c", "oof")):
+    for seed, name in enumerate(("a_oof", "b_oof")):
         write_predictions(_predictions(train, seed=seed), folder / f"{name}.parquet", dataset)
     tested = read(folder / "data" / "test.json")
-    for seed, name in enumerate(("test", "predictions")):
+    for seed, name in enumerate(("a", "b", "predictions")):
         write_predictions(_predictions(folder / "data" / "test.json", seed=seed), folder / f"{name}.parquet", tested)
     for name in ("campaign", "campaign1", "campaign2", "night", "night1"):
         _make_campaign(folder / name, train)
@@ -75,14 +76,14 @@ def _make_campaign(folder: Path, data: Path) -> None:
 
 
 def make_runs(folder: Path, line: Callable[[str], int]) -> None:
-    """Trains the runs that examples name, for a step each."""
-    assert line("foldfuse train data/train.json --out run1 --recipe lite0_fpn --folds folds.json --steps 1") == 0
-    assert (
-        line("foldfuse train data/train.json --out classifier1 --recipe classify_lite0 --folds folds.json --steps 1")
-        == 0
-    )
-    for name in ("run2", "night1/members/run1"):
-        shutil.copytree(folder / "run1", folder / name)
+    """Makes ensemble.json, and trains the runs that examples name, for a step each."""
+    for words in (
+        "ensemble a.parquet b.parquet --data data/test.json --budget 1s --out ensemble.json",
+        "train data/train.json --recipe lite0_fpn --folds folds.json --steps 1 --out run1",
+        "train data/train.json --recipe classify_lite0 --folds folds.json --steps 1 --out classifier1",
+    ):
+        assert line(f"foldfuse {words}") == 0, words
+    shutil.copytree(folder / "run1", folder / "run2")
 
 
 def make_everything_small(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -103,7 +104,7 @@ def _small(maker: Callable[[], recipes.Recipe]) -> Callable[[], recipes.Recipe]:
 
 
 def shortened(line: str) -> list[str]:
-    """The words of a command line after `foldfuse`, with every duration two seconds and every image size small."""
+    """The words of a command line after `foldfuse`, with durations of two seconds and small images."""
     words = shlex.split(line, comments=True)[1:]
     for i, option in enumerate(words[:-1]):
         value = words[i + 1]
@@ -111,6 +112,8 @@ def shortened(line: str) -> list[str]:
             words[i + 1] = "2s"
         if option == "--image-size":
             words[i + 1] = ",".join(str(SIZE + 32 * k) for k in range(value.count(",") + 1))
+    if words[0] == "demo":
+        words += ["--num-images", "6"]
     return words
 
 

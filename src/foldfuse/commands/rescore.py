@@ -62,7 +62,7 @@ def rescore(
 
     Examples:
         foldfuse rescore a_oof.parquet --data data/train.json --folds folds.json --out rescored
-        foldfuse rescore a_oof.parquet --data data/train.json --test-predictions a.parquet --test data/test.json --out both
+        foldfuse rescore a_oof.parquet --data data --test-predictions a.parquet --test data/test.json --out both
     """
     options.refuse_overwrite(out, overwrite)
     if (test_predictions is None) != (test is None):

@@ -119,6 +119,14 @@ def test_campaigns_of_different_data_are_refused_in_a_sentence_that_names_both(s
     assert not (tmp_path / "c.html").exists()
 
 
+def test_a_campaign_that_does_not_name_its_data_is_refused(shapes, tmp_path):
+    a = campaign(tmp_path / "a", shapes, held_out=range(8), noise=1)
+    (tmp_path / "b").mkdir()
+    ledger.create(tmp_path / "b", {"data": str(shapes)}, deadline=60, start=0.0).close()
+    with pytest.raises(InputError, match="does not name its data"):
+        compare_campaigns([a, tmp_path / "b"])
+
+
 @pytest.mark.parametrize("names", [["a"], ["a", "a"], ["a", "gone"]])
 def test_too_few_campaigns_or_none_are_status_2(shapes, tmp_path, names, capsys):
     campaign(tmp_path / "a", shapes, held_out=range(8), noise=1)

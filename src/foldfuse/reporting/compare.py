@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from foldfuse.data.dataset import Dataset
 from foldfuse.data.readers.coco import read
@@ -21,6 +20,7 @@ from foldfuse.evaluation.metrics import measure
 from foldfuse.formats.predictions import read_predictions
 from foldfuse.reporting.campaign_page import template
 from foldfuse.reporting.leaderboard import leaderboard_chart
+from foldfuse.reporting.records import CampaignRecord, FusedScore, record_from
 from foldfuse.storage.notes import Notes, read_notes, read_snapshot
 from foldfuse.system.durations import format_duration
 
@@ -41,12 +41,26 @@ FACTS = (
 
 @dataclass(frozen=True, eq=False)
 class ComparedCampaign:
-    """A campaign in a comparison: its folder, its name in the tables, its ledger's facts and the notes of its users."""
+    """A campaign in a comparison.
+
+    Attributes:
+        folder: of the campaign.
+        name: in the tables.
+        data: annotated images.
+        record: its facts.
+        notes: of its users.
+    """
 
     folder: Path
     name: str
-    facts: Mapping[str, Any]
-    noted: Notes
+    data: Path
+    record: CampaignRecord
+    notes: Notes
+
+    @property
+    def fingerprint(self) -> str:
+        """The fingerprint of the annotated images at the start of the campaign."""
+        return self.record.fingerprints["data"]
 
 
 @dataclass(frozen=True)
@@ -120,19 +134,23 @@ def _read_campaigns(folders: Sequence[Path], warnings: list[str]) -> tuple[Compa
     if len(set(paths)) < max(2, len(paths)):
         raise InputError("a comparison needs different campaigns. Give two or more folders, each once.")
     same_names = len({path.name for path in paths}) < len(paths)
-    campaigns = tuple(
-        ComparedCampaign(path, str(given) if same_names else path.name, read_snapshot(path), read_notes(path, warnings))
-        for given, path in zip(folders, paths, strict=True)
-    )
+    campaigns = []
+    for given, path in zip(folders, paths, strict=True):
+        record = record_from(read_snapshot(path))
+        if record.data is None or "data" not in record.fingerprints:
+            raise InputError(
+                f"{path}: does not name its data. Give the folder of a campaign that was not changed by hand."
+            )
+        name = str(given) if same_names else path.name
+        campaigns.append(ComparedCampaign(path, name, record.data, record, read_notes(path, warnings)))
     first = campaigns[0]
     for other in campaigns[1:]:
-        if _fingerprint(other) != _fingerprint(first):
+        if other.fingerprint != first.fingerprint:
             raise InputError(
-                f"{other.folder} is a campaign on {other.facts['data']} ({_fingerprint(other)}), and {first.folder} one on "
-                f"{first.facts['data']} ({_fingerprint(first)}): other images, boxes or classes. Compare campaigns on the "
-                "same data."
+                f"{other.folder} is a campaign on {other.data} ({other.fingerprint}), and {first.folder} one on "
+                f"{first.data} ({first.fingerprint}): other images, boxes or classes. Compare campaigns on the same data."
             )
-    return campaigns
+    return tuple(campaigns)
 
 
 def score_differences(first: ComparedCampaign, second: ComparedCampaign, dataset: Dataset) -> list[ScoreDifference]:
@@ -165,54 +183,50 @@ def comparison_page(comparison: Comparison) -> str:
     campaigns = comparison.campaigns
     return template("compare.html").render(
         names=[campaign.name for campaign in campaigns],
-        data=campaigns[0].facts["data"],
+        data=campaigns[0].data,
         rows=comparison.fact_rows(),
         differences_title=comparison.title,
         differences=list(comparison.differences),
         difference_rows=comparison.difference_rows(),
-        chart=leaderboard_chart({campaign.name: campaign.noted.scores for campaign in campaigns}),
-        noted=[(campaign.name, campaign.noted.notes) for campaign in campaigns if campaign.noted.notes],
+        chart=leaderboard_chart({campaign.name: campaign.notes.scores for campaign in campaigns}),
+        noted=[(campaign.name, campaign.notes.notes) for campaign in campaigns if campaign.notes.notes],
         warnings=comparison.warnings,
     )
 
 
 def _facts(campaign: ComparedCampaign) -> list[str]:
     """The values of a campaign, in the order of FACTS."""
-    facts, scored = campaign.facts, campaign.noted.scores
-    fused: Mapping[str, Any] = facts.get("fused") or {}
-    members: Sequence[Mapping[str, Any]] = facts.get("members") or []
-    best = next((m for m in members if m["name"] == facts.get("best_member")), None)
-    rescoring = facts.get("rescoring")
+    record, best, scores = campaign.record, campaign.record.best, campaign.notes.scores
+    fused = record.fused or FusedScore()
+    rescoring = record.rescoring
     return [
-        format_duration(facts["deadline_seconds"]),
-        format_duration(facts["seconds_used"]),
-        f"{sum(bool(m.get('weight')) for m in members)} of {len(members)}",
-        str(fused.get("metric", "ap50")).upper(),
-        _score(fused.get("ap50")),
-        _score(fused.get("ap")),
-        _score(fused.get("nested")),
-        f"{_score(best.get('ap50'))} {best['name']}" if best else "–",
-        f"{rescoring['after'] - rescoring['before']:+.4f}" if rescoring else "–",
-        f"{scored[-1].leaderboard:.4f} (submission {scored[-1].submission})" if scored else "–",
+        _duration(record.deadline_seconds),
+        _duration(record.seconds_used),
+        f"{sum(bool(m.weight) for m in record.members)} of {len(record.members)}",
+        fused.metric.upper(),
+        _score(fused.ap50),
+        _score(fused.ap),
+        _score(fused.nested),
+        f"{_score(best.ap50)} {best.name}" if best else "–",
+        f"{rescoring.after - rescoring.before:+.4f}" if rescoring else "–",
+        f"{scores[-1].leaderboard:.4f} (submission {scores[-1].submission})" if scores else "–",
     ]
+
+
+def _duration(seconds: float | None) -> str:
+    return "–" if seconds is None else format_duration(seconds)
 
 
 def _score(value: float | None) -> str:
     return "–" if value is None else f"{value:.4f}"
 
 
-def _fingerprint(campaign: ComparedCampaign) -> str:
-    """The fingerprint of the annotated data at the start of the campaign."""
-    return str(campaign.facts["fingerprints"]["data"])
-
-
 def _dataset(campaign: ComparedCampaign, warnings: list[str]) -> Dataset | None:
     """The annotated images of a campaign; None and a warning for images that are gone or changed."""
-    path = Path(campaign.facts["data"])
     try:
-        dataset = read(path)
-        if dataset.fingerprint != _fingerprint(campaign):
-            raise InputError(f"{path}: has changed since the campaigns started.")
+        dataset = read(campaign.data)
+        if dataset.fingerprint != campaign.fingerprint:
+            raise InputError(f"{campaign.data}: has changed since the campaigns started.")
     except InputError as error:
         warnings.append(f"{error} Without the annotations the differences have no interval.")
         return None

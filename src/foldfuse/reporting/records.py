@@ -223,6 +223,7 @@ class CampaignRecord:
     command: str | None = None
     data: Path | None = None
     test: Path | None = None
+    fingerprints: Mapping[str, str] = field(default_factory=dict)
     deadline_seconds: float | None = None
     seconds_used: float | None = None
     started: str | None = None
@@ -276,7 +277,7 @@ def read_campaign_record(folder: Path) -> CampaignRecord:
         raise InputError(f"{folder}: there is no such folder. Give the folder of a campaign or of a run.")
     warnings: list[str] = []
     if any((folder / name).exists() for name in (ledger.NAME, "campaign.json", "members")):
-        record = _record(_campaign_facts(folder, warnings))
+        record = record_from(_campaign_facts(folder, warnings))
         runs = sorted(p for p in (folder / "members").glob("*") if p.is_dir())
         curves = {run.name: read_learning_curves(run / "log.jsonl", run.name, warnings) for run in runs}
         names = dict.fromkeys([*(m.name for m in record.members if m.name in curves), *curves])
@@ -284,8 +285,7 @@ def read_campaign_record(folder: Path) -> CampaignRecord:
     if any((folder / name).exists() for name in ("run.json", "recipe.json", "log.jsonl")):
         facts, recipe = (_read_object(folder / name, warnings) for name in ("run.json", "recipe.json"))
         recipe.pop(VERSION_KEY, None)
-        recipe.pop("format", None)
-        record = _record(facts | {"seconds_used": facts.get("seconds")})
+        record = record_from(facts | {"seconds_used": facts.get("seconds")})
         run_curves = read_learning_curves(folder / "log.jsonl", folder.name, warnings)
         warned = tuple(warnings)
         return replace(record, kind="run", folder=folder, curves=(run_curves,), recipe=recipe, warnings=warned)
@@ -303,8 +303,9 @@ def read_or_warn(read: Callable[[Path], T], path: Path | None, warnings: list[st
         return None
 
 
-def _record(facts: Mapping[str, Any]) -> CampaignRecord:
-    record = from_plain_tolerantly(facts, CampaignRecord)
+def record_from(facts: Mapping[str, Any]) -> CampaignRecord:
+    """The CampaignRecord with these facts of a ledger or a run; without folder and learning curves."""
+    record = from_plain_tolerantly(_decode_object(json.dumps(facts)), CampaignRecord)
     assert record is not None, "every field has a default"
     return record
 
@@ -313,7 +314,7 @@ def _campaign_facts(folder: Path, warnings: list[str]) -> dict[str, Any]:
     """The facts of the ledger, or of campaign.json where there is no ledger; {} and a warning for an unreadable file."""
     if not (folder / ledger.NAME).exists():
         return _read_object(folder / "campaign.json", warnings)
-    return _decode_object(json.dumps(read_or_warn(ledger.snapshot, folder, warnings)))
+    return read_or_warn(ledger.snapshot, folder, warnings) or {}
 
 
 def _read_object(path: Path, warnings: list[str]) -> dict[str, Any]:

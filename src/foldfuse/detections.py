@@ -1,7 +1,7 @@
-"""What is drawn on pictures, and what a detector says about them. Every stage takes and returns these types.
+"""The annotations of images and the detections of a model: the types that every stage takes and returns.
 
 Boxes are xyxy in pixels of the original image, labels are positions in the list of class names (0..K-1).
-numpy only: whatever fuses and scores must work where torch is not installed.
+numpy only: fusion and scoring must work without torch.
 """
 
 from __future__ import annotations
@@ -53,12 +53,12 @@ class Detections:
         return len(self.boxes)
 
     def __getitem__(self, index: Array | slice) -> Detections:
-        """Those picked by a mask, an index array or a slice: `found[found.scores > 0.5]`."""
+        """The detections at a mask, an index array or a slice: `detections[detections.scores > 0.5]`."""
         return Detections(self.boxes[index], self.scores[index], self.labels[index])
 
     @staticmethod
     def empty() -> Detections:
-        """Nothing found."""
+        """No detections."""
         return Detections(np.zeros((0, 4), np.float32), np.zeros(0, np.float32), np.zeros(0, np.int64))
 
     @staticmethod
@@ -75,12 +75,12 @@ class Detections:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Annotations:
-    """What people drew on one image.
+    """The annotated boxes of one image.
 
     Attributes:
         boxes: (n, 4) float64, xyxy in pixels of the original image.
         labels: (n,) int64, positions in the list of class names.
-        crowd: (n,) bool; COCO's `iscrowd`: a region of many objects, which is never trained on, and ignored in scoring.
+        crowd: (n,) bool; COCO's `iscrowd`: a region of many objects, never trained on and ignored in scoring.
         area: (n,) float64, pixels squared: of the mask where the data has one, so not always width x height.
     """
 
@@ -99,12 +99,12 @@ class Annotations:
         return len(self.boxes)
 
     def __getitem__(self, index: Array | slice) -> Annotations:
-        """Those picked by a mask, an index array or a slice."""
+        """The annotations at a mask, an index array or a slice."""
         return Annotations(self.boxes[index], self.labels[index], self.crowd[index], self.area[index])
 
     @staticmethod
     def empty() -> Annotations:
-        """An image on which nothing is drawn."""
+        """No annotations."""
         return Annotations(np.zeros((0, 4)), np.zeros(0, np.int64), np.zeros(0, bool), np.zeros(0))
 
 
@@ -112,7 +112,7 @@ class Annotations:
 class Predictions(Mapping[int, Detections]):
     """Detections of many images, columnar, so that fusing and scoring run over them without a Python loop.
 
-    An image in `image_ids` was looked at, even where nothing was found in it; `predictions[image_id]` is its Detections.
+    Every image in `image_ids` was predicted, also one without detections; `predictions[image_id]` is its Detections.
 
     Attributes:
         image_ids: (m,) int64, without repeats, in the order of the rows.
@@ -144,7 +144,7 @@ class Predictions(Mapping[int, Detections]):
         object.__setattr__(self, "_row", rows)
 
     def __getitem__(self, image_id: int) -> Detections:
-        """What was found in one image. Raises KeyError where the image was not looked at."""
+        """The detections of one image. Raises KeyError for an image that was not predicted."""
         i = self._row[int(image_id)]
         rows = slice(int(self.offsets[i]), int(self.offsets[i + 1]))
         return Detections(self.boxes[rows], self.scores[rows], self.labels[rows])
@@ -162,12 +162,12 @@ class Predictions(Mapping[int, Detections]):
         return np.repeat(np.arange(len(self.image_ids)), np.diff(self.offsets))
 
     @staticmethod
-    def of(found: Mapping[int, Detections], classes: Sequence[str]) -> Predictions:
+    def of(detections: Mapping[int, Detections], classes: Sequence[str]) -> Predictions:
         """Predictions from {image id: Detections}, in the mapping's order."""
-        parts = list(found.values())
+        parts = list(detections.values())
         whole = Detections.cat(parts)
         return Predictions(
-            image_ids=np.array(list(found), np.int64),
+            image_ids=np.array(list(detections), np.int64),
             offsets=np.cumsum([0, *map(len, parts)], dtype=np.int64),
             boxes=whole.boxes.astype(np.float32),
             scores=whole.scores.astype(np.float32),
@@ -176,15 +176,15 @@ class Predictions(Mapping[int, Detections]):
         )
 
     def filter(self, mask: Array) -> Predictions:
-        """The same images with only the boxes picked by the (n,) bool `mask`."""
+        """The same images with only the boxes where the (n,) bool `mask` is True."""
         kept = np.concatenate([[0], np.cumsum(mask, dtype=np.int64)])[self.offsets]
         return Predictions(self.image_ids, kept, self.boxes[mask], self.scores[mask], self.labels[mask], self.classes)
 
     def select_images(self, image_ids: Sequence[int] | Array) -> Predictions:
-        """The predictions of just these images, in this order.
+        """The predictions of these images, in this order.
 
         Raises:
-            InputError: an image was not looked at.
+            InputError: an image was not predicted.
         """
         missing = [int(i) for i in image_ids if int(i) not in self._row]
         if missing:

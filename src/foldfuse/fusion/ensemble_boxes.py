@@ -71,7 +71,7 @@ def weighted_boxes_fusion(
             fused_scores = weighted_mean * (present @ values) / total
         else:
             fused_scores = mean * count / (weight + ~present @ values)
-    order = fused_scores.argsort(kind="stable")[::-1]
+    order = fused_scores.argsort()[::-1]
     return fused[order], fused_scores[order], labels[founders[order]].astype(np.float64)
 
 
@@ -100,7 +100,7 @@ def non_maximum_weighted(
     for c in range(4):
         np.divide(np.bincount(cluster_of, votes * boxes[:, c]), total, out=fused[:, c], where=voted)
     fused_scores = scores[founders]
-    order = fused_scores.argsort(kind="stable")[::-1]
+    order = fused_scores.argsort()[::-1]
     columns = fused[order], fused_scores[order], labels[founders[order]]
     return columns[0].astype(np.float32), columns[1].astype(np.float32), columns[2].astype(np.float32)
 
@@ -147,11 +147,14 @@ def nms_method(
     float_boxes, float_scores = all_boxes.astype(np.float64), all_scores.astype(np.float64)
     if method == HARD:
         kept = kernels.cluster(float_boxes, float_scores, starts, float(iou_thr), False)[2]
+        kept = kept[all_labels[kept].argsort(kind="stable")]
         return all_boxes[kept], all_scores[kept], all_labels[kept]
     kept, decayed = kernels.soft_nms(
         float_boxes, float_scores, starts, method, float(iou_thr), float(sigma), float(thresh)
     )
-    return all_boxes[kept], all_scores[kept] if original_scores else decayed.astype(all_scores.dtype), all_labels[kept]
+    by_label = all_labels[kept].argsort(kind="stable")
+    kept, decayed = kept[by_label], decayed[by_label].astype(all_scores.dtype)
+    return all_boxes[kept], all_scores[kept] if original_scores else decayed, all_labels[kept]
 
 
 def nms(
@@ -250,14 +253,10 @@ def _rank(
 
 
 def _sort(rows: Array, labels: Array, scores: Array) -> tuple[Array, Array]:
-    """`rows` by label, then by falling score, of equal scores the later row first; and where each label begins, (g + 1,).
-
-    numpy's unstable sort puts ties in this order too, but in large classes.
-    """
-    order = rows[scores[rows].argsort(kind="stable")[::-1]]
-    order = order[labels[order].argsort(kind="stable")]
-    starts = np.concatenate([[0], np.flatnonzero(np.diff(labels[order])) + 1, [len(order)]])
-    return order, starts.astype(np.int64)
+    """`rows` by label, then by falling score; and where each label begins, (g + 1,)."""
+    order = rows[scores[rows].argsort()[::-1]]
+    grouped, starts = kernels.group(labels[order].astype(np.int64))
+    return order[grouped], starts
 
 
 def _in_unit_square(boxes: Array) -> tuple[Array, Array]:

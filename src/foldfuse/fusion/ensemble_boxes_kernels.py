@@ -24,6 +24,28 @@ from foldfuse.fusion.kernels import soft_nms_class
 
 
 @compiled
+def group(labels):
+    """order, starts: the rows label by label, each label's rows in their own order, and where each label begins."""
+    names, group_of = np.empty(len(labels), np.int64), np.empty(len(labels), np.int64)
+    sizes, groups = np.zeros(len(labels) + 1, np.int64), 0
+    for i in range(len(labels)):
+        g = 0
+        while g < groups and names[g] != labels[i]:
+            g += 1
+        if g == groups:
+            names[g] = labels[i]
+            groups += 1
+        group_of[i] = g
+        sizes[g + 1] += 1
+    starts = np.cumsum(sizes[: groups + 1])
+    order, filled = np.empty(len(labels), np.int64), starts.copy()
+    for i in range(len(labels)):
+        order[filled[group_of[i]]] = i
+        filled[group_of[i]] += 1
+    return order, starts
+
+
+@compiled
 def cluster(boxes, scores, starts, iou, moves):
     """Greedy clusters: a box joins the cluster that it overlaps most, if the IoU is above `iou`, or founds a new one.
 

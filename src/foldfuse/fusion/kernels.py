@@ -1,9 +1,9 @@
-"""The inner loops of fusion, compiled by numba on first use and kept on disk. `fuse` is the door to them.
+"""The compiled inner loops of fusion. numba compiles them at the first call and caches them on disk.
 
-Every greedy method here is one loop: take the boxes of a class in falling order of score, find the cluster that each
-overlaps most, join it or found a new one. WBF, NMW and NMS differ only in what joining means.
+Every greedy method is one loop: it takes the boxes of a class in falling order of score, and each box joins the cluster that
+it overlaps most, or founds a new one. WBF, NMW and NMS differ only in the effect of joining.
 
-Shapes: N rows of all members, M members, I images, K classes. A row is one box of one member.
+Shapes: N rows of M members, I images, K classes. A row is one box of one member.
 """
 
 # mypy: allow-untyped-defs
@@ -33,7 +33,7 @@ METHODS = {"wbf": WBF, "nms": NMS, "nmw": NMW, "soft_nms": SOFT_NMS}
 LINEAR, GAUSSIAN = 1, 2
 SCORE, ROW = 5, 6  # columns of Soft-NMS, after those of a cluster
 
-NOWHERE = 1e300  # left side of a box that is done with, whose right side is -NOWHERE
+NOWHERE = 1e300  # x1 of a box that Soft-NMS has taken; its x2 is -NOWHERE
 TOP = (1 << 30) - 1  # the bits of a float32 in [0, 1] are below this
 
 
@@ -51,7 +51,7 @@ def first_bad_row(boxes, scores, labels, num_classes):
 
 @compiled
 def _before(boxes, a, b):
-    """Whether box `a` stands before box `b` where their scores are equal: by x1, y1, x2, y2."""
+    """Whether box `a` precedes box `b` of equal score: by x1, y1, x2, y2."""
     for c in range(4):
         if boxes[a, c] != boxes[b, c]:
             return boxes[a, c] < boxes[b, c]
@@ -60,10 +60,10 @@ def _before(boxes, a, b):
 
 @compiled
 def _sort_rows(scores, boxes, labels, count, num_classes, order, spare, starts):
-    """Fill order[:count] with positions by label, then falling score, then box; starts[k] is where label k begins.
+    """Fill order[:count] with rows by label, then falling score, then box; label k begins at starts[k].
 
-    A radix sort on the bits of the float32 scores, which must be in [0, 1]: three stable passes of 10 bits, then one by
-    label.
+    This is a radix sort on the bits of the float32 scores, which must be in [0, 1]: three stable passes of 10 bits, then one
+    by label.
     """
     bits = scores.view(np.int32)
     seen = np.zeros((3, 1024), np.int64)
@@ -83,7 +83,7 @@ def _sort_rows(scores, boxes, labels, count, num_classes, order, spare, starts):
             spare[seen[digit, value]] = row
             seen[digit, value] += 1
         order, spare = spare, order
-    # After three swaps `spare` is the caller's `order`, which the pass by label fills.
+    # After three swaps `spare` is the caller's `order`, and the pass by label fills it.
     starts[:] = 0
     for i in range(count):
         starts[labels[i] + 1] += 1
@@ -106,9 +106,9 @@ def _sort_rows(scores, boxes, labels, count, num_classes, order, spare, starts):
 
 
 @compiled
-def _gather(boxes, scores, labels, begin, end, image, weights, score_threshold, near, member_of):
-    """Copy the rows of one image that carry a vote to `near`, with weighted scores; the number of them."""
-    near_boxes, near_scores, near_labels = near
+def _gather(boxes, scores, labels, begin, end, image, weights, score_threshold, image_rows, member_of):
+    """Copy the rows of one image that have a vote to `image_rows`, with weighted scores; return their number."""
+    image_boxes, image_scores, image_labels = image_rows
     count = 0
     for member in range(len(weights)):
         for row in range(begin[member, image], end[member, image]):
@@ -117,9 +117,9 @@ def _gather(boxes, scores, labels, begin, end, image, weights, score_threshold, 
             if scores[row] < score_threshold or score <= 0 or flat:
                 continue
             for c in range(4):
-                near_boxes[count, c] = boxes[row, c]
-            near_scores[count] = score
-            near_labels[count] = labels[row]
+                image_boxes[count, c] = boxes[row, c]
+            image_scores[count] = score
+            image_labels[count] = labels[row]
             member_of[count] = member
             count += 1
     return count
@@ -138,8 +138,8 @@ def greedy(
         images: the first image, and the one after the last.
         weights: (M,) in [0, 1].
         total: the sum of `weights`.
-        out: boxes, scores, labels to fill, shaped as the inputs; an image's results begin where its rows would, were
-            the rows sorted by image.
+        out: boxes, scores, labels to fill, shaped as the inputs; the results of an image begin where its rows would, if the
+            rows were sorted by image.
         counts: (I,) to fill with the number of results of each image.
     """
     members = len(weights)
@@ -148,49 +148,49 @@ def greedy(
     for image in range(images[0], images[1]):
         size = max(size, rows_of[image])
 
-    near = np.empty((size, 4), np.float32), np.empty(size, np.float32), np.empty(size, np.int64)
+    image_rows = np.empty((size, 4), np.float32), np.empty(size, np.float32), np.empty(size, np.int64)
     member_of = np.empty(size, np.int64)
     order, spare, starts = np.empty(size, np.int32), np.empty(size, np.int32), np.empty(num_classes + 1, np.int64)
     cluster_boxes, heads, chain = make_clusters(size)
-    sums, votes, voted = np.empty((size, 4)), np.empty(size), np.empty((size, members // 64 + 1), np.uint64)
+    sums, votes, has_voted = np.empty((size, 4)), np.empty(size), np.empty((size, members // 64 + 1), np.uint64)
     founder = np.empty(size, np.int64)
     fused_boxes, fused_scores = np.empty((size, 4), np.float32), np.empty(size, np.float32)
     fused_labels = np.empty(size, np.int64)
     one_label = np.zeros(size, np.int64)
 
     for image in range(images[0], images[1]):
-        count = _gather(boxes, scores, labels, begin, end, image, weights, score_threshold, near, member_of)
-        near_boxes, near_scores, near_labels = near
-        _sort_rows(near_scores, near_boxes, near_labels, count, num_classes, order, spare, starts)
+        count = _gather(boxes, scores, labels, begin, end, image, weights, score_threshold, image_rows, member_of)
+        image_boxes, image_scores, image_labels = image_rows
+        _sort_rows(image_scores, image_boxes, image_labels, count, num_classes, order, spare, starts)
         results = 0
         for label in range(num_classes):
             use_grid = starts[label + 1] - starts[label] > GRID_MIN_BOXES
-            made, last, match, match_iou = 0, -1, -1, 0.0
+            num_clusters, last, match, match_iou = 0, -1, -1, 0.0
             for i in range(starts[label], starts[label + 1]):
                 row = order[i]
                 box = (
-                    np.float64(near_boxes[row, 0]),
-                    np.float64(near_boxes[row, 1]),
-                    np.float64(near_boxes[row, 2]),
-                    np.float64(near_boxes[row, 3]),
+                    np.float64(image_boxes[row, 0]),
+                    np.float64(image_boxes[row, 1]),
+                    np.float64(image_boxes[row, 2]),
+                    np.float64(image_boxes[row, 3]),
                 )
-                # Equal boxes of equal score stay together, or else the order of members would decide who goes where.
-                same = last >= 0 and near_scores[row] == near_scores[last]
+                # Equal boxes of equal score stay together: otherwise the order of members would decide which joins first.
+                same = last >= 0 and image_scores[row] == image_scores[last]
                 for c in range(4):
-                    same = same and near_boxes[row, c] == near_boxes[last, c]
+                    same = same and image_boxes[row, c] == image_boxes[last, c]
                 last = row
                 if not same:
-                    match, match_iou = nearest(cluster_boxes, heads, chain, made, box, iou, use_grid)
+                    match, match_iou = nearest(cluster_boxes, heads, chain, num_clusters, box, iou, use_grid)
                 if match < 0:
-                    match, match_iou = made, 1.0
+                    match, match_iou = num_clusters, 1.0
                     place(cluster_boxes, heads, chain, match, box, use_grid, True)
-                    sums[match], votes[match], voted[match], founder[match] = 0, 0, 0, row
-                    made += 1
+                    sums[match], votes[match], has_voted[match], founder[match] = 0, 0, 0, row
+                    num_clusters += 1
                 word, bit = member_of[row] // 64, np.uint64(1) << np.uint64(member_of[row] % 64)
-                if method == NMS or voted[match, word] & bit:
+                if method == NMS or has_voted[match, word] & bit:
                     continue
-                voted[match, word] |= bit
-                vote = near_scores[row] * match_iou if method == NMW else np.float64(near_scores[row])
+                has_voted[match, word] |= bit
+                vote = image_scores[row] * match_iou if method == NMW else np.float64(image_scores[row])
                 votes[match] += vote
                 for c in range(4):
                     sums[match, c] += vote * box[c]
@@ -199,16 +199,16 @@ def greedy(
                     box = mean[0] / total_votes, mean[1] / total_votes, mean[2] / total_votes, mean[3] / total_votes
                     place(cluster_boxes, heads, chain, match, box, use_grid, False)
 
-            for k in range(made):
+            for k in range(num_clusters):
                 fused_boxes[results, 0], fused_boxes[results, 1] = cluster_boxes[X1, k], cluster_boxes[Y1, k]
                 fused_boxes[results, 2], fused_boxes[results, 3] = cluster_boxes[X2, k], cluster_boxes[Y2, k]
                 if method == NMW:
                     for c in range(4):
                         fused_boxes[results, c] = sums[k, c] / votes[k]
-                fused_scores[results] = min(votes[k] / total, 1.0) if method == WBF else near_scores[founder[k]]
+                fused_scores[results] = min(votes[k] / total, 1.0) if method == WBF else image_scores[founder[k]]
                 fused_labels[results] = label
                 results += 1
-            clear(heads, chain, made, use_grid)
+            clear(heads, chain, num_clusters, use_grid)
 
         _write(fused_boxes, fused_scores, fused_labels, results, one_label, order, spare, out, offset)
         counts[image] = results
@@ -245,7 +245,7 @@ def soft_nms(
     for image in range(images[0], images[1]):
         size = max(size, rows_of[image])
 
-    near = np.empty((size, 4), np.float32), np.empty(size, np.float32), np.empty(size, np.int64)
+    image_rows = np.empty((size, 4), np.float32), np.empty(size, np.float32), np.empty(size, np.int64)
     member_of = np.empty(size, np.int64)
     order, spare, starts = np.empty(size, np.int32), np.empty(size, np.int32), np.empty(num_classes + 1, np.int64)
     columns, overlaps = np.empty((7, size)), np.empty(size)
@@ -255,20 +255,20 @@ def soft_nms(
     one_label = np.zeros(size, np.int64)
 
     for image in range(images[0], images[1]):
-        count = _gather(boxes, scores, labels, begin, end, image, weights, score_threshold, near, member_of)
-        near_boxes, near_scores, near_labels = near
-        _sort_rows(near_scores, near_boxes, near_labels, count, num_classes, order, spare, starts)
+        count = _gather(boxes, scores, labels, begin, end, image, weights, score_threshold, image_rows, member_of)
+        image_boxes, image_scores, image_labels = image_rows
+        _sort_rows(image_scores, image_boxes, image_labels, count, num_classes, order, spare, starts)
         results = 0
         for label in range(num_classes):
             n = starts[label + 1] - starts[label]
             for i in range(n):
                 row = order[starts[label] + i]
                 for c in range(4):
-                    columns[c, i] = near_boxes[row, c]
+                    columns[c, i] = image_boxes[row, c]
                 columns[AREA, i] = (columns[X2, i] - columns[X1, i]) * (columns[Y2, i] - columns[Y1, i])
-                columns[SCORE, i], columns[ROW, i] = near_scores[row], row
+                columns[SCORE, i], columns[ROW, i] = image_scores[row], row
             for i in range(soft_nms_class(columns, n, decay, sigma, iou, min_score, overlaps, (kept, kept_scores))):
-                fused_boxes[results], fused_scores[results] = near_boxes[kept[i]], kept_scores[i]
+                fused_boxes[results], fused_scores[results] = image_boxes[kept[i]], kept_scores[i]
                 fused_labels[results] = label
                 results += 1
 
@@ -317,7 +317,7 @@ def soft_nms_class(columns, n, decay, sigma, iou, min_score, overlaps, out):
 
 @compiled
 def _greatest(values, count):
-    """The greatest of values[:count]; four at a time, since a step of a single chain waits for the one before."""
+    """The greatest of values[:count]; four chains at a time, for each step of a chain waits for the step before."""
     a = b = c = d = -np.inf
     for i in range(0, count - 3, 4):
         a, b = max(a, values[i]), max(b, values[i + 1])
@@ -329,7 +329,7 @@ def _greatest(values, count):
 
 @compiled
 def _close_up(columns, count, min_score):
-    """Move the boxes whose score is above `min_score` to the front, in order; the number of them."""
+    """Move the boxes with a score above `min_score` to the front, in order; return their number."""
     kept = 0
     for i in range(count):
         if columns[SCORE, i] > min_score:
@@ -341,7 +341,7 @@ def _close_up(columns, count, min_score):
 
 @njit(cache=True, nogil=True)
 def compact(boxes, scores, labels, rows_of, counts):
-    """The results of all images without the gaps between them: boxes, scores, labels. Works in place."""
+    """Boxes, scores and labels of all images without the gaps between them; overwrites the inputs."""
     source, target = 0, 0
     for image in range(len(counts)):
         for i in range(counts[image]):

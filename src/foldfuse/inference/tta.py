@@ -1,7 +1,6 @@
-"""Test-time augmentation: the views of a picture that a detector is shown, and the way back from each.
+"""Test-time augmentation (TTA): the views of an image that a detector predicts, and the inverse of each view.
 
-A view's scale is true multi-scale: the network is given more or fewer pixels, on a canvas of another size. Nothing is
-resized onto the size it was trained at.
+The scale of a view changes the size of the network's input: it gets more or fewer pixels than in training.
 """
 
 from __future__ import annotations
@@ -21,11 +20,11 @@ _VIEW = re.compile(r"(?P<scale>\d+(\.\d+)?)(?P<hflip>\+hflip)?(?P<vflip>\+vflip)
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """One way to show a picture to a detector.
+    """A TTA view: a scale and flips of the input image.
 
     Attributes:
         scale: of the recipe's image size.
-        hflip, vflip: whether the canvas is mirrored left-right, top-bottom.
+        hflip, vflip: whether the input is mirrored left-right, top-bottom.
     """
 
     scale: float = 1.0
@@ -34,10 +33,10 @@ class View:
 
     @staticmethod
     def parse(text: str) -> View:
-        """The view that `text` names: a scale, then perhaps "+hflip", then perhaps "+vflip"; such as "1.25+hflip".
+        """The view with this name: a scale, then optionally "+hflip", then optionally "+vflip"; such as "1.25+hflip".
 
         Raises:
-            InputError: it is not of that form, or the scale is not in 0.25..4.
+            InputError: the text has another form, or the scale is not in 0.25..4.
         """
         match = _VIEW.fullmatch(text)
         if match is None or not 0.25 <= float(match["scale"]) <= 4:
@@ -50,29 +49,29 @@ class View:
         return f"{self.scale:g}{'+hflip' if self.hflip else ''}{'+vflip' if self.vflip else ''}"
 
     def image_size(self, base: int, stride: int) -> int:
-        """The longest side, in pixels, that a picture has in this view: `base` times the scale, a multiple of `stride`."""
+        """The longest side, in pixels, that an image has in this view: `base` times the scale, a multiple of `stride`."""
         return max(stride, int(base * self.scale / stride + 0.5) * stride)
 
     def apply(self, images: Array) -> Array:
-        """(B, H, W, 3) canvases as the detector is to see them."""
+        """(B, H, W, 3) -> (B, H, W, 3), flipped as the view says."""
         axes = tuple(axis for axis, flipped in ((1, self.vflip), (2, self.hflip)) if flipped)
         return np.flip(images, axes) if axes else images
 
-    def invert(self, found: Detections, canvas: tuple[int, int]) -> Detections:
-        """What was found on the mirrored canvas of (height, width), where it is on the unmirrored one."""
-        boxes = found.boxes
+    def invert(self, detections: Detections, canvas: tuple[int, int]) -> Detections:
+        """Detections on the flipped canvas of (height, width) in the coordinates of the canvas before flipping."""
+        boxes = detections.boxes
         if self.hflip:
             boxes = hflip(boxes, width=canvas[1])
         if self.vflip:
             boxes = vflip(boxes, height=canvas[0])
-        return Detections(boxes, found.scores, found.labels)
+        return Detections(boxes, detections.scores, detections.labels)
 
 
 def parse_views(texts: Sequence[str]) -> tuple[View, ...]:
-    """The views that `texts` name.
+    """The views with these names.
 
     Raises:
-        InputError: there is none, one is not a view, or one is named twice.
+        InputError: there is no name, a name is no view, or two names are the same.
     """
     views = tuple(View.parse(text) for text in texts)
     if not views:

@@ -48,7 +48,7 @@ COMMANDS = {  # name: (function, what it does)
     "convert": ("foldfuse.commands.predictions:convert", "Write predictions in another format."),
     "score": ("foldfuse.commands.predictions:score", "Score predictions against annotations."),
     "submit": ("foldfuse.commands.predictions:submit", "Write predictions as a submission, and read it back."),
-    "models": ("foldfuse.commands.models:models", "List the models with their cost."),
+    "models": ("foldfuse.commands.model_table:models", "List the models with their cost."),
     "recipes": ("foldfuse.commands.recipes:recipes", "List the recipes."),
     "profile": ("foldfuse.commands.models:profile", "Measure how a model's cost grows with the image size."),
     "export": ("foldfuse.commands.models:export", "Write a model as an ONNX file."),

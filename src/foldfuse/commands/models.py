@@ -1,4 +1,4 @@
-"""The commands models, profile and export."""
+"""The commands profile and export."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
@@ -18,7 +17,6 @@ from foldfuse.inference.cost import (
     CostPoint,
     check_image_size,
     default_image_size,
-    forward_cost,
     is_detector,
     make_model,
     measure_costs,
@@ -26,44 +24,10 @@ from foldfuse.inference.cost import (
 )
 from foldfuse.inference.detector import load_detector
 from foldfuse.inference.onnx_export import PACKAGES, write_onnx
-from foldfuse.models import CLASSIFIERS, DETECTORS
 from foldfuse.models.cpu.fold_batch_norm import fold_batch_norms
 from foldfuse.reporting.profile_chart import cost_chart
 from foldfuse.storage.run import Run
 from foldfuse.system.atomic_files import write_text
-
-NUM_CLASSES = {"detector": 80, "classifier": 1000}  # COCO's and ImageNet's: the table counts parameters with them
-
-
-def models() -> None:
-    """List all models: parameters, FLOPs at the usual image size, stride, and a description.
-
-    Recipes, `foldfuse profile` and `foldfuse export` take the names of models. They take a detector
-    compose:BACKBONE+NECK+HEAD, such as compose:timm:resnet18+fpn+dense, too.
-
-    Examples:
-        foldfuse models
-    """
-    table = Table("model", "M params", "GFLOPs", "at px", "stride", "description", box=SIMPLE_HEAD, pad_edge=False)
-    for column in table.columns[:5]:  # on a narrow terminal only the description wraps
-        column.no_wrap = True
-    for column in table.columns[1:5]:
-        column.justify = "right"
-    for kind, registry in (("detector", DETECTORS), ("classifier", CLASSIFIERS)):
-        for name, maker in registry.items():
-            model = make_model(name, NUM_CLASSES[kind], device="meta")
-            size = default_image_size(model)
-            cost = forward_cost(model, size)
-            description = (maker.__doc__ or "").split("\n")[0]
-            figures = (f"{cost.num_parameters / 1e6:.1f}", f"{cost.flops / 1e9:.1f}", str(size), str(model.stride))
-            table.add_row(name, *figures, description)
-        table.add_section()
-    console = Console()
-    console.print(table)
-    console.print(
-        f"Detectors for {NUM_CLASSES['detector']} classes, then classifiers for {NUM_CLASSES['classifier']} classes. "
-        "A multiply-add counts as two FLOPs."
-    )
 
 
 def profile(

@@ -1,0 +1,50 @@
+"""The table of `foldfuse models`: size and cost of every detector and classifier.
+
+The table is a file beside this module, since building and counting all models takes some 20 seconds and PyTorch. A test compares
+the file with the models; `python tests/inference/test_model_table.py` writes it.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from foldfuse.system.records import from_plain
+
+TABLE = Path(__file__).with_name("model_table.json")
+NUM_CLASSES = {"detector": 80, "classifier": 1000}  # COCO's and ImageNet's: parameters are counted with them
+
+
+@dataclass(frozen=True)
+class ModelRow:
+    """A model at its usual image size.
+
+    Attributes:
+        name: as recipes take it.
+        kind: "detector" or "classifier".
+        num_parameters: with `NUM_CLASSES` classes.
+        flops: of the forward pass of one image; a multiply-add counts as two.
+        image_size: pixels, the side of the square.
+        stride: image height and width must be multiples of it.
+        description: one line.
+    """
+
+    name: str
+    kind: str
+    num_parameters: int
+    flops: int
+    image_size: int
+    stride: int
+    description: str
+
+
+@dataclass(frozen=True)
+class _Table:
+    models: tuple[ModelRow, ...]
+
+
+def read_model_table() -> tuple[ModelRow, ...]:
+    """A row for each detector, then for each classifier."""
+    value = json.loads(TABLE.read_text(encoding="utf-8"))
+    return from_plain(value, _Table, where=TABLE.name, what="the table of models").models

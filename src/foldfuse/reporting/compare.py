@@ -99,14 +99,9 @@ class Comparison:
     def difference_rows(self) -> list[list[str]]:
         """A row of cells for each number: its name, then the value of each campaign after the first."""
         first, names = self.campaigns[0].name, ["images in common"]
-        columns = [[str(its[0].num_images)] for its in self.differences.values()]
-        for k, metric in enumerate(METRICS):
-            name = metric.upper()
-            names += [f"{name} of {first}", name, f"{name} difference", "95 % interval", "resamples better"]
-            for column, its in zip(columns, self.differences.values(), strict=True):
-                one, resampled = its[k], its[k].difference
-                column += [f"{one.first:.4f}", f"{one.second:.4f}", f"{one.second - one.first:+.4f}"]
-                column += [f"{resampled.low:+.4f} to {resampled.high:+.4f}", f"{100 * resampled.prob_better:.1f} %"]
+        for metric in map(str.upper, METRICS):
+            names += [f"{metric} of {first}", metric, f"{metric} difference", "95 % interval", "resamples better"]
+        columns = map(_difference_cells, self.differences.values())
         return [list(row) for row in zip(names, *columns, strict=True)]
 
 
@@ -211,6 +206,16 @@ def _facts(campaign: ComparedCampaign) -> list[str]:
         f"{rescoring.after - rescoring.before:+.4f}" if rescoring else "–",
         f"{scores[-1].leaderboard:.4f} (submission {scores[-1].submission})" if scores else "–",
     ]
+
+
+def _difference_cells(differences: Sequence[ScoreDifference]) -> list[str]:
+    """The values of a campaign's differences from the first, by AP50 and by AP."""
+    cells = [str(differences[0].num_images)]
+    for one in differences:
+        resampled = one.difference
+        cells += [f"{one.first:.4f}", f"{one.second:.4f}", f"{one.second - one.first:+.4f}"]
+        cells += [f"{resampled.low:+.4f} to {resampled.high:+.4f}", f"{100 * resampled.prob_better:.1f} %"]
+    return cells
 
 
 def _duration(seconds: float | None) -> str:

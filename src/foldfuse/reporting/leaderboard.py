@@ -12,10 +12,10 @@ from foldfuse.reporting.charts import Chart, Line, line_chart
 from foldfuse.storage.notes import LeaderboardScore
 
 
-def leaderboard_chart(scored: Mapping[str, Sequence[LeaderboardScore]]) -> Chart | None:
-    """A dot for each submission of each campaign: the out-of-fold score to the right, the leaderboard's score upwards.
+def leaderboard_chart(scores: Mapping[str, Sequence[LeaderboardScore]]) -> Chart | None:
+    """A dot for each submission with a leaderboard score, by campaign: out-of-fold score on x, leaderboard score on y.
 
-    None for fewer than two submissions: one dot tells nothing.
+    None for fewer than two submissions, which show no trend.
     """
     dots = [
         Line(
@@ -24,22 +24,20 @@ def leaderboard_chart(scored: Mapping[str, Sequence[LeaderboardScore]]) -> Chart
             np.array([one.leaderboard]),
             colour,
         )
-        for colour, (name, its) in enumerate(scored.items())
-        for one in its
+        for colour, (name, submissions) in enumerate(scores.items())
+        for one in submissions
     ]
     if len(dots) < 2:
         return None
     x, y = (np.concatenate([getattr(dot, axis) for dot in dots]) for axis in "xy")
     pairs = list(itertools.combinations(range(len(dots)), 2))
-    alike = sum((x[i] - x[j]) * (y[i] - y[j]) > 0 for i, j in pairs)
+    agreeing = sum((x[i] - x[j]) * (y[i] - y[j]) > 0 for i, j in pairs)
     svg = line_chart(
         dots,
         linear_axis(float(x.min()), float(x.max())),
         linear_axis(float(y.min()), float(y.max())),
         titles=("out-of-fold", "leaderboard"),
-        label="Leaderboard score against the one out-of-fold: " + "; ".join(dot.name for dot in dots) + ".",
+        label="Leaderboard score against out-of-fold score: " + "; ".join(dot.name for dot in dots) + ".",
     )
-    caption = (
-        f"Each dot is a submission. Both scores agree on which is the better one in {alike} of {len(pairs)} pairs."
-    )
-    return Chart("Out-of-fold and leaderboard", svg, caption, tuple(scored) if len(scored) > 1 else ())
+    caption = f"Each dot is a submission. The two scores rank two submissions in the same order in {agreeing} of {len(pairs)} pairs."
+    return Chart("Out-of-fold and leaderboard", svg, caption, tuple(scores) if len(scores) > 1 else ())

@@ -39,5 +39,5 @@ def leaderboard_chart(scores: Mapping[str, Sequence[LeaderboardScore]]) -> Chart
         titles=("out-of-fold", "leaderboard"),
         label="Leaderboard score against out-of-fold score: " + "; ".join(dot.name for dot in dots) + ".",
     )
-    caption = f"Each dot is a submission. The two scores rank two submissions in the same order in {agreeing} of {len(pairs)} pairs."
+    caption = f"Each dot is a submission. Both scores give the same order in {agreeing} of {len(pairs)} pairs."
     return Chart("Out-of-fold and leaderboard", svg, caption, tuple(scores) if len(scores) > 1 else ())

@@ -10,7 +10,7 @@ from foldfuse.errors import InputError
 from foldfuse.system.atomic_files import atomic, atomic_folder, write_text
 
 
-def test_the_file_appears_when_all_is_written(tmp_path: Path) -> None:
+def test_the_file_appears_when_it_is_complete(tmp_path: Path) -> None:
     path = tmp_path / "new" / "a.txt"
     with atomic(path) as temporary:
         temporary.write_text("half")
@@ -22,7 +22,7 @@ def test_the_file_appears_when_all_is_written(tmp_path: Path) -> None:
     assert list(path.parent.iterdir()) == [path]
 
 
-def test_an_error_leaves_what_was_there(tmp_path: Path) -> None:
+def test_an_error_keeps_the_old_file(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     path.write_text("before")
 
@@ -42,13 +42,13 @@ def test_text_is_written_byte_for_byte(tmp_path: Path) -> None:
     assert (tmp_path / "a.txt").read_bytes() == "Größe\nx\r\n".encode()
 
 
-def test_a_folder_that_cannot_be_made_is_told(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_created_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="cannot be written"):
         write_text(tmp_path / "file" / "a.txt", "text")
 
 
-def test_a_folder_appears_when_all_is_written(tmp_path: Path) -> None:
+def test_a_folder_appears_when_it_is_complete(tmp_path: Path) -> None:
     path = tmp_path / "new" / "labels"
     with atomic_folder(path) as temporary:
         (temporary / "a.txt").write_text("half")
@@ -76,15 +76,15 @@ def test_an_error_leaves_no_folder(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_a_folder_that_holds_something_is_left_alone(tmp_path: Path) -> None:
+def test_a_folder_that_is_not_empty_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "a.txt").write_text("before")
-    for path, told in [
+    for path, message in [
         (tmp_path / "full", "is a folder that is not empty, expected a new or an empty"),
         (tmp_path / "full" / "a.txt", "is a file, expected a new or an empty folder"),
         (tmp_path / "full" / "a.txt" / "labels", "cannot be written"),
     ]:
-        with pytest.raises(InputError, match=told), atomic_folder(path):
+        with pytest.raises(InputError, match=message), atomic_folder(path):
             pass
     assert (tmp_path / "full" / "a.txt").read_text() == "before"
     assert len(list(tmp_path.rglob("*"))) == 2

@@ -27,7 +27,7 @@ def test_durations_by_hand(text, seconds):
 
 
 @pytest.mark.parametrize("text", ["", " ", "0", "0m", "-5m", "5 m", "m", "10x", "1m1h", "ten", "nan", "inf", "1e3"])
-def test_what_is_no_duration_is_named(text):
+def test_a_text_that_is_no_duration_is_refused(text):
     with pytest.raises(InputError, match="Write it as 90s, 10m, 2h or 1h30m"):
         parse_duration(text)
 
@@ -50,5 +50,5 @@ def test_hours_minutes_and_seconds_add_up(hours, minutes, seconds):
         (-3, "-3 s"),
     ],
 )
-def test_clock_texts_by_hand(seconds, text):
+def test_formatted_durations_by_hand(seconds, text):
     assert format_duration(seconds) == text

@@ -76,8 +76,9 @@ def run_campaign(
         raise InputError(f"{out}: exists already. Choose another --out, {ways}.")
     inputs = request.read_inputs()
     if in_use:
-        with ledgers.exclusive(out):  # refuses to remove a running campaign
-            shutil.rmtree(out)
+        with ledgers.exclusive(out):
+            pass  # a running campaign would have refused
+        shutil.rmtree(out)
     facts: dict[str, Any] = {
         "state": "running",
         "request": to_plain(request.absolute(), version=REQUEST_FORMAT),
@@ -87,7 +88,6 @@ def run_campaign(
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "finished": None,
         "seed": request.seed,
-        "device": request.device,
         "left_out": [],
         "fingerprints": inputs.fingerprints(),
     }

@@ -38,6 +38,7 @@ from foldfuse.formats.predictions import read_predictions, write_predictions
 from foldfuse.storage.ledger import Ledger, SegmentRecord
 from foldfuse.storage.run import Run
 from foldfuse.system import host
+from foldfuse.system.device import choose_device
 from foldfuse.system.durations import format_duration
 from foldfuse.system.records import to_plain
 from foldfuse.training.session import run_metadata
@@ -56,7 +57,8 @@ def run(task: Task, ledger: Ledger, strategy: Strategy, workers: Workers) -> Non
         KeyboardInterrupt: before there was a member, or a second one; a first interrupt after that ends the campaign
             early with a submission of the members so far.
     """
-    ledger.set(machine=host.describe(), state="running", reported=False)
+    device = choose_device(task.device)
+    ledger.set(machine=host.describe(device), device=device, state="running", reported=False)
     publish(ledger)
     try:
         if ledger.get("plan") is None:

@@ -39,8 +39,8 @@ def peak_memory_mb() -> float | None:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
 
 
-def describe() -> dict[str, Any]:
-    """The processor, cores, GPU and versions of this machine, for reports."""
+def describe(device: str = "cuda") -> dict[str, Any]:
+    """The processor, cores and versions of this machine, and the name of a device where there is one, for reports."""
     import torch
 
     import foldfuse
@@ -48,11 +48,19 @@ def describe() -> dict[str, Any]:
     return {
         "cpu": _cpu_name(),
         "cores": os.cpu_count(),
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        "device": _device_name(device),
         "python": platform.python_version(),
         "torch": torch.__version__,
         "foldfuse": foldfuse.__version__,
     }
+
+
+def _device_name(device: str) -> str:
+    import torch
+
+    if device.startswith("cuda"):
+        return torch.cuda.get_device_name(device) if torch.cuda.is_available() else "cpu"
+    return device
 
 
 def _cpu_name() -> str:

@@ -86,12 +86,12 @@ def make_runs(folder: Path, line: Callable[[str], int]) -> None:
     shutil.copytree(folder / "run1", folder / "run2")
 
 
-def make_everything_small(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Recipes train on small images, and a campaign does nothing but leave its folder: other tests run campaigns."""
+def make_everything_small(monkeypatch: pytest.MonkeyPatch, *, campaigns: bool = False) -> None:
+    """Recipes train on small images; unless `campaigns` run, they do nothing but leave their folder: other tests run them."""
     for table in (recipes.RECIPES, recipes.CLASSIFIER_RECIPES):
         for name, maker in table.items():
             monkeypatch.setitem(table, name, _small(maker))
-    for name, made in STAND_INS.items():
+    for name, made in () if campaigns else STAND_INS.items():
         monkeypatch.setattr(f"foldfuse.commands.campaign.{name}", made)
 
 

@@ -1,4 +1,4 @@
-"""The README is true: it names every command, its links lead somewhere, and all of its examples run."""
+"""The README and the pages are true: links lead somewhere, command lines are valid, the README's examples run."""
 
 import contextlib
 import io
@@ -8,34 +8,37 @@ import shlex
 from pathlib import Path
 
 import pytest
+from cyclopts import CycloptsError
 
+import example_lines
 from foldfuse import cli
-from learning_samples import write_dataset
 
 ROOT = Path(__file__).parent.parent
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
-EXAMPLES = [line.split("#")[0].strip() for line in TEXT.splitlines() if line.startswith("    ")]
-DEADLINE = "90s"  # in place of the README's
+EXAMPLES = [line.partition("#")[0].strip() for line in TEXT.splitlines() if line.startswith("    ")]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+OF_OTHER_TOOLS = {"--help", "--index-url", "--no-deps", "--nproc-per-node"}
+BUDGET = "90s"  # in place of the README's deadline
 
 
 @pytest.fixture
 def files(tmp_path, monkeypatch):
-    """The files that the examples name, in the working directory."""
-    train = write_dataset(tmp_path / "data", 24)
-    other = json.loads(write_dataset(tmp_path / "other", 6, seed=1).read_text())
-    for image in other["images"]:
-        old = tmp_path / "other" / "images" / image["file_name"]
-        image["file_name"] = f"test-{image['file_name']}"
-        old.rename(train.parent / "images" / image["file_name"])
-    (train.parent / "truth.json").write_text(json.dumps(other))
-    (train.parent / "test.json").write_text(json.dumps(other | {"annotations": []}))
-    boxes = [
-        {key: row[key] for key in ("image_id", "category_id", "bbox")} | {"score": 0.9} for row in other["annotations"]
-    ]
-    (tmp_path / "a.json").write_text(json.dumps(boxes))
-    rows = [f"0 0.8 10 10 30 30,{image['file_name']}" for image in other["images"]]
+    """The working directory, with the files that the examples name."""
+    example_lines.make_files(tmp_path)
+    truth = json.loads((tmp_path / "data" / "truth.json").read_text())
+    keys = ("image_id", "category_id", "bbox")
+    found = [{key: row[key] for key in keys} | {"score": 0.9} for row in truth["annotations"]]
+    (tmp_path / "a.json").write_text(json.dumps(found))
+    rows = [f"0 0.8 10 10 30 30,{image['file_name']}" for image in truth["images"]]
     (tmp_path / "b.csv").write_text("\n".join(["PredictionString,image_id", *rows]) + "\n")
     monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def command_lines(page: Path) -> list[str]:
+    """The command lines of a page, those that go on after a backslash as one."""
+    text = page.read_text(encoding="utf-8").replace("\\\n", " ")
+    return [line.partition("#")[0].strip() for line in text.splitlines() if line.startswith("    foldfuse ")]
 
 
 def test_it_names_every_command():
@@ -46,12 +49,29 @@ def test_it_is_short():
     assert len(TEXT.splitlines()) <= 120
 
 
-@pytest.mark.parametrize(
-    "page", [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))], ids=str
-)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_links_lead_to_files(page):
     links = re.findall(r"\]\(([^)#\s]+)[^)]*\)", page.read_text(encoding="utf-8"))
     assert not [link for link in links if "://" not in link and not (page.parent / link).exists()]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_command_lines_have_only_arguments_that_exist(page):
+    app = cli.make_app()
+    for line in command_lines(page):
+        try:
+            app.parse_args(shlex.split(line)[1:], exit_on_error=False, print_error=False)
+        except CycloptsError as error:
+            pytest.fail(f"{line}: {error}")
+
+
+def test_pages_name_only_options_that_exist():
+    app, known = cli.make_app(), set(OF_OTHER_TOOLS)
+    for name in cli.COMMANDS:
+        for argument in app[name].assemble_argument_collection(parse_docstring=True):
+            known |= set(argument.names)
+    named = {(page.name, option) for page in PAGES for option in re.findall(r"(?<![\w-])--[a-z][\w-]+", page.read_text(encoding="utf-8"))}
+    assert not {(page, option) for page, option in named if option not in known}
 
 
 def test_make_has_the_targets_that_the_readme_names():
@@ -62,11 +82,12 @@ def test_make_has_the_targets_that_the_readme_names():
 
 
 @pytest.mark.slow
-def test_the_commands_run(files):
+def test_the_commands_run(files, monkeypatch):
     lines = dict.fromkeys(line for line in EXAMPLES if line.startswith("foldfuse "))
+    example_lines.make_everything_small(monkeypatch, campaigns=True)
     assert lines
     for line in lines:
-        words = shlex.split(line.replace("--deadline 2h", f"--deadline {DEADLINE}"))[1:]
+        words = shlex.split(line.replace("--deadline 2h", f"--deadline {BUDGET} --overwrite"))[1:]
         assert cli.main(words) == 0, line
 
 

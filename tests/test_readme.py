@@ -16,7 +16,10 @@ from foldfuse import cli
 ROOT = Path(__file__).parent.parent
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
 EXAMPLES = [line.partition("#")[0].strip() for line in TEXT.splitlines() if line.startswith("    ")]
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+PAGES = [
+    *(ROOT / f"{name}.md" for name in ("README", "CONTRIBUTING", "CHANGELOG")),
+    *sorted((ROOT / "docs").rglob("*.md")),
+]
 OF_OTHER_TOOLS = {"--help", "--index-url", "--no-deps", "--nproc-per-node"}
 BUDGET = "90s"  # in place of the README's deadline
 
@@ -70,7 +73,11 @@ def test_pages_name_only_options_that_exist():
     for name in cli.COMMANDS:
         for argument in app[name].assemble_argument_collection(parse_docstring=True):
             known |= set(argument.names)
-    named = {(page.name, option) for page in PAGES for option in re.findall(r"(?<![\w-])--[a-z][\w-]+", page.read_text(encoding="utf-8"))}
+    named = {
+        (page.name, option)
+        for page in PAGES
+        for option in re.findall(r"(?<![\w-])--[a-z][\w-]+", page.read_text(encoding="utf-8"))
+    }
     assert not {(page, option) for page, option in named if option not in known}
 
 

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from foldfuse.reporting.axes import linear_axis, time_axis
-from foldfuse.reporting.campaign_page import template
-from foldfuse.reporting.charts import Chart, Line, line_chart
+from foldfuse.reporting.campaign_page import score_curves, template
+from foldfuse.reporting.charts import Line
 from foldfuse.system.durations import format_duration
 from foldfuse.training.sweep import Sweep
 
@@ -23,16 +22,7 @@ def sweep_page(sweep: Sweep, name: str) -> str:
             for i, (run_name, its) in enumerate(evaluated.items())
         ]
         if lines:
-            svg = line_chart(
-                lines,
-                time_axis(max(line.x.max() for line in lines)),
-                linear_axis(0, max(0.01, *(float(line.y.max()) for line in lines))),
-                titles=("time in training", title),
-                label=f"{title} on the held-out images over time: "
-                + ", ".join(f"{line.name} ends at {line.y[-1]:.3f}" for line in lines),
-                dots=True,
-            )
-            charts.append(Chart(f"{title} during training", svg, "On the held-out fold.", tuple(evaluated)))
+            charts.append(score_curves(lines, title, "On the held-out fold.", tuple(evaluated)))
     each = format_duration(sweep.seconds_each or 0.0)
     return template("sweep.html").render(name=name, each=each, charts=charts, rows=sweep_rows(sweep))
 

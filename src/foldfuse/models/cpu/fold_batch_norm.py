@@ -44,7 +44,14 @@ def _with_padded_kernel(conv: nn.Conv2d) -> nn.Conv2d:
     """A stride-2 "SAME" convolution as one with symmetric padding, its kernel a row and a column larger."""
     side = conv.kernel_size[0]
     wide = nn.Conv2d(
-        conv.in_channels, conv.out_channels, side + 1, stride=2, padding=(side - 1) // 2, groups=conv.groups
+        conv.in_channels,
+        conv.out_channels,
+        side + 1,
+        stride=2,
+        padding=(side - 1) // 2,
+        groups=conv.groups,
+        device=conv.weight.device,
+        dtype=conv.weight.dtype,
     ).requires_grad_(False)
     assert conv.bias is not None
     assert wide.bias is not None

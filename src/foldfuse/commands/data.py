@@ -46,7 +46,6 @@ def split(
 
     Examples:
         foldfuse split data --out folds.json
-
         foldfuse split data/train.json --folds 3 --group "^[^_]+" --out folds3.json
     """
     options.refuse_overwrite(out, overwrite)
@@ -83,7 +82,6 @@ def check(
 
     Examples:
         foldfuse check data
-
         foldfuse check data/train.json --fix --out data/train.fixed.json
     """
     if fix != (out is not None):

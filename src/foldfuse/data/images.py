@@ -152,6 +152,7 @@ class ImageCache:
 
     def __add__(self, more: ImageCache) -> ImageCache:
         """The cache of these samples and those of `more` behind them; both must have the same `longest`."""
+        assert self.longest == more.longest, f"caches of {self.longest} and {more.longest} px cannot be joined"
         complete = len(self._images) == len(self.samples)  # else the images of `more` would follow a gap
         images = self._images + more._images if complete else self._images
         return ImageCache((*self.samples, *more.samples), self.longest, images)

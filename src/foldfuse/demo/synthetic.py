@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFilter
+from PIL import Image, ImageDraw, ImageFilter, ImageOps
 
 from foldfuse.detections import Array
 from foldfuse.errors import InputError
@@ -143,11 +143,12 @@ def draw_thing(rng: Rng, draw: Draw, length: float) -> Image.Image:
 def paste(scene: Image.Image, thing: Image.Image, at: Array, light: float) -> Array:
     """Paste `thing` and its shadow into `scene`, centred at `at` (x, y); returns the thing's alpha in the scene."""
     height = min(thing.size) * 0.09 + 1.5
-    left, top = int(at[0] - thing.width / 2), int(at[1] - thing.height / 2)
-    shadow, alpha = Image.new("L", scene.size), Image.new("L", scene.size)
+    left, top, margin = int(at[0] - thing.width / 2), int(at[1] - thing.height / 2), int(2 * height) + 2
+    x, y = left + int(height * np.cos(light)) - margin, top + int(height * np.sin(light)) - margin
+    shadow = ImageOps.expand(thing.getchannel("A"), margin).filter(ImageFilter.BoxBlur(height * 0.6))
+    scene.paste((0, 0, 0), (x, y), shadow.point([0.55 * v for v in range(256)]))
+    alpha = Image.new("L", scene.size)
     alpha.paste(thing.getchannel("A"), (left, top))
-    shadow.paste(thing.getchannel("A"), (left + int(height * np.cos(light)), top + int(height * np.sin(light))))
-    scene.paste((0, 0, 0), mask=shadow.filter(ImageFilter.BoxBlur(height * 0.6)).point([0.55 * v for v in range(256)]))
     scene.paste(thing, (left, top), thing)
     return np.asarray(alpha)
 
@@ -246,7 +247,7 @@ class Sheet:
         """Shade `count` crumpled flat pieces; `gloss` makes the brightest of them shine."""
         place = np.stack(_grid(80), -1)
         at, tilt = self.uniform(-0.05, 1.05, (count, 2)), self.rng.normal(0, 2, (count, 2))
-        piece = ((place[:, :, None] - at) ** 2).sum(-1).argmin(-1)
+        piece = ((at**2).sum(-1) - 2 * place @ at.T).argmin(-1)  # the nearest centre
         level = self.uniform(-0.75, 0.75, count)[piece] + ((place - at[piece]) * tilt[piece]).sum(-1)
         level = _resized(level, self.side).clip(-1.3, 1.3)
         self.shade(1 + strength * level, gloss * (level > 0.8))
@@ -313,7 +314,7 @@ def _cuboid(s: Sheet, colors: Sequence[Color], printed: float = 0.0, gable: floa
         s.mark([(x, 0.95 - printed), (x + dx, 0.9 - dy - printed), (x + dx, 0.9 - dy), (x, 0.95)], ink * 0.65)
         s.mark(_oval(x / 2 + 0.06, 0.72, 0.14, 0.1), s.pick(INKS))
     s.words(0.18, y + 0.05, x - 0.06, 0.9 - printed - beads, color * 0.5)
-    s.shade(1 + beads * (_noise(s.rng, s.side, 30) - 0.6))
+    s.shade(1 + beads * (_noise(s.rng, s.side, 30) - 0.6) if beads else 1.0)
     s.crumple(0.08, 8)
 
 
@@ -328,10 +329,10 @@ def _flat(s: Sheet, outline: Points, colors: Sequence[Color], text: int = 0, cre
         s.words(0.18 + column * 0.66 / text, 0.48, 0.14 + (column + 1) * 0.66 / text, s.uniform(0.6, 0.88), ink)
     for y in np.arange(0, 1, 0.12) if weave and s.uniform() < 0.4 else ():
         s.mark(_box(0, y, 1, y + 0.05), ink)
-    if folds + weave and s.uniform() < 0.4:
-        s.mark(s.wobble(_oval(0.5, 0.6, 0.16, 0.12), 0.01), s.pick(INKS))
-    waves = np.sin(12 * np.arctan2(s.y - 0.15, s.x - 0.5) + 5 * _noise(s.rng, s.side, 3))  # towards the top
-    s.shade(1 + folds * waves + weave * (_noise(s.rng, s.side, 4) - 0.5), 1.3 * folds * waves.clip(0, 1) ** 3)
+    if folds + weave:
+        s.mark(s.wobble(_oval(0.5, 0.6, 0.16, 0.12), 0.01), s.pick(INKS) if s.uniform() < 0.4 else color)
+        waves = np.sin(12 * np.arctan2(s.y - 0.15, s.x - 0.5) + 5 * _noise(s.rng, s.side, 3))  # towards the top
+        s.shade(1 + folds * waves + weave * (_noise(s.rng, s.side, 4) - 0.5), 1.3 * folds * waves.clip(0, 1) ** 3)
     s.crumple(creases, pieces, gloss)
     if folds and color.min() > 180:
         s.alpha = s.alpha.point([0.75 * v for v in range(256)])
@@ -397,4 +398,3 @@ THINGS: dict[str, tuple[int, float, tuple[Draw, ...]]] = {  # boxes in the conte
     "Battery": (159, 0.55, (partial(_vessel, profile=CELL, colors=[DARK, INKS[1]], label=1, cap=0.05),
                             partial(_vessel, profile=COIN, colors=[STEEL], label=0, rim=0.3))),
     "Clothing": (468, 1.35, tuple(partial(_flat, outline=each, colors=CLOTHS, weave=0.7) for each in (SHIRT, TROUSERS, SOCK)))}
-# fmt: on

@@ -92,7 +92,7 @@ def write_campaign(folder: Path, train: Path, test: Path) -> Path:
                 "images_per_second": 58.2 - 6 * i,
                 "ap": round(ap50 * 0.52, 4),
                 "ap50": round(ap50, 4),
-                "adds": [0.031, 0.022, 0.011, 0.004, None][i],
+                "leave_one_out_gain": [0.031, 0.022, 0.011, 0.004, None][i],
                 "weight": [0.4, 0.3, 0.2, 0.1, None][i],
             }
         )
@@ -139,12 +139,12 @@ def write_campaign(folder: Path, train: Path, test: Path) -> Path:
             "value": 0.664,
             "nested": 0.652,
             "ap75": 0.331,
-            "kind": "wbf",
+            "method": "wbf",
             "iou": 0.55,
             "interval": [0.012, 0.044],
             "parts": [
-                {"name": names[1], "view": "1", "weight": 0.6, "adds": 0.017},
-                {"name": names[1], "view": "1+hflip", "weight": 0.4, "adds": 0.005},
+                {"name": names[1], "view": "1", "weight": 0.6, "leave_one_out_gain": 0.017},
+                {"name": names[1], "view": "1+hflip", "weight": 0.4, "leave_one_out_gain": 0.005},
             ],
             "per_class": [
                 {"name": n, "boxes": int(b), "ap": 0.42 / (k + 1), "ap50": 0.75 / (k + 1)}

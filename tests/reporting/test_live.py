@@ -16,7 +16,7 @@ from foldfuse.system.progress import error_console, log_on_standard_error, progr
 from ledger_samples import a_record
 from waiting import wait_until
 
-RESULT = {"name": "base-64", "ap50": 0.5, "ap": 0.25, "weight": 0.75, "adds": 0.013}
+RESULT = {"name": "base-64", "ap50": 0.5, "ap": 0.25, "weight": 0.75, "leave_one_out_gain": 0.013}
 PLAN = {
     "segments": [{"name": "base-64", "image_size": 64}, {"name": "cooldown1-96", "image_size": 96, "seconds": 90.0}]
 }

@@ -340,7 +340,7 @@ def add_member(
         "device": metadata.trained_on,
         "ap": score.ap,
         "ap50": score.ap50,
-        "adds": None,
+        "leave_one_out_gain": None,
         "weight": None,
         "cost": predicted.image_seconds,
     }

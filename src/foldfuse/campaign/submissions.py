@@ -236,7 +236,7 @@ def ensemble_summary(
     total = sum(weights.values())
     keys = {str(key): key for key in candidates}
     fused = {
-        "kind": ensemble.method,
+        "method": ensemble.method,
         "iou": ensemble.iou,
         "weights": dict(ensemble.weights),
         "num_members": len({key.member for key in weights}),
@@ -245,7 +245,7 @@ def ensemble_summary(
                 "name": key.member,
                 "view": key.view,
                 "weight": weight / total,
-                "adds": report.leave_one_out_gain.get(str(key)),
+                "leave_one_out_gain": report.leave_one_out_gain.get(str(key)),
             }
             for key, weight in weights.items()
         ],
@@ -270,7 +270,7 @@ def log_ensemble(report: EnsembleReport, candidates: Mapping[MemberView, Predict
         keys = [key for key in weights if key.member == record.name]
         part = {
             "weight": round(sum(weights[key] for key in keys) / total, 3) if keys else 0.0,
-            "adds": round(sum(gains.get(str(key), 0.0) for key in keys), 4) if keys and gains else None,
+            "leave_one_out_gain": round(sum(gains.get(str(key), 0.0) for key in keys), 4) if keys and gains else None,
             "views": [key.view for key in keys] or record.result["views"],
         }
         ledger.put_segment(replace(record, result={**record.result, **part}))

@@ -215,7 +215,7 @@ def _segments(facts: Mapping[str, Any]) -> RenderableType:
             _three_digits(result.get("ap50")),
             _three_digits(result.get("ap")),
             "" if result.get("weight") is None else f"{result['weight']:.2f}",
-            "" if result.get("adds") is None else f"{result['adds']:+.3f}",
+            "" if result.get("leave_one_out_gain") is None else f"{result['leave_one_out_gain']:+.3f}",
         )
     return table
 

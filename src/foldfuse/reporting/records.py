@@ -26,7 +26,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Member:
-    """One trained detector of the campaign."""
+    """One trained detector of the campaign; `leave_one_out_gain` is the score that the ensemble loses without it."""
 
     name: str = "?"
     recipe: str | None = None
@@ -39,8 +39,8 @@ class Member:
     images_per_second: float | None = None
     ap: float | None = None
     ap50: float | None = None
-    adds: float | None = None  # to the score of the ensemble
-    weight: float | None = None  # in the ensemble; None or 0 for a member outside it
+    leave_one_out_gain: float | None = None
+    weight: float | None = None  # share of all weights; None or 0 for a member outside the ensemble
 
 
 @dataclass(frozen=True)
@@ -74,12 +74,12 @@ class ClassScore:
 
 @dataclass(frozen=True)
 class EnsembleView:
-    """A member in one TTA view: its share of all weights, and what it adds to the score of the ensemble."""
+    """A member in one TTA view: its share of all weights, and the score that the ensemble loses without it."""
 
     name: str = "?"
     view: str = "?"
     weight: float | None = None
-    adds: float | None = None
+    leave_one_out_gain: float | None = None
 
 
 @dataclass(frozen=True)
@@ -169,7 +169,7 @@ class FusedScore:
     ap: float | None = None
     ap50: float | None = None
     ap75: float | None = None
-    kind: str | None = None
+    method: str | None = None
     iou: float | None = None
     interval: tuple[float, float] | None = None
     per_class: tuple[ClassScore, ...] = ()

@@ -29,7 +29,7 @@ MEMBERS, BOXES, CLASSES, SIDE = 5, 200, 10, 1024
 
 
 def make(images: int, rng: np.random.Generator) -> tuple[list[Predictions], Dataset]:
-    """Members that saw 60 candidate places an image, of which 8 are objects, and the dataset of the objects."""
+    """Members that find boxes at 60 places an image, of which 8 are objects, and the dataset of the objects."""
     places, objects = 60, 8
     centre, side = rng.uniform(0, SIDE, (images, places, 2)), rng.uniform(20, 200, (images, places, 2))
     boxes = np.concatenate([centre - side / 2, centre + side / 2], -1)
@@ -67,7 +67,7 @@ def make(images: int, rng: np.random.Generator) -> tuple[list[Predictions], Data
 
 
 def candidates(rng: np.random.Generator) -> Iterator[Candidate]:
-    """Choices such as the search makes: each setting drawn from those that it tries."""
+    """Candidates such as the search makes: each setting is a random one that the search tries."""
     while True:
         weights = rng.choice([0.0, 1.0, 1.0, 2.0, 3.0], MEMBERS)
         if (weights > 0).sum() > 1:

@@ -1,9 +1,9 @@
-"""What the chosen ensemble is worth in finished campaigns: chosen on their held-back pictures, measured on their test sets.
+"""The chosen ensemble in finished campaigns: chosen on their held-out images, measured on their test sets.
 
     foldfuse campaign DATA/train.json --test DATA/val.json --deadline 10m --seed SEED --out FOLDER
     taskset -c 0 python benchmarks/ensemble_study.py FOLDER... --views VIEWS --out study.jsonl
 
-A FOLDER is a campaign's; its campaign.json names the data and the test set, whose annotations are read here alone, to measure.
+A FOLDER is a campaign's; its campaign.json names the data and the test set, whose annotations are read only here, to measure.
 A campaign predicts the test set only in the views that it submits; the others are predicted here and kept in VIEWS.
 Choices are made by the metric that they are measured by. A campaign that is in the output file is not run again.
 With `--useless N` so many members join that find the boxes of a real one and score them by chance.
@@ -112,7 +112,7 @@ def run(
     metric: str,
     seconds: float,
 ) -> dict[str, Any]:
-    """Choose on the held-back pictures; {way: [value there, value on the test set]} and what was chosen."""
+    """Choose on the held-out images; {way: [value there, value on the test set]} and what was chosen."""
     seen = set(next(iter(held.values())).image_ids.tolist())
     kept = train.subset(seen)
     built = build_ensemble(held, kept, metric=metric, seconds=seconds, threads=1, clock=time.process_time)
@@ -137,7 +137,7 @@ def run(
         "against_all": [gain.mean, gain.low, gain.high],
         "ensemble": told(built.ensemble),
         "tried": built.num_candidates,
-        "pictures": [len(kept), len(test)],
+        "images": [len(kept), len(test)],
     }
 
 
@@ -153,7 +153,7 @@ def table(rows: list[dict[str, Any]], metric: str) -> str:
     """A Markdown table of the test sets: a row a campaign, then a row a data set, then wins and losses."""
     rows = sorted(rows, key=lambda row: (row["data"], row["seed"]))
     lines = [
-        f"\n| {metric} on the test set | seed | {' | '.join(WAYS)} | chosen, held-back | nested |",
+        f"\n| {metric} on the test set | seed | {' | '.join(WAYS)} | chosen, held-out | nested |",
         "|" + "---|" * (len(WAYS) + 4),
     ]
     on_test = {(row["data"], row["seed"]): {w: row[metric]["values"][w][1] for w in WAYS} for row in rows}

@@ -1,8 +1,8 @@
-"""What a crop classifier's word is worth in finished campaigns: fitted on their held-back pictures, measured on their test sets.
+"""The gain of crop rescoring in finished campaigns: fitted on their held-out images, measured on their test sets.
 
     taskset -c 0 python benchmarks/rescore.py FOLDER... --out rescore.jsonl
 
-A FOLDER is a campaign's. Its campaign.json names the data and the test set, whose annotations are read here alone, to measure.
+A FOLDER is a campaign's. Its campaign.json names the data and the test set, whose annotations are read only here, to measure.
 A campaign that is in the output file already is not run again.
 """
 
@@ -34,7 +34,7 @@ from foldfuse.inference.crop_features import imagenet_encoder
 
 
 def main() -> None:
-    """Run what is not there yet; print the table of all that is there."""
+    """Run the campaigns that the output file lacks, and print the table of all."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folders", nargs="*", type=Path)
     parser.add_argument("--out", type=Path, default=Path("rescore.jsonl"))
@@ -60,13 +60,13 @@ def main() -> None:
 
 
 def members(folder: Path) -> list[str]:
-    """The members that were predicted in the plain view on both sets of pictures."""
+    """The members with predictions of both image sets in the plain view."""
     both = (p.parent.name for p in sorted(folder.glob("members/*/target@1.parquet")))
     return [name for name in both if (folder / "members" / name / "held@1.parquet").exists()]
 
 
 def run(folder: Path, facts: Mapping[str, Any], of: str, asked: argparse.Namespace) -> dict[str, Any]:
-    """Fit on the held-back pictures, apply to the test set, and measure there."""
+    """Fit on the held-out images, apply to the test set, and measure there."""
     train, test = read(Path(facts["data"])), read(Path(facts["test"]))
     names = ("fused_oof", "fused_test") if of == "fused" else (f"members/{of}/held@1", f"members/{of}/target@1")
     held, target = (
@@ -85,8 +85,8 @@ def run(folder: Path, facts: Mapping[str, Any], of: str, asked: argparse.Namespa
     after = rescore.apply_rescorer(fitted.rescorer, target, test.samples)
     seconds = time.process_time() - began
     gain = {metric: bootstrap_difference(after, target, test, metric) for metric in ("ap50", "ap")}
-    believed = replace(fitted.rescorer, blend=fitted.best)  # what it would have brought, were it always believed
-    forced = after if fitted.accepted else rescore.apply_rescorer(believed, target, test.samples)
+    always = replace(fitted.rescorer, blend=fitted.best)  # the gain without the significance test
+    forced = after if fitted.accepted else rescore.apply_rescorer(always, target, test.samples)
     return {
         "fitted": fitted.to_dict(),
         "test": {m: [measure(target, test, metric=m), measure(after, test, metric=m)] for m in ("ap50", "ap")},
@@ -100,7 +100,7 @@ def run(folder: Path, facts: Mapping[str, Any], of: str, asked: argparse.Namespa
 def table(rows: list[dict[str, Any]]) -> str:
     """A Markdown table, a row a campaign."""
     lines = [
-        "| data | seed | of | px, boxes | right | a | expected (95 %) | test AP50 | gain (95 %) | if believed | test AP | s |",
+        "| data | seed | of | px, boxes | accuracy | alpha | expected (95 %) | test AP50 | gain (95 %) | always | test AP | s |",
         "|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for row in sorted(rows, key=lambda r: (r["data"], r["of"], r["size"], r["most"], r["seed"])):
@@ -108,7 +108,7 @@ def table(rows: list[dict[str, Any]]) -> str:
         share = (
             f"{fitted['alpha']:g}{'' if fitted['background'] else ' given object'}"
             if fitted["accepted"]
-            else "not kept"
+            else "not accepted"
         )
         expected, gained = (
             f"{g['mean']:+.3f} ({g['low']:+.3f} to {g['high']:+.3f})"

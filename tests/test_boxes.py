@@ -1,4 +1,4 @@
-"""Laws that box arithmetic must keep, whatever the numbers, and painted pixels beside them as the reference."""
+"""Laws of box arithmetic for any numbers, and painted pixels as the reference."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ A, B = [2, 3, 9, 11], [5, 1, 14, 8]  # whole pixels
 
 
 def painted(box: list[int]) -> Array:
-    """A 16 x 16 picture with a whole-pixel xyxy box filled in."""
+    """A 16 x 16 image with a whole-pixel xyxy box filled in."""
     picture = np.zeros((16, 16), bool)
     x1, y1, x2, y2 = box
     picture[y1:y2, x1:x2] = True
@@ -52,7 +52,7 @@ def test_flipping_twice_changes_nothing(a: Array, side: float) -> None:
     np.testing.assert_allclose(boxes.vflip(boxes.vflip(a, height=side), height=side), a, atol=1e-9)
 
 
-def test_flipping_boxes_is_flipping_the_picture() -> None:
+def test_flipping_boxes_is_flipping_the_image() -> None:
     # Needed beside the law above, which a flip that forgets to swap x1 and x2 also keeps.
     np.testing.assert_array_equal(painted(boxes.hflip(np.array([A]), width=16)[0].tolist()), painted(A)[:, ::-1])
     np.testing.assert_array_equal(painted(boxes.vflip(np.array([A]), height=16)[0].tolist()), painted(A)[::-1])
@@ -73,6 +73,6 @@ def test_area_matches_counting_pixels_and_inverted_boxes_have_none() -> None:
     assert boxes.area(np.array([9, 11, 2, 3])) == 0
 
 
-def test_clipping_is_painting_on_a_smaller_picture() -> None:
+def test_clipping_is_painting_on_a_smaller_image() -> None:
     clipped = boxes.clip(np.array([[-3, 2, 20, 30], [-9, -9, -4, -4]]), width=16, height=12)
     assert clipped.tolist() == [[0, 2, 16, 12], [0, 0, 0, 0]]

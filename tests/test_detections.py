@@ -1,4 +1,4 @@
-"""The types that flow keep their shapes, their order and what is empty."""
+"""Detections, Annotations and Predictions keep shapes, order and empty images."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from foldfuse.errors import InputError
 
 
 def some(*scores: float) -> Detections:
-    """Detections whose boxes and labels tell their score apart."""
+    """Detections whose boxes and labels follow from their scores."""
     s = np.float32(scores)
     boxes = np.stack([s, s, s + 1, s + 2], 1) if len(s) else np.zeros((0, 4), np.float32)
     return Detections(boxes, s, np.int64([round(10 * v) for v in scores]))
@@ -41,7 +41,7 @@ def test_a_mask_picks_boxes_and_keeps_all_images() -> None:
     assert same(kept[9], some(0.3))
 
 
-def test_images_are_picked_in_the_order_asked_for() -> None:
+def test_images_are_selected_in_the_given_order() -> None:
     picked = PREDICTIONS.select_images([9, 3, 5])
     assert list(picked) == [9, 3, 5]
     assert all(same(picked[i], FOUND[i]) for i in FOUND)
@@ -50,14 +50,14 @@ def test_images_are_picked_in_the_order_asked_for() -> None:
         PREDICTIONS.select_images([5, 4])
 
 
-def test_of_no_images_at_all() -> None:
+def test_predictions_of_no_images() -> None:
     nothing = Predictions.of({}, ["cat"])
     assert len(nothing) == 0
     assert nothing.boxes.shape == (0, 4)
     assert len(nothing.filter(np.zeros(0, bool))) == 0
 
 
-def test_detections_are_picked_and_joined() -> None:
+def test_detections_are_indexed_and_concatenated() -> None:
     whole = Detections.cat([some(0.1), some(), some(0.2, 0.3)])
     assert same(whole, some(0.1, 0.2, 0.3))
     assert same(whole[whole.scores > 0.15], some(0.2, 0.3))
@@ -66,7 +66,7 @@ def test_detections_are_picked_and_joined() -> None:
     assert Detections.empty().boxes.dtype == np.float32
 
 
-def test_annotations_are_picked() -> None:
+def test_annotations_are_indexed() -> None:
     drawn = Annotations(np.eye(4)[:2] + 1, np.int64([1, 2]), np.array([True, False]), np.array([5.0, 6.0]))
     objects = drawn[~drawn.crowd]
     assert objects.labels.tolist() == [2]
@@ -74,7 +74,7 @@ def test_annotations_are_picked() -> None:
     assert len(Annotations.empty()) == 0
 
 
-def test_wrong_shapes_are_our_own_mistake() -> None:
+def test_wrong_shapes_fail_an_assertion() -> None:
     with pytest.raises(AssertionError, match=r"boxes: expected \(2, 4\), got \(2, 5\)"):
         Detections(np.zeros((2, 5)), np.zeros(2), np.zeros(2, np.int64))
     with pytest.raises(AssertionError, match=r"area: expected \(1,\), got \(2,\)"):

@@ -1,4 +1,4 @@
-"""Ensembles: the fast trials against fusing and scoring for real, and what a chosen ensemble promises."""
+"""Ensembles: trials agree with `fuse` and `measure`; the chosen ensemble and its scores keep their promises."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ FOREVER = float("inf")
 
 
 def some_members(truth, *, digits=None):
-    """Four members, good and bad, that were given the images in different orders."""
+    """Four members, good and bad, with the images in different orders."""
     made = {
         "a": noisy(truth, 1, digits=digits),
         "b": noisy(truth, 2, jitter=0.07, digits=digits),
@@ -70,18 +70,18 @@ def test_a_trial_is_fusing_and_matching(method, threads):
 
 
 @pytest.mark.parametrize("metric", METRICS)
-def test_it_is_never_worse_than_the_best_member_or_wbf_of_all(metric):
+def test_the_ensemble_is_never_worse_than_the_best_member_or_wbf_of_all(metric):
     truth = random_dataset(5, images=16)
     members = some_members(truth)
     built = build_ensemble(members, truth, metric=metric, seconds=FOREVER, threads=1)
-    alone = {name: measure(member, truth, metric=metric) for name, member in members.items()}
-    assert built.best_single[1] == pytest.approx(max(alone.values()))
-    assert alone[built.best_single[0]] == max(alone.values())
+    singles = {name: measure(member, truth, metric=metric) for name, member in members.items()}
+    assert built.best_single[1] == pytest.approx(max(singles.values()))
+    assert singles[built.best_single[0]] == max(singles.values())
     assert built.uniform_score == pytest.approx(measure(fuse(list(members.values())), truth, metric=metric))
     assert built.score >= max(built.best_single[1], built.uniform_score)
     assert built.score == pytest.approx(measure(apply_ensemble(built.ensemble, members), truth, metric=metric))
     assert sum(row.weight for row in built.table) == pytest.approx(1)
-    assert {row.name: pytest.approx(row.single_score) for row in built.table} == alone
+    assert {row.name: pytest.approx(row.single_score) for row in built.table} == singles
 
 
 def test_useless_members_do_not_spoil_a_good_one():
@@ -95,12 +95,12 @@ def test_useless_members_do_not_spoil_a_good_one():
     assert shares["good"] > 0.5
 
 
-def test_what_a_member_adds_is_what_is_lost_without_it():
+def test_the_leave_one_out_gain_is_the_loss_without_the_member():
     truth = random_dataset(5, images=16)
     members = some_members(truth)
     built = build_ensemble(members, truth, seconds=FOREVER, threads=1)
     assert len(built.leave_one_out_gain) > 1
-    for name, adds in built.leave_one_out_gain.items():
+    for name, gain in built.leave_one_out_gain.items():
         chosen = built.ensemble
         others = Ensemble(
             {n: w for n, w in chosen.weights.items() if n != name},
@@ -109,10 +109,10 @@ def test_what_a_member_adds_is_what_is_lost_without_it():
             chosen.score_threshold,
             chosen.score_exponents,
         )
-        assert adds == pytest.approx(built.score - measure(apply_ensemble(others, members), truth))
+        assert gain == pytest.approx(built.score - measure(apply_ensemble(others, members), truth))
 
 
-def test_without_time_the_best_of_the_plain_ones_is_taken():
+def test_without_time_the_best_member_or_wbf_of_all_is_chosen():
     truth = random_dataset(5, images=16)
     members = some_members(truth)
     built = build_ensemble(members, truth, seconds=0.0, threads=1, clock=lambda: 0.0)
@@ -120,7 +120,7 @@ def test_without_time_the_best_of_the_plain_ones_is_taken():
     assert built.num_candidates <= len(members) + 1 + len(built.leave_one_out_gain)
 
 
-def test_the_search_stops_when_the_time_is_gone():
+def test_the_search_stops_at_the_end_of_its_time():
     truth = random_dataset(5, images=16)
     members = some_members(truth)
     seconds = itertools.count()  # every look at the clock is 1 s after the one before
@@ -147,11 +147,11 @@ def test_leaving_a_fold_out_is_measuring_on_the_other_images():
 
 
 def ranks(scores):
-    """How many of `scores` are greater than each."""
+    """For each score, the number of greater scores."""
     return (scores[None, :] > scores[:, None]).sum(1).tolist()
 
 
-def test_the_nested_score_comes_from_images_that_the_choice_did_not_see():
+def test_the_nested_score_comes_from_images_that_took_no_part_in_the_choice():
     truth = random_dataset(7, images=18)
     members = some_members(truth)
     space, names, ids = space_of(members, truth), list(members), np.sort(truth.image_ids)
@@ -182,7 +182,7 @@ def test_the_nested_score_comes_from_images_that_the_choice_did_not_see():
     assert got == pytest.approx(measure(pooled, truth))
 
 
-def test_scores_take_the_scale_of_others_at_the_same_rank():
+def test_scores_take_the_values_at_the_same_rank_of_another_scale():
     scale = np.array([0.1, 0.4, 0.8], np.float32)
     got = ensemble_search.at_same_rank(np.array([0.03, 0.9, 0.03, 0.5, 0.01], np.float32), scale)
     np.testing.assert_array_equal(got, np.float32([0.1, 0.8, 0.1, 0.4, 0.0]))
@@ -207,7 +207,7 @@ def test_one_picture_is_enough_but_has_no_nested_score():
     assert built.score >= built.best_single[1]
 
 
-def test_it_is_written_small_and_read_back(tmp_path):
+def test_an_ensemble_is_written_and_read_back(tmp_path):
     chosen = Ensemble({"x@640": 2.0, "y": 0.5}, "nmw", 0.6, 0.05, {"y": 0.5})
     chosen.write(tmp_path / "ensemble.json")
     assert read_ensemble(tmp_path / "ensemble.json") == chosen
@@ -257,7 +257,7 @@ def test_bad_input_is_named():
         build_ensemble({"a": broken}, truth.subset([truth.image_ids[0]]) if truth.samples[0].annotations else truth)
 
 
-def test_the_command_chooses_and_fuse_replays(tmp_path, capsys):
+def test_the_ensemble_command_chooses_and_fuse_applies(tmp_path, capsys):
     truth = random_dataset(5, images=16)
     for sample in truth.samples:
         Image.new("L", (1, 1)).save(tmp_path / sample.file_name)

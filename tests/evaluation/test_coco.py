@@ -1,4 +1,4 @@
-"""Scores by hand, by brute force, and by scoring resampled datasets for real."""
+"""Scores by hand, by brute force, and on resampled datasets."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_perfect_predictions_score_one():
 
 
 def test_ap50_by_hand():
-    # Ranked: right, wrong, right of 2: precision 1 up to recall 0.5 (51 points), then 2/3 (50 points).
+    # Ranked: true, false, true positive of 2: precision 1 up to recall 0.5 (51 points), then 2/3 (50 points).
     truth = dataset([[*A, 0], [*B, 0]])
     found = predictions([[*A, 0.9, 0], [*C, 0.8, 0], [*B, 0.7, 0]])
     want = (51 + 50 * 2 / 3) / 101
@@ -40,7 +40,7 @@ def test_ap50_by_hand():
     assert measure(found, truth) == pytest.approx(want, abs=1e-9)
 
 
-def test_what_is_not_annotated_has_no_score_and_json_holds_it():
+def test_a_class_without_annotations_has_no_score_and_json_holds_that():
     got = score_predictions(predictions([[*A, 0.9, 0]]), dataset([[*A, 0]])).to_dict()
     assert got["ap"] == pytest.approx(1.0)
     assert got["ap_small"] is None
@@ -48,14 +48,14 @@ def test_what_is_not_annotated_has_no_score_and_json_holds_it():
     assert [row["ap50"] for row in got["per_class"]] == [pytest.approx(1.0), None, None]
 
 
-def test_a_picture_without_predictions_counts_as_empty():
+def test_an_image_without_predictions_counts_as_empty():
     truth = dataset([[*A, 0]], [[*B, 0]])
     absent, empty = predictions([[*A, 0.9, 0]]), predictions([[*A, 0.9, 0]], [])
     assert score_predictions(absent, truth) == score_predictions(empty, truth)
     assert measure(absent, truth) == measure(empty, truth) == pytest.approx(51 / 101, abs=1e-9)
 
 
-def test_nothing_found_at_all_scores_zero():
+def test_no_detections_score_zero():
     truth = dataset([[*A, 0]], [[*B, 0]])
     assert score_predictions(predictions([], []), truth).ap == 0.0
     assert all(measure(predictions([], []), truth, metric=name) == 0.0 for name in METRICS)
@@ -89,7 +89,7 @@ def test_fast_metrics_agree_with_the_score(seed, digits):
     assert measure(found, truth, metric="ap50") == pytest.approx(got.ap50, abs=1e-9)
 
 
-def drawn_again(times, truth, found):
+def resampled(times, truth, found):
     """Predictions and dataset in which image i, by rising id, stands times[i] times, under ids that keep the order."""
     samples, again = [], {}
     for number, sample in zip(times, sorted(truth.samples, key=lambda s: s.id), strict=True):
@@ -101,31 +101,31 @@ def drawn_again(times, truth, found):
 
 @pytest.mark.parametrize("name", ["ap", "ap50"])
 @pytest.mark.parametrize("seed", range(4))
-def test_measuring_a_sample_of_images_is_scoring_it(name, seed):
+def test_a_metric_of_a_resample_is_the_score_of_the_resampled_dataset(name, seed):
     truth = random_dataset(seed)
     found = noisy(truth, seed)
     times = np.random.default_rng(seed).integers(0, 4, (5, len(truth)))
     metric = METRICS[name]
     fast = metric.of(found, ground_truth(truth))(times)
-    slow = [getattr(score_predictions(*drawn_again(row, truth, found)), name) for row in times]
+    slow = [getattr(score_predictions(*resampled(row, truth, found)), name) for row in times]
     np.testing.assert_allclose(fast, slow, atol=1e-9)
 
 
-def slow_counts(found, drawn, iou, threshold):
-    """TP, FP, FN of one image without crowds, by the rule in words: by falling score, each takes the best free box."""
+def slow_counts(found, annotations, iou, threshold):
+    """TP, FP, FN of one image without crowd regions: by falling score, each detection takes the best free box."""
     kept = found[found.scores >= np.float32(threshold)]
-    free, right = set(range(len(drawn))), 0
+    free, tp = set(range(len(annotations))), 0
     for i in np.argsort(-kept.scores, kind="stable"):
         overlaps = {
-            g: pairwise_iou(kept.boxes[i : i + 1].astype(np.float64), drawn.boxes[g : g + 1])[0, 0]
+            g: pairwise_iou(kept.boxes[i : i + 1].astype(np.float64), annotations.boxes[g : g + 1])[0, 0]
             for g in free
-            if drawn.labels[g] == kept.labels[i]
+            if annotations.labels[g] == kept.labels[i]
         }
         best = max(overlaps, key=overlaps.__getitem__, default=None)
         if best is not None and overlaps[best] >= iou:
             free.remove(best)
-            right += 1
-    return right, len(kept) - right, len(drawn) - right
+            tp += 1
+    return tp, len(kept) - tp, len(annotations) - tp
 
 
 @pytest.mark.parametrize("seed", range(2))
@@ -147,7 +147,7 @@ def test_f2_and_wheat_agree_with_counting(seed):
     assert measure(found, truth, metric="wheat") == pytest.approx(max(wheat), abs=1e-9)
 
 
-def test_bootstrap_of_one_and_the_same_is_nothing():
+def test_the_difference_of_equal_predictions_is_zero():
     truth = random_dataset(3)
     found = noisy(truth, 1)
     got = bootstrap_difference(found, found, truth, samples=50)
@@ -155,7 +155,7 @@ def test_bootstrap_of_one_and_the_same_is_nothing():
 
 
 @pytest.mark.parametrize("name", METRICS)
-def test_bootstrap_knows_the_better_one_and_is_repeatable(name):
+def test_the_bootstrap_finds_the_better_predictions_and_is_repeatable(name):
     truth = random_dataset(3, images=40)
     good, bad = noisy(truth, 1, jitter=0.02, keep=0.95), noisy(truth, 2, jitter=0.2, keep=0.5)
     got = bootstrap_difference(good, bad, truth, name, samples=200)
@@ -190,7 +190,7 @@ def test_the_command_prints_scores_and_the_difference(tmp_path, capsys):
     assert "Miss" in printed
 
 
-def test_detections_beyond_the_dataset_order_are_matched_by_id():
+def test_images_are_matched_by_id_not_by_order():
     truth = dataset([[*A, 0]], [[*B, 1]], ids=[9, 4])
     found = Predictions.of(
         {

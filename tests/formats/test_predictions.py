@@ -1,4 +1,4 @@
-"""A file of predictions says the same after writing and reading; a bad one is refused in a sentence that names the row."""
+"""Predictions survive writing and reading in every format; a bad file ends in a sentence that names the row."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def assert_same(got: Predictions, want: Predictions, *, atol: float = 0.0) -> No
 @settings(deadline=None, derandomize=True, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(each_picture)
 @pytest.mark.parametrize(("ending", "atol"), [(".parquet", 0.0), (".json", 1e-3), (".csv", 1e-3)])
-def test_what_is_written_is_read(
+def test_written_predictions_are_read_back(
     tmp_path: Path, ending: str, atol: float, images: list[list[tuple[float, ...]]]
 ) -> None:
     want = predictions_of(images)
@@ -78,7 +78,7 @@ def test_what_is_written_is_read(
 @settings(deadline=None, derandomize=True, max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.lists(box_of_any_digits, max_size=4), min_size=3, max_size=3))
 @pytest.mark.parametrize("format", FORMATS)
-def test_what_is_written_as_asked_is_read_and_recognised(
+def test_each_format_is_read_back_and_detected(
     tmp_path: Path, format: str, images: list[list[tuple[float, ...]]]
 ) -> None:
     dataset = DATASET if "label" in format or not format.startswith("score") else ONE_CLASS
@@ -112,7 +112,7 @@ def test_what_is_written_as_asked_is_read_and_recognised(
         ),
     ],
 )
-def test_prediction_strings_are_written_so(tmp_path: Path, layout: str, text: str) -> None:
+def test_prediction_strings_of_each_layout(tmp_path: Path, layout: str, text: str) -> None:
     found = predictions_of([TELLING[:1], [], []])
     path = write_predictions(found, tmp_path / "found.csv", DATASET.subset([7, 3]), format=layout)
     assert path.read_text() == text
@@ -132,7 +132,7 @@ def test_a_format_that_cannot_hold_the_predictions_is_refused(tmp_path: Path) ->
     assert not list(tmp_path.iterdir())
 
 
-def test_convert_goes_round_and_says_what_it_read(
+def test_convert_through_formats_and_back(
     make_dataset: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     data = make_dataset(images=3)
@@ -167,13 +167,13 @@ def test_convert_goes_round_and_says_what_it_read(
     assert "exists already" in capsys.readouterr().err
 
 
-def test_parquet_keeps_which_pictures_were_looked_at(tmp_path: Path) -> None:
+def test_parquet_keeps_the_predicted_images(tmp_path: Path) -> None:
     some = predictions_of([[], [(0.1, 0.2, 0.1, 0.2, 0.5, 1)], []]).select_images([11, 3])
     path = write_predictions(some, tmp_path / "run=1" / "found.parquet", DATASET)  # not a partition called run
     assert_same(read_predictions(path, DATASET), some)
 
 
-def test_coco_results_speak_in_the_organisers_ids(tmp_path: Path) -> None:
+def test_coco_results_use_the_organisers_ids(tmp_path: Path) -> None:
     found = predictions_of([[], [(0.1, 0.4, 0.2, 0.5, 0.75, 2)], []])
     path = write_predictions(found, tmp_path / "found.json", DATASET)
     (row,) = json.loads(path.read_text())
@@ -181,7 +181,7 @@ def test_coco_results_speak_in_the_organisers_ids(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("image_id", [3, "3", "a/y.jpg", "y"])
-def test_coco_results_may_name_the_picture_otherwise(tmp_path: Path, image_id: int | str) -> None:
+def test_coco_results_may_use_other_names_of_the_image(tmp_path: Path, image_id: int | str) -> None:
     path = tmp_path / "found.json"
     path.write_text(json.dumps([{"image_id": image_id, "category_id": 5, "bbox": [1, 2, 3, 4], "score": 1}]))
     found = read_predictions(path, DATASET)
@@ -236,7 +236,7 @@ def test_the_contests_csv(tmp_path: Path) -> None:
         ("label_score_xyxy", "owl 0.5 150 60 160 90"),
     ],
 )
-def test_every_layout_can_be_asked_for(tmp_path: Path, layout: str, string: str) -> None:
+def test_every_layout_can_be_named(tmp_path: Path, layout: str, string: str) -> None:
     path = text_file(tmp_path, f"image_id,PredictionString\nx,{string}\n")
     found = read_predictions(path, DATASET, format=layout)
     np.testing.assert_allclose(found[7].boxes, [[150, 60, 160, 90]], rtol=1e-6)
@@ -252,7 +252,7 @@ def test_every_layout_can_be_asked_for(tmp_path: Path, layout: str, string: str)
         ("label_score_xyxy_normalized", "2 0.5 0.75 0.6 0.8 0.9"),
     ],
 )
-def test_a_layout_is_concluded_where_the_numbers_leave_one(tmp_path: Path, layout: str, string: str) -> None:
+def test_the_only_layout_that_fits_the_numbers_is_taken(tmp_path: Path, layout: str, string: str) -> None:
     path = text_file(tmp_path, f"image_id,PredictionString\nx,{string}\n")
     assert read_prediction_file(path, DATASET).format == layout
 
@@ -262,18 +262,18 @@ def test_boxes_without_labels_are_of_the_only_class(tmp_path: Path) -> None:
     file = read_prediction_file(path, ONE_CLASS)
     found = file.predictions
     assert file.format == "score_xyxy"
-    assert list(found) == [7, 3]  # b/z.jpg has no row, so it was not looked at
+    assert list(found) == [7, 3]  # b/z.jpg has no row, so it was not predicted
     assert found[7].labels.tolist() == [0]
 
 
-def test_an_open_layout_is_asked_about(tmp_path: Path) -> None:
+def test_an_ambiguous_layout_must_be_named(tmp_path: Path) -> None:
     path = text_file(tmp_path, "image_id,PredictionString\nx,1 0.5 20 20 30 30\n")
     with pytest.raises(InputError, match=r"fit the layouts label_score_xyxy or label_score_xywh.*format="):
         read_predictions(path, DATASET)
 
 
 @pytest.mark.parametrize(
-    ("row", "told"),
+    ("row", "message"),
     [
         ("1 nan 1 1 2 2,a/x.jpg", "line 2: holds nan, expected finite"),
         ("1 1.2 1 1 2 2,a/x.jpg", "line 2: a box has the score 1.2"),
@@ -288,15 +288,15 @@ def test_an_open_layout_is_asked_about(tmp_path: Path) -> None:
         ("1 0.5 1 1 2 2,a/x.jpg,0", "line 2 has 3 columns, expected 2"),
     ],
 )
-def test_a_bad_row_of_a_csv_is_named(tmp_path: Path, row: str, told: str) -> None:
+def test_a_bad_row_of_a_csv_is_named(tmp_path: Path, row: str, message: str) -> None:
     path = text_file(tmp_path, f"PredictionString,image_id\n{row}\n")
-    with pytest.raises(InputError, match=told) as caught:
+    with pytest.raises(InputError, match=message) as caught:
         read_predictions(path, DATASET)
     assert str(path) in str(caught.value)
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "message"),
     [
         ({"image_id": 4}, "row 1: 4 names no image"),
         ({"image_id": None}, "row 1: None names no image"),
@@ -308,16 +308,16 @@ def test_a_bad_row_of_a_csv_is_named(tmp_path: Path, row: str, told: str) -> Non
         ({"bbox": [1, 2, -3, 4]}, "row 1 has the corners 1 2 -2 6"),
     ],
 )
-def test_a_bad_row_of_coco_results_is_named(tmp_path: Path, changes: dict[str, object], told: str) -> None:
+def test_a_bad_row_of_coco_results_is_named(tmp_path: Path, changes: dict[str, object], message: str) -> None:
     good = {"image_id": 3, "category_id": 5, "bbox": [1, 2, 3, 4], "score": 0.5}
     path = tmp_path / "found.json"
     path.write_text(json.dumps([good, good | changes]))
-    with pytest.raises(InputError, match=told):
+    with pytest.raises(InputError, match=message):
         read_predictions(path, DATASET)
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "told"),
+    ("name", "content", "message"),
     [
         ("found.csv", "", "no prediction file of a known format"),
         ("found.csv", ",PredictionString,image_id\n0,,a/x.jpg\n", "There is an index column"),
@@ -328,13 +328,13 @@ def test_a_bad_row_of_coco_results_is_named(tmp_path: Path, changes: dict[str, o
         ("found.parquet", "PAR1 and then nothing", "is not a Parquet file of predictions"),
     ],
 )
-def test_a_file_that_is_none_is_refused(tmp_path: Path, name: str, content: str, told: str) -> None:
+def test_a_file_of_no_known_format_is_refused(tmp_path: Path, name: str, content: str, message: str) -> None:
     (tmp_path / name).write_text(content)
-    with pytest.raises(InputError, match=told):
+    with pytest.raises(InputError, match=message):
         read_predictions(tmp_path / name, DATASET)
 
 
-def test_what_is_not_there_or_not_known_is_refused(tmp_path: Path) -> None:
+def test_a_missing_file_or_unknown_format_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="cannot be read"):
         read_predictions(tmp_path / "none.parquet", DATASET)
     with pytest.raises(InputError, match="folder without"):
@@ -348,7 +348,7 @@ def test_what_is_not_there_or_not_known_is_refused(tmp_path: Path) -> None:
         read_predictions(tmp_path, DATASET)
 
 
-def test_other_classes_are_refused_both_ways(tmp_path: Path) -> None:
+def test_other_classes_are_refused_when_writing_and_reading(tmp_path: Path) -> None:
     found = predictions_of([[], [], []])
     with pytest.raises(InputError, match="has the classes cat, dog, owl, but test"):
         write_predictions(found, tmp_path / "found.parquet", ONE_CLASS)
@@ -376,7 +376,7 @@ def test_parquet_of_other_widths_is_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("columns", "told"),
+    ("columns", "message"),
     [
         ({"image_id": pa.array([7, 7])}, "image id 7 has 2 rows"),
         ({"image_id": pa.array([7, 8])}, "row 1: 8 names no image"),
@@ -388,8 +388,8 @@ def test_parquet_of_other_widths_is_read(tmp_path: Path) -> None:
         ({"labels": pa.array([["dog"], []])}, "is not a Parquet file of predictions"),
     ],
 )
-def test_a_bad_row_of_parquet_is_named(tmp_path: Path, columns: dict[str, pa.Array], told: str) -> None:
-    with pytest.raises(InputError, match=told):
+def test_a_bad_row_of_parquet_is_named(tmp_path: Path, columns: dict[str, pa.Array], message: str) -> None:
+    with pytest.raises(InputError, match=message):
         read_predictions(parquet(tmp_path / "found.parquet", **columns), DATASET)
 
 

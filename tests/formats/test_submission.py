@@ -25,7 +25,7 @@ def dataset(make_dataset: Callable[..., Path]) -> Dataset:
 
 
 def some(dataset: Dataset) -> Predictions:
-    """Two boxes on image 0, none on 1, three on 2: one sticks out, one lies outside."""
+    """Two boxes on image 0, none on 1, three on 2: one reaches beyond the image, one lies outside."""
     return Predictions.of(
         {
             0: Detections(np.float32([[1.5, 2, 30.25, 40], [3, 4, 5, 6]]), np.float32([0.9, 0.001]), np.int64([2, 0])),
@@ -60,13 +60,13 @@ def test_coco_results_to_the_letter(dataset: Dataset, tmp_path: Path) -> None:
     assert rows[2] == {"image_id": 2, "category_id": 1, "bbox": [0.0, 0.0, 10.0, 10.0], "score": 0.1}
 
 
-def test_the_best_boxes_of_each_picture_are_kept(dataset: Dataset, tmp_path: Path) -> None:
+def test_the_best_boxes_of_each_image_are_kept(dataset: Dataset, tmp_path: Path) -> None:
     path = write_submission(some(dataset), dataset, tmp_path / "submission.csv", "contest_csv", max_detections=1)
     found = validate_submission(path, dataset)
     assert [found[i].scores.tolist() for i in range(3)] == [[np.float32(0.9)], [], [np.float32(0.7)]]
 
 
-def test_nothing_found_anywhere_is_a_submission(dataset: Dataset, tmp_path: Path) -> None:
+def test_a_submission_may_hold_no_boxes(dataset: Dataset, tmp_path: Path) -> None:
     nothing = Predictions.of({i: Detections.empty() for i in dataset.image_ids}, dataset.classes)
     for format, name in (("contest_csv", "s.csv"), ("coco_json", "s.json")):
         found = validate_submission(write_submission(nothing, dataset, tmp_path / name, format), dataset, format)
@@ -74,7 +74,7 @@ def test_nothing_found_anywhere_is_a_submission(dataset: Dataset, tmp_path: Path
         assert len(found.boxes) == 0
 
 
-def test_a_picture_without_prediction_stops_it_and_leaves_what_was_there(dataset: Dataset, tmp_path: Path) -> None:
+def test_a_missing_image_is_refused_and_the_old_file_stays(dataset: Dataset, tmp_path: Path) -> None:
     path = tmp_path / "submission.csv"
     path.write_text("the one before")
     with pytest.raises(InputError, match="lack 1 of 3 images, such as image id 2"):
@@ -93,7 +93,7 @@ def test_a_picture_without_prediction_stops_it_and_leaves_what_was_there(dataset
         (lambda text: text.replace("0.900000", "90"), "line 2: a box has the score 90"),
     ],
 )
-def test_what_is_no_submission_is_told(
+def test_a_broken_submission_is_named(
     dataset: Dataset, tmp_path: Path, change: Callable[[str], str], told: str
 ) -> None:
     path = write_submission(some(dataset), dataset, tmp_path / "submission.csv", "contest_csv")
@@ -102,21 +102,23 @@ def test_what_is_no_submission_is_told(
         validate_submission(path, dataset)
 
 
-def test_a_swapped_header_is_none_of_the_contests(dataset: Dataset, tmp_path: Path) -> None:
+def test_swapped_columns_are_refused(dataset: Dataset, tmp_path: Path) -> None:
     path = tmp_path / "submission.csv"
     path.write_text("image_id,PredictionString\ntest/0000.jpg,\ntest/0001.jpg,\ntest/0002.jpg,\n")
     with pytest.raises(InputError, match="line 1 is 'image_id,PredictionString', expected"):
         validate_submission(path, dataset)
 
 
-def test_the_command_says_what_it_read(dataset: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_names_the_format_that_it_read(
+    dataset: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     source = write_predictions(some(dataset), tmp_path / "found.parquet", dataset)
     path = submit(source, dataset.source, out=tmp_path / "submission.csv")
     assert "read as parquet" in capsys.readouterr().err
     assert len(validate_submission(path, dataset)) == 3
 
 
-def test_the_command_can_be_told_what_to_read(dataset: Dataset, tmp_path: Path) -> None:
+def test_the_command_takes_an_input_format(dataset: Dataset, tmp_path: Path) -> None:
     source = tmp_path / "theirs.csv"
     source.write_text("image_id,PredictionString\n0000,1 0.5 20 20 10 10\n0001,\n0002,\n")
     with pytest.raises(InputError, match="fit the layouts"):
@@ -125,7 +127,7 @@ def test_the_command_can_be_told_what_to_read(dataset: Dataset, tmp_path: Path) 
     assert validate_submission(path, dataset)[0].boxes.tolist() == [[20, 20, 30, 30]]
 
 
-def test_wrong_options_are_told(dataset: Dataset, tmp_path: Path) -> None:
+def test_wrong_options_are_named(dataset: Dataset, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="Did you mean 'coco_json'"):
         write_submission(some(dataset), dataset, tmp_path / "s", "coco_jason")  # type: ignore[arg-type]
     with pytest.raises(InputError, match="max_detections is 0"):

@@ -1,4 +1,4 @@
-"""A YOLO folder holds a file for each image, under a name that leads back to it, and is whole or not there."""
+"""A YOLO folder holds a file for each image, under a name that leads back to it, and is written whole or not at all."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_a_folder_of_any_tool_is_read(tmp_path: Path) -> None:
     assert list(found) == [0, 1]
 
 
-def test_every_picture_has_a_file_also_one_without_boxes(tmp_path: Path) -> None:
+def test_every_image_has_a_file(tmp_path: Path) -> None:
     dataset = dataset_of("train/x.jpg", "train/y.v2.jpg")
     box = Detections(np.array([[90.0, 40, 110, 60]]), np.array([0.25]), np.array([1]))
     found = Predictions.of({1: box, 0: box[:0]}, dataset.classes)
@@ -63,7 +63,7 @@ def test_every_picture_has_a_file_also_one_without_boxes(tmp_path: Path) -> None
         (("x.jpg", "a/x.jpg"), {"x.txt", "a/x.txt"}),
     ],
 )
-def test_a_name_leads_back_to_its_picture(tmp_path: Path, file_names: tuple[str, ...], written: set[str]) -> None:
+def test_a_file_name_leads_back_to_its_image(tmp_path: Path, file_names: tuple[str, ...], written: set[str]) -> None:
     dataset = dataset_of(*file_names)
     path = write_predictions(one_box_each(dataset), tmp_path / "labels", dataset, format="yolo")
     assert set(files_in(path)) == written
@@ -79,7 +79,7 @@ def test_names_that_would_clash_or_leave_the_folder_are_refused(tmp_path: Path, 
     assert not list(tmp_path.iterdir())
 
 
-def test_a_folder_with_something_in_it_is_left_alone(tmp_path: Path) -> None:
+def test_a_folder_that_is_not_empty_stays_unchanged(tmp_path: Path) -> None:
     dataset = dataset_of("x.jpg")
     path = write_predictions(one_box_each(dataset), tmp_path / "labels", dataset, format="yolo")
     before = files_in(path)

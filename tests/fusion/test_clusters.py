@@ -1,4 +1,4 @@
-"""The two searches for a box's cluster must agree with each other and with a plain look at all."""
+"""The scan and the grid search find the same cluster as a comparison with all clusters."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def random_boxes(rng, n, scale, digits):
     digits=st.sampled_from([None, 1, 2]),
     iou=st.sampled_from([0.0, 0.05, 0.12, 0.3, 0.5, 0.55, 0.75, 0.95]),
 )
-def test_both_searches_find_the_first_cluster_of_greatest_iou(seed, scale, digits, iou):
+def test_both_searches_find_the_first_cluster_with_the_highest_iou(seed, scale, digits, iou):
     rng = np.random.default_rng(seed)
     n = 700
     boxes, moved = random_boxes(rng, n, scale, digits), random_boxes(rng, n, scale, digits)

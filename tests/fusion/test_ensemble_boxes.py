@@ -1,4 +1,4 @@
-"""What the drop-in mends of the reference, and its signatures. Its numbers are tested in tests/parity."""
+"""Behaviour of the reference that the drop-in fixes, and its signatures. tests/parity compares the results."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def test_unknown_options_are_named():
 
 
 @every_function
-def test_turned_and_outlying_boxes_are_mended_with_a_warning(fuse):
+def test_swapped_and_outlying_corners_are_fixed_with_a_warning(fuse):
     with pytest.warns(UserWarning, match="swapped"):
         boxes, _, _ = fuse([[[0.5, 0.5, 0.1, 0.1]]], [[0.5]], [[0]])
     np.testing.assert_allclose(boxes, [BOX], rtol=1e-6)

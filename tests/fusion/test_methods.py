@@ -1,4 +1,4 @@
-"""Fusion against a slow version in plain numpy, and the laws that make it fit for a contest."""
+"""Fusion agrees with a slow version in plain numpy, and keeps the promises of docs/fusion.md."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def predictions(*images, ids=None):
 
 
 def random_members(seed, *, members=3, images=4, boxes=30, digits=None, size=100.0, classes=3):
-    """Members that saw the same objects, each with its own jitter; `digits` rounds boxes and scores to make ties."""
+    """Members that find the same objects, each with its own jitter; `digits` rounds boxes and scores to make ties."""
     rng = np.random.default_rng(seed)
     centres, sides = rng.uniform(0, size, (images, boxes, 2)), rng.uniform(5, 40, (images, boxes, 2))
     labels = rng.integers(0, classes, (images, boxes))
@@ -71,7 +71,7 @@ def slow_fuse(
     sigma=0.5,
     min_score=0.001,
 ):
-    """(n, 6) rows of one image, computed as the documentation says it, one box at a time."""
+    """(n, 6) rows of one image, computed as the documentation describes, one box at a time."""
     share = np.array(weights or [1.0] * len(members)) / max(weights or [1.0])
     rows = []
     for number, member in enumerate(members):
@@ -140,7 +140,7 @@ def slow_soften(rows, iou, decay, sigma, min_score):
     score_threshold=st.sampled_from([0.0, 0.3]),
     weighted=st.booleans(),
 )
-def test_it_does_what_the_documentation_says(method, seed, count, digits, iou, score_threshold, weighted):
+def test_each_method_does_what_the_documentation_says(method, seed, count, digits, iou, score_threshold, weighted):
     members = random_members(seed, members=count, images=2, boxes=20, digits=digits)
     weights = [1.0, 0.5, 2.0, 0.0][:count] if weighted else None
     found = fuse.fuse(members, method=method, iou=iou, score_threshold=score_threshold, weights=weights, threads=1)
@@ -185,7 +185,7 @@ def test_the_order_of_images_is_that_of_the_first_member(method):
 
 
 @every_method
-def test_images_are_fused_apart_and_threads_change_nothing(method):
+def test_images_are_independent_and_threads_change_nothing(method):
     members = random_members(2, images=40)
     found = fuse.fuse(members, method=method, threads=1)
     assert_equal(found, fuse.fuse(members, method=method, threads=3))
@@ -199,7 +199,7 @@ def test_five_copies_of_one_model_are_not_five_models():
     np.testing.assert_allclose(table(found, 0), [[10, 10, 20, 20, 0.1, 0]], rtol=1e-6)
 
 
-def test_a_member_pulls_a_cluster_once():
+def test_a_member_moves_a_cluster_once():
     twice = predictions([[0, 0, 10, 10, 0.8, 0], [0, 0, 10, 11, 0.6, 0]])
     once = predictions([[0, 0, 12, 10, 0.8, 0]])
     np.testing.assert_allclose(table(fuse.wbf([twice, once]), 0), [[0, 0, 11, 10, 0.8, 0]], rtol=1e-6)
@@ -242,7 +242,7 @@ def test_boxes_without_score_or_area_are_left_out(method):
 
 
 @every_method
-def test_labels_never_meet(method):
+def test_boxes_of_different_labels_never_match(method):
     found = fuse.fuse([predictions([[0, 0, 9, 9, 0.5, label]]) for label in range(3)], method=method)
     assert sorted(found.labels) == [0, 1, 2]
 
@@ -258,12 +258,12 @@ def test_an_iou_equal_to_the_threshold_does_not_match(method):
         assert len(fuse.fuse(pair, method=method, iou=0.49).boxes) == 1
 
 
-def test_a_score_equal_to_skip_is_kept():
+def test_a_score_equal_to_the_threshold_is_kept():
     assert len(fuse.wbf([predictions([[0, 0, 9, 9, 0.1, 0]])], score_threshold=0.1).boxes) == 1
 
 
 @every_method
-def test_nothing_in_nothing_out(method):
+def test_empty_members_give_empty_predictions(method):
     found = fuse.fuse([predictions([], []), predictions([], [])], method=method)
     assert list(found) == [0, 1]
     assert found.boxes.shape == (0, 4)
@@ -271,7 +271,7 @@ def test_nothing_in_nothing_out(method):
 
 
 @every_method
-def test_one_image_without_a_find(method):
+def test_one_image_without_detections(method):
     found = fuse.fuse([predictions([[0, 0, 9, 9, 0.5, 0]], []), predictions([], [])], method=method)
     assert [len(found[i]) for i in (0, 1)] == [1, 0]
 
@@ -303,7 +303,7 @@ def test_a_broken_box_is_named(method, row):
 
 
 @every_method
-def test_members_must_have_looked_at_the_same_images(method):
+def test_members_must_hold_the_same_images(method):
     two, one = predictions([], [], ids=[3, 7]), predictions([], ids=[3])
     with pytest.raises(InputError, match="member 1 lacks image 7"):
         fuse.fuse([two, one], method=method)

@@ -1,4 +1,4 @@
-"""Views and the way back from them, with painted pictures as the reference."""
+"""Views and their inverses, with painted images as the reference."""
 
 import numpy as np
 import pytest
@@ -20,7 +20,7 @@ def found(boxes):
 
 
 @every_flip
-def test_what_is_found_on_a_view_comes_back_where_it_is(view):
+def test_invert_returns_a_box_to_its_place(view):
     box = (3, 5, 20, 9)
     canvas = np.zeros((1, 16, 32, 3), np.uint8)
     canvas[0, box[1] : box[3], box[0] : box[2]] = 1
@@ -32,13 +32,13 @@ def test_what_is_found_on_a_view_comes_back_where_it_is(view):
 
 @quiet
 @given(views)
-def test_a_view_and_its_text_are_the_same(view):
+def test_a_view_is_parsed_from_its_text(view):
     assert View.parse(str(view)) == view
 
 
 @quiet
 @given(views, st.lists(st.tuples(*[st.floats(0, 64, width=32)] * 4), max_size=4))
-def test_going_back_twice_changes_nothing(view, boxes):
+def test_inverting_twice_changes_nothing(view, boxes):
     once = view.invert(found(boxes), (64, 96))
     twice = view.invert(once, (64, 96))
     np.testing.assert_allclose(twice.boxes, found(boxes).boxes, atol=1e-4)
@@ -56,12 +56,12 @@ def test_the_smallest_view_is_one_stride():
 
 
 @pytest.mark.parametrize("text", ["", "hflip", "0.1", "5", "1+vflip+hflip", "1+flip", "-1", "nan", "1 +hflip", "1e0"])
-def test_what_is_no_view_is_named(text):
+def test_a_text_that_is_no_view_is_named(text):
     with pytest.raises(InputError, match=r"such as 1\.25\+hflip"):
         View.parse(text)
 
 
-def test_views_must_be_some_and_differ():
+def test_there_must_be_views_and_they_must_differ():
     assert parse_views(["1", "1+hflip"]) == (View(), View(hflip=True))
     with pytest.raises(InputError, match="no view"):
         parse_views([])

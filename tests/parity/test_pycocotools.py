@@ -1,4 +1,4 @@
-"""Our scores are pycocotools' scores, ties, crowds, areas and more than 100 boxes a picture included."""
+"""Scores equal pycocotools' scores, with ties, crowd regions, areas and more than 100 boxes an image."""
 
 from __future__ import annotations
 

@@ -84,7 +84,7 @@ def test_a_missing_image_is_refused_and_the_old_file_stays(dataset: Dataset, tmp
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         (lambda text: text.replace("PredictionString,image_id", "image_id,PredictionString"), "line 2"),
         (lambda text: text.replace(",test/0001.jpg\n", ""), "has 2 rows, expected 3, .*; test/0001.jpg has none"),
@@ -94,11 +94,11 @@ def test_a_missing_image_is_refused_and_the_old_file_stays(dataset: Dataset, tmp
     ],
 )
 def test_a_broken_submission_is_named(
-    dataset: Dataset, tmp_path: Path, change: Callable[[str], str], told: str
+    dataset: Dataset, tmp_path: Path, change: Callable[[str], str], message: str
 ) -> None:
     path = write_submission(some(dataset), dataset, tmp_path / "submission.csv", "contest_csv")
     path.write_text(change(path.read_text()))
-    with pytest.raises(InputError, match=told):
+    with pytest.raises(InputError, match=message):
         validate_submission(path, dataset)
 
 

@@ -89,7 +89,7 @@ def test_a_folder_that_is_not_empty_stays_unchanged(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("line", "told"),
+    ("line", "message"),
     [
         ("1 0.5 0.5 0.1 0.2", "line 2 is .* expected six numbers: class cx cy w h score"),
         ("1 0.5 0.5 0.1 high 0.2", "line 2: .* is not numbers"),
@@ -98,7 +98,7 @@ def test_a_folder_that_is_not_empty_stays_unchanged(tmp_path: Path) -> None:
         ("2 0.5 0.5 0.1 0.2 0.5", r"line 2 has the label 2, expected 0\.\.1"),
     ],
 )
-def test_a_bad_line_is_named(tmp_path: Path, line: str, told: str) -> None:
+def test_a_bad_line_is_named(tmp_path: Path, line: str, message: str) -> None:
     (tmp_path / "x.txt").write_bytes(f"0 0.5 0.5 0.1 0.2 0.5\n{line}\n".encode(errors="surrogateescape"))
-    with pytest.raises(InputError, match=rf"x\.txt: {told}"):
+    with pytest.raises(InputError, match=rf"x\.txt: {message}"):
         read_predictions(tmp_path, dataset_of("x.jpg"))

@@ -11,8 +11,7 @@ import example_lines
 from foldfuse import cli
 
 NEEDS_A_CHECKPOINT = {"import"}  # tests/models/test_yolov5_import.py makes one and imports it
-SLOW = {"export"}
-WITHOUT_YET = {"train", "sweep", "import", "predict"}
+SLOW = {"export", "train", "sweep"}
 
 
 def lines_of(name):
@@ -34,7 +33,7 @@ def files(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("name", sorted(set(cli.COMMANDS) - WITHOUT_YET))
+@pytest.mark.parametrize("name", sorted(cli.COMMANDS))
 def test_examples_are_there_and_fit_a_terminal(name):
     lines = lines_of(name)
     assert lines, f"{name} has no examples"
@@ -48,7 +47,7 @@ def test_examples_are_there_and_fit_a_terminal(name):
     [
         pytest.param(name, marks=[pytest.mark.slow] if name in SLOW else [])
         for name in cli.COMMANDS
-        if name not in WITHOUT_YET | NEEDS_A_CHECKPOINT
+        if name not in NEEDS_A_CHECKPOINT
     ],
 )
 def test_examples_run(name, files, tmp_path, monkeypatch, capsys):

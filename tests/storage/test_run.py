@@ -29,6 +29,28 @@ def test_everything_comes_back(run):
     assert not list(run.folder.glob(".*")), "a temporary file was left"
 
 
+def test_a_line_that_a_crash_cut_short_is_no_row_of_the_log(run):
+    run.append_log([{"step": 0}, {"step": 1}])
+    run.append_log([{"step": 2}])
+    with (run.folder / "log.jsonl").open("a") as file:
+        file.write('{"step": 3, "lo')
+    assert [row["step"] for row in run.log] == [0, 1, 2]
+    run.write_log(run.log)
+    run.append_log([{"step": 3}])
+    assert [row["step"] for row in run.log] == [0, 1, 2, 3]
+    (run.folder / "log.jsonl").write_text("{broken\n{}\n")
+    with pytest.raises(InputError, match=r"log\.jsonl: is broken"):
+        _ = run.log
+
+
+def test_metadata_of_a_later_version_is_refused(run):
+    (run.folder / "run.json").write_text('{"format": 99}')
+    with pytest.raises(
+        InputError, match="is the metadata of a run of format 99, and this version of Foldfuse reads up to 1"
+    ):
+        _ = run.metadata
+
+
 @pytest.mark.parametrize("broken", [b"", b"no checkpoint", None])
 def test_a_broken_state_falls_back_to_the_one_before(run, broken):
     for step in (1, 2, 3):

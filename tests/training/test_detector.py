@@ -196,6 +196,45 @@ def test_mosaics_end_when_the_recipe_says(data):
     assert not torch.equal(early, late)
 
 
+class Watched:
+    """Batches that note which steps may have mosaics."""
+
+    mosaic_until = 0.5
+
+    def __init__(self):
+        self.mosaic = {}
+
+    def batch(self, step, shard=None, *, mosaic=True):
+        self.mosaic[step] = mosaic
+        return torch.zeros(1, 3, 32, 32, dtype=torch.uint8), []
+
+
+def test_mosaics_end_once_under_a_budget_of_time_and_a_resumed_training_keeps_the_step():
+    clock, whole = Clock(), Watched()
+    budget = Budget(seconds=100, clock=clock)
+    last = fit(Line(clock), whole, TINY, TrainingSession(budget), log=[])
+    assert last["mosaic_end"] == 6  # the first step that is prefetched when half of the budget is spent
+    assert [step for step, mosaic in whole.mosaic.items() if mosaic] == [0, 1, 2, 3, 4, 5]
+
+    for after, slow in ((5, 0), (5, 40)):  # the resumed part meets a busy machine, or not
+        clock, states, parts = Clock(), [], Watched()
+        session = TrainingSession(Budget(seconds=100, clock=clock), checkpoint_seconds=-1.0)
+
+        def keep(state, after=after, states=states):
+            states.append(state)
+            if state["step"] == after:
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            fit(Line(clock), parts, TINY, session, log=[], save=keep)
+        prefetched = dict(parts.mosaic)
+        clock = Clock()
+        clock.now = float(slow)
+        budget = Budget(seconds=100, clock=clock, used=float(slow))
+        fit(Line(clock), parts, TINY, TrainingSession(budget, checkpoint=states[-1]), log=[])
+        assert {step: parts.mosaic[step] for step in prefetched} == prefetched
+
+
 # resuming
 
 

@@ -124,7 +124,7 @@ def export(
     net: Any
     if Path(model).is_dir():
         run = Run(Path(model))
-        net, classes = load_detector(run)
+        net, classes = load_detector(run, "cpu")
         size, metadata = run.recipe.image_size, {"model": run.recipe.detector, "classes": json.dumps(classes)}
     else:
         net = make_model(model, num_classes)

@@ -45,10 +45,6 @@ def predict(
 
     Under torchrun each process predicts its share of the images.
 
-    Examples:
-        foldfuse predict run1 data/test.json --out predictions.parquet
-        foldfuse predict run1 data/test.json --out views.parquet --view 1,1+hflip
-
     Args:
         run: folder of a trained run.
         data: COCO JSON; annotations are not read, except by a classifier.
@@ -58,6 +54,11 @@ def predict(
 
     Raises:
         InputError: the run is not trained, its classes are not those of the data, or an image cannot be decoded.
+
+    Examples:
+        foldfuse predict run1 data/test.json --out predictions.parquet
+        foldfuse predict run1 data/test.json --out views.parquet --view 1,1+hflip
+        foldfuse predict classifier1 data/train.json --out classes.csv
     """
     out = Path(out)
     options.refuse_overwrite(out, overwrite)

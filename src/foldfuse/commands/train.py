@@ -46,15 +46,15 @@ def import_weights(weights: Path, *, out: options.Out, overwrite: options.Overwr
 
     Predict with the run, or start a training from it with --init-from.
 
-    Examples:
-        foldfuse import yolov5s.pt --out yolov5s
-
     Args:
         weights: checkpoint (.pt) of a detector of sizes n to x.
         out: folder to make.
 
     Raises:
         InputError: the file is damaged, would execute code, or holds another network.
+
+    Examples:
+        foldfuse import yolov5s.pt --out yolov5s
     """
     weights, out = Path(weights), Path(out)
     options.refuse_overwrite(out, overwrite)
@@ -99,11 +99,6 @@ def train(
 ) -> Path:
     """Train one detector or classifier, and return its run folder.
 
-    Examples:
-        foldfuse train data/train.json --out run1 --budget 10m
-        foldfuse train data/train.json --out run2 --recipe yolov5n --set lr=5e-4 --image-size 256 --folds folds.json
-        foldfuse train --resume run1 --budget 20m
-
     Args:
         data: COCO JSON with annotations, or a folder with a train.json. A classifier trains on the crops of its objects, or on
             a folder of images with a sub-folder for each class.
@@ -125,6 +120,12 @@ def train(
 
     Raises:
         InputError: the data, the recipe or the folder cannot be used.
+
+    Examples:
+        foldfuse train data/train.json --out run1 --budget 10m
+        foldfuse train data/train.json --out run2 --recipe yolov5n --set lr=5e-4
+        foldfuse train data/train.json --out run3 --init-from run1 --lr 1e-3
+        foldfuse train --resume run1 --budget 20m
     """
     limits = _budget(budget, steps)
     if resume is None:
@@ -250,9 +251,6 @@ def sweep(
 
     The same command resumes a sweep that was stopped, and trains nothing twice.
 
-    Examples:
-        foldfuse sweep data/train.json --out sweep1 --image-size 192,256 --batch-size 4,8 --budget 20m
-
     Args:
         data: COCO JSON with annotations, or a folder with a train.json.
         out: folder for the runs, sweep.json and sweep.html.
@@ -265,6 +263,9 @@ def sweep(
 
     Raises:
         InputError: the data or an argument cannot be used, or `out` holds another sweep.
+
+    Examples:
+        foldfuse sweep data/train.json --out sweep --image-size 192,256 --budget 20m
     """
     for option, values in (("recipe", recipe), ("image-size", image_size), ("batch-size", batch_size)):
         if len(set(values)) < len(tuple(values)):

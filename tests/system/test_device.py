@@ -1,0 +1,124 @@
+"""One place decides the device, and every network computes there."""
+
+import traceback
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
+
+from foldfuse.campaign.planning.estimates import measure_candidate
+from foldfuse.commands.predict import predict
+from foldfuse.commands.train import sweep, train
+from foldfuse.data.crops import object_crops
+from foldfuse.data.readers.coco import read
+from foldfuse.errors import InputError
+from foldfuse.inference.crop_features import features, imagenet_encoder
+from foldfuse.recipes import load_recipe
+from foldfuse.storage.run import Run
+from foldfuse.system.device import choose_device
+from foldfuse.system.processes import open_world
+from foldfuse.training import sweep as sweeping
+from learning_samples import write_dataset
+
+FAKE = "cpu:0"  # torch takes it for the CPU, but nobody asks for it by chance
+SMALL = ("image_size=64", "batch_size=2")
+
+
+@pytest.fixture
+def unmoved(monkeypatch):
+    """Names of networks that computed without having been moved to the chosen device."""
+    moved, depth, found = "_moved_to_the_chosen_device", [0], []
+    own = nn.Module.to
+
+    def to(self, *args, **kwargs):
+        made = own(self, *args, **kwargs)
+        if FAKE in map(str, [*args, *kwargs.values()]) or torch.device(FAKE) in args:
+            for module in made.modules():
+                module.__dict__[moved] = True  # copies have it too
+        return made
+
+    def before(module, inputs):
+        if not depth[0] and moved not in module.__dict__:
+            ours = [f.name for f in traceback.extract_stack() if "foldfuse" in f.filename]
+            if "make_detector" not in ours:  # its constructor counts channels with an empty image
+                found.append(f"{type(module).__name__} in {' > '.join(ours)}")
+        depth[0] += 1
+
+    def after(module, inputs, outputs):
+        depth[0] -= 1
+
+    monkeypatch.setattr(nn.Module, "to", to)
+    hooks = register_module_forward_pre_hook(before), register_module_forward_hook(after, always_call=True)
+    yield found
+    for hook in hooks:
+        hook.remove()
+
+
+@pytest.fixture
+def fake_device(monkeypatch):
+    """`choose_device` finds the fake device wherever it is asked."""
+    for room in (
+        "campaign.planning.estimates",
+        "inference.classifier",
+        "inference.crop_features",
+        "inference.detector",
+        "system.processes",
+        "training.sweep",
+    ):
+        monkeypatch.setattr(f"foldfuse.{room}.choose_device", lambda name="auto": FAKE)
+
+
+@pytest.mark.usefixtures("fake_device")
+def test_every_network_goes_to_the_chosen_device(tmp_path, unmoved, monkeypatch):
+    data = write_dataset(tmp_path / "d", 6)
+    run = train(data, out=tmp_path / "run", changes=SMALL, steps=1)
+    assert Run(run).metadata.trained_on == FAKE
+    predict(run, data, out=tmp_path / "a.parquet", view=("1", "1+hflip"))
+    classifier = train(data, out=tmp_path / "c", recipe="classify_lite0", changes=("image_size=32",), steps=1)
+    predict(classifier, data, out=tmp_path / "c.csv")
+    monkeypatch.setattr(sweeping, "seconds_for_each", lambda recipes, val, left, device: 0.1)
+    sweep(data, out=tmp_path / "s", image_size=(64,), batch_size=(2,), folds=2)
+    dataset = read(data)
+    measure_candidate("tiny", load_recipe("lite0_fpn", SMALL), dataset)
+    features(object_crops(dataset), imagenet_encoder(size=32))
+    assert not unmoved
+
+
+def test_a_network_that_stays_behind_is_found(unmoved):
+    nn.Linear(1, 1)(torch.zeros(1, 1))
+    nn.Linear(1, 1).to(FAKE)(torch.zeros(1, 1))
+    assert len(unmoved) == 1
+    assert unmoved[0].startswith("Linear in ")
+
+
+@pytest.mark.parametrize(("cards", "name", "want"), [(0, "auto", "cpu"), (2, "auto", "cuda"), (2, "cuda:1", "cuda:1")])
+def test_the_device_by_its_name(monkeypatch, cards, name, want):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: cards > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: cards)
+    assert choose_device(name) == want
+    assert choose_device("cpu") == "cpu"
+
+
+@pytest.mark.parametrize(
+    ("cards", "name", "message"),
+    [
+        (0, "cuda", "finds no CUDA device here. Take --device auto"),
+        (1, "cuda:1", "finds 1 CUDA device here"),
+        (2, "cuda:2", "finds 2 CUDA devices here"),
+        (0, "cuda:x", "there is no such device. Expected auto, cpu, cuda, cuda:N or mps"),
+        (0, "gpu", "there is no such device"),
+    ],
+)
+def test_a_device_that_is_not_there_is_refused(monkeypatch, cards, name, message):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: cards > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: cards)
+    with pytest.raises(InputError, match=message):
+        choose_device(name)
+
+
+def test_several_processes_cannot_share_one_card(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr("foldfuse.system.processes.choose_device", lambda name: name)
+    with pytest.raises(InputError, match="--device cuda:1: 2 processes cannot share it"), open_world("cuda:1"):
+        pass

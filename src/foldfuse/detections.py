@@ -30,7 +30,7 @@ class MemberView(NamedTuple):
 
 @dataclass(frozen=True, slots=True, eq=False)  # eq: arrays have no single truth value
 class Detections:
-    """Boxes found in one image, in no promised order. Empty (n = 0) is a normal value.
+    """The boxes of one image, in any order. Empty (n = 0) is a normal value.
 
     Attributes:
         boxes: (n, 4) float32, xyxy in pixels; width is x2 - x1. Of the network's input where a detector's
@@ -165,13 +165,13 @@ class Predictions(Mapping[int, Detections]):
     def of(detections: Mapping[int, Detections], classes: Sequence[str]) -> Predictions:
         """Predictions from {image id: Detections}, in the mapping's order."""
         parts = list(detections.values())
-        whole = Detections.cat(parts)
+        joined = Detections.cat(parts)
         return Predictions(
             image_ids=np.array(list(detections), np.int64),
             offsets=np.cumsum([0, *map(len, parts)], dtype=np.int64),
-            boxes=whole.boxes.astype(np.float32),
-            scores=whole.scores.astype(np.float32),
-            labels=whole.labels.astype(np.int64),
+            boxes=joined.boxes.astype(np.float32),
+            scores=joined.scores.astype(np.float32),
+            labels=joined.labels.astype(np.int64),
             classes=tuple(classes),
         )
 

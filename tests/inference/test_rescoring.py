@@ -18,8 +18,10 @@ from foldfuse.errors import InputError
 from foldfuse.evaluation.metrics import measure
 from foldfuse.formats.predictions import read_predictions, write_predictions
 from foldfuse.inference import rescoring as rescore
+from foldfuse.inference import rescoring_data
 from foldfuse.inference.crop_features import CropEncoder, features, fit_probe
 from foldfuse.inference.rescoring import Blend, Rescorer
+from foldfuse.inference.rescoring_data import label_detections, sample_objects
 from learning_samples import write_dataset
 
 
@@ -96,10 +98,10 @@ def test_each_image_is_rescored_by_a_probe_trained_without_it(data, monkeypatch)
         return fit_probe(x, y, weights, num_classes=num_classes, ridge=ridge)
 
     predicted = []
-    real = rescore.LinearProbe.log_probabilities
-    monkeypatch.setattr(rescore, "fit_probe", spy)
+    real = rescoring_data.LinearProbe.log_probabilities
+    monkeypatch.setattr(rescoring_data, "fit_probe", spy)
     monkeypatch.setattr(
-        rescore.LinearProbe,
+        rescoring_data.LinearProbe,
         "log_probabilities",
         lambda probe, x: predicted.append((fits[-1], {tuple(row) for row in x.tolist()})) or real(probe, x),
     )
@@ -127,7 +129,7 @@ def test_a_detection_has_the_label_of_the_object_that_it_overlaps(data):
         [[x1, y1, x2, y2], [x1 + 0.42 * side, y1, x2 + 0.42 * side, y2], [x1 + 0.8 * side, y1, x2 + side, y2]]
     )
     crops = Crops((sample,), np.zeros(3, int), boxes, np.full(3, -1))
-    assert rescore.label_detections(crops, 2).labels.tolist() == [sample.annotations.labels[0], -1, 2]
+    assert label_detections(crops, 2).labels.tolist() == [sample.annotations.labels[0], -1, 2]
 
 
 def predictions_of(scores, labels):
@@ -169,9 +171,9 @@ def test_a_probe_is_the_minimum_that_scikit_learn_finds():
 def test_too_many_objects_are_sampled_evenly_over_the_classes():
     labels = np.repeat([0, 1, 2], [50, 30, 4])
     crops = Crops((None,), np.zeros(84, int), np.zeros((84, 4)), labels)
-    sampled = rescore._sample_objects(crops, 24, 3, np.random.default_rng(0))
+    sampled = sample_objects(crops, 24, 3, np.random.default_rng(0))
     assert np.bincount(sampled.labels).tolist() == [10, 10, 4]
-    assert rescore._sample_objects(crops, 84, 3, np.random.default_rng(0)) is crops
+    assert sample_objects(crops, 84, 3, np.random.default_rng(0)) is crops
 
 
 def test_only_the_best_boxes_of_an_image_get_crops(data):

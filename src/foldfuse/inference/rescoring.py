@@ -15,32 +15,33 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise, product
+from itertools import product
 from typing import Any
 
 import numpy as np
 
-from foldfuse.boxes import pairwise_iou
-from foldfuse.data.crops import Crops, detection_crops, object_crops
+from foldfuse.data.crops import detection_crops, object_crops
 from foldfuse.data.dataset import Dataset, Sample
 from foldfuse.data.folds import Folds, make_folds
-from foldfuse.detections import Annotations, Array, Detections, Predictions
+from foldfuse.detections import Array, Detections, Predictions
 from foldfuse.errors import InputError
 from foldfuse.evaluation.bootstrap import Difference, bootstrap_difference
 from foldfuse.evaluation.matching import check_compatible
 from foldfuse.evaluation.metrics import measure
-from foldfuse.inference.crop_features import CropEncoder, LinearProbe, features, fit_probe, imagenet_encoder, mirrored
+from foldfuse.inference.crop_features import CropEncoder, LinearProbe, features, imagenet_encoder
+from foldfuse.inference.rescoring_data import (
+    TrainingCrops,
+    encode_training_crops,
+    label_detections,
+    sample_objects,
+    span,
+)
 from foldfuse.system.progress import Progress, no_progress
 from foldfuse.system.records import to_plain
 
 PARTS = 5  # of the cross-validation where `folds` gives none
-OBJECT_IOU, BACKGROUND_IOU = (
-    0.5,
-    0.3,
-)  # a box shows an object's class from the first on, and background below the second
 RIDGES = (0.03, 0.1, 0.3, 1.0)
 ALPHAS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7)
-OBJECT_WEIGHT = 0.5  # of an annotated object in the training loss; a detection has 1
 LEAST_PROB_BETTER = 0.8  # share of the bootstrap resamples that must show a gain
 ENCODING_SHARE = 0.9  # of the progress; training the probes takes the rest
 MIN_LOG_P = -12.0
@@ -180,10 +181,10 @@ def fit_rescorer(
     num_classes = len(dataset.classes)
     part_of = _parts(val, folds, seed)
     crops, rows = detection_crops(predictions, val.samples, max_per_image=max_detections)
-    objects = _sample_objects(object_crops(dataset), max_objects, num_classes, np.random.default_rng(seed))
-    encoding, training = _span(progress, 0.0, ENCODING_SHARE), _span(progress, ENCODING_SHARE, 1.0)
+    objects = sample_objects(object_crops(dataset), max_objects, num_classes, np.random.default_rng(seed))
+    encoding, training = span(progress, 0.0, ENCODING_SHARE), span(progress, ENCODING_SHARE, 1.0)
     mirror = 2 * len(objects) <= max_objects
-    train = _training_crops(objects, label_detections(crops, num_classes), encoder, part_of, mirror, encoding)
+    train = encode_training_crops(objects, label_detections(crops, num_classes), encoder, part_of, mirror, encoding)
     ridge, log_p = _cross_validate(train, num_classes, training)
 
     candidates = {
@@ -236,21 +237,6 @@ def apply_rescorer(
     return rescored(predictions, rows, log_p, rescorer.blend, default_log_p=rescorer.default_log_p)
 
 
-def label_detections(crops: Crops, num_classes: int) -> Crops:
-    """Crops of detections with the class of the object that they overlap, K for background, -1 in between."""
-    labels = np.full(len(crops), num_classes)
-    for i in np.unique(crops.image_index):
-        annotations = crops.samples[i].annotations or Annotations.empty()
-        if len(annotations):
-            rows = np.flatnonzero(crops.image_index == i)
-            iou = pairwise_iou(crops.boxes[rows].astype(np.float64), annotations.boxes)
-            best, overlap = iou.argmax(1), iou.max(1)
-            other = np.where(overlap < BACKGROUND_IOU, num_classes, -1)
-            on_object = (overlap >= OBJECT_IOU) & ~annotations.crowd[best]
-            labels[rows] = np.where(on_object, annotations.labels[best], other)
-    return replace(crops, labels=labels)
-
-
 def rescored(
     predictions: Predictions, rows: Array, log_p: Array, blend: Blend, *, default_log_p: float | None = None
 ) -> Predictions:
@@ -285,61 +271,6 @@ def _median_log_p(predictions: Predictions, rows: Array, log_p: Array, blend: Bl
     return float(np.median(class_log_probs(predictions, rows, log_p, blend)))
 
 
-@dataclass(frozen=True, eq=False)
-class TrainingCrops:
-    """Training data of a probe: crops of annotated objects, then of detections.
-
-    Attributes:
-        features: (n, D).
-        labels: (n,) K for background, -1 for a crop that is not trained on.
-        weights: (n,) in the loss.
-        parts: (n,) part of the cross-validation; -1 for an image without predictions.
-        num_objects: number of rows that are annotated objects.
-    """
-
-    features: Array
-    labels: Array
-    weights: Array
-    parts: Array
-    num_objects: int
-
-    @property
-    def detections(self) -> slice:
-        """The rows of the detections."""
-        return slice(self.num_objects, None)
-
-    def fit(self, num_classes: int, ridge: float, *, without: int | None = None) -> LinearProbe:
-        """A probe trained on all parts, or on all but one."""
-        rows = self.labels >= 0
-        if without is not None:
-            rows &= self.parts != without
-        x, y, weights = self.features[rows], self.labels[rows], self.weights[rows]
-        return fit_probe(x, y, weights, num_classes=num_classes + 1, ridge=ridge)
-
-
-def _training_crops(
-    objects: Crops,
-    detections: Crops,
-    encoder: CropEncoder,
-    part_of: Mapping[int, int],
-    mirror: bool,
-    progress: Progress,
-) -> TrainingCrops:
-    encoders = [encoder, mirrored(encoder)] if mirror else [encoder]
-    crops = [*[objects] * len(encoders), detections]
-    ends = np.cumsum([0, *map(len, crops)])
-    spans = [_span(progress, low / ends[-1], high / ends[-1]) for low, high in pairwise(ends.tolist())]
-    parts_of = [np.array([part_of.get(s.id, -1) for s in c.samples])[c.image_index] for c in crops]
-    encoded = [features(c, e, progress=p) for c, e, p in zip(crops, [*encoders, encoder], spans, strict=True)]
-    return TrainingCrops(
-        features=np.concatenate(encoded),
-        labels=np.concatenate([c.labels for c in crops]),
-        weights=np.repeat([OBJECT_WEIGHT, 1.0], [ends[-2], len(detections)]),
-        parts=np.concatenate(parts_of),
-        num_objects=int(ends[-2]),
-    )
-
-
 def _cross_validate(train: TrainingCrops, num_classes: int, progress: Progress) -> tuple[float, Array]:
     """The ridge with the highest likelihood, and (m, K + 1) log p of each detection by a probe trained without its part."""
     x, parts, labels = (column[train.detections] for column in (train.features, train.parts, train.labels))
@@ -352,11 +283,6 @@ def _cross_validate(train: TrainingCrops, num_classes: int, progress: Progress) 
         progress(done / len(fits))
     best = max(RIDGES, key=lambda ridge: float(log_p[ridge][labeled, labels[labeled]].mean()))
     return best, log_p[best]
-
-
-def _span(progress: Progress, low: float, high: float) -> Progress:
-    """Progress of a part of the work, from the share `low` to `high` of the whole."""
-    return lambda share: progress(low + share * (high - low))
 
 
 def _best_blend(candidates: Mapping[Blend, Predictions], val: Dataset, metric: str) -> Blend:
@@ -385,17 +311,3 @@ def _parts(val: Dataset, folds: Folds | None, seed: int) -> dict[int, int]:
         if len(given) == len(val) and len(set(given.values())) > 1:
             return given
     return dict(make_folds(val, num_folds=PARTS, seed=seed).fold_of)
-
-
-def _sample_objects(crops: Crops, most: int, num_classes: int, rng: np.random.Generator) -> Crops:
-    """At most `most` of the crops, the same number of each class where there are enough."""
-    if len(crops) <= most:
-        return crops
-    order = rng.permutation(len(crops))
-    rank = np.empty(len(crops), np.int64)  # of each crop in its class, in random order
-    for label in range(num_classes):
-        own = order[crops.labels[order] == label]
-        rank[own] = np.arange(len(own))
-    mask = np.zeros(len(crops), bool)
-    mask[np.lexsort((order, rank))[:most]] = True
-    return crops.filter(mask)

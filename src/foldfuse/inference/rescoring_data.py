@@ -1,0 +1,112 @@
+"""Training data of crop rescoring: features and labels of the crops of annotated objects and of detections.
+
+Shapes: n crops; K classes, class K is the background; D features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from itertools import pairwise
+
+import numpy as np
+
+from foldfuse.boxes import pairwise_iou
+from foldfuse.data.crops import Crops
+from foldfuse.detections import Annotations, Array
+from foldfuse.inference.crop_features import CropEncoder, LinearProbe, features, fit_probe, mirrored
+from foldfuse.system.progress import Progress
+
+OBJECT_IOU = 0.5  # from this IoU on, a box shows the object's class
+BACKGROUND_IOU = 0.3  # below this IoU, a box shows background
+OBJECT_WEIGHT = 0.5  # of an annotated object in the training loss; a detection has 1
+
+
+def label_detections(crops: Crops, num_classes: int) -> Crops:
+    """Crops of detections with the class of the object that they overlap, K for background, -1 in between."""
+    labels = np.full(len(crops), num_classes)
+    for i in np.unique(crops.image_index):
+        annotations = crops.samples[i].annotations or Annotations.empty()
+        if len(annotations):
+            rows = np.flatnonzero(crops.image_index == i)
+            iou = pairwise_iou(crops.boxes[rows].astype(np.float64), annotations.boxes)
+            best, overlap = iou.argmax(1), iou.max(1)
+            other = np.where(overlap < BACKGROUND_IOU, num_classes, -1)
+            on_object = (overlap >= OBJECT_IOU) & ~annotations.crowd[best]
+            labels[rows] = np.where(on_object, annotations.labels[best], other)
+    return replace(crops, labels=labels)
+
+
+@dataclass(frozen=True, eq=False)
+class TrainingCrops:
+    """Training data of a probe: crops of annotated objects, then of detections.
+
+    Attributes:
+        features: (n, D).
+        labels: (n,) K for background, -1 for a crop that is not trained on.
+        weights: (n,) in the loss.
+        parts: (n,) part of the cross-validation; -1 for an image without predictions.
+        num_objects: number of rows that are annotated objects.
+    """
+
+    features: Array
+    labels: Array
+    weights: Array
+    parts: Array
+    num_objects: int
+
+    @property
+    def detections(self) -> slice:
+        """The rows of the detections."""
+        return slice(self.num_objects, None)
+
+    def fit(self, num_classes: int, ridge: float, *, without: int | None = None) -> LinearProbe:
+        """A probe trained on all parts, or on all but one."""
+        rows = self.labels >= 0
+        if without is not None:
+            rows &= self.parts != without
+        x, y, weights = self.features[rows], self.labels[rows], self.weights[rows]
+        return fit_probe(x, y, weights, num_classes=num_classes + 1, ridge=ridge)
+
+
+def encode_training_crops(
+    objects: Crops,
+    detections: Crops,
+    encoder: CropEncoder,
+    part_of: Mapping[int, int],
+    mirror: bool,
+    progress: Progress,
+) -> TrainingCrops:
+    """Encode the crops of objects, of their mirror images if `mirror`, and of detections with labels."""
+    encoders = [encoder, mirrored(encoder)] if mirror else [encoder]
+    crops = [*[objects] * len(encoders), detections]
+    ends = np.cumsum([0, *map(len, crops)])
+    spans = [span(progress, low / ends[-1], high / ends[-1]) for low, high in pairwise(ends.tolist())]
+    parts_of = [np.array([part_of.get(s.id, -1) for s in c.samples])[c.image_index] for c in crops]
+    encoded = [features(c, e, progress=p) for c, e, p in zip(crops, [*encoders, encoder], spans, strict=True)]
+    return TrainingCrops(
+        features=np.concatenate(encoded),
+        labels=np.concatenate([c.labels for c in crops]),
+        weights=np.repeat([OBJECT_WEIGHT, 1.0], [ends[-2], len(detections)]),
+        parts=np.concatenate(parts_of),
+        num_objects=int(ends[-2]),
+    )
+
+
+def span(progress: Progress, low: float, high: float) -> Progress:
+    """Progress of a part of the work, from the share `low` to `high` of the whole."""
+    return lambda share: progress(low + share * (high - low))
+
+
+def sample_objects(crops: Crops, most: int, num_classes: int, rng: np.random.Generator) -> Crops:
+    """At most `most` of the crops, the same number of each class where there are enough."""
+    if len(crops) <= most:
+        return crops
+    order = rng.permutation(len(crops))
+    rank = np.empty(len(crops), np.int64)  # of each crop in its class, in random order
+    for label in range(num_classes):
+        own = order[crops.labels[order] == label]
+        rank[own] = np.arange(len(own))
+    mask = np.zeros(len(crops), bool)
+    mask[np.lexsort((order, rank))[:most]] = True
+    return crops.filter(mask)

@@ -178,6 +178,8 @@ def seconds_for_each(recipes: Mapping[str, Recipe], val: Dataset, left: float, *
     for recipe in recipes.values():
         model = make_detector(recipe.detector, len(val.classes), anchor_scale=recipe.anchor_scale, pretrained=False)
         model.eval().to(device)
+        if torch.device(device).type != "cpu":  # a card loads its libraries and kernels at the first image
+            predict_views(model, some, val.classes, image_size=recipe.image_size, views=[PLAIN_VIEW])
         began = time.monotonic()
         predict_views(model, some, val.classes, image_size=recipe.image_size, views=[PLAIN_VIEW])
         scoring += EVALUATIONS * (time.monotonic() - began) / len(some) * len(val)

@@ -70,7 +70,7 @@ def record_of(segment: Segment, state: CampaignState, budget: float, /, **change
         "seconds": budget,
         "started": state.elapsed,
         "ended": state.elapsed + budget,
-        "result": {"cost": image_seconds(segment.recipe)},
+        "result": {"image_seconds": image_seconds(segment.recipe)},
     }
     return SegmentRecord(segment.name, **values | changes)
 
@@ -96,7 +96,7 @@ def simulate(
             state,
             seconds,
             state="done" if done else "failed",
-            result={"cost": seconds_each} if done else {},
+            result={"image_seconds": seconds_each} if done else {},
         )
         others = tuple(other for other in state.segments if other.name != segment.name)
         elapsed = state.elapsed + seconds - trained + overhead + predicting

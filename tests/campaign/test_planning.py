@@ -118,7 +118,7 @@ def test_a_segment_without_time_is_not_started():
 @pytest.mark.parametrize(("elapsed", "num_views"), [(175.0, 3), (185.0, 2), (205.0, 1)])
 def test_when_time_runs_short_a_segment_is_trained_and_predicts_in_fewer_views(elapsed, num_views):
     state = campaign_state(240.0, num_val=59, num_test=73)
-    segments = tuple(record_of(s, state, 40.0, result={"cost": 0.03}) for s in plan_segments(state)[:2])
+    segments = tuple(record_of(s, state, 40.0, result={"image_seconds": 0.03}) for s in plan_segments(state)[:2])
     late = replace(state, elapsed=elapsed, segments=segments)
     assert len(affordable_views(late)) == 3
     decision = successive_halving(late)

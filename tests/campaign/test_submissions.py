@@ -41,7 +41,9 @@ def campaign(tmp_path):
     (tmp_path / "out").mkdir()
     ledger = create(tmp_path / "out", {}, deadline=600, start=time.monotonic())
     for name, cost in (("fast", 1.0), ("slow", 4.0)):
-        ledger.put_segment(SegmentRecord(name, Role.BASE, {}, None, 0, 0, "done", 1.0, 1.0, 0.0, 1.0, {"cost": cost}))
+        ledger.put_segment(
+            SegmentRecord(name, Role.BASE, {}, None, 0, 0, "done", 1.0, 1.0, 0.0, 1.0, {"image_seconds": cost})
+        )
     candidates = {MemberView(name, view): shifted(val, i) for i, name in enumerate(("fast", "slow")) for view in VIEWS}
     ensemble = Ensemble(dict.fromkeys(map(str, candidates), 1.0), score_exponents={"slow@1.25": 2.0, "fast@1": 2.0})
     report = EnsembleReport(ensemble, "ap50", 0.9, None, None, ("fast@1", 0.9), 0.9, (), 1)

@@ -26,8 +26,9 @@ from rich.console import Console
 from foldfuse.campaign.external_members import add_all
 from foldfuse.campaign.planning.allocation import successive_halving
 from foldfuse.campaign.request import CampaignRequest, command_line
-from foldfuse.campaign.task import Inputs, prepare_task
+from foldfuse.campaign.task import Inputs
 from foldfuse.errors import InputError
+from foldfuse.recipes import Recipe
 from foldfuse.reporting.campaign_page import write_campaign_page
 from foldfuse.reporting.live import live
 from foldfuse.storage import ledger as ledgers
@@ -97,8 +98,7 @@ def run_campaign(
             ledgers.exclusive(out),
             closing(ledgers.create(out, facts, deadline=request.deadline, start=start)) as ledger,
         ):
-            settings = request.task_settings(recipes)
-            _work(request, inputs, settings, ledger, new=True, cluster=ray is not None, console=console)
+            _work(request, inputs, recipes, ledger, new=True, cluster=ray is not None, console=console)
     return out
 
 
@@ -145,8 +145,7 @@ def resume_campaign(
             ledger.set(command=command_line(request, ray=ray))
         if ledger.get("undecodable_train") is not None:
             ledger.log(f"Resumed after {format_duration(ledger.elapsed_before)} of work.")
-        settings = request.task_settings(request.check())
-        _work(request, inputs, settings, ledger, new=False, cluster=ray is not None, console=console)
+        _work(request, inputs, request.check(), ledger, new=False, cluster=ray is not None, console=console)
     return out
 
 
@@ -161,7 +160,7 @@ def plan_campaign(request: CampaignRequest) -> CampaignPlan:
         tempfile.TemporaryDirectory() as folder,
         closing(ledgers.create(Path(folder), {}, deadline=request.deadline, start=time.monotonic())) as ledger,
     ):
-        task = prepare_task(inputs, request.task_settings(recipes), ledger)
+        task = request.make_task(inputs, recipes, ledger)
 
     from foldfuse.campaign.planning.estimates import estimate_campaign  # loads torch, after the input was checked
 
@@ -171,7 +170,7 @@ def plan_campaign(request: CampaignRequest) -> CampaignPlan:
 def _work(
     request: CampaignRequest,
     inputs: Inputs,
-    settings: dict[str, Any],
+    recipes: dict[str, Recipe],
     ledger: Ledger,
     *,
     new: bool,
@@ -182,7 +181,7 @@ def _work(
     with ledger.heartbeat(), live(ledger.folder, console=console), _interrupt_recorded(ledger):
         try:
             with ledger.timed("check the data", "setup"):
-                task = prepare_task(inputs, settings, ledger)
+                task = request.make_task(inputs, recipes, ledger)
                 add_all(request.external_run, request.external_predictions, task, ledger)
         except InputError:
             if new:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import shlex
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
 
 from foldfuse.campaign import constants as c
 from foldfuse.campaign.planning.candidates import candidate_recipes, check_image_sizes
-from foldfuse.campaign.task import Inputs, read_inputs
+from foldfuse.campaign.task import Inputs, Task, prepare_task, read_inputs
 from foldfuse.errors import InputError
 from foldfuse.evaluation.metrics import get_metric
 from foldfuse.recipes import Recipe
+from foldfuse.storage.ledger import Ledger
 from foldfuse.system.durations import duration_option, format_duration
 
 
@@ -93,16 +93,18 @@ class CampaignRequest:
         """The data. Raises InputError where it cannot be used."""
         return read_inputs(self.data, self.test, self.folds if isinstance(self.folds, int) else Path(self.folds))
 
-    def task_settings(self, recipes: dict[str, Recipe]) -> dict[str, Any]:
-        """The fields of a Task that the request decides."""
-        return {
-            "recipes": recipes,
-            "image_sizes": self.image_size,
-            "seed": self.seed,
-            "metric": self.metric,
-            "pseudo_labels": self.pseudo_labels,
-            "device": self.device,
-        }
+    def make_task(self, inputs: Inputs, recipes: dict[str, Recipe], ledger: Ledger) -> Task:
+        """The task of the campaign. Raises InputError where its images cannot be used."""
+        return prepare_task(
+            inputs,
+            recipes,
+            image_sizes=self.image_size,
+            seed=self.seed,
+            metric=self.metric,
+            pseudo_labels=self.pseudo_labels,
+            device=self.device,
+            ledger=ledger,
+        )
 
 
 _ALWAYS_SHOWN = ("deadline", "out", "seed")

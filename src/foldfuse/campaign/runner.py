@@ -342,7 +342,7 @@ def add_member(
         "ap50": score.ap50,
         "leave_one_out_gain": None,
         "weight": None,
-        "cost": predicted.image_seconds,
+        "image_seconds": predicted.image_seconds,
     }
     ledger.put_segment(replace(record, state="done", ended=ledger.elapsed, result=result))
     members.runs[record.name] = run

@@ -123,7 +123,7 @@ def drop_unaffordable_views(
 
     Views with the least weight for each second of predicting the test images go first; one view stays.
     """
-    image_seconds = {record.name: float(record.result.get("cost", 0.0)) for record in ledger.segments()}
+    image_seconds = {record.name: float(record.result.get("image_seconds", 0.0)) for record in ledger.segments()}
     weights = ensemble_views(report.ensemble, candidates)
     seconds = {
         key: len(task.test) * image_seconds[key.member] * View.parse(key.view).scale ** 2

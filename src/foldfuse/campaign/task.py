@@ -108,12 +108,22 @@ def read_inputs(data: Path, test: Path | None, folds: int | Path) -> Inputs:
     return Inputs(labeled, to_predict, split)
 
 
-def prepare_task(inputs: Inputs, settings: Mapping[str, Any], ledger: Ledger) -> Task:
+def prepare_task(
+    inputs: Inputs,
+    recipes: Mapping[str, Recipe],
+    *,
+    image_sizes: tuple[int, ...],
+    seed: int,
+    metric: str,
+    pseudo_labels: bool,
+    device: str,
+    ledger: Ledger,
+) -> Task:
     """The task. Undecodable images are left out; the campaign looks for them, and makes its folds, only once.
 
     Args:
         inputs: the data.
-        settings: the fields of Task that come from the request: recipes, image_sizes, seed, metric, pseudo_labels, device.
+        recipes, image_sizes, seed, metric, pseudo_labels, device: see `Task`.
         ledger: remembers the undecodable images; folds.json lies in its folder.
 
     Raises:
@@ -121,7 +131,7 @@ def prepare_task(inputs: Inputs, settings: Mapping[str, Any], ledger: Ledger) ->
     """
     first = ledger.get("undecodable_train") is None
     if first:
-        _check_and_fold(inputs, settings["seed"], ledger)
+        _check_and_fold(inputs, seed, ledger)
     undecodable = frozenset(ledger.get("undecodable_test"))
     labeled = inputs.labeled.subset(set(inputs.labeled.image_ids) - set(ledger.get("undecodable_train")))
     folds = read_folds(ledger.folder / "folds.json")
@@ -141,7 +151,19 @@ def prepare_task(inputs: Inputs, settings: Mapping[str, Any], ledger: Ledger) ->
             f"{len(train)} images with {train.num_boxes} boxes of {len(train.classes)} classes to train on; {len(val)} "
             f"with {val.num_boxes} boxes held out (fold 0 of {folds.num_folds}) to choose the ensemble; {len(test)} to predict."
         )
-    return Task(train, val, test, undecodable, num_folds=folds.num_folds, **settings)
+    return Task(
+        train=train,
+        val=val,
+        test=test,
+        undecodable=undecodable,
+        recipes=recipes,
+        image_sizes=image_sizes,
+        seed=seed,
+        num_folds=folds.num_folds,
+        metric=metric,
+        pseudo_labels=pseudo_labels,
+        device=device,
+    )
 
 
 def _check_and_fold(inputs: Inputs, seed: int, ledger: Ledger) -> None:

@@ -82,7 +82,7 @@ class SegmentRecord:
         budget: seconds of training that it is given.
         seconds: seconds trained, up to its last checkpoint.
         started, ended: seconds since the campaign's start.
-        result: scores and measurements for the report; "cost" is the seconds that one image takes in the plain view.
+        result: scores and measurements for the report; "image_seconds" is the seconds that one image takes in the plain view.
     """
 
     name: str

@@ -95,7 +95,7 @@ def predict_held_out(run: Run, val: Dataset, state: CampaignState, *, device: st
     plain = predict_views(model, val.samples, classes, image_size=image_size, views=[c.PLAIN_VIEW])
     seconds = (time.monotonic() - start) / len(val)
     segments = tuple(
-        replace(record, result={"cost": seconds}) if record.name == run.folder.name else record
+        replace(record, result={"image_seconds": seconds}) if record.name == run.folder.name else record
         for record in state.segments
     )
     views = affordable_views(replace(state, segments=segments))[1:]

@@ -96,9 +96,9 @@ def pending_view_seconds(state: CampaignState) -> float:
 
     Before the last choice of the ensemble, members predict the test images in the plain view alone.
     """
-    done = [record for record in state.segments if record.state == "done" and "cost" in record.result]
+    done = [record for record in state.segments if record.state == "done" and "image_seconds" in record.result]
     more = max(0.0, view_cost(state) - c.PLAIN_VIEW.scale**2)
-    return float(state.num_test * more * sum(record.result["cost"] for record in done))
+    return float(state.num_test * more * sum(record.result["image_seconds"] for record in done))
 
 
 def search_seconds(deadline: float) -> float:
@@ -115,11 +115,13 @@ def rescoring_seconds(state: CampaignState) -> float:
 
 def image_seconds(segment: Segment, state: CampaignState) -> float:
     """Seconds of one image in the plain view: as measured, else scaled by pixels from other members."""
-    measured = {record.name: record for record in state.segments if "cost" in record.result and record.recipe}
+    measured = {record.name: record for record in state.segments if "image_seconds" in record.result and record.recipe}
     if segment.name in measured:
-        return float(measured[segment.name].result["cost"])
+        return float(measured[segment.name].result["image_seconds"])
     alike = [record for record in measured.values() if record.recipe["detector"] == segment.recipe.detector]
-    per_pixel = [record.result["cost"] / record.recipe["image_size"] ** 2 for record in alike or measured.values()]
+    per_pixel = [
+        record.result["image_seconds"] / record.recipe["image_size"] ** 2 for record in alike or measured.values()
+    ]
     if not per_pixel and state.image_seconds is not None:
         per_pixel = [state.image_seconds / state.default_recipe.image_size**2]
     return segment.recipe.image_size**2 * max(per_pixel, default=c.DEFAULT_PIXEL_SECONDS)
@@ -168,8 +170,12 @@ def make_plan(state: CampaignState) -> Plan:
     first = max(0.0, training_seconds(unfinished[0], unfinished, state)) if unfinished else 0.0
     lines = []
     for segment in planned:
-        record = state.record(segment.name)
-        seconds = first * segment.share / unfinished[0].share if segment in unfinished else record.seconds  # type: ignore[union-attr]
+        if segment in unfinished:
+            seconds = first * segment.share / unfinished[0].share
+        else:
+            record = state.record(segment.name)
+            assert record is not None, "a finished segment has a record"
+            seconds = record.seconds
         recipe = segment.recipe
         lines.append(
             PlannedSegment(

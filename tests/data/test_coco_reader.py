@@ -114,6 +114,11 @@ def test_a_box_that_sticks_out_is_clipped_and_keeps_its_area(path: Path) -> None
     assert annotations.crowd.tolist() == [True, False]
 
 
+def test_a_box_that_is_annotated_twice_is_read_twice(path: Path) -> None:
+    before = read(path).num_boxes
+    assert read(changed(path, lambda d: d["annotations"].append(d["annotations"][0]))).num_boxes == before + 1
+
+
 def test_a_test_set_needs_no_annotations(path: Path) -> None:
     assert read(changed(path, lambda d: d.pop("annotations")), annotated=False).samples[0].annotations is None
     with pytest.raises(InputError, match="has no 'annotations'"):

@@ -70,13 +70,19 @@ class CategoryRow:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class AnnotationRow:
-    """A usable annotation: its fields, `box` being xyxy within the image, and the fixed COCO row."""
+    """A usable annotation: its fields, and the fixed COCO row.
+
+    Attributes:
+        box: xyxy within the image.
+        is_repeat: True for the same box, class and image as an earlier annotation. Reading keeps it, a fixed copy does not.
+    """
 
     image_id: int
     category_id: int
     box: tuple[float, float, float, float]
     crowd: bool
     area: float
+    is_repeat: bool
     row: Row
 
 
@@ -321,12 +327,12 @@ def _annotations(
         crowd = bool(row.get("iscrowd", 0))
         where = f"{where}, {row['bbox']}"
         key = (image.id, category.id, x, y, w, h, crowd)
-        if key in kept:
-            yield Finding("the box is annotated twice", where, True, "left out")
-            continue
+        is_repeat = key in kept
         kept.add(key)
         annotation_id = _whole(row.get("id"))
-        if annotation_id is not None and ids[annotation_id] > 1:
+        if is_repeat:
+            yield Finding("the box is annotated twice", where, True, "left out")
+        elif annotation_id is not None and ids[annotation_id] > 1:
             yield Finding("the annotation id repeats", where, True, "all renumbered")
         if min(w, h) < TINY_PX:
             yield Finding(f"the box has a side below {TINY_PX:g} px", where, False, "")
@@ -348,7 +354,7 @@ def _annotations(
             fixed = fixed | {"bbox": clipped, "area": area}
         if renumber:
             fixed = fixed | {"id": len(kept)}
-        yield AnnotationRow(image.id, category.id, box, crowd, float(area), fixed)
+        yield AnnotationRow(image.id, category.id, box, crowd, float(area), is_repeat, fixed)
 
 
 def _no_image(source: Path, name: str, row: Row) -> str:

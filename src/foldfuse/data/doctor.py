@@ -92,7 +92,7 @@ def examine(data: Path, *, decode: bool = True) -> CheckReport:
     findings = [item for item in items if isinstance(item, Finding)]
     images = [item for item in items if isinstance(item, ImageRow)]
     categories = [item for item in items if isinstance(item, CategoryRow)]
-    annotations = [item for item in items if isinstance(item, AnnotationRow)]
+    annotations = [item for item in items if isinstance(item, AnnotationRow) and not item.is_repeat]
     fixed = document | {"images": [i.row for i in images], "categories": [c.row for c in categories]}
     if annotated:
         fixed["annotations"] = [a.row for a in annotations]

@@ -18,7 +18,7 @@ def report(folder: Path, *, out: options.OptionalOut = None, overwrite: options.
 
     Args:
         folder: of a campaign or of a run.
-        out: HTML file to write; report.html in the folder by default, which replaces the one from before.
+        out: HTML file to write. By default report.html in the folder, which replaces an earlier page.
 
     Raises:
         InputError: the folder does not exist, or is neither a campaign's nor a run's; `out` exists or cannot be written.

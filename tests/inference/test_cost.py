@@ -1,3 +1,5 @@
+import xml.etree.ElementTree as ET
+
 """What networks cost, held against counting by hand, and the commands that show it."""
 
 import numpy as np
@@ -9,15 +11,15 @@ from foldfuse.commands.models import profile
 from foldfuse.errors import InputError
 from foldfuse.inference.cost import (
     CostPoint,
+    ForwardCost,
     activation_bytes,
     check_image_size,
     forward_cost,
     latency,
     make_model,
-    measure_costs,
     scaling_exponents,
 )
-from foldfuse.reporting.profile_chart import cost_chart
+from foldfuse.reporting.profile_page import cost_chart, page
 
 
 class Small(nn.Module):
@@ -34,7 +36,7 @@ class Small(nn.Module):
         return x @ x.transpose(1, 2)
 
 
-def test_arithmetic_by_hand():
+def test_flops_by_hand():
     with torch.device("meta"):
         net = Small()
     got = forward_cost(net, 10)
@@ -43,7 +45,7 @@ def test_arithmetic_by_hand():
     assert got.flops == 2 * 100 * 4 * 27 + got.attention_flops
 
 
-def test_a_vit_costs_what_its_layers_cost():
+def test_a_vits_flops_are_those_of_its_layers():
     net = make_model("vit_tiny", 10, device="meta")
     tokens, width, layers = 14 * 14 + 1, 192, 12
     attention = layers * 2 * 2 * tokens * tokens * width
@@ -54,7 +56,7 @@ def test_a_vit_costs_what_its_layers_cost():
     assert got.flops == attention + rest + patches + head
 
 
-def test_kept_bytes_by_hand():
+def test_activation_bytes_by_hand():
     class Scaled(nn.Module):
         def __init__(self):
             super().__init__()
@@ -78,7 +80,7 @@ def test_latency_is_the_time_of_a_run(monkeypatch):
     assert latency(Slow(), 4, seconds=0.0) == 0.25
 
 
-def test_a_size_or_name_that_does_not_suit_is_named():
+def test_a_size_or_name_that_does_not_fit_is_an_error():
     net = make_model("efficientdet_lite0", 2, device="meta")
     with pytest.raises(InputError, match=r"is 100, and must be a multiple of 32.*nearest are 96 and 128"):
         check_image_size(net, 100)
@@ -88,9 +90,7 @@ def test_a_size_or_name_that_does_not_suit_is_named():
         make_model("vit-tiny", 2)
 
 
-def test_exponents_are_those_of_the_powers_that_they_were_made_from():
-    from foldfuse.inference.cost import ForwardCost
-
+def test_exponents_are_those_of_the_powers_in_the_costs():
     points = [CostPoint(s, ForwardCost(7, s**2, s**4), 5 * s**2, 1e-9 * s**3) for s in (64, 96, 160)]
     got = scaling_exponents(points)
     assert got == pytest.approx(
@@ -116,25 +116,25 @@ def test_a_vits_parameters_stay_while_attention_grows_with_the_square_and_a_swin
     assert grown["swin_tiny"]["flops"] == pytest.approx(1, abs=0.02)
 
 
-def test_profile_shows_and_draws(tmp_path, capsys, monkeypatch):
+def test_profile_prints_the_costs_and_writes_a_page(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
-    profile(("vit_tiny", "efficientdet_lite0"), image_size=(96, 64), out=tmp_path / "p.svg", budget=0.0)
+    profile(("vit_tiny", "efficientdet_lite0"), image_size=(96, 64), out=tmp_path / "p.html", budget=0.0)
     shown = capsys.readouterr().out
     assert "vit_tiny: parameters ~ patches^0.00, attention FLOPs ~ patches^1." in shown
     assert "efficientdet_lite0: parameters ~ patches^0.00, FLOPs ~" in shown  # it has no attention
-    text = (tmp_path / "p.svg").read_text()
-    assert text.startswith("<svg xmlns")
-    assert text.count('class="chart"') == 2
+    text = (tmp_path / "p.html").read_text()
+    assert text.count('<svg class="chart"') == 2
+    assert "attention FLOPs ~ patches^1." in text
 
 
-def test_the_drawing_is_well_formed_and_starts_every_curve_at_one():
-    import xml.etree.ElementTree as ET
-
-    points = measure_costs("efficientdet_lite0", [64, 96], seconds=0.0)
-    root = ET.fromstring(cost_chart({"a<b": points}))
-    curves = [e for e in root.iter("{http://www.w3.org/2000/svg}path") if e.get("class", "").startswith("line")]
-    starts = {e.get("d").split(" ")[0] for e in curves if "," in e.get("d") and e.get("d")[1:3] == "0,"}
-    assert len(starts) == 1
+def test_a_chart_starts_every_curve_at_one_and_escapes_the_name():
+    points = [CostPoint(s, ForwardCost(7, s**2, 0), 5 * s**2, 1e-9 * s**3) for s in (64, 96)]
+    chart = cost_chart("a<b", points)
+    root = ET.fromstring(str(chart.svg))
+    curves = [e.get("d") for e in root.iter("path") if e.get("class", "").startswith("line")]
+    assert len(curves) == len(chart.legend) == 4  # no attention
+    assert len({d.split(" ")[0] for d in curves}) == 1
+    assert "a<b" not in page({"a<b": points})
 
 
 @pytest.mark.parametrize(
@@ -143,10 +143,10 @@ def test_the_drawing_is_well_formed_and_starts_every_curve_at_one():
         ((224,), None, "two or more"),
         ((224, 224), None, "two or more"),
         ((100, 128), None, "multiple of 32"),
-        ((96, 128), "p.png", r"must end in \.svg"),
+        ((96, 128), "p.png", r"must end in \.html"),
     ],
 )
-def test_what_cannot_be_profiled_is_named(sizes, out, message, tmp_path):
+def test_a_size_or_file_that_does_not_fit_is_an_error(sizes, out, message, tmp_path):
     with pytest.raises(InputError, match=message):
         profile(("efficientdet_lite0",), image_size=sizes, out=tmp_path / out if out else None)
     assert not list(tmp_path.iterdir())

@@ -25,7 +25,7 @@ from foldfuse.inference.cost import (
 from foldfuse.inference.detector import load_detector
 from foldfuse.inference.onnx_export import PACKAGES, write_onnx
 from foldfuse.models.cpu.fold_batch_norm import fold_batch_norms
-from foldfuse.reporting.profile_chart import cost_chart
+from foldfuse.reporting.profile_page import page
 from foldfuse.storage.run import Run
 from foldfuse.system.atomic_files import write_text
 
@@ -44,17 +44,17 @@ def profile(
         models: names of models, as `foldfuse models` lists them.
         image_size: sides of the square image in pixels; two or more.
         budget: time for timing each model at each image size.
-        out: SVG file to write with a chart of the growth.
+        out: HTML page to write with a chart of the growth.
 
     Raises:
         InputError: a model does not exist, or an image size does not suit it.
 
     Examples:
         foldfuse profile vit_tiny
-        foldfuse profile vit_tiny swin_tiny --image-size 224,448 --out growth.svg
+        foldfuse profile vit_tiny swin_tiny --image-size 224,448 --out growth.html
     """
     if out is not None:
-        options.check_ending(out, ".svg")
+        options.check_ending(out, ".html")
         options.refuse_overwrite(out, overwrite)
     sizes = sorted(set(image_size))
     if len(sizes) < 2:
@@ -68,7 +68,7 @@ def profile(
         _print_costs(console, name, points)
     console.print("patches^0: does not grow; patches^1: grows with the number of patches; patches^2: with its square.")
     if out is not None:
-        write_text(out, cost_chart(costs))
+        write_text(out, page(costs))
         console.print(str(out), markup=False, soft_wrap=True)
 
 

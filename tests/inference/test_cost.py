@@ -1,6 +1,6 @@
-import xml.etree.ElementTree as ET
+"""Costs of networks, compared with counts by hand; `profile` and its page."""
 
-"""What networks cost, held against counting by hand, and the commands that show it."""
+import xml.etree.ElementTree as ET
 
 import numpy as np
 import pytest

@@ -47,7 +47,7 @@ def test_a_run_is_exported_for_any_number_of_pictures_of_any_size_and_decoded_fr
     run = Run.create(tmp_path / "run", Recipe("efficientdet_lite0", image_size=64), RunMetadata(("bottle", "can")))
     run.save_weights(model.state_dict())
     path = export(str(run.folder), out=tmp_path / "m.onnx")
-    assert "any number of pictures with sides that are multiples of 32 px" in capsys.readouterr().out
+    assert "any number of images with sides that are multiples of 32 px" in capsys.readouterr().out
     for shape in ((1, 3, 64, 64), (3, 3, 96, 224)):
         assert largest_difference(model, path, torch.rand(shape)) < 1e-4
     session = onnxruntime.InferenceSession(str(path))
@@ -78,7 +78,7 @@ class Stubborn(nn.Module):
 
 def test_a_network_of_one_size_is_exported_at_that_size(tmp_path):
     taken = write_onnx(Stubborn(), tmp_path / "m.onnx", image_size=8, metadata={}, fixed_size=True)
-    assert taken == "one picture of 8 x 8 px"
+    assert taken == "one image of 8 x 8 px"
 
 
 class Grown(nn.Module):
@@ -92,7 +92,7 @@ class Grown(nn.Module):
 
 @pytest.mark.slow
 def test_a_network_that_does_not_allow_other_sizes_is_exported_at_one(tmp_path):
-    assert write_onnx(Grown(), tmp_path / "m.onnx", image_size=8, metadata={}) == "one picture of 8 x 8 px"
+    assert write_onnx(Grown(), tmp_path / "m.onnx", image_size=8, metadata={}) == "one image of 8 x 8 px"
 
 
 def test_tensors_have_the_names_of_their_fields():

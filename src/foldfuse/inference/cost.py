@@ -1,8 +1,8 @@
-"""What a network costs: parameters, FLOPs, memory, time.
+"""The cost of a network: parameters, FLOPs, activation memory, latency.
 
 A FLOP is one multiplication or one addition, so a multiply-add is two; only matrix products and convolutions are counted. They
-are counted on shapes alone (torch's meta device), where a network of any size takes no memory and next to no time, and where
-attention is spelt out as the two products that it is.
+are counted on PyTorch's meta device, from shapes alone: there a network of any size needs no memory and little time, and attention
+is two separate products.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ from foldfuse.errors import InputError, unknown_name
 from foldfuse.models import CLASSIFIERS, DETECTORS, make_detector
 from foldfuse.models.detection import composed
 
-PATCH = 16  # pixels on the side of what is counted as a patch here, whatever the model makes of the picture
+PATCH = 16  # pixels: side of a patch in the statistics, whatever the model's own patches
 
 
 @dataclass(frozen=True)
 class ForwardCost:
-    """Of one picture's way through a network.
+    """Cost of the forward pass of one image.
 
     Attributes:
-        parameters: how many.
+        num_parameters: of the network.
         flops: of all matrix products and convolutions.
-        attention: the part of `flops` that multiplies activations with activations.
+        attention_flops: the part of `flops` that multiplies activations with activations.
     """
 
     num_parameters: int
@@ -41,10 +41,10 @@ class ForwardCost:
 
 
 def make_model(name: str, num_classes: int, *, device: str = "cpu") -> Any:
-    """The detector (a compose:BACKBONE+NECK+HEAD too) or classifier called `name`, with random weights, in eval mode.
+    """A detector (or compose:BACKBONE+NECK+HEAD) or classifier with random weights, in eval mode.
 
     Raises:
-        InputError: there is none.
+        InputError: there is no such model.
     """
     if name not in CLASSIFIERS and not is_detector(name):
         raise unknown_name("model", name, [*DETECTORS, *CLASSIFIERS])
@@ -55,17 +55,17 @@ def make_model(name: str, num_classes: int, *, device: str = "cpu") -> Any:
 
 
 def is_detector(name: str) -> bool:
-    """Whether this is the name of a detector, a composed one's included, and not of a classifier."""
+    """Whether `name` is that of a detector, composed detectors included."""
     return name in DETECTORS or name.startswith(composed.PREFIX)
 
 
 def default_image_size(model: Any) -> int:
-    """The side in pixels that a network is meant for: its own word, else that of its learned positions' 224."""
+    """The side in pixels that a network is meant for: its `image_size`, else 224, the size of ImageNet training."""
     return int(getattr(model, "image_size", 224))
 
 
 def check_image_size(model: Any, image_size: int) -> None:
-    """Raise InputError unless the network takes squares of this side."""
+    """Raise InputError unless the network takes squares with this side in pixels."""
     if image_size < model.stride or image_size % model.stride:
         below = max(model.stride, image_size // model.stride * model.stride)
         raise InputError(
@@ -76,10 +76,10 @@ def check_image_size(model: Any, image_size: int) -> None:
 
 @torch.no_grad()
 def forward_cost(weightless: nn.Module, image_size: int) -> ForwardCost:
-    """The arithmetic of a network on the meta device, for one square picture.
+    """The cost of the forward pass of one square image, of a network on the meta device.
 
     Raises:
-        InputError: the size does not suit it.
+        InputError: the size does not fit the network.
     """
     check_image_size(weightless, image_size)
     with FlopCounterMode(display=False) as counter:
@@ -90,24 +90,26 @@ def forward_cost(weightless: nn.Module, image_size: int) -> ForwardCost:
 
 
 def activation_bytes(model: nn.Module, image_size: int) -> int:
-    """Bytes that a training step keeps of one picture for its backward pass; of a network on a CPU."""
-    kept: dict[int, int] = {}
+    """Bytes that a training step saves of one image for the backward pass; of a network on a CPU."""
+    saved: dict[int, int] = {}
 
-    def keep(tensor: Tensor) -> Tensor:
+    def save(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
-        kept[storage.data_ptr()] = storage.nbytes()
+        saved[storage.data_ptr()] = storage.nbytes()
         return tensor
 
     own = {p.untyped_storage().data_ptr() for p in (*model.parameters(), *model.buffers())}
-    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        raw = model(torch.rand(1, 3, image_size, image_size))  # held, so that no storage's place is taken by another
+    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(save, lambda tensor: tensor):
+        raw = model(
+            torch.rand(1, 3, image_size, image_size)
+        )  # kept alive, so that no other storage gets the same address
     del raw
-    return sum(size for place, size in kept.items() if place not in own)
+    return sum(size for address, size in saved.items() if address not in own)
 
 
 @torch.inference_mode()
 def latency(model: nn.Module, image_size: int, *, seconds: float = 1.0) -> float:
-    """Seconds that one picture takes: the median of as many runs as fit in `seconds`, three at the least."""
+    """Seconds for the forward pass of one image: the median of as many passes as fit in `seconds`, at least three."""
     images = torch.rand(1, 3, image_size, image_size)
     model(images)
     taken: list[float] = []
@@ -120,7 +122,14 @@ def latency(model: nn.Module, image_size: int, *, seconds: float = 1.0) -> float
 
 @dataclass(frozen=True)
 class CostPoint:
-    """A model at one image size (pixels): bytes a training step keeps of a picture, seconds that predicting one takes."""
+    """The costs of a model at one image size.
+
+    Attributes:
+        image_size: side of the square in pixels.
+        forward: cost of the forward pass.
+        activation_bytes: saved by a training step for the backward pass of one image.
+        seconds: latency of one image.
+    """
 
     image_size: int
     forward: ForwardCost
@@ -129,7 +138,7 @@ class CostPoint:
 
     @property
     def patches(self) -> float:
-        """Squares of 16 pixels in the picture."""
+        """Squares of 16 pixels in the image."""
         return (self.image_size / PATCH) ** 2
 
 

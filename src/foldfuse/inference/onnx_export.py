@@ -1,7 +1,7 @@
-"""A model as an ONNX file that ONNX Runtime runs: the network alone, pictures in 0..1 in, what `forward` gives out.
+"""Writes a network as an ONNX file and checks it in ONNX Runtime. Inputs are images in 0..1, outputs those of `forward`.
 
-Boxes are not decoded in the file: `decode` of the detector does that, from the outputs by their names. The file's metadata says
-what a reader needs for it: the model, its classes, its anchors' scale, its stride.
+Boxes are not decoded in the file: the detector's `decode` does it, from the outputs by their names. The file's metadata holds the
+model's name, its classes, its anchor scale and its stride.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from torch import Tensor, nn
 from foldfuse.system.atomic_files import atomic
 
 PACKAGES = ("onnx", "onnxruntime", "onnxscript")
-CLOSE = 1e-3  # that an output may differ, relative to the largest
+TOLERANCE = 1e-3  # difference from PyTorch's output, relative to the largest output
 
 
-class Outputs(nn.Module):
+class FlatOutputs(nn.Module):
     """A network whose outputs are a flat tuple of tensors."""
 
     def __init__(self, net: nn.Module) -> None:
@@ -29,12 +29,12 @@ class Outputs(nn.Module):
         self.net = net
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        """(B, 3, H, W) -> the tensors in what the network gives, in order."""
+        """(B, 3, H, W) -> the tensors in the network's output, in order."""
         return tuple(tensor for _, tensor in named_tensors(self.net(images)))
 
 
 def named_tensors(raw: Any, name: str = "output") -> Iterator[tuple[str, Tensor]]:
-    """The tensors in what a network gives, with their names: those of the fields of a NamedTuple, else numbered."""
+    """The tensors in a network's output with their names: the fields of a NamedTuple, else numbers."""
     if isinstance(raw, Tensor):
         yield name, raw
     elif isinstance(raw, tuple | list):
@@ -46,38 +46,40 @@ def named_tensors(raw: Any, name: str = "output") -> Iterator[tuple[str, Tensor]
 def write_onnx(
     net: nn.Module, out: Path, *, image_size: int, metadata: Mapping[str, str], fixed_size: bool = False
 ) -> str:
-    """Write a network in eval mode as ONNX; what pictures the file takes comes back, in words.
+    """Write a network in eval mode as ONNX; a clause on the images that the file takes comes back.
 
     Args:
         net: anything with a `stride`, on the CPU.
-        out: .onnx to write; nothing is left there if the file does not give what the network gives.
+        out: .onnx file to write; it is left out if its outputs differ from the network's.
         image_size: pixels, a multiple of the stride.
-        metadata: to keep in the file.
-        fixed_size: give up any number of pictures of any size.
+        metadata: entries of the file's metadata.
+        fixed_size: make a file for one image of `image_size`; without it, for any number of images of any size if possible.
     """
     net = net.to(memory_format=torch.contiguous_format).eval()
     stride = int(net.stride)  # type: ignore[arg-type]
     square = torch.rand(1, 3, image_size, image_size)
     with atomic(out) as temporary:
         if not fixed_size:
-            # Two pictures, not square: what holds for one alone, or for equal sides, is not taken for granted. And a network
-            # may allow other sizes in name alone: it is checked at one that it was not exported with.
+            # The example has two images, not square, so that the exporter does not assume one image or equal sides. The file is
+            # also checked at a size that it was not exported with.
             wide, high = (
                 torch.rand(2, 3, image_size, image_size + stride),
                 torch.rand(1, 3, image_size + stride, image_size),
             )
             program = _program(net, wide, stride)
-            if program is not None and _saved(program, temporary, metadata, net, (wide, high)) < CLOSE:
-                return f"any number of pictures with sides that are multiples of {stride} px"
+            if program is not None and _saved(program, temporary, metadata, net, (wide, high)) < TOLERANCE:
+                return f"any number of images with sides that are multiples of {stride} px"
         program = _program(net, square, None)
         assert program is not None
         difference = _saved(program, temporary, metadata, net, (square,))
-        assert difference < CLOSE, f"{out}: ONNX Runtime differs from PyTorch by {difference:g} of the largest output"
-    return f"one picture of {image_size} x {image_size} px"
+        assert difference < TOLERANCE, (
+            f"{out}: ONNX Runtime differs from PyTorch by {difference:g} of the largest output"
+        )
+    return f"one image of {image_size} x {image_size} px"
 
 
 def _saved(program: Any, path: Path, metadata: Mapping[str, str], net: nn.Module, checked: Sequence[Tensor]) -> float:
-    """The largest difference from the network's own outputs on `checked`, after writing the program with its metadata."""
+    """Write the program with its metadata; its largest difference from the network's outputs on `checked` comes back."""
     for key, value in metadata.items():
         program.model.metadata_props[key] = value
     program.save(path)
@@ -86,23 +88,23 @@ def _saved(program: Any, path: Path, metadata: Mapping[str, str], net: nn.Module
 
 @torch.no_grad()
 def _program(net: nn.Module, example: Tensor, stride: int | None) -> Any:
-    """The ONNX program of a network; with a stride, for any batch and sizes, or None where the network does not allow that."""
+    """The ONNX program of a network; with a stride, for any batch and sizes, or None if the network does not allow them."""
     names = [name for name, _ in named_tensors(net(example))]
     dynamic: Any = None
     if stride is not None:
         height, width = (stride * torch.export.Dim(name, min=1) for name in ("rows", "columns"))
-        dynamic = {"images": {0: torch.export.Dim("pictures", min=1), 2: height, 3: width}}
+        dynamic = {"images": {0: torch.export.Dim("batch", min=1), 2: height, 3: width}}
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of torch's own making
+        warnings.simplefilter("ignore")  # from torch's own code
         try:
             return torch.onnx.export(
-                Outputs(net).eval(),
+                FlatOutputs(net).eval(),
                 (example,),
                 dynamo=True,
                 input_names=["images"],
                 output_names=names,
                 dynamic_shapes=dynamic,
-                optimize=False,  # the runtime does that, and torch's drops padded weights
+                optimize=False,  # the runtime optimizes, and torch's optimizer drops padded weights
                 verbose=False,
             )
         except torch.onnx.errors.OnnxExporterError:
@@ -113,13 +115,13 @@ def _program(net: nn.Module, example: Tensor, stride: int | None) -> Any:
 
 @torch.no_grad()
 def largest_difference(net: nn.Module, path: Path, images: Tensor) -> float:
-    """How far the file's outputs in ONNX Runtime are from the network's own, over the largest output; inf if it fails."""
+    """Largest difference of ONNX Runtime's outputs from the network's, relative to the largest output; inf if the file fails."""
     import onnxruntime  # an optional extra
 
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     want = [tensor for _, tensor in named_tensors(net(images))]
     try:
         got = [torch.from_numpy(array) for array in session.run(None, {"images": images.numpy()})]
-    except Exception:  # the runtime has errors of many kinds, with no common parent: the file does not take this size
+    except Exception:  # the runtime's errors have no common parent; one means that the file does not take this size
         return math.inf
     return max(float((a - b).abs().max() / b.abs().max().clamp(min=1e-3)) for a, b in zip(got, want, strict=True))

@@ -43,11 +43,19 @@ FAMILY: Mapping[str, Callable[..., nn.Module]] = {**_VITS, **_SWINS}
 
 
 class TimmClassifier(nn.Module):
-    """A network of timm's that normalises its pictures itself.
+    """A network of timm's that takes images in 0..1 and normalises them.
+
+    Args:
+        name: timm's.
+        num_classes: K.
+        pretrained: begin with ImageNet weights.
 
     Attributes:
         stride: image height and width must be multiples of it.
-        fixed_size: the only image size that it takes, in pixels; None where any will do.
+        fixed_size: the only image size that the network takes, in pixels; None if it takes any.
+
+    Raises:
+        InputError: timm has no such network, or its weights are not at hand.
     """
 
     mean: Tensor
@@ -55,7 +63,6 @@ class TimmClassifier(nn.Module):
     stride = 1
 
     def __init__(self, name: str, num_classes: int, *, pretrained: bool = True) -> None:
-        """Raises InputError where timm has no such network, or its weights are not at hand."""
         super().__init__()
         require_timm_model(name)
         self.net = timm.create_model(name)
@@ -63,10 +70,10 @@ class TimmClassifier(nn.Module):
             load_backbone(self.net, name)
         self.net.reset_classifier(num_classes)
         use_fast_cpu_layers(self.net)
-        told = self.net.pretrained_cfg
-        self.fixed_size: int | None = told["input_size"][-1] if told.get("fixed_input_size") else None
-        self.register_buffer("mean", torch.tensor(told["mean"]).view(1, 3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(told["std"]).view(1, 3, 1, 1), persistent=False)
+        config = self.net.pretrained_cfg
+        self.fixed_size: int | None = config["input_size"][-1] if config.get("fixed_input_size") else None
+        self.register_buffer("mean", torch.tensor(config["mean"]).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(config["std"]).view(1, 3, 1, 1), persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) in 0..1 -> (B, K) logits."""
@@ -75,7 +82,12 @@ class TimmClassifier(nn.Module):
 
 
 class ClassifierWithLoss(nn.Module):
-    """A classifier as `fit` trains it."""
+    """A classifier with its loss and `freeze`, as the training loop needs it.
+
+    Args:
+        net: (B, 3, H, W) in 0..1 -> (B, K) logits.
+        smoothing: share of a target's probability that is spread over all classes.
+    """
 
     def __init__(self, net: nn.Module, smoothing: float) -> None:
         super().__init__()
@@ -89,11 +101,11 @@ class ClassifierWithLoss(nn.Module):
 
     def loss(self, raw: Tensor, targets: Sequence[int]) -> dict[str, Tensor]:
         """Cross-entropy with smoothed targets."""
-        wanted = torch.tensor(targets, device=raw.device)
-        return {"class": F.cross_entropy(raw.float(), wanted, label_smoothing=self.smoothing)}
+        labels = torch.tensor(targets, device=raw.device)
+        return {"class": F.cross_entropy(raw.float(), labels, label_smoothing=self.smoothing)}
 
     def freeze(self, stages: int) -> None:
-        """Training mode, but for the first `stages` layers, which are not trained."""
+        """Training mode, except that the first `stages` layers are frozen."""
         self.train()
         layer_of = layer_indices(self.net)
         for name, module in self.net.named_modules():
@@ -108,12 +120,12 @@ _LAYER = re.compile(r"(?:\w+\.)*?[a-z_]\w*(?:\.\d+)+(?:\.blocks\.\d+)?(?=\.)")
 
 
 def layer_indices(net: nn.Module) -> dict[str, int]:
-    """{parameter: its layer}, from 0 nearest to the pixels; what is no block of a stack joins the first or a last layer."""
+    """{parameter: its layer}, from 0 at the input; a parameter outside the stacked blocks joins the first or a last layer."""
     names = [name for name, _ in net.named_parameters()]
     blocks = [match.group() if (match := _LAYER.match(name)) else None for name in names]
     order = {block: i + 1 for i, block in enumerate(dict.fromkeys(b for b in blocks if b is not None))}
-    begun = next((i for i, block in enumerate(blocks) if block is not None), len(blocks))
+    first = next((i for i, block in enumerate(blocks) if block is not None), len(blocks))
     return {
-        name: order[block] if block is not None else len(order) + 1 if i > begun else 0
+        name: order[block] if block is not None else len(order) + 1 if i > first else 0
         for i, (name, block) in enumerate(zip(names, blocks, strict=True))
     }

@@ -1,7 +1,7 @@
 """The cost of a network: parameters, FLOPs, activation memory, latency.
 
-A FLOP is one multiplication or one addition, so a multiply-add is two; only matrix products and convolutions are counted. They
-are counted on PyTorch's meta device, from shapes alone: there a network of any size needs no memory and little time, and attention
+A FLOP is one multiplication or one addition, so a multiply-add is two; only matrix products and convolutions are counted.
+PyTorch's meta device counts them from shapes alone: there a network of any size needs no memory and little time, and attention
 is two separate products.
 """
 

@@ -83,6 +83,28 @@ def test_a_folder_in_use_is_left_alone(data, tmp_path):
     assert [p.name for p in out.iterdir()] == ["mine.txt"]
 
 
+def test_overwrite_replaces_an_earlier_campaign_and_nothing_else(data, tmp_path, monkeypatch):
+    monkeypatch.setattr("foldfuse.campaign.campaign._work", lambda *_, **__: None)
+    out = tmp_path / "out"
+    campaign(data, out=out, seed=1)
+    (out / "old.txt").write_text("old")
+    with pytest.raises(InputError, match="--overwrite"):
+        campaign(data, out=out, seed=2)
+    with pytest.raises(InputError, match="the deadline is 1 s"):
+        campaign(data, out=out, deadline=1.0, overwrite=True)
+    with ledger.exclusive(out), pytest.raises(InputError, match="another process is at work"):
+        campaign(data, out=out, seed=2, overwrite=True)
+    assert (out / "old.txt").exists(), "a refused campaign removes nothing"
+    campaign(data, out=out, seed=2, overwrite=True)
+    assert ledger.snapshot(out)["seed"] == 2
+    assert not (out / "old.txt").exists()
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "keep.txt").write_text("keep")
+    with pytest.raises(InputError, match="exists already"):
+        campaign(data, out=tmp_path / "mine", overwrite=True)
+    assert (tmp_path / "mine" / "keep.txt").exists()
+
+
 @pytest.mark.parametrize(
     ("number", "folds", "message"),
     [(8, 5, "8 of 16 images cannot be decoded"), (0, 20, "fewer than the 20 folds"), (0, 1, "number of folds is 1")],

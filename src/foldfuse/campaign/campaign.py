@@ -76,10 +76,6 @@ def run_campaign(
         ways = f"resume it with --resume {out}, or add --overwrite" if is_campaign else "or remove it"
         raise InputError(f"{out}: exists already. Choose another --out, {ways}.")
     inputs = request.read_inputs()
-    if in_use:
-        with ledgers.exclusive(out):
-            pass  # a running campaign would have refused
-        shutil.rmtree(out)
     facts: dict[str, Any] = {
         "state": "running",
         "request": to_plain(request.absolute(), version=REQUEST_FORMAT),
@@ -93,6 +89,10 @@ def run_campaign(
         "fingerprints": inputs.fingerprints(),
     }
     with _connected(ray), _disk_full_reported(out):
+        if in_use:
+            with ledgers.exclusive(out):
+                pass  # a running campaign would have refused
+            shutil.rmtree(out)
         out.mkdir(parents=True, exist_ok=True)
         with (
             ledgers.exclusive(out),

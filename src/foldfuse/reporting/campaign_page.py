@@ -1,7 +1,7 @@
 """The HTML page on a campaign's or a run's folder, one file that opens anywhere without network or script.
 
-The page shows what is in the folder at that moment, so it can be written again and again while the campaign runs. It
-leaves out what is missing, and names at its end what cannot be read.
+The page shows the folder at that moment, so a running campaign writes it again and again. A section without data is left
+out, and warnings at the end name files that cannot be read.
 """
 
 from __future__ import annotations

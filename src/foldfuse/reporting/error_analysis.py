@@ -1,6 +1,6 @@
 """Error analysis of predictions: precision and recall, errors by type, confusion of classes, and example images.
 
-The numbers are those of `foldfuse score` (see `evaluation.diagnosis`).
+The numbers agree with `foldfuse score`: both come from `evaluation.diagnosis`.
 """
 
 from __future__ import annotations

@@ -55,7 +55,7 @@ def pick_examples(
 ) -> list[tuple[str, Sample]]:
     """("best" | "typical" | "worst", sample), at most `each` of a kind, ranked by F1, then by number of annotations.
 
-    Typical images are those in the middle of the ranking. No image is taken twice.
+    Typical images come from the middle of the ranking. No image is taken twice.
     """
     ranked = []
     for order, sample in enumerate(dataset.samples):

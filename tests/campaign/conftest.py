@@ -53,7 +53,7 @@ def workers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeWor
 
 @pytest.fixture
 def compare_base_runs(workers: FakeWorkers, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Gives the campaign time to compare four base runs; their names come back."""
+    """Gives the campaign time to compare four base runs, and returns their names."""
     workers.ledger.deadline = 4 * DEADLINE
     recipes = {"lite0_fpn": workers.task.recipes["lite0_fpn"], "yolov5n": load_recipe("yolov5n", ["image_size=192"])}
     workers.task = replace(workers.task, recipes=recipes)

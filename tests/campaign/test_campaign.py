@@ -203,7 +203,7 @@ def test_the_base_runs_that_add_most_are_promoted(data, tmp_path, monkeypatch):
     monkeypatch.setattr("foldfuse.campaign.constants.MIN_COMPARED_STEPS", 1)
     monkeypatch.setattr("foldfuse.campaign.constants.MIN_SEGMENT_SECONDS", 0.1)
     out = tmp_path / "out"
-    options = ["--deadline", "75s", "--out", str(out), "--folds", "3"]
+    options = ["--deadline", "2m", "--out", str(out), "--folds", "3"]
     changes = ["--set", "image_size=192", "--set", "batch_size=2"]
     recipes = ["--recipe", "lite0_fpn,yolov5n"]
     assert cli.main(["campaign", str(data), *options, *changes, *recipes]) == 0

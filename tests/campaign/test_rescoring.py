@@ -58,7 +58,7 @@ def campaign(tmp_path):
 
 
 def fake_rescorer(monkeypatch, *, accepted, after):
-    """Replaces the classifier by one with this result; the datasets that it trains on come back as they are given."""
+    """Replaces the classifier by one with this result, and returns a list that gets the datasets it trains on."""
     trained_on = []
 
     def fit(val, dataset, **_):

@@ -54,7 +54,7 @@ def run_campaign(
     console: Console | None = None,
     start: float | None = None,
 ) -> Path:
-    """Runs a new campaign until its deadline; the folder with the submission and the report comes back.
+    """Runs a new campaign until its deadline, and returns the folder with the submission and the report.
 
     Args:
         request: what to do.
@@ -105,7 +105,7 @@ def run_campaign(
 def resume_campaign(
     out: Path, *, ray: str | None = None, console: Console | None = None, start: float | None = None
 ) -> Path:
-    """Resumes the campaign in a folder with its own request; a finished campaign stays as it is. The folder comes back.
+    """Resumes the campaign in a folder with its own request, and returns the folder; a finished campaign stays as it is.
 
     Args:
         out: folder of the campaign. The time that it has worked counts against its deadline, the time in between does not.

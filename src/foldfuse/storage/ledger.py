@@ -174,7 +174,7 @@ class Ledger:
         return _segments(self.db)
 
     def add_submission(self, score: float, result: Mapping[str, Any]) -> int:
-        """Records a submission that replaces the one before it; its number, from 1, comes back."""
+        """Records a submission that replaces the one before it, and returns its number, counted from 1."""
         with self.db:
             row = self.db.execute(
                 "INSERT INTO submissions (at, score, result) VALUES (?, ?, ?)",

@@ -50,7 +50,7 @@ class Notes:
 
 
 def write_note(folder: Path, *, text: str | None, leaderboard: float | None, submission: int | None) -> Path:
-    """Adds a note to the campaign in `folder`; the note's file comes back."""
+    """Adds a note to the campaign in `folder`, and returns the note's file."""
     path = folder / FOLDER / f"{time.time_ns()}.json"
     note = Note(datetime.now(UTC).isoformat(timespec="seconds"), text, leaderboard, submission)
     write_record(path, note, version=FORMAT)

@@ -52,7 +52,7 @@ def train_segment(
     device: str = "auto",
     progress: Progress = no_progress,
 ) -> float:
-    """Trains a run until it has had `seconds` in all; the seconds that it has trained come back.
+    """Trains a run up to `seconds` in all, and returns the seconds that it has trained.
 
     Args:
         run: with its recipe and metadata.

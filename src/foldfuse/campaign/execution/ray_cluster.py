@@ -159,7 +159,7 @@ class RayCluster:
         }
 
     def finished(self, wait: float) -> list[SegmentResult]:
-        """Handles the answers of the workers, and starts workers on new nodes; the results come back."""
+        """Handles the answers of the workers, starts workers on new nodes, and returns the results."""
         if self._setup is not None:
             self._start_workers()
         pending = [answer for worker in self._workers for answer in worker.pending.values()]
@@ -179,7 +179,7 @@ class RayCluster:
             self._stop(worker)
 
     def _handle_answers(self, worker: WorkerHandle, arrived: set[Any]) -> list[SegmentResult]:
-        """Handles the answers of a worker that have `arrived`; the result of its job, if it has ended, comes back."""
+        """Handles the answers of a worker that have `arrived`, and returns the result of its job if the job has ended."""
         answers = {request: answer for request, answer in worker.pending.items() if answer in arrived}
         try:
             for request in [request for request in ("ready", "checkpoint", "result") if request in answers]:
@@ -210,7 +210,7 @@ class RayCluster:
         worker.pending["checkpoint"] = worker.actor.next_checkpoint.remote(worker.job.name)
 
     def _save_result(self, worker: WorkerHandle, result: JobResult) -> SegmentResult:
-        """Writes the files of a trained segment to its folder; the result comes back."""
+        """Writes the files of a trained segment to its folder, and returns the result."""
         name, run = self._release(worker)
         write_files(result.files, run.folder)
         views = {
@@ -220,7 +220,7 @@ class RayCluster:
         return SegmentResult(name, result.seconds, HeldOutPredictions(views, result.image_seconds))
 
     def _handle_failure(self, worker: WorkerHandle, error: Exception) -> list[SegmentResult]:
-        """Stops a worker that is lost or has failed; the result of its job, if it had one, comes back.
+        """Stops a worker that is lost or has failed, and returns the result of its job if it had one.
 
         Raises:
             InputError: the worker found a mistake in the input.
@@ -244,7 +244,7 @@ class RayCluster:
         return [SegmentResult(name, checkpoint["seconds"] if checkpoint is not None else 0.0, error=lost)]
 
     def _release(self, worker: WorkerHandle) -> tuple[str, Run]:
-        """Takes the job from a worker; the segment's name and run come back."""
+        """Takes the job from a worker, and returns the segment's name and run."""
         assert worker.job is not None
         name, run = worker.job.name, worker.job.run
         worker.job, worker.pending = None, {}

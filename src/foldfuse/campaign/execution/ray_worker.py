@@ -89,7 +89,7 @@ class Worker:
     def prepare(
         self, train: Dataset, val: Dataset, train_chunks: Sequence[Any], val_chunks: Sequence[Any], longest: int
     ) -> dict[str, str]:
-        """Stores the images and decodes those to train on; the versions that must agree on all machines come back."""
+        """Stores the images, decodes the training images, and returns the versions that must agree on all machines."""
         import ray
 
         import foldfuse.campaign.execution.jobs  # noqa: F401 - now, rather than in the time of the first segment
@@ -179,7 +179,7 @@ def image_chunks(samples: Sequence[Sample], size: int = c.CHUNK_BYTES) -> Iterat
 
 
 def unpack_images(dataset: Dataset, chunks: Iterable[ImageChunk], folder: Path) -> Dataset:
-    """Writes the image files to `folder`; the dataset with its images there comes back."""
+    """Writes the image files to `folder`, and returns the dataset with its images there."""
     folder.mkdir()
     paths = [folder / f"{i}{sample.path.suffix}" for i, sample in enumerate(dataset.samples)]
     for chunk in chunks:

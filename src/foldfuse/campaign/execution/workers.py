@@ -85,7 +85,7 @@ class Workers(Protocol):
         """Names of the segments in training."""
 
     def prepare(self, longest: int) -> bool:
-        """Gets ready to train on images shrunk to `longest` pixels. Whether that took time, as it does once, comes back.
+        """Gets ready to train on images shrunk to `longest` pixels, and returns whether that took time: the first call does.
 
         Raises:
             InputError: no worker can train.

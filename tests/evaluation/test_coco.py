@@ -187,7 +187,9 @@ def test_the_command_prints_scores_and_the_difference(tmp_path, capsys):
         assert f"{score_predictions(found, truth).ap50:.4f}" in printed
     gain = bootstrap_difference(first, second, truth, "ap50")
     assert f"{gain.mean:+.4f}" in printed
-    assert "Miss" in printed
+    for head in ("IoU 0.75", "all classes", "Confusion matrix of first.parquet", "background", "Miss"):
+        assert head in printed
+    assert max(map(len, printed.splitlines())) <= 80
 
 
 def test_images_are_matched_by_id_not_by_order():

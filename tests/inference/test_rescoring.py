@@ -10,7 +10,7 @@ import torch
 from foldfuse import cli
 from foldfuse.boxes import pairwise_iou
 from foldfuse.commands import rescore as rescore_command
-from foldfuse.data.crops import Crops
+from foldfuse.data.crops import Crops, object_crops
 from foldfuse.data.folds import Folds, make_folds
 from foldfuse.data.readers.coco import read
 from foldfuse.detections import Detections, Predictions
@@ -186,8 +186,6 @@ def test_only_the_best_boxes_of_an_image_get_crops(data):
 
 
 def test_features_come_in_the_order_of_the_crops_and_progress_ends_at_1(data):
-    from foldfuse.data.crops import object_crops
-
     shares = []
     crops = object_crops(data)
     found = features(crops, mean_color_encoder(), progress=shares.append)
@@ -196,7 +194,16 @@ def test_features_come_in_the_order_of_the_crops_and_progress_ends_at_1(data):
     assert shares[-1] == 1.0
 
 
-def test_bad_input_is_named(data, tmp_path):
+def test_the_encoder_gets_crops_on_its_device(data):
+    devices = []
+    encoder = CropEncoder(
+        lambda images: devices.append(images.device.type) or torch.zeros(len(images), 3), size=8, device="meta"
+    )
+    assert features(object_crops(data), encoder).shape[1] == 3
+    assert set(devices) == {"meta"}
+
+
+def test_bad_input_is_named(data):
     nothing = Predictions.of({i: Detections.empty() for i in data.image_ids}, data.classes)
     with pytest.raises(InputError, match="there are 0 boxes on 40 images"):
         rescore.fit_rescorer(nothing, data, encoder=blind_encoder())

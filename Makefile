@@ -19,8 +19,8 @@ test-slow: $(VENV)/ready  ## kills, clusters and whole campaigns, in one process
 test-all: test test-slow  ## all tests
 
 check: $(VENV)/ready  ## style and types
-	$(BIN)/ruff check src tests benchmarks
-	$(BIN)/ruff format --check src tests benchmarks
+	$(BIN)/ruff check src tests benchmarks docs
+	$(BIN)/ruff format --check src tests benchmarks docs
 	$(BIN)/mypy
 
 bench: $(VENV)/ready  ## the claims of speed, measured beside the rivals (benchmarks/campaign.py takes hours: by hand)

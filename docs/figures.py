@@ -19,16 +19,16 @@ text { font: 14px system-ui, sans-serif; fill: var(--ink); }
 ROOMS = [  # from the top down; the rooms of one row do not know each other: (name, whether it imports torch), ..., what it holds
     ([("cli", False)], "the command line"),
     ([("commands", True)], "parse, call, print"),
-    ([("demo", True)], "the drawn dataset"),
+    ([("demo", False)], "the drawn dataset"),
     ([("campaign", True)], "request, planning, execution, submissions"),
-    ([("reporting", False)], "pages, charts, the live view"),
+    ([("reporting", True)], "pages, charts, the live view"),
     ([("training", True)], "the loop, budgets, checkpoints, sweeps"),
     ([("inference", True)], "TTA views, prediction, crop rescoring, ONNX"),
     ([("ensemble", False)], "the search for members and weights"),
     ([("evaluation", False), ("formats", False)], "metrics; predictions on disk"),
     ([("data", False), ("models", True), ("fusion", False), ("storage", False)], ""),
     ([("recipes", False)], "what decides a run"),
-    ([("system", False)], "files, signals, processes, devices"),
+    ([("system", True)], "files, signals, processes, devices"),
     ([("detections", False)], "the types that travel"),
     ([("errors", False), ("boxes", False)], "InputError; arithmetic on boxes"),
 ]
@@ -74,7 +74,10 @@ def rooms() -> str:
     bottom = 20 + len(ROOMS) * (row + gap)
     parts.append(f'<path class="arrow" d="M28 24 V{bottom - 14}"/>')
     parts += [box(left, bottom + 8, 18, 18, torch=False), text(left + 26, bottom + 22, "no torch", "soft")]
-    parts += [box(left + 190, bottom + 8, 18, 18, torch=True), text(left + 216, bottom + 22, "torch in some modules", "soft")]
+    parts += [
+        box(left + 190, bottom + 8, 18, 18, torch=True),
+        text(left + 216, bottom + 22, "torch in some modules", "soft"),
+    ]
     parts.append(text(left + 390, bottom + 22, "arrow: the direction of imports", "soft"))
     return svg(840, bottom + 44, "The rooms of foldfuse, from the command line down to the types", parts)
 
@@ -95,7 +98,10 @@ def image_path() -> str:
     end, turn = 20 + 3 * (width + gap) + width / 2, 20 + height + 28
     parts.append(f'<path class="arrow" d="M{end} {20 + height + 2} V{turn} H{20 + width / 2} V{turn + 26}"/>')
     bottom = 20 + 2 * height + 56
-    parts += [box(20, bottom + 14, 18, 18, torch=True), text(46, bottom + 28, "torch tensors; numpy arrays elsewhere", "soft")]
+    parts += [
+        box(20, bottom + 14, 18, 18, torch=True),
+        text(46, bottom + 28, "torch tensors; numpy arrays elsewhere", "soft"),
+    ]
     return svg(40 + 4 * width + 3 * gap, bottom + 46, "The way of an image from disk to the submission", parts)
 
 

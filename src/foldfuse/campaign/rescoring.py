@@ -84,9 +84,8 @@ class _Pace:
 
     def __init__(self, ledger: Ledger, test_share: float) -> None:
         self._ledger, self._test_share = ledger, test_share
-        self._first: tuple[float, float] | None = (
-            None  # share done and seconds left; earlier work is not part of the pace
-        )
+        # Share done and seconds left at the first call; earlier work is not part of the pace.
+        self._first: tuple[float, float] | None = None
 
     def check(self, share: float) -> None:
         """Raises _TooSlow where the rest of the training and the test images would take longer than the remaining time."""

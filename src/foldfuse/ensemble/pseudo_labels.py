@@ -18,7 +18,7 @@ from foldfuse.evaluation.matching import MATCH_IOU, NO_LIMIT, ground_truth, matc
 
 
 def confident_predictions(val_predictions: Predictions, val: Dataset, test_predictions: Predictions) -> Predictions:
-    """The boxes of the test images with a score from the threshold up that gives the best F1 on the held-out images.
+    """The boxes of the test images that score at least the threshold with the best F1 on the held-out images.
 
     No box is confident where no prediction of the held-out images is correct.
     """

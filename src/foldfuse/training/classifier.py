@@ -37,9 +37,7 @@ def train_classifier(run: Run, dataset: Dataset, session: TrainingSession) -> Tr
     model = new_classifier(recipe, len(metadata.classes), initialized=fresh)
     model.to(world.device)
     if world.rank:
-        torch.manual_seed(
-            metadata.seed + 1_000_003 * world.rank
-        )  # DropPath drops other images' branches on each process
+        torch.manual_seed(metadata.seed + 1_000_003 * world.rank)  # so that DropPath differs between processes
     crops = object_crops(dataset)
     context = metadata.crop_context or recipe.crop_context
     images = CropCache.load(crops, context=context, size=round(recipe.image_size * (1 + recipe.scale_jitter)))

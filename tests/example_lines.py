@@ -91,6 +91,7 @@ def make_everything_small(monkeypatch: pytest.MonkeyPatch, *, campaigns: bool = 
     for table in (recipes.RECIPES, recipes.CLASSIFIER_RECIPES):
         for name, maker in table.items():
             monkeypatch.setitem(table, name, _small(maker))
+    monkeypatch.setattr("foldfuse.training.sweep.seconds_for_each", lambda *_, **__: 0.1)
     for name, made in () if campaigns else STAND_INS.items():
         monkeypatch.setattr(f"foldfuse.commands.campaign.{name}", made)
 

@@ -123,8 +123,8 @@ def train(
 
     Examples:
         foldfuse train data/train.json --out run1 --budget 10m
-        foldfuse train data/train.json --out run2 --recipe yolov5n --set lr=5e-4
-        foldfuse train data/train.json --out run3 --init-from run1 --lr 1e-3
+        foldfuse train data/train.json --out run2 --recipe yolov5n --budget 10m
+        foldfuse train data/train.json --out run3 --init-from run1 --budget 5m
         foldfuse train --resume run1 --budget 20m
     """
     limits = _budget(budget, steps)

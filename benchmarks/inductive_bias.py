@@ -1,11 +1,11 @@
-"""What a network knows of pictures before it has seen one: CNN, Swin and ViT of one size on growing shares of little data.
+"""The inductive bias of CNN, Swin and ViT: networks of one size on growing shares of a small dataset.
 
     taskset -c 0 nice -n 15 python benchmarks/inductive_bias.py --out inductive_bias.jsonl --plot benchmarks/inductive_bias.svg
 
-Two sets of 32 x 32 pictures: scikit-learn's digits, and the crops of the objects in the shared datasets (looked for in
+Two sets of 32 x 32 images: scikit-learn's digits, and the crops of the objects in the shared datasets (looked for in
 $FOLDFUSE_SHARED/data or ../shared/data). All networks have about half a million parameters and take the same number of steps
 with the same batches, augmentation and schedule, on one thread. The ViT comes with 1-D, 2-D and no position embeddings,
-and with 1-D ones and a distillation token that learns from the CNN trained on the same pictures (hard distillation, DeiT,
+and with 1-D ones and a distillation token, whose teacher is the CNN trained on the same images (hard distillation, DeiT,
 arXiv:2012.12877, section 4). A run that is in the output file already is not run again.
 """
 
@@ -44,7 +44,7 @@ swin.WINDOW = 4  # 8 x 8 tokens: with the published 7 there would be a single wi
 
 Split = tuple[
     Tensor, Tensor, Tensor, Tensor
-]  # pictures (n, 3, 32, 32) in 0..1 and labels to learn from; the same to test on
+]  # training images (n, 3, 32, 32) in 0..1 and labels; test images and labels
 
 
 class CNN(nn.Sequential):
@@ -65,7 +65,7 @@ def small_vit(num_classes: int, positions: Any) -> ViT:
 
 
 class Distilled(nn.Module):
-    """A ViT with a second token, whose head learns what a teacher says; their probabilities are averaged."""
+    """A ViT with a distillation token, whose head learns a teacher's labels; both heads' probabilities are averaged."""
 
     def __init__(self, num_classes: int) -> None:
         super().__init__()
@@ -113,10 +113,10 @@ MODELS: dict[str, Callable[[int], nn.Module]] = {
 
 def digits() -> Split:
     """1,297 digits of 8 x 8 pixels, enlarged, and 500 to test on."""
-    held = load_digits()
-    x = torch.from_numpy(held.images).float()[:, None].expand(-1, 3, -1, -1) / 16
+    digits = load_digits()
+    x = torch.from_numpy(digits.images).float()[:, None].expand(-1, 3, -1, -1) / 16
     x = F.interpolate(x, size=(SIDE, SIDE), mode="bilinear", align_corners=False)
-    y = torch.from_numpy(held.target).long()
+    y = torch.from_numpy(digits.target).long()
     order = torch.from_numpy(np.random.default_rng(0).permutation(len(y)))
     return x[order[500:]], y[order[500:]], x[order[:500]], y[order[:500]]
 
@@ -133,8 +133,8 @@ def crops(names: Sequence[str] = ("playing_cards", "aquatrash", "bccd"), most: i
                 own = np.flatnonzero(found.labels == label)
                 rank[own] = rng.permutation(len(own))
             found = found.filter(rank < most)
-            pictures = np.stack(list(found.images(context=1.1, size=SIDE)))
-            images = torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 255
+            images = np.stack(list(found.images(context=1.1, size=SIDE)))
+            images = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255
             parts.append((images, torch.from_numpy(found.labels) + classes))
         classes += len(dataset.classes)
     train, test = ([torch.cat(t) for t in zip(*parts[i::2], strict=True)] for i in (0, 1))
@@ -142,7 +142,7 @@ def crops(names: Sequence[str] = ("playing_cards", "aquatrash", "bccd"), most: i
 
 
 def shifted(images: Tensor, rng: np.random.Generator, *, mirror: bool) -> Tensor:
-    """Each picture moved by up to `SHIFT` pixels either way, and perhaps mirrored."""
+    """Each image shifted by up to `SHIFT` pixels along each axis, and randomly flipped."""
     padded = F.pad(images, (SHIFT,) * 4, mode="replicate")
     out = []
     for one, (x, y), flip in zip(
@@ -184,7 +184,7 @@ def learn(model: nn.Module, x: Tensor, y: Tensor, seed: int, *, mirror: bool, te
 
 
 def main() -> None:
-    """Run what is not there yet; print the table of all that is there, and draw it."""
+    """Run the missing trainings; print the table of all finished ones, and draw it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--out", type=Path, default=Path("inductive_bias.jsonl"))
@@ -193,7 +193,7 @@ def main() -> None:
     asked = parser.parse_args()
     torch.set_num_threads(1)
     rows = [json.loads(line) for line in asked.out.read_text().splitlines()] if asked.out.exists() else []
-    done = {(row["data"], row["seed"], row["pictures"], row["model"]) for row in rows}
+    done = {(row["data"], row["seed"], row["images"], row["model"]) for row in rows}
     sets = {} if asked.show else {"digits": digits(), "crops": crops()}
     for seed in asked.seeds:
         for data, (x, y, test_x, test_y) in sets.items():
@@ -219,7 +219,7 @@ def main() -> None:
                     teacher = model if name == "CNN" else teacher
                     with torch.inference_mode():
                         right = torch.cat([model(part).argmax(1) for part in test_x.split(100)]) == test_y
-                    row = {"data": data, "seed": seed, "pictures": len(part), "model": name}
+                    row = {"data": data, "seed": seed, "images": len(part), "model": name}
                     if (data, seed, len(part), name) not in done:
                         row |= {
                             "parameters": sum(p.numel() for p in model.parameters()),
@@ -236,11 +236,11 @@ def main() -> None:
 
 
 def cells(rows: list[dict[str, Any]], data: str, model: str) -> dict[int, list[float]]:
-    """{pictures: accuracy of each seed}."""
+    """{images: accuracy of each seed}."""
     found: dict[int, list[float]] = {}
-    for row in sorted(rows, key=lambda r: (r["pictures"], r["seed"])):
+    for row in sorted(rows, key=lambda r: (r["images"], r["seed"])):
         if (row["data"], row["model"]) == (data, model):
-            found.setdefault(row["pictures"], []).append(row["accuracy"])
+            found.setdefault(row["images"], []).append(row["accuracy"])
     return found
 
 
@@ -248,8 +248,8 @@ def table(rows: list[dict[str, Any]]) -> str:
     """A Markdown table: mean accuracy and, in brackets, lowest and highest of the seeds."""
     lines = []
     for data in dict.fromkeys(row["data"] for row in rows):
-        sizes = sorted({row["pictures"] for row in rows if row["data"] == data})
-        lines += [f"| {data} | parameters | " + " | ".join(f"{n} pictures" for n in sizes) + " | s a run |"]
+        sizes = sorted({row["images"] for row in rows if row["data"] == data})
+        lines += [f"| {data} | parameters | " + " | ".join(f"{n} images" for n in sizes) + " | s a run |"]
         lines += ["|" + "---|" * (len(sizes) + 3)]
         for model in MODELS:
             own = [row for row in rows if (row["data"], row["model"]) == (data, model)]
@@ -270,16 +270,16 @@ WIDTH, HEIGHT, LEFT, TOP, PLOT_W, PLOT_H = 980, 430, 60, 60, 300, 300
 
 
 def plot(rows: list[dict[str, Any]]) -> str:
-    """An SVG: for each dataset, accuracy against pictures (logarithmic); lines are means, bars reach from worst to best seed."""
+    """An SVG: for each dataset, accuracy against images (logarithmic); lines are means, bars reach from worst to best seed."""
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" font-family="sans-serif" font-size="13">',
         f'<rect width="{WIDTH}" height="{HEIGHT}" fill="white"/>',
-        f'<text x="{LEFT}" y="24" font-size="16">Accuracy against pictures to learn from, {STEPS} steps of {BATCH}</text>',
+        f'<text x="{LEFT}" y="24" font-size="16">Accuracy against images to learn from, {STEPS} steps of {BATCH}</text>',
     ]
     for panel, data in enumerate(dict.fromkeys(row["data"] for row in rows)):
         left = LEFT + panel * (PLOT_W + 70)
         own = [row for row in rows if row["data"] == data]
-        sizes = sorted({row["pictures"] for row in own})
+        sizes = sorted({row["images"] for row in own})
         low = int(10 * min(row["accuracy"] for row in own)) / 10
         low_x, high_x = np.log(sizes[0]) - 0.25, np.log(sizes[-1]) + 0.25
 
@@ -312,7 +312,7 @@ def plot(rows: list[dict[str, Any]]) -> str:
             f'<path d="M{x} {y - 4}h22" stroke="{colour}" stroke-width="3"/><text x="{x + 30}" y="{y}">{model}</text>'
         )
     parts.append(
-        f'<text x="{LEFT}" y="{HEIGHT - 12}" fill="#555">pictures to learn from; bars: worst to best seed</text>'
+        f'<text x="{LEFT}" y="{HEIGHT - 12}" fill="#555">images to learn from; bars: worst to best seed</text>'
     )
     return "\n".join([*parts, "</svg>"])
 

@@ -4,7 +4,7 @@
 
 Processor time, so that a busy machine is fair to all. DATA folders (train.json, val.json) are looked for in
 $FOLDFUSE_SHARED/data or ../shared/data. A run that is in the output file already is not run again; seeds are the outermost
-loop, so that what is there after any time can be compared. A name of `--recipes` may be a composed detector
+loop, so that the finished runs can be compared at any time. A name of `--recipes` may be a composed detector
 (compose:BACKBONE+NECK+HEAD).
 """
 
@@ -50,7 +50,7 @@ ROOT = Path(os.environ.get("FOLDFUSE_SHARED", Path(__file__).parents[2] / "share
 
 
 def main() -> None:
-    """Run what is not there yet; print the table of all that is there."""
+    """Run the missing trainings; print the table of all finished ones."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="+")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
@@ -63,14 +63,14 @@ def main() -> None:
     done = {(row["data"], row["seed"], row["recipe"]) for row in rows}
     for seed in asked.seeds:
         for name in asked.names:
-            data, held = read(ROOT / name / "train.json"), read(ROOT / name / "val.json")
+            data, val = read(ROOT / name / "train.json"), read(ROOT / name / "val.json")
             images = ImageCache.load(data.samples, longest=round(asked.image_size * 1.75))
             for recipe in asked.recipes:
                 if (name, seed, recipe) in done:
                     continue
                 made = replace(recipe_of(recipe), image_size=asked.image_size, precision="float32")
                 row = {"data": name, "seed": seed, "recipe": recipe}
-                row |= run(data, held, images, made, seed, asked.seconds)
+                row |= run(data, val, images, made, seed, asked.seconds)
                 rows.append(row)
                 with asked.out.open("a") as file:
                     file.write(json.dumps(row) + "\n")
@@ -83,16 +83,16 @@ def recipe_of(name: str) -> Recipe:
     return load_recipe(name) if name in RECIPES else load_recipe("efficientdet_lite0", [f"detector={name}"])
 
 
-def run(data: Dataset, held: Dataset, images: ImageCache, recipe: Recipe, seed: int, seconds: float) -> dict[str, Any]:
-    """Train once and score on `held`: steps, AP, AP50."""
+def run(data: Dataset, val: Dataset, images: ImageCache, recipe: Recipe, seed: int, seconds: float) -> dict[str, Any]:
+    """Train once and score on `val`: steps, AP, AP50."""
     with tempfile.TemporaryDirectory() as folder:
         run = Run.create(Path(folder) / "run", recipe, run_metadata(data, data=str(data.source), seed=seed))
         session = TrainingSession(Budget(seconds=seconds, clock=time.process_time))
         train_detector(run, data, session, images=images)
         model, classes = load_detector(run)
         views = parse_views(["1"])
-        found = predict_views(model, held.samples, classes, image_size=recipe.image_size, views=views)[views[0]]
-        score = score_predictions(found, held)
+        found = predict_views(model, val.samples, classes, image_size=recipe.image_size, views=views)[views[0]]
+        score = score_predictions(found, val)
         return {"steps": run.metadata.steps, "ap": round(score.ap or 0, 4), "ap50": round(score.ap50 or 0, 4)}
 
 

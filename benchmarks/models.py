@@ -1,4 +1,4 @@
-"""Pictures a second of detectors, ours beside the usual implementation of each, in one run: prints models.md's table.
+"""Images a second of detectors, ours beside the usual implementation of each, in one run: prints models.md's table.
 
     taskset -c 1 python benchmarks/models.py [--quick]
 
@@ -38,7 +38,7 @@ CLASSES, BATCH = 10, 4
 
 
 def tensors(raw: Any) -> Iterator[Tensor]:
-    """The tensors in what a network gives, however nested."""
+    """The tensors in a network's output, however nested."""
     if isinstance(raw, Tensor):
         yield raw
     elif isinstance(raw, Mapping):
@@ -92,7 +92,7 @@ def rival(name: str, size: int) -> nn.Module:
 
 
 class Bare(nn.Module):
-    """torchvision's SSDlite without what it does to pictures before and to boxes after."""
+    """torchvision's SSDlite without its preprocessing of images and postprocessing of boxes."""
 
     def __init__(self, backbone: nn.Module, head: nn.Module) -> None:
         super().__init__()

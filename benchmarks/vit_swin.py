@@ -1,9 +1,9 @@
-"""ViT and Swin beside timm's: pictures a second, forward and forward + backward, in one run.
+"""ViT and Swin beside timm's: images a second, forward and forward + backward, in one run.
 
     taskset -c 0 python benchmarks/vit_swin.py
 
 Both take turns in one thread, timed by the CPU time that they use, and who goes first changes from turn to turn; a ratio
-is the median of the turns' own ratios. Ours normalises its pictures, timm's gets them as they are.
+is the median of the turns' own ratios. Ours normalises the images; timm's takes them normalised.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def main() -> None:
     turns = options.turns
     host.tune_malloc()
     torch.set_num_threads(1)
-    print("| model | px | batch | pass | ours, pictures/s | timm, pictures/s | ratio | middle half of the turns |")
+    print("| model | px | batch | pass | ours, images/s | timm, images/s | ratio | middle half of the turns |")
     print("|---|---|---|---|---|---|---|---|")
     for name, theirs_name, size, batch in CASES:
         if not name.startswith(options.only):

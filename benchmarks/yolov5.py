@@ -1,9 +1,9 @@
-"""Pictures a second of YOLOv5n beside torchvision's SSDlite at like arithmetic, in one run: prints yolov5.md's tables.
+"""Images a second of YOLOv5n beside torchvision's SSDlite at like arithmetic, in one run: prints yolov5.md's tables.
 
     taskset -c 0 python benchmarks/yolov5.py [--quick]
 
 SSDlite (ssdlite320_mobilenet_v3_large) works at 320 px. YOLOv5n is run at two multiples of 32: the last with less arithmetic than
-that, and the first with as much or more. How time is taken, and how the passes are meant, is told in models.py.
+that, and the first with as much or more. models.py explains the timing and the passes.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ RIVAL_SIZE = 320
 
 
 def gflops(model: nn.Module, size: int) -> float:
-    """1e9 multiplications and additions, each counted, of one picture's forward pass."""
+    """1e9 multiplications and additions, each counted, of one image's forward pass."""
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model.eval()(torch.rand(1, 3, size, size))
     return counter.get_total_flops() / 1e9
@@ -76,7 +76,7 @@ def main() -> None:
     ours, theirs = make_detector("yolov5n", CLASSES, pretrained=False), rival("ssdlite", RIVAL_SIZE)
     wanted = gflops(theirs, RIVAL_SIZE)
     sizes = sizes_about(ours, wanted)
-    print("| network | px | GFLOPs a picture |\n|---|---|---|")
+    print("| network | px | GFLOPs a image |\n|---|---|---|")
     print(f"| SSDlite | {RIVAL_SIZE} | {wanted:.2f} |")
     for size in sizes:
         print(f"| YOLOv5n | {size} | {gflops(ours, size):.2f} |")

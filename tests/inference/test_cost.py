@@ -65,7 +65,7 @@ def test_activation_bytes_by_hand():
         def forward(self, x):
             return ((x * self.weight).relu() * self.weight).sum()
 
-    # the first product keeps the picture, relu its output, which the second product keeps too; the weight is no activation
+    # the first product keeps the image, relu its output, which the second product keeps too; the weight is no activation
     assert activation_bytes(Scaled(), 8) == 2 * 3 * 8 * 8 * 4
 
 

@@ -40,7 +40,7 @@ def test_the_file_gives_what_the_network_gives(name, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_run_is_exported_for_any_number_of_pictures_of_any_size_and_decoded_from_its_outputs(tmp_path, capsys):
+def test_a_run_is_exported_for_any_number_of_images_of_any_size_and_decoded_from_its_outputs(tmp_path, capsys):
     import onnxruntime
 
     model = make_detector("efficientdet_lite0", 2, pretrained=False).eval()
@@ -64,7 +64,7 @@ def test_a_run_is_exported_for_any_number_of_pictures_of_any_size_and_decoded_fr
 
 
 class Stubborn(nn.Module):
-    """A network that takes pictures of 8 px alone."""
+    """A network that takes images of 8 px alone."""
 
     stride = 4
 

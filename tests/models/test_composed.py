@@ -30,12 +30,12 @@ def _seed():
     torch.manual_seed(0)
 
 
-def drawn(boxes, labels):
+def annotated(boxes, labels):
     boxes = np.array(boxes, np.float64).reshape(-1, 4)
     return Annotations(boxes, np.array(labels, np.int64), np.zeros(len(boxes), bool), np.ones(len(boxes)))
 
 
-TARGETS = [drawn([[10, 12, 50, 40]], [1]), drawn([], [])]
+TARGETS = [annotated([[10, 12, 50, 40]], [1]), annotated([], [])]
 
 
 @pytest.mark.parametrize("name", CONVOLUTIONAL)

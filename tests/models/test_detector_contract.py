@@ -38,7 +38,7 @@ def untrained(name):
     return make_detector(name, 3, pretrained=False).eval()
 
 
-def drawn(boxes, labels):
+def annotated(boxes, labels):
     boxes = np.array(boxes, np.float64).reshape(-1, 4)
     return Annotations(boxes, np.array(labels, np.int64), np.zeros(len(boxes), bool), np.ones(len(boxes)))
 
@@ -91,10 +91,10 @@ def test_eval_is_deterministic(name):
 
 @every_detector
 @pytest.mark.parametrize("frozen", [0, 3])
-def test_pictures_without_objects_give_a_finite_gradient(name, frozen):
+def test_images_without_objects_give_a_finite_gradient(name, frozen):
     model = make_detector(name, 3, pretrained=False)
     model.freeze(frozen)
-    terms = model.loss(model(torch.rand(2, 3, 128, 128)), [drawn([], [])] * 2)
+    terms = model.loss(model(torch.rand(2, 3, 128, 128)), [annotated([], [])] * 2)
     loss = sum(terms.values())
     loss.backward()
     assert loss.isfinite()
@@ -105,10 +105,10 @@ def test_pictures_without_objects_give_a_finite_gradient(name, frozen):
 
 
 @every_detector
-def test_one_picture_with_objects_beside_one_without_gives_finite_gradients(name):
+def test_one_image_with_objects_beside_one_without_gives_finite_gradients(name):
     model = make_detector(name, 3, pretrained=False)
     model.freeze(0)
-    terms = model.loss(model(torch.rand(2, 3, 128, 128)), [drawn([], []), drawn([[10, 20, 90, 60]], [2])])
+    terms = model.loss(model(torch.rand(2, 3, 128, 128)), [annotated([], []), annotated([[10, 20, 90, 60]], [2])])
     sum(terms.values()).backward()
     missing = [key for key, p in model.named_parameters() if p.grad is None]
     assert not missing
@@ -123,9 +123,9 @@ def test_one_picture_with_objects_beside_one_without_gives_finite_gradients(name
         if n <= SMALL
     ],
 )
-def test_it_learns_one_picture_by_heart(name):
-    # Wider than high, with an object further right than the picture is high: x and y cannot be confused.
-    want = drawn([[120, 30, 180, 60], [10, 40, 50, 120]], [1, 2])
+def test_it_overfits_one_image(name):
+    # Wider than high, with an object further right than the image is high: x and y cannot be confused.
+    want = annotated([[120, 30, 180, 60], [10, 40, 50, 120]], [1, 2])
     images = torch.rand(1, 3, 128, 192).repeat(2, 1, 1, 1)
     for box, colour in zip(want.boxes.astype(int), (0.0, 1.0)):
         images[:, :, box[1] : box[3], box[0] : box[2]] = colour
@@ -137,7 +137,7 @@ def test_it_learns_one_picture_by_heart(name):
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    for norm in model.modules():  # statistics of this one picture, not of the way to it
+    for norm in model.modules():  # statistics of this one image, not of earlier steps
         if isinstance(norm, torch.nn.BatchNorm2d):
             norm.reset_running_stats()
             norm.momentum = None
@@ -195,7 +195,7 @@ def test_frozen_stages_are_not_trained_and_change_nothing(name):
     frozen = {key for key, p in model.named_parameters() if not p.requires_grad}
     assert frozen
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.0)
-    sum(model.loss(model(images), [drawn([[10, 20, 90, 60]], [0])] * 2).values()).backward()
+    sum(model.loss(model(images), [annotated([[10, 20, 90, 60]], [0])] * 2).values()).backward()
     optimizer.step()
     grads = {key: p.grad for key, p in model.named_parameters()}
     assert all(grads[key] is None for key in frozen)

@@ -347,8 +347,8 @@ def photographs():
     """A flower and a Chinese palace, which scikit-learn carries: (2, 3, 224, 336) in 0..1."""
     from sklearn.datasets import load_sample_image
 
-    pictures = [Image.fromarray(load_sample_image(name)).resize((336, 224)) for name in ("flower.jpg", "china.jpg")]
-    return torch.from_numpy(np.stack([np.asarray(p) for p in pictures])).permute(0, 3, 1, 2).float() / 255
+    images = [Image.fromarray(load_sample_image(name)).resize((336, 224)) for name in ("flower.jpg", "china.jpg")]
+    return torch.from_numpy(np.stack([np.asarray(p) for p in images])).permute(0, 3, 1, 2).float() / 255
 
 
 @pytest.fixture(params=WHEELS)

@@ -45,7 +45,7 @@ def test_windows_are_put_back_where_they_were():
 
 @pytest.mark.parametrize("size", [(14, 14), (14, 21), (10, 16), (14, 7)])
 def test_the_mask_parts_what_only_the_shift_brought_together(size):
-    """Tokens may look at each other if they are within a window's side in the picture, wrapped round or not."""
+    """Tokens may attend to each other if they lie within a window's side in the image, wrapped or not."""
     height, width = (s + -s % WINDOW for s in size)
     shifts = (3 * (size[0] > WINDOW), 3 * (size[1] > WINDOW))
     at = torch.stack(torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij"), -1).float()

@@ -32,7 +32,7 @@ def packages():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SMALL)
-def test_the_file_gives_what_the_network_gives(name, tmp_path):
+def test_the_file_has_the_networks_outputs(name, tmp_path):
     net = make_model(name, 3)
     nn.init.normal_(next(reversed(list(net.parameters()))), std=0.1)  # some heads begin at 0
     write_onnx(net, tmp_path / "m.onnx", image_size=64, metadata={"model": name}, fixed_size=True)
@@ -110,7 +110,7 @@ def test_tensors_have_the_names_of_their_fields():
         ("efficientdet_lite0", "m.onnx", {"image_size": 100}, "multiple of 32"),
     ],
 )
-def test_what_cannot_be_exported_is_named(model, out, options, message, tmp_path):
+def test_an_export_that_is_not_possible_is_an_error(model, out, options, message, tmp_path):
     with pytest.raises(InputError, match=message):
         export(model, out=tmp_path / out, **options)
     assert not list(tmp_path.iterdir())

@@ -40,7 +40,7 @@ TARGETS = [annotated([[10, 12, 50, 40]], [1]), annotated([], [])]
 
 @pytest.mark.parametrize("name", CONVOLUTIONAL)
 @torch.no_grad()
-def test_a_backbone_gives_what_timms_gives(name):
+def test_a_backbone_has_timms_outputs(name):
     ours = TimmBackbone(name, pretrained=False).eval()
     theirs = timm.create_model(name, features_only=True).eval()
     state = list(ours.parts.state_dict().values())
@@ -122,7 +122,7 @@ def test_parts_that_do_not_exist_or_do_not_fit_are_named(name, words):
         make_detector(name, 3, pretrained=False)
 
 
-def test_a_recipe_takes_a_mix_by_name():
+def test_a_recipe_takes_a_composed_detector_by_name():
     name = "compose:timm:mobilenetv4_conv_small+fpn+dense"
     assert load_recipe("lite0_fpn", [f"detector={name}"]).detector == name
 

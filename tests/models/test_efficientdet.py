@@ -98,7 +98,7 @@ def test_decoding_by_hand():
     np.testing.assert_allclose(got, [90, 40, 130, 80], rtol=1e-6)
 
 
-def test_a_wild_code_gives_finite_boxes():
+def test_large_deltas_give_finite_boxes():
     assert A.decode_boxes(torch.full((4,), 1e4), torch.tensor([0.0, 0.0, 8.0, 8.0])).isfinite().all()
 
 
@@ -230,7 +230,7 @@ def test_bifpn_gives_five_levels_each_seeing_every_other(size, weighted):
 
 @torch.no_grad()
 @pytest.mark.parametrize("size", [(64, 96), (128, 64)])
-def test_a_folded_network_gives_what_it_gave(size):
+def test_a_folded_network_has_the_same_outputs(size):
     torch.manual_seed(0)
     model = EfficientDet(2)
     for module in model.modules():
@@ -286,7 +286,7 @@ def test_the_fast_convolution_pads_odd_sides_as_timm_does(size, grad):
         torch.testing.assert_close(holder(x), plain(x), rtol=1e-5, atol=1e-5)
 
 
-def test_only_convolutions_of_these_kinds_are_exchanged():
+def test_only_convolutions_of_these_kinds_are_replaced():
     convs = nn.Sequential(
         nn.Conv2d(4, 4, 3, padding=1, groups=4, bias=False),
         nn.Conv2d(4, 4, 5, padding=2, groups=4, stride=2, bias=False),

@@ -42,7 +42,7 @@ def test_it_has_as_many_parameters_as_published(name):
 
 
 @every_member
-def test_it_tells_the_size_it_was_published_with_and_works_at_it(name):
+def test_image_size_is_the_published_one_and_works(name):
     model = weightless(name).eval()
     side = SCALINGS[name].image_size
     assert model.image_size == side
@@ -87,7 +87,7 @@ def test_frozen_stages_run_folded_and_are_not_trained(name, stages):
     assert all(p.requires_grad for key, p in model.named_parameters() if not key.startswith("backbone."))
 
 
-def test_without_a_wheel_and_without_a_network_the_way_out_is_told(monkeypatch):
+def test_without_a_wheel_and_without_a_network_the_error_says_how_to_fix_it(monkeypatch):
     def gone(*_, **__):
         raise LocalEntryNotFoundError("nothing is kept")
 

@@ -22,7 +22,7 @@ def small():
 
 
 @pytest.mark.parametrize("size", [(64, 96), (68, 36), (4, 4), (112, 224)])
-def test_any_multiple_of_four_will_do(size):
+def test_any_multiple_of_four_works(size):
     model = small()
     images = torch.rand(2, 3, *size)
     assert model(images).shape == (2, 3)
@@ -35,7 +35,7 @@ def test_a_size_between_patches_is_refused():
         small()(torch.rand(1, 3, 66, 64))
 
 
-def test_windows_are_put_back_where_they_were():
+def test_window_reverse_undoes_window_partition():
     x = torch.arange(2 * 14 * 21 * 3.0).view(2, 14, 21, 3)
     windows = window_partition(x)
     assert windows.shape == (2, 6, 49, 3)
@@ -44,7 +44,7 @@ def test_windows_are_put_back_where_they_were():
 
 
 @pytest.mark.parametrize("size", [(14, 14), (14, 21), (10, 16), (14, 7)])
-def test_the_mask_parts_what_only_the_shift_brought_together(size):
+def test_the_mask_separates_tokens_that_only_the_shift_made_neighbours(size):
     """Tokens may attend to each other if they lie within a window's side in the image, wrapped or not."""
     height, width = (s + -s % WINDOW for s in size)
     shifts = (3 * (size[0] > WINDOW), 3 * (size[1] > WINDOW))

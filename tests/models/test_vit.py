@@ -25,7 +25,7 @@ def small(positions="learned_1d", *, num_classes=3, image_size=(32, 48)):
 
 @pytest.mark.parametrize("positions", KINDS)
 @pytest.mark.parametrize("size", [(32, 48), (48, 32), (8, 64), (40, 40)])
-def test_any_multiple_of_the_patch_will_do(positions, size):
+def test_any_multiple_of_the_patch_works(positions, size):
     model = small(positions)
     images = torch.rand(2, 3, *size)
     assert model(images).shape == (2, 3)
@@ -164,7 +164,7 @@ def test_a_head_of_other_classes_keeps_its_initial_weights_and_says_so(tmp_path:
     other = small(num_classes=5)
     before = other.head.weight.clone()
     (note,) = load_matching(other, read_vit_npz(tmp_path / "vit.npz"), source="vit.npz")
-    assert note == "vit.npz: was trained for 3 classes, not 5: the head starts anew."
+    assert note == "vit.npz: was trained for 3 classes, not 5: the head starts from random values."
     assert torch.equal(other.head.weight, before)
     with pytest.raises(InputError, match="another network: pos_embed is"):
         load_matching(small(image_size=(32, 32)), read_vit_npz(tmp_path / "vit.npz"), source="vit.npz")

@@ -137,7 +137,7 @@ def test_a_training_starts_from_an_imported_run(small_model, toolkit, tmp_path, 
         torch.testing.assert_close(now[key], begun[key], rtol=0, atol=1e-6, msg=key)
 
 
-def test_what_cannot_start_a_training_leaves_nothing(small_model, toolkit, tmp_path):
+def test_a_run_that_cannot_start_a_training_leaves_nothing(small_model, toolkit, tmp_path):
     start = import_weights(save(small_model, tmp_path / "w.pt", toolkit), out=tmp_path / "start")
     data = write_dataset(tmp_path / "data", 2)
     for arguments, message in [
@@ -152,7 +152,7 @@ def test_what_cannot_start_a_training_leaves_nothing(small_model, toolkit, tmp_p
 
 
 @pytest.mark.parametrize("change", ["width", "names", "layers", "nothing"])
-def test_what_is_no_such_network_is_told(small_model, toolkit, tmp_path, change):
+def test_another_network_is_an_error(small_model, toolkit, tmp_path, change):
     path = tmp_path / "w.pt"
     if change == "width":
         save(build_yolov5(3, depth=0.33, width=0.3), path, toolkit)
@@ -189,7 +189,7 @@ def test_a_cut_file_leaves_nothing(small_model, toolkit, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_what_the_file_says_of_its_licence_is_told(small_model, toolkit, tmp_path, capsys):
+def test_the_licence_in_the_file_is_reported(small_model, toolkit, tmp_path, capsys):
     path = save(small_model, tmp_path / "w.pt", toolkit, license="Some-1.0")
     run = Run(import_weights(path, out=tmp_path / "run"))
     assert 'the file says "Some-1.0"' in run.metadata.origin["licence"]

@@ -141,7 +141,7 @@ def test_a_checkpoint_of_other_classes_gives_all_but_the_last_layer_of_the_class
     model = make_detector("efficientdet_lite0", 3, pretrained=False).eval()
     initial = model.class_net.predict.conv_pw.weight.clone()
     sentence = load_effdet(tmp_path / "model.pth", model)
-    assert "begins anew: the checkpoint knows 7 classes, this model 3" in sentence
+    assert "starts from random values: the checkpoint knows 7 classes, this model 3" in sentence
     assert torch.equal(model.class_net.predict.conv_pw.weight, initial)
     images = torch.rand(1, 3, 128, 128)
     assert torch.equal(model(images).box_deltas, ours(images).box_deltas)

@@ -95,7 +95,7 @@ def test_older_files_of_timms_with_computed_buffers_load():
     state = theirs.state_dict() | {"layers.0.blocks.0.attn.relative_position_index": torch.zeros(49, 49)}
     assert load_matching(swin("swin_tiny", 7), state, source="timm") == []
     (note,) = load_matching(swin("swin_tiny", 3), state, source="timm")
-    assert note == "timm: was trained for 7 classes, not 3: the head starts anew."
+    assert note == "timm: was trained for 7 classes, not 3: the head starts from random values."
 
 
 @torch.no_grad()

@@ -44,8 +44,8 @@ def load_effdet(path: Path, model: nn.Module) -> str:
     per_class = ours[f"{_CLASS_LAYER}bias"].numel() // int(model.num_classes)  # type: ignore[arg-type]
     known = state[f"{_CLASS_LAYER}bias"].numel() // per_class
     return (
-        f"{path}: all weights were taken but the class head's last layer, which begins anew: the checkpoint knows {known} "
-        f"classes, this model {model.num_classes}."
+        f"{path}: all weights were taken but the class head's last layer, which starts from random values: the checkpoint knows "
+        f"{known} classes, this model {model.num_classes}."
     )
 
 
@@ -55,7 +55,9 @@ def _alike(a: Tensor | None, b: Tensor | None) -> bool:
 
 def _effdet_state(path: Path) -> dict[str, Tensor]:
     """The state dict in a file of effdet's: the averaged weights if the file has both."""
-    held = _read_safetensors(path) if path.suffix == ".safetensors" else read_checkpoint(path, inert=("argparse",))
+    held = (
+        _read_safetensors(path) if path.suffix == ".safetensors" else read_checkpoint(path, inert=("argparse", "numpy"))
+    )
     for key in ("state_dict_ema", "state_dict"):
         if isinstance(held, Mapping) and key in held:
             held = held[key]

@@ -77,7 +77,7 @@ def load_matching(model: nn.Module, state: Mapping[str, Tensor], *, source: str)
     if not missing:
         return []
     known, classes = (next((len(t) for key, t in of.items() if key.startswith("head.")), 0) for of in (state, own))
-    return [f"{source}: was trained for {known or 'no'} classes, not {classes}: the head starts anew."]
+    return [f"{source}: was trained for {known or 'no'} classes, not {classes}: the head starts from random values."]
 
 
 def read_vit_npz(path: Path) -> dict[str, Tensor]:

@@ -75,7 +75,7 @@ def test_real_data_has_no_faults(shared_data: Path) -> None:
             "the annotation is of no usable image",
             "left out",
         ),
-        (lambda d: d["annotations"].append("?"), "the annotation is not an object", "left out"),
+        (lambda d: d["annotations"].append("?"), "the annotation is of no usable image", "left out"),
         (
             lambda d: d["annotations"].append(box(1, 2, 5, 5, category_id=9)),
             "the annotation is of no known category",
@@ -89,7 +89,7 @@ def test_real_data_has_no_faults(shared_data: Path) -> None:
         ),
         (lambda d: d["images"].append({"id": 9}), "the image has no file_name", "left out"),
         (lambda d: d["images"].append({"file_name": "a.jpg"}), "the image has no whole-number id", "left out"),
-        (lambda d: d["images"].append(9), "the image is not an object", "left out"),
+        (lambda d: d["images"].append(9), "the image has no whole-number id", "left out"),
         (lambda d: d["annotations"][0].update(area="big"), "the area is not a number", "area taken from the box"),
         (lambda d: d["images"].append({"id": 9, "file_name": "gone.jpg"}), "the image is missing", "left out"),
         (lambda d: d["images"][0].pop("width"), "the image has no width or height", "size taken from the file"),

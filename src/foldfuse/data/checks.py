@@ -35,16 +35,16 @@ class Finding:
     Attributes:
         kind: the same words for all findings of a kind.
         where: the row or the image.
-        is_fault: True for a fault, which reading refuses or which misleads training; False for a note.
-        fix: the change in the fixed copy; "" where the copy keeps the row as it is.
         error: the sentence with which reading refuses the document; "" where reading accepts the row.
+        fix: the change in the fixed copy; "" where the copy keeps the row as it is.
+        is_fault: True for a fault, which reading refuses or which misleads training; False for a note.
     """
 
     kind: str
     where: str
-    is_fault: bool
-    fix: str
     error: str = ""
+    fix: str = "left out"
+    is_fault: bool = True
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -142,7 +142,7 @@ def image_finding(path: Path, width: int, height: int) -> Finding | None:
     try:
         true_height, true_width = load_image(path).shape[:2]
     except InputError as error:
-        return Finding("the image cannot be decoded", str(error), True, "left out", str(error))
+        return Finding("the image cannot be decoded", str(error), str(error))
     if (true_width, true_height) == (width, height):
         return None
     if (true_height, true_width) == (width, height) and orientation(path) in SWAPPED:
@@ -150,7 +150,7 @@ def image_finding(path: Path, width: int, height: int) -> Finding | None:
     else:
         advice = "so its boxes cannot be trusted; export the dataset again"
     reason = f"{path}: is {true_width} x {true_height} pixels, and the JSON says {width} x {height}, {advice}."
-    return Finding("the size is not the JSON's", reason, True, "left out", reason)
+    return Finding("the size is not the JSON's", reason, reason)
 
 
 def orientation(path: Path) -> int:
@@ -159,7 +159,7 @@ def orientation(path: Path) -> int:
         return int(image.getexif().get(ORIENTATION_TAG, 1))
 
 
-def _list(document: Row, key: str, source: Path) -> list[Any]:
+def _list(document: Row, key: str, source: Path) -> list[Row]:
     if key not in document:
         raise InputError(f"{source}: has no {key!r}. Expected COCO JSON with 'images', 'categories' and 'annotations'.")
     rows = document[key]
@@ -167,7 +167,7 @@ def _list(document: Row, key: str, source: Path) -> list[Any]:
         raise InputError(f"{source}: {key!r} is a {type(rows).__name__}, and must be a list of objects.")
     if not rows and key != "annotations":
         raise InputError(f"{source}: lists no {key}. A dataset needs at least one image and one category.")
-    return rows
+    return [row if isinstance(row, dict) else {} for row in rows]
 
 
 def _whole(value: Any) -> int | None:
@@ -193,39 +193,35 @@ def _fixed(row: Row, **fields: Any) -> Row:
     return row if same else row | fields
 
 
-def _images(rows: list[Any], source: Path, first_id: dict[int, int]) -> Iterator[Finding | ImageRow]:
+def _images(rows: list[Row], source: Path, first_id: dict[int, int]) -> Iterator[Finding | ImageRow]:
     """The usable images, and the findings about the others; fills `first_id`."""
     id_of_name: dict[str, int] = {}
     for number, row in enumerate(rows):
         where = f"image {number} of the list"
-        if not isinstance(row, dict):
-            kind, error = "the image is not an object", f"{source}: {where} is {row!r}, expected an object. {FIX}"
-            yield Finding(kind, where, True, "left out", error)
-            continue
         image_id, name = _whole(row.get("id")), row.get("file_name")
         if image_id is None:
             error = _not_whole(f"{source}: {where}", "id", row.get("id"))
-            yield Finding("the image has no whole-number id", where, True, "left out", error)
+            yield Finding("the image has no whole-number id", where, error)
             continue
         where = f"{source}: image {image_id}"
         if not isinstance(name, str) or not name:
             error = f"{where}: 'file_name' is {name!r}, expected the name of an image file. {FIX}"
-            yield Finding("the image has no file_name", f"image {image_id}", True, "left out", error)
+            yield Finding("the image has no file_name", f"image {image_id}", error)
         elif image_id in first_id:
             error = f"{source}: image id {image_id} stands there twice, expected once. {FIX}"
-            yield Finding("the image id repeats", f"image {image_id} ({name})", True, "left out", error)
+            yield Finding("the image id repeats", f"image {image_id} ({name})", error)
         elif name in id_of_name:
             first_id[image_id] = id_of_name[name]
             error = (
                 f"{source}: file_name {name} stands there twice, expected once. 'foldfuse check --fix' joins the two."
             )
-            yield Finding("the image is listed under two ids", name, True, "boxes joined", error)
+            yield Finding("the image is listed under two ids", name, error, fix="boxes joined")
         elif (path := find_image(source, name)) is None:
             error = (
                 f"{where}: there is no image {source.parent / name} nor {source.parent / 'images' / name}. "
                 "Put the images beside the JSON, or in images/ beside it."
             )
-            yield Finding("the image is missing", name, True, "left out", error)
+            yield Finding("the image is missing", name, error)
         else:
             first_id[image_id] = id_of_name[name] = image_id
             yield from _sized(row, image_id, path, where)
@@ -244,9 +240,9 @@ def _sized(row: Row, image_id: int, path: Path, where: str) -> Iterator[Finding 
             with Image.open(path) as image:
                 width, height = image.size
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
-            yield Finding("the image cannot be decoded", row["file_name"], True, "left out", error)
+            yield Finding("the image cannot be decoded", row["file_name"], error)
             return
-        yield Finding("the image has no width or height", row["file_name"], True, "size taken from the file", error)
+        yield Finding("the image has no width or height", row["file_name"], error, fix="size taken from the file")
     fixed = _fixed(row, id=image_id, width=width, height=height)
     yield ImageRow(image_id, path, row["file_name"], width, height, fixed)
 
@@ -269,24 +265,23 @@ def _decoded(items: Iterator[Finding | ImageRow]) -> Iterator[Finding | ImageRow
             continue
         if isinstance(item, ImageRow) and tag != 1:
             kind = "an EXIF tag rotates the image; its boxes must be annotated on the pixels as stored"
-            yield Finding(kind, item.file_name, False, "")
+            yield Finding(kind, item.file_name, fix="", is_fault=False)
         yield item
 
 
-def _categories(rows: list[Any], source: Path) -> Iterator[Finding | CategoryRow]:
+def _categories(rows: list[Row], source: Path) -> Iterator[Finding | CategoryRow]:
     """The usable categories, and the findings about the others."""
     known: set[int] = set()
     for number, row in enumerate(rows):
         where = f"category {number} of the list"
-        category_id = _whole(row.get("id")) if isinstance(row, dict) else None
+        category_id = _whole(row.get("id"))
         if category_id is None:
-            found = row.get("id") if isinstance(row, dict) else row
-            error = _not_whole(f"{source}: {where}", "id", found)
-            yield Finding("the category has no whole-number id", where, True, "left out", error)
+            error = _not_whole(f"{source}: {where}", "id", row.get("id"))
+            yield Finding("the category has no whole-number id", where, error)
         elif category_id in known:
             error = f"{source}: category id {category_id} stands there twice, expected once. {FIX}"
             where = f"category {category_id} ({row.get('name')})"
-            yield Finding("the category id repeats", where, True, "left out", error)
+            yield Finding("the category id repeats", where, error)
         else:
             known.add(category_id)
             name = row.get("name", str(category_id))
@@ -294,26 +289,22 @@ def _categories(rows: list[Any], source: Path) -> Iterator[Finding | CategoryRow
 
 
 def _annotations(
-    rows: list[Any],
+    rows: list[Row],
     source: Path,
     images: dict[int, ImageRow],
     first_id: dict[int, int],
     categories: dict[int, CategoryRow],
 ) -> Iterator[Finding | AnnotationRow]:
     """The usable annotations, clipped to their images, and the findings about them and the others."""
-    ids = Counter(_whole(row.get("id")) for row in rows if isinstance(row, dict))
+    ids = Counter(_whole(row.get("id")) for row in rows)
     renumber = any(count > 1 for id_, count in ids.items() if id_ is not None) or None in ids
     kept: set[tuple[Any, ...]] = set()  # what makes a box: its image, category, corners and kind
     for number, row in enumerate(rows):
-        if not isinstance(row, dict):
-            where, kind = f"annotation number {number}", "the annotation is not an object"
-            yield Finding(kind, where, True, "left out", f"{source}: {where} is {row!r}, expected an object. {FIX}")
-            continue
         name = f"annotation {row.get('id', f'number {number}')}"
         image_id, category_id = _whole(row.get("image_id")), _whole(row.get("category_id"))
         image = images.get(first_id.get(image_id, image_id)) if image_id is not None else None
         if image is None:
-            yield Finding("the annotation is of no usable image", name, True, "left out", _no_image(source, name, row))
+            yield Finding("the annotation is of no usable image", name, _no_image(source, name, row))
             continue
         where = f"{name} of {image.file_name}"
         category = categories.get(category_id) if category_id is not None else None
@@ -321,7 +312,7 @@ def _annotations(
         if category is None or fault is not None:
             assert fault is not None
             error = f"{source}: {where}: {fault[1]}"
-            yield Finding(fault[0], f"{where}, {row.get('bbox')}", True, "left out", error)
+            yield Finding(fault[0], f"{where}, {row.get('bbox')}", error)
             continue
         x, y, w, h = map(float, row["bbox"])
         crowd = bool(row.get("iscrowd", 0))
@@ -331,11 +322,11 @@ def _annotations(
         kept.add(key)
         annotation_id = _whole(row.get("id"))
         if is_repeat:
-            yield Finding("the box is annotated twice", where, True, "left out")
+            yield Finding("the box is annotated twice", where)
         elif annotation_id is not None and ids[annotation_id] > 1:
-            yield Finding("the annotation id repeats", where, True, "all renumbered")
+            yield Finding("the annotation id repeats", where, fix="all renumbered")
         if min(w, h) < TINY_PX:
-            yield Finding(f"the box has a side below {TINY_PX:g} px", where, False, "")
+            yield Finding(f"the box has a side below {TINY_PX:g} px", where, fix="", is_fault=False)
 
         fixed = _fixed(row, image_id=image.id, category_id=category.id)
         area = row.get("area", w * h)
@@ -344,12 +335,12 @@ def _annotations(
                 f"{source}: {name} of {image.file_name}: 'area' is {area!r}, expected square pixels. "
                 "Leave it out, and width x height is used."
             )
-            yield Finding("the area is not a number", where, True, "area taken from the box", error)
+            yield Finding("the area is not a number", where, error, fix="area taken from the box")
             area = w * h
             fixed = fixed | {"area": area}
         box = (max(x, 0.0), max(y, 0.0), min(x + w, float(image.width)), min(y + h, float(image.height)))
         if x < 0 or y < 0 or x + w > image.width or y + h > image.height:
-            yield Finding("the box sticks out of its image", where, False, "clipped to the image")
+            yield Finding("the box sticks out of its image", where, fix="clipped to the image", is_fault=False)
             clipped = [box[0], box[1], box[2] - box[0], box[3] - box[1]]
             fixed = fixed | {"bbox": clipped, "area": area}
         if renumber:

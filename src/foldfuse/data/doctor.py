@@ -156,4 +156,4 @@ def unreadable_images(dataset: Dataset) -> list[tuple[Sample, str]]:
 
 
 def _note(kind: str, where: str) -> Finding:
-    return Finding(kind, where, is_fault=False, fix="")
+    return Finding(kind, where, fix="", is_fault=False)

@@ -3,7 +3,7 @@
     python benchmarks/time_to_ap.py bccd aquatrash playing_cards --seconds 120 300 600 1200 --seeds 0 1 2
 
 Each (data, detector, seconds, seed) is a training of its own, in a process of its own: learnt on train.json, scored on
-val.json once the time is gone, at 320 px and batch 8. The clock starts before the first picture is decoded and the network
+val.json once the time is gone, at 320 px and batch 8. The clock starts before the first image is decoded and the network
 is made; making the predictions is not counted. With `--clock process` it is the processor's time that counts, which is
 fairer where other work shares the machine, and rivals then decode in the process that trains.
 
@@ -58,8 +58,8 @@ def main() -> None:
         if tuple(training.values()) in done:
             continue
         command = [sys.executable, __file__, "--worker", json.dumps(training)]
-        told = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
-        rows.append(json.loads(told.splitlines()[-1]))
+        shown = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+        rows.append(json.loads(shown.splitlines()[-1]))
         with asked.out.open("a") as file:
             file.write(json.dumps(rows[-1]) + "\n")
         print(rows[-1], file=sys.stderr, flush=True)
@@ -183,8 +183,8 @@ def targets(rows: list[Row]) -> str:
         if detector in RIVALS and early and late:
             ours, theirs = ((mean(some, "ap"), mean(some, "ap50")) for some in (early, late))
             reached = "yes" if ours >= theirs and ours[1] >= theirs[1] else "no"
-            told = (f"{ap:.3f} / {ap50:.3f}" for ap, ap50 in (ours, theirs))
-            lines.append(f"| {name} | {detector} | {' | '.join(told)} | {reached} |")
+            shown = (f"{ap:.3f} / {ap50:.3f}" for ap, ap50 in (ours, theirs))
+            lines.append(f"| {name} | {detector} | {' | '.join(shown)} | {reached} |")
     return "\n".join(lines) if len(lines) > 2 else ""
 
 

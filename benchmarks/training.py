@@ -1,14 +1,14 @@
-"""How fast detectors train beside a plain loop: pictures a second, in processes of their own that take turns.
+"""How fast detectors train beside a plain loop: images a second, in processes of their own that take turns.
 
     python benchmarks/training.py --data bccd --rounds 3 --steps 8
 
 DETECTORS are recipes or composed detectors (compose:BACKBONE+NECK+HEAD); by default EfficientDet-Lite0, ResNet-18,
 Swin-T and MobileNetV4.
 
-Plain is what one writes first: every picture is decoded by Pillow at its full size when it is needed, then PyTorch's own
+Plain is what one writes first: every image is decoded by Pillow at its full size when it is needed, then PyTorch's own
 convolutions in its default layout, nothing frozen, AdamW as it comes, no average of the weights. "same parts" is our
 training with nothing frozen either, so that both learn the same; "as it comes" is our training by default. Ours is computed as
-the autotuner finds fastest (`precision=auto`), which is told in the last column.
+the autotuner finds fastest (`precision=auto`), which is shown in the last column.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def main() -> None:
         (name,) = asked.detectors
         print(json.dumps(worker(name, asked.worker, asked.data, asked.steps, asked.image_size)))
         return
-    print("| detector | kind | pictures/s | ratio | pictures per processor second | ratio | computed in |")
+    print("| detector | kind | images/s | ratio | images per processor second | ratio | computed in |")
     print("|---|---|---|---|---|---|---|")
     for name in asked.detectors:
         found: dict[str, list[tuple[float, float]]] = {kind: [] for kind in KINDS}
@@ -59,20 +59,20 @@ def main() -> None:
             for kind in KINDS:
                 command = [sys.executable, __file__, name, "--worker", kind, "--data", asked.data]
                 command += ["--steps", str(asked.steps), "--image-size", str(asked.image_size)]
-                told = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-                *numbers, setting = json.loads(told.splitlines()[-1])
+                shown = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+                *numbers, setting = json.loads(shown.splitlines()[-1])
                 found[kind].append((numbers[0], numbers[1]))
                 settings[kind].add(setting)
         middle = {kind: [statistics.median(column) for column in zip(*rows)] for kind, rows in found.items()}
         for kind, (wall, cpu) in middle.items():
             base = middle["plain"]
             numbers = (wall, wall / base[0], cpu, cpu / base[1])
-            told = [f"{value:.2f}" for value in numbers] + ["; or ".join(sorted(settings[kind]))]
-            print(f"| {name} | {kind} | {' | '.join(told)} |", flush=True)
+            shown = [f"{value:.2f}" for value in numbers] + ["; or ".join(sorted(settings[kind]))]
+            print(f"| {name} | {kind} | {' | '.join(shown)} |", flush=True)
 
 
 def worker(name: str, kind: str, data: str, steps: int, image_size: int) -> tuple[float, float, str]:
-    """Pictures a second of wall clock and of processor time, after two steps that are not counted; and the setting."""
+    """Images a second of wall clock and of processor time, after two steps that are not counted; and the setting."""
     from foldfuse.system import host
 
     if kind != "plain":
@@ -98,8 +98,8 @@ def worker(name: str, kind: str, data: str, steps: int, image_size: int) -> tupl
     canvas = canvas_for(samples, image_size=image_size, stride=model.stride)
     marks, setting = (plain if kind == "plain" else ours)(model, recipe, samples, canvas, 2 + steps)
     (wall_0, cpu_0), (wall_1, cpu_1) = marks[2], marks[-1]
-    pictures = steps * recipe.batch_size
-    return pictures / (wall_1 - wall_0), pictures / (cpu_1 - cpu_0), setting
+    images = steps * recipe.batch_size
+    return images / (wall_1 - wall_0), images / (cpu_1 - cpu_0), setting
 
 
 Marks = list[tuple[float, float]]
@@ -114,8 +114,8 @@ def ours(model: Any, recipe: Any, samples: Any, canvas: tuple[int, int], steps: 
     from foldfuse.training.loop import fit
     from foldfuse.training.session import TrainingSession
 
-    pictures = ImageCache.load(samples, longest=round(recipe.image_size * (1 + recipe.scale_jitter)))
-    batches = Batches(samples, pictures, recipe, canvas, 0)
+    images = ImageCache.load(samples, longest=round(recipe.image_size * (1 + recipe.scale_jitter)))
+    batches = Batches(samples, images, recipe, canvas, 0)
     with tempfile.TemporaryDirectory() as folder:  # an empty memory
         first, memory = batches.batch(0), Path(folder) / "autotune.json"
         tuned = autotune(model, first, frozen_stages=recipe.frozen_stages, seconds=math.inf, key="", memory=memory)

@@ -60,7 +60,7 @@ def test_a_change_that_cannot_be_is_named(change, message):
         load_recipe("efficientdet_lite0", [change])
 
 
-def test_one_small_picture_a_step_is_refused():
+def test_one_small_image_a_step_is_refused():
     # The coarsest level would be a single pixel, on which batch norm cannot be trained.
     with pytest.raises(InputError, match="batch_size is 1"):
         load_recipe("efficientdet_lite0", ["image_size=128", "batch_size=1"])

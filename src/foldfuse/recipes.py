@@ -81,7 +81,7 @@ def efficientdet_lite0() -> Recipe:
 
 
 def efficientdet_lite0_256() -> Recipe:
-    """EfficientDet-Lite0 at 256 px: 1.5 x as many pictures a second, for the first tries."""
+    """EfficientDet-Lite0 at 256 px: 1.5 x as many images a second, for the first tries."""
     return replace(efficientdet_lite0(), image_size=256)
 
 
@@ -200,7 +200,7 @@ class ClassifierRecipe:
 
 
 def classify_lite0() -> ClassifierRecipe:
-    """EfficientNet-Lite0 classifies pictures, or crops of objects, at 160 px, from ImageNet weights: for a CPU."""
+    """EfficientNet-Lite0 classifies images, or crops of objects, at 160 px, from ImageNet weights: for a CPU."""
     return ClassifierRecipe("timm:tf_efficientnet_lite0", layer_decay=0.9)
 
 

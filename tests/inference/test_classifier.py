@@ -57,7 +57,7 @@ def _tiny(monkeypatch):
 
 @pytest.fixture
 def photos(tmp_path):
-    """A folder of noisy pictures, most of them of their class's colour: train/ and val/, each with red/ and blue/."""
+    """A folder of noisy images, most of them of their class's colour: train/ and val/, each with red/ and blue/."""
     rng = np.random.default_rng(0)
     for part, number in (("train", 24), ("val", 8)):
         for name, colour in (("red", (200, 60, 60)), ("blue", (60, 60, 200))):
@@ -70,7 +70,7 @@ def photos(tmp_path):
     return tmp_path
 
 
-def test_a_folder_of_pictures_is_learnt_and_told_apart(photos, capsys):
+def test_a_folder_of_images_trains_a_classifier(photos, capsys):
     words = ["train", str(photos / "train"), "--out", str(photos / "run"), "--recipe", "classify_tiny", "--steps", "60"]
     assert cli.main(words) == 0
     assert {p.name for p in (photos / "run").iterdir()} >= {
@@ -90,7 +90,7 @@ def test_a_folder_of_pictures_is_learnt_and_told_apart(photos, capsys):
         assert float(row["p(blue)"]) + float(row["p(red)"]) == pytest.approx(1, abs=1e-5)
 
 
-def test_pictures_of_no_known_class_are_classified_in_any_view(photos, capsys):
+def test_images_of_no_known_class_are_classified_in_any_view(photos, capsys):
     run = photos / "run"
     assert (
         cli.main(["train", str(photos / "train"), "--out", str(run), "--recipe", "classify_tiny", "--steps", "30"]) == 0
@@ -114,7 +114,7 @@ def test_pictures_of_no_known_class_are_classified_in_any_view(photos, capsys):
     assert set(table["predicted"]) == {"red"}
 
 
-def test_crops_of_a_detection_dataset_are_learnt_out_of_fold(tmp_path, capsys):
+def test_crops_of_a_detection_dataset_train_a_classifier_with_held_out_images(tmp_path, capsys):
     data = write_dataset(tmp_path / "data", 30)
     make_folds(read(data), num_folds=3).write(tmp_path / "folds.json")
     words = ["train", str(data), "--out", str(tmp_path / "run"), "--recipe", "classify_tiny", "--steps", "60"]

@@ -1,4 +1,4 @@
-"""Predictions: in pixels of the original pictures, whatever their shape, view and batch."""
+"""Predictions: in pixels of the original images, whatever their shape, view and batch."""
 
 import json
 
@@ -23,7 +23,7 @@ ALL_VIEWS = parse_views(["1", "1+hflip", "1+vflip", "1+hflip+vflip", "2", "0.5"]
 
 
 class Finder(nn.Module):
-    """A detector that finds the reddest rectangle of each picture, by looking at its pixels."""
+    """A detector that finds the reddest rectangle of each image, by looking at its pixels."""
 
     stride = 32
 
@@ -49,7 +49,7 @@ class Finder(nn.Module):
 
 @pytest.fixture
 def mixed(tmp_path):
-    """Pictures of several shapes, each with one red rectangle; their Dataset and {id: box}."""
+    """Images of several shapes, each with one red rectangle; their Dataset and {id: box}."""
     from PIL import Image, ImageDraw
 
     rng = np.random.default_rng(0)
@@ -57,9 +57,9 @@ def mixed(tmp_path):
     for i, (width, height) in enumerate([(200, 100), (100, 200), (128, 128), (90, 60), (300, 100)]):
         x, y = int(rng.integers(0, width // 2)), int(rng.integers(0, height // 2))
         boxes[10 + i] = (x, y, x + width // 3, y + height // 4)
-        picture = Image.new("RGB", (width, height), (60, 60, 60))
-        ImageDraw.Draw(picture).rectangle((x, y, boxes[10 + i][2] - 1, boxes[10 + i][3] - 1), fill=(255, 0, 0))
-        picture.save(tmp_path / f"{i}.png")
+        image = Image.new("RGB", (width, height), (60, 60, 60))
+        ImageDraw.Draw(image).rectangle((x, y, boxes[10 + i][2] - 1, boxes[10 + i][3] - 1), fill=(255, 0, 0))
+        image.save(tmp_path / f"{i}.png")
         images.append({"id": 10 + i, "file_name": f"{i}.png", "width": width, "height": height})
     path = tmp_path / "test.json"
     path.write_text(json.dumps({"images": images, "categories": [{"id": 1, "name": "red"}]}))
@@ -67,7 +67,7 @@ def mixed(tmp_path):
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 16])
-def test_boxes_come_back_to_the_pixels_of_the_pictures(mixed, batch_size):
+def test_boxes_come_back_to_the_pixels_of_the_images(mixed, batch_size):
     dataset, boxes = mixed
     found = predict_views(
         Finder(), dataset.samples, dataset.classes, image_size=128, views=ALL_VIEWS, batch_size=batch_size
@@ -78,9 +78,7 @@ def test_boxes_come_back_to_the_pixels_of_the_pictures(mixed, batch_size):
         for image_id, box in boxes.items():
             one = predictions[image_id]
             assert one.boxes.shape == (1, 4)
-            np.testing.assert_allclose(
-                one.boxes[0], box, atol=5
-            )  # a pixel of the smallest canvas is 4.7 of a picture's
+            np.testing.assert_allclose(one.boxes[0], box, atol=5)  # a pixel of the smallest canvas is 4.7 of an image's
 
 
 def test_a_scale_shows_the_network_another_canvas(mixed):
@@ -89,17 +87,17 @@ def test_a_scale_shows_the_network_another_canvas(mixed):
     predict_views(model, dataset.samples, dataset.classes, image_size=128, views=ALL_VIEWS, batch_size=1)
     longest = {max(shape[2:]) for shape in model.seen}
     assert longest == {64, 128, 256}
-    assert (1, 3, 64, 128) in model.seen, "a wide picture needs no square"
+    assert (1, 3, 64, 128) in model.seen, "a wide image needs no square"
 
 
 def test_progress_is_told_to_the_end(mixed):
     dataset, _ = mixed
-    told = []
+    shares = []
     predict_views(
-        Finder(), dataset.samples, dataset.classes, image_size=64, views=[View()], batch_size=2, progress=told.append
+        Finder(), dataset.samples, dataset.classes, image_size=64, views=[View()], batch_size=2, progress=shares.append
     )
-    assert told == sorted(told)
-    assert told[-1] == 1.0
+    assert shares == sorted(shares)
+    assert shares[-1] == 1.0
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""The probe takes what is faster and computes the same, remembers it, and leaves nothing else behind."""
+"""The autotuner takes the faster configuration that computes the same, remembers it, and leaves nothing else behind."""
 
 import json
 from dataclasses import asdict
@@ -82,14 +82,14 @@ def test_the_model_and_the_random_state_stay_as_they_were(tmp_path):
 @pytest.mark.parametrize(
     ("step", "wanted"), [(0.1, (8, 3)), (0.2, (8, 1)), (1.0, (2, 1)), (2.0, (2, 1)), (2.5, None)], ids=str
 )
-def test_where_steps_are_slow_a_few_pictures_must_do(step, wanted):
+def test_where_steps_are_slow_a_few_images_must_do(step, wanted):
     assert affordable(step, 8, 300.0) == wanted
     if wanted is not None:
-        pictures, rounds = wanted
-        assert 4 * (1 + rounds) * step * pictures / 2 <= 0.06 * 300
+        count, rounds = wanted
+        assert 4 * (1 + rounds) * step * count / 2 <= 0.06 * 300
 
 
-def test_a_slow_network_is_probed_with_a_part_of_its_batch(tmp_path, monkeypatch):
+def test_a_slow_network_is_autotuned_with_a_part_of_its_batch(tmp_path, monkeypatch):
     seen = []
     monkeypatch.setattr(Network, "forward", lambda self, images: seen.append(len(images)) or self.weight.sum())
     monkeypatch.setattr(module, "affordable", lambda *_: (2, 1))
@@ -112,9 +112,9 @@ def test_a_broken_memory_is_measured_anew(tmp_path):
     assert len(json.loads((tmp_path / "autotune.json").read_text())["results"]) == 1
 
 
-def test_a_run_keeps_its_setting_and_one_of_steps_is_not_probed(tmp_path, monkeypatch):
+def test_a_run_keeps_its_configuration_and_a_run_of_steps_is_not_autotuned(tmp_path, monkeypatch):
     data, changes = write_dataset(tmp_path / "d", 4), ("image_size=64", "batch_size=2")
-    monkeypatch.setattr("foldfuse.training.detector.autotune", lambda *_, **__: pytest.fail("probed"))
+    monkeypatch.setattr("foldfuse.training.detector.autotune", lambda *_, **__: pytest.fail("autotuned"))
     train(data, out=tmp_path / "steps", changes=changes, steps=1)
     assert Run(tmp_path / "steps").metadata.compute == asdict(default_config(torch.device("cpu")))
     chosen = AutotuneResult(ComputeConfig("bfloat16", channels_last=False), 1.5, {"x": 1.0})
@@ -123,7 +123,7 @@ def test_a_run_keeps_its_setting_and_one_of_steps_is_not_probed(tmp_path, monkey
     run = Run(tmp_path / "timed")
     assert run.metadata.compute == asdict(chosen.config)
     assert run.metadata.autotune["speedup"] == 1.5
-    monkeypatch.setattr("foldfuse.training.detector.autotune", lambda *_, **__: pytest.fail("probed again"))
+    monkeypatch.setattr("foldfuse.training.detector.autotune", lambda *_, **__: pytest.fail("autotuned again"))
     train(resume=tmp_path / "timed", steps=run.metadata.steps + 1)
     assert run.metadata.compute == asdict(chosen.config)
 

@@ -106,7 +106,9 @@ def test_a_resumed_budget_remembers_what_is_gone():
 
 @settings(deadline=None, derandomize=True)
 @given(st.floats(0, 1), st.floats(0, 0.5), st.floats(0, 1))
-def test_the_learning_rate_stays_within_its_peak_and_never_rises_after_warmup(spent, warmup_fraction, lr_decay_start):
+def test_the_learning_rate_stays_within_its_base_rate_and_never_rises_after_warmup(
+    spent, warmup_fraction, lr_decay_start
+):
     now, later = (
         lr_scale(spent, warmup_fraction, lr_decay_start),
         lr_scale(min(1, spent + 0.01), warmup_fraction, lr_decay_start),
@@ -119,7 +121,7 @@ def test_the_schedule_by_hand():
     assert [lr_scale(x, 0.2, 0.6) for x in (0, 0.1, 0.2, 0.6)] == [0, 0.5, 1, 1]
     assert lr_scale(0.8, 0.2, 0.6) == pytest.approx(0.5)
     assert lr_scale(1.0, 0.2, 0.6) == pytest.approx(0)
-    assert lr_scale(1.0, 0.2, 1.0) == 1  # a trunk stays at its peak
+    assert lr_scale(1.0, 0.2, 1.0) == 1  # a base run keeps its rate
 
 
 # the average
@@ -165,7 +167,7 @@ def test_batches_are_a_function_of_seed_and_step(data):
     assert images.dtype == torch.uint8
 
 
-def test_each_epoch_sees_every_picture_once_in_an_order_of_its_own(data):
+def test_each_epoch_sees_every_image_once_in_an_order_of_its_own(data):
     batches = batches_of(data, replace(TINY, batch_size=4))
     seen = [i for step in range(6) for i in batches.indices(step)]
     epochs = [seen[start : start + 6] for start in range(0, 24, 6)]
@@ -183,7 +185,7 @@ def test_crowd_regions_are_not_taught(tmp_path):
     assert all(len(batches.labeled_image(i).annotations) == 0 for i in range(3))
 
 
-def test_boxes_are_in_the_pixels_of_the_shrunk_picture(data):
+def test_boxes_are_in_the_pixels_of_the_shrunk_image(data):
     samples = read(data).samples
     batches = Batches(samples, ImageCache.load(samples, longest=48), TINY, (64, 64), 0)
     np.testing.assert_allclose(batches.labeled_image(2).annotations.boxes, samples[2].annotations.boxes / 2)
@@ -296,7 +298,7 @@ def test_the_same_seed_gives_the_same_weights_and_another_does_not(data, tmp_pat
 # what goes wrong
 
 
-def test_a_loss_that_is_not_finite_names_step_terms_and_pictures(data):
+def test_a_loss_that_is_not_finite_names_step_terms_and_images(data):
     class Bad(Line):
         def loss(self, raw, targets):
             self.calls = getattr(self, "calls", 0) + 1
@@ -376,7 +378,7 @@ def test_biases_and_norms_are_not_decayed_and_the_backbone_has_its_own_rate():
 
 @pytest.fixture
 def room(monkeypatch):
-    """A memory that holds a batch of so many pictures; sizes of the batches that were tried."""
+    """A memory that holds a batch of so many images; sizes of the batches that were tried."""
     tried, own = [], ComposedDetector.forward
 
     def limited(most):
@@ -399,10 +401,10 @@ def test_a_batch_that_does_not_fit_is_halved(data, tmp_path, room, capsys):
     assert tried == [8, 4, 2, 2]
     assert (run.recipe.batch_size, run.recipe.lr) == (2, pytest.approx(2e-3))
     assert [row["step"] for row in run.log] == [0, 1]
-    told = " ".join(capsys.readouterr().err.split())
+    message = " ".join(capsys.readouterr().err.split())
     assert (
         "batches of 8 images do not fit in memory. Training with batches of 4, and a learning rate of 0.0028 instead"
-        in told
+        in message
     )
     train(data, out=tmp_path / "small", changes=("image_size=64", "batch_size=2", "lr=2e-3"), steps=2)
     small = Run(tmp_path / "small").load_weights()
@@ -411,7 +413,7 @@ def test_a_batch_that_does_not_fit_is_halved(data, tmp_path, room, capsys):
     )
 
 
-def test_a_picture_that_does_not_fit_is_told(data, tmp_path, room):
+def test_an_image_that_does_not_fit_is_an_error(data, tmp_path, room):
     room(0)
     with pytest.raises(
         InputError, match=r"batch_size is 2, which does not fit in memory at 64 px.* Take a smaller image_size"
@@ -419,7 +421,7 @@ def test_a_picture_that_does_not_fit_is_told(data, tmp_path, room):
         train(data, out=tmp_path / "run", changes=TINY_CHANGES, steps=1)
 
 
-def test_a_batch_that_has_been_learnt_from_is_not_halved(data, tmp_path, room):
+def test_a_batch_that_has_been_trained_on_is_not_halved(data, tmp_path, room):
     train(data, out=tmp_path / "run", changes=TINY_CHANGES, steps=1)
     room(1)
     with pytest.raises(RuntimeError, match="DefaultCPUAllocator"):

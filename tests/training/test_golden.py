@@ -29,7 +29,7 @@ STEPS, SURE = 20, 3  # steps in all, and those in which nothing has been chosen 
 
 
 def curve(name: str, folder: Path) -> list[float]:
-    """The loss of each step, from random weights, on drawn pictures."""
+    """The loss of each step, from random weights, on drawn images."""
     recipe = Recipe(name, image_size=64, batch_size=4, lr=2e-4, init_weights="none", frozen_stages=0)
     samples = read(write_dataset(folder / "d", 8)).samples
     batches = Batches(samples, ImageCache.load(samples, longest=96), recipe, (64, 64), 0)

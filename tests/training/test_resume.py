@@ -37,7 +37,7 @@ def start(data, out, *, checkpoint="0.001s", steps=STEPS):
     return subprocess.Popen([*command, "--steps", str(steps)], **quiet)
 
 
-def kill_once_it_has_learnt(process, run, checkpoints):
+def kill_after_checkpoints(process, run, checkpoints):
     """kill -9 once so many more checkpoints are written."""
     path = run.folder / "checkpoint.pt"
     for _ in range(checkpoints):
@@ -55,7 +55,7 @@ def kill_once_it_has_learnt(process, run, checkpoints):
 def test_killed_twice_and_resumed_it_ends_with_the_same_weights(data, tmp_path):
     run, steps = Run(tmp_path / "killed"), []
     for checkpoints in (1, 3):
-        kill_once_it_has_learnt(start(data, run.folder), run, checkpoints)
+        kill_after_checkpoints(start(data, run.folder), run, checkpoints)
         steps.append(run.load_checkpoint()[0]["step"])
     assert 0 < steps[0] < steps[1] < STEPS
     last = start(data, run.folder)
@@ -80,7 +80,7 @@ def test_killed_twice_and_resumed_it_ends_with_the_same_weights(data, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["SIGINT", "SIGTERM"])
-def test_an_interrupt_keeps_what_was_learnt_and_says_how_to_go_on(data, tmp_path, number):
+def test_an_interrupt_keeps_its_steps_and_says_how_to_resume(data, tmp_path, number):
     run = Run(tmp_path / "run")
     process = start(data, run.folder, checkpoint="1s", steps=100_000)
     wait_until(lambda: process.poll() is not None or run.log, what="a checkpoint")

@@ -70,13 +70,13 @@ def test_a_fold_without_a_class_still_knows_the_class(tmp_path):
     assert read_predictions(tmp_path / "found.parquet", dataset).classes == ("red", "blue")
 
 
-def test_fewer_pictures_than_a_batch_are_shown_again(tmp_path):
+def test_fewer_images_than_a_batch_are_shown_again(tmp_path):
     data = write_dataset(tmp_path / "d", 3)
     train(data, out=tmp_path / "run", changes=("image_size=64", "batch_size=8"), steps=2)
     assert Run(tmp_path / "run").metadata.steps == 2
 
 
-def test_pictures_without_one_object_are_refused(tmp_path):
+def test_images_without_one_object_are_refused(tmp_path):
     with pytest.raises(InputError, match="not one object is annotated"):
         train(changed(tmp_path, lambda document: document.update(annotations=[])), out=tmp_path / "run", steps=1)
     assert not (tmp_path / "run").exists()

@@ -39,7 +39,7 @@ class Precise(nn.Module):
 
 
 class Counter(nn.Module):
-    """The smallest network with what is hard to spread: it tells how many objects a picture has."""
+    """The smallest network with what is hard to spread: it tells how many objects an image has."""
 
     def __init__(self):
         super().__init__()

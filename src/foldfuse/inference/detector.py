@@ -61,7 +61,7 @@ def predict_views(
         image_size: the longest side, in pixels, that the model was trained at.
         views: TTA views of each image.
         batch_size: images of 256 px at a time; fewer larger ones, so that memory stays the same.
-        progress: is told the share that is done.
+        progress: gets the share that is done.
 
     Raises:
         InputError: an image is missing or cannot be decoded.

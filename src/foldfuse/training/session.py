@@ -35,7 +35,7 @@ class TrainingSession:
         world: the processes that train together, and this process's device.
         checkpoint: the last checkpoint of this very run, to resume from; None starts at step 0.
         checkpoint_seconds: between checkpoints; the last one is written at the end.
-        progress: is told the share of the budget that is spent.
+        progress: gets the share of the budget that is spent.
         tracker: is given the new rows of the log at each checkpoint.
         evaluate: gives the scores of averaged weights. The session calls it at each checkpoint, outside the budget, and
             logs the scores.

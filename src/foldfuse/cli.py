@@ -18,7 +18,8 @@ from typing import Any
 
 import cyclopts
 from cyclopts import Group, Parameter
-from rich.console import Console
+from cyclopts.help import DefaultFormatter, HelpPanel
+from rich.console import Console, ConsoleOptions
 
 from foldfuse import __version__
 from foldfuse.errors import InputError
@@ -89,7 +90,9 @@ def _default_text(default: Any) -> str | None:
     """The default of an option in the help; None, and so not shown, where the option is simply not given."""
     if default is None or default is False or default == ():
         return None
-    return ",".join(map(str, default)) if isinstance(default, tuple) else str(default)
+    if isinstance(default, tuple):
+        return ",".join(map(str, default))
+    return f"{default:g}" if isinstance(default, float) else str(default)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -150,22 +153,33 @@ def _missing_package(error: BaseException | None) -> str | None:
 
 
 def print_help(app: cyclopts.App, command: str) -> None:
-    """Prints the help page of a command: usage, description, options, and the examples of its docstring."""
+    """Prints the help page of a command: usage, description, arguments, options, and the examples of its docstring."""
     page = app[command]
-    description, examples = _documented(page.default_command)
-    page.help = "\n\n".join([COMMANDS[command][1], description])
-    console = Console(highlight=False, soft_wrap=True)
+    description, examples = documented(page.default_command)
+    page.help = f"{COMMANDS[command][1]}\n\n{description}".strip()
+    page.help_formatter = _Panels()
     app.help_print([command])
-    if examples:
-        console.print("\n".join(["Examples:", *(f"  {line}" for line in examples)]), markup=False)
+    lines = ["", "Examples:", *(f"  {line}" for line in examples)]
+    Console(highlight=False, soft_wrap=True).print("\n".join(lines), markup=False)
 
 
-def _documented(function: Any) -> tuple[str, list[str]]:
+def documented(function: Any) -> tuple[str, list[str]]:
     """The paragraphs of a docstring between its first line and its first section, and the lines of its section Examples."""
     parts = re.split(r"^(Args|Returns|Raises|Examples):\n", inspect.getdoc(function) or "", flags=re.MULTILINE)
     description = parts[0].partition("\n\n")[2].strip()
     sections = dict(zip(parts[1::2], parts[2::2], strict=True))
-    return description, inspect.cleandoc(sections.get("Examples", "")).splitlines()
+    return description, [line.strip() for line in sections.get("Examples", "").splitlines() if line.strip()]
+
+
+class _Panels(DefaultFormatter):
+    """Shows arguments by their place and options by their names, each in a panel of its own."""
+
+    def __call__(self, console: Console, options: ConsoleOptions, panel: HelpPanel) -> None:
+        """Prints the panels of a command."""
+        arguments = [entry.copy(positive_names=()) for entry in panel.entries if entry.positional_label]
+        others = [entry for entry in panel.entries if not entry.positional_label]
+        for title, entries in (("Arguments", arguments), ("Options", others)):
+            super().__call__(console, options, panel.copy(title=title, entries=entries))
 
 
 def _leave() -> None:

@@ -1,7 +1,6 @@
 """The help page of every command ends with examples, and each of them runs."""
 
 import importlib
-import inspect
 import shutil
 from pathlib import Path
 
@@ -12,14 +11,13 @@ from foldfuse import cli
 
 NEEDS_A_CHECKPOINT = {"import"}  # tests/models/test_yolov5_import.py makes one and imports it
 SLOW = {"export", "train", "sweep"}
+ANSWER_TO_AN_EXISTING_OUT = {"sweep", "campaign", "demo"}  # sweep resumes; the others do not run a campaign here
 
 
 def lines_of(name):
     """The examples of a command."""
     module, _, attribute = cli.COMMANDS[name][0].partition(":")
-    doc = inspect.getdoc(getattr(importlib.import_module(module), attribute)) or ""
-    section = doc.partition("Examples:\n")[2].partition("\n\n")[0]
-    return [line.strip() for line in section.splitlines()]
+    return cli.documented(getattr(importlib.import_module(module), attribute))[1]
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +31,7 @@ def files(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("name", sorted(cli.COMMANDS))
+@pytest.mark.parametrize("name", cli.COMMANDS)
 def test_examples_are_there_and_fit_a_terminal(name):
     lines = lines_of(name)
     assert lines, f"{name} has no examples"
@@ -57,3 +55,8 @@ def test_examples_run(name, files, tmp_path, monkeypatch, capsys):
     for line in lines_of(name):
         status = example_lines.run_line(line, folder)
         assert status in ({0, 1} if name == "check" else {0}), f"{line}: {capsys.readouterr().err}"
+    if "--out" in line and name not in ANSWER_TO_AN_EXISTING_OUT:
+        before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+        assert cli.main(example_lines.shortened(line)) == 2, "an output is overwritten"
+        assert "--overwrite" in capsys.readouterr().err
+        assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before

@@ -1,6 +1,7 @@
 """Imports point one way: a room may import only from the rooms before its own, and modules form no circles."""
 
 import ast
+from collections.abc import Iterable
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent / "src" / "foldfuse"
@@ -24,21 +25,33 @@ RANK = {room: i for i, layer in enumerate(LAYERS) for room in layer}
 OUTSIDE = {"__init__", "__main__", "ensemble_boxes"}  # the front door; nothing inside imports them
 NEEDS_NO_TORCH = {  # rooms, and modules of others
     *("errors", "boxes", "detections", "recipes", "data", "fusion", "evaluation", "formats", "ensemble", "cli"),
-    *("commands.data", "commands.fusion", "commands.predictions", "commands.campaign", "commands.report"),
+    *(
+        "commands.data",
+        "commands.fusion",
+        "commands.predictions",
+        "commands.campaign",
+        "commands.report",
+        "commands.recipes",
+    ),
 }
 
 
 def module_name(path: Path) -> str:
+    """data.folds for src/foldfuse/data/folds.py, models for src/foldfuse/models/__init__.py."""
     return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
 
 
 MODULES = {module_name(path): path for path in ROOT.rglob("*.py")}
 
 
-def imports(path: Path, *, inner: bool) -> set[str]:
-    """Modules of foldfuse that a file imports: at its top, or with `inner` within its functions."""
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    nodes = [n for n in ast.walk(tree) if n not in tree.body] if inner else tree.body
+def top_and_late_nodes(module: str) -> tuple[list[ast.stmt], list[ast.AST]]:
+    """The statements at the top of a module, and everything inside them."""
+    tree = ast.parse(MODULES[module].read_text(encoding="utf-8"))
+    return tree.body, [node for node in ast.walk(tree) if node not in tree.body]
+
+
+def own_imports(nodes: Iterable[ast.AST]) -> set[str]:
+    """Modules of foldfuse that some nodes import."""
     found = set()
     for node in nodes:
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("foldfuse"):
@@ -51,56 +64,66 @@ def imports(path: Path, *, inner: bool) -> set[str]:
     return found - {""}
 
 
+def imports_torch(nodes: Iterable[ast.AST]) -> bool:
+    """Whether some nodes import torch itself."""
+    names = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    names |= {node.module or "" for node in nodes if isinstance(node, ast.ImportFrom)}
+    return "torch" in {name.split(".")[0] for name in names}
+
+
+NODES = {module: top_and_late_nodes(module) for module in MODULES}
+TOP = {module: own_imports(top) for module, (top, _) in NODES.items()}  # module: the modules that its top imports
+LATE = {module: own_imports(late) for module, (_, late) in NODES.items()}  # module: those that its functions import
+
+
 def room(module: str) -> str:
+    """The sub-package of a module; a module on top is its own room."""
     return module.split(".")[0]
 
 
+def loads_torch() -> set[str]:
+    """Modules that import torch when they are imported, themselves or through others."""
+    heavy = {module for module, (top, _) in NODES.items() if imports_torch(top)}
+    while more := {module for module, others in TOP.items() if others & heavy} - heavy:
+        heavy |= more
+    return heavy
+
+
 def test_every_room_has_a_place():
-    assert {room(m) for m in MODULES} - OUTSIDE == set(RANK)
+    assert {room(module) for module in MODULES} - OUTSIDE == set(RANK)
 
 
 def test_imports_point_down():
-    up = [
+    upward = [
         f"{module} -> {other}"
-        for module, path in MODULES.items()
+        for module in MODULES
         if room(module) not in OUTSIDE
-        for other in imports(path, inner=False) | imports(path, inner=True)
+        for other in TOP[module] | LATE[module]
         if room(other) != room(module) and RANK[room(other)] >= RANK[room(module)]
     ]
-    assert not up
+    assert not upward
 
 
 def test_there_are_no_circles():
-    graph = {module: imports(path, inner=False) for module, path in MODULES.items()}
     done: set[str] = set()
 
-    def visit(module: str, way: tuple[str, ...]) -> None:
-        assert module not in way, " -> ".join((*way[way.index(module) :], module))
+    def visit(module: str, path: tuple[str, ...]) -> None:
+        assert module not in path, " -> ".join((*path[path.index(module) :], module))
         if module not in done:
-            for other in graph.get(module, ()):
-                visit(other, (*way, module))
+            for other in TOP.get(module, ()):
+                visit(other, (*path, module))
             done.add(module)
 
-    for module in graph:
+    for module in TOP:
         visit(module, ())
 
 
+def test_modules_that_run_no_network_load_no_torch():
+    assert not {module for module in loads_torch() if {module, room(module)} & NEEDS_NO_TORCH}
+
+
 def test_an_import_inside_a_function_keeps_torch_out():
-    """Every late import of foldfuse leads to torch, and its module does not import torch at its top."""
-    graph = {module: imports(path, inner=False) for module, path in MODULES.items()}
-    heavy = {m for m, path in MODULES.items() if "torch" in top_packages(path)}
-    while more := {m for m, others in graph.items() if others & heavy} - heavy:
-        heavy |= more
-    late = {(m, other) for m, path in MODULES.items() for other in imports(path, inner=True)}
-    assert not {(m, other) for m, other in late if m in heavy or other not in heavy}
-    assert not {m for m in heavy if {m, room(m)} & NEEDS_NO_TORCH}
-
-
-def top_packages(path: Path) -> set[str]:
-    found = set()
-    for node in ast.parse(path.read_text(encoding="utf-8")).body:
-        if isinstance(node, ast.Import):
-            found |= {a.name.split(".")[0] for a in node.names}
-        if isinstance(node, ast.ImportFrom):
-            found.add((node.module or "").split(".")[0])
-    return found
+    heavy = loads_torch()
+    late = {(module, other) for module, others in LATE.items() for other in others}
+    needless = {f"{module} -> {other}" for module, other in late if module in heavy or other not in heavy}
+    assert not needless, "import these at the top"

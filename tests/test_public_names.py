@@ -1,8 +1,10 @@
-"""The public names, so that none comes or goes unnoticed; and what must work without torch."""
+"""The list of public names; importing the package is instant; modules that run no network import without torch."""
 
+import importlib.util
 import subprocess
 import sys
 import types
+from pathlib import Path
 
 import pytest
 
@@ -68,6 +70,15 @@ def test_every_name_is_there_and_documented(name):
     assert value.__doc__
 
 
+@pytest.mark.parametrize("name", ["fuse", "train", "predict", "score", "read"])
+def test_no_module_takes_the_name_of_a_function(name):
+    assert importlib.util.find_spec(f"foldfuse.{name}") is None
+
+
+def test_types_are_published():
+    assert (Path(foldfuse.__file__).parent / "py.typed").is_file()
+
+
 def test_an_unknown_name_is_an_attribute_error():
     with pytest.raises(AttributeError, match="'fold'"):
         foldfuse.fold  # noqa: B018
@@ -82,8 +93,7 @@ def test_import_loads_nothing_heavy():
     assert in_a_new_process(f"import sys, foldfuse; print({heavy} & set(sys.modules))") == "set()"
 
 
-def test_what_needs_no_learning_works_without_torch():
-    # torch is made impossible to import, as where it is not installed
+def test_modules_that_run_no_network_import_without_torch():
     imports = "".join(f"import foldfuse.{name}\n" for name in WITHOUT_TORCH)
     names = (
         "InputError, Predictions, read, make_folds, wbf, Ensemble, score_predictions, write_submission, View, Recipe"

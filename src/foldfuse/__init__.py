@@ -1,7 +1,7 @@
-"""Foldfuse: from a labelled folder and a deadline to a fused detection submission.
+"""Foldfuse: from a labeled folder and a deadline to a fused detection submission.
 
-The names below are the public ones; each is loaded when it is first asked for, so that `import foldfuse` is instant and what
-needs no network works without torch.
+The public names load their modules when they are first used. So `import foldfuse` is instant, and the names that run no network
+work without torch.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any
 
 __version__ = "0.2.0"
 
-_MODULE_OF = {  # public name: the module that it lives in
+_MODULE_OF = {  # public name: its module
     "Annotations": "detections",
     "Budget": "training.budget",
     "DETECTORS": "models",
@@ -51,7 +51,7 @@ __all__ = ["__version__", *_MODULE_OF]
 
 
 def __getattr__(name: str) -> Any:
-    """A public name, loaded now."""
+    """The object of a public name; its module is imported now."""
     if name not in _MODULE_OF:
         raise AttributeError(f"module 'foldfuse' has no attribute {name!r}")
     return getattr(importlib.import_module(f"foldfuse.{_MODULE_OF[name]}"), name)

@@ -24,6 +24,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from foldfuse.campaign.task import predictions_path
 from foldfuse.data.folds import read_folds
 from foldfuse.data.readers.coco import read
 from foldfuse.evaluation.bootstrap import bootstrap_difference
@@ -61,18 +62,18 @@ def main() -> None:
 
 def members(folder: Path) -> list[str]:
     """The members with predictions of both image sets in the plain view."""
-    both = (p.parent.name for p in sorted(folder.glob("members/*/target@1.parquet")))
-    return [name for name in both if (folder / "members" / name / "held@1.parquet").exists()]
+    runs = sorted(path for path in (folder / "members").iterdir() if path.is_dir())
+    return [run.name for run in runs if all(predictions_path(run, split, "1").exists() for split in ("val", "test"))]
 
 
 def run(folder: Path, facts: Mapping[str, Any], of: str, asked: argparse.Namespace) -> dict[str, Any]:
     """Fit on the held-out images, apply to the test set, and measure there."""
     train, test = read(Path(facts["data"])), read(Path(facts["test"]))
-    names = ("fused_oof", "fused_test") if of == "fused" else (f"members/{of}/held@1", f"members/{of}/target@1")
-    held, target = (
-        read_predictions(folder / f"{name}.parquet", dataset)
-        for name, dataset in zip(names, (train, test), strict=True)
-    )
+    paths = folder / "fused_oof.parquet", folder / "fused_test.parquet"
+    if of != "fused":
+        run_folder = folder / "members" / of
+        paths = predictions_path(run_folder, "val", "1"), predictions_path(run_folder, "test", "1")
+    held, target = (read_predictions(path, dataset) for path, dataset in zip(paths, (train, test), strict=True))
     began = time.process_time()
     fitted = rescore.fit_rescorer(
         held,

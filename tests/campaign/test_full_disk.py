@@ -27,11 +27,11 @@ resource = pytest.importorskip("resource")  # limits of a process, which Windows
 WRITES = (  # beginnings of file names, in the order in which a campaign writes them
     "folds.json",
     "recipe.json",
-    "log.jsonl",
     "checkpoint.pt",
     "weights.safetensors",
     "run.json",
     "val@1",
+    "log.jsonl",
     "test@1",
     "submission.csv",
     "submission.json",

@@ -332,6 +332,20 @@ def test_nothing_is_written_where_the_input_is_bad(data, tmp_path):
         assert not (tmp_path / "run").exists(), message
 
 
+def test_what_cannot_be_resumed_is_refused(data, tmp_path):
+    run = Run.create(tmp_path / "imported", TINY, RunMetadata(("red", "blue")))
+    for arguments, message in [
+        ({"resume": tmp_path / "gone"}, "there is no such file"),
+        ({"resume": run.folder}, "holds imported weights. Start a training from them with --init-from"),
+        ({"resume": run.folder, "data": data, "lr": 0.1}, "keeps its own data and options; leave out DATA, --lr"),
+        ({"data": data}, "a new training needs DATA and --out"),
+        ({"data": data, "out": run.folder, "overwrite": True, "device": "cuda:9"}, "finds"),
+    ]:
+        with pytest.raises(InputError, match=message):
+            train(**arguments)
+    assert run.exists, "a refused command removes nothing"
+
+
 def test_a_folder_in_use_is_refused(data, tmp_path):
     (tmp_path / "mine.txt").write_text("keep")
     with pytest.raises(InputError, match="exists already"):

@@ -32,6 +32,7 @@ from foldfuse.recipes import (
 from foldfuse.reporting.sweep_page import sweep_page, sweep_rows
 from foldfuse.storage.run import Run, RunMetadata
 from foldfuse.system.atomic_files import write_text
+from foldfuse.system.device import choose_device
 from foldfuse.system.durations import format_duration
 from foldfuse.system.progress import progress_bar
 from foldfuse.training.classifier import train_classifier, val_accuracy
@@ -148,6 +149,7 @@ def train(
         )
         if isinstance(new, ClassifierRecipe):
             metadata = replace(metadata, crop_context=1.0 if of_images else new.crop_context)
+        choose_device(device)
         _check_model(new, len(dataset.classes))
         if os.environ.get("RANK", "0") == "0":
             options.remove_old(run.folder, overwrite)
@@ -159,6 +161,8 @@ def train(
             "--init-from": init_from,
             "--folds": folds,
             "--lr": lr,
+            "--seed": seed,
+            "--fold": fold,
         }
         others |= {"--set": changes, "--image-size": image_size, "--batch-size": batch_size, "--overwrite": overwrite}
         if given := [name for name, value in others.items() if value]:
@@ -167,6 +171,8 @@ def train(
             )
         run, new = Run(Path(resume)), None
         metadata = run.metadata
+        if not metadata.data:
+            raise InputError(f"--resume {resume}: holds imported weights. Start a training from them with --init-from.")
         metadata = replace(
             metadata,
             budget=limits or metadata.budget,

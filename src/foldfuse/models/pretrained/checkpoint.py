@@ -70,9 +70,9 @@ def read_checkpoint(path: Path, *, inert: Sequence[str]) -> Any:
     except (
         Exception
     ) as error:  # a damaged or forged file can fail in any of torch's, zip's or pickle's ways; no code has run
-        why = shown(f"{type(error).__name__}: {error}")
         raise InputError(
-            f"{path}: cannot be read as a checkpoint ({why}). Expected a file of torch.save that holds tensors; is it damaged?"
+            f"{path}: cannot be read as a checkpoint ({type(error).__name__}). Expected a file of torch.save that holds tensors "
+            "and plain containers; is it damaged?"
         ) from None
     return found
 

@@ -34,8 +34,9 @@ def load_effdet(path: Path, model: nn.Module) -> str:
     ]
     wrong = [key for key in ours.keys() | state.keys() if key not in new and not _alike(ours.get(key), state.get(key))]
     if wrong:
+        example = min(state.keys() - ours.keys(), default=min(wrong))
         raise InputError(
-            f"{path}: is of another model: {len(wrong)} of its tensors do not fit, such as {shown(min(wrong))}. Expected the "
+            f"{path}: is of another model: {len(wrong)} of its tensors do not fit, such as {shown(example)}. Expected the "
             "tensors of effdet's tf_efficientdet of the same name and with the same anchors."
         )
     model.load_state_dict(state | {key: ours[key] for key in new})

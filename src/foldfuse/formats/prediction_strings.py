@@ -56,17 +56,17 @@ class Layout:
         """Words per box."""
         return 4 + len(self.before.split("_"))
 
-    def to_boxes(self, words: Array, sides: Array) -> tuple[Array, Array, Array]:
+    def to_boxes(self, words: Array, sizes: Array) -> tuple[Array, Array, Array]:
         """(n, num_words) numbers and (n, 2) widths and heights -> xyxy boxes in pixels, scores, labels, not checked."""
         before = self.before.split("_")
         scores = words[:, before.index("score")]
         labels = words[:, before.index("label")] if "label" in before else np.zeros(len(words))
-        boxes = words[:, len(before) :] * (np.tile(sides, 2) if self.normalized else 1)
+        boxes = words[:, len(before) :] * (np.tile(sizes, 2) if self.normalized else 1)
         if self.box == "cxcywh":
             boxes = np.concatenate([boxes[:, :2] - boxes[:, 2:] / 2, boxes[:, 2:]], 1)
         return boxes if self.box == "xyxy" else xywh_to_xyxy(boxes), scores, labels
 
-    def to_words(self, boxes: Array, scores: Array, labels: Array, sides: Array) -> Array:
+    def to_words(self, boxes: Array, scores: Array, labels: Array, sizes: Array) -> Array:
         """The inverse of `to_boxes`: (n, num_words) float64."""
         boxes = boxes.astype(np.float64)
         if self.box != "xyxy":
@@ -74,7 +74,7 @@ class Layout:
         if self.box == "cxcywh":
             boxes = np.concatenate([boxes[:, :2] + boxes[:, 2:] / 2, boxes[:, 2:]], 1)
         before = [{"score": scores, "label": labels}[word] for word in self.before.split("_")]
-        return np.column_stack([*before, boxes / (np.tile(sides, 2) if self.normalized else 1)])
+        return np.column_stack([*before, boxes / (np.tile(sizes, 2) if self.normalized else 1)])
 
     @property
     def text(self) -> str:
@@ -82,19 +82,19 @@ class Layout:
         before = [{"score": "{:.6f}", "label": "{:.0f}"}[word] for word in self.before.split("_")]
         return " ".join([*before, *["{:.8f}" if self.normalized else "{:.3f}"] * 4])
 
-    def fits(self, words: Array, sides: Array, num_classes: int) -> bool:
+    def fits(self, words: Array, sizes: Array, num_classes: int) -> bool:
         """Whether every box is plausible in this layout: labels and scores in range, x1 <= x2, y1 <= y2, inside its image."""
         if "label" not in self.before and num_classes > 1:
             return False
         if len(words) and self.normalized != bool((words[:, -4:] <= MAX_NORMALIZED).all()):
             return False
-        boxes, scores, labels = self.to_boxes(words, sides)
-        slack = SLACK * np.tile(sides, 2)
+        boxes, scores, labels = self.to_boxes(words, sizes)
+        slack = SLACK * np.tile(sizes, 2)
         return bool(
             ((scores >= 0) & (scores <= 1)).all()
             and ((labels >= 0) & (labels < num_classes) & (labels % 1 == 0)).all()
             and (boxes[:, 2:] >= boxes[:, :2]).all()
-            and ((boxes >= -slack) & (boxes <= np.tile(sides, 2) + slack)).all()
+            and ((boxes >= -slack) & (boxes <= np.tile(sizes, 2) + slack)).all()
         )
 
 
@@ -167,8 +167,8 @@ def write_strings(predictions: Predictions, path: Path, dataset: Dataset, *, lay
             f"choose a layout with labels, such as label_{layout.name}."
         )
     predictions = predictions.select_images(dataset.image_ids)
-    sides = image_sizes(predictions.image_ids[predictions.image_index], dataset)
-    words = layout.to_words(predictions.boxes, predictions.scores, predictions.labels, sides).tolist()
+    sizes = image_sizes(predictions.image_ids[predictions.image_index], dataset)
+    words = layout.to_words(predictions.boxes, predictions.scores, predictions.labels, sizes).tolist()
     header = HEADER if layout == CONTEST else OTHER_HEADER
     box_text = layout.text + " "
     lines = io.StringIO()

@@ -66,8 +66,8 @@ def write_yolo(predictions: Predictions, path: Path, dataset: Dataset) -> None:
     """
     predictions = predictions.select_images(dataset.image_ids)
     names = _file_names(dataset, path)
-    sides = image_sizes(predictions.image_ids[predictions.image_index], dataset)
-    words = WORDS.to_words(predictions.boxes, predictions.scores, predictions.labels, sides)
+    sizes = image_sizes(predictions.image_ids[predictions.image_index], dataset)
+    words = WORDS.to_words(predictions.boxes, predictions.scores, predictions.labels, sizes)
     lines = [LINE.format(*row) for row in words[:, [0, 2, 3, 4, 5, 1]].tolist()]
     with atomic_folder(path) as folder:
         for name, (start, end) in zip(names, pairwise(predictions.offsets.tolist()), strict=True):

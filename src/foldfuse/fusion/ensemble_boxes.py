@@ -260,7 +260,7 @@ def _sort(rows: Array, labels: Array, scores: Array) -> tuple[Array, Array]:
 
 
 def _in_unit_square(boxes: Array) -> tuple[Array, Array]:
-    """The boxes with their corners in order and cut to 0..1, and the (n,) mask of those that then have an area."""
+    """The boxes with corners in order and clipped to 0..1, and the (n,) mask of boxes that have an area."""
     if (boxes[:, 2:] < boxes[:, :2]).any():
         warnings.warn("some boxes have x2 < x1 or y2 < y1; their corners were swapped.", stacklevel=4)
         boxes = np.concatenate([np.minimum(boxes[:, :2], boxes[:, 2:]), np.maximum(boxes[:, :2], boxes[:, 2:])], 1)

@@ -156,7 +156,7 @@ class Buffers:
 
 
 def make_buffers(rows_of: Array) -> Buffers:
-    """Empty buffers for images of so many rows, (I,)."""
+    """Empty buffers for I images with `rows_of` (I,) rows each."""
     n = int(rows_of.sum())
     return Buffers(
         np.empty((n, 4), np.float32), np.empty(n, np.float32), np.empty(n, np.int64), np.zeros(len(rows_of), np.int64)
@@ -288,13 +288,13 @@ def _check_images(number: int, member: Predictions, first: Predictions) -> None:
     if lacking:
         raise InputError(
             f"member {number} lacks image {min(lacking)}, which member 0 has ({len(lacking)} such images). "
-            "Predict the same images with every member; an image without detections is given with no boxes."
+            "Predict the same images with every member; give an image without detections with no boxes."
         )
     beyond = set(member) - set(first)
     if beyond:
         raise InputError(
             f"member 0 lacks image {min(beyond)}, which member {number} has ({len(beyond)} such images). "
-            "Predict the same images with every member; an image without detections is given with no boxes."
+            "Predict the same images with every member; give an image without detections with no boxes."
         )
 
 

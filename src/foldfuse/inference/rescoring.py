@@ -111,7 +111,7 @@ class RescoringResult:
     Attributes:
         rescorer: trained on everything; leaves scores unchanged where the gain is not significant.
         predictions: the given ones rescored, each image by a classifier trained without it.
-        facts: what it gains.
+        facts: its gain in numbers.
         best: the blend with the best score on these images, significant or not.
     """
 

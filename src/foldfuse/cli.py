@@ -117,7 +117,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         error_console.print(f"error: {error}", markup=False)
         return 2
     except cyclopts.CycloptsError as error:
-        error_console.print(f"error: {error}", markup=False)
+        error_console.print(f"error: {_missing_argument(error, words) or error}", markup=False)
         error_console.print(f"See: foldfuse {f'{command} ' if command else ''}--help", markup=False)
         return 2
     except ImportError as error:
@@ -141,6 +141,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if result is not None and first:
         print(result)
     return int(getattr(result, "exit_status", 0))
+
+
+def _missing_argument(error: cyclopts.CycloptsError, words: Sequence[str]) -> str | None:
+    """A sentence that names a required argument as the help page does; None for other errors."""
+    argument = error.argument
+    if not isinstance(error, cyclopts.MissingArgumentError) or argument is None or set(argument.names) & set(words):
+        return None
+    return f"{argument.name.lstrip('-').upper() if argument.index is not None else argument.name} is missing."
 
 
 def _missing_package(error: BaseException | None) -> str | None:

@@ -81,6 +81,8 @@ def test_every_command_has_one_heading():
         (["train", "x"], "--out"),
         (["train", "x", "--out", "y", "--steps", "many"], "many"),
         (["campaign", "x", "--recipe", "efficientdet-lite0"], "Did you mean 'efficientdet_lite0'"),
+        (["fuse", "--data", "x", "--out", "y"], "error: PREDICTIONS is missing."),
+        (["fuse", "x", "--data", "x"], "error: --out is missing."),
         (["campaign", "gone.json"], "gone.json: there is no such file"),
         (["campaign", "gone.json", "--deadline", "soon"], "the time 'soon' is no duration"),
         (["predict", "gone", "gone.json", "--out", "out.json"], "Is gone the folder of a run"),

@@ -13,6 +13,7 @@ FOR_NETWORKS = {"torch", "torchvision", "timm", "efficientnet-lite0-pytorch-mode
 LINES = [
     "--help",
     "recipes",
+    "models",
     "check data",
     "split data --out parts.json",
     "convert a.parquet data/test.json --out a.json",
@@ -25,8 +26,8 @@ LINES = [
     "note night later",
     "watch night",
     "campaign gone.json --out new",
+    "campaign data --out new",
     "train data --out new",
-    "models",
 ]
 PROGRAM = """
 import sys
@@ -51,6 +52,7 @@ def test_commands_without_a_network_work_where_torch_is_not_installed(tmp_path):
     found = re.findall(r"^status (\d+) (.*)$", done.stdout, flags=re.MULTILINE)
     status = {line: int(code) for code, line in found}
     assert status == {line: 2 if line in LINES[-3:] else 0 for line in LINES}, done.stderr
+    assert not (tmp_path / "new").exists()
     assert "error: train runs a network and needs torch, which is not installed. Install all of Foldfuse" in done.stderr
 
 

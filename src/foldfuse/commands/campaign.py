@@ -89,6 +89,7 @@ def campaign(
         foldfuse campaign --resume night
     """
     start = time.monotonic()
+    options.require_torch()
     request = CampaignRequest(
         data=data or Path(),
         test=test,

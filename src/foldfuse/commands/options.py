@@ -15,6 +15,7 @@ option that is True by default cannot be switched off, so name the option after 
 
 from __future__ import annotations
 
+import importlib.util
 import re
 import shutil
 from collections.abc import Sequence
@@ -169,6 +170,12 @@ def recipe_changes(
     """The changes of --set, with those that have an option of their own; the latter come last and so win."""
     own = {"lr": lr, "image_size": image_size, "batch_size": batch_size}
     return (*changes, *(f"{key}={value}" for key, value in own.items() if value is not None))
+
+
+def require_torch() -> None:
+    """Raises ModuleNotFoundError where torch is not installed, before a command that imports torch late writes anything."""
+    if importlib.util.find_spec("torch") is None:
+        raise ModuleNotFoundError("No module named 'torch'", name="torch")
 
 
 def check_ending(out: Path, *endings: str) -> None:

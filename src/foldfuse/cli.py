@@ -1,6 +1,6 @@
-"""The command line: each command is one function of the API, its flags are that function's arguments.
+"""The command line: each command is a function in `commands`, and the function's arguments are the command's options.
 
-Modules are loaded when their command is called, so that `--help` does not wait for torch.
+A command's module is imported when the command is called, so that `--help` does not wait for torch.
 """
 
 from __future__ import annotations

@@ -27,21 +27,14 @@ from cyclopts import Parameter, Token, validators
 from foldfuse.errors import InputError
 from foldfuse.system.durations import duration_option, parse_duration
 
-METRICS = ("ap50", "ap", "f2", "wheat")
-OWN_FILES = (
-    "run.json",
-    "recipe.json",
-    "campaign.sqlite",
-    "sweep.json",
-    "rescore.json",
-)  # one of them marks our folders
+OWN_FILES = ("run.json", "recipe.json", "campaign.sqlite", "sweep.json", "rescore.json")  # each marks a folder as ours
 
 
 def _words(tokens: Sequence[Token]) -> list[str]:
     """The values of an option that is given by commas, by repeating, or both."""
     words = [word.strip() for token in tokens for word in token.value.split(",")]
     if not all(words):
-        raise InputError("nothing stands before or after a comma.")
+        raise InputError("a comma has no value before or after it.")
     return words
 
 

@@ -108,9 +108,10 @@ def fit(
                 group["lr"] = group["base_lr"] * scale
             wait_began = budget.elapsed()
             images, targets = next_batch.result()
-            if mosaic_end is None and world.broadcast(budget.spent(step + 1)) >= batches.mosaic_until:
+            if mosaic_end is None and (soon := world.broadcast(budget.spent(step + 1))) >= batches.mosaic_until:
                 mosaic_end = step + 1
-                logger.info("mosaics end at step %d", mosaic_end)
+                if soon < 1:
+                    logger.info("mosaics end at step %d", mosaic_end)
             next_batch = prefetch(step + 1)  # while the network computes
             if device.type == "cuda":
                 images = images.pin_memory()

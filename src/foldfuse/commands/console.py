@@ -20,7 +20,7 @@ def log_to_console() -> Iterator[None]:
     """A context in which the package's log is shown; of several processes of torchrun, the first one's alone."""
     logger, handler = logging.getLogger("foldfuse"), _ConsoleHandler()
     level = logger.level
-    if os.environ.get("RANK", "0") == "0":
+    if os.environ.get("RANK", "0") == "0" and not logger.handlers:  # the command line may show the log already
         logger.addHandler(handler)
     logger.setLevel(logging.INFO)
     try:

@@ -239,6 +239,8 @@ def demo(
     Examples:
         foldfuse demo --deadline 3m --out demo
     """
+    if out.exists() and (out.is_file() or any(out.iterdir())):
+        raise InputError(f"{out}: exists already. Choose another --out, or remove it.")
     data = synthetic.make_dataset(out / "data", num_images=num_images, num_test_images=num_images // 3, seed=seed)
     folder = campaign(data, deadline=deadline, out=out / "campaign", seed=seed, device=device)
     assert folder is not None, "only a plan leaves no folder"

@@ -6,14 +6,15 @@ import torch
 from foldfuse.errors import InputError
 from foldfuse.models import CLASSIFIERS
 
-SMALL = ("vit_tiny", "swin_tiny")
+HEAD_WEIGHTS = {"vit_tiny": "head.weight", "swin_tiny": "head.fc.weight"}
+SMALL = tuple(HEAD_WEIGHTS)
 
 
 @pytest.fixture(scope="module", params=SMALL)
 def model(request):
     torch.manual_seed(0)
     made = CLASSIFIERS[request.param](4, pretrained=False)
-    torch.nn.init.normal_(made.head.weight, std=0.1)
+    torch.nn.init.normal_(made.get_parameter(HEAD_WEIGHTS[request.param]), std=0.1)
     return made.eval()
 
 

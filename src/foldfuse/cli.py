@@ -191,7 +191,7 @@ class _Panels(DefaultFormatter):
 
 
 def _leave() -> None:
-    """Let the process end soon and quietly; all that it made lies on the disk."""
+    """Make the process exit fast and without a traceback; all results are on disk already."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # one more Ctrl-C would only bring a traceback
     gc.freeze()  # else Python looks through all of torch's objects once more, for about a second
 

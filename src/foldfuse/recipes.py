@@ -81,7 +81,7 @@ def efficientdet_lite0() -> Recipe:
 
 
 def efficientdet_lite0_256() -> Recipe:
-    """EfficientDet-Lite0 at 256 px: 1.5 x as many images a second, for the first tries."""
+    """EfficientDet-Lite0 at 256 px: 1.5 x as many images per second, for the first tries."""
     return replace(efficientdet_lite0(), image_size=256)
 
 
@@ -116,7 +116,7 @@ def yolov5s() -> Recipe:
 
 
 def lite0_fpn() -> Recipe:
-    """lite0_fpn at 320 px on ImageNet weights: EfficientNet-Lite0, a light pyramid, one box a cell."""
+    """lite0_fpn at 320 px on ImageNet weights: EfficientNet-Lite0, a light FPN, an anchor-free head."""
     return replace(efficientdet_lite0(), detector="lite0_fpn")
 
 
@@ -164,7 +164,7 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
 class ClassifierRecipe:
     """How to train one classifier of images, or of the crops of objects. The run folder keeps it."""
 
-    classifier: str  # of the registry, or "timm:" and the name of one of timm's networks
+    classifier: str  # a name of the registry, or "timm:" and the name of a timm network
     image_size: int = 160  # pixels: the side of the square that the network sees
     batch_size: int = 32  # crops per optimizer step
     lr: float = 1e-3  # base learning rate of the head
@@ -252,7 +252,7 @@ def load_recipe(name: str, changes: Sequence[str] = ()) -> Recipe:
 
 
 def load_classifier_recipe(name: str, changes: Sequence[str] = ()) -> ClassifierRecipe:
-    """As `load_recipe`, of a classifier."""
+    """The classifier recipe called `name`, with fields replaced by `changes`; errors as for `load_recipe`."""
     if name not in CLASSIFIER_RECIPES:
         raise unknown_name("recipe of a classifier", name, CLASSIFIER_RECIPES)
     return changed(CLASSIFIER_RECIPES[name](), changes)
@@ -305,7 +305,7 @@ def read_recipe(path: Path) -> Recipe:
 
 
 def read_classifier_recipe(path: Path) -> ClassifierRecipe:
-    """As `read_recipe`, of a classifier."""
+    """The classifier recipe in a JSON file that `write_recipe` wrote."""
     return _read(ClassifierRecipe, path)
 
 

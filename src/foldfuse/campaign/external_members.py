@@ -31,7 +31,7 @@ def add_all(runs: Sequence[Path], predictions: Sequence[str], task: Task, ledger
         runs: folders of trained runs.
         predictions: "VAL:TEST", files with predictions of the held-out and of the test images.
         task: says which images these are.
-        ledger: of the campaign.
+        ledger: the ledger of the campaign.
 
     Raises:
         InputError: one of them cannot be a member; none is then added.

@@ -18,11 +18,11 @@ from foldfuse.system.durations import duration_option, format_duration
 
 @dataclass(frozen=True)
 class CampaignRequest:
-    """What a campaign is to do; the fields are the options of `foldfuse campaign`.
+    """A request for a campaign; the fields are the options of `foldfuse campaign`.
 
     Attributes:
         data: COCO JSON with annotations, or a folder with a train.json and perhaps a test.json.
-        test: COCO JSON of the images to predict; without it a fold of labeled images stands in.
+        test: COCO JSON of the images to predict; without it a fold of the labeled images is used instead.
         deadline: seconds of wall-clock time for everything.
         out: folder to make.
         recipe: names of the allowed recipes; empty for the defaults.
@@ -32,10 +32,10 @@ class CampaignRequest:
         folds: number of folds, of which one is held out; or the path of a file of `foldfuse split`, whose fold 0 is held out.
         external_run: folders of runs that were trained without the held-out images.
         external_predictions: "VAL:TEST", files with another toolkit's predictions of the held-out and the test images.
-        seed: of every random choice.
+        seed: the seed of every random choice.
         metric: ap50, ap, f2 or wheat.
         pseudo_labels: whether the last members also train on confident predictions of the test images.
-        device: of every network: auto, cpu, cuda, cuda:N or mps.
+        device: the device of every network: auto, cpu, cuda, cuda:N or mps.
     """
 
     data: Path

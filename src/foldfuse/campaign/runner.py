@@ -49,7 +49,7 @@ def run(task: Task, ledger: Ledger, strategy: Strategy, workers: Workers) -> Non
 
     Args:
         task: data and settings.
-        ledger: of the campaign.
+        ledger: the ledger of the campaign.
         strategy: picks the segments.
         workers: train them.
 
@@ -110,7 +110,7 @@ def log_plan(plan: Plan, ledger: Ledger) -> None:
 
 
 def rank_base_runs(task: Task, ledger: Ledger, members: MemberPredictions, workers: Workers) -> None:
-    """Once all base runs are over, records which of them are promoted: those that add most to the ensemble."""
+    """Records which base runs are promoted, once all have ended: the base runs that add most to the ensemble."""
     state = campaign_state(task, ledger, workers)
     names = [segment.name for segment in base_runs(state)]
     if len(names) < 2 or state.ranking or any(state.state_of(name) not in ("done", "failed") for name in names):
@@ -313,7 +313,7 @@ def add_member(
     workers: Workers,
     predicted: HeldOutPredictions | None,
 ) -> None:
-    """Makes a trained segment a member, with its predictions of the held-out images; None: they are made here."""
+    """Makes a trained segment a member; `predicted` holds its predictions of the held-out images, or None to predict them now."""
     run = Run(ledger.folder / "members" / record.name)
     if predicted is None:
         with ledger.timed(f"out-of-fold {record.name}", "predict"):

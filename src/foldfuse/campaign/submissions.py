@@ -34,8 +34,8 @@ class MemberPredictions:
     """Predictions of the members, in memory.
 
     Attributes:
-        val: of the held-out images.
-        test: of the test images; filled when an ensemble needs them.
+        val: predictions of the held-out images.
+        test: predictions of the test images; filled when an ensemble needs them.
         runs: {member: its run folder}.
         score: the campaign's metric of the submitted ensemble on the held-out images.
         new_members: members that no ensemble has been chosen from yet.
@@ -161,10 +161,10 @@ def write_submission_folder(
 
     Args:
         val, test: fused predictions of the held-out and of the test images.
-        ensemble: that they come from.
+        ensemble: the ensemble that the predictions come from.
         score: the campaign's metric of `val`.
-        facts: for the ledger and the report.
-        task, ledger: of the campaign.
+        facts: the facts for the ledger and the report.
+        task, ledger: the task and the ledger of the campaign.
     """
     fused = fill_missing_images(test, task)
     latest = ledger.latest_submission()

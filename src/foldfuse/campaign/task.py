@@ -27,7 +27,7 @@ class Inputs:
 
     Attributes:
         labeled: annotated images.
-        test: images to predict; None where a fold of labeled images stands in.
+        test: images to predict; None where a fold of the labeled images is used instead.
         folds: their number, or the folds of a file.
     """
 
@@ -51,11 +51,11 @@ class Task:
         undecodable: ids of test images that cannot be decoded; they are submitted without a box.
         recipes: {name: recipe} of the candidates, the default first.
         image_sizes: allowed image sizes; empty for all.
-        seed: of every random choice.
+        seed: the seed of every random choice.
         num_folds: number of folds, of which fold 0 is held out.
         metric: promotes base runs and chooses the ensemble: ap50, ap, f2 or wheat.
         pseudo_labels: whether the last cooldown runs also train on pseudo-labels of the test images.
-        device: of every network, as `--device` takes it.
+        device: the device of every network, as `--device` takes it.
     """
 
     train: Dataset

@@ -66,7 +66,7 @@ def campaign(
         external_run: folder of a run that was trained without the held-out images; it joins the ensemble. Repeat for more.
         external_predictions: VAL:TEST, another toolkit's predictions of the held-out and of the test images, in any format
             that `fuse` reads; they join the ensemble. Repeat for more.
-        seed: of every random choice.
+        seed: the seed of every random choice.
         pseudo_labels: train the last members on confident predictions of the test images too, where the competition's
             rules allow it; the held-out images stay held out.
         resume: folder of a stopped campaign; give it alone or with --ray. The campaign continues with its own options. The
@@ -165,7 +165,7 @@ def watch(folder: Path) -> None:
     """Show a running campaign live until it ends; without a terminal, show it once.
 
     Args:
-        folder: of the campaign.
+        folder: the folder of the campaign.
 
     Raises:
         InputError: the folder holds no campaign, or no process works on it any more.
@@ -182,8 +182,8 @@ def note(
     """Attach a note or a leaderboard score to a campaign; report and comparison show it.
 
     Args:
-        folder: of the campaign, which may be running.
-        text: of the note.
+        folder: the folder of the campaign, which may be running.
+        text: the text of the note.
         leaderboard: score that a submission got.
         submission: its number in `submissions/`; the current submission by default.
 
@@ -226,9 +226,9 @@ def demo(
 
     Args:
         out: folder to make; the images go to `data` in it, the campaign to `campaign`.
-        deadline: of the campaign.
+        deadline: the deadline of the campaign.
         num_images: images to train on; a third as many are test images.
-        seed: of every random choice.
+        seed: the seed of every random choice.
 
     Returns:
         The campaign's folder.

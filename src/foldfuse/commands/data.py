@@ -37,7 +37,7 @@ def split(
         data: COCO JSON with annotations, a folder with a train.json, or a YOLO or VOC dataset.
         out: JSON to write, for `foldfuse train --folds`.
         folds: number of folds.
-        seed: of the order among similar images.
+        seed: the random seed of the order among similar images.
         group: regular expression; images go to one fold where it matches the same text in their file names, such as
             "^[^_]+" for the text before the first underscore.
 

@@ -37,7 +37,7 @@ def fuse(
         out: file to write: .parquet (complete), .json (COCO results) or .csv (the contest's).
         method: wbf, nms, soft_nms or nmw.
         iou: boxes match where their IoU is above this.
-        weight: of each file, in their order; equal by default.
+        weight: the weight of each file, in the order of the files; equal by default.
         ensemble: an ensemble.json that decides method, thresholds and weights; a member is named after its file.
 
     Raises:
@@ -75,12 +75,12 @@ def ensemble(
     """Choose members, weights and fusion on out-of-fold predictions, and write them for `foldfuse fuse --ensemble`.
 
     Args:
-        predictions: out-of-fold predictions, one file a member; a member is named after its file.
+        predictions: out-of-fold predictions, one file per member; a member is named after its file.
         data: the annotated images: COCO JSON, or a folder with a train.json.
         out: JSON file to write.
         budget: time for the search.
-        folds: of the nested cross-validation: each part of the images is scored with an ensemble chosen on the others.
-        seed: of the folds and of the bootstrap.
+        folds: the number of folds of the nested cross-validation; each fold is scored with an ensemble chosen on the others.
+        seed: the random seed of the folds and of the bootstrap.
 
     Raises:
         InputError: a file cannot be used, or the files do not fit together.

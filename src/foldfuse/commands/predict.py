@@ -90,7 +90,7 @@ def predict(
 
 
 def _predict_classes(run: Run, data: Path, out: Path, *, views: Sequence[str], device: str) -> Path:
-    """As `predict`, with the run of a classifier; returns the path of the table."""
+    """Classify a dataset with a classifier's run, and return the path of the table of probabilities."""
     if out.suffix not in (".csv", ".parquet"):
         raise InputError(
             f"{out}: a classifier's probabilities are written as .csv or .parquet; choose one of these endings."

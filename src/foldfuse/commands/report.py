@@ -17,7 +17,7 @@ def report(folder: Path, *, out: options.OptionalOut = None, overwrite: options.
     """Write the HTML page on a campaign or a run, from what its folder holds now.
 
     Args:
-        folder: of a campaign or of a run.
+        folder: the folder of a campaign or of a run.
         out: HTML file to write. By default report.html in the folder, which replaces an earlier page.
 
     Raises:
@@ -38,7 +38,7 @@ def compare(
     """Compare campaigns on the same data; each is compared with the first on the images that both held out.
 
     Args:
-        folders: of two or more campaigns; the others are compared with the first.
+        folders: the folders of two or more campaigns; the others are compared with the first.
         out: HTML page to write as well; it opens anywhere, without network.
 
     Raises:

@@ -51,11 +51,11 @@ def rescore(
         data: the annotated images: COCO JSON, or a folder with a train.json.
         out: folder to make.
         folds: JSON of `foldfuse split`: the cross-validation leaves out one fold at a time where the predictions cover several.
-        test_predictions: of the images of `test`, by the same detectors; `test` must be given as well.
+        test_predictions: predictions of the images of `test`, by the same detectors; `test` must be given as well.
         test: the test images: COCO JSON; annotations are not read.
         run: folder of a trained classifier that held out the predicted images; by default a frozen ImageNet-pretrained
             EfficientNet-Lite0.
-        seed: of all random choices.
+        seed: the seed of all random choices.
 
     Raises:
         InputError: a file cannot be used, or the files do not fit together.

@@ -13,7 +13,7 @@ def text_table(title: str, heads: Sequence[str], rows: Sequence[Sequence[str]], 
 
     Args:
         title: above the table.
-        heads: of the columns.
+        heads: the headings of the columns.
         rows: a cell for each column.
         words: heads of columns to align left, as the first one is; the others hold numbers and are aligned right.
     """

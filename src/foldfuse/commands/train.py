@@ -111,7 +111,7 @@ def train(
         batch_size: images per step; short for --set batch_size=.
         budget: time that training may take, such as 90s, 10m or 1h30m; 10m by default.
         steps: train this many steps instead, however long they take: such a training is repeatable bit by bit.
-        seed: of every random choice.
+        seed: the seed of every random choice.
         folds: JSON that `foldfuse split` wrote; without it, training uses all images.
         fold: the held-out one of `folds`.
         resume: folder of a stopped run to resume, with its own data, folds, recipe and options. A new --budget or --steps
@@ -263,9 +263,9 @@ def sweep(
         recipe: names of recipes.
         image_size: image sizes.
         batch_size: batch sizes. The learning rate is the recipe's times sqrt(batch size / the recipe's batch size).
-        budget: for everything: trainings, scoring and overhead.
+        budget: the budget for everything: trainings, scoring and overhead.
         folds: number of folds; the first one is held out and scored.
-        seed: of the folds and of every training.
+        seed: the random seed of the folds and of every training.
 
     Raises:
         InputError: the data or an argument cannot be used, or `out` holds another sweep.

@@ -119,7 +119,7 @@ def random_affine(
 
     Args:
         one: the image.
-        canvas: of the result.
+        canvas: the canvas of the result.
         window: xyxy part of the canvas that is in view.
         how: ranges of the changes.
         rng: source of all randomness.

@@ -42,7 +42,7 @@ class Dataset:
     """Images with their annotations and classes.
 
     Attributes:
-        samples: in the organiser's order.
+        samples: the images, in the organiser's order.
         classes: class names; a label is a position in this tuple.
         category_ids: the organiser's id of each class.
         source: the file that the dataset was read from, for error sentences.

@@ -101,7 +101,7 @@ def make_folds(
     Args:
         dataset: annotated images.
         num_folds: number of folds.
-        seed: of the order among groups of equal weight.
+        seed: the random seed of the order among groups of equal weight.
         groups: {image id: group}: images of one group go to one fold. Near-duplicates are grouped in any case.
 
     Raises:

@@ -58,7 +58,7 @@ class Letterbox:
     """Scales an image by one factor, puts it at the top left of a canvas, and pads the rest; maps boxes both ways.
 
     Attributes:
-        width, height: of the image in its file, pixels.
+        width, height: size of the image in its file, in pixels.
         canvas: (height, width) of the network's input.
     """
 

@@ -34,7 +34,7 @@ class Ensemble:
 
     Attributes:
         weights: {member: its weight}.
-        method: of fusion.
+        method: the fusion method.
         iou: boxes match where their IoU is above this.
         score_threshold: boxes with a lower (calibrated) score are left out.
         score_exponents: {member: exponent that calibrates its scores before fusion}; 1 for a member without an entry.
@@ -108,9 +108,9 @@ class MemberScore:
     """The scores of one member.
 
     Attributes:
-        name: of the member.
+        name: the name of the member.
         single_score: the member's own score.
-        weight: as a fraction of all weights; 0 for a member that was not chosen.
+        weight: the weight as a fraction of all weights; 0 for a member that was not chosen.
         leave_one_out_gain: the ensemble's score minus its score without the member; None for a member that was not chosen or is
             the only one.
     """
@@ -127,14 +127,14 @@ class EnsembleReport:
 
     Attributes:
         ensemble: the best candidate.
-        metric: that the ensemble maximises.
-        score: of the ensemble, on the images that chose it, and so optimistic.
+        metric: the metric that the ensemble maximises.
+        score: the score of the ensemble on the images that chose it, which is optimistic.
         nested_score: nested cross-validation: each fold is scored with an ensemble chosen without it; None with one image.
         interval: the nested score minus the best single member's, over bootstrap resamples; None with one image.
         best_single: the best member, and its score.
-        uniform_score: of WBF of all members with equal weights.
-        table: of all members, by falling single score.
-        num_candidates: that were fused and scored.
+        uniform_score: the score of WBF of all members with equal weights.
+        table: the scores of all members, by falling single score.
+        num_candidates: number of candidates that were fused and scored.
     """
 
     ensemble: Ensemble
@@ -173,10 +173,10 @@ def build_ensemble(
         members: {name: out-of-fold predictions of the images of `dataset`}.
         dataset: annotated.
         metric: ap50, ap, f2 or wheat.
-        seconds: after which the search returns the best candidate so far.
+        seconds: seconds after which the search returns the best candidate so far.
         folds: number of random parts of the images.
-        seed: of the folds and of the bootstrap.
-        threads: of the fusion; None for one a core.
+        seed: the random seed of the folds and of the bootstrap.
+        threads: number of threads of the fusion; None for one per core.
         clock: seconds, from any start.
 
     Raises:

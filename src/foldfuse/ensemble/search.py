@@ -81,9 +81,9 @@ class SearchSpace:
     Attributes:
         bench: the members.
         fold_of: (I,) in 0..K-1.
-        threads: of the fusion; None for one a core.
+        threads: number of threads of the fusion; None for one per core.
         clock: seconds, from any start.
-        seed: of the resamples.
+        seed: the random seed of the resamples.
         cache: {canonical candidate: (K + 1 + D,) its scores on all images, without each fold, and on each resample}.
     """
 
@@ -257,7 +257,7 @@ def nested(space: SearchSpace, reference: Candidate, *, until: float) -> Resampl
 
 
 def at_same_rank(scores: Array, scale: Array) -> Array:
-    """(n,) the value of the same rank from the top in the rising `scale` for each score; 0 where `scale` is shorter."""
+    """(n,) for each score, the value in the sorted `scale` with the same rank from the top; 0 where `scale` is shorter."""
     above = len(scores) - np.searchsorted(np.sort(scores), scores, side="right")
     padded = np.concatenate([np.zeros(1, scale.dtype), scale])
     return padded[np.maximum(len(scale) - above, 0)]

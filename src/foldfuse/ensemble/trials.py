@@ -24,7 +24,7 @@ class Bench:
     """Members laid end to end, ready to be fused in any candidate.
 
     Attributes:
-        members: with the images in the order of `truth`.
+        members: the members, with their images in the order of `truth`.
         truth: annotations of the images, I of them by rising id.
         metric: decides how fused boxes are matched.
         boxes, labels: (N, 4), (N,) of all members.
@@ -89,8 +89,8 @@ def fuse_and_match(
         bench: all members.
         chosen: indices of the members to fuse.
         method, iou, score_threshold, weights: as for `fuse`.
-        score_exponents: of each chosen member, see `calibrated`.
-        threads: that share the images; None for one a core.
+        score_exponents: the score exponent of each chosen member, see `calibrated`.
+        threads: number of threads that share the images; None for one per core.
     """
     begin, end = bench.begin[list(chosen)], bench.end[list(chosen)]
     scores = bench.scores

@@ -18,9 +18,9 @@ class Difference:
     """The difference of two metric values over bootstrap resamples of the images.
 
     Attributes:
-        mean: of the differences.
+        mean: the mean of the differences.
         low, high: the 95 % interval (quantiles 0.025 and 0.975).
-        prob_better: share of the resamples in which the first value is higher.
+        prob_better: the share of the resamples in which the first value is higher.
     """
 
     mean: float

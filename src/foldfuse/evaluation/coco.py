@@ -34,7 +34,7 @@ class Score:
         ap: mean over IoU 0.50:0.95 and classes; ap50 and ap75 at one IoU.
         ap_small, ap_medium, ap_large: AP of objects of under 32^2, under 96^2, and more pixels.
         ar1, ar10, ar100: average recall with at most this many boxes an image.
-        per_class: in the order of the classes.
+        per_class: the scores of each class, in the order of the classes.
     """
 
     ap: float | None

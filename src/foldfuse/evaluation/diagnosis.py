@@ -35,7 +35,7 @@ class Curve:
     """The precision-recall curve of one class at IoU 0.5.
 
     Attributes:
-        name: of the class.
+        name: the name of the class.
         boxes: number of annotated boxes.
         precision: (101,) at recalls 0.00, 0.01 .. 1.00; at each recall the best precision that is still to come.
     """
@@ -67,7 +67,7 @@ class Diagnosis:
     Attributes:
         classes: names of the K classes.
         ap_by_iou: {IoU threshold 0.50, 0.55 .. 0.95: mean over the annotated classes of COCO's average precision}.
-        curves: of each annotated class.
+        curves: the precision-recall curve of each annotated class.
         best: the threshold of all boxes together.
         best_by_class: the threshold of each class; None where nothing is annotated.
         confusion: (K + 1, K + 1) counts of boxes with a score of at least best.score: rows are annotated classes, columns

@@ -29,7 +29,7 @@ def match(boxes, labels, starts, counts, images, max_detections, truth, num_clas
     Args:
         boxes, labels: (n, 4) xyxy, (n,); the rows of one image by falling score.
         starts, counts: (I,) first row and number of rows of each image.
-        max_detections: in each image, further rows of a class are IGNORED.
+        max_detections: number of boxes that count per class and image; further rows are IGNORED.
         truth: boxes (G, 4) float64 xywh, labels (G,), crowd (G,), offsets (I + 1,); crowd regions last in their image.
         num_classes: K.
         ious: (T,) rising.
@@ -138,7 +138,7 @@ def precision_recall(begin, true_image, false_slot, false_image, truth_image, tr
 
     Args:
         begin, true_image, false_slot, false_image: as `rank` returns them.
-        truth_image, truth_label: of the annotated boxes that are no crowd regions.
+        truth_image, truth_label: image index and label of the annotated boxes that are no crowd regions.
         counts: (I,) how often each image is in the sample.
         curves: (K, 101) to fill; -1 where nothing is annotated.
     """

@@ -114,10 +114,10 @@ def match_predictions(
     """The Matches of predictions with annotations.
 
     Args:
-        predictions: of images in `truth`; an image that the predictions lack counts as an image without detections.
+        predictions: predictions of images in `truth`; an image that the predictions lack counts as an image without detections.
         truth: the annotations.
         ious: thresholds, rising; an IoU equal to a threshold reaches it.
-        max_detections: of each class and image only this many boxes count, those with the highest scores.
+        max_detections: number of boxes that count per class and image, by highest score.
     """
     image = np.searchsorted(truth.image_ids, predictions.image_ids)[predictions.image_index]
     order = np.lexsort((-predictions.scores, image))

@@ -1,4 +1,4 @@
-"""Writes class probabilities as a table, one row an image or object."""
+"""Writes class probabilities as a table, one row per image or object."""
 
 from __future__ import annotations
 

@@ -86,7 +86,7 @@ def read_parquet(path: Path, dataset: Dataset) -> Predictions:
         raise unknown_image(f"{path}: row {int(np.argmin(known))}", int(image_ids[np.argmin(known)]), dataset)
     distinct, counts = np.unique(image_ids, return_counts=True)
     if (counts > 1).any():
-        raise InputError(f"{path}: image id {distinct[counts > 1][0]} has {counts.max()} rows. Keep one row an image.")
+        raise InputError(f"{path}: image id {distinct[counts > 1][0]} has {counts.max()} rows. Keep one row per image.")
     boxes = flat["boxes"].flatten().to_numpy().reshape(-1, 4)
     scores, labels = flat["scores"].to_numpy(), flat["labels"].to_numpy()
     row_of = np.repeat(np.arange(len(image_ids)), lengths["boxes"])

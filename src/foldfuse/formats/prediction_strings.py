@@ -1,4 +1,4 @@
-"""Reads and writes CSV files of prediction strings: one row an image, all its boxes as words in one cell.
+"""Reads and writes CSV files of prediction strings: one row per image, all its boxes as words in one cell.
 
 Layouts differ in the words before a box (label and score, in either order, or the score alone), in the meaning of its four
 numbers (xyxy, xywh, cxcywh) and in their unit (pixels, or fractions of the image's width and height: "normalized").
@@ -116,9 +116,9 @@ class Table:
 
     Attributes:
         header: the names of the two columns, in the file's order.
-        image_ids: of each row.
-        words: of each row, (its words,) float64.
-        lines: of each row, the number of its line in the file.
+        image_ids: the image id of each row.
+        words: the words of each row, (number of words,) float64.
+        lines: the line number of each row in the file.
     """
 
     header: tuple[str, ...]
@@ -202,7 +202,7 @@ def _read_table(path: Path, dataset: Dataset) -> Table:
                 if image_id is None:
                     raise unknown_image(where, row[image_column], dataset)
                 if image_id in seen:
-                    raise InputError(f"{where}: {row[image_column]!r} has two rows. Keep one row an image.")
+                    raise InputError(f"{where}: {row[image_column]!r} has two rows. Keep one row per image.")
                 seen.add(image_id)
                 image_ids.append(image_id)
                 words.append(_numbers(row[string_column].split(), label_of, where))
@@ -239,7 +239,7 @@ def _numbers(words: Iterable[str], label_of: dict[str, str], where: str) -> Arra
 
 
 def _only_layout(path: Path, table: Table, counts: set[int], dataset: Dataset) -> Layout:
-    """The contest's layout under the contest's header, the one that the numbers allow under another."""
+    """The layout of a CSV: the contest's for the contest's header, else the only layout that the numbers allow."""
     if table.header == HEADER or counts <= {0}:  # without a single box, all layouts are the same
         return CONTEST
     possible = []

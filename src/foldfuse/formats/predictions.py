@@ -30,9 +30,9 @@ class PredictionFile:
     """The content of a prediction file, and how it was read.
 
     Attributes:
-        predictions: in the order of the dataset.
+        predictions: the predictions, in the order of the dataset.
         format: one of FORMATS.
-        reason: for the format, in words.
+        reason: the reason for the format, in words.
     """
 
     predictions: Predictions
@@ -60,7 +60,7 @@ def read_predictions(path: Path, dataset: Dataset, *, format: str | None = None)
 
     Args:
         path: a file, or a YOLO folder.
-        dataset: whose images, classes and category ids the file uses.
+        dataset: the dataset whose images, classes and category ids the file uses.
         format: one of FORMATS, where the content leaves the format open.
 
     Raises:
@@ -70,7 +70,7 @@ def read_predictions(path: Path, dataset: Dataset, *, format: str | None = None)
 
 
 def read_prediction_file(path: Path, dataset: Dataset, *, format: str | None = None) -> PredictionFile:
-    """As `read_predictions`, with the format of the file and the reason for it."""
+    """The PredictionFile at `path`: its predictions, its format and the reason for the format; see `read_predictions`."""
     path = Path(path)
     if format is not None and format not in FORMATS:
         raise unknown_name("format of predictions", format, FORMATS)
@@ -89,9 +89,9 @@ def write_predictions(predictions: Predictions, path: Path, dataset: Dataset, *,
     """Write predictions and return the path.
 
     Args:
-        predictions: of the images of `dataset`; only Parquet and COCO results may lack some images.
+        predictions: the predictions of the images of `dataset`; only Parquet and COCO results may lack some images.
         path: a file; for YOLO a folder, new or empty.
-        dataset: whose file names, classes and category ids the file will use.
+        dataset: the dataset whose file names, classes and category ids the file will use.
         format: one of FORMATS. By default the ending decides: .parquet (complete), .json (COCO results), .csv (the
             contest's); an existing folder becomes a YOLO folder.
 

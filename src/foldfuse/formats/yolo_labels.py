@@ -1,4 +1,4 @@
-"""Reads and writes predictions as a folder of YOLO text files: one `.txt` an image, one line `class cx cy w h score` a box.
+"""Reads and writes predictions as a folder of YOLO text files: one `.txt` per image, one line `class cx cy w h score` per box.
 
 Centre, width and height are fractions of the image's width and height; classes count from 0. A file has the name of its image
 with another ending. Where two images would share a file, the files lie in the sub-folders of their images.

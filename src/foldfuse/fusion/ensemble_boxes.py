@@ -1,4 +1,4 @@
-"""A drop-in for the package ensemble-boxes 1.0.9: the same names, arguments and results, one image a call.
+"""A drop-in for the package ensemble-boxes 1.0.9: the same names, arguments and results, one image per call.
 
     from foldfuse.ensemble_boxes import weighted_boxes_fusion
 
@@ -38,9 +38,9 @@ def weighted_boxes_fusion(
     """Boxes (r, 4), scores (r,) and labels (r,), float64 and by falling score, of weighted boxes fusion.
 
     Args:
-        boxes_list: of each member, (n, 4) xyxy in 0..1.
-        scores_list, labels_list: of each member, (n,).
-        weights: of each member; all 1 by default.
+        boxes_list: the boxes of each member, (n, 4) xyxy in 0..1.
+        scores_list, labels_list: the scores and the labels of each member, (n,).
+        weights: the weights of each member; all 1 by default.
         iou_thr: a box joins a cluster where its IoU with the cluster's present mean is above this.
         skip_box_thr: a box with a score below this, before weights, is left out.
         conf_type: "avg", "max", "box_and_model_avg" or "absent_model_aware_avg".
@@ -120,13 +120,13 @@ def nms_method(
     """Boxes (r, 4), scores (r,) and labels (r,), in the dtypes given, label by label and best first.
 
     Args:
-        boxes: of each member, (n, 4) xyxy in 0..1.
-        scores, labels: of each member, (n,).
+        boxes: the boxes of each member, (n, 4) xyxy in 0..1.
+        scores, labels: the scores and the labels of each member, (n,).
         method: 1 is Soft-NMS with a linear decay, 2 with a Gaussian one, 3 plain NMS.
         iou_thr: boxes with an IoU above this match (methods 1 and 3).
         sigma: width of the Gaussian (method 2).
         thresh: a box whose score decays to this or below is left out (methods 1 and 2).
-        weights: of each member; a score is multiplied by its member's weight as a fraction of their sum. None leaves scores.
+        weights: the weight of each member. A score is multiplied by weight / sum of weights; None leaves scores unchanged.
         original_scores: return the scores from before the decay, as the reference does.
 
     Raises:
@@ -185,12 +185,12 @@ def soft_nms(
 
 
 def _weights(weights: Sequence[float] | Array | None, num_members: int) -> Array:
-    """(M,) float64."""
+    """The weights of M members as (M,) float64, checked; all 1 for None."""
     if weights is None:
         return np.ones(num_members)
     values = np.asarray(weights, np.float64)
     if values.shape != (num_members,):
-        raise InputError(f"there are {values.size} weights for {num_members} members. Give one weight a member.")
+        raise InputError(f"there are {values.size} weights for {num_members} members. Give one weight per member.")
     if num_members and not (np.isfinite(values).all() and values.min() >= 0 and values.max() > 0):
         raise InputError(f"weights are {values.tolist()}: expected numbers of 0 or more, at least one of them above 0.")
     return values

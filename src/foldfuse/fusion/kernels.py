@@ -236,7 +236,7 @@ def soft_nms(
 
     Args:
         decay: LINEAR or GAUSSIAN.
-        sigma: of the Gaussian.
+        sigma: sigma of the Gaussian decay exp(-IoU^2 / sigma).
         min_score: a box whose score falls to this or below is left out.
         boxes, scores, labels, begin, end, images, weights, score_threshold, iou, num_classes, out, counts: as for `greedy`.
     """

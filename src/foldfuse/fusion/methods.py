@@ -47,8 +47,8 @@ def wbf(
         members: predictions of the same images, with the same classes.
         iou: a box joins a cluster where its IoU with the cluster's present mean is above this.
         score_threshold: boxes with a lower score are left out.
-        weights: of the members, relative to each other; all equal by default.
-        threads: that share the images; None for one a core.
+        weights: the weight of each member, relative to the others; all equal by default.
+        threads: number of threads that share the images; None for one per core.
 
     Returns:
         Predictions of the first member's images, in its order; within an image by falling score.
@@ -223,7 +223,7 @@ def _fuse(
 ) -> Predictions:
     """Check the members, lay their rows end to end, fuse, and gather the results of all images."""
     if threads is not None and threads < 1:
-        raise InputError(f"threads is {threads}, and must be 1 or more; None takes one a core.")
+        raise InputError(f"threads is {threads}, and must be 1 or more; None takes one per core.")
     shares = _normalized(weights, len(members))
     begin, end = _rows(members)
     classes = members[0].classes
@@ -247,7 +247,7 @@ def _normalized(weights: Sequence[float] | None, num_members: int) -> Array:
     if weights is None:
         return np.ones(num_members)
     if len(weights) != num_members:
-        raise InputError(f"there are {len(weights)} weights for {num_members} members. Give one weight a member.")
+        raise InputError(f"there are {len(weights)} weights for {num_members} members. Give one weight per member.")
     values = np.array(weights, np.float64)
     if not (np.isfinite(values).all() and (values >= 0).all() and values.max() > 0):
         raise InputError(f"weights are {list(weights)}: expected numbers of 0 or more, at least one of them above 0.")

@@ -24,12 +24,12 @@ def new_classifier(recipe: ClassifierRecipe, num_classes: int, *, initialized: b
     """A new classifier for a recipe.
 
     Args:
-        recipe: of the run.
-        num_classes: of the data.
+        recipe: the recipe of the run.
+        num_classes: the number of classes in the data.
         initialized: whether to load the ImageNet weights that the recipe may ask for.
 
     Raises:
-        InputError: the network does not take the recipe's image size, or the weights are not at hand.
+        InputError: the network does not take the recipe's image size, or the weights are not available.
     """
     imagenet = initialized and recipe.init_weights == "imagenet"
     net: Any = make_classifier(recipe.classifier, num_classes, pretrained=imagenet)

@@ -30,8 +30,8 @@ class ForwardCost:
     """Cost of the forward pass of one image.
 
     Attributes:
-        num_parameters: of the network.
-        flops: of all matrix products and convolutions.
+        num_parameters: the number of parameters of the network.
+        flops: FLOPs of all matrix products and convolutions.
         attention_flops: the part of `flops` that multiplies activations with activations.
     """
 

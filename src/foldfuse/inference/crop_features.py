@@ -32,9 +32,9 @@ class CropEncoder:
 
     Attributes:
         network: (B, 3, size, size) in 0..1 on `device` -> (B, D) on `device`.
-        size: of a crop, pixels.
+        size: the size of a crop, pixels.
         context: side of a crop, as a multiple of its box's longer side.
-        device: that the network computes on.
+        device: the device that the network computes on.
     """
 
     network: Callable[[Tensor], Tensor]
@@ -67,7 +67,7 @@ def mirrored(encoder: CropEncoder) -> CropEncoder:
 
 @torch.inference_mode()
 def features(crops: Crops, encoder: CropEncoder, *, progress: Progress = no_progress) -> Array:
-    """(n, D) float32, a row a crop. Raises InputError where an image cannot be decoded."""
+    """(n, D) float32 features, one row per crop. Raises InputError where an image cannot be decoded."""
     rows: list[Array] = []
     done = 0
     images = crops.images(context=encoder.context, size=encoder.size)

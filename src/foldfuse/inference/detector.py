@@ -131,9 +131,9 @@ def relabel(predictions: Predictions, labels: Array, dataset: Dataset) -> Predic
     """`predictions` with the dataset's labels; boxes of a class that the dataset does not have are left out.
 
     Args:
-        predictions: with a run's labels.
-        labels: of the dataset, for each of the run's classes; see `labels_by_name`.
-        dataset: whose classes to use.
+        predictions: predictions with a run's labels.
+        labels: the dataset's label of each of the run's classes; see `labels_by_name`.
+        dataset: the dataset whose classes to use.
     """
     if predictions.classes == dataset.classes:
         return predictions

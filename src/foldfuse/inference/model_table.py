@@ -21,10 +21,10 @@ class ModelRow:
     """A model at its usual image size.
 
     Attributes:
-        name: as recipes take it.
+        name: the name that recipes take.
         kind: "detector" or "classifier".
-        num_parameters: with `NUM_CLASSES` classes.
-        flops: of the forward pass of one image; a multiply-add counts as two.
+        num_parameters: number of parameters with `NUM_CLASSES` classes.
+        flops: FLOPs of the forward pass of one image; a multiply-add counts as two.
         image_size: pixels, the side of the square.
         stride: image height and width must be multiples of it.
         description: one line.

@@ -46,7 +46,7 @@ def named_tensors(raw: Any, name: str = "output") -> Iterator[tuple[str, Tensor]
 def write_onnx(
     net: nn.Module, out: Path, *, image_size: int, metadata: Mapping[str, str], fixed_size: bool = False
 ) -> str:
-    """Write a network in eval mode as ONNX; a clause on the images that the file takes comes back.
+    """Write a network in eval mode as ONNX, and return a clause that says which images the file takes.
 
     Args:
         net: anything with a `stride`, on the CPU.
@@ -79,7 +79,7 @@ def write_onnx(
 
 
 def _saved(program: Any, path: Path, metadata: Mapping[str, str], net: nn.Module, checked: Sequence[Tensor]) -> float:
-    """Write the program with its metadata; its largest difference from the network's outputs on `checked` comes back."""
+    """Write the program with its metadata, and return its largest difference from the network's outputs on `checked`."""
     for key, value in metadata.items():
         program.model.metadata_props[key] = value
     program.save(path)

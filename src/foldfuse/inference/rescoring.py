@@ -52,7 +52,7 @@ class Blend:
     """How the classifier's probability enters the score.
 
     Attributes:
-        alpha: in s^(1 - alpha) p^alpha; 0 leaves scores unchanged.
+        alpha: the exponent in s^(1 - alpha) p^alpha; 0 leaves scores unchanged.
         background: whether p is over all K + 1 classes, or over the K classes given that there is an object.
     """
 
@@ -68,7 +68,7 @@ class Rescorer:
         probe: the linear classifier of crop features.
         encoder: makes the features.
         blend: how the probability enters the score.
-        max_detections: of each image, this many boxes with the highest scores get crops.
+        max_detections: number of boxes per image that get crops, by highest score.
         default_log_p: log p of a box without a crop.
     """
 
@@ -84,13 +84,13 @@ class RescoringFacts:
     """The result of crop rescoring in numbers, as rescore.json and a campaign's ledger hold them.
 
     Attributes:
-        metric: that had to gain.
+        metric: the metric that decided.
         accepted: whether the gain is significant; otherwise scores are unchanged.
         alpha, background: the blend in use.
         before, after: the metric of the given and of the rescored predictions, on the images that chose the blend.
-        gain: by nested cross-validation, over bootstrap resamples of the images.
+        gain: the gain by nested cross-validation, over bootstrap resamples of the images.
         accuracy: share of the boxes on an object whose class the classifier, trained without their image, gets right.
-        ridge: of the probe.
+        ridge: the ridge of the probe.
     """
 
     metric: str
@@ -111,7 +111,7 @@ class RescoringResult:
     Attributes:
         rescorer: trained on everything; leaves scores unchanged where the gain is not significant.
         predictions: the given ones rescored, each image by a classifier trained without it.
-        facts: its gain in numbers.
+        facts: the gain of the rescorer in numbers.
         best: the blend with the best score on these images, significant or not.
     """
 
@@ -158,12 +158,12 @@ def fit_rescorer(
         predictions: out-of-fold, of all images of `dataset` or some.
         dataset: annotated; objects on images without predictions are trained on as well.
         folds: the cross-validation leaves out one fold at a time where the predictions cover several folds.
-        encoder: of the crops; by default EfficientNet-Lite0 with ImageNet weights.
+        encoder: the encoder of the crops; by default EfficientNet-Lite0 with ImageNet weights.
         metric: ap50, ap, f2 or wheat.
-        max_detections: of each image, this many boxes with the highest scores get crops.
+        max_detections: number of boxes per image that get crops, by highest score.
         max_objects: crops of annotated objects to train on; of more, a random choice balanced over the classes. If there are
             fewer than half as many, their mirror images are trained on as well.
-        seed: of that choice, of the cross-validation and of the bootstrap.
+        seed: the random seed of that choice, of the cross-validation and of the bootstrap.
         progress: gets the share that is done.
 
     Raises:
@@ -247,7 +247,7 @@ def rescored(
         rows: (m,) boxes with crops.
         log_p: (m, K + 1) of these boxes.
         blend: how the probability enters the score.
-        default_log_p: log p of the boxes without crops; by default the median of the others.
+        default_log_p: log p of the boxes without crops; by default the median log p of the boxes with crops.
     """
     if not blend.alpha:
         return predictions

@@ -23,7 +23,7 @@ class View:
     """A TTA view: a scale and flips of the input image.
 
     Attributes:
-        scale: of the recipe's image size.
+        scale: the scale relative to the recipe's image size.
         hflip, vflip: whether the input is mirrored left-right, top-bottom.
     """
 

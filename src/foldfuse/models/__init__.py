@@ -35,12 +35,12 @@ def make_classifier(name: str, num_classes: int, *, pretrained: bool = True) -> 
     """A new network: (B, 3, H, W) in 0..1 -> (B, num_classes) logits.
 
     Args:
-        name: one of CLASSIFIERS, or "timm:" and the name of one of timm's networks.
+        name: one of CLASSIFIERS, or "timm:" and the name of a timm network.
         num_classes: K.
         pretrained: begin with ImageNet weights.
 
     Raises:
-        InputError: there is no such network, or its weights are not at hand.
+        InputError: there is no such network, or its weights are not available.
     """
     if name.startswith(TIMM):
         return TimmClassifier(name.removeprefix(TIMM), num_classes, pretrained=pretrained)
@@ -82,13 +82,13 @@ def make_detector(name: str, num_classes: int, *, anchor_scale: float | None = N
     """A new detector: `name` is one of DETECTORS or "compose:BACKBONE+NECK+HEAD".
 
     Args:
-        name: of the detector.
-        num_classes: of the data.
+        name: the name of the detector.
+        num_classes: the number of classes in the data.
         anchor_scale: side of a level's smallest anchor, in strides; None for the published one.
         pretrained: begin with ImageNet weights.
 
     Raises:
-        InputError: there is no such detector, or its weights to start from are not at hand.
+        InputError: there is no such detector, or its initial weights are not available.
     """
     if name.startswith(composed.PREFIX):
         return composed.make_composed(

@@ -1,4 +1,4 @@
-"""Classifiers: ViT and Swin by name, any network of timm's, and a classifier with its loss, as training needs it."""
+"""Classifiers: ViT and Swin by name, any timm network, and a classifier with its loss, as training needs it."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ FAMILY: Mapping[str, Callable[..., nn.Module]] = {**_VITS, **_SWINS}
 
 
 class TimmClassifier(nn.Module):
-    """A network of timm's that takes images in 0..1 and normalises them.
+    """A timm network that takes images in 0..1 and normalises them.
 
     Args:
         name: timm's.
@@ -55,7 +55,7 @@ class TimmClassifier(nn.Module):
         fixed_size: the only image size that the network takes, in pixels; None if it takes any.
 
     Raises:
-        InputError: timm has no such network, or its weights are not at hand.
+        InputError: timm has no such network, or its weights are not available.
     """
 
     mean: Tensor

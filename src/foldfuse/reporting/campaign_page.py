@@ -37,10 +37,10 @@ _SCORE_THRESHOLD = 0.3  # for test images of a campaign without held-out predict
 
 
 def write_campaign_page(folder: Path, *, out: Path | None = None) -> Path:
-    """Write the page on a campaign's or a run's folder; the page's path comes back.
+    """Write the page on a campaign's or a run's folder, and return the path of the page.
 
     Args:
-        folder: of a campaign or of a run.
+        folder: the folder of a campaign or of a run.
         out: HTML file to write; `report.html` in the folder by default.
 
     Raises:

@@ -120,7 +120,7 @@ def line_chart(
     Args:
         lines: the curves.
         x, y: the axes.
-        titles: of the x axis and of the y axis.
+        titles: the titles of the x axis and the y axis.
         label: the chart in words, for screen readers.
         dots: marks every point of every curve.
         deadline: where on the x axis to draw the deadline.

@@ -44,11 +44,11 @@ class ComparedCampaign:
     """A campaign in a comparison.
 
     Attributes:
-        folder: of the campaign.
-        name: in the tables.
+        folder: the folder of the campaign.
+        name: the name in the tables.
         data: annotated images.
         record: its facts.
-        notes: of its users.
+        notes: the notes of its users.
     """
 
     folder: Path

@@ -55,7 +55,7 @@ class ConfusionMatrix:
     """Numbers of boxes by annotated class (rows) and predicted class (columns).
 
     Attributes:
-        names: of rows and columns; the last is the background: false positives in its row, missed boxes in its column.
+        names: names of the rows and columns. The last one is the background: its row counts false positives, its column misses.
         counts: (n, n).
     """
 
@@ -69,8 +69,8 @@ class ErrorAnalysis:
 
     Attributes:
         precision: precision-recall curves; None, as `confusion`, for images without annotated objects.
-        costs: of the types of error, in falling order.
-        confusion: of the boxes that score at least the threshold of the examples.
+        costs: the costs of the types of error, in falling order.
+        confusion: the confusion matrix of the boxes that score at least the threshold of the examples.
         examples: the best, typical and worst images.
     """
 
@@ -85,7 +85,7 @@ def analyse_errors(dataset: Dataset, predictions: Predictions, warnings: list[st
 
     Args:
         dataset: annotated.
-        predictions: of some of its images.
+        predictions: predictions of some images of `dataset`.
         warnings: a sentence is added for each image that cannot be shown.
     """
     annotated = dataset.subset([s.id for s in dataset.samples if s.annotations is not None and s.id in predictions])

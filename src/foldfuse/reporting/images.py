@@ -89,7 +89,7 @@ def draw_comparison(sample: Sample, detections: Detections, classes: Sequence[st
 
     Args:
         sample: an annotated image.
-        detections: in the image, already cut at a score threshold.
+        detections: the detections in the image, already cut at a score threshold.
         classes: names by label.
         kind: first word of the title, such as "worst".
 

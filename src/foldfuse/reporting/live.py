@@ -221,7 +221,7 @@ def _segments(facts: Mapping[str, Any]) -> RenderableType:
 
 
 def _minutes(seconds: float) -> str:
-    """Such as 2:05; from an hour up, 1:02:05."""
+    """Seconds as text, such as 2:05; from one hour on, 1:02:05."""
     hours, rest = divmod(round(seconds), 3600)
     return f"{hours}:{rest // 60:02}:{rest % 60:02}" if hours else f"{rest // 60}:{rest % 60:02}"
 

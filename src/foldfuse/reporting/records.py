@@ -103,7 +103,7 @@ class Segment:
 
     @property
     def ap50(self) -> float | None:
-        """On the held-out images."""
+        """AP50 on the held-out images."""
         return self.result.ap50
 
 
@@ -123,7 +123,7 @@ class Submission:
 
     Attributes:
         at: seconds since the start.
-        ap50: of the ensemble.
+        ap50: AP50 of the ensemble.
         metric: which chose the ensemble.
         best_single: best member in one view, with its score by that metric.
         num_members: members in the ensemble, each counted once whatever its views.
@@ -159,7 +159,7 @@ class FusedScore:
 
     Attributes:
         metric: which chose the ensemble; `value` is the ensemble's score by it.
-        interval: of the gain over the best member, on images not used to choose the ensemble.
+        interval: the 95 % interval of the gain over the best member, on images not used to choose the ensemble.
         parts: the members in their views.
     """
 
@@ -197,10 +197,10 @@ class LearningCurves:
     """The learning curves of one run.
 
     Attributes:
-        name: of the run.
+        name: the name of the run.
         seconds, loss: (n,) of the steps.
         eval_seconds, scores: (m,) of the evaluations.
-        metric: of the scores: "AP50", or a classifier's "accuracy".
+        metric: the metric of the scores: "AP50", or a classifier's "accuracy".
     """
 
     name: str

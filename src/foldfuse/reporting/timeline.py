@@ -28,10 +28,10 @@ class Promotion:
     """A base run in the order of its gain for the ensemble, and whether it was promoted.
 
     Attributes:
-        name: of the base run.
-        ap50: of the base run alone.
-        ensemble_score: of the ensemble of this base run and all before it.
-        gain: of that score over the best one before.
+        name: the name of the base run.
+        ap50: AP50 of the base run alone.
+        ensemble_score: the score of the ensemble of this base run and all before it.
+        gain: the increase of `ensemble_score` over the best score before.
         prob_better: share of the bootstrap resamples in which the gain is above 0.
         promoted: whether the base run was trained further.
     """

@@ -72,12 +72,12 @@ class SegmentRecord:
     """One segment in the ledger.
 
     Attributes:
-        name: of the segment, of the member that it makes, and of its folder.
+        name: the name of the segment, of the member that it makes, and of its folder.
         role: part in the schedule.
         recipe: fields of its recipe; empty for external predictions.
         parent: the segment whose last checkpoint it starts from.
         fold: held-out fold.
-        seed: of its random choices.
+        seed: the seed of its random choices.
         state: "running", "trained", "done" (the held-out images are predicted) or "failed".
         budget: seconds of training that it is given.
         seconds: seconds trained, up to its last checkpoint.
@@ -107,7 +107,7 @@ class Ledger:
     """An open ledger, and the campaign's clock.
 
     Attributes:
-        folder: of the campaign.
+        folder: the folder of the campaign.
         db: the open file.
         deadline: seconds of work.
         elapsed_before: seconds that earlier processes worked.

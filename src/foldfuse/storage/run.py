@@ -37,15 +37,15 @@ class RunMetadata:
         classes: names of the classes, in the order of the labels.
         category_ids: the organiser's id of each class.
         data: the training data, as the user named it.
-        data_fingerprint: of the training samples.
-        seed: of every random choice.
+        data_fingerprint: the fingerprint of the training samples.
+        seed: the seed of every random choice.
         val_ids: ids of the held-out images.
         folds: file of the folds that the run was trained with; None where it trained on all images.
         fold: the held-out one of `folds`.
         budget: {"seconds": number} or {"steps": number}.
         checkpoint_seconds: between checkpoints.
-        trackers: that the log was written to besides, such as "tensorboard:DIR".
-        device: that the user asked for, such as "auto".
+        trackers: trackers that got the log too, such as "tensorboard:DIR".
+        device: the device that the user asked for, such as "auto".
         crop_context: side of a classifier's crops, as a multiple of the box's longer side.
         origin: file, sha256 and licence of imported weights.
         trained_on: the device of the training, such as "cuda".
@@ -54,10 +54,10 @@ class RunMetadata:
         canvas: (height, width) of the network's input, in pixels.
         mosaic_end: the first step without mosaics.
         steps: optimizer steps taken.
-        seconds: of the budget that were used.
+        seconds: seconds of the budget that were used.
         images_per_second: trained on.
         data_wait_share: share of the time that was spent waiting for batches.
-        processes: that trained together.
+        processes: number of processes that trained together.
         crops: crops that a classifier trained on.
     """
 

@@ -28,7 +28,7 @@ class World:
     Attributes:
         rank: number of this process, from 0.
         size: number of processes.
-        device: that this process computes on.
+        device: the device that this process computes on.
     """
 
     rank: int = 0
@@ -84,7 +84,7 @@ def open_world(device: str = "auto") -> Iterator[World]:
     """The world that torchrun describes in the environment; this process alone without torchrun.
 
     Args:
-        device: as `choose_device` takes it. Under torchrun "cuda" means the card of each process's LOCAL_RANK.
+        device: a name that `choose_device` takes. Under torchrun "cuda" means the card of each process's LOCAL_RANK.
 
     Raises:
         InputError: there is no such device, or several processes cannot share it.

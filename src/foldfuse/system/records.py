@@ -31,7 +31,7 @@ def to_plain(record: Any, *, version: int | None = None) -> dict[str, Any]:
 
     Args:
         record: a dataclass, whose fields may be dataclasses, tuples, mappings and paths.
-        version: of the layout, written as "format" before the fields; nothing is added without one.
+        version: the version of the layout, written as "format" before the fields; nothing is added without one.
     """
     plain: dict[str, Any] = msgspec.to_builtins(record, enc_hook=_plain)
     return plain if version is None else {VERSION_KEY: version, **plain}

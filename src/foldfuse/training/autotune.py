@@ -42,7 +42,7 @@ class AutotuneResult:
 
     Attributes:
         config: to train with.
-        speedup: of a step, over the default configuration.
+        speedup: the speedup of a step, over the default configuration.
         tried: {configuration in words: seconds of a step, or why it was rejected}.
     """
 
@@ -74,9 +74,9 @@ def autotune(
 
     Args:
         model: keeps the detector contract; it is not changed.
-        batch: of the training.
-        frozen_stages: of the recipe.
-        seconds: of the budget.
+        batch: the batch of the training.
+        frozen_stages: the frozen stages of the recipe.
+        seconds: the budget in seconds.
         key: names everything but machine and versions that the result depends on.
         memory: JSON file of earlier results; in the user's cache by default.
     """
@@ -114,9 +114,9 @@ def affordable(step_seconds: float, batch_size: int, budget_seconds: float) -> t
     """How many images and timed steps of each configuration the budget allows; None where even the fewest cost too much.
 
     Args:
-        step_seconds: of a step with `SMALL_BATCH` images.
-        batch_size: of the training.
-        budget_seconds: of the training.
+        step_seconds: seconds of a step with `SMALL_BATCH` images.
+        batch_size: the batch size of the training.
+        budget_seconds: the budget of the training in seconds.
     """
     choices = ((batch_size, ROUNDS, MAX_SHARE), (batch_size, 1, MAX_SHARE), (SMALL_BATCH, 1, MAX_SHARE_SMALL))
     for images, rounds, share in choices:

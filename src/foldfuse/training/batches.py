@@ -48,10 +48,10 @@ class Batches:
 
     Attributes:
         samples: annotated.
-        images: of the samples.
+        images: the images of the samples.
         recipe: batch size and augmentation.
         canvas: (height, width) of the network's input.
-        seed: of all randomness.
+        seed: the seed of all randomness.
     """
 
     samples: Sequence[Sample]
@@ -73,7 +73,7 @@ class Batches:
         """(B, 3, H, W) uint8 in channels-last layout, and B Annotations in its pixels.
 
         Args:
-            step: of the training.
+            step: the step of the training.
             shard: positions of the batch to make; all by default.
             mosaic: whether images may become mosaics.
         """
@@ -114,7 +114,7 @@ class CropBatches:
         images: the crops.
         labels: (n,).
         recipe: batch size and augmentation.
-        seed: of all randomness.
+        seed: the seed of all randomness.
     """
 
     samples: Sequence[Sample]

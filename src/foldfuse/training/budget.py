@@ -16,7 +16,7 @@ class Budget:
     """Limits of a training; the limit that is reached first ends the training.
 
     Attributes:
-        seconds: of wall-clock time, counted from the first call of `elapsed` or `spent`.
+        seconds: seconds of wall-clock time, counted from the first call of `elapsed` or `spent`.
         steps: optimizer steps. A budget of steps alone makes a training repeatable bit by bit.
         used: seconds that earlier parts of a resumed training took.
         clock: seconds from any origin; tests pass their own.

@@ -16,7 +16,7 @@ class TrainingResult:
 
     Attributes:
         steps: optimizer steps in all, those of earlier sessions included.
-        seconds: of the budget that were used, those of earlier sessions included.
+        seconds: seconds of the budget that were used, those of earlier sessions included.
     """
 
     steps: int
@@ -64,9 +64,9 @@ def finish_run(
 
     Args:
         run: the folder.
-        session: that trained.
+        session: the session of the training.
         state: the last one.
-        metadata: of the run, with the facts that the training found.
+        metadata: the metadata of the run, with the facts that the training found.
         batch_size: images per step.
     """
     steps, seconds = state["step"], state["seconds"]

@@ -34,12 +34,12 @@ def new_detector(recipe: Recipe, num_classes: int, *, initialized: bool = True) 
     """A new detector for a recipe.
 
     Args:
-        recipe: of the run.
-        num_classes: of the data.
+        recipe: the recipe of the run.
+        num_classes: the number of classes in the data.
         initialized: whether to load the ImageNet weights that the recipe may ask for.
 
     Raises:
-        InputError: the weights are not at hand.
+        InputError: the weights are not available.
     """
     imagenet = initialized and recipe.init_weights == "imagenet"
     return make_detector(recipe.detector, num_classes, anchor_scale=recipe.anchor_scale, pretrained=imagenet)
@@ -74,7 +74,7 @@ def train_detector(
         run: folder with a recipe and metadata.
         dataset: annotated images to train on.
         session: how to train now.
-        images: of the dataset, where they are decoded already.
+        images: the images of the dataset, where they are decoded already.
         init_state: the last checkpoint of another run, whose weights to start from.
         halve_on_out_of_memory: False raises torch's error; several processes always do.
 

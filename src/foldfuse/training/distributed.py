@@ -1,4 +1,4 @@
-"""Training over several processes: together they learn what one process learns from the same global batch.
+"""Training over several processes, which together compute the same steps as one process with the same global batch.
 
 Each process computes the forward pass of its shard of every batch. Batch norms take their statistics over all shards, the
 loss is computed of the whole batch on every process (so that a detector may divide by a count without knowing of other

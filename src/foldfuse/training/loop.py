@@ -44,13 +44,13 @@ def fit(
 
     Args:
         model: keeps the detector contract, and lies on the session's device.
-        batches: of each step.
+        batches: the batches of each step.
         recipe: rates and schedules.
         session: budget, processes, and the checkpoint to resume from; without one `model` is trained from step 0 as it is.
         log: a row is appended for each step.
         save: is given the state about every `checkpoint_seconds`, and at the end.
         config: how the forward pass computes; the device's default by default.
-        make_optimizer: of a model and its recipe.
+        make_optimizer: makes the optimizer of a model and its recipe.
 
     Returns:
         The last state: "model", "ema", "ema_steps", "optimizer", "scaler", "step", "seconds", "data_wait", "mosaic_end", "rng".
@@ -162,7 +162,7 @@ def _rng_state(device: torch.device) -> dict[str, Tensor]:
 
 
 def _set_rng_state(states: Sequence[Mapping[str, Tensor]], world: World, device: torch.device) -> None:
-    """Restore the state of this process; where the number of processes has changed, the state of another one."""
+    """Restore torch's random state of this process; with more processes than states, a process takes another one's state."""
     own = states[world.rank % len(states)]
     torch.set_rng_state(own["cpu"])
     if "cuda" in own and device.type == "cuda":

@@ -28,9 +28,9 @@ def make_classifier_optimizer(model: Any, recipe: ClassifierRecipe) -> Optimizer
 
 
 def detector_groups(model: Any, recipe: Recipe) -> list[dict[str, Any]]:
-    """Parameter groups by rate, with weight decay for matrices and without for biases and norms.
+    """Parameter groups of a detector by learning rate, with weight decay for matrices but not for biases and norms.
 
-    "base_lr" of a group is its rate before the schedule.
+    "base_lr" of a group is its learning rate before the schedule.
     """
     layer_of = layer_indices(model.backbone)
     last = max(layer_of.values())
@@ -45,7 +45,7 @@ def detector_groups(model: Any, recipe: Recipe) -> list[dict[str, Any]]:
 
 
 def classifier_groups(model: Any, recipe: ClassifierRecipe) -> list[dict[str, Any]]:
-    """As `detector_groups`, by layer; tokens and position embeddings have no weight decay either."""
+    """Parameter groups of a classifier by layer, with weight decay for matrices but not for tokens and position embeddings."""
     layer_of = layer_indices(model.net)
     last = max(layer_of.values())
     return _groups(

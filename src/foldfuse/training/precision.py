@@ -14,10 +14,10 @@ class ComputeConfig:
     """How the forward pass computes. Losses, the optimizer and the weights themselves are always float32.
 
     Attributes:
-        precision: of the forward pass: "float32", "bfloat16", or "float16" for cards without bfloat16.
+        precision: the precision of the forward pass: "float32", "bfloat16", or "float16" for cards without bfloat16.
         matmul: "highest", or "medium" to let matrix products round their factors to bfloat16.
         channels_last: whether images and weights lie channels last in memory.
-        threads: of torch; None for torch's own choice.
+        threads: number of threads of torch; None for torch's own choice.
     """
 
     precision: str = "float32"
@@ -27,7 +27,7 @@ class ComputeConfig:
 
     @property
     def memory_format(self) -> torch.memory_format:
-        """Of weights and images."""
+        """The memory format of weights and images."""
         return torch.channels_last if self.channels_last else torch.contiguous_format
 
     def autocast(self, device: torch.device) -> torch.autocast:

@@ -31,7 +31,7 @@ class TrainingSession:
     """How a run is trained now.
 
     Attributes:
-        budget: of the whole training, with the part that is spent already.
+        budget: the budget of the whole training, with the part that is spent already.
         world: the processes that train together, and this process's device.
         checkpoint: the last checkpoint of this very run, to resume from; None starts at step 0.
         checkpoint_seconds: between checkpoints; the last one is written at the end.
@@ -58,9 +58,9 @@ def open_session(
 
     Args:
         run: the folder.
-        metadata: of the run, with its budget, device, trackers and seconds between checkpoints.
+        metadata: the metadata of the run, with its budget, device, trackers and seconds between checkpoints.
         new: recipe of a new run; None resumes the run in the folder.
-        title: of the progress bar.
+        title: the title of the progress bar.
 
     Raises:
         InputError: the folder cannot be used, or the device or a tracker is not there.
@@ -97,7 +97,7 @@ def run_metadata(dataset: Dataset, *, data: str, seed: int, val_ids: tuple[int, 
     Args:
         dataset: to train on.
         data: where the user has the dataset.
-        seed: of every random choice.
+        seed: the seed of every random choice.
         val_ids: ids of the held-out images.
     """
     return RunMetadata(

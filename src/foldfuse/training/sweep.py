@@ -50,11 +50,11 @@ class SweepRequest:
     """What a sweep compares, and on which data.
 
     Attributes:
-        data_fingerprint: of all samples.
+        data_fingerprint: the fingerprint of all samples.
         recipes: {name of the combination: its recipe}, in the order of training.
-        seconds: for the whole sweep.
+        seconds: budget of the whole sweep in seconds.
         folds: number of folds; the first one is held out.
-        seed: of the folds and of every training.
+        seed: the random seed of the folds and of every training.
     """
 
     data_fingerprint: str
@@ -92,7 +92,7 @@ class Sweep:
 
     Attributes:
         request: what is compared.
-        seconds_each: of training for each combination; None before it is measured.
+        seconds_each: seconds of training for each combination; None before it is measured.
         runs: {name of the combination: its result}; of the finished ones.
     """
 
@@ -134,10 +134,10 @@ def run_sweep(
     Args:
         dataset: annotated.
         out: folder for the runs and sweep.json.
-        recipes: of `combinations`.
-        seconds: for everything: trainings, scoring and overhead.
+        recipes: the recipes of `combinations`.
+        seconds: budget in seconds for everything: trainings, scoring and overhead.
         folds: number of folds; the first one is held out.
-        seed: of the folds and of every training.
+        seed: the random seed of the folds and of every training.
         device: to compute on.
         show_progress: a context that shows the progress of a titled piece of work.
         show: is given the sweep after each training.

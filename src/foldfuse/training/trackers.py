@@ -26,7 +26,7 @@ def open_trackers(wanted: Sequence[str], name: str) -> Iterator[Tracker]:
 
     Args:
         wanted: such as "tensorboard:DIR" or "mlflow:URI".
-        name: of the run.
+        name: the name of the run.
 
     Raises:
         InputError: there is no such kind of tracker, or its package is not installed.

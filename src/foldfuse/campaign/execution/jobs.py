@@ -55,10 +55,10 @@ def train_segment(
     """Trains a run up to `seconds` in all, and returns the seconds that it has trained.
 
     Args:
-        run: with its recipe and metadata.
+        run: the run to train, with its recipe and metadata.
         dataset: to train on.
-        seconds: of training in all, the time before `state` included.
-        images: of the dataset, decoded.
+        seconds: total seconds of training, the time before `state` included.
+        images: the images of the dataset, decoded.
         state: the run's own last checkpoint, to resume from.
         parent: the run whose last checkpoint gives the initial weights, where there is no `state`.
         checkpoint_seconds: between checkpoints.

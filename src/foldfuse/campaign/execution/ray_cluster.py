@@ -74,12 +74,12 @@ class WorkerHandle:
 
     Attributes:
         slot: node and number.
-        label: of its node, for people.
+        label: the label of its node, for people.
         actor: Ray's handle of the worker.
         pending: {request: Ray's handle of the answer}, for "ready", "result" and "checkpoint".
-        job: in training.
+        job: the job in training.
         ready: whether it can take a job.
-        interval: of the timeline, which ends with the job.
+        interval: the interval of the timeline that ends with the job.
     """
 
     slot: Slot

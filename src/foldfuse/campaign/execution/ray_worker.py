@@ -36,13 +36,13 @@ class JobSpec:
     """A segment to train, as sent to a node.
 
     Attributes:
-        name: of the segment.
-        seconds: of training in all when the job ends.
-        files: of its run folder.
+        name: the name of the segment.
+        seconds: total seconds of training when the job ends.
+        files: the files of its run folder.
         parent: checkpoints of the run that gives the initial weights; empty where the segment has a checkpoint or no parent.
         checkpoint_seconds: between checkpoints.
-        state: of the campaign.
-        device: of every network, as `--device` takes it.
+        state: the state of the campaign.
+        device: the device of every network, as `--device` takes it.
         pseudo_labeled: samples to train on besides the samples sent before.
         chunks: their image files.
     """
@@ -64,7 +64,7 @@ class JobResult:
 
     Attributes:
         seconds: trained.
-        files: of its run folder, with the predictions of the held-out images.
+        files: the files of its run folder, with the predictions of the held-out images.
         views: TTA views of these predictions.
         image_seconds: seconds that one image takes in the plain view.
     """

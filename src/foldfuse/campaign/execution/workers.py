@@ -26,11 +26,11 @@ class SegmentJob:
 
     Attributes:
         run: its folder among the campaign's members, with recipe and metadata.
-        seconds: of training in all when the job ends.
+        seconds: total seconds of training when the job ends.
         checkpoint: its last checkpoint, to resume from.
         parent: the run whose last checkpoint gives the initial weights, where the segment has no checkpoint.
         checkpoint_seconds: between checkpoints.
-        state: of the campaign, the segment among its records.
+        state: the state of the campaign, the segment among its records.
         pseudo_labeled: test images with pseudo-labels, to train on besides the task's images.
     """
 
@@ -57,9 +57,9 @@ class SegmentResult:
     """The result of a job.
 
     Attributes:
-        name: of the segment.
+        name: the name of the segment.
         seconds: trained; of a lost segment, up to the last checkpoint in its folder.
-        predictions: of the held-out images, where the worker has made them already.
+        predictions: the predictions of the held-out images, where the worker has made them already.
         error: why the job failed: FloatingPointError where the training diverged, or WorkerLost.
     """
 

@@ -21,7 +21,7 @@ class Decision:
 
     Attributes:
         segment: to train; None where none can start: training is over, or a busy segment must finish first.
-        seconds: of training in all when the segment ends.
+        seconds: total seconds of training when the segment ends.
         num_views: how many of `VIEWS` fit into the time from now on.
     """
 
@@ -150,7 +150,7 @@ class PlannedSegment:
 
 @dataclass(frozen=True)
 class Plan:
-    """How the time is to be spent, as far as is known now.
+    """The plan of a campaign: the time for each segment and for all other work, as far as known now.
 
     Attributes:
         segments: finished, running and planned.
@@ -164,7 +164,7 @@ class Plan:
 
 
 def make_plan(state: CampaignState) -> Plan:
-    """The current plan: finished segments as they were, the others as they are planned."""
+    """The current plan: finished segments with their measured time, unfinished segments with their planned time."""
     planned = plan_segments(state)
     unfinished = [segment for segment in planned if state.is_open(segment.name)]
     first = max(0.0, training_seconds(unfinished[0], unfinished, state)) if unfinished else 0.0

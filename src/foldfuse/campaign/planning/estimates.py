@@ -26,10 +26,10 @@ class CandidateCost:
     """Measured cost of one candidate.
 
     Attributes:
-        name: of the recipe.
-        recipe: with its image size and batch size.
-        step_seconds: of a training step.
-        image_seconds: of one image in the plain view.
+        name: the name of the recipe.
+        recipe: the recipe, with its image size and batch size.
+        step_seconds: seconds of a training step.
+        image_seconds: seconds to predict one image in the plain view.
     """
 
     name: str
@@ -43,7 +43,7 @@ class CampaignPlan:
     """A plan with the costs behind it.
 
     Attributes:
-        costs: of the candidates.
+        costs: the costs of the candidates.
         tried: names of the candidates that the plan uses.
         plan: the segments and the reserved time.
         deadline: seconds.

@@ -82,7 +82,7 @@ def base_runs(state: CampaignState) -> tuple[Segment, ...]:
 
 
 def _cooldowns_of_one(base: Segment, state: CampaignState) -> list[Segment]:
-    """The cooldown runs of a single base run, with different image sizes and seeds: one a worker, at the least.
+    """The cooldown runs of a single base run, with different image sizes and seeds: at least one per worker.
 
     Cooldown runs that have begun stay in the plan, however many workers are left.
     """
@@ -112,7 +112,7 @@ def num_cooldowns(share: float, state: CampaignState) -> int:
 
 
 def with_pseudo_labels(cooldown: Segment) -> Segment:
-    """The cooldown run one round later and with pseudo-labels, which the ensemble of the others gives."""
+    """The cooldown run one round later, trained on pseudo-labels too; the ensemble of the other members predicts them."""
     return replace(cooldown, round=cooldown.round + 1, pseudo_labels=True)
 
 

@@ -14,11 +14,11 @@ class Segment:
     """A stretch of training that ends with a member.
 
     Attributes:
-        name: of the member, and of its folder.
+        name: the name of the member, and of its folder.
         role: base, extended or cooldown run.
         recipe: how it is trained.
-        seed: of its random choices.
-        share: of the training time, relative to the other segments of the plan.
+        seed: the seed of its random choices.
+        share: the share of the training time, relative to the other segments of the plan.
         parent: the segment whose last checkpoint it starts from; None for a start from the recipe's initial weights.
         fold: held-out fold.
         round: 0 for a base run; a segment starts once all segments of earlier rounds are over.
@@ -43,7 +43,7 @@ class CampaignState:
     Attributes:
         recipes: {name: recipe} of the candidates, the default first.
         image_sizes: allowed image sizes; empty for all.
-        seed: of every random choice.
+        seed: the seed of every random choice.
         deadline, elapsed: seconds.
         num_val, num_test: held-out and test images that each member predicts.
         segments: records of the segments so far.

@@ -16,7 +16,7 @@ from foldfuse.models.backbones import swin, vit
 from foldfuse.models.backbones.timm_cnn import TimmBackbone
 from foldfuse.models.pretrained.vit_swin import load_imagenet
 
-TIMM = "timm:"  # prefix of the names of timm's networks
+TIMM = "timm:"  # prefix of the names of timm networks
 
 
 class ViTBackbone(nn.Module):
@@ -76,10 +76,10 @@ TRANSFORMERS: tuple[str, ...] = (*(name for name, row in vit.SIZES.items() if ro
 
 
 def make_backbone(name: str, *, pretrained: bool) -> TimmBackbone | ViTBackbone | SwinBackbone:
-    """A new backbone: "timm:" and the name of one of timm's convolutional networks, or one of `TRANSFORMERS`.
+    """A new backbone: "timm:" and the name of a convolutional timm network, or one of `TRANSFORMERS`.
 
     Raises:
-        InputError: there is no such backbone, or its weights are not at hand.
+        InputError: there is no such backbone, or its weights are not available.
     """
     if name.startswith(TIMM):
         return TimmBackbone(name.removeprefix(TIMM), pretrained=pretrained)

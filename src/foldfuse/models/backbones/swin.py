@@ -85,9 +85,9 @@ def shift_mask(height: int, width: int, shifts: tuple[int, int], device: torch.d
     """(R, M^2, M^2), -100 between tokens that are neighbours only through the cyclic shift (section 3.2, figure 4).
 
     Args:
-        height, width: of the tokens, before they are padded to whole windows.
-        shifts: of rows and columns; 0 for no shift.
-        device: of the mask.
+        height, width: size of the map of tokens, before it is padded to whole windows.
+        shifts: shift along rows and along columns; 0 for no shift.
+        device: the device of the mask.
     """
     if not any(shifts):
         return None
@@ -132,7 +132,7 @@ class Block(nn.Module):
 
         Args:
             x: tokens.
-            shifts: of rows and columns, in tokens; 0 for no shift.
+            shifts: shift along rows and along columns, in tokens; 0 for no shift.
             mask: the `shift_mask` for these shifts.
         """
         x = self.drop_path(x, lambda t: self._attend(self.norm1(t), shifts, mask))
@@ -193,9 +193,9 @@ class Swin(nn.Module):
     Args:
         num_classes: K.
         channels: C of the first stage; each later one has twice as many.
-        depths, heads: of each stage.
+        depths, heads: number of blocks and number of attention heads of each stage.
         drop_path: rate of the last block; it grows linearly up to there.
-        mean, std: of the RGB channels; `forward` normalises the images.
+        mean, std: mean and standard deviation of the RGB channels; `forward` normalises the images.
     """
 
     mean: Tensor

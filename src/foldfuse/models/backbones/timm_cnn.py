@@ -1,4 +1,4 @@
-"""Any convolutional network of timm's as a backbone that gives the levels P3, P4 and P5."""
+"""Any convolutional timm network as a backbone that gives the levels P3, P4 and P5."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ LEVEL_STRIDES = (8, 16, 32)
 
 
 class TimmBackbone(nn.Module):
-    """Any of timm's convolutional networks: (B, 3, H, W) in 0..1 -> [(B, C_i, H / s, W / s)] for s in 8, 16, 32.
+    """Any convolutional timm network: (B, 3, H, W) in 0..1 -> [(B, C_i, H / s, W / s)] for s in 8, 16, 32.
 
     Args:
         name: timm's.
@@ -26,7 +26,7 @@ class TimmBackbone(nn.Module):
         cut: stages left out at the end; the last stage that stays must have stride 32.
 
     Raises:
-        InputError: timm has no such network, it has no such levels, or its weights are not at hand.
+        InputError: timm has no such network, it has no such levels, or its weights are not available.
     """
 
     mean: Tensor
@@ -90,7 +90,7 @@ class TimmBackbone(nn.Module):
 
 
 def _cut(net: nn.Module, cut: int) -> tuple[nn.ModuleList, dict[int, tuple[int, int]]]:
-    """The parts of a network of timm's in order, and {index: (stride, channels)} of the last part of each stride.
+    """The parts of a timm network in order, and {index: (stride, channels)} of the last part of each stride.
 
     Args:
         net: a network made with features_only.

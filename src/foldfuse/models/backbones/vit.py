@@ -105,14 +105,14 @@ class ViT(nn.Module):
 
     Args:
         num_classes: K.
-        width, depth, heads: of the encoder (table 1).
+        width, depth, heads: width, number of blocks and number of attention heads of the encoder (table 1).
         patch: side of a patch in pixels; also the stride.
         image_size: (height, width) in pixels that learned positions are made for; any other multiple of `patch` works too.
         positions: kind of position embedding (appendix D.4). "none"; "learned_1d", a vector for each patch of the grid;
             "learned_2d", half a vector for each row and half for each column; "sincos", fixed waves along both axes (Vaswani
             et al., arXiv:1706.03762, section 3.5, in 2-D). Learned positions are resampled to other grids.
         drop_path: rate of the last block; it grows linearly up to there.
-        mean, std: of the RGB channels; `forward` normalises the images.
+        mean, std: mean and standard deviation of the RGB channels; `forward` normalises the images.
     """
 
     mean: Tensor

@@ -70,7 +70,7 @@ class _WithMean(torch.autograd.Function):
 
 
 class Excite(nn.Module):
-    """Squeeze-and-excitation with the layers of timm's."""
+    """Squeeze-and-excitation with the layers of timm's own module."""
 
     def __init__(self, parts: SqueezeExcite) -> None:
         super().__init__()

@@ -1,6 +1,6 @@
 """Anchors for any image size, and boxes encoded as deltas from anchors.
 
-Source: Lin et al., "Focal Loss", arXiv:1708.02002, section 4 (9 anchors a cell: 3 octave scales x 3 aspect ratios);
+Source: Lin et al., "Focal Loss", arXiv:1708.02002, section 4 (9 anchors per cell: 3 octave scales x 3 aspect ratios);
 the deltas are those of Ren et al., "Faster R-CNN", arXiv:1506.01497, section 3.1.2, in effdet's order (y, x, h, w).
 Where we differ: an anchor's size follows the level's nominal stride (8 .. 128), and its centre the level's true cell
 size. So an image size that is no multiple of 128 moves the anchors but does not resize them: a delta learned at one image size

@@ -136,7 +136,7 @@ class BiFPNLayer(nn.Module):
         self.fnode = nn.ModuleList(nodes)
 
     def convs(self) -> list[nn.Conv2d]:
-        """The convolutions in the order in which they are made: projections, finest level first, then the nodes' own."""
+        """The convolutions in order of creation: the projections, finest level first, then the convolutions of the nodes."""
         nodes: list[Any] = list(self.fnode)
         n = len(nodes) // 2
         parts = [node.combine for node in (*reversed(nodes[:n]), *nodes[n:])] + [node.after_combine for node in nodes]
@@ -183,7 +183,7 @@ class BiFPN(nn.Module):
         )
 
     def convs(self) -> list[nn.Conv2d]:
-        """The convolutions in the order in which they are made."""
+        """The convolutions in order of creation."""
         layers: list[Any] = list(self.cell)
         return convs_of(self.resample) + [conv for layer in layers for conv in layer.convs()]
 

@@ -90,15 +90,15 @@ def make_composed(
     """A new detector of these parts.
 
     Args:
-        backbone: as `make_backbone` takes it.
-        neck: of `NECKS`; "vitdet" behind a ViT, which has one level, and another behind the others, which have three.
-        head: of `HEADS`.
-        num_classes: of the data.
+        backbone: a name that `make_backbone` takes.
+        neck: one of `NECKS`: "vitdet" for a ViT, which has one level; another name for a backbone with three levels.
+        head: one of `HEADS`.
+        num_classes: the number of classes in the data.
         anchor_scale: side of a level's smallest anchor, or of an untrained box, in strides.
         pretrained: begin with ImageNet weights.
 
     Raises:
-        InputError: there is no such part, the parts do not fit, or the weights are not at hand.
+        InputError: there is no such part, the parts do not fit, or the weights are not available.
     """
     if neck not in NECKS:
         raise unknown_name("neck", neck, NECKS)
@@ -133,7 +133,7 @@ def parts_of(name: str) -> tuple[str, str, str]:
 def make_lite_fpn(
     backbone: str, num_classes: int, *, anchor_scale: float | None = None, pretrained: bool = True
 ) -> ComposedDetector:
-    """An EfficientNet-Lite of timm's without its last stage, an FPN and an anchor-free head: learns fast on a CPU."""
+    """A detector of timm's EfficientNet-Lite without its last stage, an FPN and an anchor-free head: learns fast on a CPU."""
     body = TimmBackbone(backbone, pretrained=pretrained, cut=1)
     neck = FPN(body.channels, width=WIDTH)
     return ComposedDetector(body, neck, DenseHead(num_classes, width=WIDTH, anchor_scale=_scale(anchor_scale)))

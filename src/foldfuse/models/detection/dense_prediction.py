@@ -90,7 +90,7 @@ class DensePrediction:
         """Terms to be summed, each a scalar: "class" (quality focal) and "box" (GIoU), per assigned object.
 
         Args:
-            raw: of B images.
+            raw: the output of `forward` for B images.
             targets: B Annotations in input pixels, without crowd regions.
         """
         logits, box_deltas = raw.logits.float(), raw.box_deltas.float()

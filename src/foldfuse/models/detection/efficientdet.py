@@ -37,11 +37,11 @@ class EfficientDet(AnchorPrediction, nn.Module):
         backbone: timm's name.
         width: channels of the BiFPN and of the heads.
         repeats: BiFPN layers.
-        head_repeats: convolutions of a head, before the one that predicts.
+        head_repeats: number of convolutions of a head before the last one, which predicts.
         act: makes the activation of the BiFPN and of the heads.
         weighted: fast normalized fusion instead of plain sums.
         anchor_scale: side of a level's smallest anchor, in strides.
-        mean, std: of the RGB channels; `forward` normalises the images.
+        mean, std: mean and standard deviation of the RGB channels; `forward` normalises the images.
         drop_path: rate of the backbone's last block; it grows linearly up to there.
         image_size: pixels, the side of the square that the model was published with; any multiple of `stride` works.
     """
@@ -135,14 +135,14 @@ LITE_MEAN, LITE_STD = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
 
 @dataclass(frozen=True)
 class Scaling:
-    """How one member of the family is made.
+    """The scaling of one model of the family.
 
     Attributes:
         backbone: timm's name.
         image_size: pixels, the side of the square that the model was published with.
         width: channels of the BiFPN and of the heads.
         repeats: BiFPN layers.
-        head_repeats: convolutions of a head, before the one that predicts.
+        head_repeats: number of convolutions of a head before the last one, which predicts.
         fusion: "weighted" (fast normalised fusion) or "sum".
         anchor_scale: side of a level's smallest anchor, in strides.
         drop_path: rate of the backbone's last block; it grows linearly up to there.
@@ -188,12 +188,12 @@ def make_efficientdet(
 
     Args:
         scaling: a row of the table.
-        num_classes: of the data.
+        num_classes: the number of classes in the data.
         anchor_scale: None for the table's.
         pretrained: begin with ImageNet weights in the backbone.
 
     Raises:
-        InputError: the weights are not at hand.
+        InputError: the weights are not available.
     """
     model = EfficientDet(
         num_classes,

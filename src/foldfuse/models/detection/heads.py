@@ -55,7 +55,7 @@ class DenseHead(DensePrediction, nn.Module):
     Args:
         num_classes: K.
         width: channels of the levels.
-        num_levels: from stride 8 on.
+        num_levels: the number of levels, from stride 8 on.
         repeats: convolutions of a tower.
         separable: depthwise and pointwise convolutions instead of plain ones.
         anchor_scale: side of an untrained box, in strides.
@@ -118,7 +118,7 @@ def sizes_of(levels: Sequence[Tensor]) -> tuple[tuple[int, int], ...]:
 
 
 class AnchorPrediction(DensePrediction):
-    """Base of the modules with EfficientDet's nine anchors a cell.
+    """Base of the modules with EfficientDet's nine anchors per cell.
 
     Attributes:
         anchor_scale: side of a level's smallest anchor, in strides.
@@ -179,7 +179,7 @@ class AnchorHead(AnchorPrediction, nn.Module):
     Args:
         num_classes: K.
         width: channels of the levels.
-        num_levels: from stride 8 on.
+        num_levels: the number of levels, from stride 8 on.
         anchor_scale: side of a level's smallest anchor, in strides.
     """
 

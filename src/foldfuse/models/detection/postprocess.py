@@ -32,7 +32,7 @@ def select_detections(
         image: (height, width) of the network's input.
         score_threshold: detections with lower scores are left out. Low scores matter: AP falls when they are cut.
         nms_iou: a box that overlaps a better one of its class by more than this is left out.
-        max_detections: of the image.
+        max_detections: the largest number of detections in the image.
         pre_nms_topk: the best (anchor, class) pairs that non-maximum suppression looks at.
     """
     num_classes = scores.shape[1]

@@ -1,4 +1,4 @@
-"""YOLOv5-style detectors: CSP backbone, PAN neck, three anchors a cell at strides 8, 16 and 32.
+"""YOLOv5-style detectors: CSP backbone, PAN neck, three anchors per cell at strides 8, 16 and 32.
 
 Provenance: written from the papers named at each part and from published facts (widths, repeats, strides, the box encoding and
 the matching rule, parameter counts). No code of the toolkit that first had this network was read, used or tested against.

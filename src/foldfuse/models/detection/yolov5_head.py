@@ -1,4 +1,4 @@
-"""The head of the YOLOv5-style detector: three fitted anchors a cell, its loss and its decoding.
+"""The head of the YOLOv5-style detector: three fitted anchors per cell, its loss and its decoding.
 
 Provenance: see `yolov5`. Where we had no source: the weights of the loss terms are ours; biases start at a prior, as in the focal
 loss's paper; with a single class the objectness alone is the score.
@@ -71,7 +71,7 @@ def _decode_rows(priors: _Priors, logits: Tensor, rows: Tensor) -> Tensor:
 
 
 class YOLOv5Head(nn.Module):
-    """One 1x1 convolution a level. Its biases start at a prior (arXiv:1708.02002, section 4.1): few objects, 1 of K classes."""
+    """One 1x1 convolution per level. Its biases start at a prior (arXiv:1708.02002, section 4.1): few objects, 1 of K classes."""
 
     anchors: Tensor  # (3, 3, 2) widths and heights in pixels of each level's anchors
 
@@ -122,7 +122,7 @@ class YOLOv5Head(nn.Module):
         """Terms to be summed, each a scalar: "box" (CIoU, arXiv:1911.08287), "object" (its target is the IoU), "class".
 
         Args:
-            raw: of B images.
+            raw: the output of `forward` for B images.
             targets: B Annotations in input pixels, without crowd regions.
         """
         logits = raw.logits.float()

@@ -16,7 +16,7 @@ _CLASS_LAYER = "class_net.predict.conv_pw."
 
 
 def load_effdet(path: Path, model: nn.Module) -> str:
-    """Load a checkpoint of effdet's model of the same name into `model`, an EfficientDet; a sentence on it comes back.
+    """Load effdet's checkpoint of the same model into `model`, an EfficientDet, and return a sentence for the log.
 
     If the checkpoint knows other classes, the last layer of the class head keeps its initial weights.
 
@@ -55,7 +55,7 @@ def _alike(a: Tensor | None, b: Tensor | None) -> bool:
 
 
 def _effdet_state(path: Path) -> dict[str, Tensor]:
-    """The state dict in a file of effdet's: the averaged weights if the file has both."""
+    """The state dict in an effdet checkpoint: the averaged weights if the file has both."""
     held = (
         _read_safetensors(path) if path.suffix == ".safetensors" else read_checkpoint(path, inert=("argparse", "numpy"))
     )
@@ -64,7 +64,7 @@ def _effdet_state(path: Path) -> dict[str, Tensor]:
             held = held[key]
             break
     if not isinstance(held, dict) or not all(isinstance(t, Tensor) for t in dict.values(held)):
-        raise InputError(f"{path}: holds no state dict. Expected a checkpoint of effdet's.")
+        raise InputError(f"{path}: holds no state dict. Expected an effdet checkpoint.")
     # effdet's training saves the network inside a benchmark module, and its anchors, which the network computes itself.
     bare = {re.sub(r"^(module\.)?(model\.)?", "", str(key)): t for key, t in dict.items(held)}
     return {key: t for key, t in bare.items() if key != "anchors.boxes"}

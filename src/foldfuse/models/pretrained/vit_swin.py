@@ -1,6 +1,6 @@
 """ImageNet weights for ViT and Swin: timm's, which load by name, and the ViT paper's `.npz` files.
 
-Which of timm's: those that timm takes by default for the name on the right of `TIMM_NAMES`.
+Of timm's weights, the default ones of the name on the right of `TIMM_NAMES` are used.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def load_imagenet(model: nn.Module, name: str) -> None:
     """Load the ImageNet weights of `name` into `model`, one of our ViTs or Swins, in place; the head keeps its own.
 
     Raises:
-        InputError: there are none, or they are not at hand.
+        InputError: there are no such weights, or they are not available.
     """
     if name not in TIMM_NAMES:
         known = ", ".join(TIMM_NAMES)
@@ -45,16 +45,16 @@ def load_imagenet(model: nn.Module, name: str) -> None:
 COMPUTED = (
     "relative_position_index",
     "attn_mask",
-)  # buffers in older files of timm's; the network computes them itself
+)  # buffers in older timm files; the network computes them itself
 
 
 def load_matching(model: nn.Module, state: Mapping[str, Tensor], *, source: str) -> list[str]:
-    """Load `state` into `model` in place, all but a head of other classes; sentences for the user about such a head come back.
+    """Load `state` into `model` in place, except a head of other classes, and return sentences for the user on such a head.
 
     Args:
         model: one of our ViTs or Swins.
-        state: under timm's names.
-        source: of the weights, for the sentences.
+        state: the weights, under timm's names.
+        source: the source of the weights, for the sentences.
 
     Raises:
         InputError: more than the head is missing, unknown or of another shape: these are weights of another network.

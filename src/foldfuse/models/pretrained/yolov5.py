@@ -70,8 +70,8 @@ class ImportedYOLOv5:
     """A network read from a file.
 
     Attributes:
-        name: of the detector, such as "yolov5s".
-        model: with the weights of the file.
+        name: the name of the detector, such as "yolov5s".
+        model: the network with the weights of the file.
         classes: names of the classes, by label.
         licence: a clause on the licence of the file.
     """

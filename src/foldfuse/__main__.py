@@ -1,4 +1,4 @@
-"""`python -m foldfuse` is `foldfuse`: for torchrun, and where no console script was installed."""
+"""Runs the command line as `python -m foldfuse`, for torchrun and where no console script is installed."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""Arithmetic on (..., 4) boxes of numpy arrays. No classes, no state; nothing here knows what an image is.
+"""Arithmetic on (..., 4) boxes of numpy arrays. No function knows classes or images.
 
 Boxes are xyxy in pixels unless the name says otherwise; a width is x2 - x1, without a "+ 1".
 """
@@ -24,13 +24,13 @@ def xyxy_to_xywh(boxes: Array) -> Array:
 
 
 def area(boxes: Array) -> Array:
-    """(..., 4) -> (...). Pixels squared; an inverted box counts as 0."""
+    """(..., 4) boxes -> (...) areas in pixels squared; 0 for an inverted box."""
     sides = np.maximum(boxes[..., 2:] - boxes[..., :2], 0)
     return sides[..., 0] * sides[..., 1]
 
 
 def clip(boxes: Array, *, width: float, height: float) -> Array:
-    """(..., 4) -> (..., 4), cut to the image; a box wholly outside becomes one of no size on the border."""
+    """(..., 4) boxes -> (..., 4) boxes clipped to the image; a box wholly outside becomes a box without area on the border."""
     return np.stack(
         [
             boxes[..., 0].clip(0, width),
@@ -43,7 +43,7 @@ def clip(boxes: Array, *, width: float, height: float) -> Array:
 
 
 def pairwise_iou(a: Array, b: Array) -> Array:
-    """(n, 4), (m, 4) -> (n, m) in [0, 1]. Where the union is empty the value is 0, not NaN."""
+    """(n, 4) and (m, 4) boxes -> (n, m) IoU in [0, 1]; 0 where the union is empty."""
     top_left = np.maximum(a[:, None, :2], b[None, :, :2])  # (n, m, 2)
     bottom_right = np.minimum(a[:, None, 2:], b[None, :, 2:])  # (n, m, 2)
     sides = np.maximum(bottom_right - top_left, 0)
@@ -53,10 +53,10 @@ def pairwise_iou(a: Array, b: Array) -> Array:
 
 
 def hflip(boxes: Array, *, width: float) -> Array:
-    """Mirror (..., 4) boxes left-right in an image `width` pixels wide. Its own inverse."""
+    """Mirror (..., 4) boxes left-right in an image `width` pixels wide; a second flip restores the boxes."""
     return np.stack([width - boxes[..., 2], boxes[..., 1], width - boxes[..., 0], boxes[..., 3]], -1)
 
 
 def vflip(boxes: Array, *, height: float) -> Array:
-    """Mirror (..., 4) boxes top-bottom in an image `height` pixels high. Its own inverse."""
+    """Mirror (..., 4) boxes top-bottom in an image `height` pixels high; a second flip restores the boxes."""
     return np.stack([boxes[..., 0], height - boxes[..., 3], boxes[..., 2], height - boxes[..., 1]], -1)

@@ -27,7 +27,7 @@ from foldfuse.system import host
 from foldfuse.system.progress import log_on_standard_error
 from foldfuse.system.signals import sigterm_as_interrupt
 
-COMMANDS = {  # name: (function, what it does)
+COMMANDS = {  # name: (function, summary)
     "campaign": ("foldfuse.commands.campaign:campaign", "Make the best submission possible by a deadline."),
     "watch": ("foldfuse.commands.campaign:watch", "Show a running campaign, live."),
     "report": ("foldfuse.commands.report:report", "Write the HTML page on a campaign or a run."),
@@ -99,7 +99,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command and returns the exit status: 0, 1 for a failure, 2 for unusable input, or the result's own.
 
     Args:
-        arguments: words of the command line, those of this process by default.
+        arguments: words of the command line; by default this process's.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     command = words[0] if words and words[0] in COMMANDS else None
@@ -180,7 +180,7 @@ def documented(function: Any) -> tuple[str, list[str]]:
 
 
 class _Panels(DefaultFormatter):
-    """Shows arguments by their place and options by their names, each in a panel of its own."""
+    """Shows the positional arguments and the options of a command, each in a separate panel."""
 
     def __call__(self, console: Console, options: ConsoleOptions, panel: HelpPanel) -> None:
         """Prints the panels of a command."""

@@ -19,7 +19,7 @@ Array = NDArray[Any]
 
 
 class MemberView(NamedTuple):
-    """Names one set of predictions in a campaign: which member made them, in which TTA view."""
+    """The key of one set of predictions in a campaign: the member that made them, and the TTA view."""
 
     member: str
     view: str

@@ -15,7 +15,7 @@ from foldfuse.system.records import read_record, write_record
 
 @dataclass(frozen=True)
 class Recipe:
-    """How to train one detector. The run folder keeps it, so that the run can be repeated."""
+    """The recipe of one detector's training. The run folder keeps it, so that the run can be repeated."""
 
     detector: str
     image_size: int = 320  # pixels: the longest side of an image as the network sees it
@@ -162,7 +162,7 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
 
 @dataclass(frozen=True)
 class ClassifierRecipe:
-    """How to train one classifier of images, or of the crops of objects. The run folder keeps it."""
+    """The recipe of one classifier's training, on images or on crops of objects. The run folder keeps it."""
 
     classifier: str  # a name of the registry, or "timm:" and the name of a timm network
     image_size: int = 160  # pixels: the side of the square that the network sees

@@ -69,7 +69,7 @@ class CampaignRequest:
         )
 
     def check(self) -> dict[str, Recipe]:
-        """{name: recipe} of the candidates.
+        """Checks the request, and returns {name: recipe} of the candidates.
 
         Raises:
             InputError: the deadline is too short, or there is no such recipe, image size, metric or device.
@@ -90,7 +90,7 @@ class CampaignRequest:
         return recipes
 
     def read_inputs(self) -> Inputs:
-        """The data. Raises InputError where it cannot be used."""
+        """The data of the campaign. Raises InputError where it cannot be used."""
         return read_inputs(self.data, self.test, self.folds if isinstance(self.folds, int) else Path(self.folds))
 
     def make_task(self, inputs: Inputs, recipes: dict[str, Recipe], ledger: Ledger) -> Task:

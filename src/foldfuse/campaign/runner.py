@@ -287,7 +287,7 @@ def make_job(segment: Segment, seconds: float, task: Task, ledger: Ledger, worke
 
 
 def load_pseudo_labels(run: Run, task: Task, ledger: Ledger) -> Dataset | None:
-    """Test images with pseudo-labels for a run: the labels that it began with, else from the current submission; or None."""
+    """Test images with pseudo-labels for a run: its earlier labels, else new labels from the submission; None without any."""
     path, latest = run.folder / "pseudo.parquet", ledger.latest_submission()
     if not path.exists():
         if latest is None:

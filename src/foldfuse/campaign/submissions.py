@@ -157,7 +157,7 @@ def write_submission_folder(
     task: Task,
     ledger: Ledger,
 ) -> None:
-    """Writes a submission, records it in the ledger, and puts it in the place of the one before.
+    """Writes a submission, records it in the ledger, and replaces the previous submission.
 
     Args:
         val, test: fused predictions of the held-out and of the test images.

@@ -77,7 +77,7 @@ class Task:
 
     @property
     def labeled(self) -> Dataset:
-        """All annotated images, the held-out ones last."""
+        """All annotated images, the held-out images last."""
         return replace(self.train, samples=(*self.train.samples, *self.val.samples))
 
 
@@ -145,7 +145,7 @@ def prepare_task(
     if first:
         if inputs.test is None:
             ledger.log(
-                f"No test images were given: {len(test)} labeled images (fold 1) stand in; no member trains on them."
+                f"No test images were given: {len(test)} labeled images (fold 1) are used instead; no member trains on them."
             )
         ledger.log(
             f"{len(train)} images with {train.num_boxes} boxes of {len(train.classes)} classes to train on; {len(val)} "

@@ -54,7 +54,7 @@ def campaign(
         data: COCO JSON with annotations, its images beside it or in images/ beside it; or a folder with a train.json
             and perhaps a test.json.
         test: COCO JSON of the images to predict; its annotations, if it has any, are never read. Without it, a
-            fold of labeled images stands in.
+            fold of the labeled images is used instead.
         deadline: wall-clock time for everything, such as 10m, 2h or 1h30m.
         out: folder to make.
         recipe: recipes allowed for members; lite0_fpn, lite1_fpn and yolov5n by default. With little time only the first

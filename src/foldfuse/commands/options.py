@@ -31,7 +31,7 @@ OWN_FILES = ("run.json", "recipe.json", "campaign.sqlite", "sweep.json", "rescor
 
 
 def _words(tokens: Sequence[Token]) -> list[str]:
-    """The values of an option that is given by commas, by repeating, or both."""
+    """The values of an option that is given with commas, repeatedly, or both."""
     words = [word.strip() for token in tokens for word in token.value.split(",")]
     if not all(words):
         raise InputError("a comma has no value before or after it.")
@@ -195,7 +195,7 @@ def refuse_overwrite(path: Path, overwrite: bool) -> None:
 
 
 def remove_old(path: Path, overwrite: bool) -> None:
-    """Removes the folder that is to be overwritten. Files need no removal: a new file takes the old one's place whole."""
+    """Removes the folder that is to be overwritten. Files need no removal: a new file replaces the old file at once."""
     refuse_overwrite(path, overwrite)
     if overwrite and path.is_dir():
         shutil.rmtree(path)

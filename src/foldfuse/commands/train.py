@@ -206,7 +206,7 @@ def _budget(seconds: float | None, steps: int | None) -> dict[str, float] | None
 
 
 def _chosen_recipe(name: str | None, changes: tuple[str, ...], init_from: Path | None) -> Recipe | ClassifierRecipe:
-    """The recipe by name, or that of the run to start from, with the changes."""
+    """The recipe with the given name, or the recipe of the run to start from, with the changes applied."""
     if name in CLASSIFIER_RECIPES:
         if init_from is not None:
             raise InputError(f"--init-from {init_from}: a classifier cannot start from a run. Leave the option out.")

@@ -26,7 +26,7 @@ MAX_PASTED = 3  # objects at a time
 
 @dataclass(frozen=True)
 class Augmentation:
-    """How strongly images are changed. All are probabilities or half-ranges; 0 switches a change off.
+    """The strengths of the augmentations, each a probability or a half-range; 0 switches an augmentation off.
 
     Attributes:
         hflip, vflip: probability of mirroring left-right and top-bottom.

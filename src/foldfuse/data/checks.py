@@ -188,13 +188,13 @@ def _not_whole(where: str, key: str, value: Any) -> str:
 
 
 def _fixed(row: Row, **fields: Any) -> Row:
-    """The row with these fields; the very row where it has them already, with the same types."""
+    """A copy of the row with these fields; the row itself where it already has these fields with the same types."""
     same = all(key in row and row[key] == value and type(row[key]) is type(value) for key, value in fields.items())
     return row if same else row | fields
 
 
 def _images(rows: list[Row], source: Path, first_id: dict[int, int]) -> Iterator[Finding | ImageRow]:
-    """The usable images, and the findings about the others; fills `first_id`."""
+    """The usable images, and the findings about the unusable images; fills `first_id`."""
     id_of_name: dict[str, int] = {}
     for number, row in enumerate(rows):
         where = f"image {number} of the list"
@@ -270,7 +270,7 @@ def _decoded(items: Iterator[Finding | ImageRow]) -> Iterator[Finding | ImageRow
 
 
 def _categories(rows: list[Row], source: Path) -> Iterator[Finding | CategoryRow]:
-    """The usable categories, and the findings about the others."""
+    """The usable categories, and the findings about the unusable categories."""
     known: set[int] = set()
     for number, row in enumerate(rows):
         where = f"category {number} of the list"
@@ -295,7 +295,7 @@ def _annotations(
     first_id: dict[int, int],
     categories: dict[int, CategoryRow],
 ) -> Iterator[Finding | AnnotationRow]:
-    """The usable annotations, clipped to their images, and the findings about them and the others."""
+    """The usable annotations, clipped to their images, and the findings about all annotations."""
     ids = Counter(_whole(row.get("id")) for row in rows)
     renumber = any(count > 1 for id_, count in ids.items() if id_ is not None) or None in ids
     kept: set[tuple[Any, ...]] = set()  # what makes a box: its image, category, corners and kind

@@ -81,7 +81,7 @@ class Dataset:
         return replace(self, samples=tuple(s for s in self.samples if s.id in keep))
 
     def without_annotations(self) -> Dataset:
-        """The same images, all of them without labels."""
+        """The same images without annotations."""
         return replace(self, samples=tuple(replace(s, annotations=None) for s in self.samples))
 
     @cached_property

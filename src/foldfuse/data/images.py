@@ -30,8 +30,8 @@ PAD_VALUE = 114  # the gray of a canvas outside its image
 def load_image(path: Path, *, longest: int | None = None) -> ImageArray:
     """(H, W, 3) uint8 RGB of an image file, shrunk so that no side is longer than `longest` pixels.
 
-    A JPEG is decoded at a fraction of its size where that is enough, which is several times faster. The EXIF orientation
-    is ignored: COCO's boxes are annotated on the pixels as they are stored.
+    A JPEG is decoded at a fraction of its size where the fraction is large enough, which is several times faster.
+    The EXIF orientation is ignored: COCO's boxes are annotated on the pixels as they are stored.
 
     Raises:
         InputError: the file is missing or cannot be decoded.
@@ -85,7 +85,7 @@ class Letterbox:
         return boxes * self.scale
 
     def invert_boxes(self, detections: Detections) -> Detections:
-        """Detections in canvas pixels -> in image pixels, clipped to the image; those wholly on the padding are dropped."""
+        """Detections in canvas pixels -> in image pixels, clipped to the image; boxes wholly on the padding are dropped."""
         limit = np.array([self.width, self.height, self.width, self.height], np.float32)
         boxes = np.clip(detections.boxes / np.float32(self.scale), 0, limit)
         kept = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
@@ -95,7 +95,7 @@ class Letterbox:
 def canvas_for(samples: Sequence[Sample], *, image_size: int, stride: int) -> tuple[int, int]:
     """The smallest (height, width), multiples of `stride`, on which every image fits when its longest side is `image_size`.
 
-    Where all images have one shape, 640 x 480 say, this saves the quarter of padding that a square would carry.
+    Where all images have one shape, such as 640 x 480, the canvas has none of the padding that fills a quarter of a square.
     """
     height = max(min(1.0, s.height / s.width) for s in samples) * image_size
     width = max(min(1.0, s.width / s.height) for s in samples) * image_size
@@ -108,11 +108,11 @@ def _ceil(value: float, step: int) -> int:
 
 @dataclass(frozen=True, eq=False)
 class ImageCache:
-    """The decoded images of some samples: in memory up to a limit, then in a temporary file; the rest is decoded on access.
+    """The decoded images of some samples: first in memory, then in a temporary file; images beyond both are decoded on access.
 
     Attributes:
         samples: the samples.
-        longest: the longest side of the images, in pixels; larger ones were shrunk to it.
+        longest: the longest side of the cached images, in pixels; larger images were shrunk to it.
     """
 
     samples: Sequence[Sample]
@@ -123,7 +123,7 @@ class ImageCache:
     def load(
         samples: Sequence[Sample], *, longest: int, memory_mb: float = 800.0, disk_mb: float = 20_000.0
     ) -> ImageCache:
-        """The cache of the samples' images, filled.
+        """A filled cache of the images of `samples`.
 
         Args:
             samples: the samples.
@@ -151,7 +151,7 @@ class ImageCache:
         return ImageCache(samples, longest, images)
 
     def __add__(self, more: ImageCache) -> ImageCache:
-        """The cache of these samples and those of `more` behind them; both must have the same `longest`."""
+        """The cache of these samples, followed by the samples of `more`; both caches must have the same `longest`."""
         assert self.longest == more.longest, f"caches of {self.longest} and {more.longest} px cannot be joined"
         complete = len(self._images) == len(self.samples)  # else the images of `more` would follow a gap
         images = self._images + more._images if complete else self._images
@@ -163,7 +163,7 @@ class ImageCache:
 
 
 def _on_disk(images: Iterable[ImageArray]) -> tuple[ImageArray, ...]:
-    """The same images as views of a memory-mapped temporary file."""
+    """The images as arrays in a memory-mapped temporary file."""
     shapes = []
     with tempfile.TemporaryFile(prefix="foldfuse-") as file:
         for image in images:

@@ -37,7 +37,7 @@ def promoted(ranking: Sequence[RankedRun]) -> list[str]:
 
 
 def rank_by_ensemble_gain(members: Mapping[str, Predictions], dataset: Dataset, *, metric: str) -> list[RankedRun]:
-    """The best member, then repeatedly the member that gives the best ensemble together with the ones before it.
+    """The best member, then repeatedly the member that gives the best ensemble together with the members ranked before it.
 
     A weaker member that finds what the others miss ranks above a stronger one that repeats them. The gain of fusing a member
     with itself, which merges its overlapping boxes, counts as the member's own.

@@ -196,7 +196,7 @@ def bagged_selection(space: SearchSpace, column: int, *, until: float) -> Candid
 
 
 def _plain(space: SearchSpace) -> list[Candidate]:
-    """WBF of all members, and each single member."""
+    """The candidates without a search: WBF of all members, and each single member."""
     return [space.uniform(), *(space.single(i) for i in range(space.num_members))]
 
 
@@ -264,29 +264,29 @@ def at_same_rank(scores: Array, scale: Array) -> Array:
 
 
 def one_more(candidate: Candidate) -> Iterator[Candidate]:
-    """One more vote for each member in turn."""
+    """The candidate with one more vote for each member in turn."""
     if sum(candidate.weights) < max(MAX_VOTES, 2 * len(candidate.weights)):
         yield from (candidate.with_weight(i, weight + 1) for i, weight in enumerate(candidate.weights))
 
 
 def one_less(candidate: Candidate) -> Iterator[Candidate]:
-    """Without each member in turn."""
+    """The candidate without each member in turn."""
     if len(candidate.members) > 1:
         yield from (candidate.with_weight(i, 0.0) for i in candidate.members)
 
 
 def other_methods(candidate: Candidate) -> Iterator[Candidate]:
-    """Each other fusion method."""
+    """The candidate with each other fusion method."""
     yield from (replace(candidate, method=method) for method in METHODS if method != candidate.method)
 
 
 def other_ious(candidate: Candidate) -> Iterator[Candidate]:
-    """Each other IoU threshold."""
+    """The candidate with each other IoU threshold."""
     yield from (replace(candidate, iou=iou) for iou in IOUS if iou != candidate.iou)
 
 
 def other_score_thresholds(candidate: Candidate) -> Iterator[Candidate]:
-    """Each other score threshold."""
+    """The candidate with each other score threshold."""
     yield from (
         replace(candidate, score_threshold=score_threshold)
         for score_threshold in SCORE_THRESHOLDS
@@ -295,7 +295,7 @@ def other_score_thresholds(candidate: Candidate) -> Iterator[Candidate]:
 
 
 def other_exponents(candidate: Candidate) -> Iterator[Candidate]:
-    """Half and double the score exponent of each member."""
+    """The candidate with half and with double the score exponent of each member."""
     low, high = EXPONENTS
     for i in candidate.members:
         for factor in EXPONENT_FACTORS:

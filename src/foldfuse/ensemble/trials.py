@@ -1,6 +1,6 @@
 """Fuses and matches candidate ensembles fast enough for a search that tries hundreds of them.
 
-The result is that of `fuse` and `match_predictions`, bit by bit (tested). Members are checked, ordered and laid end to end once;
+The result is that of `fuse` and `match_predictions`, bit by bit (tested). Members are checked, ordered and concatenated once;
 fused boxes are matched in the buffers that the fusion filled; threads share the images from the first box to the last match.
 """
 
@@ -21,7 +21,7 @@ from foldfuse.fusion.methods import Method
 
 @dataclass(frozen=True, eq=False)
 class Bench:
-    """Members laid end to end, ready to be fused in any candidate.
+    """The concatenated boxes of all members, ready to be fused for any candidate.
 
     Attributes:
         members: the members, with their images in the order of `truth`.
@@ -45,7 +45,7 @@ class Bench:
 
 
 def make_bench(members: Sequence[Predictions], truth: GroundTruth, metric: Metric) -> Bench:
-    """Lay the members end to end. `fuse` must have checked the members, for this function does not check again."""
+    """The Bench of the members, which `fuse` must have checked already; this function does not check them again."""
     ordered = tuple(m.select_images(truth.image_ids) for m in members)
     spans = np.cumsum([0, *(len(m.boxes) for m in ordered)])
     return Bench(

@@ -32,7 +32,7 @@ class Difference:
 def bootstrap_difference(
     a: Predictions, b: Predictions, dataset: Dataset, metric: str = "ap50", *, samples: int = 1000, seed: int = 0
 ) -> Difference:
-    """The Difference a - b of a metric; each resample uses the same images for both.
+    """The bootstrap Difference of a metric, `a` minus `b`; each resample uses the same images for both predictions.
 
     Raises:
         InputError: as for `measure`; or `samples` is below 1.
@@ -47,7 +47,7 @@ def bootstrap_difference(
 def difference(
     first: ResampledMetric, second: ResampledMetric, *, num_images: int, samples: int = 1000, seed: int = 0
 ) -> Difference:
-    """The Difference first - second of two metrics of the same images."""
+    """The bootstrap Difference of two metrics of the same images, `first` minus `second`."""
     if samples < 1:
         raise InputError(f"samples is {samples}, and must be 1 or more; 1000 is usual.")
     rng = np.random.default_rng(seed)

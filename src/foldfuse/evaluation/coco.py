@@ -84,7 +84,7 @@ def score_predictions(predictions: Predictions, dataset: Dataset) -> Score:
 
 
 def defined_mean(values: Array) -> float | None:
-    """The mean of the values that are defined, None where none is; COCO marks an undefined value with -1."""
+    """The mean of the defined values, None if no value is defined; COCO marks an undefined value with -1."""
     defined = values[values > -1]
     return float(defined.mean()) if defined.size else None
 

@@ -62,7 +62,7 @@ class BestThreshold:
 
 @dataclass(frozen=True, eq=False)
 class Diagnosis:
-    """Where predictions lose points; all but `ap_by_iou` at IoU 0.5.
+    """The diagnosis of predictions; every field except `ap_by_iou` is at IoU 0.5.
 
     Attributes:
         classes: names of the K classes.
@@ -148,7 +148,7 @@ def best_threshold(matches: Matches, *, label: int | None = None) -> BestThresho
 
 
 def tide_delta_ap(predictions: Predictions, dataset: Dataset) -> tuple[dict[str, float], dict[str, int]]:
-    """Of each type of error in ERRORS, the AP50 gained if all errors of the type were fixed, and their number.
+    """For each type of error in ERRORS, the AP50 gained if all its errors were fixed, and the number of its errors.
 
     Raises:
         InputError: as for `diagnose`.

@@ -81,10 +81,10 @@ def _floats(path: Path, rows: list[dict[str, Any]], key: str, shape: tuple[int, 
 
     def numbers(value: Any) -> Array | None:
         try:
-            found = np.array(value)
+            array = np.array(value)
         except ValueError:  # lists of unequal lengths
             return None
-        return found.astype(np.float64) if found.dtype.kind in "iuf" else None
+        return array.astype(np.float64) if array.dtype.kind in "iuf" else None
 
     whole = numbers([row[key] for row in rows]) if rows else np.zeros((0, *shape))
     if whole is not None and whole.shape == (len(rows), *shape):

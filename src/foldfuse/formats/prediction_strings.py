@@ -48,12 +48,12 @@ class Layout:
 
     @property
     def name(self) -> str:
-        """Such as "label_score_xyxy" or "score_xywh_normalized"."""
+        """The layout's name, such as "label_score_xyxy" or "score_xywh_normalized"."""
         return f"{self.before}_{self.box}{'_normalized' if self.normalized else ''}"
 
     @property
     def num_words(self) -> int:
-        """Words per box."""
+        """Number of words per box."""
         return 4 + len(self.before.split("_"))
 
     def to_boxes(self, words: Array, sizes: Array) -> tuple[Array, Array, Array]:

@@ -1,8 +1,8 @@
 """Reads and writes prediction files. The content decides the format of a file that is read, unless the caller names it.
 
 Parquet (Foldfuse's own) is complete: a row for each predicted image, images without boxes too, and the class names.
-COCO results JSON and YOLO folders may leave out images without boxes, so every other image of the dataset counts as predicted,
-without boxes. A CSV of prediction strings has a row for each image.
+COCO results JSON and YOLO folders may leave out images without boxes, so an image of the dataset that they lack counts as
+predicted, without boxes. A CSV of prediction strings has a row for each image.
 """
 
 from __future__ import annotations
@@ -61,10 +61,10 @@ def read_predictions(path: Path, dataset: Dataset, *, format: str | None = None)
     Args:
         path: a file, or a YOLO folder.
         dataset: the dataset whose images, classes and category ids the file uses.
-        format: one of FORMATS, where the content leaves the format open.
+        format: one of FORMATS, needed where the content fits several formats.
 
     Raises:
-        InputError: the file is missing or of no known format, its content leaves the format open, or a row is broken.
+        InputError: the file is missing or of no known format, its content fits several formats, or a row is broken.
     """
     return read_prediction_file(path, dataset, format=format).predictions
 

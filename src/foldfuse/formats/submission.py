@@ -47,11 +47,13 @@ def write_submission(
         ready = _best(ready, max_detections)
     with atomic(path) as temporary:
         WRITERS[format](ready, temporary, dataset)
-        found = validate_submission(temporary, dataset, format)
-        assert found.offsets.tolist() == ready.offsets.tolist(), f"{path}: reads back with other boxes than written"
-        assert np.array_equal(found.labels, ready.labels), f"{path}: reads back with other labels than written"
-        assert np.allclose(found.boxes, ready.boxes, atol=2 * STEP_PX), f"{path}: boxes read back other than written"
-        assert np.allclose(found.scores, ready.scores, atol=2e-6), f"{path}: scores read back other than written"
+        read_back = validate_submission(temporary, dataset, format)
+        assert read_back.offsets.tolist() == ready.offsets.tolist(), f"{path}: reads back with other boxes than written"
+        assert np.array_equal(read_back.labels, ready.labels), f"{path}: reads back with other labels than written"
+        assert np.allclose(read_back.boxes, ready.boxes, atol=2 * STEP_PX), (
+            f"{path}: boxes read back other than written"
+        )
+        assert np.allclose(read_back.scores, ready.scores, atol=2e-6), f"{path}: scores read back other than written"
     return path
 
 
@@ -66,7 +68,7 @@ def validate_submission(path: Path, dataset: Dataset, format: SubmissionFormat =
     """
     if format == "coco_json":
         return read_predictions(path, dataset, format="coco_json")
-    found = read_predictions(path, dataset, format=CONTEST.name)
+    read_back = read_predictions(path, dataset, format=CONTEST.name)
     with path.open(encoding="utf-8", newline="") as file:
         header, *rows = csv.reader(file)
     if tuple(header) != HEADER:
@@ -75,13 +77,13 @@ def validate_submission(path: Path, dataset: Dataset, format: SubmissionFormat =
     for number, (_, name) in enumerate(rows, 2):
         if name not in file_names:
             raise InputError(f"{path}: line {number}: image_id {name!r} is no file_name of {dataset.source}.")
-    if len(found) != len(dataset):
-        lacking = next(s.file_name for s in dataset.samples if s.id not in found)
+    if len(read_back) != len(dataset):
+        lacking = next(s.file_name for s in dataset.samples if s.id not in read_back)
         raise InputError(
-            f"{path}: has {len(found)} rows, expected {len(dataset)}, one for every image of {dataset.source}; "
+            f"{path}: has {len(read_back)} rows, expected {len(dataset)}, one for every image of {dataset.source}; "
             f"{lacking} has none. An image without boxes needs a row, too, with an empty string."
         )
-    return found
+    return read_back
 
 
 def _clip(predictions: Predictions, dataset: Dataset) -> Predictions:

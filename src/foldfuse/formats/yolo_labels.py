@@ -1,7 +1,7 @@
 """Reads and writes predictions as a folder of YOLO text files: one `.txt` per image, one line `class cx cy w h score` per box.
 
 Centre, width and height are fractions of the image's width and height; classes count from 0. A file has the name of its image
-with another ending. Where two images would share a file, the files lie in the sub-folders of their images.
+with another ending. Where two images would share a file, each file is in a sub-folder named as its image's sub-folder.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from foldfuse.formats.box_table import BoxTable, image_names, image_sizes, unkno
 from foldfuse.formats.prediction_strings import LAYOUTS
 from foldfuse.system.atomic_files import atomic_folder
 
-WORDS = LAYOUTS["label_score_cxcywh_normalized"]  # the same six numbers, with the score in second place
+WORDS = LAYOUTS["label_score_cxcywh_normalized"]  # the same six numbers as a YOLO line, with the score second
 LINE = "{:.0f} {:.8f} {:.8f} {:.8f} {:.8f} {:.6f}\n"
 
 
@@ -30,7 +30,7 @@ def read_yolo(path: Path, dataset: Dataset) -> BoxTable:
     Raises:
         InputError: a file belongs to no image, or a line is not six numbers.
     """
-    # A file name may equal another image's id: the name counts.
+    # A file name may equal another image's id: the name wins.
     id_of = image_names(dataset) | _named(dataset, _stem) | _named(dataset, _stem_in_folder)
     words: list[list[float]] = []
     image_ids: list[int] = []
@@ -84,7 +84,7 @@ def _lines(file: Path) -> list[str]:
 
 
 def _file_names(dataset: Dataset, path: Path) -> list[str]:
-    """The name of each image's file in the folder; without sub-folders where names without them are unique."""
+    """The file name of each image in the folder; with sub-folders only where the names are not unique without them."""
     for name in (_stem, _stem_in_folder):
         if len(_named(dataset, name)) == len(dataset):
             names = [name(Path(sample.file_name)) for sample in dataset.samples]

@@ -33,7 +33,7 @@ compiled = njit(cache=True, nogil=True, error_model="numpy", fastmath={"nnan", "
 
 @compiled
 def make_clusters(size):
-    """cluster_boxes, heads, chain with room for `size` clusters, all unused."""
+    """Empty arrays cluster_boxes, heads and chain with room for `size` clusters."""
     cells = 1
     while cells < size and size > GRID_MIN_BOXES:
         cells *= 2
@@ -78,7 +78,7 @@ def clear(heads, chain, count, use_grid):
 
 @compiled
 def overlap(cluster_boxes, k, box, area):
-    """IoU of cluster `k` with `box`, of this area."""
+    """IoU of cluster `k` with `box`, which has the area `area`."""
     width = max(min(cluster_boxes[X2, k], box[2]) - max(cluster_boxes[X1, k], box[0]), 0.0)
     height = max(min(cluster_boxes[Y2, k], box[3]) - max(cluster_boxes[Y1, k], box[1]), 0.0)
     return width * height / (cluster_boxes[AREA, k] + area - width * height)
@@ -86,7 +86,7 @@ def overlap(cluster_boxes, k, box, area):
 
 @compiled
 def nearest(cluster_boxes, heads, chain, count, box, iou, use_grid):
-    """The cluster with the highest IoU with `box` (of equal ones the first) and that IoU; -1 where no IoU is above `iou`."""
+    """The cluster with the highest IoU with `box` (the first of equal clusters) and that IoU; -1 where no IoU is above `iou`."""
     width, height = box[2] - box[0], box[3] - box[1]
     if use_grid and iou > 0.1 and max(width, height) < 16 * min(width, height):  # otherwise there are too many cells
         return _search(cluster_boxes, heads, chain, box, iou)

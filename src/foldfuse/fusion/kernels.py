@@ -279,7 +279,7 @@ def soft_nms(
 
 @compiled
 def soft_nms_class(columns, n, decay, sigma, iou, min_score, overlaps, out):
-    """Soft-NMS of the n boxes of one class: fill `out` with the kept rows, best first, and their scores; their number.
+    """Soft-NMS of the n boxes of one class: fill `out` with the kept rows, best first, and their scores; return their number.
 
     Args:
         columns: (7, size) x1, y1, x2, y2, area, score and row of each box; of equal scores the first wins. Overwritten.
@@ -317,7 +317,7 @@ def soft_nms_class(columns, n, decay, sigma, iou, min_score, overlaps, out):
 
 @compiled
 def _greatest(values, count):
-    """The greatest of values[:count]; four chains at a time, for each step of a chain waits for the step before."""
+    """The greatest of values[:count], from four independent chains, since each step of a chain waits for the step before."""
     a = b = c = d = -np.inf
     for i in range(0, count - 3, 4):
         a, b = max(a, values[i]), max(b, values[i + 1])

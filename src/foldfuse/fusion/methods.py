@@ -102,7 +102,7 @@ def soft_nms(
     min_score: float = 0.001,
     threads: int | None = None,
 ) -> Predictions:
-    """Soft-NMS: a box is not removed but loses score, the more the further it overlaps a box of higher score.
+    """Soft-NMS: no box is removed; the score of a box decays with its overlap with each box of higher score.
 
     Args:
         members, iou, score_threshold, weights, threads: as for `wbf`; only the linear decay uses `iou`.
@@ -133,7 +133,7 @@ def fuse(
     weights: Sequence[float] | None = None,
     threads: int | None = None,
 ) -> Predictions:
-    """The members fused by the method of this name; the method's further options have their defaults.
+    """The members fused by the method called `method`, whose further options have their defaults.
 
     Args, Returns, Raises: as for `wbf`.
     """
@@ -142,7 +142,7 @@ def fuse(
 
 @dataclass(frozen=True, eq=False)
 class Buffers:
-    """Fused boxes of all images; the results of an image begin where its rows would, were the rows sorted by image.
+    """Buffers for the fused boxes of all images, with room for all input rows of an image, one image after another.
 
     Attributes:
         boxes, scores, labels: (N, 4), (N,), (N,).
@@ -164,7 +164,7 @@ def make_buffers(rows_of: Array) -> Buffers:
 
 
 # (rows, images, weights, num_classes, buffers): fuse the images images[0]..images[1] - 1 into the buffers. Rows are boxes,
-# scores, labels of all members laid end to end, and begin, end (M, I), the rows of each member on each image.
+# scores, labels of all members, concatenated, and begin, end (M, I), the rows of each member on each image.
 ImageFuser = Callable[[tuple[Array, ...], tuple[int, int], Array, int, Buffers], None]
 
 
@@ -221,7 +221,7 @@ def share_images(work: Callable[[tuple[int, int]], None], rows_of: Array, thread
 def _fuse(
     members: Sequence[Predictions], fuse_images: ImageFuser, weights: Sequence[float] | None, threads: int | None
 ) -> Predictions:
-    """Check the members, lay their rows end to end, fuse, and gather the results of all images."""
+    """The members fused: checks them, concatenates their rows, fuses each image and gathers the results."""
     if threads is not None and threads < 1:
         raise InputError(f"threads is {threads}, and must be 1 or more; None takes one per core.")
     shares = _normalized(weights, len(members))
@@ -255,7 +255,7 @@ def _normalized(weights: Sequence[float] | None, num_members: int) -> Array:
 
 
 def _rows(members: Sequence[Predictions]) -> tuple[Array, Array]:
-    """begin, end (M, I): the rows of each member on each image of the first, when members are laid end to end.
+    """begin, end (M, I): each member's range of rows on each image of the first member, in the concatenated rows.
 
     Raises:
         InputError: the members differ in classes or images.
@@ -299,7 +299,7 @@ def _check_images(number: int, member: Predictions, first: Predictions) -> None:
 
 
 def _check_rows(members: Sequence[Predictions], boxes: Array, scores: Array, labels: Array) -> None:
-    """Raise InputError at the first row, of the members laid end to end, that cannot be fused."""
+    """Raise InputError at the first of the concatenated rows that cannot be fused."""
     num_classes = len(members[0].classes)
     bad = kernels.first_bad_row(boxes, scores, labels, num_classes)
     if bad < 0:

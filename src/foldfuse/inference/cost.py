@@ -55,7 +55,7 @@ def make_model(name: str, num_classes: int, *, device: str = "cpu") -> Any:
 
 
 def is_detector(name: str) -> bool:
-    """Whether `name` is that of a detector, composed detectors included."""
+    """Whether `name` is a detector's name, composed detectors included."""
     return name in DETECTORS or name.startswith(composed.PREFIX)
 
 
@@ -138,7 +138,7 @@ class CostPoint:
 
     @property
     def patches(self) -> float:
-        """Squares of 16 pixels in the image."""
+        """Number of 16 x 16 pixel patches in the image."""
         return (self.image_size / PATCH) ** 2
 
 
@@ -165,9 +165,9 @@ def measure_costs(name: str, sizes: Sequence[int], *, seconds: float = 1.0) -> l
 def scaling_exponents(points: Sequence[CostPoint]) -> dict[str, float]:
     """{quantity: e} of the best fit of quantity ~ patches^e; a quantity that is 0 is left out."""
     x = np.log([p.patches for p in points])
-    found = {}
+    exponents = {}
     for name, of in QUANTITIES.items():
         values = [of(p) for p in points]
         if min(values) > 0:
-            found[name] = round(float(np.polyfit(x, np.log(values), 1)[0]), 4) + 0.0  # no -0
-    return found
+            exponents[name] = round(float(np.polyfit(x, np.log(values), 1)[0]), 4) + 0.0  # no -0
+    return exponents

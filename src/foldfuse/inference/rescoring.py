@@ -49,7 +49,7 @@ MIN_LOG_P = -12.0
 
 @dataclass(frozen=True)
 class Blend:
-    """How the classifier's probability enters the score.
+    """The settings that blend the classifier's probability into the score.
 
     Attributes:
         alpha: the exponent in s^(1 - alpha) p^alpha; 0 leaves scores unchanged.

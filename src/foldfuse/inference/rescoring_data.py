@@ -17,13 +17,13 @@ from foldfuse.detections import Annotations, Array
 from foldfuse.inference.crop_features import CropEncoder, LinearProbe, features, fit_probe, mirrored
 from foldfuse.system.progress import Progress
 
-OBJECT_IOU = 0.5  # from this IoU on, a box shows the object's class
-BACKGROUND_IOU = 0.3  # below this IoU, a box shows background
-OBJECT_WEIGHT = 0.5  # of an annotated object in the training loss; a detection has 1
+OBJECT_IOU = 0.5  # a box with at least this IoU has the object's class
+BACKGROUND_IOU = 0.3  # a box below this IoU is background
+OBJECT_WEIGHT = 0.5  # weight of an annotated object in the training loss; a detection has weight 1
 
 
 def label_detections(crops: Crops, num_classes: int) -> Crops:
-    """Crops of detections with the class of the object that they overlap, K for background, -1 in between."""
+    """Crops of detections, each labelled with the class of the object it overlaps, K for background, -1 in between."""
     labels = np.full(len(crops), num_classes)
     for i in np.unique(crops.image_index):
         annotations = crops.samples[i].annotations or Annotations.empty()
@@ -43,8 +43,8 @@ class TrainingCrops:
 
     Attributes:
         features: (n, D).
-        labels: (n,) K for background, -1 for a crop that is not trained on.
-        weights: (n,) in the loss.
+        labels: (n,) class; K for background, -1 for a crop that is not trained on.
+        weights: (n,) weight in the loss.
         parts: (n,) part of the cross-validation; -1 for an image without predictions.
         num_objects: number of rows that are annotated objects.
     """
@@ -61,7 +61,7 @@ class TrainingCrops:
         return slice(self.num_objects, None)
 
     def fit(self, num_classes: int, ridge: float, *, without: int | None = None) -> LinearProbe:
-        """A probe trained on all parts, or on all but one."""
+        """A probe trained on all parts, or on all parts except `without`."""
         rows = self.labels >= 0
         if without is not None:
             rows &= self.parts != without
@@ -77,7 +77,7 @@ def encode_training_crops(
     mirror: bool,
     progress: Progress,
 ) -> TrainingCrops:
-    """Encode the crops of objects, of their mirror images if `mirror`, and of detections with labels."""
+    """The features of the crops of objects, of their mirror images if `mirror`, and of labelled detections."""
     encoders = [encoder, mirrored(encoder)] if mirror else [encoder]
     crops = [*[objects] * len(encoders), detections]
     ends = np.cumsum([0, *map(len, crops)])
@@ -94,16 +94,16 @@ def encode_training_crops(
 
 
 def span(progress: Progress, low: float, high: float) -> Progress:
-    """Progress of a part of the work, from the share `low` to `high` of the whole."""
+    """A Progress for one part of the work, which covers the shares `low` to `high` of the whole."""
     return lambda share: progress(low + share * (high - low))
 
 
 def sample_objects(crops: Crops, most: int, num_classes: int, rng: np.random.Generator) -> Crops:
-    """At most `most` of the crops, the same number of each class where there are enough."""
+    """A random choice of at most `most` crops, with the same number from each class where the class has enough."""
     if len(crops) <= most:
         return crops
     order = rng.permutation(len(crops))
-    rank = np.empty(len(crops), np.int64)  # of each crop in its class, in random order
+    rank = np.empty(len(crops), np.int64)  # rank of each crop within its class, in random order
     for label in range(num_classes):
         own = order[crops.labels[order] == label]
         rank[own] = np.arange(len(own))

@@ -58,7 +58,7 @@ class View:
         return np.flip(images, axes) if axes else images
 
     def invert(self, detections: Detections, canvas: tuple[int, int]) -> Detections:
-        """Detections on the flipped canvas of (height, width) in the coordinates of the canvas before flipping."""
+        """Detections on the flipped canvas of (height, width) -> detections on the canvas before flipping."""
         boxes = detections.boxes
         if self.hflip:
             boxes = hflip(boxes, width=canvas[1])

@@ -237,7 +237,7 @@ def score_curves(lines: Sequence[Line], metric: str, caption: str, legend: tuple
 def _origin(record: CampaignRecord) -> list[tuple[str, object]]:
     """(name, value) of the inputs, the times and the machine, as far as they are known."""
     moments = {"started": record.started, "finished": record.finished}
-    found = {
+    values = {
         "data": record.data,
         "test": record.test,
         "seed": record.seed,
@@ -246,15 +246,15 @@ def _origin(record: CampaignRecord) -> list[tuple[str, object]]:
         **record.machine,
         "peak memory": record.peak_memory_mb and f"{record.peak_memory_mb:.0f} MB",
     }
-    return [(name, value) for name, value in found.items() if value is not None]
+    return [(name, value) for name, value in values.items() if value is not None]
 
 
 def _versions() -> list[tuple[str, str]]:
     """(name, version) of Python and of the packages that decide the numbers, as installed where the page is written."""
-    found = [("python", platform.python_version())]
+    versions = [("python", platform.python_version())]
     for name in _PACKAGES:
         try:
-            found.append((name, importlib.metadata.version(name)))
+            versions.append((name, importlib.metadata.version(name)))
         except importlib.metadata.PackageNotFoundError:
             continue
-    return found
+    return versions

@@ -78,7 +78,7 @@ class Comparison:
     """Campaigns on the same data.
 
     Attributes:
-        campaigns: the first is the one that the others are compared with.
+        campaigns: the campaigns; each is compared with the first.
         differences: {name of another campaign: its differences from the first, by AP50 and by AP}.
         warnings: sentences on what could not be compared.
     """
@@ -106,7 +106,7 @@ class Comparison:
 
 
 def compare_campaigns(folders: Sequence[Path]) -> Comparison:
-    """The Comparison of campaigns on the same data; the first is the one that the others are compared with.
+    """The Comparison of campaigns on the same data; each campaign is compared with the first.
 
     Raises:
         InputError: fewer than two folders, one of them twice, a folder without a campaign, or different data.

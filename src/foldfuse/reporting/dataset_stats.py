@@ -21,7 +21,7 @@ _MAX_BINS = 30
 
 @dataclass(frozen=True)
 class FoldStats:
-    """One fold; `shares` are of the boxes of each shown class, 0..1."""
+    """One fold; `shares` is its share of the boxes of each shown class, 0..1."""
 
     name: str
     num_images: int

@@ -192,7 +192,7 @@ def _trained_share(facts: Mapping[str, Any], interval: Mapping[str, Any]) -> flo
 
 
 def _segments(facts: Mapping[str, Any]) -> RenderableType:
-    """A line for each segment: first the segments of the ledger, then the planned ones."""
+    """A line for each segment: first the segments of the ledger, then the planned segments."""
     table = Table(box=None, padding=(0, 1, 0, 0), header_style="dim")
     table.add_column("segment", overflow="ellipsis")  # this column shrinks in a narrow terminal
     for head in ("px", "state", "time", "AP50", "AP", "weight", "gain"):

@@ -18,7 +18,7 @@ def page(costs: Mapping[str, Sequence[CostPoint]]) -> str:
 
 
 def cost_chart(name: str, points: Sequence[CostPoint]) -> Chart:
-    """How the costs of a model grow with the number of patches; a cost that is 0 is left out."""
+    """A chart of a model's costs over the number of patches; a cost that is 0 is left out."""
     patches = np.array([p.patches for p in points])
     growth = {
         quantity: np.array([value(p) for p in points]) / value(points[0])

@@ -252,7 +252,7 @@ class CampaignRecord:
 
     @property
     def best(self) -> Member | None:
-        """The member with the best score of its own."""
+        """The member with the highest single score."""
         return next((m for m in self.members if m.name == self.best_member), None)
 
     @property
@@ -262,7 +262,7 @@ class CampaignRecord:
 
     @property
     def decisions(self) -> tuple[DecisionNote, ...]:
-        """The notes with their times; without times where these are not known of every note."""
+        """The decision notes, with their times if the times of all notes are known."""
         times = self.note_times if len(self.note_times) == len(self.notes) else (None,) * len(self.notes)
         return tuple(map(DecisionNote, self.notes, times))
 

@@ -124,7 +124,7 @@ class Ledger:
 
     @property
     def elapsed(self) -> float:
-        """Seconds of work since the start, by this process and the ones before it."""
+        """Seconds of work since the start, by this process and by earlier processes."""
         return self.elapsed_before + self.clock() - self.start
 
     @property

@@ -50,7 +50,7 @@ class RunMetadata:
         origin: file, sha256 and licence of imported weights.
         trained_on: the device of the training, such as "cuda".
         compute: fields of the compute configuration.
-        autotune: measurements behind `compute`, where it was measured.
+        autotune: the measurements that chose `compute`, if it was measured.
         canvas: (height, width) of the network's input, in pixels.
         mosaic_end: the first step without mosaics.
         steps: optimizer steps taken.

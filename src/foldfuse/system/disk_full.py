@@ -16,7 +16,7 @@ _SQLITE = "disk i/o error"  # for example at a quota
 
 
 def disk_full_reason(error: BaseException) -> str | None:
-    """ "the disk is full" or a similar clause where that caused `error`; None for any other cause."""
+    """ "the disk is full" or a similar clause if a full disk caused `error`; None for any other cause."""
     words = str(error).lower()
     if _SQLITE in words:
         return "the disk is broken, over its quota or full"

@@ -1,4 +1,4 @@
-"""World: the processes that torchrun started for one job, and what they say to each other.
+"""World: the processes that torchrun started for one job, and the messages between them.
 
 `torchrun --nproc-per-node 2 -m foldfuse train ...` starts the processes; they meet with NCCL on CUDA, with gloo elsewhere.
 Process 0 alone keeps the clock and writes files. What a training needs besides is in `training/distributed`.
@@ -62,7 +62,7 @@ class World:
             distributed.barrier()
 
     def shard(self, batch_size: int) -> range:
-        """This process's positions in a batch: consecutive ones, equally many for each process.
+        """This process's positions in a batch: consecutive positions, equally many for each process.
 
         Raises:
             InputError: the batch cannot be shared evenly.

@@ -27,7 +27,7 @@ VERSION_KEY = "format"
 
 
 def to_plain(record: Any, *, version: int | None = None) -> dict[str, Any]:
-    """The fields of a dataclass as what JSON can hold: dicts, lists, str, int, float, bool and None.
+    """The fields of a dataclass as JSON values: dicts, lists, str, int, float, bool and None.
 
     Args:
         record: a dataclass, whose fields may be dataclasses, tuples, mappings and paths.

@@ -16,7 +16,7 @@ def raise_interrupt(number: int, frame: Any) -> NoReturn:
 
 @contextmanager
 def sigterm_as_interrupt() -> Iterator[None]:
-    """Makes SIGTERM act like Ctrl-C within the block, so that the time limit of a batch system loses nothing."""
+    """Makes SIGTERM act like Ctrl-C within the block, so that no work is lost at a batch system's time limit."""
     if not _can_replace(signal.SIGTERM, signal.SIG_DFL):
         yield
         return
@@ -29,7 +29,7 @@ def sigterm_as_interrupt() -> Iterator[None]:
 
 @contextmanager
 def deferred_interrupts() -> Iterator[Callable[[], bool]]:
-    """Only records a first interrupt within the block, so that the work can stop at a safe point.
+    """Records the first interrupt within the block instead of raising it, so that the work can stop at a safe point.
 
     A second Ctrl-C interrupts at once. Handlers other than Python's own and `raise_interrupt` stay as they are.
 
@@ -56,5 +56,5 @@ def deferred_interrupts() -> Iterator[Callable[[], bool]]:
 
 
 def _can_replace(number: int, handler: Any) -> bool:
-    """Whether `handler` is the current handler of a signal, and this is the main thread, which alone may set another."""
+    """Whether `handler` is the signal's current handler and this is the main thread, the only one that may set a handler."""
     return threading.current_thread() is threading.main_thread() and signal.getsignal(number) == handler

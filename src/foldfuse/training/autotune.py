@@ -38,7 +38,7 @@ MEMORY_FORMAT = 1
 
 @dataclass(frozen=True)
 class AutotuneResult:
-    """The configuration that was found, and the measurements behind it.
+    """The fastest configuration, and the measurements that chose it.
 
     Attributes:
         config: to train with.
@@ -111,7 +111,7 @@ def candidates(best: ComputeConfig, device: torch.device) -> Generator[ComputeCo
 
 
 def affordable(step_seconds: float, batch_size: int, budget_seconds: float) -> tuple[int, int] | None:
-    """How many images and timed steps of each configuration the budget allows; None where even the fewest cost too much.
+    """The number of images and of timed steps per configuration that the budget allows; None where the fewest cost too much.
 
     Args:
         step_seconds: seconds of a step with `SMALL_BATCH` images.

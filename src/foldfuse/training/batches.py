@@ -77,13 +77,13 @@ class Batches:
             shard: positions of the batch to make; all by default.
             mosaic: whether images may become mosaics.
         """
-        made = [
+        labeled = [
             self._augmented(i, np.random.default_rng((self.seed, 2, step, position)), mosaic)
             for position, i in enumerate(self.indices(step))
             if shard is None or position in shard
         ]
-        images = torch.from_numpy(np.stack([m.image for m in made])).permute(0, 3, 1, 2)
-        return images, [m.annotations for m in made]
+        images = torch.from_numpy(np.stack([item.image for item in labeled])).permute(0, 3, 1, 2)
+        return images, [item.annotations for item in labeled]
 
     def labeled_image(self, i: int) -> LabeledImage:
         """Sample `i` with its boxes in pixels of the cached image, which may be smaller; crowd regions are left out."""

@@ -1,4 +1,4 @@
-"""Trains a detector in its run folder. The loop itself is in `loop`."""
+"""Trains a detector in its run folder; `loop` holds the training loop."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 
 
 def new_detector(recipe: Recipe, num_classes: int, *, initialized: bool = True) -> Any:
-    """A new detector for a recipe.
+    """A new detector with the architecture that the recipe names.
 
     Args:
         recipe: the recipe of the run.
@@ -67,16 +67,16 @@ def train_detector(
 ) -> TrainingResult:
     """Train the detector of a run folder, and write its log, checkpoints, weights and metadata there.
 
-    All steps have images of one size, so that the first ones show whether memory suffices. Where a batch does not fit, the
+    All steps have images of one size, so the first steps show whether the memory is enough. Where a batch does not fit, the
     batch size is halved, the learning rate is divided by the square root of 2, and the training starts again.
 
     Args:
         run: folder with a recipe and metadata.
         dataset: annotated images to train on.
-        session: how to train now.
+        session: budget, processes, checkpoint and trackers of this call.
         images: the images of the dataset, where they are decoded already.
-        init_state: the last checkpoint of another run, whose weights to start from.
-        halve_on_out_of_memory: False raises torch's error; several processes always do.
+        init_state: the last checkpoint of another run; training starts from its weights.
+        halve_on_out_of_memory: False raises torch's out-of-memory error instead; several processes always raise it.
 
     Raises:
         FloatingPointError: the loss is not finite.
@@ -96,7 +96,7 @@ def train_detector(
         model.load_state_dict(init_state["model"])
     model.to(world.device)
     if world.rank:
-        torch.manual_seed(seed + 1_000_003 * world.rank)  # DropPath is to drop other images' branches on each process
+        torch.manual_seed(seed + 1_000_003 * world.rank)  # DropPath must draw different samples on each process
     if images is None:
         images = ImageCache.load(samples, longest=longest_side(recipe))
     batches = Batches(samples, images, recipe, canvas, seed)
@@ -110,7 +110,7 @@ def train_detector(
         out_of_memory = recoverable and is_out_of_memory(error)
         if not out_of_memory:
             raise
-    if out_of_memory:  # not within `except`: there the error holds on to the failed step and all its memory
+    if out_of_memory:  # not within `except`, where the error still references the failed step and its memory
         smaller = halve_batch(recipe)
         log.warning(
             f"{run.folder}: batches of {recipe.batch_size} images do not fit in memory. Training with batches of "
@@ -127,9 +127,9 @@ def longest_side(recipe: Recipe) -> int:
 
 
 def _compute_config(run: Run, model: Any, batches: Batches, session: TrainingSession) -> ComputeConfig:
-    """The run's compute configuration: as it started, as its recipe says, or as the autotuner finds; run.json records it.
+    """The run's compute configuration, from run.json, from the recipe or from the autotuner; run.json records it.
 
-    Only a single process on a budget of time is autotuned: a training of so many steps gives the same bits on every day.
+    Only a single process with a time budget is autotuned: a training with a step budget must give the same bits every time.
     """
     recipe, metadata, world, budget = run.recipe, run.metadata, session.world, session.budget
     if metadata.compute is not None:

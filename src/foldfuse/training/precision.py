@@ -1,4 +1,4 @@
-"""How the forward pass computes: number format, memory layout and threads. They change a step's time, and hardly its result."""
+"""Settings of the forward pass: number format, memory layout and threads. They change a step's time, and hardly its result."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 
 @dataclass(frozen=True)
 class ComputeConfig:
-    """How the forward pass computes. Losses, the optimizer and the weights themselves are always float32.
+    """The settings of the forward pass. Losses, the optimizer and the weights themselves are always float32.
 
     Attributes:
         precision: the precision of the forward pass: "float32", "bfloat16", or "float16" for cards without bfloat16.

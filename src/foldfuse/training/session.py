@@ -28,13 +28,13 @@ DEFAULT_BUDGET = {"seconds": 600.0}
 
 @dataclass(frozen=True)
 class TrainingSession:
-    """How a run is trained now.
+    """The settings of one call of a training.
 
     Attributes:
         budget: the budget of the whole training, with the part that is spent already.
         world: the processes that train together, and this process's device.
-        checkpoint: the last checkpoint of this very run, to resume from; None starts at step 0.
-        checkpoint_seconds: between checkpoints; the last one is written at the end.
+        checkpoint: the last checkpoint of the same run, to resume from; None starts at step 0.
+        checkpoint_seconds: seconds between checkpoints; the last one is written at the end.
         progress: gets the share of the budget that is spent.
         tracker: is given the new rows of the log at each checkpoint.
         evaluate: gives the scores of averaged weights. The session calls it at each checkpoint, outside the budget, and
@@ -120,7 +120,7 @@ def require_same_data(run: Run, dataset: Dataset) -> None:
 
 
 def _progress_kept(run: Run) -> str:
-    """How much of an interrupted run is on disk, and the command that resumes it."""
+    """A sentence on the steps of an interrupted run that are on disk, and the command that resumes the run."""
     steps = [row for row in run.log if "loss" in row]
     again = f"Resume with: foldfuse train --resume {run.folder}"
     if not steps or not run.has_checkpoint:

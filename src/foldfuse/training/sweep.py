@@ -47,7 +47,7 @@ ShowProgress = Callable[[str], AbstractContextManager[Progress]]
 
 @dataclass(frozen=True)
 class SweepRequest:
-    """What a sweep compares, and on which data.
+    """A request for a sweep: the recipes to compare, the budget and the folds.
 
     Attributes:
         data_fingerprint: the fingerprint of all samples.
@@ -66,7 +66,7 @@ class SweepRequest:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Scores on the held-out fold during a training. `seconds` are those of training so far."""
+    """Scores on the held-out fold during a training. `seconds` is the training time so far."""
 
     step: int
     seconds: float
@@ -93,7 +93,7 @@ class Sweep:
     Attributes:
         request: what is compared.
         seconds_each: seconds of training for each combination; None before it is measured.
-        runs: {name of the combination: its result}; of the finished ones.
+        runs: {name of the combination: its result}; of the finished combinations.
     """
 
     request: SweepRequest

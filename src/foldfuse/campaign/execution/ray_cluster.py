@@ -104,7 +104,7 @@ class RayCluster:
 
     @property
     def capacity(self) -> int:
-        """Workers that are ready; before the first one starts, slots for workers."""
+        """Number of workers that are ready; before the first worker starts, the number of slots for workers."""
         return sum(worker.ready for worker in self._workers) if self._setup else len(self._slots())
 
     @property
@@ -113,7 +113,7 @@ class RayCluster:
         return frozenset(worker.job.name for worker in self._workers if worker.job is not None)
 
     def prepare(self, longest: int) -> bool:
-        """Sends the images, the first time, and waits for a first worker, then as long again for the others."""
+        """Sends the images at the first call, waits for a first worker, then waits as long again for the other workers."""
         if self._setup is not None:
             return False
         with self._ledger.timed("send the images to the cluster", "setup"):

@@ -202,7 +202,7 @@ def write_files(files: Files, folder: Path) -> None:
 
 
 def _modified(path: Path) -> int:
-    """Time of a file's last change in nanoseconds; 0 where there is none."""
+    """Time of a file's last change in nanoseconds; 0 for a missing file."""
     try:
         return path.stat().st_mtime_ns
     except FileNotFoundError:

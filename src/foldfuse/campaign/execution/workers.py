@@ -78,14 +78,14 @@ class Workers(Protocol):
 
     @property
     def capacity(self) -> int:
-        """Segments that can be trained at once, at the moment."""
+        """Number of segments that can be trained at once now."""
 
     @property
     def busy(self) -> frozenset[str]:
         """Names of the segments in training."""
 
     def prepare(self, longest: int) -> bool:
-        """Gets ready to train on images shrunk to `longest` pixels, and returns whether that took time: the first call does.
+        """Gets ready to train on images shrunk to `longest` pixels, and returns True if the call took time, as the first does.
 
         Raises:
             InputError: no worker can train.
@@ -112,7 +112,7 @@ class LocalWorker:
         self._results: list[SegmentResult] = []
 
     def prepare(self, longest: int) -> bool:
-        """Decodes the images, the first time."""
+        """Decodes the images at the first call."""
         if self._images is not None:
             return False
         with self._ledger.timed("decode the images", "setup"):

@@ -53,7 +53,7 @@ def successive_halving(state: CampaignState) -> Decision:
 
 
 def with_new_parent(segment: Segment, state: CampaignState) -> Segment:
-    """A segment whose parent failed: it continues another run of the same detector, or becomes a base run itself."""
+    """The segment with another run of the same detector as parent, in place of a failed one; without any, a base run."""
     done = [record for record in state.segments if record.state == "done" and not record.role.is_external]
     parent = next((record.name for record in done if record.recipe["detector"] == segment.recipe.detector), None)
     if parent is not None:
@@ -63,7 +63,7 @@ def with_new_parent(segment: Segment, state: CampaignState) -> Segment:
 
 
 def training_seconds(segment: Segment, unfinished: Sequence[Segment], state: CampaignState) -> float:
-    """Seconds that `segment` may train in all: what it has trained, and its share of the remaining training time.
+    """Total seconds that `segment` may train: the seconds trained so far, plus its share of the remaining training time.
 
     Time that a killed segment has had counts against its share. Segments of one round share the workers.
     """
@@ -102,7 +102,7 @@ def pending_view_seconds(state: CampaignState) -> float:
 
 
 def search_seconds(deadline: float) -> float:
-    """Seconds for the last choice of the ensemble."""
+    """Seconds for the final choice of the ensemble."""
     return min(c.MAX_SEARCH_SECONDS, max(c.MIN_SEARCH_SECONDS, c.SEARCH_SHARE * deadline))
 
 
@@ -139,7 +139,7 @@ def affordable_views(state: CampaignState) -> tuple[View, ...]:
 
 @dataclass(frozen=True)
 class PlannedSegment:
-    """A line of the plan: a segment, its state, and the seconds that it has trained or is to train."""
+    """A line of the plan: a segment, its state, and its training time in seconds, past or planned."""
 
     name: str
     image_size: int

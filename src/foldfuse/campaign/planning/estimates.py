@@ -40,7 +40,7 @@ class CandidateCost:
 
 @dataclass(frozen=True)
 class CampaignPlan:
-    """A plan with the costs behind it.
+    """A plan with the measured costs that it rests on.
 
     Attributes:
         costs: the costs of the candidates.
@@ -85,7 +85,7 @@ def measure_candidate(name: str, recipe: Recipe, dataset: Dataset, *, device: st
 
 
 def _wait_for(device: torch.device) -> None:
-    """Waits until a GPU has finished its work, which runs behind the Python code."""
+    """Waits until a GPU has finished its work, which is asynchronous."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 

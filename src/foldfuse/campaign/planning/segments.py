@@ -106,7 +106,7 @@ def _cooldowns_of_one(base: Segment, state: CampaignState) -> list[Segment]:
 
 
 def num_cooldowns(share: float, state: CampaignState) -> int:
-    """Cooldown runs of one parent that have `share` of the training time together: more time makes more runs."""
+    """Number of cooldown runs of one parent, which together get `share` of the training time: more time gives more runs."""
     wanted = int(share * c.TRAINING_SHARE * state.deadline / c.MIN_COOLDOWN_SECONDS)
     return max(c.MIN_COOLDOWNS, min(c.MAX_COOLDOWNS, wanted))
 
@@ -139,7 +139,7 @@ def segment_name(role: Role, image_size: int, *, number: int | None = None, reci
 
 
 def is_segment_name(name: str) -> bool:
-    """Whether the campaign might give this name to a segment of its own, so that no external member may have it."""
+    """Whether the campaign may use this name for its own segments, so that no external member may have the name."""
     return re.match(rf"({Role.BASE}|{Role.EXTENDED}|{Role.COOLDOWN})\d*-", name) is not None
 
 
@@ -163,7 +163,7 @@ def at_image_size(recipe: Recipe, image_size: int) -> Recipe:
 
 
 def batch_size_at(recipe: Recipe, image_size: int) -> int:
-    """Images a step at another size: memory grows with the pixels, so larger images make smaller batches."""
+    """Batch size at another image size: memory grows with the pixels, so larger images make smaller batches."""
     return max(2, min(recipe.batch_size, round(recipe.batch_size * (recipe.image_size / image_size) ** 2)))
 
 

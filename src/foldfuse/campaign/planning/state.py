@@ -79,7 +79,7 @@ class CampaignState:
 
     @property
     def num_images(self) -> int:
-        """Images that each member predicts."""
+        """Number of images that each member predicts."""
         return self.num_val + self.num_test
 
     @property

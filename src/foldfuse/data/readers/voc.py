@@ -63,7 +63,7 @@ def _text(element: ET.Element, name: str, path: Path) -> str:
 
 
 def _image_of(root: Path, path: Path, tree: ET.Element) -> Path:
-    """The image of an XML file: the name in <filename>, else the XML's own stem; in JPEGImages/, images/ or beside."""
+    """The image of an XML file: the name in <filename>, else the XML's own stem; in JPEGImages/, in images/ or beside the XML."""
     stated = Path((tree.findtext("filename") or "").strip())
     names = [stated.name] if stated.suffix.lower() in IMAGE_SUFFIXES else []
     names += [path.stem + suffix for suffix in IMAGE_SUFFIXES]

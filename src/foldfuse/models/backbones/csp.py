@@ -30,7 +30,7 @@ class Bottleneck(nn.Module):
         self.reduce, self.expand, self.shortcut = Conv(width, width), Conv(width, width, 3), shortcut
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) -> the same."""
+        """(B, C, H, W) -> (B, C, H, W)."""
         y = self.expand(self.reduce(x))
         return x + y if self.shortcut else y
 
@@ -58,7 +58,7 @@ class SPPF(nn.Module):
         self.pool = nn.MaxPool2d(5, 1, 2)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) -> the same."""
+        """(B, C, H, W) -> (B, C, H, W)."""
         pooled = [self.reduce(x)]
         for _ in range(3):
             pooled.append(self.pool(pooled[-1]))

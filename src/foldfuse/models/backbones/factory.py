@@ -46,7 +46,7 @@ class ViTBackbone(nn.Module):
 
 
 class SwinBackbone(nn.Module):
-    """One of our Swins: (B, 3, H, W) in 0..1 -> [(B, C_i, H / s, W / s)] for s in 8, 16, 32, each behind a norm."""
+    """One of our Swins: (B, 3, H, W) in 0..1 -> [(B, C_i, H / s, W / s)] for s in 8, 16, 32, each after a norm."""
 
     stride = 32
 

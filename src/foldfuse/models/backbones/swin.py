@@ -117,7 +117,7 @@ def window_reverse(windows: Tensor, height: int, width: int) -> Tensor:
 
 
 class Block(nn.Module):
-    """Window attention, then an MLP, each behind a norm and with a residual connection (equation 3)."""
+    """Window attention, then an MLP, each with a norm before it and a residual connection (equation 3)."""
 
     def __init__(self, channels: int, heads: int, *, drop_path: float) -> None:
         super().__init__()
@@ -229,7 +229,7 @@ class Swin(nn.Module):
         init_transformer(self)
 
     def _stages(self, images: Tensor) -> list[Tensor]:
-        """(B, 3, H, W) in 0..1 -> (B, H / s, W / s, C_i) behind each stage, s = 4, 8, 16, 32, rounded up."""
+        """(B, 3, H, W) in 0..1 -> (B, H / s, W / s, C_i) after each stage, s = 4, 8, 16, 32, rounded up."""
         require_multiple(images, self.stride)
         x = self.patch_embed((images - self.mean) / self.std)
         outputs = []

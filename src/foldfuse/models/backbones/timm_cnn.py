@@ -102,17 +102,17 @@ def _cut(net: nn.Module, cut: int) -> tuple[nn.ModuleList, dict[int, tuple[int, 
         assert isinstance(blocks, nn.Sequential)
         parts |= {f"blocks.{i}": block for i, block in enumerate(blocks)}
     kept = list(parts)[: len(parts) - cut]
-    found: dict[int, tuple[int, int]] = {}
+    ends: dict[int, tuple[int, int]] = {}
     stride, x = 0, torch.zeros(1, 3, 64, 64)
     with torch.no_grad():
         net.eval()
         for i, name in enumerate(kept):
             x = parts[name](x)
             if i and 64 // x.shape[-1] == stride:
-                found.pop(i - 1)
+                ends.pop(i - 1)
             stride = 64 // x.shape[-1]
-            found[i] = (stride, x.shape[1])
-    return nn.ModuleList(parts[name] for name in kept), found
+            ends[i] = (stride, x.shape[1])
+    return nn.ModuleList(parts[name] for name in kept), ends
 
 
 def require_timm_model(name: str) -> None:

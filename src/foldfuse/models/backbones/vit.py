@@ -55,7 +55,7 @@ class Attention(nn.Module):
 
 
 class Block(nn.Module):
-    """One layer of the encoder: attention, then an MLP, each behind a norm and with a residual connection (equations 2 and 3)."""
+    """One layer of the encoder: attention, then an MLP, each with a norm before it and a residual connection (equations 2, 3)."""
 
     def __init__(self, width: int, heads: int, *, mlp_ratio: int = 4, drop_path: float = 0.0) -> None:
         super().__init__()
@@ -168,7 +168,7 @@ class ViT(nn.Module):
         return F.pad(patches, (0, 0, 1, 0))  # the class token has no position
 
     def tokens(self, images: Tensor) -> Tensor:
-        """(B, 3, H, W) in 0..1 -> (B, N, D): embedded patches behind the class token (equation 1).
+        """(B, 3, H, W) in 0..1 -> (B, N, D): the class token, then the embedded patches (equation 1).
 
         Raises:
             InputError: H or W is no multiple of `stride`.
@@ -180,7 +180,7 @@ class ViT(nn.Module):
         return x if positions is None else x + positions.to(x)
 
     def encode(self, images: Tensor) -> Tensor:
-        """(B, 3, H, W) in 0..1 -> (B, N, D): tokens behind the last norm."""
+        """(B, 3, H, W) in 0..1 -> (B, N, D): tokens after the last norm."""
         x = self.tokens(images)
         for block in self.blocks:
             x = block(x)

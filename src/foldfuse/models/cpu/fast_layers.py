@@ -38,7 +38,7 @@ class ReLU6(nn.Module):
 
 
 class Pointwise(nn.Conv2d):
-    """A 1x1 convolution that treats each row as an image of its own where this is faster."""
+    """A 1x1 convolution that treats each row of the map as a separate image where this is faster."""
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, out, H, W)."""
@@ -109,14 +109,14 @@ def _faster_convolution(conv: nn.Conv2d) -> nn.Conv2d:
     if conv.dilation != (1, 1) or conv.bias is not None:
         return conv
     side, stride, depthwise = conv.kernel_size, conv.stride, conv.groups == conv.in_channels == conv.out_channels
-    made: nn.Conv2d
+    fast: nn.Conv2d
     if side == (1, 1) and stride == (1, 1) and conv.padding == (0, 0) and conv.groups == 1:
-        made = Pointwise(conv.in_channels, conv.out_channels, 1, bias=False)
+        fast = Pointwise(conv.in_channels, conv.out_channels, 1, bias=False)
     elif (depthwise and side == (5, 5) and stride == (1, 1) and conv.padding == (2, 2)) or (
         isinstance(conv, Conv2dSame) and side in ((3, 3), (5, 5)) and stride == (2, 2)
     ):
-        made = SameConv(conv.in_channels, conv.out_channels, side, stride, groups=conv.groups, bias=False)
+        fast = SameConv(conv.in_channels, conv.out_channels, side, stride, groups=conv.groups, bias=False)
     else:
         return conv
-    made.weight = conv.weight
-    return made
+    fast.weight = conv.weight
+    return fast

@@ -1,7 +1,7 @@
 """Anchors for any image size, and boxes encoded as deltas from anchors.
 
 Source: Lin et al., "Focal Loss", arXiv:1708.02002, section 4 (9 anchors per cell: 3 octave scales x 3 aspect ratios);
-the deltas are those of Ren et al., "Faster R-CNN", arXiv:1506.01497, section 3.1.2, in effdet's order (y, x, h, w).
+the deltas follow Ren et al., "Faster R-CNN", arXiv:1506.01497, section 3.1.2, in effdet's order (y, x, h, w).
 Where we differ: an anchor's size follows the level's nominal stride (8 .. 128), and its centre the level's true cell
 size. So an image size that is no multiple of 128 moves the anchors but does not resize them: a delta learned at one image size
 means the same at another.
@@ -24,12 +24,12 @@ MAX_LOG_SIDE = 4.0  # a side is at most e^4 = 55 anchors long: keeps exp finite
 
 
 def cell_anchors(stride: float, scale: float) -> Tensor:
-    """(9, 2) float32 widths and heights in pixels of the anchors of one cell; the smallest has sides of `scale` strides."""
+    """(9, 2) float32 widths and heights of one cell's anchors, in pixels; the smallest anchor has sides of `scale` strides."""
     return torch.tensor([[stride * scale * s * w, stride * scale * s * h] for s in SCALES for w, h in ASPECTS])
 
 
 def cell_centres(size: tuple[int, int], image: tuple[int, int]) -> Tensor:
-    """(H, W, 2) float32 x and y in input pixels of the centres of a level's cells, for `size` and `image` as (height, width)."""
+    """(H, W, 2) float32 x and y of the centres of a level's cells, in input pixels; `size` and `image` are (height, width)."""
     y = (torch.arange(size[0]) + 0.5) * (image[0] / size[0])
     x = (torch.arange(size[1]) + 0.5) * (image[1] / size[1])
     return torch.stack(torch.meshgrid(y, x, indexing="ij")[::-1], -1)
@@ -37,7 +37,7 @@ def cell_centres(size: tuple[int, int], image: tuple[int, int]) -> Tensor:
 
 @lru_cache(maxsize=32)
 def make_anchors(sizes: tuple[tuple[int, int], ...], image: tuple[int, int], scale: float) -> Tensor:
-    """(A, 4) float32 cxcywh in input pixels.
+    """(A, 4) float32 anchors, as cxcywh in input pixels.
 
     Args:
         sizes: (height, width) of each level, finest first; P3 is the first.
@@ -62,7 +62,7 @@ def decode_boxes(deltas: Tensor, anchors: Tensor) -> Tensor:
 def nearest_cells(
     points: Tensor, sizes: Sequence[tuple[int, int]], image: tuple[int, int], *, per_cell: int = PER_CELL
 ) -> tuple[Tensor, Tensor]:
-    """The priors of the 3x3 cells about each of (n, 2) xy points, on each of L levels.
+    """The priors of the 3x3 cells around each of the (n, 2) xy points, on each of L levels.
 
     Returns:
         (n, L * 9 * per_cell) int64 indices of priors, and a mask of the same shape: False where the cell lies outside.

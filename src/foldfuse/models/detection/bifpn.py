@@ -72,7 +72,7 @@ def projection(level: int, channels: int, width: int) -> nn.ModuleDict:
 
 
 def project(resample: nn.ModuleDict, x: Tensor) -> Tensor:
-    """(B, C, H, W) -> (B, width, H, W): `x` behind the projection in `resample`, or `x` if there is none."""
+    """(B, C, H, W) -> (B, width, H, W): `x` after the projection in `resample`, or `x` itself if `resample` is empty."""
     for conv in resample.values():
         x = conv(x)
     return x

@@ -2,7 +2,7 @@
 
 "compose:timm:mobilenetv4_conv_small+fpn+dense" is a detector's name like any other: a backbone of `make_backbone`, a neck of
 `NECKS`, a head of `HEADS`. Bochkovskiy, Wang and Liao, "YOLOv4", arXiv:2004.10934, section 2.1, describe detectors as these
-three parts; the papers of the parts stand in their files. A ViT gives one level, from which ViTDet's pyramid makes the others (Li
+three parts; the file of each part names its paper. A ViT gives one level, from which ViTDet's pyramid makes the others (Li
 et al., arXiv:2203.16527, section 3).
 
 Shapes: B images, H and W height and width.

@@ -28,7 +28,7 @@ PRIOR_BIAS = -math.log((1 - PRIOR) / PRIOR)
 
 
 class Tower(nn.Module):
-    """Convolutions shared by all levels, a batch norm of its own for each, SiLU behind each."""
+    """Convolutions shared by all levels, each followed by a batch norm per level and SiLU."""
 
     def __init__(self, width: int, *, repeats: int, num_levels: int, separable: bool) -> None:
         super().__init__()
@@ -42,7 +42,7 @@ class Tower(nn.Module):
             nn.init.normal_(conv.weight, std=conv.weight[0].numel() ** -0.5)
 
     def forward(self, x: Tensor, level: int) -> Tensor:
-        """(B, C, H, W) of a level -> the same."""
+        """(B, C, H, W) of a level -> (B, C, H, W)."""
         for conv, norms in zip(self.convs, self.norms, strict=True):
             assert isinstance(norms, nn.ModuleList)
             x = self.act(norms[level](conv(x)))
@@ -50,7 +50,7 @@ class Tower(nn.Module):
 
 
 class DenseHead(DensePrediction, nn.Module):
-    """Anchor-free head: two towers, one for classes and one for boxes, and a 1x1 convolution behind each.
+    """Anchor-free head: two towers, one for classes and one for boxes, each followed by a 1x1 convolution.
 
     Args:
         num_classes: K.
@@ -137,7 +137,7 @@ class AnchorPrediction(DensePrediction):
 
 
 class HeadNet(nn.Module):
-    """EfficientDet's class or box head: convolutions shared by all levels, a batch norm of its own for each (section 4.2)."""
+    """EfficientDet's class or box head: convolutions shared by all levels, with a batch norm per level (section 4.2)."""
 
     def __init__(
         self, width: int, *, repeats: int, outputs: int, num_levels: int, act: Callable[[], nn.Module]
@@ -154,17 +154,17 @@ class HeadNet(nn.Module):
 
     def forward(self, levels: Sequence[Tensor]) -> Tensor:
         """(B, width, H_i, W_i) of each level -> (B, A, outputs)."""
-        found = []
+        outputs = []
         for i, x in enumerate(levels):
             for conv, norms in zip(self.conv_rep, self.bn_rep, strict=True):
                 assert isinstance(norms, nn.ModuleList)
                 x = self.act(norms[i](conv(x)))
-            found.append(self.predict(x).permute(0, 2, 3, 1).reshape(x.shape[0], -1, self.outputs))
-        return torch.cat(found, 1)
+            outputs.append(self.predict(x).permute(0, 2, 3, 1).reshape(x.shape[0], -1, self.outputs))
+        return torch.cat(outputs, 1)
 
 
 def init_head_nets(class_net: HeadNet, box_net: HeadNet) -> None:
-    """Draw the weights of both: untrained boxes are the anchors themselves, untrained scores are `PRIOR`."""
+    """Draw the weights of both heads: untrained boxes are the anchors themselves, untrained scores are `PRIOR`."""
     init_convs(convs_of(class_net) + convs_of(box_net))
     bias = class_net.predict.conv_pw.bias
     assert bias is not None

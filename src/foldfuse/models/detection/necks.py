@@ -40,7 +40,7 @@ class LayerNorm2d(nn.LayerNorm):
     """A layer norm over the channels of (B, C, H, W)."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) -> the same."""
+        """(B, C, H, W) -> (B, C, H, W)."""
         return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 

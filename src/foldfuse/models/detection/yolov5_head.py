@@ -48,7 +48,7 @@ class YOLOOutput(NamedTuple):
 
 
 class _Priors(NamedTuple):
-    """Of each anchor of all levels: (A, 2) x and y of its cell in cells, (A, 2) its sides in pixels, (A, 1) its stride."""
+    """For each anchor of all levels: (A, 2) x and y of its cell in cells, (A, 2) its sides in pixels, (A, 1) its stride."""
 
     cells: Tensor
     sides: Tensor
@@ -89,8 +89,8 @@ class YOLOv5Head(nn.Module):
 
     def forward(self, levels: Sequence[Tensor], image: tuple[int, int]) -> YOLOOutput:
         """(B, C_i, H_i, W_i) of each level, and (height, width) of the network's input -> YOLOOutput."""
-        found = [conv(x).permute(0, 2, 3, 1).flatten(1, 2) for conv, x in zip(self.predict, levels, strict=True)]
-        logits = torch.cat(found, 1).view(len(levels[0]), -1, 5 + self.num_classes)
+        outputs = [conv(x).permute(0, 2, 3, 1).flatten(1, 2) for conv, x in zip(self.predict, levels, strict=True)]
+        logits = torch.cat(outputs, 1).view(len(levels[0]), -1, 5 + self.num_classes)
         sizes = tuple((int(x.shape[-2]), int(x.shape[-1])) for x in levels)
         return YOLOOutput(logits, sizes, (int(image[0]), int(image[1])))
 
@@ -147,7 +147,7 @@ class YOLOv5Head(nn.Module):
         return terms
 
     def _match(self, raw: YOLOOutput, objects: Targets) -> tuple[Tensor, Tensor]:
-        """(M,) object and (M,) anchor of each match.
+        """(M,) index of the object and (M,) index of the anchor of each match.
 
         An object matches the anchors of similar sides (`MAX_SIDE_RATIO`) in the cell that holds its centre and in the two cells
         nearest to its centre, one to the side and one above or below.
@@ -186,12 +186,12 @@ class YOLOv5Head(nn.Module):
         `select_detections` explains the options.
         """
         priors = self._priors(raw)
-        found = []
+        detections = []
         for logits in raw.logits.float():
             scores = logits[:, 4:5].sigmoid()
             if self.num_classes > 1:
                 scores = scores * logits[:, 5:].sigmoid()
-            found.append(
+            detections.append(
                 select_detections(
                     scores,
                     partial(_decode_rows, priors, logits),
@@ -202,4 +202,4 @@ class YOLOv5Head(nn.Module):
                     pre_nms_topk=pre_nms_topk,
                 )
             )
-        return found
+        return detections

@@ -25,7 +25,7 @@ MAX_PICKLE = 2**24  # bytes of the pickle itself; that of a large detector has u
 
 
 class Inert:
-    """Stands for an object of a class that must not run.
+    """A placeholder for an object whose class must not run.
 
     Attributes:
         kind: "module.Class" in the file.
@@ -36,9 +36,9 @@ class Inert:
     state: dict[Any, Any]
 
     def __new__(cls, *_: Any) -> Inert:
-        made = super().__new__(cls)
-        made.state = {}
-        return made
+        inert = super().__new__(cls)
+        inert.state = {}
+        return inert
 
     def __init__(self, *_: Any) -> None:
         pass
@@ -61,8 +61,8 @@ def read_checkpoint(path: Path, *, inert: Sequence[str]) -> Any:
     try:
         stubs = _stubs(path, inert) if zipfile.is_zipfile(path) else []
         with safe_globals(stubs):
-            found = torch.load(path, map_location="cpu", weights_only=True)
-        _check_sizes(found, path)
+            loaded = torch.load(path, map_location="cpu", weights_only=True)
+        _check_sizes(loaded, path)
     except FileNotFoundError:
         raise InputError(f"{path}: there is no such file.") from None
     except InputError:
@@ -74,7 +74,7 @@ def read_checkpoint(path: Path, *, inert: Sequence[str]) -> Any:
             f"{path}: cannot be read as a checkpoint ({type(error).__name__}). Expected a file of torch.save that holds tensors "
             "and plain containers; is it damaged?"
         ) from None
-    return found
+    return loaded
 
 
 def _stubs(path: Path, inert: Sequence[str]) -> list[Callable[..., Any] | tuple[Callable[..., Any], str]]:
@@ -117,9 +117,9 @@ def tensors_in(value: Any) -> Iterator[Tensor]:
             waiting.append(one.state)
 
 
-def _check_sizes(found: Any, path: Path) -> None:
+def _check_sizes(loaded: Any, path: Path) -> None:
     """Raise InputError if the tensors together are larger than the file: one number can pose as a tensor of any size."""
-    if sum(math.prod(t.shape) * t.element_size() for t in tensors_in(found)) > path.stat().st_size:
+    if sum(math.prod(t.shape) * t.element_size() for t in tensors_in(loaded)) > path.stat().st_size:
         raise InputError(f"{path}: its tensors are larger than the file. The file is forged.")
 
 

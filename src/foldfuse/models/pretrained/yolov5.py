@@ -138,7 +138,7 @@ def _renamed(tensors: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
     Raises:
         InputError: there is a layer that our network does not have.
     """
-    found = {}
+    renamed = {}
     for key, tensor in tensors.items():
         matched = re.match(r"model\.(\d+)\.(.+)", key)
         number = int(matched[1]) if matched else -1
@@ -154,12 +154,12 @@ def _renamed(tensors: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
         for pattern, ours in _BLOCK if number != _HEAD else ():
             rest = re.sub(pattern, ours, rest)
         if rest != "anchor_grid":  # older files keep the anchors twice
-            found[f"{LAYERS[number]}.{rest}"] = tensor
-    return found
+            renamed[f"{LAYERS[number]}.{rest}"] = tensor
+    return renamed
 
 
 def _make_alike(state: Mapping[str, Tensor], num_classes: int, path: Path) -> tuple[str, ComposedDetector]:
-    """The size whose tensors have the shapes of `state`, by name, and a network of it."""
+    """The name of the size whose tensors have the shapes of `state`, and a network of that size."""
     shapes = {key: tuple(t.shape) for key, t in state.items()}
     stem = shapes.get("backbone.stem.0.weight")
     outputs = shapes.get("head.predict.0.bias")  # looked at first: a list of class names is no bound on memory

@@ -34,7 +34,7 @@ COMMANDS = {  # name: (function, summary)
     "compare": ("foldfuse.commands.report:compare", "Compare campaigns on the same data."),
     "note": ("foldfuse.commands.campaign:note", "Attach a note, or a leaderboard's score, to a campaign."),
     "demo": ("foldfuse.commands.campaign:demo", "Run a campaign on drawn scenes of recyclable trash."),
-    "check": ("foldfuse.commands.data:check", "Find what is wrong with a dataset, and fix it."),
+    "check": ("foldfuse.commands.data:check", "Find the faults of a dataset, and fix them."),
     "split": ("foldfuse.commands.data:split", "Split a dataset into stratified folds."),
     "train": ("foldfuse.commands.train:train", "Train one detector or classifier under a budget."),
     "sweep": ("foldfuse.commands.train:sweep", "Compare recipes, image sizes and batch sizes under one budget."),

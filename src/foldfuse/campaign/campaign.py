@@ -1,9 +1,9 @@
 """Campaigns: a whole competition under one deadline, from the data to a submission and a report.
 
 The members are cooldown runs of base runs (see `planning.segments`): a base run trains on small images at a constant learning
-rate, and cooldown runs continue it at image sizes and with seeds of their own while the rate decays to 0. So each member costs a
-fraction of a training of its own. With more time several base runs are compared, and those that add most to the ensemble are
-promoted. All of them hold out one fold: their predictions of it are out-of-fold, and the ensemble is chosen on it.
+rate, and cooldown runs continue it at other image sizes and with other seeds while the rate decays to 0. So each member costs a
+fraction of a full training. With more time several base runs are compared, and the runs that add most to the ensemble are
+promoted. All runs hold out the same fold: their predictions of it are out-of-fold, and the ensemble is chosen on them.
 
 From the first finished member on there is a valid submission on disk. Only a submission with a better score on the held-out
 fold replaces it. The ledger records all work, so that a killed campaign can be resumed.
@@ -57,7 +57,7 @@ def run_campaign(
     """Runs a new campaign until its deadline, and returns the folder with the submission and the report.
 
     Args:
-        request: what to do.
+        request: the checked options of the campaign.
         ray: address of a Ray cluster whose nodes train the members, or "auto"; this process trains them by default.
         overwrite: whether an earlier campaign in the folder is removed.
         console: shows the live view, where it is a terminal.

@@ -28,7 +28,7 @@ class Inputs:
     Attributes:
         labeled: annotated images.
         test: images to predict; None where a fold of the labeled images is used instead.
-        folds: their number, or the folds of a file.
+        folds: the number of folds, or the folds of a file.
     """
 
     labeled: Dataset

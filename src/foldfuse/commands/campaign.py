@@ -185,7 +185,7 @@ def note(
         folder: the folder of the campaign, which may be running.
         text: the text of the note.
         leaderboard: score that a submission got.
-        submission: its number in `submissions/`; the current submission by default.
+        submission: the submission's number in `submissions/`; the current submission by default.
 
     Returns:
         The note's file.

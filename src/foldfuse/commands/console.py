@@ -17,7 +17,7 @@ class _ConsoleHandler(logging.Handler):
 
 @contextmanager
 def log_to_console() -> Iterator[None]:
-    """A context in which the package's log is shown; of several processes of torchrun, the first one's alone."""
+    """A context in which the package's log is shown; under torchrun only the log of the first process."""
     logger, handler = logging.getLogger("foldfuse"), _ConsoleHandler()
     level = logger.level
     if os.environ.get("RANK", "0") == "0" and not logger.handlers:  # the command line may show the log already

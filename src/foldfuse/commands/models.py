@@ -135,5 +135,5 @@ def export(
     size = size if image_size is None else image_size
     check_image_size(net, size)
     takes = write_onnx(net, out, image_size=size, metadata=metadata, fixed_size=fixed_size)
-    print(f"{out}: takes {takes}; its outputs in ONNX Runtime are those of PyTorch.")
+    print(f"{out}: takes {takes}; its outputs in ONNX Runtime equal PyTorch's.")
     return out

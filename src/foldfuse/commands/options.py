@@ -160,7 +160,7 @@ Device = Annotated[
 def recipe_changes(
     changes: Sequence[str], *, lr: float | None = None, image_size: int | None = None, batch_size: int | None = None
 ) -> tuple[str, ...]:
-    """The changes of --set, with those that have an option of their own; the latter come last and so win."""
+    """The changes of --set, followed by the changes from other options; the last change of a field wins."""
     own = {"lr": lr, "image_size": image_size, "batch_size": batch_size}
     return (*changes, *(f"{key}={value}" for key, value in own.items() if value is not None))
 

@@ -53,7 +53,7 @@ def predict(
         batch_size: images of 256 px at a time, 16 by default; fewer larger ones, so that memory stays the same.
 
     Raises:
-        InputError: the run is not trained, its classes are not those of the data, or an image cannot be decoded.
+        InputError: the run is not trained, its classes differ from the data's, or an image cannot be decoded.
 
     Examples:
         foldfuse predict run1 data/test.json --out predictions.parquet

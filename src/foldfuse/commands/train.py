@@ -117,7 +117,7 @@ def train(
         resume: folder of a stopped run to resume, with its own data, folds, recipe and options. A new --budget or --steps
             counts from the start of the run.
         checkpoint_every: time between checkpoints, 60s by default; a crash loses the steps since the last one.
-        tracker: where to write the log besides: tensorboard:DIR or mlflow:URI.
+        tracker: a second place for the log: tensorboard:DIR or mlflow:URI.
 
     Raises:
         InputError: the data, the recipe or the folder cannot be used.

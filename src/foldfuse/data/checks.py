@@ -98,7 +98,7 @@ def walk(document: Any, source: Path, *, annotated: bool = True, decode: bool = 
         document: decoded JSON.
         source: its file, named in sentences; images lie beside it, or in images/ beside it.
         annotated: False to ignore the annotations.
-        decode: also decode every image, and leave out those that cannot be decoded or have another size.
+        decode: also decode every image, and leave out images that cannot be decoded or have another size.
 
     Raises:
         InputError: the document is not COCO, or none of its images or categories can be used.

@@ -176,5 +176,5 @@ def _on_disk(images: Iterable[ImageArray]) -> tuple[ImageArray, ...]:
 
 
 def scale_of(sample: Sample, image: NDArray[Any]) -> tuple[float, float]:
-    """(x, y) factors from the pixels of `sample` to those of its image, which may have been shrunk by `load_image`."""
+    """(x, y) factors from the pixels of `sample` to pixels of its image, which may have been shrunk by `load_image`."""
     return image.shape[1] / sample.width, image.shape[0] / sample.height

@@ -1,6 +1,6 @@
 """Fuses and matches candidate ensembles fast enough for a search that tries hundreds of them.
 
-The result is that of `fuse` and `match_predictions`, bit by bit (tested). Members are checked, ordered and concatenated once;
+The result equals that of `fuse` and `match_predictions` bit by bit (tested). Members are checked, ordered and concatenated once;
 fused boxes are matched in the buffers that the fusion filled; threads share the images from the first box to the last match.
 """
 

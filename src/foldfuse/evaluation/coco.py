@@ -1,6 +1,6 @@
 """Scores predictions by COCO's average precision and recall.
 
-The numbers are those of hotcoco, a Rust implementation of COCO's evaluation. Checked against pycocotools.
+hotcoco, a Rust implementation of COCO's evaluation, computes the numbers. Checked against pycocotools.
 """
 
 from __future__ import annotations

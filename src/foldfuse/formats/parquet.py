@@ -17,7 +17,7 @@ from foldfuse.system.atomic_files import atomic
 
 
 def check_classes(classes: tuple[str, ...], dataset: Dataset, where: str) -> None:
-    """Raise InputError unless the classes are those of `dataset`, in its order."""
+    """Raise InputError unless the classes equal the classes of `dataset`, in the same order."""
     if classes != dataset.classes:
         raise InputError(
             f"{where}: has the classes {', '.join(classes)}, but {dataset.source} has {', '.join(dataset.classes)}. "

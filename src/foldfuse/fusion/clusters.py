@@ -120,7 +120,7 @@ def _scan(cluster_boxes, count, box, iou):
 def _search(cluster_boxes, heads, chain, box, iou):
     """`nearest` by the grid cells where a match is possible; `iou` must be above 0.
 
-    Let the widths be w and v, and i that of the intersection. IoU > t needs i > t max(w, v), and the centres are at
+    Let w and v be the widths, and i the width of the intersection. IoU > t needs i > t max(w, v), and the centres are at
     most (w + v) / 2 - i apart. With v in t w..w / t that is at most w (1 - t) max(1, 1 / 2t).
     """
     width, height = box[2] - box[0], box[3] - box[1]

@@ -31,7 +31,7 @@ from foldfuse.fusion.clusters import (
 WBF, NMS, NMW, SOFT_NMS = 0, 1, 2, 3
 METHODS = {"wbf": WBF, "nms": NMS, "nmw": NMW, "soft_nms": SOFT_NMS}
 LINEAR, GAUSSIAN = 1, 2
-SCORE, ROW = 5, 6  # columns of Soft-NMS, after those of a cluster
+SCORE, ROW = 5, 6  # further columns of Soft-NMS, after the columns of a cluster
 
 NOWHERE = 1e300  # x1 of a box that Soft-NMS has taken; its x2 is -NOWHERE
 TOP = (1 << 30) - 1  # the bits of a float32 in [0, 1] are below this

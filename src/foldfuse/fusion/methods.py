@@ -85,7 +85,7 @@ def nmw(
 ) -> Predictions:
     """Non-maximum weighted: NMS in which each kept box moves to the mean of its cluster, weighted by score x IoU.
 
-    The score stays that of the kept box, with weights as in `nms`. Each member's best box in a cluster has one vote.
+    The score of the kept box does not change, with weights as in `nms`. Each member's best box in a cluster has one vote.
     Args, Returns, Raises: as for `wbf`.
     """
     return _fuse(members, image_fuser("nmw", iou=iou, score_threshold=score_threshold), weights, threads)

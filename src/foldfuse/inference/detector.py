@@ -55,13 +55,13 @@ def predict_views(
     """The predictions of a detector on every image in each of `views`; boxes in pixels of the original images.
 
     Args:
-        model: keeps the detector contract; in eval mode. Images go to its device.
+        model: a model with the detector contract, in eval mode. Images are moved to its device.
         samples: the images.
         classes: names of the model's classes.
         image_size: the longest side, in pixels, that the model was trained at.
         views: TTA views of each image.
         batch_size: images of 256 px at a time; fewer larger ones, so that memory stays the same.
-        progress: gets the share that is done.
+        progress: gets the finished share of the work.
 
     Raises:
         InputError: an image is missing or cannot be decoded.
@@ -105,7 +105,7 @@ def _batches_of_one_shape(
 
 
 def concat_shards(shards: Sequence[Predictions], image_ids: Sequence[int]) -> Predictions:
-    """The predictions on all images, in the order of `image_ids`, from those of each process's share of the images."""
+    """The predictions on all images, in the order of `image_ids`, from each process's predictions on its share of the images."""
     if len(shards) == 1:
         return shards[0]
     by_image = {i: shard[i] for shard in shards for i in shard.image_ids}

@@ -1,4 +1,4 @@
-"""Writes a network as an ONNX file and checks it in ONNX Runtime. Inputs are images in 0..1, outputs those of `forward`.
+"""Writes a network as an ONNX file and checks it in ONNX Runtime. Inputs are images in 0..1, outputs as of `forward`.
 
 Boxes are not decoded in the file: the detector's `decode` does it, from the outputs by their names. The file's metadata holds the
 model's name, its classes, its anchor scale and its stride.

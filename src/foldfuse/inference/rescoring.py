@@ -67,7 +67,7 @@ class Rescorer:
     Attributes:
         probe: the linear classifier of crop features.
         encoder: makes the features.
-        blend: how the probability enters the score.
+        blend: the settings that blend the probability into the score.
         max_detections: number of boxes per image that get crops, by highest score.
         default_log_p: log p of a box without a crop.
     """
@@ -164,7 +164,7 @@ def fit_rescorer(
         max_objects: crops of annotated objects to train on; of more, a random choice balanced over the classes. If there are
             fewer than half as many, their mirror images are trained on as well.
         seed: the random seed of that choice, of the cross-validation and of the bootstrap.
-        progress: gets the share that is done.
+        progress: gets the finished share of the work.
 
     Raises:
         InputError: the predictions do not fit the dataset or cover too few images, or an image cannot be decoded.
@@ -246,7 +246,7 @@ def rescored(
         predictions: n boxes.
         rows: (m,) boxes with crops.
         log_p: (m, K + 1) of these boxes.
-        blend: how the probability enters the score.
+        blend: the settings that blend the probability into the score.
         default_log_p: log p of the boxes without crops; by default the median log p of the boxes with crops.
     """
     if not blend.alpha:

@@ -123,7 +123,7 @@ def line_chart(
         titles: the titles of the x axis and the y axis.
         label: the chart in words, for screen readers.
         dots: marks every point of every curve.
-        deadline: where on the x axis to draw the deadline.
+        deadline: the deadline's position on the x axis.
     """
     curves = []
     for line in sorted(lines, key=lambda line: line.strong):

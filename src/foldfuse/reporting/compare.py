@@ -47,7 +47,7 @@ class ComparedCampaign:
         folder: the folder of the campaign.
         name: the name in the tables.
         data: annotated images.
-        record: its facts.
+        record: the facts of the campaign.
         notes: the notes of its users.
     """
 

@@ -124,7 +124,7 @@ class Submission:
     Attributes:
         at: seconds since the start.
         ap50: AP50 of the ensemble.
-        metric: which chose the ensemble.
+        metric: the metric that chose the ensemble.
         best_single: best member in one view, with its score by that metric.
         num_members: members in the ensemble, each counted once whatever its views.
     """
@@ -158,7 +158,7 @@ class FusedScore:
     """Scores of the fused predictions on held-out images, and how they were fused.
 
     Attributes:
-        metric: which chose the ensemble; `value` is the ensemble's score by it.
+        metric: the metric that chose the ensemble; `value` is the ensemble's score by it.
         interval: the 95 % interval of the gain over the best member, on images not used to choose the ensemble.
         parts: the members in their views.
     """

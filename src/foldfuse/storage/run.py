@@ -43,7 +43,7 @@ class RunMetadata:
         folds: file of the folds that the run was trained with; None where it trained on all images.
         fold: the held-out one of `folds`.
         budget: {"seconds": number} or {"steps": number}.
-        checkpoint_seconds: between checkpoints.
+        checkpoint_seconds: seconds between checkpoints.
         trackers: trackers that got the log too, such as "tensorboard:DIR".
         device: the device that the user asked for, such as "auto".
         crop_context: side of a classifier's crops, as a multiple of the box's longer side.
@@ -55,7 +55,7 @@ class RunMetadata:
         mosaic_end: the first step without mosaics.
         steps: optimizer steps taken.
         seconds: seconds of the budget that were used.
-        images_per_second: trained on.
+        images_per_second: training images per second.
         data_wait_share: share of the time that was spent waiting for batches.
         processes: number of processes that trained together.
         crops: crops that a classifier trained on.

@@ -41,7 +41,7 @@ def from_plain(value: Any, kind: type[R], *, where: str, what: str, version: int
     """The record of type `kind` in a decoded JSON value.
 
     Args:
-        value: what `to_plain` gave, perhaps of another version of this package.
+        value: an output of `to_plain`, perhaps of another version of this package.
         kind: a dataclass.
         where: names the file in messages.
         what: the kind of record in messages, such as "a recipe".
@@ -72,10 +72,10 @@ def from_plain(value: Any, kind: type[R], *, where: str, what: str, version: int
 
 
 def from_plain_tolerantly(value: Any, kind: type[R]) -> R | None:
-    """The record of type `kind` with the fields that a decoded JSON value gives, for pages that show what there is.
+    """The record of type `kind` with the fields that a decoded JSON value gives, for pages that show all readable fields.
 
     A field that is missing or of the wrong type takes its default, and an unknown field is ignored; this holds in nested
-    records too. In a tuple of records, those that are None are left out. None for a value that is no JSON object or
+    records too. A tuple of records leaves out None. None for a value that is no JSON object or
     lacks a field without a default.
     """
     if not isinstance(value, Mapping):

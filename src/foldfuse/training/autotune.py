@@ -1,7 +1,7 @@
 """Autotuning: measures a few training steps in several compute configurations, and takes the fastest that computes the same.
 
 One respect of the configuration is changed at a time. A change is kept only where a step takes clearly less time and the
-loss is that of the default configuration to within `TOLERANCE`. A copy of the model makes the steps, and the random state
+loss equals the default configuration's to within `TOLERANCE`. A copy of the model makes the steps, and the random state
 is restored, so that the training itself is not affected. Results are remembered for each machine.
 """
 
@@ -41,7 +41,7 @@ class AutotuneResult:
     """The fastest configuration, and the measurements that chose it.
 
     Attributes:
-        config: to train with.
+        config: the configuration to train with.
         speedup: the speedup of a step, over the default configuration.
         tried: {configuration in words: seconds of a step, or why it was rejected}.
     """
@@ -73,7 +73,7 @@ def autotune(
     """The fastest configuration for training `model`; None where measuring would take too much of the budget.
 
     Args:
-        model: keeps the detector contract; it is not changed.
+        model: a model with the detector contract; it is not changed.
         batch: the batch of the training.
         frozen_stages: the frozen stages of the recipe.
         seconds: the budget in seconds.

@@ -29,7 +29,7 @@ class Budget:
     _start: float | None = field(default=None, repr=False)
 
     def elapsed(self) -> float:
-        """Seconds used so far, with those of earlier parts."""
+        """Seconds used so far, including earlier sessions."""
         if self._start is None:
             self._start = self.clock()
         return self.clock() - self._start + self.used

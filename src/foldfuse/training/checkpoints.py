@@ -15,8 +15,8 @@ class TrainingResult:
     """The end of a training.
 
     Attributes:
-        steps: optimizer steps in all, those of earlier sessions included.
-        seconds: seconds of the budget that were used, those of earlier sessions included.
+        steps: total optimizer steps, including earlier sessions.
+        seconds: seconds of the budget that were used, including earlier sessions.
     """
 
     steps: int

@@ -1,4 +1,4 @@
-"""Trains a classifier of images, or of the crops of objects, in its run folder. The loop is that of detectors.
+"""Trains a classifier of images, or of the crops of objects, in its run folder. Detectors share the training loop.
 
 A folder of images is read as a dataset in which each image is one object, so that a classifier always trains on crops.
 """
@@ -26,7 +26,7 @@ def train_classifier(run: Run, dataset: Dataset, session: TrainingSession) -> Tr
     Args:
         run: folder with a classifier's recipe and metadata.
         dataset: annotated images to train on.
-        session: how to train now.
+        session: budget, processes, checkpoint and trackers of this call.
 
     Raises:
         FloatingPointError: the loss is not finite.

@@ -43,13 +43,13 @@ def fit(
     """Train `model` in place until the budget is spent.
 
     Args:
-        model: keeps the detector contract, and lies on the session's device.
+        model: a model with the detector contract, on the session's device.
         batches: the batches of each step.
         recipe: rates and schedules.
         session: budget, processes, and the checkpoint to resume from; without one `model` is trained from step 0 as it is.
         log: a row is appended for each step.
-        save: is given the state about every `checkpoint_seconds`, and at the end.
-        config: how the forward pass computes; the device's default by default.
+        save: receives the state about every `checkpoint_seconds`, and at the end.
+        config: the settings of the forward pass; the device's default by default.
         make_optimizer: makes the optimizer of a model and its recipe.
 
     Returns:
@@ -162,7 +162,7 @@ def _rng_state(device: torch.device) -> dict[str, Tensor]:
 
 
 def _set_rng_state(states: Sequence[Mapping[str, Tensor]], world: World, device: torch.device) -> None:
-    """Restore torch's random state of this process; with more processes than states, a process takes another one's state."""
+    """Restore torch's random state of this process; with more processes than states, some processes share a state."""
     own = states[world.rank % len(states)]
     torch.set_rng_state(own["cpu"])
     if "cuda" in own and device.type == "cuda":

@@ -36,7 +36,7 @@ class TrainingSession:
         checkpoint: the last checkpoint of the same run, to resume from; None starts at step 0.
         checkpoint_seconds: seconds between checkpoints; the last one is written at the end.
         progress: gets the share of the budget that is spent.
-        tracker: is given the new rows of the log at each checkpoint.
+        tracker: receives the new rows of the log at each checkpoint.
         evaluate: gives the scores of averaged weights. The session calls it at each checkpoint, outside the budget, and
             logs the scores.
     """
@@ -95,8 +95,8 @@ def run_metadata(dataset: Dataset, *, data: str, seed: int, val_ids: tuple[int, 
     """The metadata of a run before its training.
 
     Args:
-        dataset: to train on.
-        data: where the user has the dataset.
+        dataset: the dataset to train on.
+        data: the path of the user's dataset.
         seed: the seed of every random choice.
         val_ids: ids of the held-out images.
     """

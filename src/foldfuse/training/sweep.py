@@ -91,7 +91,7 @@ class Sweep:
     """A sweep, finished or not, as sweep.json holds it.
 
     Attributes:
-        request: what is compared.
+        request: the recipes that are compared, the budget and the folds.
         seconds_each: seconds of training for each combination; None before it is measured.
         runs: {name of the combination: its result}; of the finished combinations.
     """
@@ -138,9 +138,9 @@ def run_sweep(
         seconds: budget in seconds for everything: trainings, scoring and overhead.
         folds: number of folds; the first one is held out.
         seed: the random seed of the folds and of every training.
-        device: to compute on.
+        device: the device to compute on.
         show_progress: a context that shows the progress of a titled piece of work.
-        show: is given the sweep after each training.
+        show: receives the sweep after each training.
 
     Raises:
         InputError: `out` holds something else, or there is too little time.
@@ -230,7 +230,10 @@ def _train_one(
     failed = None
     try:  # without halving the batch: one combination would be trained under the name of another
         train_detector(run, train, session, images=images, halve_on_out_of_memory=False)
-    except (FloatingPointError, torch.OutOfMemoryError) as error:  # the latter is CUDA's; on a CPU the system kills us
+    except (
+        FloatingPointError,
+        torch.OutOfMemoryError,
+    ) as error:  # OutOfMemoryError is CUDA's; on a CPU the system kills the process
         failed = str(error)
     rows = [row for row in run.log if "ap50" in row]
     metadata = run.metadata

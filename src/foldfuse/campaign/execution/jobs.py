@@ -56,13 +56,13 @@ def train_segment(
 
     Args:
         run: the run to train, with its recipe and metadata.
-        dataset: to train on.
+        dataset: the dataset to train on.
         seconds: total seconds of training, the time before `state` included.
         images: the images of the dataset, decoded.
         state: the run's own last checkpoint, to resume from.
         parent: the run whose last checkpoint gives the initial weights, where there is no `state`.
-        checkpoint_seconds: between checkpoints.
-        device: to train on.
+        checkpoint_seconds: seconds between checkpoints.
+        device: the device to train on.
         progress: receives the share that is done.
     """
     start = parent.load_checkpoint()[0] if parent is not None and state is None else None

@@ -40,7 +40,7 @@ class JobSpec:
         seconds: total seconds of training when the job ends.
         files: the files of its run folder.
         parent: checkpoints of the run that gives the initial weights; empty where the segment has a checkpoint or no parent.
-        checkpoint_seconds: between checkpoints.
+        checkpoint_seconds: seconds between checkpoints.
         state: the state of the campaign.
         device: the device of every network, as `--device` takes it.
         pseudo_labeled: samples to train on besides the samples sent before.
@@ -63,7 +63,7 @@ class JobResult:
     """A trained segment, as sent back.
 
     Attributes:
-        seconds: trained.
+        seconds: training time in seconds.
         files: the files of its run folder, with the predictions of the held-out images.
         views: TTA views of these predictions.
         image_seconds: seconds that one image takes in the plain view.

@@ -1,7 +1,7 @@
 """Workers that train a campaign's segments: this process itself, or the nodes of a cluster.
 
-The runner (`campaign.runner`) knows only the `Workers` protocol, and it alone writes to the ledger what is to be done and what
-the result was.
+The runner (`campaign.runner`) knows only the `Workers` protocol, and only the runner writes jobs and
+results to the ledger.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ class SegmentJob:
     """A segment to train now.
 
     Attributes:
-        run: its folder among the campaign's members, with recipe and metadata.
+        run: the segment's folder among the campaign's members, with recipe and metadata.
         seconds: total seconds of training when the job ends.
-        checkpoint: its last checkpoint, to resume from.
+        checkpoint: the run's last checkpoint, to resume from.
         parent: the run whose last checkpoint gives the initial weights, where the segment has no checkpoint.
-        checkpoint_seconds: between checkpoints.
+        checkpoint_seconds: seconds between checkpoints.
         state: the state of the campaign, the segment among its records.
         pseudo_labeled: test images with pseudo-labels, to train on besides the task's images.
     """
@@ -58,7 +58,7 @@ class SegmentResult:
 
     Attributes:
         name: the name of the segment.
-        seconds: trained; of a lost segment, up to the last checkpoint in its folder.
+        seconds: training time in seconds; of a lost segment, up to the last checkpoint in its folder.
         predictions: the predictions of the held-out images, where the worker has made them already.
         error: why the job failed: FloatingPointError where the training diverged, or WorkerLost.
     """

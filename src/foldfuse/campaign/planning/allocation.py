@@ -20,9 +20,9 @@ class Decision:
     """The next step of a campaign.
 
     Attributes:
-        segment: to train; None where none can start: training is over, or a busy segment must finish first.
+        segment: the segment to train; None if no segment can start: training is over, or a busy segment must finish first.
         seconds: total seconds of training when the segment ends.
-        num_views: how many of `VIEWS` fit into the time from now on.
+        num_views: number of `VIEWS` that fit into the time from now on.
     """
 
     segment: Segment | None

@@ -16,7 +16,7 @@ class Segment:
     Attributes:
         name: the name of the member, and of its folder.
         role: base, extended or cooldown run.
-        recipe: how it is trained.
+        recipe: the recipe of its training.
         seed: the seed of its random choices.
         share: the share of the training time, relative to the other segments of the plan.
         parent: the segment whose last checkpoint it starts from; None for a start from the recipe's initial weights.

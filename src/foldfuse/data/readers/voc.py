@@ -19,7 +19,7 @@ MAX_XML_BYTES = 2**20  # of one file; real ones have a few thousand
 def read_voc(root: Path, *, stems: Sequence[str] | None = None) -> tuple[Row, Path]:
     """(COCO document, its source) of the images called `stems`, or of all annotated images.
 
-    The classes are those of all XML files, whichever images are read.
+    The classes come from all XML files, also when only some images are read.
     """
     source = root / "Annotations"
     files = {p.stem: p for p in sorted(source.glob("*.xml"))}

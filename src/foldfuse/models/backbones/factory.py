@@ -29,7 +29,7 @@ class ViTBackbone(nn.Module):
             load_imagenet(self.net, name)
         self.net.head = nn.Identity()  # type: ignore[assignment]
         self.channels: tuple[int, ...] = (self.net.width,)
-        self.stride = 2 * self.net.stride  # that of the pyramid's coarsest level
+        self.stride = 2 * self.net.stride  # stride of the pyramid's coarsest level
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """(B, 3, H, W) in 0..1 -> one level."""

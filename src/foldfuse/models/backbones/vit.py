@@ -1,6 +1,6 @@
 """ViT: a transformer encoder over the patches of an image. Each part names its section of the paper.
 
-Source: Dosovitskiy et al., "An Image is Worth 16x16 Words", arXiv:2010.11929. The tiny and small models are those of Touvron
+Source: Dosovitskiy et al., "An Image is Worth 16x16 Words", arXiv:2010.11929. The tiny and small models come from Touvron
 et al., "DeiT", arXiv:2012.12877, table 1. Checked against timm: the same tensor names, and the same outputs with the
 same weights.
 

@@ -21,7 +21,7 @@ class PAN(nn.Module):
     Args:
         inputs: channels of each level, finest first.
         repeats: bottlenecks of each C3 block.
-        widths: channels of each output level; by default those of the inputs.
+        widths: channels of each output level; by default the channels of the inputs.
     """
 
     def __init__(self, inputs: Sequence[int], *, repeats: int, widths: Sequence[int] | None = None) -> None:

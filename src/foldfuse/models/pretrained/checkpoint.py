@@ -21,7 +21,7 @@ from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
 from foldfuse.errors import InputError
 
-MAX_PICKLE = 2**24  # bytes of the pickle itself; that of a large detector has under a megabyte
+MAX_PICKLE = 2**24  # bytes of the pickle itself; a large detector's pickle has under a megabyte
 
 
 class Inert:

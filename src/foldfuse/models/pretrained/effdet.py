@@ -21,8 +21,8 @@ def load_effdet(path: Path, model: nn.Module) -> str:
     If the checkpoint knows other classes, the last layer of the class head keeps its initial weights.
 
     Args:
-        path: published by effdet or saved by its training (.pth, .tar), or a .safetensors of the state dict.
-        model: is changed in place.
+        path: a checkpoint that effdet published or saved in training (.pth, .tar), or a .safetensors of the state dict.
+        model: the detector, which is changed in place.
 
     Raises:
         InputError: the file is missing, broken, unsafe, or of another model.
@@ -75,5 +75,5 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
         return load_file(path)
     except FileNotFoundError:
         raise InputError(f"{path}: there is no such file.") from None
-    except Exception as error:  # safetensors has errors of its own, and those of the file system
+    except Exception as error:  # safetensors raises its own errors and the file system's
         raise InputError(f"{path}: is no .safetensors file ({type(error).__name__}). Is it damaged?") from None

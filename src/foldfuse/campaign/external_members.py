@@ -1,6 +1,6 @@
 """External members of a campaign: runs trained elsewhere and other toolkits' predictions, which join the ensemble.
 
-Both must be out-of-fold: made without the held-out images of the campaign. A run's metadata shows that. For another toolkit's
+All external predictions must be out-of-fold: made without the held-out images of the campaign. A run's metadata shows which images it trained on. For another toolkit's
 predictions nothing can show it, and the campaign relies on the user.
 """
 

@@ -1,6 +1,6 @@
 """Submissions of a campaign: the best ensemble so far, and a submission that only a better one replaces.
 
-A submission is written whole into a folder of its own, then recorded in the ledger, then copied to the top of the campaign's
+A submission is written whole into a new folder, then recorded in the ledger, then copied to the top of the campaign's
 folder. Whenever a process is killed, a valid submission lies at the top.
 """
 

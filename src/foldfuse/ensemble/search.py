@@ -2,7 +2,7 @@
 
 Source: Caruana et al., "Ensemble Selection from Libraries of Models", ICML 2004: forward selection adds the member that gains
 most, again and again; adding a member twice doubles its weight. A chance gain on a few images does not carry over to others, so
-the selection runs on many bootstrap resamples of the images, and the weights are averaged (section 2.3 there: bagging).
+the selection runs on many bootstrap resamples of the images, and the weights are averaged (section 2.3 of the paper: bagging).
 Differences: a selection starts from the best member or from all members with equal weights, whichever scores higher, and may
 drop members; then fusion method, IoU, score exponents and score threshold change in turn, where the resamples agree on the gain.
 

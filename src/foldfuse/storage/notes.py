@@ -1,6 +1,6 @@
 """Notes of people on a campaign, and the scores that a leaderboard gave its submissions.
 
-Each note is a file of its own in `notes/`, written whole and never changed. So several people can add notes while the campaign
+Each note is a separate file in `notes/`, written whole and never changed. So several people can add notes while the campaign
 runs: no lock is needed, and no note can damage a file of the campaign.
 """
 

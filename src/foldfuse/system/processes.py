@@ -1,7 +1,7 @@
 """World: the processes that torchrun started for one job, and the messages between them.
 
 `torchrun --nproc-per-node 2 -m foldfuse train ...` starts the processes; they meet with NCCL on CUDA, with gloo elsewhere.
-Process 0 alone keeps the clock and writes files. What a training needs besides is in `training/distributed`.
+Process 0 alone keeps the clock and writes files. `training/distributed` has the functions for training.
 """
 
 from __future__ import annotations

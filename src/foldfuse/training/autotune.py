@@ -1,6 +1,6 @@
 """Autotuning: measures a few training steps in several compute configurations, and takes the fastest that computes the same.
 
-One respect of the configuration is changed at a time. A change is kept only where a step takes clearly less time and the
+One setting of the configuration is changed at a time. A change is kept only where a step takes clearly less time and the
 loss equals the default configuration's to within `TOLERANCE`. A copy of the model makes the steps, and the random state
 is restored, so that the training itself is not affected. Results are remembered for each machine.
 """
@@ -101,7 +101,7 @@ def cache_folder() -> Path:
 
 
 def candidates(best: ComputeConfig, device: torch.device) -> Generator[ComputeConfig, ComputeConfig, None]:
-    """Configurations to try; each changes one respect of the best so far, which the caller sends in."""
+    """Configurations to try; each changes one setting of the best so far, which the caller sends in."""
     if device.type == "cpu":
         best = yield replace(best, matmul="medium")
         best = yield replace(best, precision="bfloat16")

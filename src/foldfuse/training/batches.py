@@ -1,7 +1,7 @@
 """The batches of a training: augmented images with annotations, or augmented crops with labels.
 
-A batch is a function of (seed, step) and of whether mosaics have ended; nothing here has a state. A resumed training thus
-sees the very batches that it would have seen without the interruption.
+A batch is a function of (seed, step) and of whether mosaics have ended; batches have no state. A resumed training thus
+sees the same batches that it would have seen without the interruption.
 
 Shapes: B images of a batch, H x W the canvas, S side of a crop.
 """

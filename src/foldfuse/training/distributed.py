@@ -2,9 +2,9 @@
 
 Each process computes the forward pass of its shard of every batch. Batch norms take their statistics over all shards, the
 loss is computed of the whole batch on every process (so that a detector may divide by a count without knowing of other
-processes), and gradients are summed. With one process nothing here costs anything.
+processes), and gradients are summed. A single process has no extra cost.
 
-torch's own SyncBatchNorm works on CUDA alone, and is not in the layers of other libraries; hence the one here.
+torch's own SyncBatchNorm works on CUDA alone, and layers of other libraries do not use it; so this module has its own.
 
 Shapes: B images of the batch, b of this process's shard, C channels, R processes.
 """

@@ -1,6 +1,6 @@
 """Sweep: trains each combination of recipe, image size and batch size for the same time, within one total budget.
 
-One fold is held out from all of them, and scored several times in each training, outside its budget, so that the curves of
+One fold is held out from all trainings, and scored several times in each, outside its budget, so that the curves of
 score over time can be compared. The learning rate scales with the square root of the batch size, as suits optimizers that
 divide by the gradient's magnitude (Malladi et al., arXiv:2205.10287); it is the recipe's own at the recipe's batch size.
 """

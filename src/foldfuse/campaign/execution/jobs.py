@@ -1,6 +1,6 @@
 """The work of a segment, on any machine: train it in a run folder, then predict the held-out images.
 
-Nothing here knows the ledger or the campaign's clock.
+No function reads the ledger or the campaign's clock.
 """
 
 from __future__ import annotations

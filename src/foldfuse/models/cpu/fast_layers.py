@@ -1,6 +1,6 @@
 """Layers that make timm's EfficientNets faster on a CPU, with the same outputs, parameters and tensor names.
 
-benchmarks/models.md measures each. They replace: depthwise convolutions and "SAME" padding (see `depthwise`); in-place
+The layers (measured in benchmarks/models.md) replace: depthwise convolutions and "SAME" padding (see `depthwise`); in-place
 activations, whose input autograd has to copy first; squeeze-and-excitation, whose gradient materialises the mean's share before
 it adds it; and 1x1 convolutions of many pixels, which PyTorch in one thread does not hand to oneDNN's kernel.
 

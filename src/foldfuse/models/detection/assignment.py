@@ -3,7 +3,7 @@
 Source: Feng et al., "TOOD: Task-aligned One-stage Object Detection", arXiv:2108.07755, section 3.2:
 t = score^alpha * IoU^beta ranks the candidates of an object; the best `top` are its positives, and their class target
 is t scaled so that the object's largest target equals its largest IoU.
-Where we differ: the candidates are the priors of the 3x3 cells about the object's centre on every level, not all priors
+Where we differ: the candidates are the priors of the 3x3 cells around the object's centre on every level, not all priors
 inside the object. So the cost grows with the objects, not with objects x priors.
 
 Shapes: B images, A priors, K classes, N objects of the whole batch, C candidates of each, M positives.

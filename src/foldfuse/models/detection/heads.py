@@ -3,7 +3,7 @@
 Sources: the anchor-free head predicts distances to a box's four sides as Tian et al., "FCOS", arXiv:1904.01355, section 3.1,
 and shares convolutions over levels, with a batch norm for each, as Lyu et al., "RTMDet", arXiv:2212.07784, section 3.3.
 EfficientDet's head: Tan, Pang & Le, arXiv:1911.09070, sections 4.1 and 4.2; its modules have the tensor names of effdet 0.4.1.
-YOLOv5's head has a file of its own, `yolov5_head`.
+YOLOv5's head is in `yolov5_head`.
 
 Shapes: B images, K classes, A priors of all levels.
 """

@@ -1,7 +1,7 @@
 """Necks by name: FPN, BiFPN, PAN and ViTDet's pyramid. A neck turns a backbone's levels into levels of one width.
 
 Source: FPN, Lin et al., arXiv:1612.03144, section 3; the simple pyramid of a plain ViT, Li et al., "ViTDet", arXiv:2203.16527,
-section 3. BiFPN and PAN have files of their own.
+section 3. BiFPN and PAN are in `bifpn` and `pan`.
 Where we differ: FPN has no levels beyond the backbone's; the ViT's pyramid has strides 8, 16 and 32, not 4.
 
 Shapes: B images, C channels, H and W the height and width at a level.

@@ -1,7 +1,7 @@
 """External members of a campaign: runs trained elsewhere and other toolkits' predictions, which join the ensemble.
 
-All external predictions must be out-of-fold: made without the held-out images of the campaign. A run's metadata shows which images it trained on. For another toolkit's
-predictions nothing can show it, and the campaign relies on the user.
+All external predictions must be out-of-fold: made without the held-out images of the campaign. A run's metadata shows which
+images it trained on. The campaign cannot check another toolkit's predictions, and relies on the user.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Pseudo-labels: confident predictions of the ensemble on the test images, as annotations for a last member to train on.
 
-Pseudo-labels are fold-safe: neither the ensemble's members nor the member that trains on the labels see the held-out images, so that its
-predictions of the held-out images stay out-of-fold. Source: Lee, "Pseudo-Label", 2013; for detectors Sohn et al.,
+Pseudo-labels are fold-safe: neither the ensemble's members nor the member that trains on the labels see the held-out images,
+so that its predictions of the held-out images stay out-of-fold. Source: Lee, "Pseudo-Label", 2013; for detectors Sohn et al.,
 arXiv:2005.04757. Difference: the score threshold is the best for F1 on the held-out images, where the papers fix it.
 """
 

@@ -4,7 +4,8 @@ recipe.json          the recipe
 run.json             data, classes, seed, budget, and the results of the training: see `RunMetadata`
 log.jsonl            a row for each step; a row with "ap50" or "accuracy" for each evaluation
 weights.safetensors  the averaged (EMA) weights, for prediction
-checkpoint.pt        the training state at the last checkpoint, read with weights_only; checkpoint.previous.pt is the checkpoint before
+checkpoint.pt        the training state at the last checkpoint, read with weights_only
+checkpoint.previous.pt  the training state at the checkpoint before
 
 torch is imported only where tensors are read or written.
 """

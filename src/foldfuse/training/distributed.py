@@ -1,8 +1,8 @@
 """Training over several processes, which together compute the same steps as one process with the same global batch.
 
 Each process computes the forward pass of its shard of every batch. Batch norms take their statistics over all shards, the
-loss is computed of the whole batch on every process (so that a detector may divide by a count without knowing of other
-processes), and gradients are summed. A single process has no extra cost.
+loss is computed of the whole batch on every process (so that a detector may divide by a count over the whole
+batch), and gradients are summed. A single process has no extra cost.
 
 torch's own SyncBatchNorm works on CUDA alone, and layers of other libraries do not use it; so this module has its own.
 

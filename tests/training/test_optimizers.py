@@ -10,8 +10,8 @@ from foldfuse.training.optimizers import detector_groups
 @pytest.mark.parametrize(
     ("detector", "first", "last", "blocks"),
     [
-        ("vit_tiny_pyramid", "patches.weight", "blocks.11.mlp", 12),
-        ("swin_tiny_fpn", "patches.weight", "stages.3.blocks.1.mlp", 15),
+        ("vit_tiny_pyramid", "patch_embed.proj.weight", "blocks.11.mlp", 12),
+        ("swin_tiny_fpn", "patch_embed.proj.weight", "layers.3.blocks.1.mlp", 15),
     ],
 )
 def test_a_backbones_rates_fall_towards_the_pixels(detector, first, last, blocks):

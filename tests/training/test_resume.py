@@ -137,13 +137,13 @@ def test_a_resumed_run_has_the_rest_of_its_own_budget(data, tmp_path, monkeypatc
     assert run.metadata.budget == {"seconds": 100.0}
 
 
-def test_a_broken_checkpoint_gives_way_to_the_one_before(data, tmp_path, capsys):
+def test_a_broken_checkpoint_gives_way_to_the_one_before(data, tmp_path, caplog):
     out = tmp_path / "run"
     train(data, out=out, changes=CHANGES, steps=2)
     train(resume=out, steps=3)
     (out / "checkpoint.pt").write_bytes((out / "checkpoint.pt").read_bytes()[:1000])
     train(resume=out, steps=4)
-    assert "checkpoint.pt: is broken" in capsys.readouterr().err
+    assert "checkpoint.pt: is broken" in caplog.text
     assert [row["step"] for row in Run(out).log] == [0, 1, 2, 3]
 
 

@@ -13,7 +13,6 @@ from rich.console import Console
 from rich.table import Table
 
 from foldfuse.commands import options
-from foldfuse.commands.console import log_to_console
 from foldfuse.data.dataset import Dataset, require_annotations
 from foldfuse.data.folds import read_folds
 from foldfuse.data.readers.coco import read
@@ -185,7 +184,7 @@ def train(
         dataset, val, _ = _read_data(Path(metadata.data), its_folds, metadata.fold, classifier=run.is_classifier)
         require_same_data(run, dataset)
     is_classifier = run.is_classifier if new is None else isinstance(new, ClassifierRecipe)
-    with log_to_console(), open_session(run, metadata, new=new, title=f"training {run.folder.name}") as session:
+    with open_session(run, metadata, new=new, title=f"training {run.folder.name}") as session:
         if not is_classifier:
             train_detector(run, dataset, session)
             return run.folder
@@ -285,18 +284,17 @@ def sweep(
     def write_page(so_far: Sweep) -> None:
         write_text(out / "sweep.html", sweep_page(so_far, data.name))
 
-    with log_to_console():
-        result = run_sweep(
-            dataset,
-            out,
-            grid,
-            seconds=budget,
-            folds=folds,
-            seed=seed,
-            device=device,
-            show_progress=progress_bar,
-            show=write_page,
-        )
+    result = run_sweep(
+        dataset,
+        out,
+        grid,
+        seconds=budget,
+        folds=folds,
+        seed=seed,
+        device=device,
+        show_progress=progress_bar,
+        show=write_page,
+    )
     Console().print(_sweep_table(result))
     return out / "sweep.html"
 

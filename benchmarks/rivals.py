@@ -1,7 +1,7 @@
 """Other libraries' detectors under a plain loop, as a practitioner writes it first: what `time_to_ap` measures ours against.
 
 PyTorch in eager float32, in its default layout and with the default memory allocator; AdamW, a cosine over the budget after
-a short warm-up, horizontal flips, pictures decoded by Pillow in an ordinary DataLoader each time that they are needed,
+a short warm-up, horizontal flips, images decoded by Pillow in an ordinary DataLoader each time that they are needed,
 the whole network trained, gradients clipped. No rate was tuned for any dataset.
 """
 
@@ -24,13 +24,13 @@ from foldfuse.models.pretrained.imagenet import load_backbone
 from foldfuse.training.budget import Budget, lr_scale
 
 BATCH, RATE, WARMUP, CLIP = 8, 1e-3, 0.05, 10.0
-MEAN = STD = 0.5  # of EfficientNet-Lite's pictures
+MEAN = STD = 0.5  # of EfficientNet-Lite's images
 Target = tuple[Tensor, Tensor]  # (n, 4) xyxy in pixels of the network's input; (n,) labels from 0
 
 
 @dataclass(frozen=True)
 class Laid:
-    """How a picture is laid on a square: stretched to fill it, or scaled by one factor and padded with grey.
+    """How an image is laid on a square: stretched to fill it, or scaled by one factor and padded with grey.
 
     Attributes:
         size: of the square, pixels.
@@ -41,13 +41,13 @@ class Laid:
     stretched: bool
 
     def scale(self, sample: Sample) -> tuple[float, float]:
-        """Pixels of the square per pixel of the picture, along x and y."""
+        """Pixels of the square per pixel of the image, along x and y."""
         if self.stretched:
             return self.size / sample.width, self.size / sample.height
         both = self.size / max(sample.width, sample.height)
         return both, both
 
-    def picture(self, sample: Sample) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    def image(self, sample: Sample) -> np.ndarray[Any, np.dtype[np.uint8]]:
         """(size, size, 3) uint8."""
         x, y = self.scale(sample)
         shape = (max(1, round(sample.width * x)), max(1, round(sample.height * y)))
@@ -59,7 +59,7 @@ class Laid:
 
 
 class Flipped(TorchDataset[tuple[Tensor, Target]]):
-    """Pictures (3, size, size) uint8 with their boxes and labels, half of them mirrored."""
+    """Images (3, size, size) uint8 with their boxes and labels, half of them mirrored."""
 
     def __init__(self, data: Dataset, laid: Laid) -> None:
         self.samples, self.laid = data.samples, laid
@@ -70,18 +70,18 @@ class Flipped(TorchDataset[tuple[Tensor, Target]]):
     def __getitem__(self, i: int) -> tuple[Tensor, Target]:
         sample = self.samples[i]
         assert sample.annotations is not None
-        drawn = sample.annotations[~sample.annotations.crowd]
-        picture = torch.from_numpy(self.laid.picture(sample)).permute(2, 0, 1)
+        annotations = sample.annotations[~sample.annotations.crowd]
+        image = torch.from_numpy(self.laid.image(sample)).permute(2, 0, 1)
         x, y = self.laid.scale(sample)
-        boxes = torch.from_numpy(drawn.boxes.astype(np.float32)) * torch.tensor([x, y, x, y])
-        labels = torch.from_numpy(drawn.labels.astype(np.int64))
+        boxes = torch.from_numpy(annotations.boxes.astype(np.float32)) * torch.tensor([x, y, x, y])
+        labels = torch.from_numpy(annotations.labels.astype(np.int64))
         if torch.rand(()) < 0.5:
-            picture = picture.flip(-1)
+            image = image.flip(-1)
             boxes = torch.stack(
                 [self.laid.size - boxes[:, 2], boxes[:, 1], self.laid.size - boxes[:, 0], boxes[:, 3]], 1
             )
         real = (boxes[:, 2:] > boxes[:, :2]).all(1)
-        return picture, (boxes[real], labels[real])
+        return image, (boxes[real], labels[real])
 
 
 class Rival(Protocol):
@@ -92,10 +92,10 @@ class Rival(Protocol):
     model: nn.Module
 
     def loss(self, images: Tensor, targets: list[Target]) -> Tensor:
-        """Of (B, 3, size, size) pictures in 0..1."""
+        """Of (B, 3, size, size) images in 0..1."""
 
-    def found(self, images: Tensor) -> list[tuple[Tensor, Tensor, Tensor]]:
-        """For each picture boxes (n, 4) xyxy in the network's input, scores (n,) and labels (n,) from 0."""
+    def detect(self, images: Tensor) -> list[tuple[Tensor, Tensor, Tensor]]:
+        """For each image: boxes (n, 4) xyxy in the network's input, scores (n,) and labels (n,) from 0."""
 
 
 class SsdLite:
@@ -117,7 +117,7 @@ class SsdLite:
         terms: dict[str, Tensor] = self.model(list(images), named)
         return torch.stack(list(terms.values())).sum()
 
-    def found(self, images: Tensor) -> list[tuple[Tensor, Tensor, Tensor]]:
+    def detect(self, images: Tensor) -> list[tuple[Tensor, Tensor, Tensor]]:
         """See `Rival`."""
         return [(one["boxes"], one["scores"], one["labels"] - 1) for one in self.model(list(images))]
 
@@ -147,7 +147,7 @@ class EffdetLite0:
         total: Tensor = self.model((images - MEAN) / STD, {"bbox": boxes, "cls": classes})["loss"]
         return total
 
-    def found(self, images: Tensor) -> list[tuple[Tensor, Tensor, Tensor]]:
+    def detect(self, images: Tensor) -> list[tuple[Tensor, Tensor, Tensor]]:
         """See `Rival`."""
         rows = self.predictor((images - MEAN) / STD)
         return [(one[:, :4], one[:, 4], one[:, 5].long() - 1) for one in rows]
@@ -194,12 +194,12 @@ def fit(rival: Rival, data: Dataset, budget: Budget, *, workers: int) -> int:
 
 @torch.inference_mode()
 def predict(rival: Rival, data: Dataset) -> Predictions:
-    """What a trained `rival` finds in each picture, in pixels of the original pictures."""
+    """What a trained `rival` finds in each image, in pixels of the original images."""
     rival.model.eval()
     found = {}
     for sample in data.samples:
-        picture = torch.from_numpy(rival.laid.picture(sample)).permute(2, 0, 1)[None].float() / 255
-        ((boxes, scores, labels),) = rival.found(picture)
+        image = torch.from_numpy(rival.laid.image(sample)).permute(2, 0, 1)[None].float() / 255
+        ((boxes, scores, labels),) = rival.detect(image)
         x, y = rival.laid.scale(sample)
         original = (boxes / torch.tensor([x, y, x, y])).numpy()
         limit = np.array([sample.width, sample.height, sample.width, sample.height], np.float32)

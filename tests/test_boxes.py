@@ -20,10 +20,10 @@ A, B = [2, 3, 9, 11], [5, 1, 14, 8]  # whole pixels
 
 def painted(box: list[int]) -> Array:
     """A 16 x 16 image with a whole-pixel xyxy box filled in."""
-    picture = np.zeros((16, 16), bool)
+    mask = np.zeros((16, 16), bool)
     x1, y1, x2, y2 = box
-    picture[y1:y2, x1:x2] = True
-    return picture
+    mask[y1:y2, x1:x2] = True
+    return mask
 
 
 @quick

@@ -153,8 +153,8 @@ def test_subsets_keep_the_order(path: Path) -> None:
         (lambda d: d.pop("images"), "has no 'images'"),
         (lambda d: d.update(images={"0": 1}), "'images' is a dict, and must be a list of objects"),
         (lambda d: d["images"][3].pop("id"), "image 3 of the list: 'id' is None"),
-        (lambda d: d["images"][3].update(id=2), "image id 2 stands there twice"),
-        (lambda d: d["images"][3].update(file_name="train/0002.jpg"), "file_name train/0002.jpg stands there twice"),
+        (lambda d: d["images"][3].update(id=2), "image id 2 is listed twice"),
+        (lambda d: d["images"][3].update(file_name="train/0002.jpg"), "file_name train/0002.jpg is listed twice"),
         (
             lambda d: d["images"][3].update(file_name="gone.jpg"),
             r"image 3: there is no image .*gone.jpg nor .*images",
@@ -165,7 +165,7 @@ def test_subsets_keep_the_order(path: Path) -> None:
             lambda d: d["images"][3].update(height=float("nan")),
             "image 3: 'height' is nan, expected a positive whole number",
         ),
-        (lambda d: d["categories"][1].update(id=0), "category id 0 stands there twice"),
+        (lambda d: d["categories"][1].update(id=0), "category id 0 is listed twice"),
         (lambda d: d["annotations"][0].update(image_id=77), "annotation 0: is of image 77, which is not in 'images'"),
         (
             lambda d: d["annotations"][0].update(category_id=3),

@@ -93,7 +93,7 @@ def test_real_data_has_no_faults(shared_data: Path) -> None:
         (lambda d: d["annotations"][0].update(area="big"), "the area is not a number", "area taken from the box"),
         (lambda d: d["images"].append({"id": 9, "file_name": "gone.jpg"}), "the image is missing", "left out"),
         (lambda d: d["images"][0].pop("width"), "the image has no width or height", "size taken from the file"),
-        (lambda d: d["images"][0].update(height=65), "the size is not the JSON's", "left out"),
+        (lambda d: d["images"][0].update(height=65), "the size differs from the JSON's", "left out"),
         (lambda d: d["categories"].append({"id": 0, "name": "again"}), "the category id repeats", "left out"),
         (lambda d: d["categories"].append({"name": "no id"}), "the category has no whole-number id", "left out"),
     ],
@@ -105,7 +105,7 @@ def test_each_fault_is_found_and_fixed(path: Path, change: Change, kind: str, fi
     assert report.exit_status == 1
     again = check(path.with_name("fixed.json"))
     assert again.faults == ()
-    left_out = {"the size is not the JSON's": {0}}.get(kind, set())
+    left_out = {"the size differs from the JSON's": {0}}.get(kind, set())
     assert again.fixed.fingerprint == healthy.subset(set(healthy.image_ids) - left_out).fingerprint
 
 
@@ -142,7 +142,7 @@ def test_images_that_cannot_be_decoded_are_named(path: Path) -> None:
     assert "is 64 x 96 pixels, and the JSON says 96 x 64" in unreadable_images(dataset)[2][1]
     faults = Counter(f.kind for f in check(path).faults)
     assert faults["the image cannot be decoded"] == 2
-    assert faults["the size is not the JSON's"] == 1
+    assert faults["the size differs from the JSON's"] == 1
     assert check(path, json_only=True).faults == ()
 
 
@@ -154,7 +154,7 @@ def test_an_image_rotated_by_its_exif_tag_is_noted_and_a_swapped_size_is_a_fault
         notes["an EXIF tag rotates the image; its boxes must be annotated on the pixels as stored"] == "train/0000.jpg"
     )
     changed(path, lambda d: d["images"][0].update(width=64, height=96))
-    (fault,) = [f for f in check(path).faults if f.kind == "the size is not the JSON's"]
+    (fault,) = [f for f in check(path).faults if f.kind == "the size differs from the JSON's"]
     assert "as its EXIF tag rotates it" in fault.where
 
 

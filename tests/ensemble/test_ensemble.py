@@ -198,7 +198,7 @@ def test_the_interval_is_a_paired_bootstrap_of_the_nested_choice():
     assert (built.leave_one_out_gain, built.ensemble.weights) == ({}, {"a": 1.0})
 
 
-def test_one_picture_is_enough_but_has_no_nested_score():
+def test_one_image_is_enough_but_has_no_nested_score():
     truth = random_dataset(5, images=16)
     one = truth.subset([next(s.id for s in truth.samples if len(s.annotations) > 2)])
     built = build_ensemble({"a": noisy(one, 1), "b": noisy(one, 2)}, one, seconds=FOREVER, threads=1)

@@ -36,7 +36,7 @@ ONE_CLASS = Dataset(DATASET.samples, ("wheat",), (1,), Path("test.json"))
 
 thousandth = st.integers(0, 1000).map(lambda n: n / 1000)
 one_box = st.tuples(thousandth, thousandth, thousandth, thousandth, thousandth, st.integers(0, 2))
-each_picture = st.lists(st.lists(one_box, max_size=4), min_size=3, max_size=3)
+each_image = st.lists(st.lists(one_box, max_size=4), min_size=3, max_size=3)
 share = st.floats(0, 1, width=32)
 box_of_any_digits = st.tuples(share, share, share, share, share, st.integers(0, 2))
 # Two boxes that, as numbers of any one layout, can be meant in no other.
@@ -64,7 +64,7 @@ def assert_same(got: Predictions, want: Predictions, *, atol: float = 0.0) -> No
 
 
 @settings(deadline=None, derandomize=True, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(each_picture)
+@given(each_image)
 @pytest.mark.parametrize(("ending", "atol"), [(".parquet", 0.0), (".json", 1e-3), (".csv", 1e-3)])
 def test_written_predictions_are_read_back(
     tmp_path: Path, ending: str, atol: float, images: list[list[tuple[float, ...]]]

@@ -128,12 +128,12 @@ def test_each_segment_has_a_lane_with_its_parent(tmp_path):
 
 def test_promotions_agree_with_the_ranking(tmp_path):
     values = {"a": (0.60, 1.0), "b": (0.63, 0.99), "c": (0.62, 0.2), "d": (0.635, 0.97), "e": (0.66, 0.5)}
-    ranked = [RankedRun(name, value, sure) for name, (value, sure) in values.items()]
+    ranked = [RankedRun(name, value, prob_better) for name, (value, prob_better) in values.items()]
     record = record_of(tmp_path, gains=ranked, ranking=promoted(ranked), segments=[segment("b", 0, 1, 0.5)])
     rows = promotions(record)
     assert [row.name for row in rows if row.promoted] == ["a", "b"]
     assert [row.gain for row in rows] == pytest.approx([0.60, 0.03, -0.01, 0.005, 0.025])
-    assert [row.prob_better for row in rows] == [sure for _, sure in values.values()]
+    assert [row.prob_better for row in rows] == [prob_better for _, prob_better in values.values()]
     assert [row.ap50 for row in rows] == [None, 0.5, None, None, None]
     assert promotions(record_of(tmp_path, gains=ranked[:1], ranking=["a"])) == ()
 

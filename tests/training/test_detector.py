@@ -98,7 +98,7 @@ def test_training_stops_after_its_steps():
 
 def test_a_resumed_budget_remembers_what_is_gone():
     clock = Clock()
-    budget = Budget(seconds=60, clock=clock, used=45)
+    budget = Budget(seconds=60, clock=clock, elapsed_before=45)
     assert budget.spent(0) == 0.75
     clock.now = 15
     assert budget.spent(1) == 1
@@ -232,7 +232,7 @@ def test_mosaics_end_once_under_a_budget_of_time_and_a_resumed_training_keeps_th
         prefetched = dict(parts.mosaic)
         clock = Clock()
         clock.now = float(slow)
-        budget = Budget(seconds=100, clock=clock, used=float(slow))
+        budget = Budget(seconds=100, clock=clock, elapsed_before=float(slow))
         fit(Line(clock), parts, TINY, TrainingSession(budget, checkpoint=states[-1]), log=[])
         assert {step: parts.mosaic[step] for step in prefetched} == prefetched
 

@@ -25,7 +25,7 @@ from learning_samples import write_dataset
 
 GOLDEN = Path(__file__).parent / "golden"
 NAMES = sorted(path.stem for path in GOLDEN.glob("*.json"))
-STEPS, SURE = 20, 3  # steps in all, and those in which nothing has been chosen otherwise yet
+STEPS, NUM_EXACT = 20, 3  # steps in all, and those in which nothing has been chosen otherwise yet
 
 
 def curve(name: str, folder: Path) -> list[float]:
@@ -54,7 +54,7 @@ def test_the_loss_curve_is_the_one_on_file(name, tmp_path):
     want = json.loads((GOLDEN / f"{name}.json").read_text(encoding="utf-8"))
     found = curve(name, tmp_path)
     assert len(found) == len(want) == STEPS
-    np.testing.assert_allclose(found[:SURE], want[:SURE], rtol=2e-3)
+    np.testing.assert_allclose(found[:NUM_EXACT], want[:NUM_EXACT], rtol=2e-3)
     np.testing.assert_allclose(found, want, rtol=0.15)
     np.testing.assert_allclose(np.mean(found), np.mean(want), rtol=0.03)
 

@@ -83,8 +83,8 @@ def _split_pair(pair: str) -> tuple[str, str]:
 
 def _read_predictions(val: str, test: str, task: Task) -> tuple[Predictions, Predictions]:
     """The predictions of the held-out images and of the test images."""
-    found = read_predictions(Path(val), task.labeled)  # an out-of-fold file may cover every labeled image
-    val_predictions = found.select_images([i for i in task.val.image_ids if i in found])
+    out_of_fold = read_predictions(Path(val), task.labeled)  # an out-of-fold file may cover every labeled image
+    val_predictions = out_of_fold.select_images([i for i in task.val.image_ids if i in out_of_fold])
     with_objects = [s for s in task.val.samples if s.annotations is not None and len(s.annotations)]
     covered = sum(s.id in val_predictions and len(val_predictions[s.id]) > 0 for s in with_objects)
     if len(val_predictions) < len(task.val) or covered < c.MIN_EXTERNAL_COVERAGE * len(with_objects):

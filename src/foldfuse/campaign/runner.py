@@ -45,17 +45,17 @@ from foldfuse.training.session import run_metadata
 
 
 def run(task: Task, ledger: Ledger, strategy: Strategy, workers: Workers) -> None:
-    """Works until the deadline; the submission and the report lie in the campaign's folder afterwards.
+    """Runs the campaign until its deadline, and writes the submission and the report to its folder.
 
     Args:
         task: data and settings.
         ledger: the ledger of the campaign.
         strategy: picks the segments.
-        workers: train them.
+        workers: train the segments.
 
     Raises:
-        KeyboardInterrupt: before there was a member, or a second one; a first interrupt after that ends the campaign
-            early with a submission of the members so far.
+        KeyboardInterrupt: an interrupt before the first member, or a second interrupt. A first interrupt when there are
+            members ends the campaign early with a submission of the members so far.
     """
     device = choose_device(task.device)
     ledger.set(machine=host.describe(device), device=device, state="running", reported=False)
@@ -67,7 +67,7 @@ def run(task: Task, ledger: Ledger, strategy: Strategy, workers: Workers) -> Non
         save_plan(task, ledger, workers)
         run_segments(task, ledger, strategy, load_predictions(task, ledger), workers)
     except KeyboardInterrupt:
-        members = load_predictions(task, ledger)  # again: the interrupt may have left it half updated in memory
+        members = load_predictions(task, ledger)  # loaded again: the interrupt may have come in the middle of an update
         if not members.val:
             raise
         ledger.set(state="interrupted")
@@ -92,7 +92,7 @@ def run(task: Task, ledger: Ledger, strategy: Strategy, workers: Workers) -> Non
 
 
 def measure_costs(task: Task, ledger: Ledger, workers: Workers) -> None:
-    """Measures the candidates where there is time to compare them, and records the cost of a step of each."""
+    """Measures the seconds of a training step of each candidate and records them, if there is time to compare candidates."""
     if ledger.deadline < c.COMPARE_DEADLINE or len(task.recipes) < 2:
         return
     with ledger.timed("measure the candidates", "setup"):
@@ -110,7 +110,7 @@ def log_plan(plan: Plan, ledger: Ledger) -> None:
 
 
 def rank_base_runs(task: Task, ledger: Ledger, members: MemberPredictions, workers: Workers) -> None:
-    """Records which base runs are promoted, once all have ended: the base runs that add most to the ensemble."""
+    """Once all base runs have ended, records the promoted runs: the base runs that add most to the ensemble."""
     state = campaign_state(task, ledger, workers)
     names = [segment.name for segment in base_runs(state)]
     if len(names) < 2 or state.ranking or any(state.state_of(name) not in ("done", "failed") for name in names):
@@ -131,9 +131,9 @@ def rank_base_runs(task: Task, ledger: Ledger, members: MemberPredictions, worke
 
 
 def run_segments(task: Task, ledger: Ledger, strategy: Strategy, members: MemberPredictions, workers: Workers) -> None:
-    """Gives the workers the segments that the strategy picks until training is over; each new member may bring a submission.
+    """Starts the segments that the strategy picks until training is over, and submits the best ensemble of the members so far.
 
-    Asynchronous workers get their next segment first, and the ensemble is searched during the training.
+    Asynchronous workers get their next segment first; the ensemble is searched while they train.
 
     Raises:
         FloatingPointError: every base run diverged, and there is no member.
@@ -155,9 +155,9 @@ def run_segments(task: Task, ledger: Ledger, strategy: Strategy, members: Member
                 add_member(record, task, ledger, members, workers, predictions.pop(record.name, None))
         rank_base_runs(task, ledger, members, workers)
         wait, state = 0.0, campaign_state(task, ledger, workers)
-        hopeless = not workers.busy and all(state.state_of(base.name) == "failed" for base in base_runs(state))
-        if diverged is not None and not members.val and hopeless:
-            raise diverged  # cooldown runs in the place of the base run would diverge too
+        all_failed = not workers.busy and all(state.state_of(base.name) == "failed" for base in base_runs(state))
+        if diverged is not None and not members.val and all_failed:
+            raise diverged  # a cooldown run without a base run would diverge too
         decision = strategy(state)
         if decision.segment is None and not workers.busy:
             break
@@ -166,7 +166,7 @@ def run_segments(task: Task, ledger: Ledger, strategy: Strategy, members: Member
             submit_best(task, ledger, members, last=False)
             save_plan(task, ledger, workers)
             refresh_report(ledger)
-            continue  # that took time: the strategy decides again
+            continue  # submitting took time: the strategy decides again
         if decision.segment is not None and can_start:
             if decision.num_views < len(affordable_views(state)):
                 ledger.set(max_views=decision.num_views)
@@ -211,7 +211,7 @@ def record_result(result: SegmentResult, ledger: Ledger, losses: Counter[str]) -
 
 
 def drop_unaffordable(state: CampaignState, ledger: Ledger) -> None:
-    """Records that no time is left for the unfinished segments, whether they have begun or not."""
+    """Logs that no time is left for the unfinished segments, and records those that had begun as failed."""
     for segment in plan_segments(state):
         record = state.record(segment.name)
         if record is not None and record.state != "running":
@@ -247,27 +247,27 @@ def campaign_state(task: Task, ledger: Ledger, workers: Workers) -> CampaignStat
 
 
 def make_job(segment: Segment, seconds: float, task: Task, ledger: Ledger, workers: Workers) -> SegmentJob:
-    """The job that trains a segment up to `seconds`, from its own last checkpoint, else from its parent's."""
+    """The job that trains a segment up to `seconds`, from the segment's last checkpoint, else from its parent's."""
     run = Run(ledger.folder / "members" / segment.name)
-    checkpoint, trouble = run.load_checkpoint() if run.exists else (None, None)
-    if trouble:
-        ledger.log(trouble)
+    checkpoint, warning = run.load_checkpoint() if run.exists else (None, None)
+    if warning:
+        ledger.log(warning)
     if not run.exists:
         metadata = run_metadata(task.train, data=str(task.train.source), seed=segment.seed, val_ids=task.val.image_ids)
         Run.create(run.folder, segment.recipe, metadata)
     trained = checkpoint["seconds"] if checkpoint is not None else 0.0
-    before = campaign_state(task, ledger, workers).record(segment.name)
+    previous = campaign_state(task, ledger, workers).record(segment.name)
     record = SegmentRecord(
         name=segment.name,
         role=segment.role,
         recipe=to_plain(segment.recipe),
-        parent=before.parent if before else segment.parent,
+        parent=previous.parent if previous else segment.parent,
         fold=segment.fold,
         seed=segment.seed,
         state="running",
         budget=seconds,
         seconds=trained,
-        started=before.started if before else ledger.elapsed,
+        started=previous.started if previous else ledger.elapsed,
         ended=None,
         result={},
     )
@@ -287,7 +287,7 @@ def make_job(segment: Segment, seconds: float, task: Task, ledger: Ledger, worke
 
 
 def load_pseudo_labels(run: Run, task: Task, ledger: Ledger) -> Dataset | None:
-    """Test images with pseudo-labels for a run: its earlier labels, else new labels from the submission; None without any."""
+    """Test images with pseudo-labels for a run: its earlier labels, else new labels from the submission; None without labels."""
     path, latest = run.folder / "pseudo.parquet", ledger.latest_submission()
     if not path.exists():
         if latest is None:
@@ -313,7 +313,7 @@ def add_member(
     workers: Workers,
     predicted: HeldOutPredictions | None,
 ) -> None:
-    """Makes a trained segment a member; `predicted` holds its predictions of the held-out images, or None to predict them now."""
+    """Makes a trained segment a member. `predicted`: its predictions of the held-out images; None to predict them now."""
     run = Run(ledger.folder / "members" / record.name)
     if predicted is None:
         with ledger.timed(f"out-of-fold {record.name}", "predict"):
@@ -346,7 +346,7 @@ def add_member(
     }
     ledger.put_segment(replace(record, state="done", ended=ledger.elapsed, result=result))
     members.runs[record.name] = run
-    members.val |= {MemberView(record.name, str(view)): found for view, found in predicted.views.items()}
+    members.val |= {MemberView(record.name, str(view)): boxes for view, boxes in predicted.views.items()}
     members.new_members.append(record.name)
     ledger.log(
         f"{record.name}: AP50 {score.ap50:.3f}, AP {score.ap:.3f} on the held-out images after {metadata.steps} steps in "

@@ -7,10 +7,10 @@ A command annotates its arguments with these types, and the command line convert
 A type with a help text here (Overwrite, Set, Lr, Metric, Device, ...) needs no line in the command's docstring; a type without
 one does. Names and numbers in tuples are given by commas, by repeating, or both (`--weight 2,1`, `--weight 2 --weight 1`);
 other tuples by repeating alone. Durations arrive as seconds. A default of (), None or False is not shown in the help. An
-option that is True by default cannot be switched off, so name the option after the other case.
+option that is True by default cannot be switched off: give it the opposite name, and False by default.
 
-`refuse_overwrite(out, overwrite)` is the first line of a command that writes. Where `out` is a folder,
-`remove_old(out, overwrite)` stands right before the writing.
+`refuse_overwrite(out, overwrite)` is the first line of every command that writes a file or folder. A command that writes a folder
+calls `remove_old(out, overwrite)` right before writing.
 """
 
 from __future__ import annotations
@@ -30,35 +30,35 @@ from foldfuse.system.durations import duration_option, parse_duration
 OWN_FILES = ("run.json", "recipe.json", "campaign.sqlite", "sweep.json", "rescore.json")  # each marks a folder as ours
 
 
-def _words(tokens: Sequence[Token]) -> list[str]:
-    """The values of an option that is given with commas, repeatedly, or both."""
-    words = [word.strip() for token in tokens for word in token.value.split(",")]
-    if not all(words):
+def _split_values(tokens: Sequence[Token]) -> list[str]:
+    """The values of an option that is given several times, with commas between values, or both."""
+    values = [text.strip() for token in tokens for text in token.value.split(",")]
+    if not all(values):
         raise InputError("a comma has no value before or after it.")
-    return words
+    return values
 
 
-def _numbers(kind: type[int] | type[float], words: Sequence[str]) -> tuple[Any, ...]:
+def _numbers(kind: type[int] | type[float], values: Sequence[str]) -> tuple[Any, ...]:
     try:
-        return tuple(kind(word) for word in words)
+        return tuple(kind(value) for value in values)
     except ValueError:
         name = "whole numbers" if kind is int else "numbers"
-        raise InputError(f"{','.join(words)!r} are not {name} with commas between them.") from None
+        raise InputError(f"{','.join(values)!r} are not {name} with commas between them.") from None
 
 
 def _to_names(type_: Any, tokens: Sequence[Token]) -> tuple[str, ...]:
-    return tuple(_words(tokens))
+    return tuple(_split_values(tokens))
 
 
 def _to_counts(type_: Any, tokens: Sequence[Token]) -> tuple[int, ...]:
-    counts: tuple[int, ...] = _numbers(int, _words(tokens))
+    counts: tuple[int, ...] = _numbers(int, _split_values(tokens))
     if min(counts) < 1:
         raise InputError(f"{min(counts)} is below 1.")
     return counts
 
 
 def _to_floats(type_: Any, tokens: Sequence[Token]) -> tuple[float, ...]:
-    return _numbers(float, _words(tokens))
+    return _numbers(float, _split_values(tokens))
 
 
 def _to_seconds(type_: Any, tokens: Sequence[Token]) -> float:
@@ -69,13 +69,13 @@ def _to_folds(type_: Any, tokens: Sequence[Token]) -> int | Path:
     text = tokens[-1].value
     if not text.lstrip("+-").isdigit():
         return Path(text)
-    _check_parts(int, int(text))
+    _check_num_folds(int, int(text))
     return int(text)
 
 
-def _check_parts(type_: Any, parts: int | None) -> None:
-    if parts is not None and parts < 2:
-        raise InputError(f"{parts} parts are too few; expected 2 or more.")
+def _check_num_folds(type_: Any, num_folds: int | None) -> None:
+    if num_folds is not None and num_folds < 2:
+        raise InputError(f"{num_folds} folds are too few; expected 2 or more.")
 
 
 def _to_changes(type_: Any, tokens: Sequence[Token]) -> tuple[str, ...]:
@@ -93,7 +93,7 @@ def _to_device(type_: Any, tokens: Sequence[Token]) -> str:
 
 
 def duration_text(seconds: float | None) -> str | None:
-    """Seconds as an option takes them: "90s", "10m", "1h30m"; None for None."""
+    """Seconds as text that an option accepts: "90s", "10m", "1h30m"; None for None."""
     return None if seconds is None else duration_option(seconds)
 
 
@@ -126,7 +126,7 @@ Duration = Annotated[float, Parameter(converter=_to_seconds, metavar="TIME", sho
 OptionalDuration = Annotated[float | None, Parameter(converter=_to_seconds, metavar="TIME", show_default=duration_text)]
 
 # folds
-NumFolds = Annotated[int, Parameter(validator=_check_parts, metavar="N")]
+NumFolds = Annotated[int, Parameter(validator=_check_num_folds, metavar="N")]
 FoldsFile = Annotated[Path | None, Parameter(metavar="FILE")]
 Folds = Annotated[int | Path, Parameter(converter=_to_folds, metavar="N|FILE")]
 
@@ -166,7 +166,10 @@ def recipe_changes(
 
 
 def require_torch() -> None:
-    """Raises ModuleNotFoundError where torch is not installed, before a command that imports torch late writes anything."""
+    """Raises ModuleNotFoundError where torch is not installed.
+
+    A command that imports torch late calls this function before it writes anything.
+    """
     if importlib.util.find_spec("torch") is None:
         raise ModuleNotFoundError("No module named 'torch'", name="torch")
 
@@ -178,10 +181,10 @@ def check_ending(out: Path, *endings: str) -> None:
 
 
 def refuse_overwrite(path: Path, overwrite: bool) -> None:
-    """Checks that an output may be written: nothing lies at `path`, an empty folder does, or `overwrite` is given.
+    """Checks that an output may be written: nothing or an empty folder is at `path`, or `overwrite` is given.
 
     Raises:
-        InputError: something is there, or a folder to overwrite is none that Foldfuse made.
+        InputError: `path` exists and `overwrite` is False, or the folder to overwrite was not made by Foldfuse.
     """
     if not path.exists() or (path.is_dir() and not any(path.iterdir())):
         return

@@ -98,13 +98,13 @@ def _predict_classes(run: Run, data: Path, out: Path, *, views: Sequence[str], d
     if unknown := set(views) - set(CLASSIFIER_VIEWS):
         raise InputError(f"no view of a classifier is called {min(unknown)!r}. Known: {', '.join(CLASSIFIER_VIEWS)}.")
     classes = run.metadata.classes
-    dataset, of_images = read_classification(data, classes=classes)
-    crops = image_crops(dataset) if of_images else object_crops(dataset)
+    dataset, whole_images = read_classification(data, classes=classes)
+    crops = image_crops(dataset) if whole_images else object_crops(dataset)
     if not len(crops):
         raise InputError(f"{data}: no object is annotated, so there is no crop to classify.")
-    with progress_bar(f"classifying {len(crops)} {'images' if of_images else 'objects'}") as progress:
+    with progress_bar(f"classifying {len(crops)} {'images' if whole_images else 'objects'}") as progress:
         probabilities = classify(run, crops, views=tuple(views), device=device, progress=progress)
-    write_table(probabilities, crops, classes, out, boxes=not of_images)
+    write_table(probabilities, crops, classes, out, boxes=not whole_images)
     if (crops.labels >= 0).all():
         labels = crops.labels
         by_class = [accuracy(probabilities[labels == k], labels[labels == k]) for k in np.unique(labels)]

@@ -94,8 +94,8 @@ def submit(
     """
     options.refuse_overwrite(out, overwrite)
     dataset = read(data, annotated=False)
-    found = read_file(predictions, dataset, input_format)
-    return write_submission(found, dataset, out, format, max_detections=max_detections)
+    detections = read_file(predictions, dataset, input_format)
+    return write_submission(detections, dataset, out, format, max_detections=max_detections)
 
 
 def score(

@@ -58,19 +58,20 @@ def import_weights(weights: Path, *, out: options.Out, overwrite: options.Overwr
     """
     weights, out = Path(weights), Path(out)
     options.refuse_overwrite(out, overwrite)
-    found = read_yolov5(weights)
+    imported = read_yolov5(weights)
     origin = {
         "file": weights.name,
         "sha256": hashlib.sha256(weights.read_bytes()).hexdigest(),
-        "licence": f"{found.licence}; Foldfuse claims nothing",
+        "licence": f"{imported.licence}; Foldfuse claims nothing",
     }
-    recipe = replace(load_recipe("yolov5n"), detector=found.name, image_size=found.model.image_size)
-    metadata = RunMetadata(found.classes, tuple(category_ids(found.classes)), origin=origin)
+    recipe = replace(load_recipe("yolov5n"), detector=imported.name, image_size=imported.model.image_size)
+    metadata = RunMetadata(imported.classes, tuple(category_ids(imported.classes)), origin=origin)
     options.remove_old(out, overwrite)
     run = Run.create(out, recipe, metadata)
-    run.save_weights(found.model.state_dict())
+    run.save_weights(imported.model.state_dict())
     Console().print(
-        f"{found.name} for {len(found.classes)} classes from {weights} is in {run.folder}. Mind its licence: {found.licence}.",
+        f"{imported.name} for {len(imported.classes)} classes from {weights} is in {run.folder}. "
+        f"Mind its licence: {imported.licence}.",
         markup=False,
     )
     return run.folder
@@ -136,7 +137,7 @@ def train(
         check_trackers(tracker)
         all_changes = options.recipe_changes(changes, lr=lr, image_size=image_size, batch_size=batch_size)
         new = _chosen_recipe(recipe, all_changes, init_from)
-        dataset, val, of_images = _read_data(data, folds, fold, classifier=isinstance(new, ClassifierRecipe))
+        dataset, val, whole_images = _read_data(data, folds, fold, classifier=isinstance(new, ClassifierRecipe))
         metadata = replace(
             run_metadata(dataset, data=str(Path(data).resolve()), seed=seed, val_ids=val.image_ids if val else ()),
             folds=None if folds is None else str(folds.resolve()),
@@ -147,7 +148,7 @@ def train(
             device=device,
         )
         if isinstance(new, ClassifierRecipe):
-            metadata = replace(metadata, crop_context=1.0 if of_images else new.crop_context)
+            metadata = replace(metadata, crop_context=1.0 if whole_images else new.crop_context)
         choose_device(device)
         _check_model(new, len(dataset.classes))
         if os.environ.get("RANK", "0") == "0":
@@ -223,12 +224,12 @@ def _chosen_recipe(name: str | None, changes: tuple[str, ...], init_from: Path |
 
 def _read_data(data: Path, folds: Path | None, fold: int, *, classifier: bool) -> tuple[Dataset, Dataset | None, bool]:
     """The images to train on, the held-out ones, and whether a classifier's data are whole images rather than objects."""
-    dataset, of_images = read_classification(data) if classifier else (read(data), False)
+    dataset, whole_images = read_classification(data) if classifier else (read(data), False)
     dataset = require_annotations(dataset)
     if folds is None:
-        return dataset, None, of_images
+        return dataset, None, whole_images
     split = read_folds(folds)
-    return dataset.subset(split.train_ids(fold)), dataset.subset(split.val_ids(fold)), of_images
+    return dataset.subset(split.train_ids(fold)), dataset.subset(split.val_ids(fold)), whole_images
 
 
 def _check_model(recipe: Recipe | ClassifierRecipe, num_classes: int) -> None:

@@ -33,9 +33,9 @@ class Finding:
     """A fault of a dataset, or a note about it.
 
     Attributes:
-        kind: the same words for all findings of a kind.
+        kind: the type of the fault in words, the same for all findings of this type.
         where: the row or the image.
-        error: the sentence with which reading refuses the document; "" where reading accepts the row.
+        error: the sentence of the InputError with which reading refuses the document; "" where reading accepts the row.
         fix: the change in the fixed copy; "" where the copy keeps the row as it is.
         is_fault: True for a fault, which reading refuses or which misleads training; False for a note.
     """
@@ -118,10 +118,10 @@ def walk(document: Any, source: Path, *, annotated: bool = True, decode: bool = 
             images[item.id] = item
         yield item
     categories: dict[int, CategoryRow] = {}
-    for found in _categories(rows["categories"], source):
-        if isinstance(found, CategoryRow):
-            categories[found.id] = found
-        yield found
+    for category_or_finding in _categories(rows["categories"], source):
+        if isinstance(category_or_finding, CategoryRow):
+            categories[category_or_finding.id] = category_or_finding
+        yield category_or_finding
     for what, usable in (("images", images), ("categories", categories)):
         if not usable:
             raise InputError(f"{source}: none of its {len(rows[what])} {what} can be used. Export the dataset again.")
@@ -150,7 +150,7 @@ def image_finding(path: Path, width: int, height: int) -> Finding | None:
     else:
         advice = "so its boxes cannot be trusted; export the dataset again"
     reason = f"{path}: is {true_width} x {true_height} pixels, and the JSON says {width} x {height}, {advice}."
-    return Finding("the size is not the JSON's", reason, reason)
+    return Finding("the size differs from the JSON's", reason, reason)
 
 
 def orientation(path: Path) -> int:
@@ -170,8 +170,8 @@ def _list(document: Row, key: str, source: Path) -> list[Row]:
     return [row if isinstance(row, dict) else {} for row in rows]
 
 
-def _whole(value: Any) -> int | None:
-    """A JSON value as an int, None where it is not a whole number. Some exporters write ids as strings of digits."""
+def _whole_number(value: Any) -> int | None:
+    """A JSON value as an int; None for a value that is not a whole number. Some exporters write ids as strings of digits."""
     if isinstance(value, str) and value.isdecimal():
         return int(value)
     if isinstance(value, bool) or not (isinstance(value, int) or (isinstance(value, float) and value.is_integer())):
@@ -188,7 +188,7 @@ def _not_whole(where: str, key: str, value: Any) -> str:
 
 
 def _fixed(row: Row, **fields: Any) -> Row:
-    """A copy of the row with these fields; the row itself where it already has these fields with the same types."""
+    """A copy of the row with `fields` set; the row itself where it already has equal values of the same types."""
     same = all(key in row and row[key] == value and type(row[key]) is type(value) for key, value in fields.items())
     return row if same else row | fields
 
@@ -198,7 +198,7 @@ def _images(rows: list[Row], source: Path, first_id: dict[int, int]) -> Iterator
     id_of_name: dict[str, int] = {}
     for number, row in enumerate(rows):
         where = f"image {number} of the list"
-        image_id, name = _whole(row.get("id")), row.get("file_name")
+        image_id, name = _whole_number(row.get("id")), row.get("file_name")
         if image_id is None:
             error = _not_whole(f"{source}: {where}", "id", row.get("id"))
             yield Finding("the image has no whole-number id", where, error)
@@ -208,13 +208,11 @@ def _images(rows: list[Row], source: Path, first_id: dict[int, int]) -> Iterator
             error = f"{where}: 'file_name' is {name!r}, expected the name of an image file. {FIX}"
             yield Finding("the image has no file_name", f"image {image_id}", error)
         elif image_id in first_id:
-            error = f"{source}: image id {image_id} stands there twice, expected once. {FIX}"
+            error = f"{source}: image id {image_id} is listed twice, expected once. {FIX}"
             yield Finding("the image id repeats", f"image {image_id} ({name})", error)
         elif name in id_of_name:
             first_id[image_id] = id_of_name[name]
-            error = (
-                f"{source}: file_name {name} stands there twice, expected once. 'foldfuse check --fix' joins the two."
-            )
+            error = f"{source}: file_name {name} is listed twice, expected once. 'foldfuse check --fix' joins the two."
             yield Finding("the image is listed under two ids", name, error, fix="boxes joined")
         elif (path := find_image(source, name)) is None:
             error = (
@@ -224,12 +222,12 @@ def _images(rows: list[Row], source: Path, first_id: dict[int, int]) -> Iterator
             yield Finding("the image is missing", name, error)
         else:
             first_id[image_id] = id_of_name[name] = image_id
-            yield from _sized(row, image_id, path, where)
+            yield from _with_size(row, image_id, path, where)
 
 
-def _sized(row: Row, image_id: int, path: Path, where: str) -> Iterator[Finding | ImageRow]:
-    """The image, its size read from the file where the row has none, and the finding about that."""
-    width, height = _whole(row.get("width")) or 0, _whole(row.get("height")) or 0
+def _with_size(row: Row, image_id: int, path: Path, where: str) -> Iterator[Finding | ImageRow]:
+    """The image, and a finding where its row has no size; the size is then read from the image file."""
+    width, height = _whole_number(row.get("width")) or 0, _whole_number(row.get("height")) or 0
     if width <= 0 or height <= 0:
         key = "width" if width <= 0 else "height"
         error = (
@@ -248,7 +246,7 @@ def _sized(row: Row, image_id: int, path: Path, where: str) -> Iterator[Finding 
 
 
 def _decoded(items: Iterator[Finding | ImageRow]) -> Iterator[Finding | ImageRow]:
-    """The same items without the images that cannot be decoded or have another size, and the findings about the pixels."""
+    """`items` without the images that cannot be decoded or have another size; adds findings about the pixels."""
     listed = list(items)
     images = [item for item in listed if isinstance(item, ImageRow)]
 
@@ -274,12 +272,12 @@ def _categories(rows: list[Row], source: Path) -> Iterator[Finding | CategoryRow
     known: set[int] = set()
     for number, row in enumerate(rows):
         where = f"category {number} of the list"
-        category_id = _whole(row.get("id"))
+        category_id = _whole_number(row.get("id"))
         if category_id is None:
             error = _not_whole(f"{source}: {where}", "id", row.get("id"))
             yield Finding("the category has no whole-number id", where, error)
         elif category_id in known:
-            error = f"{source}: category id {category_id} stands there twice, expected once. {FIX}"
+            error = f"{source}: category id {category_id} is listed twice, expected once. {FIX}"
             where = f"category {category_id} ({row.get('name')})"
             yield Finding("the category id repeats", where, error)
         else:
@@ -296,12 +294,12 @@ def _annotations(
     categories: dict[int, CategoryRow],
 ) -> Iterator[Finding | AnnotationRow]:
     """The usable annotations, clipped to their images, and the findings about all annotations."""
-    ids = Counter(_whole(row.get("id")) for row in rows)
+    ids = Counter(_whole_number(row.get("id")) for row in rows)
     renumber = any(count > 1 for id_, count in ids.items() if id_ is not None) or None in ids
-    kept: set[tuple[Any, ...]] = set()  # what makes a box: its image, category, corners and kind
+    seen: set[tuple[Any, ...]] = set()  # (image, category, bbox, crowd) of each box so far
     for number, row in enumerate(rows):
         name = f"annotation {row.get('id', f'number {number}')}"
-        image_id, category_id = _whole(row.get("image_id")), _whole(row.get("category_id"))
+        image_id, category_id = _whole_number(row.get("image_id")), _whole_number(row.get("category_id"))
         image = images.get(first_id.get(image_id, image_id)) if image_id is not None else None
         if image is None:
             yield Finding("the annotation is of no usable image", name, _no_image(source, name, row))
@@ -318,9 +316,9 @@ def _annotations(
         crowd = bool(row.get("iscrowd", 0))
         where = f"{where}, {row['bbox']}"
         key = (image.id, category.id, x, y, w, h, crowd)
-        is_repeat = key in kept
-        kept.add(key)
-        annotation_id = _whole(row.get("id"))
+        is_repeat = key in seen
+        seen.add(key)
+        annotation_id = _whole_number(row.get("id"))
         if is_repeat:
             yield Finding("the box is annotated twice", where)
         elif annotation_id is not None and ids[annotation_id] > 1:
@@ -344,28 +342,28 @@ def _annotations(
             clipped = [box[0], box[1], box[2] - box[0], box[3] - box[1]]
             fixed = fixed | {"bbox": clipped, "area": area}
         if renumber:
-            fixed = fixed | {"id": len(kept)}
+            fixed = fixed | {"id": len(seen)}
         yield AnnotationRow(image.id, category.id, box, crowd, float(area), is_repeat, fixed)
 
 
 def _no_image(source: Path, name: str, row: Row) -> str:
     image_id = row.get("image_id")
-    if _whole(image_id) is None:
+    if _whole_number(image_id) is None:
         return _not_whole(f"{source}: {name}", "image_id", image_id)
     return f"{source}: {name}: is of image {image_id}, which is not in 'images'. Remove it or list the image."
 
 
 def _category_fault(row: Row, categories: dict[int, CategoryRow]) -> tuple[str, str]:
-    """(kind, sentence) of an annotation of no known category."""
+    """(kind, sentence) of the fault of an annotation without a known category."""
     kind, value = "the annotation is of no known category", row.get("category_id")
-    if _whole(value) is None:
+    if _whole_number(value) is None:
         return kind, f"'category_id' is {value!r}, expected a whole number. {FIX}"
     known = ", ".join(map(str, sorted(categories)))
     return kind, f"category_id {value} is not in 'categories' (known: {known}). {FIX}"
 
 
 def _box_fault(bbox: Any, image: ImageRow) -> tuple[str, str] | None:
-    """(kind, sentence) of a value that is not a box on its image; None for a box."""
+    """(kind, sentence) of the fault of a `bbox` that is not a box on its image; None for a good box."""
     if not (isinstance(bbox, list) and len(bbox) == 4 and all(map(_is_number, bbox))):
         return (
             "the box is not four numbers",

@@ -152,7 +152,7 @@ def unreadable_images(dataset: Dataset) -> list[tuple[Sample, str]]:
     """The images that cannot be decoded or have another size than the JSON says, each with the reason."""
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         findings = list(pool.map(lambda s: image_finding(s.path, s.width, s.height), dataset.samples))
-    return [(sample, found.where) for sample, found in zip(dataset.samples, findings, strict=True) if found]
+    return [(sample, finding.where) for sample, finding in zip(dataset.samples, findings, strict=True) if finding]
 
 
 def _note(kind: str, where: str) -> Finding:

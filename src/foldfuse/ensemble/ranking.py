@@ -1,4 +1,4 @@
-"""Ranking of base runs by their gain to an ensemble, and the promotion of the runs with a significant gain."""
+"""Ranks base runs by the gain that they bring to an ensemble, and promotes the runs with a significant gain."""
 
 from __future__ import annotations
 
@@ -11,14 +11,15 @@ from foldfuse.evaluation.bootstrap import bootstrap_difference
 from foldfuse.evaluation.metrics import measure
 from foldfuse.fusion.methods import fuse
 
-MIN_GAIN = 0.01  # of the metric: a run that adds less to the ensemble of the runs before it is not promoted
-MIN_PROB_BETTER = 0.95  # share of bootstrap resamples in which the run must add something
+MIN_GAIN = 0.01  # of the metric: a run that adds less to the ensemble of the runs ranked above is not promoted
+MIN_PROB_BETTER = 0.95  # share of bootstrap resamples in which a promoted run improves the ensemble
 
 
 class RankedRun(NamedTuple):
-    """A run with the score of the ensemble of it and all runs ranked before it.
+    """A run, and the score of the ensemble of this run and all runs ranked above.
 
-    `prob_better` is the share of bootstrap resamples of the images in which that score is above the best one before it.
+    `prob_better` is the share of bootstrap resamples of the images in which `ensemble_score` is above the best ensemble score
+    of the runs ranked above.
     """
 
     name: str
@@ -27,7 +28,7 @@ class RankedRun(NamedTuple):
 
 
 def promoted(ranking: Sequence[RankedRun]) -> list[str]:
-    """Names of the best run, and of the runs whose gain to the ensemble before them is large enough and significant."""
+    """Names of the best run, and of each run that adds a large enough and significant gain to the runs ranked above."""
     best, names = 0.0, list[str]()
     for run in ranking:
         if not names or (run.ensemble_score - best >= MIN_GAIN and run.prob_better >= MIN_PROB_BETTER):
@@ -44,7 +45,7 @@ def rank_by_ensemble_gain(members: Mapping[str, Predictions], dataset: Dataset, 
 
     Args:
         members: {name: predictions of the images of `dataset`}.
-        dataset: annotated.
+        dataset: annotated images.
         metric: ap50, ap, f2 or wheat.
     """
 

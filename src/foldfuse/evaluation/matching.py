@@ -168,9 +168,9 @@ def match_image(detections: Detections, annotations: Annotations) -> ImageMatch:
     )
     by_detection = np.empty(len(ranked), np.int8)
     by_detection[order] = status[:, 0]
-    found = (matched[0] >= 0) & ~truth.crowd
+    is_matched = (matched[0] >= 0) & ~truth.crowd
     matched_detection = np.full(len(truth), -1, np.int64)
-    matched_detection[truth_order[found]] = order[matched[0][found]]
+    matched_detection[truth_order[is_matched]] = order[matched[0][is_matched]]
     return ImageMatch(by_detection == kernels.TRUE, by_detection != kernels.IGNORED, matched_detection)
 
 

@@ -86,13 +86,13 @@ class ClassifierWithLoss(nn.Module):
 
     Args:
         net: (B, 3, H, W) in 0..1 -> (B, K) logits.
-        smoothing: share of a target's probability that is spread over all classes.
+        label_smoothing: share of a target's probability that is spread over all classes.
     """
 
-    def __init__(self, net: nn.Module, smoothing: float) -> None:
+    def __init__(self, net: nn.Module, label_smoothing: float) -> None:
         super().__init__()
         self.net = net
-        self.smoothing = smoothing
+        self.label_smoothing = label_smoothing
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) in 0..1 -> (B, K) logits."""
@@ -102,7 +102,7 @@ class ClassifierWithLoss(nn.Module):
     def loss(self, raw: Tensor, targets: Sequence[int]) -> dict[str, Tensor]:
         """Cross-entropy with smoothed targets."""
         labels = torch.tensor(targets, device=raw.device)
-        return {"class": F.cross_entropy(raw.float(), labels, label_smoothing=self.smoothing)}
+        return {"class": F.cross_entropy(raw.float(), labels, label_smoothing=self.label_smoothing)}
 
     def freeze(self, stages: int) -> None:
         """Training mode, except that the first `stages` layers are frozen."""

@@ -1,4 +1,4 @@
-"""The one form of a registry's entry: a function that makes a model, with a one-line summary as its docstring."""
+"""Makes the entries of the model registries: functions that make a model, each with a one-line summary as its docstring."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Line charts, bar charts, histograms and lanes of time as inline SVG.
+"""Draws line charts, bar charts, histograms and lane charts (spans of time) as inline SVG.
 
-Heights are in pixels and horizontal positions in per cent: a chart fills the width of its place on the page, and its
-text keeps the page's size. The page's style sheet sets colours, strokes and fonts: the classes `c0`..`c7` (strokes) and
+Heights are in pixels and horizontal positions in per cent: a chart is as wide as its container on the page, and its
+text has the page's font size. The page's style sheet sets colours, strokes and fonts: the classes `c0`..`c7` (strokes) and
 `f0`..`f7` (fills) are the palette, and curves beyond the eighth are dashed. Every text passes through `escape`.
 """
 
@@ -22,7 +22,7 @@ PALETTE_SIZE = 8
 _PLOT_TOP, _PLOT_HEIGHT, _PLOT_FOOT = 26, 200, 42  # pixels: above the plot, the plot, its tick labels and axis title
 _PLOT_LEFT, _PLOT_WIDTH = 11.0, 87.0  # per cent of the chart's width
 _LANE = 15  # pixels: the height of a lane below its name
-_ROW, _BAR = 36, 11  # pixels: one labelled bar with its label, and the bar alone
+_ROW, _BAR = 36, 11  # pixels: the height of a bar with its label, and of the bar alone
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Line:
         name: shown in the legend and when the pointer rests on the curve.
         x, y: (n,) points.
         colour: index into the palette; from 8 on the palette repeats with dashes.
-        strong: draws the curve above the others, thicker and in the colour of the text.
+        strong: True for a thicker curve in the colour of the text, drawn on top of the others.
     """
 
     name: str
@@ -77,17 +77,17 @@ class Span:
 
 @dataclass(frozen=True)
 class Lane:
-    """One row of a lane chart: spans along the time axis below a name and some words about it.
+    """One row of a lane chart: a name with details, and below them spans along the time axis.
 
     Attributes:
-        name, words: text above the spans.
+        name, details: text above the spans.
         blocks: spans in full colour.
         background: faint spans behind the blocks.
         colour: `f0`..`f7`, a fill of the palette.
     """
 
     name: str
-    words: str
+    details: str
     blocks: tuple[Span, ...]
     colour: str
     background: tuple[Span, ...] = ()
@@ -135,7 +135,7 @@ def line_chart(
         style = "line strong" if line.strong else style
         path = "M" + " ".join(f"{a:g},{b:g}" for a, b in points)
         curves.append(Markup('<path class="{}" d="{}"><title>{}</title></path>').format(style, path, line.name))
-        if dots or len(points) == 1:  # a line of no length with round ends is a dot, however the plot is stretched
+        if dots or len(points) == 1:  # a line of length 0 with round caps is a round dot, even in a stretched plot
             for a, b in points:
                 curves.append(
                     Markup('<path class="dot c{}" d="M{:g},{:g}h0"/>').format(line.colour % PALETTE_SIZE, a, b)
@@ -143,7 +143,7 @@ def line_chart(
     marks = Markup("")
     if deadline is not None:
         at = _PLOT_LEFT + _PLOT_WIDTH * x.position(deadline)
-        marks = _deadline(at, _PLOT_TOP, _PLOT_TOP + _PLOT_HEIGHT, word_y=_PLOT_TOP - 8)
+        marks = _deadline(at, _PLOT_TOP, _PLOT_TOP + _PLOT_HEIGHT, label_y=_PLOT_TOP - 8)
     return _chart(_frame(x, y, titles) + marks + _stretched(curves), _PLOT_TOP + _PLOT_HEIGHT + _PLOT_FOOT, label)
 
 
@@ -188,7 +188,7 @@ def bar_chart(bars: Sequence[Bar], *, label: str) -> Markup:
 
 
 def _whisker(low: float, high: float, y: float) -> list[Markup]:
-    """A line from low to high per cent with a stroke at each end, and a rim that keeps the line visible over its bar."""
+    """A line from low to high per cent with a stroke at each end, and an outline that keeps the whisker visible over its bar."""
     strokes = [
         Markup('x1="{:.2f}%" y1="{:g}" x2="{:.2f}%" y2="{:g}"').format(x1, y + y1, x2, y + y2)
         for x1, y1, x2, y2 in ((low, 0, high, 0), (low, -4, low, 4), (high, -4, high, 4))
@@ -201,9 +201,9 @@ def _whisker(low: float, high: float, y: float) -> list[Markup]:
 
 
 def lane_chart(lanes: Sequence[Lane], *, deadline: float | None, label: str) -> Markup:
-    """A list of lanes, each below its name and words, and under the last one the time since the start.
+    """A list of lanes, each below its name and details, and a time axis from the start of the campaign below the last lane.
 
-    Names and words are paragraphs of the page, which wrap where the page is narrow.
+    Names and details are text of the page, which wraps on a narrow page.
     """
     spans = [span for lane in lanes for span in (*lane.background, *lane.blocks)]
     axis = time_axis(max([s.end for s in spans] + [deadline or 0.0]) * 1.04)
@@ -212,15 +212,15 @@ def lane_chart(lanes: Sequence[Lane], *, deadline: float | None, label: str) -> 
         parts = [_block(axis, span, f"{lane.colour} faint") for span in lane.background]
         parts += [_block(axis, span, lane.colour) for span in lane.blocks]
         if deadline is not None:
-            parts.append(_deadline(100 * axis.position(deadline), 0, _LANE, word_y=None))
+            parts.append(_deadline(100 * axis.position(deadline), 0, _LANE, label_y=None))
         items.append(
             Markup('<li><span class="name">{}</span> <span class="aside">{}</span>{}</li>').format(
-                lane.name, lane.words, _decoration(Markup("").join(parts), _LANE)
+                lane.name, lane.details, _decoration(Markup("").join(parts), _LANE)
             )
         )
     foot = _time_grid(axis)
     if deadline is not None:
-        foot += _deadline(100 * axis.position(deadline), 0, 4, word_y=None)
+        foot += _deadline(100 * axis.position(deadline), 0, 4, label_y=None)
     return Markup('<ul class="lanes" aria-label="{}">{}</ul>{}').format(
         label, Markup("").join(items), _decoration(foot, 24)
     )
@@ -235,7 +235,7 @@ def _block(axis: Axis, span: Span, style: str) -> Markup:
 
 
 def _time_grid(axis: Axis) -> Markup:
-    """Short upright lines at the ticks, with their labels below."""
+    """Short vertical lines at the ticks of a time axis, with the tick labels below."""
     parts = []
     for value, text in axis.ticks:
         at = 100 * axis.position(value)
@@ -249,13 +249,13 @@ def _time_grid(axis: Axis) -> Markup:
     return Markup("").join(parts)
 
 
-def _deadline(at: float, top: int, bottom: int, *, word_y: int | None) -> Markup:
-    """A vertical line at `at` per cent of the width, labelled at height `word_y` (None: no label)."""
+def _deadline(at: float, top: int, bottom: int, *, label_y: int | None) -> Markup:
+    """A vertical line at `at` per cent of the width, labelled at height `label_y` (None: no label)."""
     line = Markup('<line class="deadline" x1="{0:.2f}%" y1="{1}" x2="{0:.2f}%" y2="{2}"/>').format(at, top, bottom)
-    if word_y is None:
+    if label_y is None:
         return line
-    word = Markup('<text class="deadline" x="{:.2f}%" dx="-5" y="{}" text-anchor="end">deadline</text>')
-    return line + word.format(at, word_y)
+    label = Markup('<text class="deadline" x="{:.2f}%" dx="-5" y="{}" text-anchor="end">deadline</text>')
+    return line + label.format(at, label_y)
 
 
 def _chart(inside: Markup, height: int, label: str) -> Markup:

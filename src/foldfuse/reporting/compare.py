@@ -1,6 +1,6 @@
-"""Campaigns on the same data side by side, and how certain the difference between them is.
+"""Compares campaigns on the same data, with a bootstrap interval of each difference in score.
 
-Two campaigns are compared on the images that both held out, since neither was trained on them, by the paired bootstrap of
+Two campaigns are compared on the images that both held out, which neither was trained on, by the paired bootstrap of
 `score`. Each ensemble was chosen on its held-out images, so its score there is slightly optimistic; the nested
 cross-validation score is not.
 """
@@ -97,7 +97,7 @@ class Comparison:
         return [list(row) for row in zip(FACTS, *map(_facts, self.campaigns), strict=True)]
 
     def difference_rows(self) -> list[list[str]]:
-        """A row of cells for each number: its name, then the value of each campaign after the first."""
+        """A row of cells for each quantity: its name, then the value of each campaign after the first."""
         first, names = self.campaigns[0].name, ["images in common"]
         for metric in map(str.upper, METRICS):
             names += [f"{metric} of {first}", metric, f"{metric} difference", "95 % interval", "resamples better"]
@@ -211,9 +211,9 @@ def _facts(campaign: ComparedCampaign) -> list[str]:
 def _difference_cells(differences: Sequence[ScoreDifference]) -> list[str]:
     """The values of a campaign's differences from the first, by AP50 and by AP."""
     cells = [str(differences[0].num_images)]
-    for one in differences:
-        resampled = one.difference
-        cells += [f"{one.first:.4f}", f"{one.second:.4f}", f"{one.second - one.first:+.4f}"]
+    for scores in differences:
+        resampled = scores.difference
+        cells += [f"{scores.first:.4f}", f"{scores.second:.4f}", f"{scores.second - scores.first:+.4f}"]
         cells += [f"{resampled.low:+.4f} to {resampled.high:+.4f}", f"{100 * resampled.prob_better:.1f} %"]
     return cells
 

@@ -80,14 +80,14 @@ def from_plain_tolerantly(value: Any, kind: type[R]) -> R | None:
     """
     if not isinstance(value, Mapping):
         return None
-    found = {}
+    fields_read = {}
     for field, hint in _typed_fields(cast(Any, kind)):
         if field.name in value:
             with suppress(msgspec.ValidationError):
-                found[field.name] = _tolerant(value[field.name], hint)
-        if field.name not in found and field.default is MISSING and field.default_factory is MISSING:
+                fields_read[field.name] = _tolerant(value[field.name], hint)
+        if field.name not in fields_read and field.default is MISSING and field.default_factory is MISSING:
             return None
-    return kind(**found)
+    return kind(**fields_read)
 
 
 def write_record(path: Path, record: Any, *, version: int) -> None:

@@ -18,13 +18,13 @@ class Budget:
     Attributes:
         seconds: seconds of wall-clock time, counted from the first call of `elapsed` or `spent`.
         steps: optimizer steps. A budget of steps alone makes a training repeatable bit by bit.
-        used: seconds that earlier parts of a resumed training took.
+        elapsed_before: seconds that earlier parts of a resumed training took.
         clock: seconds from any origin; tests pass their own.
     """
 
     seconds: float = math.inf
     steps: float = math.inf
-    used: float = 0.0
+    elapsed_before: float = 0.0
     clock: Clock = time.monotonic
     _start: float | None = field(default=None, repr=False)
 
@@ -32,7 +32,7 @@ class Budget:
         """Seconds used so far, including earlier sessions."""
         if self._start is None:
             self._start = self.clock()
-        return self.clock() - self._start + self.used
+        return self.clock() - self._start + self.elapsed_before
 
     def spent(self, step: int) -> float:
         """Share of the budget that is spent before `step`: 0 at the start, 1 or more at the end."""
@@ -41,9 +41,9 @@ class Budget:
     @contextmanager
     def paused(self) -> Iterator[None]:
         """A context whose time does not count."""
-        used = self.elapsed()
+        elapsed = self.elapsed()
         yield
-        self._start = self.clock() - used + self.used
+        self._start = self.clock() - elapsed + self.elapsed_before
 
 
 def lr_scale(spent: float, warmup_fraction: float, lr_decay_start: float) -> float:

@@ -76,7 +76,7 @@ def fit(
         ema.load(resumed["ema"], resumed["ema_steps"])
         step, data_wait, mosaic_end = resumed["step"], resumed["data_wait"], resumed["mosaic_end"]
         _set_rng_state(resumed["rng"], world, device)
-        budget.used += resumed["seconds"]
+        budget.elapsed_before += resumed["seconds"]
 
     def state() -> dict[str, Any]:
         return {

@@ -1,4 +1,4 @@
-"""Batches that do not fit in memory: recognises torch's error, and halves the batch of a recipe."""
+"""Recognises torch's out-of-memory errors, and halves the batch size of a recipe."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from foldfuse.recipes import Recipe
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:
-    """Whether torch could not allocate memory: CUDA has an error class of its own, a CPU only a text."""
+    """Whether torch could not allocate memory. The error has a class of its own on CUDA; on a CPU only its message tells."""
     return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
 
 
 def halve_batch(recipe: Recipe) -> Recipe:
-    """The recipe with half the batch size, and the learning rate divided by the square root of 2, as in `sweep`.
+    """The recipe with half the batch size, and the learning rate divided by the square root of 2 (the rule of `sweep`).
 
     Raises:
-        InputError: half a batch is too small for batch norm.
+        InputError: half the batch size is too small for batch norm.
     """
     size = recipe.batch_size // 2
     try:

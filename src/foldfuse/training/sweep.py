@@ -152,8 +152,8 @@ def run_sweep(
     with show_progress(f"decoding {len(train)} images"):
         images = ImageCache.load(train.samples, longest=max(longest_side(recipe) for recipe in recipes.values()))
     if sweep.seconds_each is None:
-        left = seconds - (time.monotonic() - began) - OVERHEAD * len(recipes)
-        sweep = replace(sweep, seconds_each=seconds_for_each(recipes, val, left, device=device))
+        remaining = seconds - (time.monotonic() - began) - OVERHEAD * len(recipes)
+        sweep = replace(sweep, seconds_each=seconds_for_each(recipes, val, remaining, device=device))
         _write(sweep, out)
     assert sweep.seconds_each is not None
     for name, recipe in recipes.items():
@@ -168,8 +168,8 @@ def run_sweep(
     return sweep
 
 
-def seconds_for_each(recipes: Mapping[str, Recipe], val: Dataset, left: float, *, device: str) -> float:
-    """Seconds of training for each recipe, if all recipes may take `left` seconds, with the scoring of `val`.
+def seconds_for_each(recipes: Mapping[str, Recipe], val: Dataset, remaining: float, *, device: str) -> float:
+    """Seconds of training for each recipe, if all recipes may take `remaining` seconds, with the scoring of `val`.
 
     Raises:
         InputError: there is too little time to compare anything.
@@ -183,7 +183,7 @@ def seconds_for_each(recipes: Mapping[str, Recipe], val: Dataset, left: float, *
         began = time.monotonic()
         predict_views(model, some, val.classes, image_size=recipe.image_size, views=[PLAIN_VIEW])
         scoring += EVALUATIONS * (time.monotonic() - began) / len(some) * len(val)
-    each = (left - scoring) / len(recipes)
+    each = (remaining - scoring) / len(recipes)
     if each < MIN_SECONDS:
         raise InputError(
             f"the budget leaves {max(0.0, each):.0f} s of training for each of {len(recipes)} combinations, besides "

@@ -138,12 +138,12 @@ def write(dataset: Dataset, path: Path) -> Path:
     """Write `dataset` as COCO JSON, to be kept beside the images, and return `path`."""
     annotations: list[dict[str, Any]] = []
     for sample in dataset.samples:
-        found = sample.annotations or Annotations.empty()
+        sample_annotations = sample.annotations or Annotations.empty()
         for box, label, crowd, area in zip(
-            xyxy_to_xywh(found.boxes).tolist(),
-            found.labels.tolist(),
-            found.crowd.tolist(),
-            found.area.tolist(),
+            xyxy_to_xywh(sample_annotations.boxes).tolist(),
+            sample_annotations.labels.tolist(),
+            sample_annotations.crowd.tolist(),
+            sample_annotations.area.tolist(),
             strict=True,
         ):
             annotations.append(

@@ -57,5 +57,5 @@ def _yaml_above(folder: Path) -> Path | None:
 
 def _yaml_in(folder: Path) -> Path | None:
     """The folder's data.yaml, or else its first YAML."""
-    found = sorted(p for p in folder.glob("*.y*ml") if p.suffix in (".yaml", ".yml") and p.is_file())
-    return next((p for p in found if p.stem == "data"), found[0] if found else None)
+    candidates = sorted(p for p in folder.glob("*.y*ml") if p.suffix in (".yaml", ".yml") and p.is_file())
+    return next((p for p in candidates if p.stem == "data"), candidates[0] if candidates else None)

@@ -74,8 +74,8 @@ class ComposedDetector(nn.Module):
 
     def decode(self, raw: Any) -> list[Detections]:
         """B Detections in input pixels, best first."""
-        found: list[Detections] = self.head.decode(raw)
-        return found
+        detections: list[Detections] = self.head.decode(raw)
+        return detections
 
 
 def make_composed(

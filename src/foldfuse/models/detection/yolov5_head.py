@@ -1,7 +1,7 @@
 """The head of the YOLOv5-style detector: three fitted anchors per cell, its loss and its decoding.
 
-Provenance: see `yolov5`. Where we had no source: the weights of the loss terms are ours; biases start at a prior, as in the focal
-loss's paper; with a single class the objectness alone is the score.
+Provenance: see `yolov5`. Our own choices, without a source: the weights of the loss terms; biases that start at a prior, as in
+the focal loss's paper; the objectness alone as the score where there is a single class.
 
 Shapes: B images, K classes, A = 3 anchors in each cell of all levels, N objects, M matches of anchors with objects.
 """
@@ -25,11 +25,11 @@ from foldfuse.models.detection.dense_prediction import PRIOR, Targets, gather_ta
 from foldfuse.models.detection.postprocess import select_detections
 
 STRIDES = (8, 16, 32)
-PER_CELL = 3
+PER_CELL = 3  # anchors
 MAX_SIDE_RATIO = 4.0  # an anchor matches objects whose sides are within this factor of its own
-LEVEL_WEIGHTS = (4.0, 1.0, 0.4)  # of each level's objectness
+LEVEL_WEIGHTS = (4.0, 1.0, 0.4)  # of the objectness loss of each level
 BOX_WEIGHT, OBJECT_WEIGHT, CLASS_WEIGHT = 0.15, 1.0, 0.5  # of the loss terms
-# Sides of the anchors in pixels until they are fitted to data: three doublings, each in three shapes.
+# Sides of the anchors in pixels until the anchors are fitted to data: one size per level, each in three shapes.
 INITIAL_ANCHORS = [[[s * w, s * h] for w, h in ((1.0, 1.4), (1.7, 1.2), (1.6, 2.6))] for s in (12, 34, 100)]
 
 
@@ -66,7 +66,7 @@ class _Priors(NamedTuple):
 
 
 def _decode_rows(priors: _Priors, logits: Tensor, rows: Tensor) -> Tensor:
-    """(n,) anchors -> (n, 4) xyxy in pixels, of one image with (A, 5 + K) logits."""
+    """(n,) anchors of one image with (A, 5 + K) logits -> (n, 4) xyxy in pixels."""
     return priors.decode(logits[rows], rows)
 
 
@@ -119,7 +119,7 @@ class YOLOv5Head(nn.Module):
         return _Priors(torch.cat(cells), torch.cat(sides), torch.cat(strides))
 
     def loss(self, raw: YOLOOutput, targets: Sequence[Annotations]) -> dict[str, Tensor]:
-        """Terms to be summed, each a scalar: "box" (CIoU, arXiv:1911.08287), "object" (its target is the IoU), "class".
+        """The terms of the loss, scalars to be summed: "box" (CIoU, arXiv:1911.08287), "object" (target: the CIoU), "class".
 
         Args:
             raw: the output of `forward` for B images.
@@ -138,7 +138,7 @@ class YOLOv5Head(nn.Module):
             if self.num_classes > 1:
                 one_hot = F.one_hot(objects.labels[n], self.num_classes).to(logits)
                 terms["class"] = CLASS_WEIGHT * F.binary_cross_entropy_with_logits(matched[:, 5:], one_hot)
-            index = image * logits.shape[1] + anchor  # an anchor of several objects takes the best IoU
+            index = image * logits.shape[1] + anchor  # an anchor with several objects takes the highest CIoU
             objectness.view(-1).scatter_reduce_(0, index, (1 - ciou.detach()).clamp(0, 1), "amax")
         per_anchor = F.binary_cross_entropy_with_logits(logits[..., 4], objectness, reduction="none")
         counts = [height * width * PER_CELL for height, width in raw.sizes]
@@ -181,9 +181,9 @@ class YOLOv5Head(nn.Module):
         max_detections: int = 100,
         pre_nms_topk: int = 3000,
     ) -> list[Detections]:
-        """B Detections in input pixels; a score is objectness x class if there are several classes.
+        """B Detections in input pixels. A score is objectness x class probability; with a single class, the objectness alone.
 
-        `select_detections` explains the options.
+        `select_detections` describes the options.
         """
         priors = self._priors(raw)
         detections = []

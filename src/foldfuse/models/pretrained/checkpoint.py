@@ -3,8 +3,8 @@
 PyTorch's own loader reads the file (`torch.load(weights_only=True)`). It refuses pickled modules; here an `Inert` stub replaces
 each class of the packages that the caller names, and a file with any other global is refused.
 
-PyTorch's loader allocates the memory that a file asks for. So no part of the archive may be compressed, the parts may not be
-larger than the file, and neither may the tensors.
+PyTorch's loader allocates as much memory as a file asks for. So no part of the archive may be compressed, and neither the parts
+nor the tensors may together be larger than the file.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Inert:
 
     Attributes:
         kind: "module.Class" in the file.
-        state: attributes of the object; an empty dict if the file holds no dict of them.
+        state: attributes of the object; empty if the file does not hold them as a dict.
     """
 
     kind = ""
@@ -69,7 +69,7 @@ def read_checkpoint(path: Path, *, inert: Sequence[str]) -> Any:
         raise
     except (
         Exception
-    ) as error:  # a damaged or forged file can fail in any of torch's, zip's or pickle's ways; no code has run
+    ) as error:  # torch, zipfile and pickle raise many types for a damaged or forged file; no code has run
         raise InputError(
             f"{path}: cannot be read as a checkpoint ({type(error).__name__}). Expected a file of torch.save that holds tensors "
             "and plain containers; is it damaged?"
@@ -86,15 +86,17 @@ def _stubs(path: Path, inert: Sequence[str]) -> list[Callable[..., Any] | tuple[
         if sum(entry.file_size for entry in entries) > path.stat().st_size:
             raise InputError(f"{path}: its parts are larger than the file. The file is forged.")
         if any(entry.file_size > MAX_PICKLE for entry in entries if entry.filename.endswith("data.pkl")):
-            raise InputError(f"{path}: its pickle has over {MAX_PICKLE >> 20} MB. No checkpoint of a detector is so.")
+            raise InputError(
+                f"{path}: its pickle has over {MAX_PICKLE >> 20} MB. No detector's checkpoint has that much."
+            )
         if damaged := archive.testzip():
             raise InputError(f"{path}: {shown(damaged)} in it cannot be read. The file is damaged.")
     names = get_unsafe_globals_in_checkpoint(path)
     for name in names:
         if not name.startswith(tuple(f"{package}." for package in inert)):
             raise InputError(
-                f"{path}: names {shown(name)}, which is neither a tensor nor a plain container: reading on could run code that "
-                "came with the file, so it is refused. Save the bare state dict where it was made."
+                f"{path}: names {shown(name)}, which is neither a tensor nor a plain container. Loading the file could run code "
+                "from it, so the file is refused. Save the bare state dict with the program that wrote the file."
             )
     return [(type("Stub", (Inert,), {"kind": name}), name) for name in names]
 
@@ -103,22 +105,22 @@ def tensors_in(value: Any) -> Iterator[Tensor]:
     """Every tensor in nested containers and `Inert` objects, each once."""
     waiting, seen = [value], set[int]()
     while waiting:
-        one = waiting.pop()
-        if id(one) in seen:
+        item = waiting.pop()
+        if id(item) in seen:
             continue
-        seen.add(id(one))
-        if isinstance(one, Tensor):
-            yield one
-        elif isinstance(one, dict):
-            waiting += [*dict.keys(one), *dict.values(one)]
-        elif isinstance(one, list | tuple | set):
-            waiting += one
-        elif isinstance(one, Inert):
-            waiting.append(one.state)
+        seen.add(id(item))
+        if isinstance(item, Tensor):
+            yield item
+        elif isinstance(item, dict):
+            waiting += [*dict.keys(item), *dict.values(item)]
+        elif isinstance(item, list | tuple | set):
+            waiting += item
+        elif isinstance(item, Inert):
+            waiting.append(item.state)
 
 
 def _check_sizes(loaded: Any, path: Path) -> None:
-    """Raise InputError if the tensors together are larger than the file: one number can pose as a tensor of any size."""
+    """Raise InputError if the tensors together are larger than the file: with strides of 0, one number can pose as any size."""
     if sum(math.prod(t.shape) * t.element_size() for t in tensors_in(loaded)) > path.stat().st_size:
         raise InputError(f"{path}: its tensors are larger than the file. The file is forged.")
 

@@ -56,17 +56,17 @@ def _alike(a: Tensor | None, b: Tensor | None) -> bool:
 
 def _effdet_state(path: Path) -> dict[str, Tensor]:
     """The state dict in an effdet checkpoint: the averaged weights if the file has both."""
-    held = (
+    loaded = (
         _read_safetensors(path) if path.suffix == ".safetensors" else read_checkpoint(path, inert=("argparse", "numpy"))
     )
     for key in ("state_dict_ema", "state_dict"):
-        if isinstance(held, Mapping) and key in held:
-            held = held[key]
+        if isinstance(loaded, Mapping) and key in loaded:
+            loaded = loaded[key]
             break
-    if not isinstance(held, dict) or not all(isinstance(t, Tensor) for t in dict.values(held)):
+    if not isinstance(loaded, dict) or not all(isinstance(t, Tensor) for t in dict.values(loaded)):
         raise InputError(f"{path}: holds no state dict. Expected an effdet checkpoint.")
     # effdet's training saves the network inside a benchmark module, and its anchors, which the network computes itself.
-    bare = {re.sub(r"^(module\.)?(model\.)?", "", str(key)): t for key, t in dict.items(held)}
+    bare = {re.sub(r"^(module\.)?(model\.)?", "", str(key)): t for key, t in dict.items(loaded)}
     return {key: t for key, t in bare.items() if key != "anchors.boxes"}
 
 

@@ -1,7 +1,7 @@
 """Reads a user's own checkpoint of the original YOLOv5 toolkit. No code in the file is executed.
 
-The tensor names of such a file (a numbered list of layers with `cv1`, `cv2`, `m`, `conv`, `bn` in them) can be seen in the file;
-the tables below map them to ours.
+The tensor names (a numbered list of layers with parts named `cv1`, `cv2`, `m`, `conv`, `bn`) are data that the file itself shows.
+The tables below map these names to the names in our network.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ COCO = (
     "laptop,mouse,remote,keyboard,cell phone,microwave,oven,toaster,sink,refrigerator,book,clock,vase,scissors,teddy bear,"
     "hair drier,toothbrush"
 )  # the names of COCO's classes, in the order of its category ids
-COCO_UNUSED = {12, 26, 29, 30, 45, 66, 68, 69, 71, 83}  # of its category ids 1..90
-LAYERS: Mapping[int, str] = {
+COCO_UNUSED = {12, 26, 29, 30, 45, 66, 68, 69, 71, 83}  # ids in 1..90 that no COCO category has
+LAYERS: Mapping[int, str] = {  # {number of a layer in the file: name of our module}
     0: "backbone.stem",
     **{2 * i + 1 + j: f"backbone.stages.{i}.{j}" for i in range(4) for j in range(2)},
     9: "backbone.pool",
@@ -46,8 +46,8 @@ LAYERS: Mapping[int, str] = {
     24: "head",
 }
 _POOL, _HEAD = 9, 24
-MAX_DEPTH = 20  # of nested modules; a file can nest a module in itself
-_BLOCK = (
+MAX_DEPTH = 20  # of nested modules; a forged file can nest a module in itself
+_BLOCK = (  # (pattern in the file's tensor names, replacement) inside a block
     (r"\bconv\.", "0."),
     (r"\bbn\.", "1."),
     (r"\bm\.(\d+)\.cv1\.", r"blocks.\1.reduce."),
@@ -88,38 +88,40 @@ def read_yolov5(path: Path) -> ImportedYOLOv5:
     Raises:
         InputError: the file is damaged or forged, would run code, or holds another network.
     """
-    held = read_checkpoint(path, inert=INERT)
-    network = (held.get("ema") or held.get("model")) if isinstance(held, dict) else held
+    loaded = read_checkpoint(path, inert=INERT)
+    network = (loaded.get("ema") or loaded.get("model")) if isinstance(loaded, dict) else loaded
     if not isinstance(network, Inert):
         raise InputError(f"{path}: holds no pickled network. Expected a checkpoint of the original toolkit.")
     classes = _classes(network, path)
     state = _renamed(dict(_named_tensors(network)), path)
-    name, model = _make_alike(state, len(classes), path)
-    own = model.state_dict()
+    name, model = _make_matching(state, len(classes), path)
+    expected = model.state_dict()
     anchors = state["head.anchors"].float()  # in strides
     state["head.anchors"] = anchors * anchors.new_tensor(STRIDES).view(-1, 1, 1)
-    model.load_state_dict({key: t.detach().to(own[key].dtype) for key, t in state.items()})
-    stated = held.get("license") if isinstance(held, dict) else None
-    licence = f'the file says "{shown(stated)}", and {LICENCE}' if isinstance(stated, str) else LICENCE
+    model.load_state_dict({key: t.detach().to(expected[key].dtype) for key, t in state.items()})
+    declared = loaded.get("license") if isinstance(loaded, dict) else None
+    licence = f'the file says "{shown(declared)}", and {LICENCE}' if isinstance(declared, str) else LICENCE
     return ImportedYOLOv5(name, model, classes, licence)
 
 
 def _named_tensors(module: Any, prefix: str = "", *, depth: int = 0) -> Iterator[tuple[str, Tensor]]:
-    """The tensors of a pickled module with the names of a state dict."""
+    """(name, tensor) of each tensor of a pickled module; the names are those of a state dict."""
     if not isinstance(module, Inert) or depth > MAX_DEPTH:
         return
-    for kind in ("_parameters", "_buffers"):
-        for key, tensor in _items(module, kind):
+    for attribute in ("_parameters", "_buffers"):
+        for key, tensor in _items(module, attribute):
             if isinstance(tensor, Tensor):
                 yield f"{prefix}{key}", tensor
     for key, child in _items(module, "_modules"):
         yield from _named_tensors(child, f"{prefix}{key}.", depth=depth + 1)
 
 
-def _items(module: Inert, kind: str) -> list[tuple[str, Any]]:
-    """The entries of one of a module's dicts, by the dict's own method: a file can give an OrderedDict attributes."""
-    held = module.state.get(kind)
-    return [(key, value) for key, value in dict.items(held) if isinstance(key, str)] if isinstance(held, dict) else []
+def _items(module: Inert, attribute: str) -> list[tuple[str, Any]]:
+    """The entries of a dict attribute of a module, read by `dict.items`: a forged file can replace the `items` of an object."""
+    loaded = module.state.get(attribute)
+    return (
+        [(key, value) for key, value in dict.items(loaded) if isinstance(key, str)] if isinstance(loaded, dict) else []
+    )
 
 
 def _classes(network: Inert, path: Path) -> tuple[str, ...]:
@@ -133,10 +135,10 @@ def _classes(network: Inert, path: Path) -> tuple[str, ...]:
 
 
 def _renamed(tensors: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
-    """`tensors` under our names.
+    """`tensors` by the tensor names of our network.
 
     Raises:
-        InputError: there is a layer that our network does not have.
+        InputError: the file has a layer that our network does not have.
     """
     renamed = {}
     for key, tensor in tensors.items():
@@ -153,16 +155,18 @@ def _renamed(tensors: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
             rest = re.sub(r"^m\.", "predict.", rest)
         for pattern, ours in _BLOCK if number != _HEAD else ():
             rest = re.sub(pattern, ours, rest)
-        if rest != "anchor_grid":  # older files keep the anchors twice
+        if rest != "anchor_grid":  # a second copy of the anchors in older files
             renamed[f"{LAYERS[number]}.{rest}"] = tensor
     return renamed
 
 
-def _make_alike(state: Mapping[str, Tensor], num_classes: int, path: Path) -> tuple[str, ComposedDetector]:
-    """The name of the size whose tensors have the shapes of `state`, and a network of that size."""
+def _make_matching(state: Mapping[str, Tensor], num_classes: int, path: Path) -> tuple[str, ComposedDetector]:
+    """The name of the YOLOv5 size whose tensors have the shapes of `state`, and a network of that size."""
     shapes = {key: tuple(t.shape) for key, t in state.items()}
     stem = shapes.get("backbone.stem.0.weight")
-    outputs = shapes.get("head.predict.0.bias")  # looked at first: a list of class names is no bound on memory
+    outputs = shapes.get(
+        "head.predict.0.bias"
+    )  # checked before a network is built: a forged list of class names could ask for any amount of memory
     for name, (_, width) in SIZES.items():
         if stem == (round(64 * width), 3, 6, 6) and outputs == (PER_CELL * (5 + num_classes),):
             model = make_yolov5(name, num_classes, pretrained=False)

@@ -88,3 +88,11 @@ def test_a_folder_that_is_not_empty_is_left_alone(tmp_path: Path) -> None:
             pass
     assert (tmp_path / "full" / "a.txt").read_text() == "before"
     assert len(list(tmp_path.rglob("*"))) == 2
+
+
+def test_a_folder_is_no_file_to_write(tmp_path):
+    folder = tmp_path / "out"
+    folder.mkdir()
+    with pytest.raises(InputError, match="is a folder, expected a file to write"), atomic(folder):
+        pass
+    assert list(tmp_path.rglob("*")) == [folder]

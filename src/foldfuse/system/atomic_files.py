@@ -17,9 +17,11 @@ def atomic(path: Path) -> Iterator[Path]:
     """Yields a temporary path beside `path` to write to, and renames it to `path` when the block ends without an error.
 
     Raises:
-        InputError: the parent folder cannot be created or written to.
+        InputError: `path` is a folder, or the parent folder cannot be created or written to.
     """
     path = Path(path)
+    if path.is_dir():
+        raise InputError(f"{path}: is a folder, expected a file to write. Add the name of a file to it.")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=path.suffix, dir=path.parent)

@@ -83,6 +83,7 @@ def test_every_command_has_one_heading():
         (["campaign", "x", "--recipe", "efficientdet-lite0"], "Did you mean 'efficientdet_lite0'"),
         (["fuse", "--data", "x", "--out", "y"], "error: PREDICTIONS is missing."),
         (["fuse", "x", "--data", "x"], "error: --out is missing."),
+        (["train", "x", "--out", "y", "--fold", "1"], "--fold 1: there are no folds. Add --folds FILE"),
         (["campaign", "gone.json"], "gone.json: there is no such file"),
         (["campaign", "gone.json", "--deadline", "soon"], "the time 'soon' is no duration"),
         (["predict", "gone", "gone.json", "--out", "out.json"], "Is gone the folder of a run"),
@@ -135,3 +136,21 @@ def test_help_and_bad_input_do_not_wait_for_torch(words):
     code = f"import sys, foldfuse.cli\nfoldfuse.cli.main({words!r})\nprint('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "False"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["split", "x", "--out", "here"],
+        ["check", "x", "--fix", "--out", "here"],
+        ["ensemble", "a", "--data", "x", "--out", "here"],
+        ["submit", "a", "x", "--out", "here", "--overwrite"],
+        ["report", "x", "--out", "here"],
+    ],
+)
+def test_a_folder_in_the_place_of_a_file_is_refused_at_once(words, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "here").mkdir()
+    assert cli.main(words) == 2
+    assert "here: is a folder, expected a file to write." in capsys.readouterr().err
+    assert not list((tmp_path / "here").iterdir())

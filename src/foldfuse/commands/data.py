@@ -48,7 +48,7 @@ def split(
         foldfuse split data --out folds.json
         foldfuse split data/train.json --folds 3 --group "^[^_]+" --out folds3.json
     """
-    options.refuse_overwrite(out, overwrite)
+    options.refuse_overwrite(out, overwrite, is_file=True)
     dataset = require_annotations(read(data))
     groups = None if group is None else groups_of(dataset, group)
     made = make_folds(dataset, num_folds=folds, seed=seed, groups=groups)
@@ -87,7 +87,7 @@ def check(
     if fix != (out is not None):
         raise InputError("--fix and --out go together: give both to write a fixed copy, or neither to check alone.")
     if out is not None:
-        options.refuse_overwrite(out, overwrite)
+        options.refuse_overwrite(out, overwrite, is_file=True)
     report = examine(data, decode=not json_only)
     if out is not None:
         report = write_fixed(report, out)

@@ -88,7 +88,7 @@ def ensemble(
     Examples:
         foldfuse ensemble a_oof.parquet b_oof.parquet --data data/train.json --budget 60s --out ensemble.json
     """
-    options.refuse_overwrite(out, overwrite)
+    options.refuse_overwrite(out, overwrite, is_file=True)
     dataset = read(data)
     members = read_members(predictions, dataset, input_format)
     report = build_ensemble(members, dataset, metric=metric, seconds=budget, folds=folds, seed=seed)

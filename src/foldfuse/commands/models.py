@@ -55,7 +55,7 @@ def profile(
     """
     if out is not None:
         options.check_ending(out, ".html")
-        options.refuse_overwrite(out, overwrite)
+        options.refuse_overwrite(out, overwrite, is_file=True)
     sizes = sorted(set(image_size))
     if len(sizes) < 2:
         raise InputError(f"--image-size has {len(sizes)} size; give two or more different sizes, such as 224,384.")
@@ -117,7 +117,7 @@ def export(
         foldfuse export run1 --image-size 320 --fixed-size --out run1_320.onnx
     """
     options.check_ending(out, ".onnx")
-    options.refuse_overwrite(out, overwrite)
+    options.refuse_overwrite(out, overwrite, is_file=True)
     missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
     if missing:
         raise InputError(f"{', '.join(missing)} must be installed to write ONNX: pip install 'foldfuse[export]'.")

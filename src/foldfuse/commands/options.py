@@ -180,12 +180,20 @@ def check_ending(out: Path, *endings: str) -> None:
         raise InputError(f"{out}: ends in {out.suffix or 'nothing'}, and must end in {' or '.join(endings)}.")
 
 
-def refuse_overwrite(path: Path, overwrite: bool) -> None:
+def refuse_overwrite(path: Path, overwrite: bool, *, is_file: bool = False) -> None:
     """Checks that an output may be written: nothing or an empty folder is at `path`, or `overwrite` is given.
 
+    Args:
+        path: the output.
+        overwrite: whether an existing output may be replaced.
+        is_file: whether the command writes a file there; a folder is then refused.
+
     Raises:
-        InputError: `path` exists and `overwrite` is False, or the folder to overwrite was not made by Foldfuse.
+        InputError: `path` exists and `overwrite` is False, the folder to overwrite was not made by Foldfuse, or a folder is at
+            the path of a file.
     """
+    if is_file and path.is_dir():
+        raise InputError(f"{path}: is a folder, expected a file to write. Add the name of a file to it.")
     if not path.exists() or (path.is_dir() and not any(path.iterdir())):
         return
     if not overwrite:

@@ -92,7 +92,7 @@ def submit(
         foldfuse submit a.parquet data/test.json --out submission.csv
         foldfuse submit a.parquet data/test.json --format coco_json --max-detections 100 --out submission.json
     """
-    options.refuse_overwrite(out, overwrite)
+    options.refuse_overwrite(out, overwrite, is_file=True)
     dataset = read(data, annotated=False)
     detections = read_file(predictions, dataset, input_format)
     return write_submission(detections, dataset, out, format, max_detections=max_detections)

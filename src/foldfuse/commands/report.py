@@ -28,7 +28,7 @@ def report(folder: Path, *, out: options.OptionalOut = None, overwrite: options.
         foldfuse report run1 --out run1.html
     """
     if out is not None:
-        options.refuse_overwrite(out, overwrite)
+        options.refuse_overwrite(out, overwrite, is_file=True)
     return write_campaign_page(folder, out=out)
 
 
@@ -49,7 +49,7 @@ def compare(
         foldfuse compare campaign1 campaign2 --out comparison.html
     """
     if out is not None:
-        options.refuse_overwrite(out, overwrite)
+        options.refuse_overwrite(out, overwrite, is_file=True)
     comparison = compare_campaigns(folders)
     console = Console(highlight=False)
     names = [campaign.name for campaign in comparison.campaigns]

@@ -134,6 +134,8 @@ def train(
             raise InputError("a new training needs DATA and --out; give both, or --resume FOLDER alone.")
         run = Run(Path(out))
         options.refuse_overwrite(run.folder, overwrite)
+        if fold and folds is None:
+            raise InputError(f"--fold {fold}: there are no folds. Add --folds FILE, a file of 'foldfuse split'.")
         check_trackers(tracker)
         all_changes = options.recipe_changes(changes, lr=lr, image_size=image_size, batch_size=batch_size)
         new = _chosen_recipe(recipe, all_changes, init_from)

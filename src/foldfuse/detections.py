@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from foldfuse.boxes import clip
 from foldfuse.errors import InputError
 
 Array = NDArray[Any]
@@ -78,7 +79,7 @@ class Annotations:
     """The annotated boxes of one image.
 
     Attributes:
-        boxes: (n, 4) float64, xyxy in pixels of the original image.
+        boxes: (n, 4) float64, xyxy in pixels of the original image, as annotated: they may stick out of the image.
         labels: (n,) int64, positions in the list of class names.
         crowd: (n,) bool; COCO's `iscrowd`: a region of many objects, never trained on and ignored in scoring.
         area: (n,) float64, pixels squared: of the mask where the data has one, so not always width x height.
@@ -101,6 +102,13 @@ class Annotations:
     def __getitem__(self, index: Array | slice) -> Annotations:
         """The annotations at a mask, an index array or a slice."""
         return Annotations(self.boxes[index], self.labels[index], self.crowd[index], self.area[index])
+
+    def clipped(self, width: float, height: float) -> Annotations:
+        """The annotations with boxes clipped to an image of this size, as training, crops and drawings need them.
+
+        Scoring takes the boxes as annotated, as pycocotools does. The areas stay.
+        """
+        return Annotations(clip(self.boxes, width=width, height=height), self.labels, self.crowd, self.area)
 
     @staticmethod
     def empty() -> Annotations:

@@ -100,7 +100,7 @@ def test_images_may_lie_in_a_folder_called_images(path: Path) -> None:
     assert read(path).samples[0].path == path.parent / "images" / "train" / "0000.jpg"
 
 
-def test_a_box_that_sticks_out_is_clipped_and_keeps_its_area(path: Path) -> None:
+def test_a_box_that_sticks_out_is_read_as_annotated_and_clipped_where_it_is_asked(path: Path) -> None:
     def stick_out(document: dict[str, Any]) -> None:
         document["annotations"] = [
             {"id": 1, "image_id": 0, "category_id": 0, "bbox": [-4, 50, 24, 30], "area": 700, "iscrowd": 1},
@@ -109,8 +109,9 @@ def test_a_box_that_sticks_out_is_clipped_and_keeps_its_area(path: Path) -> None
 
     annotations = read(changed(path, stick_out)).samples[0].annotations
     assert annotations is not None
-    assert annotations.boxes.tolist() == [[0, 50, 20, 64], [90.5, 0, 96, 2]]
-    assert annotations.area.tolist() == [700, 30]
+    assert annotations.boxes.tolist() == [[-4, 50, 20, 80], [90.5, -1, 100.5, 2]]
+    assert annotations.clipped(96, 64).boxes.tolist() == [[0, 50, 20, 64], [90.5, 0, 96, 2]]
+    assert annotations.area.tolist() == annotations.clipped(96, 64).area.tolist() == [700, 30]
     assert annotations.crowd.tolist() == [True, False]
 
 

@@ -6,6 +6,7 @@ import contextlib
 import io
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from foldfuse.boxes import xyxy_to_xywh
 from foldfuse.data.readers.coco import read, write
 from foldfuse.evaluation.coco import score_predictions
 from foldfuse.evaluation.metrics import measure
-from score_samples import noisy, random_dataset
+from score_samples import SIDE, noisy, random_dataset
 
 SHARED = Path(os.environ.get("FOLDFUSE_SHARED", Path(__file__).parents[2].parent / "shared"))
 NAMES = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large", "ar1", "ar10", "ar100")
@@ -72,6 +73,24 @@ def test_made_up_annotations_with_crowds_and_areas(seed, tmp_path):
     path = write(dataset, tmp_path / "truth.json")
     assert any(row["iscrowd"] for row in json.loads(path.read_text())["annotations"])
     assert_agrees(path, dataset, noisy(dataset, seed, digits=[None, 1, 2][seed % 3]))
+
+
+def test_annotations_that_stick_out_are_scored_as_annotated(tmp_path):
+    rng = np.random.default_rng(0)
+    dataset = random_dataset(2)
+    samples = []
+    for sample in dataset.samples:  # a third of each box or so lies beyond an edge
+        moved = (
+            sample.annotations.boxes + rng.choice([-250.0, 0.0, 350.0], (len(sample.annotations), 2))[:, [0, 1, 0, 1]]
+        )
+        outside = (moved[:, 2:] <= 0).any(1) | (moved[:, :2] >= SIDE).any(1)
+        boxes = np.where(outside[:, None], sample.annotations.boxes, moved)
+        samples.append(replace(sample, annotations=replace(sample.annotations, boxes=boxes)))
+    dataset = replace(dataset, samples=tuple(samples))
+    path = write(dataset, tmp_path / "truth.json")
+    assert_agrees(path, dataset, noisy(dataset, 1, digits=1))
+    perfect = noisy(dataset, 1, keep=2, extra=0, jitter=0, wrong=0)
+    assert score_predictions(perfect, dataset).ar100 == pytest.approx(1.0)
 
 
 def test_only_the_best_100_boxes_of_a_class_count(tmp_path):

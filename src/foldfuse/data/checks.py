@@ -73,7 +73,7 @@ class AnnotationRow:
     """A usable annotation: its fields, and the fixed COCO row.
 
     Attributes:
-        box: xyxy within the image.
+        box: xyxy as annotated; it may stick out of the image.
         is_repeat: True for the same box, class and image as an earlier annotation. Reading keeps it, a fixed copy does not.
     """
 
@@ -293,7 +293,7 @@ def _annotations(
     first_id: dict[int, int],
     categories: dict[int, CategoryRow],
 ) -> Iterator[Finding | AnnotationRow]:
-    """The usable annotations, clipped to their images, and the findings about all annotations."""
+    """The usable annotations, and the findings about all annotations."""
     ids = Counter(_whole_number(row.get("id")) for row in rows)
     renumber = any(count > 1 for id_, count in ids.items() if id_ is not None) or None in ids
     seen: set[tuple[Any, ...]] = set()  # (image, category, bbox, crowd) of each box so far
@@ -336,11 +336,9 @@ def _annotations(
             yield Finding("the area is not a number", where, error, fix="area taken from the box")
             area = w * h
             fixed = fixed | {"area": area}
-        box = (max(x, 0.0), max(y, 0.0), min(x + w, float(image.width)), min(y + h, float(image.height)))
+        box = (x, y, x + w, y + h)
         if x < 0 or y < 0 or x + w > image.width or y + h > image.height:
-            yield Finding("the box sticks out of its image", where, fix="clipped to the image", is_fault=False)
-            clipped = [box[0], box[1], box[2] - box[0], box[3] - box[1]]
-            fixed = fixed | {"bbox": clipped, "area": area}
+            yield Finding("the box sticks out of its image", where, fix="", is_fault=False)
         if renumber:
             fixed = fixed | {"id": len(seen)}
         yield AnnotationRow(image.id, category.id, box, crowd, float(area), is_repeat, fixed)

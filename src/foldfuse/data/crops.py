@@ -91,7 +91,11 @@ class CropCache:
 
 def object_crops(dataset: Dataset) -> Crops:
     """The annotated objects of a dataset, without crowd regions."""
-    annotations = [(i, s.annotations) for i, s in enumerate(dataset.samples) if s.annotations is not None]
+    annotations = [
+        (i, s.annotations.clipped(s.width, s.height))
+        for i, s in enumerate(dataset.samples)
+        if s.annotations is not None
+    ]
     objects = [(i, a[~a.crowd]) for i, a in annotations]
     return Crops(
         dataset.samples,

@@ -133,7 +133,7 @@ def write_fixed(report: CheckReport, out: Path) -> CheckReport:
 
 def class_statistics(dataset: Dataset) -> tuple[ClassStatistics, ...]:
     """The statistics of each class, in the order of the labels."""
-    annotations = [s.annotations for s in dataset.samples if s.annotations is not None]
+    annotations = [s.annotations.clipped(s.width, s.height) for s in dataset.samples if s.annotations is not None]
     labels = np.concatenate([np.zeros(0, np.int64), *(a.labels for a in annotations)])
     boxes = np.concatenate([np.zeros((0, 4)), *(a.boxes for a in annotations)])
     sides = np.sqrt((boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1]))

@@ -26,7 +26,8 @@ def label_detections(crops: Crops, num_classes: int) -> Crops:
     """Crops of detections, each labelled with the class of the object it overlaps, K for background, -1 in between."""
     labels = np.full(len(crops), num_classes)
     for i in np.unique(crops.image_index):
-        annotations = crops.samples[i].annotations or Annotations.empty()
+        sample = crops.samples[i]
+        annotations = (sample.annotations or Annotations.empty()).clipped(sample.width, sample.height)
         if len(annotations):
             rows = np.flatnonzero(crops.image_index == i)
             iou = pairwise_iou(crops.boxes[rows].astype(np.float64), annotations.boxes)

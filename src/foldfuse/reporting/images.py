@@ -100,7 +100,10 @@ def draw_comparison(sample: Sample, detections: Detections, classes: Sequence[st
     result = match_image(detections, annotations)
     drawn = []
     for box, label, detection, crowd in zip(
-        annotations.boxes, annotations.labels, result.matched_detection, annotations.crowd
+        annotations.clipped(sample.width, sample.height).boxes,
+        annotations.labels,
+        result.matched_detection,
+        annotations.crowd,
     ):
         name = classes[label]
         if detection < 0 and not crowd:

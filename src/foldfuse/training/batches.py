@@ -89,7 +89,7 @@ class Batches:
         """Sample `i` with its boxes in pixels of the cached image, which may be smaller; crowd regions are left out."""
         sample, image = self.samples[i], self.images[i]
         assert sample.annotations is not None
-        objects = sample.annotations[~sample.annotations.crowd]
+        objects = sample.annotations[~sample.annotations.crowd].clipped(sample.width, sample.height)
         height, width = image.shape[:2]
         window = (0, 0, width, height)
         return LabeledImage(image, transform_annotations(objects, scale_of(sample, image), (0.0, 0.0), window))

@@ -162,6 +162,7 @@ def _object_sizes(samples: Sequence[Sample], canvas: tuple[int, int]) -> Tensor:
     for sample in samples:
         assert sample.annotations is not None
         letterbox = Letterbox(sample.width, sample.height, canvas)
-        boxes = letterbox.apply_boxes(sample.annotations.boxes[~sample.annotations.crowd])
+        objects = sample.annotations[~sample.annotations.crowd].clipped(sample.width, sample.height)
+        boxes = letterbox.apply_boxes(objects.boxes)
         sizes.append(boxes[:, 2:] - boxes[:, :2])
     return torch.from_numpy(np.concatenate(sizes)).float()

@@ -3,8 +3,9 @@
 Source: the COCO data format, https://cocodataset.org/#format-data. The organiser's conventions (category ids of any
 numbering, xywh boxes) end in this file: inside, labels are 0..K-1 in the order of category ids, and boxes are xyxy.
 
-A box that sticks out of its image is read as annotated, since scores must not depend on who reads the file; training and crops clip
-it (`Annotations.clipped`). A box wholly outside, or without a size, is an error: `foldfuse check` names every such box, and `foldfuse check --fix` writes a copy without them.
+A box that sticks out of its image is read as annotated, and scored so; training and crops clip it (`Annotations.clipped`). A box
+wholly outside, or without a size, is an error: `foldfuse check` names every such box, and `foldfuse check --fix` writes a copy
+without them.
 """
 
 from __future__ import annotations

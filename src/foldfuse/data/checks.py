@@ -11,12 +11,12 @@ import os
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
+from foldfuse.data.findings import AnnotationRow, CategoryRow, Finding, ImageRow, Item, Row
 from foldfuse.data.images import load_image
 from foldfuse.errors import InputError
 
@@ -24,69 +24,6 @@ TINY_PX = 2.0  # a side below this is more often a slip of the mouse than an obj
 ORIENTATION_TAG = 0x0112
 SWAPPED = range(5, 9)  # EXIF orientations that swap width and height
 FIX = "'foldfuse check --fix' writes a copy without it."
-
-Row = dict[str, Any]
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """A fault of a dataset, or a note about it.
-
-    Attributes:
-        kind: the type of the fault in words, the same for all findings of this type.
-        where: the row or the image.
-        error: the sentence of the InputError with which reading refuses the document; "" where reading accepts the row.
-        fix: the change in the fixed copy; "" where the copy keeps the row as it is.
-        is_fault: True for a fault, which reading refuses or which misleads training; False for a note.
-    """
-
-    kind: str
-    where: str
-    error: str = ""
-    fix: str = "left out"
-    is_fault: bool = True
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class ImageRow:
-    """A usable image: its fields, and the fixed COCO row."""
-
-    id: int
-    path: Path
-    file_name: str
-    width: int
-    height: int
-    row: Row
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class CategoryRow:
-    """A usable category: its fields, and the fixed COCO row."""
-
-    id: int
-    name: str
-    row: Row
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class AnnotationRow:
-    """A usable annotation: its fields, and the fixed COCO row.
-
-    Attributes:
-        box: xyxy as annotated; it may stick out of the image.
-        is_repeat: True for the same box, class and image as an earlier annotation. Reading keeps it, a fixed copy does not.
-    """
-
-    image_id: int
-    category_id: int
-    box: tuple[float, float, float, float]
-    crowd: bool
-    area: float
-    is_repeat: bool
-    row: Row
-
-
-Item = Finding | ImageRow | CategoryRow | AnnotationRow
 
 
 def walk(document: Any, source: Path, *, annotated: bool = True, decode: bool = False) -> Iterator[Item]:

@@ -23,6 +23,7 @@ class Sample:
         file_name: the organiser's name of the image, as a submission needs it.
         width, height: pixels.
         annotations: None for an image without labels, which differs from a labeled image without objects.
+        original_id: the organiser's id where it is not `id` itself: text, or a number beyond 64 bits; else None.
     """
 
     id: int
@@ -31,6 +32,12 @@ class Sample:
     width: int
     height: int
     annotations: Annotations | None
+    original_id: str | int | None = None
+
+    @property
+    def organiser_id(self) -> str | int:
+        """The id of the image in the organiser's files, as predictions and submissions name it."""
+        return self.id if self.original_id is None else self.original_id
 
     def __repr__(self) -> str:
         boxes = "no annotations" if self.annotations is None else f"{len(self.annotations)} boxes"
@@ -46,12 +53,19 @@ class Dataset:
         classes: class names; a label is a position in this tuple.
         category_ids: the organiser's id of each class.
         source: the file that the dataset was read from, for error sentences.
+        original_category_ids: the organiser's id of each class where some are not whole numbers; else ().
     """
 
     samples: tuple[Sample, ...]
     classes: tuple[str, ...]
     category_ids: tuple[int, ...]
     source: Path
+    original_category_ids: tuple[str | int, ...] = ()
+
+    @property
+    def organiser_category_ids(self) -> tuple[str | int, ...]:
+        """The id of each class in the organiser's files."""
+        return self.original_category_ids or self.category_ids
 
     def __len__(self) -> int:
         return len(self.samples)

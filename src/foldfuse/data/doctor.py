@@ -11,17 +11,9 @@ from pathlib import Path
 
 import numpy as np
 
-from foldfuse.data.checks import (
-    AnnotationRow,
-    CategoryRow,
-    Finding,
-    ImageRow,
-    Row,
-    find_image,
-    image_finding,
-    walk,
-)
+from foldfuse.data.checks import find_image, image_finding, walk
 from foldfuse.data.dataset import Dataset, Sample
+from foldfuse.data.findings import AnnotationRow, CategoryRow, Finding, ImageRow, Row
 from foldfuse.data.near_duplicates import near_duplicates
 from foldfuse.data.readers.coco import load, parse
 from foldfuse.errors import InputError

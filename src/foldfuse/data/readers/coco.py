@@ -19,8 +19,9 @@ from typing import Any
 import numpy as np
 
 from foldfuse.boxes import xyxy_to_xywh
-from foldfuse.data.checks import AnnotationRow, CategoryRow, ImageRow, walk
+from foldfuse.data.checks import walk
 from foldfuse.data.dataset import Dataset, Sample
+from foldfuse.data.findings import AnnotationRow, CategoryRow, ImageRow
 from foldfuse.data.readers.layouts import find_layout, read_layout
 from foldfuse.detections import Annotations
 from foldfuse.errors import InputError

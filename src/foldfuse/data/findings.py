@@ -1,0 +1,72 @@
+"""What a walk through a dataset yields: usable rows, and findings about rows and files."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """A fault of a dataset, or a note about it.
+
+    Attributes:
+        kind: the type of the fault in words, the same for all findings of this type.
+        where: the row or the image.
+        error: the sentence of the InputError with which reading refuses the document; "" where reading accepts the row.
+        fix: the change in the fixed copy; "" where the copy keeps the row as it is.
+        is_fault: True for a fault, which reading refuses or which misleads training; False for a note.
+        is_told: True for a finding that the user must hear of outside `check` too: reading logs it.
+    """
+
+    kind: str
+    where: str
+    error: str = ""
+    fix: str = "left out"
+    is_fault: bool = True
+    is_told: bool = False
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ImageRow:
+    """A usable image: its fields, and the fixed COCO row."""
+
+    id: int
+    path: Path
+    file_name: str
+    width: int
+    height: int
+    row: Row
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class CategoryRow:
+    """A usable category: its fields, and the fixed COCO row."""
+
+    id: int
+    name: str
+    row: Row
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class AnnotationRow:
+    """A usable annotation: its fields, and the fixed COCO row.
+
+    Attributes:
+        box: xyxy as annotated; it may stick out of the image.
+        is_repeat: True for the same box, class and image as an earlier annotation. Reading keeps it, a fixed copy does not.
+    """
+
+    image_id: int
+    category_id: int
+    box: tuple[float, float, float, float]
+    crowd: bool
+    area: float
+    is_repeat: bool
+    row: Row
+
+
+Item = Finding | ImageRow | CategoryRow | AnnotationRow

@@ -10,34 +10,36 @@ from foldfuse import __version__, cli
 OPTIONS = {  # of every command: its arguments by their place, then its options
     "campaign": (
         "DATA --test --deadline --out --recipe --forbid --image-size --set --folds --external-run "
-        "--external-predictions --seed --metric --pseudo-labels --device --resume --ray --plan "
-        "--overwrite"
+        "--external-predictions --seed --metric --pseudo-labels --images --device --resume --ray --plan --overwrite"
     ),
     "watch": "FOLDER",
     "report": "FOLDER --out --overwrite",
     "compare": "FOLDERS --out --overwrite",
     "note": "FOLDER TEXT --leaderboard --submission",
     "demo": "--out --deadline --num-images --seed --device",
-    "check": "DATA --fix --out --json-only --overwrite",
-    "split": "DATA --out --folds --seed --group --overwrite",
+    "check": "DATA --fix --out --json-only --images --overwrite",
+    "split": "DATA --out --folds --seed --group --images --overwrite",
     "train": (
-        "DATA --out --recipe --init-from --set --image-size --batch-size --lr --budget --steps --seed "
-        "--folds --fold --resume --checkpoint-every --tracker --device --overwrite"
+        "DATA --out --recipe --init-from --set --image-size --batch-size --lr --budget --steps --seed --folds "
+        "--fold --images --resume --checkpoint-every --tracker --device --overwrite"
     ),
-    "sweep": "DATA --out --recipe --image-size --batch-size --budget --folds --seed --device --overwrite",
+    "sweep": (
+        "DATA --out --recipe --image-size --batch-size --budget --folds --seed --images --device --overwrite"
+    ),
     "import": "WEIGHTS --out --overwrite",
-    "predict": "RUN DATA --out --view --batch-size --device --overwrite",
+    "predict": "RUN DATA --out --view --batch-size --images --device --overwrite",
     "fuse": (
-        "PREDICTIONS --data --out --method --iou --score-threshold --weight --ensemble --input-format --overwrite"
+        "PREDICTIONS --data --out --method --iou --score-threshold --weight --ensemble --input-format --images "
+        "--overwrite"
     ),
-    "ensemble": "PREDICTIONS --data --out --metric --budget --folds --seed --input-format --overwrite",
+    "ensemble": "PREDICTIONS --data --out --metric --budget --folds --seed --input-format --images --overwrite",
     "rescore": (
-        "PREDICTIONS --data --out --folds --test-predictions --test --run --metric --seed --device "
-        "--input-format --overwrite"
+        "PREDICTIONS --data --out --folds --test-predictions --test --run --metric --seed --device --input-format "
+        "--images --overwrite"
     ),
-    "convert": "PREDICTIONS DATA --out --format --input-format --overwrite",
-    "score": "PREDICTIONS DATA --other --metric --input-format",
-    "submit": "PREDICTIONS DATA --out --format --max-detections --input-format --overwrite",
+    "convert": "PREDICTIONS DATA --out --format --input-format --images --overwrite",
+    "score": "PREDICTIONS DATA --other --metric --input-format --images",
+    "submit": "PREDICTIONS DATA --out --format --max-detections --input-format --images --overwrite",
     "models": "",
     "recipes": "",
     "profile": "MODELS --image-size --budget --out --overwrite",

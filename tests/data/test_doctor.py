@@ -215,8 +215,11 @@ def test_near_duplicates_are_noted(path: Path) -> None:
 
 
 def test_a_copy_in_another_folder_finds_its_images(path: Path, tmp_path: Path) -> None:
-    check(path, fix=True, out=tmp_path / "far" / "away" / "fixed.json")
-    fixed = read(tmp_path / "far" / "away" / "fixed.json")
+    report = check(path, fix=True, out=tmp_path / "far" / "away" / "fixed.json")
+    assert report.copy_images == path.parent
+    assert f"give --images {path.parent} with it" in str(report)
+    fixed = read(tmp_path / "far" / "away" / "fixed.json", images=report.copy_images)
+    assert [s.file_name for s in fixed.samples] == [s.file_name for s in read(path).samples]
     assert [s.path.resolve() for s in fixed.samples] == [s.path.resolve() for s in read(path).samples]
 
 

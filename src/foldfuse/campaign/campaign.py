@@ -82,6 +82,7 @@ def run_campaign(
         "command": command_line(request.absolute(), ray=ray),
         "data": str(inputs.labeled.source.resolve()),
         "test": str(inputs.test.source.resolve()) if inputs.test is not None else None,
+        "images": str(request.images.resolve()) if request.images is not None else None,
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "finished": None,
         "seed": request.seed,

@@ -35,6 +35,7 @@ class CampaignRequest:
         seed: the seed of every random choice.
         metric: ap50, ap, f2 or wheat.
         pseudo_labels: whether the last members also train on confident predictions of the test images.
+        images: the folder of the images; None where they are found beside the annotations.
         device: the device of every network: auto, cpu, cuda, cuda:N or mps.
     """
 
@@ -52,6 +53,7 @@ class CampaignRequest:
     seed: int = 0
     metric: str = "ap50"
     pseudo_labels: bool = False
+    images: Path | None = None
     device: str = "auto"
 
     def absolute(self) -> CampaignRequest:
@@ -60,6 +62,7 @@ class CampaignRequest:
             self,
             data=self.data.resolve(),
             test=self.test and self.test.resolve(),
+            images=self.images and self.images.resolve(),
             folds=self.folds if isinstance(self.folds, int) else str(Path(self.folds).resolve()),
             external_run=tuple(folder.resolve() for folder in self.external_run),
             external_predictions=tuple(
@@ -91,7 +94,8 @@ class CampaignRequest:
 
     def read_inputs(self) -> Inputs:
         """The data of the campaign. Raises InputError where it cannot be used."""
-        return read_inputs(self.data, self.test, self.folds if isinstance(self.folds, int) else Path(self.folds))
+        folds = self.folds if isinstance(self.folds, int) else Path(self.folds)
+        return read_inputs(self.data, self.test, folds, images=self.images)
 
     def make_task(self, inputs: Inputs, recipes: dict[str, Recipe], ledger: Ledger) -> Task:
         """The task of the campaign. Raises InputError where its images cannot be used."""

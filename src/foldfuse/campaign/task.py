@@ -86,7 +86,7 @@ def predictions_path(folder: Path, split: Split, view: str) -> Path:
     return folder / f"{split}@{view}.parquet"
 
 
-def read_inputs(data: Path, test: Path | None, folds: int | Path) -> Inputs:
+def read_inputs(data: Path, test: Path | None, folds: int | Path, *, images: Path | None = None) -> Inputs:
     """The inputs of a campaign.
 
     Raises:
@@ -94,8 +94,8 @@ def read_inputs(data: Path, test: Path | None, folds: int | Path) -> Inputs:
     """
     train_json, test_json = locate(data)
     test_json = test if test is not None else test_json
-    labeled = require_annotations(read(train_json))
-    to_predict = read(test_json, annotated=False) if test_json is not None else None
+    labeled = require_annotations(read(train_json, images=images))
+    to_predict = read(test_json, annotated=False, images=images) if test_json is not None else None
     if isinstance(folds, int):
         return Inputs(labeled, to_predict, folds)
     split = read_folds(folds)

@@ -40,6 +40,7 @@ def campaign(
     seed: int = 0,
     metric: options.Metric = "ap50",
     pseudo_labels: bool = False,
+    images: options.Images = None,
     device: options.Device = "auto",
     resume: Path | None = None,
     ray: str | None = None,
@@ -105,6 +106,7 @@ def campaign(
         seed=seed,
         metric=metric,
         pseudo_labels=pseudo_labels,
+        images=images,
         device=device,
     )
     host.tune_malloc()

@@ -27,6 +27,7 @@ def split(
     folds: options.NumFolds = 5,
     seed: int = 0,
     group: str | None = None,
+    images: options.Images = None,
     overwrite: options.Overwrite = False,
 ) -> Path:
     """Cut a dataset into folds, show them, and write them as JSON; returns the path of that file.
@@ -49,7 +50,7 @@ def split(
         foldfuse split data/train.json --folds 3 --group "^[^_]+" --out folds3.json
     """
     options.refuse_overwrite(out, overwrite, is_file=True)
-    dataset = require_annotations(read(data))
+    dataset = require_annotations(read(data, images=images))
     groups = None if group is None else groups_of(dataset, group)
     made = make_folds(dataset, num_folds=folds, seed=seed, groups=groups)
     Console().print(_folds_table(dataset, made))
@@ -63,6 +64,7 @@ def check(
     fix: bool = False,
     out: options.OptionalOut = None,
     json_only: bool = False,
+    images: options.Images = None,
     overwrite: options.Overwrite = False,
 ) -> CheckReport:
     """Find the faults of a dataset and show them; the exit status is 1 with faults, 0 without.
@@ -88,7 +90,7 @@ def check(
         raise InputError("--fix and --out go together: give both to write a fixed copy, or neither to check alone.")
     if out is not None:
         options.refuse_overwrite(out, overwrite, is_file=True)
-    report = examine(data, decode=not json_only)
+    report = examine(data, decode=not json_only, images=images)
     if out is not None:
         report = write_fixed(report, out)
     console = Console()

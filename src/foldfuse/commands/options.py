@@ -105,6 +105,12 @@ Out = Annotated[Path, Parameter(name=("--out", "-o"))]
 OptionalOut = Annotated[Path | None, Parameter(name=("--out", "-o"))]
 Overwrite = Annotated[bool, Parameter(help="replace an existing --out.")]
 
+# data
+Images = Annotated[
+    Path | None,
+    Parameter(metavar="DIR", help="folder of the images, where they are not found beside the annotations."),
+]
+
 # recipes and their changes
 Names = Annotated[tuple[str, ...], Parameter(converter=_to_names, metavar="NAME,...")]
 Set = Annotated[

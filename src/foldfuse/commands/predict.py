@@ -35,6 +35,7 @@ def predict(
     out: options.Out,
     view: Annotated[options.Names, Parameter(metavar="VIEW,...")] = ("1",),
     batch_size: options.BatchSize = None,
+    images: options.Images = None,
     device: options.Device = "auto",
     overwrite: options.Overwrite = False,
 ) -> Path:
@@ -63,11 +64,11 @@ def predict(
     out = Path(out)
     options.refuse_overwrite(out, overwrite)
     if Run(run).is_classifier:
-        return _predict_classes(Run(run), data, out, views=view, device=device)
+        return _predict_classes(Run(run), data, out, views=view, images=images, device=device)
     views = parse_views(view)
     with open_world(device) as world:
         model, classes = load_detector(Run(run), world.device)
-        dataset = read(data, annotated=False)
+        dataset = read(data, annotated=False, images=images)
         labels = labels_by_name(classes, dataset, run)
         with (
             progress_bar(f"predicting {len(dataset)} images") if world.is_main else nullcontext(no_progress) as progress
@@ -89,7 +90,9 @@ def predict(
     return out
 
 
-def _predict_classes(run: Run, data: Path, out: Path, *, views: Sequence[str], device: str) -> Path:
+def _predict_classes(
+    run: Run, data: Path, out: Path, *, views: Sequence[str], images: Path | None, device: str
+) -> Path:
     """Classify a dataset with a classifier's run, and return the path of the table of probabilities."""
     if out.suffix not in (".csv", ".parquet"):
         raise InputError(
@@ -98,7 +101,7 @@ def _predict_classes(run: Run, data: Path, out: Path, *, views: Sequence[str], d
     if unknown := set(views) - set(CLASSIFIER_VIEWS):
         raise InputError(f"no view of a classifier is called {min(unknown)!r}. Known: {', '.join(CLASSIFIER_VIEWS)}.")
     classes = run.metadata.classes
-    dataset, whole_images = read_classification(data, classes=classes)
+    dataset, whole_images = read_classification(data, classes=classes, images=images)
     crops = image_crops(dataset) if whole_images else object_crops(dataset)
     if not len(crops):
         raise InputError(f"{data}: no object is annotated, so there is no crop to classify.")

@@ -44,6 +44,7 @@ def convert(
     out: options.Out,
     format: str | None = None,
     input_format: options.InputFormat = None,
+    images: options.Images = None,
     overwrite: options.Overwrite = False,
 ) -> Path:
     """Write predictions in another format and return the path.
@@ -63,7 +64,7 @@ def convert(
         foldfuse convert a.json data/test.json --format yolo --out labels
     """
     options.refuse_overwrite(out, overwrite)
-    dataset = read(data, annotated=False)
+    dataset = read(data, annotated=False, images=images)
     return write_predictions(read_file(predictions, dataset, input_format), out, dataset, format=format)
 
 
@@ -75,6 +76,7 @@ def submit(
     format: SubmissionFormat = "contest_csv",
     max_detections: options.MaxDetections = None,
     input_format: options.InputFormat = None,
+    images: options.Images = None,
     overwrite: options.Overwrite = False,
 ) -> Path:
     """Write a submission from predictions, read it back, and return its path.
@@ -93,7 +95,7 @@ def submit(
         foldfuse submit a.parquet data/test.json --format coco_json --max-detections 100 --out submission.json
     """
     options.refuse_overwrite(out, overwrite, is_file=True)
-    dataset = read(data, annotated=False)
+    dataset = read(data, annotated=False, images=images)
     detections = read_file(predictions, dataset, input_format)
     return write_submission(detections, dataset, out, format, max_detections=max_detections)
 
@@ -105,6 +107,7 @@ def score(
     other: Path | None = None,
     metric: options.Metric = "ap50",
     input_format: options.InputFormat = None,
+    images: options.Images = None,
 ) -> None:
     """Score predictions against annotations: COCO's numbers, each class, best thresholds, confusion and types of error.
 
@@ -120,7 +123,7 @@ def score(
         foldfuse score a_oof.parquet data/train.json
         foldfuse score a_oof.parquet data/train.json --other b_oof.parquet --metric f2
     """
-    dataset = read(data)
+    dataset = read(data, images=images)
     paths = [predictions] if other is None else [predictions, other]
     files = [read_file(path, dataset, input_format) for path in paths]
     names = ["score"] if other is None else _file_names(paths)

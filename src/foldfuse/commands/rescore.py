@@ -38,6 +38,7 @@ def rescore(
     seed: int = 0,
     device: options.Device = "auto",
     input_format: options.InputFormat = None,
+    images: options.Images = None,
     overwrite: options.Overwrite = False,
 ) -> Path:
     """Score the crop of each detection by a classifier, and blend its probability into the score where that helps.
@@ -67,10 +68,10 @@ def rescore(
     options.refuse_overwrite(out, overwrite)
     if (test_predictions is None) != (test is None):
         raise InputError("--test-predictions and --test belong together: give both, or neither.")
-    dataset = read(data)
+    dataset = read(data, images=images)
     oof = read_file(predictions, dataset, input_format)
     given_folds = None if folds is None else read_folds(folds)
-    test_data = None if test is None else read(test, annotated=False)
+    test_data = None if test is None else read(test, annotated=False, images=images)
     test_boxes = None
     if test_data is not None and test_predictions is not None:
         test_boxes = read_file(test_predictions, test_data, input_format)

@@ -92,6 +92,7 @@ def train(
     seed: int = 0,
     folds: options.FoldsFile = None,
     fold: int = 0,
+    images: options.Images = None,
     resume: Path | None = None,
     checkpoint_every: options.OptionalDuration = None,
     tracker: tuple[str, ...] = (),
@@ -139,9 +140,12 @@ def train(
         check_trackers(tracker)
         all_changes = options.recipe_changes(changes, lr=lr, image_size=image_size, batch_size=batch_size)
         new = _chosen_recipe(recipe, all_changes, init_from)
-        dataset, val, whole_images = _read_data(data, folds, fold, classifier=isinstance(new, ClassifierRecipe))
+        dataset, val, whole_images = _read_data(
+            data, folds, fold, images=images, classifier=isinstance(new, ClassifierRecipe)
+        )
         metadata = replace(
             run_metadata(dataset, data=str(Path(data).resolve()), seed=seed, val_ids=val.image_ids if val else ()),
+            images=None if images is None else str(images.resolve()),
             folds=None if folds is None else str(folds.resolve()),
             fold=fold,
             budget=limits,
@@ -161,6 +165,7 @@ def train(
             "--out": out,
             "--recipe": recipe,
             "--init-from": init_from,
+            "--images": images,
             "--folds": folds,
             "--lr": lr,
             "--seed": seed,
@@ -184,7 +189,10 @@ def train(
         )
         check_trackers(metadata.trackers)
         its_folds = None if metadata.folds is None else Path(metadata.folds)
-        dataset, val, _ = _read_data(Path(metadata.data), its_folds, metadata.fold, classifier=run.is_classifier)
+        its_images = None if metadata.images is None else Path(metadata.images)
+        dataset, val, _ = _read_data(
+            Path(metadata.data), its_folds, metadata.fold, images=its_images, classifier=run.is_classifier
+        )
         require_same_data(run, dataset)
     is_classifier = run.is_classifier if new is None else isinstance(new, ClassifierRecipe)
     with open_session(run, metadata, new=new, title=f"training {run.folder.name}") as session:
@@ -224,9 +232,11 @@ def _chosen_recipe(name: str | None, changes: tuple[str, ...], init_from: Path |
     return recipe
 
 
-def _read_data(data: Path, folds: Path | None, fold: int, *, classifier: bool) -> tuple[Dataset, Dataset | None, bool]:
+def _read_data(
+    data: Path, folds: Path | None, fold: int, *, images: Path | None, classifier: bool
+) -> tuple[Dataset, Dataset | None, bool]:
     """The images to train on, the held-out ones, and whether a classifier's data are whole images rather than objects."""
-    dataset, whole_images = read_classification(data) if classifier else (read(data), False)
+    dataset, whole_images = read_classification(data, images=images) if classifier else (read(data, images=images), False)
     dataset = require_annotations(dataset)
     if folds is None:
         return dataset, None, whole_images
@@ -252,6 +262,7 @@ def sweep(
     budget: options.Duration = 1200.0,
     folds: options.NumFolds = 5,
     seed: int = 0,
+    images: options.Images = None,
     device: options.Device = "auto",
     overwrite: options.Overwrite = False,
 ) -> Path:
@@ -279,7 +290,7 @@ def sweep(
         if len(set(values)) < len(tuple(values)):
             raise InputError(f"--{option} {','.join(map(str, values))}: expected different values.")
     grid = combinations(recipe, image_size, batch_size)
-    dataset = require_annotations(read(data))
+    dataset = require_annotations(read(data, images=images))
     out = Path(out)
     if overwrite:
         options.remove_old(out, overwrite)

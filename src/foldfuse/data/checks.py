@@ -18,6 +18,7 @@ from PIL import Image
 
 from foldfuse.data.findings import AnnotationRow, CategoryRow, Finding, ImageRow, Item, Row
 from foldfuse.data.images import load_image
+from foldfuse.data.readers.image_names import ImageFiles
 from foldfuse.errors import InputError
 
 TINY_PX = 2.0  # a side below this is more often a slip of the mouse than an object
@@ -26,14 +27,17 @@ SWAPPED = range(5, 9)  # EXIF orientations that swap width and height
 FIX = "'foldfuse check --fix' writes a copy without it."
 
 
-def walk(document: Any, source: Path, *, annotated: bool = True, decode: bool = False) -> Iterator[Item]:
+def walk(
+    document: Any, source: Path, *, files: ImageFiles | None = None, annotated: bool = True, decode: bool = False
+) -> Iterator[Item]:
     """The usable rows of a COCO document and its findings: images first, then categories, then annotations.
 
     A finding comes before the row that it is about.
 
     Args:
         document: decoded JSON.
-        source: its file, named in sentences; images lie beside it, or in images/ beside it.
+        source: its file, named in sentences.
+        files: finds the image files; by default those beside `source` and in the folders below.
         annotated: False to ignore the annotations.
         decode: also decode every image, and leave out images that cannot be decoded or have another size.
 
@@ -49,7 +53,7 @@ def walk(document: Any, source: Path, *, annotated: bool = True, decode: bool = 
 
     images: dict[int, ImageRow] = {}
     first_id: dict[int, int] = {}  # {image id: id of the first row with the same file}
-    listed = _images(rows["images"], source, first_id)
+    listed = _images(rows["images"], source, files or ImageFiles(source), first_id)
     for item in _decoded(listed) if decode else listed:
         if isinstance(item, ImageRow):
             images[item.id] = item
@@ -64,14 +68,6 @@ def walk(document: Any, source: Path, *, annotated: bool = True, decode: bool = 
             raise InputError(f"{source}: none of its {len(rows[what])} {what} can be used. Export the dataset again.")
     if annotated:
         yield from _annotations(rows["annotations"], source, images, first_id, categories)
-
-
-def find_image(source: Path, name: str) -> Path | None:
-    """The path of the image that the JSON `source` calls `name`: beside it, or in images/ beside it; None if in neither."""
-    for path in (source.parent / name, source.parent / "images" / name):
-        if path.is_file():
-            return path
-    return None
 
 
 def image_finding(path: Path, width: int, height: int) -> Finding | None:
@@ -130,7 +126,7 @@ def _fixed(row: Row, **fields: Any) -> Row:
     return row if same else row | fields
 
 
-def _images(rows: list[Row], source: Path, first_id: dict[int, int]) -> Iterator[Finding | ImageRow]:
+def _images(rows: list[Row], source: Path, files: ImageFiles, first_id: dict[int, int]) -> Iterator[Finding | ImageRow]:
     """The usable images, and the findings about the unusable images; fills `first_id`."""
     id_of_name: dict[str, int] = {}
     for number, row in enumerate(rows):
@@ -151,15 +147,11 @@ def _images(rows: list[Row], source: Path, first_id: dict[int, int]) -> Iterator
             first_id[image_id] = id_of_name[name]
             error = f"{source}: file_name {name} is listed twice, expected once. 'foldfuse check --fix' joins the two."
             yield Finding("the image is listed under two ids", name, error, fix="boxes joined")
-        elif (path := find_image(source, name)) is None:
-            error = (
-                f"{where}: there is no image {source.parent / name} nor {source.parent / 'images' / name}. "
-                "Put the images beside the JSON, or in images/ beside it."
-            )
-            yield Finding("the image is missing", name, error)
+        elif not (match := files.find(name)).found:
+            yield Finding("the image is missing", name, f"{where}: {files.where(name)}")
         else:
             first_id[image_id] = id_of_name[name] = image_id
-            yield from _with_size(row, image_id, path, where)
+            yield from _with_size(row, image_id, match.path, where)
 
 
 def _with_size(row: Row, image_id: int, path: Path, where: str) -> Iterator[Finding | ImageRow]:

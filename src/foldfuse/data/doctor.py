@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from foldfuse.data.checks import find_image, image_finding, walk
+from foldfuse.data.checks import image_finding, walk
 from foldfuse.data.dataset import Dataset, Sample
 from foldfuse.data.findings import AnnotationRow, CategoryRow, Finding, ImageRow, Row
 from foldfuse.data.near_duplicates import near_duplicates
@@ -28,8 +28,9 @@ class CheckReport:
         source: the checked file.
         findings: faults and notes, in the order of the document.
         fixed: the dataset with its faults fixed.
-        document: the same as a COCO document, with image file names relative to `source`.
+        document: the same as a COCO document.
         copy: the file that holds the fixed document, if one was written.
+        copy_images: the folder to give as `--images` with the copy; None where the images lie below the folder of the copy.
     """
 
     source: Path
@@ -37,6 +38,7 @@ class CheckReport:
     fixed: Dataset
     document: Row = field(repr=False)
     copy: Path | None = None
+    copy_images: Path | None = None
 
     @property
     def faults(self) -> tuple[Finding, ...]:
@@ -52,6 +54,8 @@ class CheckReport:
         """One line for the end of the command's output."""
         num_faults = len(self.faults)
         copy = f" The fixed copy is {self.copy}." if self.copy else ""
+        if self.copy_images:
+            copy += f" Its images lie elsewhere: give --images {self.copy_images} with it."
         if not num_faults:
             return f"{self.source}: no faults.{copy}"
         hint = copy or " Add --fix --out FILE to write a fixed copy."
@@ -68,59 +72,62 @@ class ClassStatistics:
     median_side_px: float | None
 
 
-def examine(data: Path, *, decode: bool = True) -> CheckReport:
+def examine(data: Path, *, decode: bool = True, images: Path | None = None) -> CheckReport:
     """The report on a dataset: its faults and notes, and the dataset with its faults fixed.
 
     Args:
         data: any dataset that `read` takes.
         decode: also decode every image and look for near-duplicates.
+        images: the folder of the images, where they are not found beside the annotations.
 
     Raises:
         InputError: `data` is not a dataset, or none of its images or classes can be used.
     """
-    document, source = load(data)
+    loaded = load(data, images)
+    document, source = loaded.document, loaded.source
     annotated = not isinstance(document, dict) or "annotations" in document  # a test set has none
-    items = list(walk(document, source, annotated=annotated, decode=decode))
-    findings = [item for item in items if isinstance(item, Finding)]
-    images = [item for item in items if isinstance(item, ImageRow)]
+    items = list(walk(document, source, files=loaded.files, annotated=annotated, decode=decode))
+    findings = [*loaded.findings, *(item for item in items if isinstance(item, Finding))]
+    image_rows = [item for item in items if isinstance(item, ImageRow)]
     categories = [item for item in items if isinstance(item, CategoryRow)]
     annotations = [item for item in items if isinstance(item, AnnotationRow) and not item.is_repeat]
-    fixed = document | {"images": [i.row for i in images], "categories": [c.row for c in categories]}
+    fixed = document | {"images": [i.row for i in image_rows], "categories": [c.row for c in categories]}
     if annotated:
         fixed["annotations"] = [a.row for a in annotations]
         boxes_of_image = Counter(a.image_id for a in annotations)
         boxes_of_class = Counter(a.category_id for a in annotations)
-        findings += [_note("the image has no annotations", i.file_name) for i in images if not boxes_of_image[i.id]]
+        findings += [_note("the image has no annotations", i.file_name) for i in image_rows if not boxes_of_image[i.id]]
         findings += [_note("the class never occurs", c.name) for c in categories if not boxes_of_class[c.id]]
     if decode:
         findings += [
-            _note("images look almost the same", f"{images[i].file_name} and {images[j].file_name}")
-            for i, j in near_duplicates([image.path for image in images])
+            _note("images look almost the same", f"{image_rows[i].file_name} and {image_rows[j].file_name}")
+            for i, j in near_duplicates([image.path for image in image_rows])
         ]
-    return CheckReport(source, tuple(findings), parse(fixed, source, annotated=annotated), fixed)
+    return CheckReport(source, tuple(findings), parse(replace(loaded, document=fixed, findings=()), annotated=annotated), fixed)
 
 
 def write_fixed(report: CheckReport, out: Path) -> CheckReport:
     """Write the fixed document as COCO JSON, and return the report with the path of that copy.
 
-    Image file names are rewritten so that they lead from the folder of `out` to the images.
+    Image file names are rewritten so that they lead to the images from the folder of `out`, or, where some lie outside of it,
+    from the folder `copy_images` of the returned report.
 
     Raises:
         InputError: `out` is the checked file itself, or cannot be written.
     """
-    source, document = report.source, report.document
-    if out.resolve() == source.resolve():
+    if out.resolve() == report.source.resolve():
         raise InputError(f"{out}: is the dataset itself. Choose another file for the fixed copy.")
-    folder = out.resolve().parent
-    if folder != source.resolve().parent:
-        images = []
-        for row in document["images"]:
-            path = find_image(source, row["file_name"])
-            assert path is not None
-            images.append(row | {"file_name": os.path.relpath(path.resolve(), folder)})
-        document = document | {"images": images}
-    write_text(out, json.dumps(document))
-    return replace(report, copy=out)
+    paths = {sample.file_name: Path(os.path.abspath(sample.path)) for sample in report.fixed.samples}
+    folder, copy_images = Path(os.path.abspath(out)).parent, None
+    if not all(path.is_relative_to(folder) for path in paths.values()):
+        own = Path(os.path.abspath(report.source)).parent
+        is_below = all(path.is_relative_to(own) for path in paths.values())
+        folder = copy_images = own if is_below else Path(os.path.commonpath([path.parent for path in paths.values()]))
+    rows = [
+        row | {"file_name": paths[row["file_name"]].relative_to(folder).as_posix()} for row in report.document["images"]
+    ]
+    write_text(out, json.dumps(report.document | {"images": rows}))
+    return replace(report, copy=out, copy_images=copy_images)
 
 
 def class_statistics(dataset: Dataset) -> tuple[ClassStatistics, ...]:

@@ -50,9 +50,11 @@ def write_campaign_page(folder: Path, *, out: Path | None = None) -> Path:
     out = folder / "report.html" if out is None else Path(out)
     record = read_campaign_record(folder)
     warnings = list(record.warnings)
-    dataset = read_or_warn(read, record.data, warnings)
+    dataset = read_or_warn(partial(read, images=record.images), record.data, warnings)
     # a campaign without test images submits its held-out fold
-    test = read_or_warn(partial(read, annotated=False), record.test, warnings) if record.test else dataset
+    test = dataset
+    if record.test:
+        test = read_or_warn(partial(read, annotated=False, images=record.images), record.test, warnings)
     folds = read_or_warn(read_folds, _existing(folder / "folds.json"), warnings)
     prefix = "fused_" if record.kind == "campaign" else ""
     held_out = _read_predictions(folder / f"{prefix}oof.parquet", dataset, warnings)

@@ -223,6 +223,7 @@ class CampaignRecord:
     command: str | None = None
     data: Path | None = None
     test: Path | None = None
+    images: Path | None = None
     fingerprints: Mapping[str, str] = field(default_factory=dict)
     deadline_seconds: float | None = None
     seconds_used: float | None = None

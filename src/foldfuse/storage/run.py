@@ -38,6 +38,7 @@ class RunMetadata:
         classes: names of the classes, in the order of the labels.
         category_ids: the organiser's id of each class.
         data: the training data, as the user named it.
+        images: the folder of the images; None where they were found beside the annotations.
         data_fingerprint: the fingerprint of the training samples.
         seed: the seed of every random choice.
         val_ids: ids of the held-out images.
@@ -65,6 +66,7 @@ class RunMetadata:
     classes: tuple[str, ...] = ()
     category_ids: tuple[int, ...] = ()
     data: str = ""
+    images: str | None = None
     data_fingerprint: str = ""
     seed: int = 0
     val_ids: tuple[int, ...] = ()

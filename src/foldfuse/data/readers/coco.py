@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,38 +22,82 @@ import numpy as np
 from foldfuse.boxes import xyxy_to_xywh
 from foldfuse.data.checks import walk
 from foldfuse.data.dataset import Dataset, Sample
-from foldfuse.data.findings import AnnotationRow, CategoryRow, ImageRow
+from foldfuse.data.findings import AnnotationRow, CategoryRow, Finding, ImageRow
+from foldfuse.data.readers.image_names import ImageFiles
 from foldfuse.data.readers.layouts import find_layout, read_layout
 from foldfuse.detections import Annotations
 from foldfuse.errors import InputError
 from foldfuse.system.atomic_files import write_text
 
 
-def read(path: Path | str, *, annotated: bool = True) -> Dataset:
+@dataclass(frozen=True, eq=False)
+class Loaded:
+    """A dataset as it is on disk, turned into a COCO document whose rows are not checked yet.
+
+    Attributes:
+        document: decoded JSON.
+        source: the file of the annotations, named in sentences.
+        findings: faults of other files than a COCO JSON, and notes about the image files.
+        files: finds the image file of a `file_name`.
+    """
+
+    document: Any
+    source: Path
+    findings: tuple[Finding, ...]
+    files: ImageFiles
+
+
+def read(path: Path | str, *, annotated: bool = True, images: Path | None = None) -> Dataset:
     """The dataset in a COCO JSON file, in `train.json` of a folder, or in a YOLO or VOC layout (see `layouts`).
 
-    Images are looked for beside the JSON, then in `images/` beside it, under their `file_name`.
+    Images are looked for as `image_names` says.
 
     Args:
         path: a COCO JSON; a folder that holds a `train.json`; the YAML or an image folder of a YOLO dataset; the folder of
             a VOC dataset or one of its ImageSets lists.
         annotated: False for a test set: annotations are ignored, even where the file has some.
+        images: the folder of the images, where they are not found beside the annotations.
 
     Raises:
         InputError: the file is missing or not COCO; an entry is broken (it is named); an image does not exist.
     """
-    document, source = load(Path(path))
-    return parse(document, source, annotated=annotated)
+    return parse(load(Path(path), images), annotated=annotated)
 
 
-def load(path: Path) -> tuple[Any, Path]:
-    """(COCO document, its source for `parse`) of any dataset that `read` takes; the document is not checked yet.
+def load(path: Path, images: Path | None = None) -> Loaded:
+    """Any dataset that `read` takes, as a COCO document; its rows are not checked yet.
 
     Raises:
-        InputError: the file is missing or broken.
+        InputError: the file is missing or broken, or `images` is no folder.
     """
+    if images is not None and not images.is_dir():
+        raise InputError(f"--images {images}: there is no such folder.")
     source, _ = locate(path)
-    return read_layout(source) if find_layout(source) else (read_json(source), source)
+    document, source = read_layout(source) if find_layout(source) else (read_json(source), source)
+    files = ImageFiles(source, images)
+    return Loaded(document, source, tuple(_name_findings(document, files)), files)
+
+
+def _name_findings(document: Any, files: ImageFiles) -> Iterator[Finding]:
+    """Findings about images that are found under other names than the document gives them."""
+    rows = document.get("images") if isinstance(document, dict) else None
+    names = {name for row in rows or () if isinstance(row, dict) and isinstance(name := row.get("file_name"), str)}
+    matches = {name: match for name in sorted(names) if (match := files.find(name)).found}
+    names_of: dict[Path, list[str]] = defaultdict(list)
+    for name, match in matches.items():
+        names_of[match.path].append(name)
+    for name, match in matches.items():
+        if not match.how:
+            continue
+        rivals = [other for other in names_of[match.path] if other != name]
+        if rivals:
+            error = (
+                f"{files.source}: {name!r} and {rivals[0]!r} both seem to be the image {match.path}. "
+                "Give the folder of the images as --images DIR, or correct 'file_name'."
+            )
+            yield Finding("two images of the list seem to be one file", name, error, fix="")
+        else:
+            yield Finding(match.how, f"{name} as {match.path}", fix="", is_fault=False, is_told=True)
 
 
 def read_json(path: Path) -> Any:
@@ -91,8 +136,8 @@ def locate(data: Path) -> tuple[Path, Path | None]:
     return layout, None
 
 
-def parse(document: Any, source: Path, *, annotated: bool = True) -> Dataset:
-    """The Dataset in a decoded COCO document. `source` names the document in sentences; images lie beside it.
+def parse(loaded: Loaded, *, annotated: bool = True) -> Dataset:
+    """The Dataset in a COCO document.
 
     Raises:
         InputError: see `read`.
@@ -100,7 +145,7 @@ def parse(document: Any, source: Path, *, annotated: bool = True) -> Dataset:
     images: list[ImageRow] = []
     categories: list[CategoryRow] = []
     annotations: dict[int, list[AnnotationRow]] = defaultdict(list)
-    for item in walk(document, source, annotated=annotated):
+    for item in (*loaded.findings, *walk(loaded.document, loaded.source, files=loaded.files, annotated=annotated)):
         if isinstance(item, ImageRow):
             images.append(item)
         elif isinstance(item, CategoryRow):
@@ -122,7 +167,7 @@ def parse(document: Any, source: Path, *, annotated: bool = True) -> Dataset:
         )
         for image in images
     )
-    return Dataset(samples, tuple(c.name for c in categories), tuple(label_of), source)
+    return Dataset(samples, tuple(c.name for c in categories), tuple(label_of), loaded.source)
 
 
 def _annotations(rows: Sequence[AnnotationRow], label_of: Mapping[int, int]) -> Annotations:

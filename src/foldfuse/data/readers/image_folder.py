@@ -9,7 +9,8 @@ import numpy as np
 
 from foldfuse.data.dataset import Dataset, Sample
 from foldfuse.data.readers.coco import locate, read
-from foldfuse.data.readers.image_rows import IMAGE_SUFFIXES, image_files, size_of
+from foldfuse.data.readers.image_names import IMAGE_SUFFIXES
+from foldfuse.data.readers.image_rows import image_files, size_of
 from foldfuse.data.readers.layouts import find_layout
 from foldfuse.detections import Annotations
 from foldfuse.errors import InputError
@@ -56,19 +57,22 @@ def read_image_folder(folder: Path, *, classes: Sequence[str] | None = None) -> 
     return _dataset(labeled, folder, known)
 
 
-def read_classification(data: Path, *, classes: Sequence[str] | None = None) -> tuple[Dataset, bool]:
+def read_classification(
+    data: Path, *, classes: Sequence[str] | None = None, images: Path | None = None
+) -> tuple[Dataset, bool]:
     """(dataset to classify, whether to classify whole images instead of annotated objects).
 
     Args:
         data: any dataset that `read` takes, or a folder with a sub-folder of images for each class.
         classes: the classes of a trained classifier; see `read_image_folder`.
+        images: the folder of the images of a dataset; see `read`.
 
     Raises:
         InputError: `data` cannot be read, or has other classes than `classes`.
     """
     if data.is_dir() and not (data / "train.json").is_file() and find_layout(data) is None:
         return read_image_folder(data, classes=classes), True
-    dataset = read(locate(data)[0])
+    dataset = read(locate(data)[0], images=images)
     if classes is not None and dataset.classes != tuple(classes):
         raise InputError(
             f"{data}: has the classes {', '.join(dataset.classes)}, but the run was trained for {', '.join(classes)}."

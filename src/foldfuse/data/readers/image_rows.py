@@ -10,17 +10,17 @@ from typing import Any
 
 from PIL import Image
 
+from foldfuse.data.readers.image_names import IMAGE_SUFFIXES, MAX_DEPTH, files_below, is_image_name
 from foldfuse.errors import InputError
 
-IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
+__all__ = ["IMAGE_SUFFIXES", "Row", "coco_document", "image_files", "image_rows", "size_of"]
 
 Row = dict[str, Any]
 
 
 def image_files(folder: Path, *, recursive: bool = False) -> list[Path]:
     """The image files in a folder, by name; hidden files are skipped."""
-    paths = folder.rglob("*") if recursive else folder.iterdir()
-    return sorted(p for p in paths if p.suffix.lower() in IMAGE_SUFFIXES and p.name[0] != "." and p.is_file())
+    return sorted(p for p in files_below(folder, depth=MAX_DEPTH if recursive else 0) if is_image_name(p.name))
 
 
 def size_of(path: Path) -> tuple[int, int]:

@@ -23,9 +23,7 @@ OPTIONS = {  # of every command: its arguments by their place, then its options
         "DATA --out --recipe --init-from --set --image-size --batch-size --lr --budget --steps --seed --folds "
         "--fold --images --resume --checkpoint-every --tracker --device --overwrite"
     ),
-    "sweep": (
-        "DATA --out --recipe --image-size --batch-size --budget --folds --seed --images --device --overwrite"
-    ),
+    "sweep": ("DATA --out --recipe --image-size --batch-size --budget --folds --seed --images --device --overwrite"),
     "import": "WEIGHTS --out --overwrite",
     "predict": "RUN DATA --out --view --batch-size --images --device --overwrite",
     "fuse": (

@@ -236,7 +236,9 @@ def _read_data(
     data: Path, folds: Path | None, fold: int, *, images: Path | None, classifier: bool
 ) -> tuple[Dataset, Dataset | None, bool]:
     """The images to train on, the held-out ones, and whether a classifier's data are whole images rather than objects."""
-    dataset, whole_images = read_classification(data, images=images) if classifier else (read(data, images=images), False)
+    dataset, whole_images = (
+        read_classification(data, images=images) if classifier else (read(data, images=images), False)
+    )
     dataset = require_annotations(dataset)
     if folds is None:
         return dataset, None, whole_images

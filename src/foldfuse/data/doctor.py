@@ -103,7 +103,9 @@ def examine(data: Path, *, decode: bool = True, images: Path | None = None) -> C
             _note("images look almost the same", f"{image_rows[i].file_name} and {image_rows[j].file_name}")
             for i, j in near_duplicates([image.path for image in image_rows])
         ]
-    return CheckReport(source, tuple(findings), parse(replace(loaded, document=fixed, findings=()), annotated=annotated), fixed)
+    return CheckReport(
+        source, tuple(findings), parse(replace(loaded, document=fixed, findings=()), annotated=annotated), fixed
+    )
 
 
 def write_fixed(report: CheckReport, out: Path) -> CheckReport:
@@ -117,10 +119,10 @@ def write_fixed(report: CheckReport, out: Path) -> CheckReport:
     """
     if out.resolve() == report.source.resolve():
         raise InputError(f"{out}: is the dataset itself. Choose another file for the fixed copy.")
-    paths = {sample.file_name: Path(os.path.abspath(sample.path)) for sample in report.fixed.samples}
-    folder, copy_images = Path(os.path.abspath(out)).parent, None
+    paths = {sample.file_name: _absolute(sample.path) for sample in report.fixed.samples}
+    folder, copy_images = _absolute(out).parent, None
     if not all(path.is_relative_to(folder) for path in paths.values()):
-        own = Path(os.path.abspath(report.source)).parent
+        own = _absolute(report.source).parent
         is_below = all(path.is_relative_to(own) for path in paths.values())
         folder = copy_images = own if is_below else Path(os.path.commonpath([path.parent for path in paths.values()]))
     rows = [
@@ -128,6 +130,11 @@ def write_fixed(report: CheckReport, out: Path) -> CheckReport:
     ]
     write_text(out, json.dumps(report.document | {"images": rows}))
     return replace(report, copy=out, copy_images=copy_images)
+
+
+def _absolute(path: Path) -> Path:
+    """An absolute path without "..", through the same links."""
+    return Path(os.path.normpath(path.absolute()))
 
 
 def class_statistics(dataset: Dataset) -> tuple[ClassStatistics, ...]:

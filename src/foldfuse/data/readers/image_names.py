@@ -137,7 +137,9 @@ class ImageFiles:
                     return Match(paths[0], how=MOVED if is_same else RESPELLED)
                 if paths:
                     some = " and ".join(str(p) for p in paths[:2])
-                    reason = f"may be {some}{' and others' * (len(paths) > 2)}. Keep one, or give its folder as --images DIR"
+                    reason = (
+                        f"may be {some}{' and others' * (len(paths) > 2)}. Keep one, or give its folder as --images DIR"
+                    )
                     return Match(expected, found=False, reason=reason)
         return Match(expected, found=False)
 
@@ -177,7 +179,13 @@ def is_hidden(name: str) -> bool:
 
 def is_image_name(name: str) -> bool:
     """Whether a file name has the ending of an image, and is not hidden."""
-    return os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES and not is_hidden(name)
+    return split_ending(name)[1].lower() in IMAGE_SUFFIXES and not is_hidden(name)
+
+
+def split_ending(name: str) -> tuple[str, str]:
+    """A file name without its ending, and the ending with its dot; "" for a name without an ending."""
+    stem, dot, ending = name.rpartition(".")
+    return (stem, dot + ending) if stem else (name, "")
 
 
 def files_below(folder: Path, *, depth: int = MAX_DEPTH) -> Iterator[Path]:
@@ -231,7 +239,7 @@ def _exact(name: str) -> str:
 
 def composed(name: str) -> str:
     """A name in Unicode's composed form, with its ending in lower case."""
-    stem, ending = os.path.splitext(unicodedata.normalize("NFC", name))
+    stem, ending = split_ending(unicodedata.normalize("NFC", name))
     return stem + ending.lower()
 
 
@@ -247,7 +255,7 @@ def caseless(name: str) -> str:
 
 def _stem(name: str) -> str:
     """`caseless`, without the ending of an image."""
-    stem, ending = os.path.splitext(caseless(name))
+    stem, ending = split_ending(caseless(name))
     return stem if ending in IMAGE_SUFFIXES else stem + ending
 
 

@@ -191,7 +191,7 @@ def test_a_broken_entry_is_named(path: Path, change: Change, message: str) -> No
     ("content", "message"),
     [
         (b'{"images": [', r"is not JSON \(line 1, column 13"),
-        (b"\xff\xd8\xff\xe0 an image", "is not a text file"),
+        (b"\xff\xd8\xff\xe0\0\x10JFIF", "is not a text file"),
         (b"[]", "holds a list, expected a COCO object"),
         (b"", "is not JSON"),
     ],

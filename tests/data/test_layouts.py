@@ -128,7 +128,7 @@ def test_a_broken_yolo_line_is_named(yolo: Path, line: str, says: str):
         ("names: [cup]\ntrain: nowhere\n", "there is no"),
         ("names: {cup: 0}\ntrain: images/train\n", "whole numbers"),
         ("names: [cup\n", "is not YAML"),
-        ("names: !!python/object/apply:os.system ['true']\n", "is not YAML"),
+        ("names: !!python/object/apply:os.system ['true']\n", "has the tag"),
     ],
 )
 def test_a_broken_yaml_is_named(yolo: Path, facts: str, says: str):

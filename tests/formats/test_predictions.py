@@ -335,7 +335,7 @@ def test_a_file_of_no_known_format_is_refused(tmp_path: Path, name: str, content
 
 
 def test_a_missing_file_or_unknown_format_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="cannot be read"):
+    with pytest.raises(InputError, match="there is no such file"):
         read_predictions(tmp_path / "none.parquet", DATASET)
     with pytest.raises(InputError, match="folder without"):
         read_predictions(tmp_path, DATASET)

@@ -93,7 +93,7 @@ def test_a_folder_that_is_not_empty_stays_unchanged(tmp_path: Path) -> None:
     [
         ("1 0.5 0.5 0.1 0.2", "line 2 is .* expected six numbers: class cx cy w h score"),
         ("1 0.5 0.5 0.1 high 0.2", "line 2: .* is not numbers"),
-        ("1 0.5 0.5 0.1 0.2 \udcff", "cannot be read as text in UTF-8"),
+        ("1 0.5 0.5 0.1 0.2 \udcff", "is not text in UTF-8"),
         ("1 0.5 0.5 0.1 0.2 1.5", "line 2 has the score 1.5"),
         ("2 0.5 0.5 0.1 0.2 0.5", r"line 2 has the label 2, expected 0\.\.1"),
     ],

@@ -10,11 +10,11 @@ import numpy as np
 
 from foldfuse.boxes import xywh_to_xyxy, xyxy_to_xywh
 from foldfuse.data.dataset import Dataset
-from foldfuse.data.readers.coco import read_json
 from foldfuse.detections import Array, Predictions
-from foldfuse.errors import InputError
+from foldfuse.errors import InputError, kind_of, shown
 from foldfuse.formats.box_table import BoxTable, image_names, unknown_image
 from foldfuse.system.atomic_files import write_text
+from foldfuse.system.files import read_json
 
 
 def write_coco(predictions: Predictions, path: Path, dataset: Dataset) -> None:
@@ -36,13 +36,13 @@ def read_coco(path: Path, dataset: Dataset) -> BoxTable:
     Raises:
         InputError: the file is no such list, or a row is incomplete or of no known image or category.
     """
-    rows = read_json(path)
+    rows = read_json(path, what="COCO results JSON")
     if not isinstance(rows, list):
-        raise InputError(f"{path}: holds a {type(rows).__name__}, expected COCO results: a list of objects.")
+        raise InputError(f"{path}: holds {kind_of(rows)}, expected COCO results: a list of objects.")
     for number, row in enumerate(rows):
         if not isinstance(row, dict) or not {"image_id", "category_id", "bbox", "score"} <= row.keys():
             raise InputError(
-                f"{path}: row {number} is {json.dumps(row)[:120]}, expected an object with image_id, category_id, "
+                f"{path}: row {number} is {shown(row)}, expected an object with image_id, category_id, "
                 "bbox [left, top, width, height] and score."
             )
     id_of: dict[Any, int] = {

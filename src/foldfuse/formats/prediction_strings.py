@@ -23,6 +23,7 @@ from foldfuse.detections import Array, Predictions
 from foldfuse.errors import InputError
 from foldfuse.formats.box_table import BoxTable, image_names, image_sizes, unknown_image
 from foldfuse.system.atomic_files import write_text
+from foldfuse.system.files import read_text
 
 HEADER = ("PredictionString", "image_id")
 OTHER_HEADER = ("image_id", "PredictionString")  # of other layouts, to tell them from the contest's
@@ -190,25 +191,24 @@ def _read_table(path: Path, dataset: Dataset) -> Table:
     seen: set[int] = set()
     csv.field_size_limit(2**31 - 1)
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.reader(file, strict=True)
-            header = tuple(next(reader, ()))
-            string_column, image_column = _columns(path, header)
-            for row in reader:
-                where = f"{path}: line {reader.line_num}"
-                if len(row) != 2:
-                    raise InputError(f"{where} has {len(row)} columns, expected 2: {','.join(header)}.")
-                image_id = id_of.get(row[image_column])
-                if image_id is None:
-                    raise unknown_image(where, row[image_column], dataset)
-                if image_id in seen:
-                    raise InputError(f"{where}: {row[image_column]!r} has two rows. Keep one row per image.")
-                seen.add(image_id)
-                image_ids.append(image_id)
-                words.append(_numbers(row[string_column].split(), label_of, where))
-                lines.append(reader.line_num)
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"{path}: is not a CSV in UTF-8 ({error}).") from None
+        reader = csv.reader(io.StringIO(read_text(path, what="a CSV of predictions"), newline=""), strict=True)
+        header = tuple(next(reader, ()))
+        string_column, image_column = _columns(path, header)
+        for row in reader:
+            where = f"{path}: line {reader.line_num}"
+            if len(row) != 2:
+                raise InputError(f"{where} has {len(row)} columns, expected 2: {','.join(header)}.")
+            image_id = id_of.get(row[image_column])
+            if image_id is None:
+                raise unknown_image(where, row[image_column], dataset)
+            if image_id in seen:
+                raise InputError(f"{where}: {row[image_column]!r} has two rows. Keep one row per image.")
+            seen.add(image_id)
+            image_ids.append(image_id)
+            words.append(_numbers(row[string_column].split(), label_of, where))
+            lines.append(reader.line_num)
+    except csv.Error as error:
+        raise InputError(f"{path}: is not a CSV ({error}).") from None
     return Table(header, image_ids, words, lines)
 
 

@@ -20,6 +20,7 @@ from foldfuse.formats.coco_results import read_coco, write_coco
 from foldfuse.formats.parquet import check_classes, read_parquet, write_parquet
 from foldfuse.formats.prediction_strings import CONTEST, LAYOUTS, read_strings, write_strings
 from foldfuse.formats.yolo_labels import read_yolo, write_yolo
+from foldfuse.system.files import read_start
 
 FORMATS = ("parquet", "coco_json", "yolo", *LAYOUTS)
 ENDINGS = {".parquet": "parquet", ".json": "coco_json", ".csv": CONTEST.name}  # default formats of new files
@@ -128,13 +129,7 @@ def _detect_format(path: Path) -> tuple[str, str]:
         if any(path.rglob("*.txt")):
             return "yolo", "a folder of .txt files"
         raise InputError(f"{path}: is a folder without .txt files. Give a file of predictions, or a YOLO folder.")
-    try:
-        with path.open("rb") as file:
-            start = file.read(4096).removeprefix(b"\xef\xbb\xbf").lstrip()
-    except OSError as error:
-        raise InputError(
-            f"{path}: cannot be read ({error.strerror}). Give a .parquet, .json or .csv of predictions."
-        ) from None
+    start = read_start(path, what="predictions", hint="Give a .parquet, .json or .csv of predictions.")
     if start.startswith(b"PAR1"):
         return "parquet", "the file starts with Parquet's mark"
     if start.startswith(b"["):

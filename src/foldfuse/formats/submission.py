@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
@@ -16,6 +17,7 @@ from foldfuse.formats.coco_results import write_coco
 from foldfuse.formats.prediction_strings import CONTEST, HEADER, write_strings
 from foldfuse.formats.predictions import read_predictions
 from foldfuse.system.atomic_files import atomic
+from foldfuse.system.files import read_text
 
 SubmissionFormat = Literal["contest_csv", "coco_json"]
 WRITERS = {"contest_csv": write_strings, "coco_json": write_coco}
@@ -69,8 +71,7 @@ def validate_submission(path: Path, dataset: Dataset, format: SubmissionFormat =
     if format == "coco_json":
         return read_predictions(path, dataset, format="coco_json")
     read_back = read_predictions(path, dataset, format=CONTEST.name)
-    with path.open(encoding="utf-8", newline="") as file:
-        header, *rows = csv.reader(file)
+    header, *rows = csv.reader(io.StringIO(read_text(path, what="a submission"), newline=""))
     if tuple(header) != HEADER:
         raise InputError(f"{path}: line 1 is {','.join(header)!r}, expected {','.join(HEADER)!r}.")
     file_names = {sample.file_name for sample in dataset.samples}

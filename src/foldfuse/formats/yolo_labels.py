@@ -19,6 +19,7 @@ from foldfuse.errors import InputError
 from foldfuse.formats.box_table import BoxTable, image_names, image_sizes, unknown_image
 from foldfuse.formats.prediction_strings import LAYOUTS
 from foldfuse.system.atomic_files import atomic_folder
+from foldfuse.system.files import read_text
 
 WORDS = LAYOUTS["label_score_cxcywh_normalized"]  # the same six numbers as a YOLO line, with the score second
 LINE = "{:.0f} {:.8f} {:.8f} {:.8f} {:.8f} {:.6f}\n"
@@ -77,10 +78,7 @@ def write_yolo(predictions: Predictions, path: Path, dataset: Dataset) -> None:
 
 
 def _lines(file: Path) -> list[str]:
-    try:
-        return file.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{file}: cannot be read as text in UTF-8 ({error}).") from None
+    return read_text(file, what="YOLO labels").splitlines()
 
 
 def _file_names(dataset: Dataset, path: Path) -> list[str]:

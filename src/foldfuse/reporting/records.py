@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -19,6 +20,7 @@ from foldfuse.ensemble.ranking import RankedRun
 from foldfuse.errors import InputError
 from foldfuse.reporting.charts import Span
 from foldfuse.storage import ledger
+from foldfuse.system.files import read_text
 from foldfuse.system.records import VERSION_KEY, from_plain_tolerantly
 
 T = TypeVar("T")
@@ -322,17 +324,22 @@ def _read_object(path: Path, warnings: list[str]) -> dict[str, Any]:
     """The object in a JSON file; {} for a missing file, {} and a warning for one without an object."""
     if not path.exists():
         return {}
-    value = _decode_object(path.read_text(encoding="utf-8", errors="replace"))
+    value = _decode_object(_text_of(path, warnings))
     if not value:
         warnings.append(f"{path.name}: holds no JSON object.")
     return value
+
+
+def _text_of(path: Path, warnings: list[str]) -> str:
+    """The text in a file; "" for a missing file, "" and a warning for one that cannot be read."""
+    return read_or_warn(partial(read_text, what="JSON"), path if path.exists() else None, warnings) or ""
 
 
 def _decode_object(text: str) -> dict[str, Any]:
     """The JSON object in a text, with null for NaN and infinity; {} for a text without one."""
     try:
         value = json.loads(text, parse_constant=lambda _: None)
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return value if isinstance(value, dict) else {}
 
@@ -347,7 +354,7 @@ class _LogRow:
 
 def read_learning_curves(path: Path, name: str, warnings: list[str]) -> LearningCurves:
     """The learning curves in a log.jsonl; empty for a missing file. An unfinished last line is ignored."""
-    lines = path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1] if path.exists() else []
+    lines = _text_of(path, warnings).split("\n")[:-1]
     rows = [from_plain_tolerantly(_decode_object(line), _LogRow) for line in lines]
     unreadable = sum(row is None for row in rows)
     if unreadable:

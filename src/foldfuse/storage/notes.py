@@ -6,7 +6,6 @@ runs: no lock is needed, and no note can damage a file of the campaign.
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from typing import Any
 
 from foldfuse.errors import InputError
 from foldfuse.storage import ledger
+from foldfuse.system.files import read_json
 from foldfuse.system.records import read_record, write_record
 
 FOLDER = "notes"
@@ -86,10 +86,7 @@ def read_snapshot(folder: Path) -> dict[str, Any]:
     path = folder / ledger.EXPORT
     if not path.is_file():
         raise InputError(f"{folder}: holds no campaign. Give the --out folder of a 'foldfuse campaign'.")
-    try:
-        facts = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:
-        facts = None
+    facts = read_json(path, what="the export of a campaign")
     if not isinstance(facts, dict):
         raise InputError(f"{path}: holds no JSON object. Give the folder of a campaign that was not changed by hand.")
     ledger.check_format(facts.get("format", ledger.FORMAT), path)

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 from foldfuse.errors import InputError
 from foldfuse.recipes import ClassifierRecipe, Recipe, read_classifier_recipe, read_recipe, write_recipe
 from foldfuse.system.atomic_files import atomic, write_text
+from foldfuse.system.files import parse_json, read_text
 from foldfuse.system.records import read_record, write_record
 
 if TYPE_CHECKING:
@@ -122,7 +123,7 @@ class Run:
     def is_classifier(self) -> bool:
         """Whether the run trains a classifier, whose recipe is `classifier_recipe`, and not a detector."""
         path = self.folder / "recipe.json"
-        return path.exists() and '"classifier":' in path.read_text(encoding="utf-8")
+        return path.exists() and '"classifier":' in read_text(path, what="a recipe")
 
     @property
     def recipe(self) -> Recipe:
@@ -160,11 +161,13 @@ class Run:
         path = self.folder / "log.jsonl"
         if not path.exists():
             return []
-        *lines, _unfinished = path.read_text(encoding="utf-8").split("\n")  # each whole line ends with a newline
+        *lines, _unfinished = read_text(path, what="the log of a run").split(
+            "\n"
+        )  # each whole line ends with a newline
         try:
-            return [json.loads(line) for line in lines]
-        except json.JSONDecodeError as error:
-            raise InputError(f"{path}: is broken ({error}). Remove the run, and train it again.") from None
+            return [parse_json(line, f"{path}: line {i}", what="the log of a run") for i, line in enumerate(lines, 1)]
+        except InputError as error:
+            raise InputError(f"{error} Remove the run, and train it again.") from None
 
     def write_log(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Replace log.jsonl."""

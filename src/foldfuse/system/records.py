@@ -19,8 +19,9 @@ from typing import Any, TypeVar, cast, get_args, get_origin, get_type_hints
 
 import msgspec
 
-from foldfuse.errors import InputError, unknown_name
+from foldfuse.errors import InputError, kind_of, shown, unknown_name
 from foldfuse.system.atomic_files import write_text
+from foldfuse.system.files import read_json
 
 R = TypeVar("R")
 VERSION_KEY = "format"
@@ -51,13 +52,13 @@ def from_plain(value: Any, kind: type[R], *, where: str, what: str, version: int
         InputError: a later version, or a field that is missing, unknown or of the wrong type.
     """
     if not isinstance(value, dict):
-        raise InputError(f"{where}: holds a {type(value).__name__}, expected the JSON object of {what}.")
+        raise InputError(f"{where}: holds {kind_of(value)}, expected the JSON object of {what}.")
     if version is not None:
         value = dict(value)
         found = value.pop(VERSION_KEY, 1)
-        if not isinstance(found, int) or found > version:
+        if not isinstance(found, int) or isinstance(found, bool) or not 0 < found <= version:
             raise InputError(
-                f"{where}: is {what} of format {found}, and this version of Foldfuse reads up to {version}. "
+                f"{where}: is {what} of format {shown(found)}, and this version of Foldfuse reads up to {version}. "
                 "Update Foldfuse, or use the version that wrote it."
             )
     if is_dataclass(kind):
@@ -108,14 +109,7 @@ def read_record(path: Path, kind: type[R], *, version: int, what: str, hint: str
     Raises:
         InputError: the file is missing, is not JSON, or is not such a record.
     """
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"{path}: there is no such file. {hint}".rstrip()) from None
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}).") from None
-    except ValueError as error:  # JSON or UTF-8
-        raise InputError(f"{path}: is not JSON ({error}). Was it cut off while copying?") from None
+    value = read_json(path, what=what, hint=hint, allow_nan=False)
     return from_plain(value, kind, where=str(path), what=what, version=version)
 
 

@@ -28,6 +28,7 @@ from foldfuse.data.readers.layouts import find_layout, read_layout
 from foldfuse.detections import Annotations
 from foldfuse.errors import InputError
 from foldfuse.system.atomic_files import write_text
+from foldfuse.system.files import read_json
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,9 +74,13 @@ def load(path: Path, images: Path | None = None) -> Loaded:
     if images is not None and not images.is_dir():
         raise InputError(f"--images {images}: there is no such folder.")
     source, _ = locate(path)
-    document, source = read_layout(source) if find_layout(source) else (read_json(source), source)
+    document, source = read_layout(source) if find_layout(source) else (_read_coco(source), source)
     files = ImageFiles(source, images)
     return Loaded(document, source, tuple(_name_findings(document, files)), files)
+
+
+def _read_coco(source: Path) -> Any:
+    return read_json(source, what="COCO JSON", hint="Give a COCO JSON, or a folder with a train.json.")
 
 
 def _name_findings(document: Any, files: ImageFiles) -> Iterator[Finding]:
@@ -98,22 +103,6 @@ def _name_findings(document: Any, files: ImageFiles) -> Iterator[Finding]:
             yield Finding("two images of the list seem to be one file", name, error, fix="")
         else:
             yield Finding(match.how, f"{name} as {match.path}", fix="", is_fault=False, is_told=True)
-
-
-def read_json(path: Path) -> Any:
-    """The value in a JSON file. Raises InputError where it is missing or broken, naming the line."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"{path}: there is no such file. Give a COCO JSON, or a folder with a train.json.") from None
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}).") from None
-    except UnicodeDecodeError:
-        raise InputError(f"{path}: is not a text file; expected COCO JSON.") from None
-    except json.JSONDecodeError as error:
-        raise InputError(
-            f"{path}: is not JSON (line {error.lineno}, column {error.colno}: {error.msg}). Was it cut off while copying?"
-        ) from None
 
 
 def locate(data: Path) -> tuple[Path, Path | None]:

@@ -11,6 +11,7 @@ from pathlib import Path
 from foldfuse.data.readers.image_rows import Row, image_files
 from foldfuse.data.readers.voc import read_voc
 from foldfuse.data.readers.yolo import read_yolo
+from foldfuse.system.files import read_text
 
 
 def find_layout(path: Path) -> Path | None:
@@ -41,7 +42,7 @@ def read_layout(path: Path) -> tuple[Row, Path]:
         return read_yolo(path)
     if path.suffix == ".txt":
         root = next(p.parent for p in path.parents if p.name == "ImageSets")
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = read_text(path, what="a list of images").splitlines()
         return read_voc(root, stems=[line.split()[0] for line in lines if line.strip()])
     if (path / "Annotations").is_dir():
         return read_voc(path)

@@ -12,8 +12,9 @@ from pathlib import Path
 
 from foldfuse.data.readers.image_rows import IMAGE_SUFFIXES, Row, coco_document, image_rows
 from foldfuse.errors import InputError
+from foldfuse.system.files import read_xml
 
-MAX_XML_BYTES = 2**20  # of one file; real ones have a few thousand
+MAX_XML_BYTES = 2**24  # of one file; real ones have a few thousand
 
 
 def read_voc(root: Path, *, stems: Sequence[str] | None = None) -> tuple[Row, Path]:
@@ -25,7 +26,7 @@ def read_voc(root: Path, *, stems: Sequence[str] | None = None) -> tuple[Row, Pa
     files = {p.stem: p for p in sorted(source.glob("*.xml"))}
     if not files:
         raise InputError(f"{source}: holds no XML file. Expected one for each image, as in Pascal VOC.")
-    trees = {stem: _parse(path) for stem, path in files.items()}
+    trees = {stem: read_xml(path, what="a VOC annotation", limit=MAX_XML_BYTES) for stem, path in files.items()}
     names = sorted({_text(o, "name", files[stem]) for stem, tree in trees.items() for o in tree.iter("object")})
     labels = {name: i for i, name in enumerate(names, 1)}
     stems = list(files) if stems is None else stems
@@ -41,18 +42,6 @@ def read_voc(root: Path, *, stems: Sequence[str] | None = None) -> tuple[Row, Pa
         for row in _annotations(files[stem], trees[stem], image, labels)
     ]
     return coco_document(images, {label: name for name, label in labels.items()}, annotations), source
-
-
-def _parse(path: Path) -> ET.Element:
-    if path.stat().st_size > MAX_XML_BYTES:
-        raise InputError(f"{path}: has {path.stat().st_size} bytes, expected the few thousand of a VOC annotation.")
-    text = path.read_bytes()
-    if b"<!ENTITY" in text:
-        raise InputError(f"{path}: declares XML entities, which a VOC annotation never needs. Remove them.")
-    try:
-        return ET.fromstring(text)
-    except ET.ParseError as error:
-        raise InputError(f"{path}: is not XML ({error}).") from None
 
 
 def _text(element: ET.Element, name: str, path: Path) -> str:

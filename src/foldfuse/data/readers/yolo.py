@@ -8,10 +8,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from foldfuse.data.readers.image_rows import Row, coco_document, image_files, image_rows
 from foldfuse.errors import InputError
+from foldfuse.system.files import read_text, read_yaml
 
 
 def read_yolo(source: Path, *, folder: Path | None = None) -> tuple[Row, Path]:
@@ -30,12 +29,7 @@ def read_yolo(source: Path, *, folder: Path | None = None) -> tuple[Row, Path]:
 
 def _description(source: Path) -> dict[str, Any]:
     """The mapping in the YAML."""
-    try:
-        value = yaml.safe_load(source.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"{source}: there is no such file.") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"{source}: is not YAML ({' '.join(str(error).split())}).") from None
+    value = read_yaml(source, what="the YAML of a YOLO dataset")
     if not isinstance(value, dict) or not isinstance(value.get("names"), dict | list):
         raise InputError(f"{source}: has no 'names'. Expected the YAML of a YOLO dataset, with 'names' and 'train'.")
     return value
@@ -73,7 +67,7 @@ def _images_of(path: Path) -> list[Path]:
     """The images in a folder and the folders in it, or in a text file that lists images."""
     if path.is_dir():
         return image_files(path, recursive=True)
-    lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    lines = [line.strip() for line in read_text(path, what="a list of images").splitlines() if line.strip()]
     return [path.parent / line for line in lines]
 
 
@@ -92,7 +86,7 @@ def _annotations(path: Path, image: Row, names: dict[int, Any]) -> list[Row]:
         return []
     width, height = image["width"], image["height"]
     rows = []
-    for i, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    for i, line in enumerate(read_text(path, what="YOLO labels").splitlines(), 1):
         if not line.strip():
             continue
         where = f"{path}: line {i}"

@@ -36,7 +36,7 @@ class Detections:
     Attributes:
         boxes: (n, 4) float32, xyxy in pixels; width is x2 - x1. Of the network's input where a detector's
             `decode` returns them, of the original image everywhere after `predict`.
-        scores: (n,) float32 in [0, 1].
+        scores: (n,) float32 or float64 in [0, 1].
         labels: (n,) int64, positions in the list of class names.
     """
 
@@ -126,7 +126,7 @@ class Predictions(Mapping[int, Detections]):
         image_ids: (m,) int64, without repeats, in the order of the rows.
         offsets: (m + 1,) int64; image i owns rows offsets[i]:offsets[i + 1].
         boxes: (n, 4) float32, xyxy in pixels of the original image.
-        scores: (n,) float32 in [0, 1].
+        scores: (n,) float64 in [0, 1], so that the order of close scores survives; a network's float32 scores are exact in it.
         labels: (n,) int64, positions in `classes`.
         classes: class names, as in the Dataset that was predicted.
     """
@@ -178,7 +178,7 @@ class Predictions(Mapping[int, Detections]):
             image_ids=np.array(list(detections), np.int64),
             offsets=np.cumsum([0, *map(len, parts)], dtype=np.int64),
             boxes=joined.boxes.astype(np.float32),
-            scores=joined.scores.astype(np.float32),
+            scores=joined.scores.astype(np.float64),
             labels=joined.labels.astype(np.int64),
             classes=tuple(classes),
         )

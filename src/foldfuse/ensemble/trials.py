@@ -28,7 +28,7 @@ class Bench:
         truth: annotations of the images, I of them by rising id.
         metric: decides how fused boxes are matched.
         boxes, labels: (N, 4), (N,) of all members.
-        scores: (N,) float32.
+        scores: (N,) float64.
         begin, end: (M, I) the rows of each member on each image.
         spans: (M + 1,) the rows of each member.
     """
@@ -54,7 +54,7 @@ def make_bench(members: Sequence[Predictions], truth: GroundTruth, metric: Metri
         metric=metric,
         boxes=np.concatenate([m.boxes for m in ordered]).astype(np.float32),
         labels=np.concatenate([m.labels for m in ordered]).astype(np.int64),
-        scores=np.concatenate([m.scores for m in ordered]).astype(np.float32),
+        scores=np.concatenate([m.scores for m in ordered]).astype(np.float64),
         begin=np.stack([base + m.offsets[:-1] for base, m in zip(spans[:-1], ordered, strict=True)]),
         end=np.stack([base + m.offsets[1:] for base, m in zip(spans[:-1], ordered, strict=True)]),
         spans=spans,
@@ -63,7 +63,7 @@ def make_bench(members: Sequence[Predictions], truth: GroundTruth, metric: Metri
 
 def calibrated(scores: Array, exponent: float) -> Array:
     """Scores raised to `exponent`, which keeps their order and leaves 0 and 1 in place."""
-    return scores if exponent == 1 else np.power(scores, np.float32(exponent))
+    return scores if exponent == 1 else np.power(scores, exponent)
 
 
 def match_single(bench: Bench, member: int) -> Matches:

@@ -17,7 +17,6 @@ from numba import njit
 
 FALSE, TRUE, IGNORED = 0, 1, 2
 EPS = np.spacing(1.0)
-TOP = (1 << 30) - 1  # the bits of a float32 in [0, 1] are below this
 
 compiled = njit(cache=True, nogil=True, error_model="numpy")
 
@@ -96,7 +95,6 @@ def rank(status, labels, scores, image, num_classes):
         begin (K + 1,), where the true positives of each class begin; true_image (P,); false_slot (F,), the position of
         the first true positive ranked below; false_image (F,).
     """
-    bits = scores.view(np.int32)
     begin = np.zeros(num_classes + 1, np.int64)
     for i in range(len(status)):
         if status[i] == TRUE:
@@ -105,24 +103,25 @@ def rank(status, labels, scores, image, num_classes):
     keys, filled = np.empty(begin[-1], np.int64), begin.copy()
     for i in range(len(status)):
         if status[i] == TRUE:
-            keys[filled[labels[i]]] = (np.int64(TOP - bits[i]) << 32) | i
+            keys[filled[labels[i]]] = i
             filled[labels[i]] += 1
     for k in range(num_classes):
-        keys[begin[k] : begin[k + 1]] = np.sort(keys[begin[k] : begin[k + 1]])
+        rows = keys[begin[k] : begin[k + 1]].copy()
+        keys[begin[k] : begin[k + 1]] = rows[np.argsort(-scores[rows], kind="mergesort")]  # stable
     true_image = np.empty(len(keys), np.int64)
     for i in range(len(keys)):
-        true_image[i] = image[keys[i] & 0xFFFFFFFF]
+        true_image[i] = image[keys[i]]
 
     false_slot, false_image, num_false = np.empty(len(status), np.int64), np.empty(len(status), np.int64), 0
     for i in range(len(status)):
         if status[i] != FALSE:
             continue
-        key = (np.int64(TOP - bits[i]) << 32) | i
         low, high = begin[labels[i]], begin[labels[i] + 1]
         end = high
         while low < high:
             middle = (low + high) // 2
-            if keys[middle] < key:
+            row = keys[middle]
+            if scores[row] > scores[i] or (scores[row] == scores[i] and row < i):
                 low = middle + 1
             else:
                 high = middle

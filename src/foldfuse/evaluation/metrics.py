@@ -28,7 +28,8 @@ from foldfuse.evaluation.matching import (
 
 COCO_IOUS = tuple(np.linspace(0.5, 0.95, 10).tolist())
 WHEAT_IOUS = COCO_IOUS[:6]
-THRESHOLDS = np.arange(100, dtype=np.float32) / np.float32(100)
+_HUNDREDTHS = np.arange(100) / 100
+THRESHOLDS = np.minimum(_HUNDREDTHS, _HUNDREDTHS.astype(np.float32))  # a network's scores are float32
 
 # (S, I) how often each image is in each of S samples -> (S,) values in 0..1
 ResampledMetric = Callable[[Array], Array]

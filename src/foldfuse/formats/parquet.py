@@ -33,7 +33,7 @@ def write_parquet(predictions: Predictions, path: Path) -> None:
         {
             "image_id": pa.array(predictions.image_ids, pa.int64()),
             "boxes": pa.LargeListArray.from_arrays(offsets, pa.FixedSizeListArray.from_arrays(flat, 4)),
-            "scores": pa.LargeListArray.from_arrays(offsets, pa.array(predictions.scores, pa.float32())),
+            "scores": pa.LargeListArray.from_arrays(offsets, pa.array(predictions.scores, pa.float64())),
             "labels": pa.LargeListArray.from_arrays(offsets, pa.array(predictions.labels, pa.int64())),
         }
     ).replace_schema_metadata({"foldfuse": json.dumps({"classes": list(predictions.classes)})})
@@ -50,7 +50,7 @@ def read_parquet(path: Path, dataset: Dataset) -> Predictions:
     types = {
         "image_id": pa.int64(),
         "boxes": pa.large_list(pa.list_(pa.float32(), 4)),
-        "scores": pa.large_list(pa.float32()),
+        "scores": pa.large_list(pa.float64()),
         "labels": pa.large_list(pa.int64()),
     }
     try:

@@ -50,8 +50,10 @@ def first_bad_row(boxes, scores, labels, num_classes):
 
 
 @compiled
-def _before(boxes, a, b):
-    """Whether box `a` precedes box `b` of equal score: by x1, y1, x2, y2."""
+def _before(scores, boxes, a, b):
+    """Whether row `a` precedes row `b`: by falling score, then by x1, y1, x2, y2."""
+    if scores[a] != scores[b]:
+        return scores[a] > scores[b]
     for c in range(4):
         if boxes[a, c] != boxes[b, c]:
             return boxes[a, c] < boxes[b, c]
@@ -62,10 +64,10 @@ def _before(boxes, a, b):
 def _sort_rows(scores, boxes, labels, count, num_classes, order, spare, starts):
     """Fill order[:count] with rows by label, then falling score, then box; label k begins at starts[k].
 
-    This is a radix sort on the bits of the float32 scores, which must be in [0, 1]: three stable passes of 10 bits, then one
-    by label.
+    This is a radix sort on the bits of the scores as float32, which must be in [0, 1]: three stable passes of 10 bits, then one
+    by label. An insertion sort then orders the rows whose scores are equal as float32 by their float64 scores and boxes.
     """
-    bits = scores.view(np.int32)
+    bits = scores[:count].astype(np.float32).view(np.int32)
     seen = np.zeros((3, 1024), np.int64)
     for i in range(count):
         key = TOP - bits[i]
@@ -99,7 +101,7 @@ def _sort_rows(scores, boxes, labels, count, num_classes, order, spare, starts):
     for k in range(num_classes):
         for i in range(starts[k] + 1, starts[k + 1]):
             row, j = spare[i], i
-            while j > starts[k] and bits[spare[j - 1]] == bits[row] and _before(boxes, row, spare[j - 1]):
+            while j > starts[k] and bits[spare[j - 1]] == bits[row] and _before(scores, boxes, row, spare[j - 1]):
                 spare[j] = spare[j - 1]
                 j -= 1
             spare[j] = row
@@ -112,7 +114,7 @@ def _gather(boxes, scores, labels, begin, end, image, weights, score_threshold, 
     count = 0
     for member in range(len(weights)):
         for row in range(begin[member, image], end[member, image]):
-            score = np.float32(scores[row] * weights[member])
+            score = scores[row] * weights[member]
             flat = boxes[row, 2] <= boxes[row, 0] or boxes[row, 3] <= boxes[row, 1]
             if scores[row] < score_threshold or score <= 0 or flat:
                 continue
@@ -148,13 +150,13 @@ def greedy(
     for image in range(images[0], images[1]):
         size = max(size, rows_of[image])
 
-    image_rows = np.empty((size, 4), np.float32), np.empty(size, np.float32), np.empty(size, np.int64)
+    image_rows = np.empty((size, 4), np.float32), np.empty(size), np.empty(size, np.int64)
     member_of = np.empty(size, np.int64)
     order, spare, starts = np.empty(size, np.int32), np.empty(size, np.int32), np.empty(num_classes + 1, np.int64)
     cluster_boxes, heads, chain = make_clusters(size)
     sums, votes, has_voted = np.empty((size, 4)), np.empty(size), np.empty((size, members // 64 + 1), np.uint64)
     founder = np.empty(size, np.int64)
-    fused_boxes, fused_scores = np.empty((size, 4), np.float32), np.empty(size, np.float32)
+    fused_boxes, fused_scores = np.empty((size, 4), np.float32), np.empty(size)
     fused_labels = np.empty(size, np.int64)
     one_label = np.zeros(size, np.int64)
 
@@ -190,7 +192,7 @@ def greedy(
                 if method == NMS or has_voted[match, word] & bit:
                     continue
                 has_voted[match, word] |= bit
-                vote = image_scores[row] * match_iou if method == NMW else np.float64(image_scores[row])
+                vote = image_scores[row] * match_iou if method == NMW else image_scores[row]
                 votes[match] += vote
                 for c in range(4):
                     sums[match, c] += vote * box[c]
@@ -245,12 +247,12 @@ def soft_nms(
     for image in range(images[0], images[1]):
         size = max(size, rows_of[image])
 
-    image_rows = np.empty((size, 4), np.float32), np.empty(size, np.float32), np.empty(size, np.int64)
+    image_rows = np.empty((size, 4), np.float32), np.empty(size), np.empty(size, np.int64)
     member_of = np.empty(size, np.int64)
     order, spare, starts = np.empty(size, np.int32), np.empty(size, np.int32), np.empty(num_classes + 1, np.int64)
     columns, overlaps = np.empty((7, size)), np.empty(size)
     kept, kept_scores = np.empty(size, np.int64), np.empty(size)
-    fused_boxes, fused_scores = np.empty((size, 4), np.float32), np.empty(size, np.float32)
+    fused_boxes, fused_scores = np.empty((size, 4), np.float32), np.empty(size)
     fused_labels = np.empty(size, np.int64)
     one_label = np.zeros(size, np.int64)
 

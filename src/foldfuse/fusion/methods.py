@@ -158,9 +158,7 @@ class Buffers:
 def make_buffers(rows_of: Array) -> Buffers:
     """Empty buffers for I images with `rows_of` (I,) rows each."""
     n = int(rows_of.sum())
-    return Buffers(
-        np.empty((n, 4), np.float32), np.empty(n, np.float32), np.empty(n, np.int64), np.zeros(len(rows_of), np.int64)
-    )
+    return Buffers(np.empty((n, 4), np.float32), np.empty(n), np.empty(n, np.int64), np.zeros(len(rows_of), np.int64))
 
 
 # (rows, images, weights, num_classes, buffers): fuse the images images[0]..images[1] - 1 into the buffers. Rows are boxes,
@@ -193,7 +191,9 @@ def image_fuser(
         rows: tuple[Array, ...], images: tuple[int, int], weights: Array, num_classes: int, buffers: Buffers
     ) -> None:
         out = buffers.boxes, buffers.scores, buffers.labels
-        options = np.float32(score_threshold), iou, num_classes, out, buffers.counts
+        # A network's score may be the threshold's nearest float32, which lies below or above the threshold.
+        threshold = min(score_threshold, float(np.float32(score_threshold)))
+        options = threshold, iou, num_classes, out, buffers.counts
         if method == "soft_nms":
             code = kernels.LINEAR if decay == "linear" else kernels.GAUSSIAN
             kernels.soft_nms(code, sigma, min_score, *rows, images, weights, *options)
@@ -228,7 +228,7 @@ def _fuse(
     begin, end = _rows(members)
     classes = members[0].classes
     boxes = np.concatenate([m.boxes for m in members], dtype=np.float32)
-    scores = np.concatenate([m.scores for m in members], dtype=np.float32)
+    scores = np.concatenate([m.scores for m in members], dtype=np.float64)
     labels = np.concatenate([m.labels for m in members], dtype=np.int64)
     _check_rows(members, boxes, scores, labels)
     rows_of = (end - begin).sum(0)

@@ -256,7 +256,7 @@ def rescored(
     class_log_p[rows] = class_log_probs(predictions, rows, log_p, blend)
     log_s = np.log(np.maximum(predictions.scores, np.finfo(np.float32).tiny).astype(np.float64))
     scores = np.exp((1 - blend.alpha) * log_s + blend.alpha * class_log_p)
-    return replace(predictions, scores=scores.astype(np.float32))
+    return replace(predictions, scores=scores)
 
 
 def class_log_probs(predictions: Predictions, rows: Array, log_p: Array, blend: Blend) -> Array:

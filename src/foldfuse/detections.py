@@ -7,7 +7,7 @@ numpy only: fusion and scoring must work without torch.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -129,6 +129,8 @@ class Predictions(Mapping[int, Detections]):
         scores: (n,) float64 in [0, 1], so that the order of close scores survives; a network's float32 scores are exact in it.
         labels: (n,) int64, positions in `classes`.
         classes: class names, as in the Dataset that was predicted.
+        learnt_ids: ids of images that the network behind the predictions has learnt from, whether they are predicted or were
+            left out for that; unknown for other tools' predictions, and then empty.
     """
 
     image_ids: Array
@@ -137,6 +139,7 @@ class Predictions(Mapping[int, Detections]):
     scores: Array
     labels: Array
     classes: tuple[str, ...]
+    learnt_ids: frozenset[int] = frozenset()
     _row: dict[int, int] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -186,7 +189,11 @@ class Predictions(Mapping[int, Detections]):
     def filter(self, mask: Array) -> Predictions:
         """The same images with only the boxes where the (n,) bool `mask` is True."""
         kept = np.concatenate([[0], np.cumsum(mask, dtype=np.int64)])[self.offsets]
-        return Predictions(self.image_ids, kept, self.boxes[mask], self.scores[mask], self.labels[mask], self.classes)
+        return replace(self, offsets=kept, boxes=self.boxes[mask], scores=self.scores[mask], labels=self.labels[mask])
+
+    def without_learnt(self) -> Predictions:
+        """The predictions of the images that the network has not learnt from."""
+        return self.select_images([i for i in self.image_ids.tolist() if i not in self.learnt_ids])
 
     def select_images(self, image_ids: Sequence[int] | Array) -> Predictions:
         """The predictions of these images, in this order.
@@ -204,6 +211,11 @@ class Predictions(Mapping[int, Detections]):
         lengths = np.diff(self.offsets)[order]
         offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
         rows = np.arange(offsets[-1]) + np.repeat(self.offsets[order] - offsets[:-1], lengths)
-        return Predictions(
-            self.image_ids[order], offsets, self.boxes[rows], self.scores[rows], self.labels[rows], self.classes
+        return replace(
+            self,
+            image_ids=self.image_ids[order],
+            offsets=offsets,
+            boxes=self.boxes[rows],
+            scores=self.scores[rows],
+            labels=self.labels[rows],
         )

@@ -89,7 +89,7 @@ def test_a_run_joins_where_it_did_not_train_on_held_out_images(task, ledger, tmp
 @pytest.mark.parametrize(
     ("name", "val_ids", "message"),
     [
-        ("mine", [0, 1, 2], "trained on 2 of the campaign's 5 held-out images, such as image id 3"),
+        ("mine", [0, 1, 2], "has learnt from 2 of the campaign's 5 held-out images, such as image id 3"),
         ("base-256", list(range(5)), "an external member cannot be called 'base-256'"),
     ],
 )

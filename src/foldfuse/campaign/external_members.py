@@ -1,7 +1,7 @@
 """External members of a campaign: runs trained elsewhere and other toolkits' predictions, which join the ensemble.
 
-All external predictions must be out-of-fold: made without the held-out images of the campaign. A run's metadata shows which
-images it trained on. The campaign cannot check another toolkit's predictions, and relies on the user.
+All external predictions must be out-of-fold: made without the held-out images of the campaign. A run and its predictions
+remember the images that it has learnt from. The campaign cannot check another toolkit's predictions, and relies on the user.
 """
 
 from __future__ import annotations
@@ -16,12 +16,14 @@ from foldfuse.campaign.task import TEST, VAL, Task, predictions_path
 from foldfuse.detections import Predictions
 from foldfuse.errors import InputError
 from foldfuse.evaluation.coco import score_predictions
+from foldfuse.evaluation.matching import require_unlearnt
 from foldfuse.formats.predictions import read_predictions, write_predictions
+from foldfuse.inference.learnt_images import learnt_ids
 from foldfuse.storage.ledger import Ledger, Role, SegmentRecord
 from foldfuse.storage.run import Run
 from foldfuse.system.records import to_plain
 
-_RUN_FILES = ("recipe.json", "run.json", "weights.safetensors", "log.jsonl")
+_RUN_FILES = ("recipe.json", "run.json", "weights.safetensors", "learnt_images.json", "log.jsonl")
 
 
 def add_all(runs: Sequence[Path], predictions: Sequence[str], task: Task, ledger: Ledger) -> None:
@@ -65,10 +67,10 @@ def _check_run(run: Run, task: Task) -> Run:
             f"{', '.join(task.train.classes)}. A member needs the same classes in the same order."
         )
     run.load_weights()
-    seen = set(task.val.image_ids) - set(metadata.val_ids)
+    seen = learnt_ids(run, task.val, strict=True)
     if seen:
         raise InputError(
-            f"{run.folder}: trained on {len(seen)} of the campaign's {len(task.val)} held-out images, such as image id "
+            f"{run.folder}: has learnt from {len(seen)} of the campaign's {len(task.val)} held-out images, such as image id "
             f"{min(seen)}. Train it with --folds FILE --fold 0, and give the campaign the same --folds FILE."
         )
     return run
@@ -85,6 +87,7 @@ def _read_predictions(val: str, test: str, task: Task) -> tuple[Predictions, Pre
     """The predictions of the held-out images and of the test images."""
     out_of_fold = read_predictions(Path(val), task.labeled)  # an out-of-fold file may cover every labeled image
     val_predictions = out_of_fold.select_images([i for i in task.val.image_ids if i in out_of_fold])
+    require_unlearnt(val_predictions, val, "the ensemble's weights would favour it")
     with_objects = [s for s in task.val.samples if s.annotations is not None and len(s.annotations)]
     covered = sum(s.id in val_predictions and len(val_predictions[s.id]) > 0 for s in with_objects)
     if len(val_predictions) < len(task.val) or covered < c.MIN_EXTERNAL_COVERAGE * len(with_objects):

@@ -35,6 +35,7 @@ from foldfuse.ensemble.ranking import promoted, rank_by_ensemble_gain
 from foldfuse.errors import InputError
 from foldfuse.evaluation.coco import score_predictions
 from foldfuse.formats.predictions import read_predictions, write_predictions
+from foldfuse.inference.learnt_images import learnt_before
 from foldfuse.storage.ledger import Ledger, SegmentRecord
 from foldfuse.storage.run import Run
 from foldfuse.system import host
@@ -255,6 +256,7 @@ def make_job(segment: Segment, seconds: float, task: Task, ledger: Ledger, worke
     if not run.exists:
         metadata = run_metadata(task.train, data=str(task.train.source), seed=segment.seed, val_ids=task.val.image_ids)
         Run.create(run.folder, segment.recipe, metadata)
+        run.write_learnt_images({*task.train_hashes, *learnt_before(segment.recipe.init_weights)})
     trained = checkpoint["seconds"] if checkpoint is not None else 0.0
     previous = campaign_state(task, ledger, workers).record(segment.name)
     record = SegmentRecord(

@@ -173,7 +173,8 @@ def write_submission_folder(
     with atomic_folder(folder) as temporary:
         write_submission(fused, task.test, temporary / "submission.csv", "contest_csv")
         write_submission(fused, task.test, temporary / "submission.json", "coco_json")
-        write_predictions(val, temporary / "fused_oof.parquet", task.val)
+        learnt_ids = val.learnt_ids | set(task.train.image_ids)
+        write_predictions(replace(val, learnt_ids=learnt_ids), temporary / "fused_oof.parquet", task.val)
         write_predictions(fused, temporary / "fused_test.parquet", task.test)
         ensemble.write(temporary / "ensemble.json")
     ledger.add_submission(score, facts)

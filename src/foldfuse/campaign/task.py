@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
 from foldfuse.campaign import constants as c
+from foldfuse.data.content_hashes import image_hashes
 from foldfuse.data.dataset import Dataset, Sample, require_annotations
 from foldfuse.data.doctor import unreadable_images
 from foldfuse.data.folds import Folds, make_folds, read_folds
 from foldfuse.data.readers.coco import locate, read
 from foldfuse.errors import InputError
+from foldfuse.inference.learnt_images import ids_of_hashes, learnt_before
 from foldfuse.recipes import Recipe
 from foldfuse.storage.ledger import Ledger
 
@@ -80,6 +83,11 @@ class Task:
         """All annotated images, the held-out images last."""
         return replace(self.train, samples=(*self.train.samples, *self.val.samples))
 
+    @cached_property
+    def train_hashes(self) -> tuple[str, ...]:
+        """The hashes of the images to train on, which every member's run records."""
+        return image_hashes(self.train.samples)
+
 
 def predictions_path(folder: Path, split: Split, view: str) -> Path:
     """Where a member's folder keeps its predictions of the held-out or the test images in one TTA view."""
@@ -143,6 +151,7 @@ def prepare_task(
         train_ids -= stand_in
     train = require_annotations(labeled.subset(train_ids))
     if first:
+        _check_init_weights(recipes, val)
         if inputs.test is None:
             ledger.log(
                 f"No test images were given: {len(test)} labeled images (fold 1) are used instead; no member trains on them."
@@ -164,6 +173,18 @@ def prepare_task(
         pseudo_labels=pseudo_labels,
         device=device,
     )
+
+
+def _check_init_weights(recipes: Mapping[str, Recipe], val: Dataset) -> None:
+    """Raises InputError where a recipe starts from a run that has learnt from held-out images."""
+    for init_weights in {recipe.init_weights for recipe in recipes.values()}:
+        learnt = ids_of_hashes(val, learnt_before(init_weights))
+        if learnt:
+            raise InputError(
+                f"init_weights={init_weights}: the run has learnt from {len(learnt)} of the campaign's {len(val)} held-out "
+                f"images, such as image id {min(learnt)}. Train it with --folds FILE --fold 0, and give the campaign the same "
+                "--folds FILE."
+            )
 
 
 def _check_and_fold(inputs: Inputs, seed: int, ledger: Ledger) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 from rich.console import Console
@@ -9,7 +11,9 @@ from rich.console import Console
 from foldfuse.commands import options
 from foldfuse.commands.prediction_files import read_file, read_members
 from foldfuse.commands.tables import text_table
+from foldfuse.data.dataset import Dataset
 from foldfuse.data.readers.coco import read
+from foldfuse.detections import Predictions
 from foldfuse.ensemble.ensemble import EnsembleReport, apply_ensemble, build_ensemble, read_ensemble
 from foldfuse.errors import InputError
 from foldfuse.formats.predictions import write_predictions
@@ -92,11 +96,31 @@ def ensemble(
     """
     options.refuse_overwrite(out, overwrite, is_file=True)
     dataset = read(data, images=images)
-    members = read_members(predictions, dataset, input_format)
+    dataset, members = _common_images(dataset, read_members(predictions, dataset, input_format))
     report = build_ensemble(members, dataset, metric=metric, seconds=budget, folds=folds, seed=seed)
     report.ensemble.write(out)
     _print_report(report, Console(highlight=False))
     return out
+
+
+def _common_images(dataset: Dataset, members: Mapping[str, Predictions]) -> tuple[Dataset, dict[str, Predictions]]:
+    """The images that every member predicts, and the members on them: held-out predictions cover a part of the data.
+
+    Raises:
+        InputError: there is no such image.
+    """
+    common = [i for i in dataset.image_ids if all(i in member for member in members.values())]
+    if len(common) == len(dataset):
+        return dataset, dict(members)
+    if not common:
+        counts = ", ".join(f"{name} {len(member)}" for name, member in members.items())
+        raise InputError(
+            f"no image of {dataset.source} is predicted by every member ({counts} images). Give members that hold out the "
+            "same fold, or out-of-fold predictions of all images."
+        )
+    note = f"the ensemble is chosen on the {len(common)} of {len(dataset)} images that every member predicts"
+    print(f"{dataset.source}: {note}.", file=sys.stderr)
+    return dataset.subset(common), {name: member.select_images(common) for name, member in members.items()}
 
 
 def _print_report(report: EnsembleReport, console: Console) -> None:

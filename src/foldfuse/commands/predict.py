@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -12,6 +14,7 @@ from cyclopts import Parameter
 
 from foldfuse.commands import options
 from foldfuse.data.crops import image_crops, object_crops
+from foldfuse.data.dataset import Dataset
 from foldfuse.data.readers.coco import read
 from foldfuse.data.readers.image_folder import read_classification
 from foldfuse.errors import InputError
@@ -20,6 +23,7 @@ from foldfuse.formats.predictions import write_predictions
 from foldfuse.fusion.methods import wbf
 from foldfuse.inference.classifier import accuracy, classify
 from foldfuse.inference.detector import concat_shards, labels_by_name, load_detector, predict_views, relabel
+from foldfuse.inference.learnt_images import learnt_ids
 from foldfuse.inference.tta import parse_views
 from foldfuse.storage.run import Run
 from foldfuse.system.processes import open_world
@@ -35,6 +39,7 @@ def predict(
     out: options.Out,
     view: Annotated[options.Names, Parameter(metavar="VIEW,...")] = ("1",),
     batch_size: options.BatchSize = None,
+    all_: Annotated[bool, Parameter(name="--all", negative="")] = False,
     images: options.Images = None,
     device: options.Device = "auto",
     overwrite: options.Overwrite = False,
@@ -44,6 +49,8 @@ def predict(
     The run of a classifier takes images in sub-folders by class, images in one folder, or a dataset whose annotated objects
     it classifies. It writes a table of probabilities, .csv or .parquet; its views are 1 and 1+hflip.
 
+    Images that the run has learnt from are left out, unless --all is given: a score or an ensemble must not rest on them.
+
     Under torchrun each process predicts its share of the images.
 
     Args:
@@ -52,9 +59,11 @@ def predict(
         out: file to write: .parquet (keeps everything), or .json (COCO results).
         view: TTA views: scales of the recipe's image size, with +hflip or +vflip.
         batch_size: images of 256 px at a time, 16 by default; fewer larger ones, so that memory stays the same.
+        all_: predict also the images that the run has learnt from. A .parquet remembers which images these are.
 
     Raises:
-        InputError: the run is not trained, its classes differ from the data's, or an image cannot be decoded.
+        InputError: the run is not trained, its classes differ from the data's, it has learnt from all images, or an image cannot
+            be decoded.
 
     Examples:
         foldfuse predict run1 data/test.json --out predictions.parquet
@@ -64,12 +73,13 @@ def predict(
     out = Path(out)
     options.refuse_overwrite(out, overwrite)
     if Run(run).is_classifier:
-        return _predict_classes(Run(run), data, out, views=view, images=images, device=device)
+        return _predict_classes(Run(run), data, out, views=view, images=images, device=device, all_=all_)
     views = parse_views(view)
     with open_world(device) as world:
         model, classes = load_detector(Run(run), world.device)
         dataset = read(data, annotated=False, images=images)
         labels = labels_by_name(classes, dataset, run)
+        dataset, learnt = _unlearnt(Run(run), dataset, all_=all_, is_told=world.is_main)
         with (
             progress_bar(f"predicting {len(dataset)} images") if world.is_main else nullcontext(no_progress) as progress
         ):
@@ -86,12 +96,46 @@ def predict(
         if world.is_main:
             by_view = [concat_shards([shard[each] for shard in shards], dataset.image_ids) for each in views]
             members = [relabel(predictions, labels, dataset) for predictions in by_view]
-            write_predictions(members[0] if len(members) == 1 else wbf(members), out, dataset)
+            fused = replace(members[0] if len(members) == 1 else wbf(members), learnt_ids=learnt)
+            write_predictions(fused, out, dataset)
+            if learnt and out.suffix != ".parquet":
+                loss = "which images the run has learnt from" if all_ else "that images were left out"
+                print(
+                    f"{out}: only a .parquet can say {loss}; write one for score, ensemble and rescore.",
+                    file=sys.stderr,
+                )
     return out
 
 
+def _unlearnt(run: Run, dataset: Dataset, *, all_: bool, is_told: bool = True) -> tuple[Dataset, frozenset[int]]:
+    """The images to predict, and the ids of the images of `dataset` that the run has learnt from; tells the user of them.
+
+    Raises:
+        InputError: the run has learnt from all images, and --all is not given.
+    """
+    learnt = learnt_ids(run, dataset)
+    if not learnt:
+        return dataset, learnt
+    number = f"{len(learnt)} of the {len(dataset)} images of {dataset.source}"
+    if all_:
+        sentence = f"{run.folder}: has learnt from {number}; they are predicted as well, as --all says."
+    elif len(learnt) < len(dataset):
+        sentence = (
+            f"{run.folder}: has learnt from {number}. The {len(dataset) - len(learnt)} others are predicted; add --all to "
+            "predict every image."
+        )
+    else:
+        raise InputError(
+            f"{run.folder}: has learnt from all {len(dataset)} images of {dataset.source}, so its predictions there say nothing "
+            "about new images. Give other images, train with --folds to hold some out, or add --all to predict these."
+        )
+    if is_told:
+        print(sentence, file=sys.stderr)
+    return (dataset if all_ else dataset.subset(set(dataset.image_ids) - learnt)), learnt
+
+
 def _predict_classes(
-    run: Run, data: Path, out: Path, *, views: Sequence[str], images: Path | None, device: str
+    run: Run, data: Path, out: Path, *, views: Sequence[str], images: Path | None, device: str, all_: bool
 ) -> Path:
     """Classify a dataset with a classifier's run, and return the path of the table of probabilities."""
     if out.suffix not in (".csv", ".parquet"):
@@ -102,6 +146,7 @@ def _predict_classes(
         raise InputError(f"no view of a classifier is called {min(unknown)!r}. Known: {', '.join(CLASSIFIER_VIEWS)}.")
     classes = run.metadata.classes
     dataset, whole_images = read_classification(data, classes=classes, images=images)
+    dataset, learnt = _unlearnt(run, dataset, all_=all_)
     crops = image_crops(dataset) if whole_images else object_crops(dataset)
     if not len(crops):
         raise InputError(f"{data}: no object is annotated, so there is no crop to classify.")
@@ -113,4 +158,6 @@ def _predict_classes(
         by_class = [accuracy(probabilities[labels == k], labels[labels == k]) for k in np.unique(labels)]
         score = accuracy(probabilities, labels)
         print(f"accuracy {score:.4f} of {len(crops)}; mean of the classes {np.mean(by_class):.4f}")
+        if learnt and all_:
+            print("This accuracy is not of new images: the run has learnt from some of them.", file=sys.stderr)
     return out

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -14,6 +15,7 @@ from foldfuse.commands.tables import score_text, text_table
 from foldfuse.data.dataset import Dataset
 from foldfuse.data.readers.coco import read
 from foldfuse.detections import Predictions
+from foldfuse.errors import InputError
 from foldfuse.evaluation.bootstrap import bootstrap_difference
 from foldfuse.evaluation.coco import Score, score_predictions
 from foldfuse.evaluation.diagnosis import ERRORS, Diagnosis, diagnose
@@ -126,6 +128,8 @@ def score(
     dataset = read(data, images=images)
     paths = [predictions] if other is None else [predictions, other]
     files = [read_file(path, dataset, input_format) for path in paths]
+    dataset = _scored_images(dataset, dict(zip(paths, files, strict=True)))
+    files = [each.select_images(dataset.image_ids) for each in files]
     names = ["score"] if other is None else _file_names(paths)
     scores = [score_predictions(each, dataset) for each in files]
     diagnoses = [diagnose(each, dataset) for each in files]
@@ -144,6 +148,33 @@ def score(
         console.print(_threshold_table(diagnosis, of))
         console.print(_confusion_table(diagnosis, of))
         console.print(_error_table(diagnosis, of))
+
+
+def _scored_images(dataset: Dataset, files: Mapping[Path, Predictions]) -> Dataset:
+    """The images that every file predicts; tells of images that are not scored, and of images that a run has learnt from.
+
+    Raises:
+        InputError: there is no such image.
+    """
+    scored = set(dataset.image_ids)
+    for path, predictions in files.items():
+        scored &= set(predictions)
+        if learnt := predictions.learnt_ids & set(predictions):
+            warning = (
+                f"its run has learnt from {len(learnt)} of the {len(predictions)} images, so that the score is too good"
+            )
+            print(
+                f"WARNING: {path}: {warning} for new images. Predict without --all to leave them out.", file=sys.stderr
+            )
+    if not scored:
+        raise InputError(f"{', '.join(map(str, files))}: no image of {dataset.source} is predicted by every file.")
+    if len(scored) == len(dataset):
+        return dataset
+    absent = set(dataset.image_ids) - scored
+    learnt_absent = {image_id for p in files.values() for image_id in p.learnt_ids & absent}
+    reason = f": the run has learnt from {len(learnt_absent)} of the others" if learnt_absent else ""
+    print(f"scored on the {len(scored)} of {len(dataset)} images that are predicted{reason}.", file=sys.stderr)
+    return dataset.subset(scored)
 
 
 def _file_names(paths: Sequence[Path]) -> list[str]:

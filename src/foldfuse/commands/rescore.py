@@ -8,6 +8,7 @@ from rich.console import Console
 
 from foldfuse.commands import options
 from foldfuse.commands.prediction_files import read_file
+from foldfuse.data.dataset import Dataset
 from foldfuse.data.folds import read_folds
 from foldfuse.data.readers.coco import read
 from foldfuse.detections import Predictions
@@ -15,6 +16,7 @@ from foldfuse.errors import InputError
 from foldfuse.formats.predictions import write_predictions
 from foldfuse.inference.classifier import crop_encoder
 from foldfuse.inference.crop_features import CropEncoder, imagenet_encoder
+from foldfuse.inference.learnt_images import learnt_ids
 from foldfuse.inference.rescoring import RescoringResult, apply_rescorer, fit_rescorer
 from foldfuse.storage.run import Run
 from foldfuse.system.atomic_files import atomic_folder
@@ -76,7 +78,7 @@ def rescore(
     if test_data is not None and test_predictions is not None:
         test_boxes = read_file(test_predictions, test_data, input_format)
     device = choose_device(device)
-    encoder = imagenet_encoder(device=device) if run is None else _run_encoder(Run(run), oof, device)
+    encoder = imagenet_encoder(device=device) if run is None else _run_encoder(Run(run), oof, dataset, device)
     with progress_bar("rescoring detections") as progress:
         result = fit_rescorer(
             oof, dataset, folds=given_folds, encoder=encoder, metric=metric, seed=seed, progress=progress
@@ -93,9 +95,9 @@ def rescore(
     return out
 
 
-def _run_encoder(run: Run, predictions: Predictions, device: str) -> CropEncoder:
+def _run_encoder(run: Run, predictions: Predictions, dataset: Dataset, device: str) -> CropEncoder:
     """The classifier of a run as crop encoder. Raises InputError where it was trained on a predicted image."""
-    trained = set(predictions) - set(run.metadata.val_ids)
+    trained = learnt_ids(run, dataset.subset(predictions), strict=True) & set(predictions)
     if trained:
         raise InputError(
             f"{run.folder}: was trained on {len(trained)} of the {len(predictions)} images to rescore, such as image id "

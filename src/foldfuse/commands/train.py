@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -19,6 +20,7 @@ from foldfuse.data.readers.coco import read
 from foldfuse.data.readers.image_folder import read_classification
 from foldfuse.errors import InputError
 from foldfuse.inference.classifier import new_classifier
+from foldfuse.inference.learnt_images import ids_of_hashes, learnt_before
 from foldfuse.models.pretrained.yolov5 import category_ids, read_yolov5
 from foldfuse.recipes import (
     CLASSIFIER_RECIPES,
@@ -155,6 +157,8 @@ def train(
         )
         if isinstance(new, ClassifierRecipe):
             metadata = replace(metadata, crop_context=1.0 if whole_images else new.crop_context)
+        if val is not None and isinstance(new, Recipe):
+            _warn_of_learnt(new, val)
         choose_device(device)
         _check_model(new, len(dataset.classes))
         if os.environ.get("RANK", "0") == "0":
@@ -244,6 +248,15 @@ def _read_data(
         return dataset, None, whole_images
     split = read_folds(folds)
     return dataset.subset(split.train_ids(fold)), dataset.subset(split.val_ids(fold)), whole_images
+
+
+def _warn_of_learnt(recipe: Recipe, val: Dataset) -> None:
+    """Tells of held-out images that the run to start from has learnt from: their predictions will not be out-of-fold."""
+    learnt = ids_of_hashes(val, learnt_before(recipe.init_weights))
+    if learnt:
+        share = f"{len(learnt)} of the {len(val)} held-out images"
+        warning = f"has learnt from {share}, so that predictions of them will not be out-of-fold"
+        print(f"WARNING: {recipe.init_weights}: {warning}.", file=sys.stderr)
 
 
 def _check_model(recipe: Recipe | ClassifierRecipe, num_classes: int) -> None:

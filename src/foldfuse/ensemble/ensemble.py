@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +20,7 @@ from foldfuse.ensemble import trials
 from foldfuse.ensemble.search import Candidate
 from foldfuse.errors import InputError
 from foldfuse.evaluation.bootstrap import Difference, difference
-from foldfuse.evaluation.matching import check_compatible, ground_truth
+from foldfuse.evaluation.matching import check_compatible, ground_truth, require_unlearnt
 from foldfuse.evaluation.metrics import get_metric
 from foldfuse.fusion.methods import Method, fuse
 from foldfuse.system.records import read_record, write_record
@@ -93,14 +93,7 @@ def apply_ensemble(ensemble: Ensemble, members: Mapping[str, Predictions]) -> Pr
 
 
 def _calibrated(member: Predictions, exponent: float) -> Predictions:
-    return Predictions(
-        member.image_ids,
-        member.offsets,
-        member.boxes,
-        trials.calibrated(member.scores, exponent),
-        member.labels,
-        member.classes,
-    )
+    return replace(member, scores=trials.calibrated(member.scores, exponent))
 
 
 @dataclass(frozen=True)
@@ -189,8 +182,9 @@ def build_ensemble(
             f"folds is {folds}, and must be 2 or more: each fold is scored with an ensemble chosen on the others."
         )
     chosen_metric = get_metric(metric)
-    for predictions in members.values():
+    for name, predictions in members.items():
         check_compatible(predictions, dataset)
+        require_unlearnt(predictions, name, "weights chosen on them would favour it")
     truth, names = ground_truth(dataset), list(members)
     fuse(list(members.values()), threads=threads)  # raises where a member holds a broken box or lacks an image
     num_images = len(truth.image_ids)

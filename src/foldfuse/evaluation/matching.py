@@ -90,6 +90,22 @@ def check_compatible(predictions: Predictions, dataset: Dataset) -> None:
         )
 
 
+def require_unlearnt(predictions: Predictions, name: str, why: str) -> None:
+    """Raise InputError where predictions to choose something on are of images that their network has learnt from.
+
+    Args:
+        predictions: the predictions.
+        name: their name in the sentence.
+        why: what would go wrong.
+    """
+    learnt = predictions.learnt_ids & set(predictions)
+    if learnt:
+        raise InputError(
+            f"{name}: {len(learnt)} of its {len(predictions)} images, such as image id {min(learnt)}, are images that its run "
+            f"has learnt from; {why}. Predict again without --all, which leaves them out."
+        )
+
+
 @dataclass(frozen=True, eq=False)
 class Matches:
     """Predicted boxes and their status; rows by image, then by falling score.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -26,7 +27,10 @@ def check_classes(classes: tuple[str, ...], dataset: Dataset, where: str) -> Non
 
 
 def write_parquet(predictions: Predictions, path: Path) -> None:
-    """Write predictions as Parquet, complete: images without boxes and the class names too."""
+    """Write predictions as Parquet, complete: images without boxes, the class names and the learnt images too."""
+    facts: dict[str, list[Any]] = {"classes": list(predictions.classes)}
+    if predictions.learnt_ids:
+        facts["learnt_ids"] = sorted(predictions.learnt_ids)
     offsets = pa.array(predictions.offsets, pa.int64())
     flat = pa.array(np.ascontiguousarray(predictions.boxes).reshape(-1), pa.float32())
     table = pa.table(
@@ -36,7 +40,7 @@ def write_parquet(predictions: Predictions, path: Path) -> None:
             "scores": pa.LargeListArray.from_arrays(offsets, pa.array(predictions.scores, pa.float64())),
             "labels": pa.LargeListArray.from_arrays(offsets, pa.array(predictions.labels, pa.int64())),
         }
-    ).replace_schema_metadata({"foldfuse": json.dumps({"classes": list(predictions.classes)})})
+    ).replace_schema_metadata({"foldfuse": json.dumps(facts)})
     with atomic(path) as temporary:
         pq.write_table(table, temporary)
 
@@ -57,7 +61,9 @@ def read_parquet(path: Path, dataset: Dataset) -> Predictions:
         # pq.read_table would take a folder in the path called "lr=3e-4" for a column.
         with pq.ParquetFile(path) as file:
             table = file.read()
-        classes = tuple(json.loads(table.schema.metadata[b"foldfuse"])["classes"])
+        facts = json.loads(table.schema.metadata[b"foldfuse"])
+        classes = tuple(facts["classes"])
+        learnt_ids = frozenset(map(int, facts.get("learnt_ids", ())))
         columns = {
             name: pa.concat_arrays(table[name].cast(kind).chunks or [pa.array([], kind)])
             for name, kind in types.items()
@@ -94,4 +100,4 @@ def read_parquet(path: Path, dataset: Dataset) -> Predictions:
         boxes, scores, labels, dataset, lambda i: f"{path}: row {row_of[i]} (image {image_ids[row_of[i]]}): a box"
     )
     offsets = np.concatenate([[0], np.cumsum(lengths["boxes"])]).astype(np.int64)
-    return Predictions(image_ids, offsets, boxes, np.minimum(scores, 1), labels, classes)
+    return Predictions(image_ids, offsets, boxes, np.minimum(scores, 1), labels, classes, learnt_ids)

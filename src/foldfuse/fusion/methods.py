@@ -237,7 +237,8 @@ def _fuse(
     share_images(lambda images: fuse_images(rows, images, shares, len(classes), buffers), rows_of, threads)
     boxes, scores, labels = kernels.compact(buffers.boxes, buffers.scores, buffers.labels, rows_of, buffers.counts)
     offsets = np.concatenate([[0], np.cumsum(buffers.counts)]).astype(np.int64)
-    return Predictions(members[0].image_ids, offsets, boxes, scores, labels, classes)
+    learnt_ids = frozenset().union(*(m.learnt_ids for m in members))
+    return Predictions(members[0].image_ids, offsets, boxes, scores, labels, classes, learnt_ids)
 
 
 def _normalized(weights: Sequence[float] | None, num_members: int) -> Array:

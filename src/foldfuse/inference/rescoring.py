@@ -26,7 +26,7 @@ from foldfuse.data.folds import Folds, make_folds
 from foldfuse.detections import Array, Detections, Predictions
 from foldfuse.errors import InputError
 from foldfuse.evaluation.bootstrap import Difference, bootstrap_difference
-from foldfuse.evaluation.matching import check_compatible
+from foldfuse.evaluation.matching import check_compatible, require_unlearnt
 from foldfuse.evaluation.metrics import measure
 from foldfuse.inference.crop_features import CropEncoder, LinearProbe, features, imagenet_encoder
 from foldfuse.inference.rescoring_data import (
@@ -170,6 +170,7 @@ def fit_rescorer(
         InputError: the predictions do not fit the dataset or cover too few images, or an image cannot be decoded.
     """
     check_compatible(predictions, dataset)
+    require_unlearnt(predictions, "the predictions to rescore", "a rescorer chosen on them would trust scores too much")
     val = dataset.subset(predictions)
     predictions = predictions.select_images(val.image_ids)
     if len(val) < PARTS or not len(predictions.boxes):

@@ -4,6 +4,7 @@ recipe.json          the recipe
 run.json             data, classes, seed, budget, and the results of the training: see `RunMetadata`
 log.jsonl            a row for each step; a row with "ap50" or "accuracy" for each evaluation
 weights.safetensors  the averaged (EMA) weights, for prediction
+learnt_images.json   hashes of the images that the weights have learnt from, those of the runs it started from included
 checkpoint.pt        the training state at the last checkpoint, read with weights_only
 checkpoint.previous.pt  the training state at the checkpoint before
 
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 RUN_FORMAT = 1
+LEARNT_FORMAT = 1
 
 
 @dataclass(frozen=True)
@@ -93,6 +95,13 @@ class RunMetadata:
 
 
 @dataclass(frozen=True)
+class LearntImages:
+    """What learnt_images.json holds: `data.content_hashes` of the images, in rising order."""
+
+    hashes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Run:
     """The folder of one run; every method reads or writes one file in it."""
 
@@ -150,6 +159,23 @@ class Run:
     def write_metadata(self, metadata: RunMetadata) -> None:
         """Replace run.json."""
         write_record(self.folder / "run.json", metadata, version=RUN_FORMAT)
+
+    @property
+    def learnt_images(self) -> frozenset[str] | None:
+        """Hashes of the images that the weights have learnt from; None where the run has no record of them.
+
+        Raises:
+            InputError: the file is broken.
+        """
+        path = self.folder / "learnt_images.json"
+        if not path.exists():
+            return None
+        return frozenset(read_record(path, LearntImages, version=LEARNT_FORMAT, what="a list of learnt images").hashes)
+
+    def write_learnt_images(self, hashes: Iterable[str]) -> None:
+        """Replace learnt_images.json."""
+        record = LearntImages(tuple(sorted(set(hashes))))
+        write_record(self.folder / "learnt_images.json", record, version=LEARNT_FORMAT)
 
     @property
     def log(self) -> list[dict[str, Any]]:

@@ -12,6 +12,7 @@ import torch
 from foldfuse.data.crops import CropCache, object_crops
 from foldfuse.data.dataset import Dataset
 from foldfuse.inference.classifier import accuracy, classify, new_classifier
+from foldfuse.inference.learnt_images import record_learnt_images
 from foldfuse.storage.run import Run
 from foldfuse.training.batches import CropBatches
 from foldfuse.training.checkpoints import Checkpointer, TrainingResult, finish_run
@@ -32,6 +33,8 @@ def train_classifier(run: Run, dataset: Dataset, session: TrainingSession) -> Tr
         FloatingPointError: the loss is not finite.
     """
     recipe, metadata, world = run.classifier_recipe, run.metadata, session.world
+    if world.is_main:
+        record_learnt_images(run, dataset.samples)
     torch.manual_seed(metadata.seed)
     fresh = session.checkpoint is None
     model = new_classifier(recipe, len(metadata.classes), initialized=fresh)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from foldfuse.data.dataset import Dataset, Sample
 from foldfuse.data.images import ImageCache, Letterbox, canvas_for
+from foldfuse.inference.learnt_images import record_learnt_images
 from foldfuse.models import make_detector
 from foldfuse.models.pretrained.effdet import load_effdet
 from foldfuse.recipes import Recipe, write_recipe
@@ -83,6 +84,8 @@ def train_detector(
         InputError: not even the smallest batch fits in memory.
     """
     recipe, world, seed = run.recipe, session.world, run.metadata.seed
+    if world.is_main:
+        record_learnt_images(run, dataset.samples, init_weights=recipe.init_weights)
     torch.manual_seed(seed)
     fresh = init_state is None and session.checkpoint is None
     model = new_detector(recipe, len(dataset.classes), initialized=fresh)

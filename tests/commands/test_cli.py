@@ -25,7 +25,7 @@ OPTIONS = {  # of every command: its arguments by their place, then its options
     ),
     "sweep": ("DATA --out --recipe --image-size --batch-size --budget --folds --seed --images --device --overwrite"),
     "import": "WEIGHTS --out --overwrite",
-    "predict": "RUN DATA --out --view --batch-size --images --device --overwrite",
+    "predict": "RUN DATA --out --view --batch-size --all --images --device --overwrite",
     "fuse": (
         "PREDICTIONS --data --out --method --iou --score-threshold --weight --ensemble --input-format --images "
         "--overwrite"

@@ -219,5 +219,5 @@ def test_a_folder_is_located(path: Path, make_dataset: Callable[..., Path]) -> N
     assert locate(path) == (path, None)
     test = make_dataset(name="test")
     assert locate(path.parent) == (path, test)
-    with pytest.raises(InputError, match=r"holds no train.json"):
-        locate(path.parent / "train")
+    with pytest.raises(InputError, match="holds images, but no annotations"):
+        read(path.parent / "train")

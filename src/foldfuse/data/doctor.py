@@ -15,7 +15,7 @@ from foldfuse.data.checks import image_finding, walk
 from foldfuse.data.dataset import Dataset, Sample
 from foldfuse.data.findings import AnnotationRow, CategoryRow, Finding, ImageRow, Row
 from foldfuse.data.near_duplicates import near_duplicates
-from foldfuse.data.readers.coco import load, parse
+from foldfuse.data.readers.coco import load, parse, require_layout
 from foldfuse.errors import InputError
 from foldfuse.system.atomic_files import write_text
 
@@ -83,7 +83,7 @@ def examine(data: Path, *, decode: bool = True, images: Path | None = None) -> C
     Raises:
         InputError: `data` is not a dataset, or none of its images or classes can be used.
     """
-    loaded = load(data, images)
+    loaded = load(data, images, annotated=require_layout(data).kind != "images")
     document, source = loaded.document, loaded.source
     annotated = not isinstance(document, dict) or "annotations" in document  # a test set has none
     items = list(walk(document, source, files=loaded.files, annotated=annotated, decode=decode))

@@ -13,7 +13,6 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,63 +23,64 @@ from foldfuse.data.checks import walk
 from foldfuse.data.dataset import Dataset, Sample
 from foldfuse.data.findings import AnnotationRow, CategoryRow, Finding, ImageRow
 from foldfuse.data.readers.image_names import ImageFiles
-from foldfuse.data.readers.layouts import find_layout, read_layout
+from foldfuse.data.readers.layouts import Layout, find_layout, folders_with_layouts, read_layout
+from foldfuse.data.readers.loaded import Loaded
 from foldfuse.detections import Annotations
 from foldfuse.errors import InputError
 from foldfuse.system.atomic_files import write_text
 from foldfuse.system.files import read_json
 
 
-@dataclass(frozen=True, eq=False)
-class Loaded:
-    """A dataset as it is on disk, turned into a COCO document whose rows are not checked yet.
-
-    Attributes:
-        document: decoded JSON.
-        source: the file of the annotations, named in sentences.
-        findings: faults of other files than a COCO JSON, and notes about the image files.
-        files: finds the image file of a `file_name`.
-    """
-
-    document: Any
-    source: Path
-    findings: tuple[Finding, ...]
-    files: ImageFiles
-
-
 def read(path: Path | str, *, annotated: bool = True, images: Path | None = None) -> Dataset:
-    """The dataset in a COCO JSON file, in `train.json` of a folder, or in a YOLO or VOC layout (see `layouts`).
+    """The dataset in a COCO JSON file, in `train.json` of a folder, or in any other layout (see `layouts`).
 
     Images are looked for as `image_names` says.
 
     Args:
-        path: a COCO JSON; a folder that holds a `train.json`; the YAML or an image folder of a YOLO dataset; the folder of
-            a VOC dataset or one of its ImageSets lists.
+        path: a COCO JSON; a folder with a dataset of any layout, or with images alone where `annotated` is False; the YAML, list
+            or image folder of a YOLO dataset; an ImageSets list of a VOC dataset; the XML of CVAT.
         annotated: False for a test set: annotations are ignored, even where the file has some.
         images: the folder of the images, where they are not found beside the annotations.
 
     Raises:
         InputError: the file is missing or not COCO; an entry is broken (it is named); an image does not exist.
     """
-    return parse(load(Path(path), images), annotated=annotated)
+    return parse(load(Path(path), images, annotated=annotated), annotated=annotated)
 
 
-def load(path: Path, images: Path | None = None) -> Loaded:
+def load(path: Path, images: Path | None = None, *, annotated: bool = True) -> Loaded:
     """Any dataset that `read` takes, as a COCO document; its rows are not checked yet.
 
+    Args:
+        path, images: see `read`.
+        annotated: False to leave annotations unread where they are in files of their own.
+
     Raises:
-        InputError: the file is missing or broken, or `images` is no folder.
+        InputError: the file is missing or broken, `images` is no folder, or `annotated` and there are only images.
     """
     if images is not None and not images.is_dir():
         raise InputError(f"--images {images}: there is no such folder.")
-    source, _ = locate(path)
-    document, source = read_layout(source) if find_layout(source) else (_read_coco(source), source)
-    files = ImageFiles(source, images)
-    return Loaded(document, source, tuple(_name_findings(document, files)), files)
+    layout = require_layout(path)
+    if layout.kind == "images" and annotated:
+        raise InputError(f"{path}: holds images, but no annotations. Give the file of the annotations, or its folder.")
+    if layout.kind != "coco":
+        return read_layout(layout, images=images, annotated=annotated)
+    document = read_json(layout.path, what="COCO JSON", hint="Give a COCO JSON, or a folder with a dataset.")
+    files = ImageFiles(layout.path, images)
+    return Loaded(document, layout.path, tuple(_name_findings(document, files)), files)
 
 
-def _read_coco(source: Path) -> Any:
-    return read_json(source, what="COCO JSON", hint="Give a COCO JSON, or a folder with a train.json.")
+def require_layout(path: Path) -> Layout:
+    """The layout of the dataset at `path`. Raises InputError for a folder without a dataset."""
+    layout = find_layout(path)
+    if layout is not None:
+        return layout
+    folders = folders_with_layouts(path)
+    hint = f"Its folders {', '.join(p.name for p in folders[:6])} hold datasets: give one of them." if folders else ""
+    raise InputError(
+        f"{path}: holds no dataset: no COCO JSON, no YAML of a YOLO dataset and no XML files of a VOC one, and no images."
+        + f" {hint}" * bool(hint)
+    )
 
 
 def _name_findings(document: Any, files: ImageFiles) -> Iterator[Finding]:
@@ -106,23 +106,11 @@ def _name_findings(document: Any, files: ImageFiles) -> Iterator[Finding]:
 
 
 def locate(data: Path) -> tuple[Path, Path | None]:
-    """The path of the training data of `data`, and the test JSON beside it where `data` is a folder that holds one.
-
-    Raises:
-        InputError: `data` is a folder without a train.json, and neither in the YOLO nor in the VOC layout.
-    """
-    if not data.is_dir():
-        return data, None
-    if (data / "train.json").is_file():
+    """The path of the training data of `data`, and the test JSON beside it where `data` is a folder with a train.json."""
+    if data.is_dir() and (data / "train.json").is_file():
         test = data / "test.json"
         return data / "train.json", test if test.is_file() else None
-    layout = find_layout(data)
-    if layout is None:
-        raise InputError(
-            f"{data}: holds no train.json, no YAML of a YOLO dataset and no Annotations/ of a VOC one. "
-            "Give the path of the COCO JSON itself, or rename it to train.json."
-        )
-    return layout, None
+    return data, None
 
 
 def parse(loaded: Loaded, *, annotated: bool = True) -> Dataset:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from foldfuse.data.dataset import Dataset, Sample
-from foldfuse.data.readers.coco import locate, read
+from foldfuse.data.readers.coco import read
 from foldfuse.data.readers.image_names import IMAGE_SUFFIXES
 from foldfuse.data.readers.image_rows import image_files, size_of
 from foldfuse.data.readers.layouts import find_layout
@@ -70,9 +70,10 @@ def read_classification(
     Raises:
         InputError: `data` cannot be read, or has other classes than `classes`.
     """
-    if data.is_dir() and not (data / "train.json").is_file() and find_layout(data) is None:
+    layout = find_layout(data) if data.is_dir() else None
+    if data.is_dir() and (layout is None or layout.kind == "images"):
         return read_image_folder(data, classes=classes), True
-    dataset = read(locate(data)[0], images=images)
+    dataset = read(data, images=images)
     if classes is not None and dataset.classes != tuple(classes):
         raise InputError(
             f"{data}: has the classes {', '.join(dataset.classes)}, but the run was trained for {', '.join(classes)}."

@@ -1,21 +1,40 @@
-"""Image files on disk and their COCO rows, shared by the YOLO, VOC and image-folder readers."""
+"""Image files on disk and their COCO rows, shared by the readers of all layouts but COCO's."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
-from foldfuse.data.readers.image_names import IMAGE_SUFFIXES, MAX_DEPTH, files_below, is_image_name
+from foldfuse.data.findings import Finding
+from foldfuse.data.readers.image_names import MAX_DEPTH, files_below, is_image_name
 from foldfuse.errors import InputError
 
-__all__ = ["IMAGE_SUFFIXES", "Row", "coco_document", "image_files", "image_rows", "size_of"]
+MAX_ID = 10**18  # ids are 64-bit integers wherever they are written
 
 Row = dict[str, Any]
+
+
+@dataclass(frozen=True, eq=False)
+class ImageTable:
+    """Images that can be opened, with their COCO rows.
+
+    Attributes:
+        paths: the image files.
+        rows: a COCO row for each of `paths`, with its size.
+        known: {file name: image file} of all rows.
+        findings: images that cannot be opened.
+    """
+
+    paths: tuple[Path, ...]
+    rows: tuple[Row, ...]
+    known: Mapping[str, Path]
+    findings: tuple[Finding, ...]
 
 
 def image_files(folder: Path, *, recursive: bool = False) -> list[Path]:
@@ -23,7 +42,7 @@ def image_files(folder: Path, *, recursive: bool = False) -> list[Path]:
     return sorted(p for p in files_below(folder, depth=MAX_DEPTH if recursive else 0) if is_image_name(p.name))
 
 
-def size_of(path: Path) -> tuple[int, int]:
+def size_of(path: Path, *, ignore_orientation: bool = False) -> tuple[int, int]:
     """(width, height) from the header of an image file. Raises InputError where it cannot be opened."""
     try:
         with Image.open(path) as image:
@@ -32,28 +51,71 @@ def size_of(path: Path) -> tuple[int, int]:
         raise InputError(f"{path}: cannot be opened as an image ({error}). Replace it, or remove it.") from None
 
 
-def image_rows(paths: Sequence[Path], source: Path) -> list[Row]:
-    """COCO rows of image files, with file names relative to the folder of `source`.
+def image_table(
+    paths: Sequence[Path],
+    folder: Path,
+    *,
+    sizes: Mapping[Path, tuple[int, int]] | None = None,
+    ignore_orientation: bool = False,
+) -> ImageTable:
+    """The COCO rows of image files.
 
-    The ids are the numbers in the file names where every name is a number, each a different one; else 1, 2, ...
+    Args:
+        paths: the image files.
+        folder: the folder of the dataset, which file names are relative to; where an image lies outside, they are relative to
+            the folder that all images have in common.
+        sizes: (width, height) that annotations state; the header of every other image is read.
+        ignore_orientation: whether sizes from headers are those of the pixels as stored.
     """
+    stated = sizes or {}
+
+    def size(path: Path) -> tuple[int, int] | InputError:
+        try:
+            return stated[path] if path in stated else size_of(path, ignore_orientation=ignore_orientation)
+        except InputError as error:
+            return error
+
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        sizes = list(pool.map(size_of, paths))
-    stems = [p.stem for p in paths]
-    numbers = [int(stem) for stem in stems] if all(stem.isdecimal() for stem in stems) else []
-    ids = numbers if len(set(numbers)) == len(paths) else range(1, len(paths) + 1)
-    return [
-        {"id": i, "file_name": os.path.relpath(path, source.parent), "width": width, "height": height}
-        for i, path, (width, height) in zip(ids, paths, sizes, strict=True)
-    ]
+        found = list(pool.map(size, paths))
+    names, ids = relative_names(paths, folder), image_ids(paths)
+    rows: dict[Path, Row] = {}
+    findings: list[Finding] = []
+    for path, each in zip(paths, found, strict=True):
+        if isinstance(each, InputError):
+            findings.append(Finding("the image cannot be decoded", names[path], str(each)))
+        else:
+            rows[path] = {"id": ids[path], "file_name": names[path], "width": each[0], "height": each[1]}
+    return ImageTable(tuple(rows), tuple(rows.values()), {names[path]: path for path in rows}, tuple(findings))
 
 
-def coco_document(images: list[Row], class_names: dict[int, str], annotations: list[Row]) -> Row:
+def relative_names(paths: Iterable[Path], folder: Path) -> dict[Path, str]:
+    """{path: its name relative to `folder`, or to the folder that all have in common where one lies outside}."""
+    absolute = {path: _absolute(path) for path in paths}
+    top = _absolute(folder)
+    if absolute and not all(path.is_relative_to(top) for path in absolute.values()):
+        top = Path(os.path.commonpath([path.parent for path in absolute.values()]))
+    return {path: full.relative_to(top).as_posix() for path, full in absolute.items()}
+
+
+def image_ids(paths: Sequence[Path]) -> dict[Path, int]:
+    """{path: id}: the numbers in the file names where every name is a number, each a different one; else 1, 2, ..."""
+    stems = [path.stem for path in paths]
+    are_numbers = all(stem.isdecimal() and stem.isascii() for stem in stems)
+    numbers = [int(stem) for stem in stems] if are_numbers and max(map(len, stems), default=0) < 4000 else []
+    is_usable = len(set(numbers)) == len(paths) and max(numbers, default=0) < MAX_ID
+    return dict(zip(paths, numbers if is_usable else range(1, len(paths) + 1), strict=True))
+
+
+def coco_document(images: Iterable[Row], class_names: Mapping[int, str], annotations: Iterable[Row]) -> Row:
     """A COCO document; annotations get their ids and areas here."""
     return {
-        "images": images,
+        "images": list(images),
         "categories": [{"id": key, "name": name} for key, name in sorted(class_names.items())],
         "annotations": [
             row | {"id": i, "area": row["bbox"][2] * row["bbox"][3]} for i, row in enumerate(annotations, 1)
         ],
     }
+
+
+def _absolute(path: Path) -> Path:
+    return Path(os.path.normpath(path.absolute()))

@@ -1,62 +1,209 @@
-"""Finds out whether a path is a YOLO or a Pascal VOC dataset, and reads it as a COCO document.
+"""Recognises the layout of a dataset, and reads every layout but COCO's own.
 
-YOLO: a YAML file with `names` and `train`; each image `.../images/...` has a label file `.../labels/....txt`.
-VOC: `Annotations/*.xml` with `JPEGImages/`.
+See docs/data.md for all layouts. A folder may fit several; the order of `find_layout` decides.
 """
 
 from __future__ import annotations
 
+import mmap
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
-from foldfuse.data.readers.image_rows import Row, image_files
-from foldfuse.data.readers.voc import read_voc
+from foldfuse.data.readers.cvat import is_cvat, read_cvat
+from foldfuse.data.readers.image_names import ImageFiles, is_hidden
+from foldfuse.data.readers.image_rows import image_files, image_table
+from foldfuse.data.readers.label_files import label_folders
+from foldfuse.data.readers.loaded import Loaded
+from foldfuse.data.readers.voc import read_voc, xml_folder
 from foldfuse.data.readers.yolo import read_yolo
-from foldfuse.system.files import read_text
+from foldfuse.data.readers.yolo_sources import YAML_ENDINGS, describes_yolo, has_names
+from foldfuse.errors import InputError
+
+Kind = Literal["coco", "yolo", "voc", "cvat", "images"]
 
 
-def find_layout(path: Path) -> Path | None:
-    """The path that `read_layout` takes for the dataset at `path`; None where `path` is neither YOLO nor VOC.
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """The layout of a dataset.
 
-    Args:
-        path: a folder, a YAML, or a VOC list of images such as ImageSets/Main/train.txt.
+    Attributes:
+        kind: the format of its annotations; "images" for images without annotations.
+        path: the file or folder that the reader takes.
+        folder: the folder of images to read, of those that a YAML describes; None for all that it calls `train`.
     """
-    if path.is_dir():
-        if yaml := _yaml_in(path):
-            return yaml
-        described = (path / "Annotations").is_dir() or (image_files(path) and _yaml_above(path))
-        return path if described else None
-    is_voc_list = path.suffix == ".txt" and path.is_file() and "ImageSets" in path.parts
-    return path if path.suffix in (".yaml", ".yml") or is_voc_list else None
+
+    kind: Kind
+    path: Path
+    folder: Path | None = None
 
 
-def read_layout(path: Path) -> tuple[Row, Path]:
-    """(COCO document, its source: image file names are relative to the folder of the source).
+def find_layout(path: Path) -> Layout | None:
+    """The layout of the dataset at `path`; None for a folder without annotations and images.
 
     Args:
-        path: a result of `find_layout`.
+        path: a file or a folder.
 
     Raises:
-        InputError: a file is missing or broken (it is named, with the line), or an image cannot be opened.
+        InputError: a folder holds several datasets (they are named).
     """
-    if path.suffix in (".yaml", ".yml"):
-        return read_yolo(path)
-    if path.suffix == ".txt":
-        root = next(p.parent for p in path.parents if p.name == "ImageSets")
-        lines = read_text(path, what="a list of images").splitlines()
-        return read_voc(root, stems=[line.split()[0] for line in lines if line.strip()])
-    if (path / "Annotations").is_dir():
-        return read_voc(path)
-    yaml = _yaml_above(path)
-    assert yaml is not None, "find_layout returns a folder of images only where a YAML describes it"
-    return read_yolo(yaml, folder=path)
+    if path.is_dir():
+        return _layout_of_folder(path)
+    ending = path.suffix.lower()
+    if ending in (*YAML_ENDINGS, ".data"):
+        return Layout("yolo", path)
+    if ending == ".txt":
+        return Layout("voc" if "ImageSets" in path.parts else "yolo", path)
+    if ending == ".xml":
+        if path.is_file() and not is_cvat(path):
+            raise InputError(f"{path}: is the annotation of one image. Give the folder of the dataset.")
+        return Layout("cvat", path)
+    return Layout("coco", path)
+
+
+def read_layout(
+    layout: Layout, *, images: Path | None = None, annotated: bool = True, ignore_orientation: bool = False
+) -> Loaded:
+    """A dataset of any layout but COCO's.
+
+    Args:
+        layout: a result of `find_layout`.
+        images: the folder of `--images`.
+        annotated: False to leave annotations unread where they are in files of their own.
+        ignore_orientation: whether sizes that no annotation states are those of the pixels as stored.
+
+    Raises:
+        InputError: nothing of the dataset can be used; single broken files are findings.
+    """
+    loaded = _read(layout, images=images, annotated=annotated, ignore_orientation=ignore_orientation)
+    errors = [finding.error for finding in loaded.findings if finding.error]
+    if not loaded.document["images"] and errors:
+        more = f" (and {len(errors) - 1} more faults)" if len(errors) > 1 else ""
+        raise InputError(f"{loaded.source}: none of its images can be used{more}. {errors[0]}")
+    return loaded
+
+
+def _read(layout: Layout, *, images: Path | None, annotated: bool, ignore_orientation: bool) -> Loaded:
+    path = layout.path
+    match layout.kind:
+        case "yolo":
+            return read_yolo(
+                path, folder=layout.folder, images=images, annotated=annotated, ignore_orientation=ignore_orientation
+            )
+        case "voc":
+            listing = None if path.is_dir() else path
+            root = path if listing is None else next(p.parent for p in path.parents if p.name == "ImageSets")
+            return read_voc(
+                root, listing=listing, images=images, annotated=annotated, ignore_orientation=ignore_orientation
+            )
+        case "cvat":
+            return read_cvat(path, images=images, ignore_orientation=ignore_orientation)
+        case "images":
+            return _read_images(path, ignore_orientation=ignore_orientation)
+        case "coco":
+            raise AssertionError("COCO JSON has a reader of its own")
+
+
+def _layout_of_folder(folder: Path) -> Layout | None:
+    if (folder / "train.json").is_file():
+        return Layout("coco", folder / "train.json")
+    if (yaml := _yaml_in(folder)) is not None:
+        return Layout("yolo", yaml)
+    if (data := _only(folder, ".data")) is not None:
+        return Layout("yolo", data)
+    if xml_folder(folder) is not None:
+        return Layout("voc", folder)
+    images = image_files(folder) or image_files(folder / "images", recursive=True)
+    if images and has_names(folder) and _has_labels(images[0].parent):
+        return Layout("yolo", folder)
+    if (coco := _coco_in(folder)) is not None:
+        return Layout("coco", coco)
+    if (cvat := next((p for p in sorted(folder.glob("*.xml")) if is_cvat(p)), None)) is not None:
+        return Layout("cvat", cvat)
+    if image_files(folder):
+        yaml = _yaml_above(folder)
+        return Layout("images", folder) if yaml is None else Layout("yolo", yaml, folder)
+    return None
+
+
+def folders_with_layouts(folder: Path) -> list[Path]:
+    """The sub-folders that hold datasets, such as train/, valid/ and test/ of a Roboflow export."""
+    found = []
+    for path in sorted(p for p in folder.iterdir() if p.is_dir() and not is_hidden(p.name)):
+        try:
+            layout = _layout_of_folder(path)
+        except InputError:
+            continue
+        if layout is not None and layout.kind != "images":
+            found.append(path)
+    return found
+
+
+def _read_images(folder: Path, *, ignore_orientation: bool) -> Loaded:
+    """The images of a folder, without annotations and classes."""
+    table = image_table(image_files(folder, recursive=True), folder, ignore_orientation=ignore_orientation)
+    document = {"images": list(table.rows), "categories": []}
+    return Loaded(document, folder, table.findings, ImageFiles(folder, None, table.known), ignore_orientation)
 
 
 def _yaml_above(folder: Path) -> Path | None:
     """The YAML in one of the three folders above an image folder."""
-    return next((yaml for above in list(folder.resolve().parents)[:3] if (yaml := _yaml_in(above))), None)
+    return next((yaml for above in list(folder.absolute().parents)[:3] if (yaml := _yaml_in(above)) is not None), None)
 
 
 def _yaml_in(folder: Path) -> Path | None:
-    """The folder's data.yaml, or else its first YAML."""
-    candidates = sorted(p for p in folder.glob("*.y*ml") if p.suffix in (".yaml", ".yml") and p.is_file())
-    return next((p for p in candidates if p.stem == "data"), candidates[0] if candidates else None)
+    """The folder's data.yaml, or else its only YAML with class names and images.
+
+    Raises:
+        InputError: several YAMLs describe a dataset.
+    """
+    paths = sorted(p for p in folder.glob("*.y*ml") if p.suffix.lower() in YAML_ENDINGS and p.is_file())
+    candidates = [p for p in paths if not is_hidden(p.name)]
+    if first := next((p for p in candidates if p.stem == "data"), None):
+        return first
+    described = [p for p in candidates if describes_yolo(p)]
+    if len(described) > 1:
+        raise InputError(
+            f"{folder}: has several YAMLs of YOLO datasets ({', '.join(p.name for p in described[:5])}). Give the path of one."
+        )
+    return described[0] if described else None
+
+
+def _only(folder: Path, ending: str) -> Path | None:
+    paths = [p for p in sorted(folder.glob(f"*{ending}")) if p.is_file() and not is_hidden(p.name)]
+    return paths[0] if len(paths) == 1 else next((p for p in paths if p.stem == "obj"), None)
+
+
+def _has_labels(folder: Path) -> bool:
+    """Whether text files lie where the labels of the images in `folder` may lie."""
+    return any(next(labels.glob("*.txt"), None) is not None for labels, _ in label_folders(folder))
+
+
+def _coco_in(folder: Path) -> Path | None:
+    """The only COCO JSON in a folder, or in annotations/ in it.
+
+    Raises:
+        InputError: there are several.
+    """
+    inner = [p for p in sorted(folder.iterdir()) if p.is_dir() and p.name.lower() in ("annotations", "annotation")]
+    for place in (folder, *inner):
+        found = [p for p in sorted(place.glob("*.json")) if not is_hidden(p.name) and _lists_images(p)]
+        if len(found) > 1:
+            names = ", ".join(str(p.relative_to(folder)) for p in found[:6])
+            raise InputError(f"{folder}: has several COCO JSON files ({names}). Give the path of one.")
+        if found:
+            return found[0]
+    return None
+
+
+def _lists_images(path: Path) -> bool:
+    """Whether a JSON file seems to be COCO's: it has a key called images, and another that COCO has."""
+    try:
+        if not path.is_file() or not path.stat().st_size:
+            return False
+        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            return content.find(b'"images"') >= 0 and (
+                content.find(b'"annotations"') >= 0 or content.find(b'"file_name"') >= 0
+            )
+    except (OSError, ValueError):
+        return False

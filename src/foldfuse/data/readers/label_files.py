@@ -210,8 +210,10 @@ def _all_missing(images: Sequence[Path], source: Path) -> Finding:
         hint = f"{folder} holds {count} of these names: rename it to labels/, beside images/."
     else:
         hint = "Put the label files in labels/ instead of images/, or beside the images."
-    error = f"{source}: none of its {len(images)} images has a label file, such as "
-        f"{split_ending(first.name)[0]}.txt for {first}. {hint}"
+    error = (
+        f"{source}: none of its {len(images)} images has a label file, such as {split_ending(first.name)[0]}.txt for {first}. "
+        f"{hint}"
+    )
     return Finding("no image has a label file", f"{len(images)} images", error, fix="")
 
 

@@ -17,7 +17,7 @@ OPTIONS = {  # of every command: its arguments by their place, then its options
     "compare": "FOLDERS --out --overwrite",
     "note": "FOLDER TEXT --leaderboard --submission",
     "demo": "--out --deadline --num-images --seed --device",
-    "check": "DATA --fix --out --json-only --images --overwrite",
+    "check": "DATA --fix --out --json-only --box-format --category-ids --ignore-crowd --images --overwrite",
     "split": "DATA --out --folds --seed --group --images --overwrite",
     "train": (
         "DATA --out --recipe --init-from --set --image-size --batch-size --lr --budget --steps --seed --folds "

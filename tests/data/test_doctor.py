@@ -88,14 +88,18 @@ def test_real_data_has_no_faults(shared_data: Path) -> None:
             "boxes joined",
         ),
         (lambda d: d["images"].append({"id": 9}), "the image has no file_name", "left out"),
-        (lambda d: d["images"].append({"file_name": "a.jpg"}), "the image has no whole-number id", "left out"),
-        (lambda d: d["images"].append(9), "the image has no whole-number id", "left out"),
-        (lambda d: d["annotations"][0].update(area="big"), "the area is not a number", "area taken from the box"),
+        (lambda d: d["images"].append({"file_name": "a.jpg"}), "the image has no id", "left out"),
+        (lambda d: d["images"].append(9), "the image has no id", "left out"),
+        (
+            lambda d: d["annotations"][0].update(area="big"),
+            "the area is not a positive number",
+            "area taken from the box",
+        ),
         (lambda d: d["images"].append({"id": 9, "file_name": "gone.jpg"}), "the image is missing", "left out"),
         (lambda d: d["images"][0].pop("width"), "the image has no width or height", "size taken from the file"),
         (lambda d: d["images"][0].update(height=65), "the size differs from the JSON's", "left out"),
         (lambda d: d["categories"].append({"id": 0, "name": "again"}), "the category id repeats", "left out"),
-        (lambda d: d["categories"].append({"name": "no id"}), "the category has no whole-number id", "left out"),
+        (lambda d: d["categories"].append({"name": "no id"}), "the category has no id", "left out"),
     ],
 )
 def test_each_fault_is_found_and_fixed(path: Path, change: Change, kind: str, fix: str) -> None:
@@ -188,7 +192,7 @@ def test_reading_refuses_exactly_the_documents_with_an_error_and_the_fixed_copy_
     if errors:
         with pytest.raises(InputError) as caught:
             read(path)
-        assert str(caught.value) == errors[0]
+        assert str(caught.value).startswith(errors[0])
     else:
         assert read(path).fingerprint == report.fixed.fingerprint
 

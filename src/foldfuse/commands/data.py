@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +11,10 @@ from rich.markup import escape
 from rich.table import Table
 
 from foldfuse.commands import options
+from foldfuse.data.box_formats import BoxFormat, CategoryIds, Conventions
 from foldfuse.data.dataset import Dataset, require_annotations
 from foldfuse.data.doctor import CheckReport, class_statistics, examine, write_fixed
+from foldfuse.data.findings import Finding
 from foldfuse.data.folds import Folds, groups_of, make_folds
 from foldfuse.data.readers.coco import read
 from foldfuse.errors import InputError
@@ -64,20 +66,30 @@ def check(
     fix: bool = False,
     out: options.OptionalOut = None,
     json_only: bool = False,
+    box_format: BoxFormat | None = None,
+    category_ids: CategoryIds | None = None,
+    ignore_crowd: bool = False,
     images: options.Images = None,
     overwrite: options.Overwrite = False,
 ) -> CheckReport:
     """Find the faults of a dataset and show them; the exit status is 1 with faults, 0 without.
 
-    Faults are broken rows, boxes without a size, outside their image or annotated twice, repeated ids, and images that are
-    missing, cannot be decoded or have another size than the JSON says. Notes are near-duplicate images, images without
-    annotations, tiny boxes, boxes that stick out, classes that never occur, and EXIF tags.
+    Faults are broken rows, boxes without a size, outside their image or annotated twice, repeated ids and class names, images
+    that are missing, cannot be decoded or have another size than the JSON says, and whatever holds for most of the dataset and
+    should not: boxes in another format than COCO's, crowd regions only, images without annotations, boxes that stick out, are
+    tiny, or are all of one size. Notes are near-duplicate images, single images without annotations, classes that never
+    occur, numbers written as text, and EXIF tags.
 
     Args:
         data: COCO JSON, a folder with a train.json, or a YOLO or VOC dataset.
         fix: write a fixed copy as COCO JSON to `out`; rows that cannot be fixed are left out.
         out: the file of the fixed copy.
         json_only: check the rows alone; by default every image is decoded, and near-duplicates are found.
+        box_format: read `bbox` in this format instead of COCO's xywh, and write the fixed copy in COCO's. Shares are of the
+            image's width and height. With xywh, boxes that look otherwise are taken as they are.
+        category_ids: from_zero or from_one where annotations count the classes in the order of their ids instead of naming
+            an id; as_given where the ids are meant as they are.
+        ignore_crowd: take crowd regions and objects marked difficult for ordinary objects.
 
     Raises:
         InputError: the file is not a dataset, nothing in it can be used, or the copy would replace the original.
@@ -90,14 +102,13 @@ def check(
         raise InputError("--fix and --out go together: give both to write a fixed copy, or neither to check alone.")
     if out is not None:
         options.refuse_overwrite(out, overwrite, is_file=True)
-    report = examine(data, decode=not json_only, images=images)
-    if out is not None:
-        report = write_fixed(report, out)
+    conventions = Conventions(box_format, category_ids, ignore_crowd)
+    report = examine(data, decode=not json_only, images=images, conventions=conventions)
     console = Console()
     if report.findings:
         console.print(_findings_table(report))
     console.print(_classes_table(report.fixed))
-    return report
+    return report if out is None else write_fixed(report, out)
 
 
 def _folds_table(dataset: Dataset, folds: Folds) -> Table:
@@ -110,20 +121,33 @@ def _folds_table(dataset: Dataset, folds: Folds) -> Table:
     return table
 
 
+def _importance(kind: tuple[tuple[str, bool, str], list[Finding]]) -> tuple[bool, bool, int]:
+    """The order of kinds of findings: faults, those first without whose option no copy is written, then the most frequent."""
+    (_, is_fault, _), findings = kind
+    return not is_fault, not findings[0].option, -len(findings)
+
+
 def _findings_table(report: CheckReport) -> Table:
     """A row for each kind of finding: faults first, then the most frequent kinds."""
     table = Table("", "finding", "times", "fixed copy", "such as", title="Findings")
-    kinds = Counter((f.kind, f.is_fault, f.fix) for f in report.findings)
-    for (kind, is_fault, fix), times in sorted(kinds.items(), key=lambda item: (not item[0][1], -item[1])):
-        examples = [escape(f.where) for f in report.findings if (f.kind, f.fix) == (kind, fix)][:EXAMPLES]
-        table.add_row("fault" if is_fault else "note", kind, str(times), fix or "as it is", "\n".join(examples))
+    found = defaultdict(list)
+    for finding in report.findings:
+        fix = f"only with {finding.option}" if finding.option else finding.fix or "as it is"
+        found[finding.kind, finding.is_fault, fix].append(finding)
+    for (kind, is_fault, fix), same in sorted(found.items(), key=_importance):
+        examples = [escape(finding.where) for finding in same[:EXAMPLES]]
+        kind_of_row = "fault" if is_fault else "note"
+        table.add_row(kind_of_row, escape(kind), str(len(same)), escape(fix), "\n".join(examples))
     return table
 
 
 def _classes_table(dataset: Dataset) -> Table:
     title = f"{len(dataset)} images, {dataset.num_boxes} boxes"
-    table = Table("class", "boxes", "images", "median side, px", title=title)
-    for row in class_statistics(dataset):
+    rows = class_statistics(dataset)
+    crowd = ("crowd",) if any(row.num_crowd for row in rows) else ()
+    table = Table("class", "boxes", *crowd, "images", "median side, px", title=title)
+    for row in rows:
         side = "" if row.median_side_px is None else f"{row.median_side_px:.0f}"
-        table.add_row(escape(row.name), str(row.num_boxes), str(row.num_images), side)
+        num_crowd = (str(row.num_crowd),) if crowd else ()
+        table.add_row(escape(row.name), str(row.num_boxes), *num_crowd, str(row.num_images), side)
     return table

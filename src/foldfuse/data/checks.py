@@ -6,29 +6,38 @@ Source: the COCO data format, https://cocodataset.org/#format-data.
 
 from __future__ import annotations
 
-import math
 import os
-from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
-from foldfuse.data.findings import AnnotationRow, CategoryRow, Finding, ImageRow, Item, Row
+from foldfuse.data.annotation_rows import FIX, Known, walk_annotations
+from foldfuse.data.box_formats import AS_FOUND, Conventions
+from foldfuse.data.findings import AnnotationRow, CategoryRow, Finding, ImageRow, Item, Row, fixed_row
 from foldfuse.data.images import load_image
+from foldfuse.data.judgement import judge
 from foldfuse.data.readers.image_names import ImageFiles
+from foldfuse.data.values import Ids, short, whole_number
+from foldfuse.data.values import name as class_name
 from foldfuse.errors import InputError
 
-TINY_PX = 2.0  # a side below this is more often a slip of the mouse than an object
+MAX_SIDE_PX = 1_000_000
 ORIENTATION_TAG = 0x0112
 SWAPPED = range(5, 9)  # EXIF orientations that swap width and height
-FIX = "'foldfuse check --fix' writes a copy without it."
 
 
 def walk(
-    document: Any, source: Path, *, files: ImageFiles | None = None, annotated: bool = True, decode: bool = False
+    document: Any,
+    source: Path,
+    *,
+    files: ImageFiles | None = None,
+    annotated: bool = True,
+    decode: bool = False,
+    conventions: Conventions = AS_FOUND,
 ) -> Iterator[Item]:
     """The usable rows of a COCO document and its findings: images first, then categories, then annotations.
 
@@ -40,9 +49,10 @@ def walk(
         files: finds the image files; by default those beside `source` and in the folders below.
         annotated: False to ignore the annotations.
         decode: also decode every image, and leave out images that cannot be decoded or have another size.
+        conventions: how to read boxes and category ids that do not follow COCO.
 
     Raises:
-        InputError: the document is not COCO, or none of its images or categories can be used.
+        InputError: the document is not COCO.
     """
     if not isinstance(document, dict):
         raise InputError(
@@ -51,23 +61,41 @@ def walk(
     keys = ("images", "categories", "annotations") if annotated else ("images", "categories")
     rows = {key: _list(document, key, source) for key in keys}
 
+    image_ids, category_ids = (Ids(row.get("id") for row in rows[key]) for key in ("images", "categories"))
     images: dict[int, ImageRow] = {}
     first_id: dict[int, int] = {}  # {image id: id of the first row with the same file}
-    listed = _images(rows["images"], source, files or ImageFiles(source), first_id)
+    listed = _images(rows["images"], image_ids, source, files or ImageFiles(source), first_id)
     for item in _decoded(listed) if decode else listed:
         if isinstance(item, ImageRow):
             images[item.id] = item
         yield item
+    yield from _renumbered("image", image_ids)
     categories: dict[int, CategoryRow] = {}
-    for category_or_finding in _categories(rows["categories"], source):
+    for category_or_finding in _categories(rows["categories"], category_ids, source):
         if isinstance(category_or_finding, CategoryRow):
             categories[category_or_finding.id] = category_or_finding
         yield category_or_finding
-    for what, usable in (("images", images), ("categories", categories)):
-        if not usable:
-            raise InputError(f"{source}: none of its {len(rows[what])} {what} can be used. Export the dataset again.")
-    if annotated:
-        yield from _annotations(rows["annotations"], source, images, first_id, categories)
+    yield from _renumbered("category", category_ids)
+    if annotated and images and categories:
+        info = document.get("info")
+        if conventions.box_format is None and isinstance(info, dict) and info.get("box_format") == "xywh":
+            conventions = replace(conventions, box_format="xywh")  # a fixed copy says so
+        known = Known(images, first_id, image_ids, categories, category_ids)
+        annotations = []
+        for row_or_finding in walk_annotations(rows["annotations"], source, known, conventions):
+            if isinstance(row_or_finding, AnnotationRow):
+                annotations.append(row_or_finding)
+            yield row_or_finding
+        yield from judge(list(images.values()), list(categories.values()), annotations)
+
+
+def _renumbered(what: str, ids: Ids) -> Iterator[Finding]:
+    """A note where ids are no whole numbers within 64 bits."""
+    if ids.renumbered:
+        raw, value = next(iter(ids.renumbered.items()))
+        kind = f"{what} ids are no whole numbers of 64 bits; Foldfuse numbers them in the order of the list"
+        where = f"{len(ids.renumbered)} ids, such as {short(raw)} as {value}"
+        yield Finding(kind, where, fix="", is_fault=False, is_told=True)
 
 
 def image_finding(path: Path, width: int, height: int) -> Finding | None:
@@ -103,64 +131,51 @@ def _list(document: Row, key: str, source: Path) -> list[Row]:
     return [row if isinstance(row, dict) else {} for row in rows]
 
 
-def _whole_number(value: Any) -> int | None:
-    """A JSON value as an int; None for a value that is not a whole number. Some exporters write ids as strings of digits."""
-    if isinstance(value, str) and value.isdecimal():
-        return int(value)
-    if isinstance(value, bool) or not (isinstance(value, int) or (isinstance(value, float) and value.is_integer())):
-        return None
-    return int(value)
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _not_whole(where: str, key: str, value: Any) -> str:
-    return f"{where}: {key!r} is {value!r}, expected a whole number. {FIX}"
-
-
-def _fixed(row: Row, **fields: Any) -> Row:
-    """A copy of the row with `fields` set; the row itself where it already has equal values of the same types."""
-    same = all(key in row and row[key] == value and type(row[key]) is type(value) for key, value in fields.items())
-    return row if same else row | fields
-
-
-def _images(rows: list[Row], source: Path, files: ImageFiles, first_id: dict[int, int]) -> Iterator[Finding | ImageRow]:
+def _images(
+    rows: list[Row], ids: Ids, source: Path, files: ImageFiles, first_id: dict[int, int]
+) -> Iterator[Finding | ImageRow]:
     """The usable images, and the findings about the unusable images; fills `first_id`."""
-    id_of_name: dict[str, int] = {}
+    id_of_file: dict[str, int] = {}
     for number, row in enumerate(rows):
         where = f"image {number} of the list"
-        image_id, name = _whole_number(row.get("id")), row.get("file_name")
+        raw, name = row.get("id"), row.get("file_name")
+        image_id = ids.number(raw)
         if image_id is None:
-            error = _not_whole(f"{source}: {where}", "id", row.get("id"))
-            yield Finding("the image has no whole-number id", where, error)
+            error = f"{source}: {where}: 'id' is {short(raw)}, expected a whole number or a word. {FIX}"
+            yield Finding("the image has no id", where, error)
             continue
-        where = f"{source}: image {image_id}"
-        if not isinstance(name, str) or not name:
-            error = f"{where}: 'file_name' is {name!r}, expected the name of an image file. {FIX}"
-            yield Finding("the image has no file_name", f"image {image_id}", error)
-        elif image_id in first_id:
-            error = f"{source}: image id {image_id} is listed twice, expected once. {FIX}"
-            yield Finding("the image id repeats", f"image {image_id} ({name})", error)
-        elif name in id_of_name:
-            first_id[image_id] = id_of_name[name]
+        where = f"{source}: image {short(raw)}"
+        if not isinstance(name, str) or not name.strip():
+            error = f"{where}: 'file_name' is {short(name)}, expected the name of an image file. {FIX}"
+            yield Finding("the image has no file_name", f"image {short(raw)}", error)
+            continue
+        if image_id in first_id:
+            error = f"{source}: image id {short(raw)} is listed twice, expected once. {FIX}"
+            yield Finding("the image id repeats", f"image {short(raw)} ({name})", error)
+            continue
+        match = files.find(name)
+        file = os.path.normpath(match.path)
+        if file in id_of_file:
+            first_id[image_id] = id_of_file[file]
             error = f"{source}: file_name {name} is listed twice, expected once. 'foldfuse check --fix' joins the two."
             yield Finding("the image is listed under two ids", name, error, fix="boxes joined")
-        elif not (match := files.find(name)).found:
+        elif not match.found:
             yield Finding("the image is missing", name, f"{where}: {files.where(name)}")
         else:
-            first_id[image_id] = id_of_name[name] = image_id
-            yield from _with_size(row, image_id, match.path, where)
+            first_id[image_id] = id_of_file[file] = image_id
+            for item in _with_size(row, image_id, match.path, where):
+                if isinstance(item, ImageRow):
+                    item = replace(item, original_id=ids.original(raw), row=fixed_row(item.row, id=ids.fixed(raw)))
+                yield item
 
 
 def _with_size(row: Row, image_id: int, path: Path, where: str) -> Iterator[Finding | ImageRow]:
     """The image, and a finding where its row has no size; the size is then read from the image file."""
-    width, height = _whole_number(row.get("width")) or 0, _whole_number(row.get("height")) or 0
-    if width <= 0 or height <= 0:
-        key = "width" if width <= 0 else "height"
+    width, height = whole_number(row.get("width")) or 0, whole_number(row.get("height")) or 0
+    if not (0 < width <= MAX_SIDE_PX and 0 < height <= MAX_SIDE_PX):
+        key = "height" if 0 < width <= MAX_SIDE_PX else "width"
         error = (
-            f"{where}: {key!r} is {row.get(key)!r}, expected a positive whole number of pixels. "
+            f"{where}: {key!r} is {short(row.get(key))}, expected a positive whole number of pixels. "
             "'foldfuse check --fix' takes the size from the file."
         )
         try:
@@ -170,8 +185,7 @@ def _with_size(row: Row, image_id: int, path: Path, where: str) -> Iterator[Find
             yield Finding("the image cannot be decoded", row["file_name"], error)
             return
         yield Finding("the image has no width or height", row["file_name"], error, fix="size taken from the file")
-    fixed = _fixed(row, id=image_id, width=width, height=height)
-    yield ImageRow(image_id, path, row["file_name"], width, height, fixed)
+    yield ImageRow(image_id, path, row["file_name"], width, height, fixed_row(row, width=width, height=height))
 
 
 def _decoded(items: Iterator[Finding | ImageRow]) -> Iterator[Finding | ImageRow]:
@@ -196,110 +210,46 @@ def _decoded(items: Iterator[Finding | ImageRow]) -> Iterator[Finding | ImageRow
         yield item
 
 
-def _categories(rows: list[Row], source: Path) -> Iterator[Finding | CategoryRow]:
+def _categories(rows: list[Row], ids: Ids, source: Path) -> Iterator[Finding | CategoryRow]:
     """The usable categories, and the findings about the unusable categories."""
     known: set[int] = set()
+    first_of_name: dict[str, str] = {}
+    first_alike: dict[str, str] = {}
     for number, row in enumerate(rows):
         where = f"category {number} of the list"
-        category_id = _whole_number(row.get("id"))
+        raw = row.get("id")
+        category_id = ids.number(raw)
         if category_id is None:
-            error = _not_whole(f"{source}: {where}", "id", row.get("id"))
-            yield Finding("the category has no whole-number id", where, error)
-        elif category_id in known:
-            error = f"{source}: category id {category_id} is listed twice, expected once. {FIX}"
-            where = f"category {category_id} ({row.get('name')})"
+            error = f"{source}: {where}: 'id' is {short(raw)}, expected a whole number or a word. {FIX}"
+            yield Finding("the category has no id", where, error)
+            continue
+        where = f"category {short(raw)} ({short(row.get('name'))})"
+        if category_id in known:
+            error = f"{source}: category id {short(raw)} is listed twice, expected once. {FIX}"
             yield Finding("the category id repeats", where, error)
-        else:
-            known.add(category_id)
-            name = row.get("name", str(category_id))
-            yield CategoryRow(category_id, str(name), _fixed(row, id=category_id, name=name))
-
-
-def _annotations(
-    rows: list[Row],
-    source: Path,
-    images: dict[int, ImageRow],
-    first_id: dict[int, int],
-    categories: dict[int, CategoryRow],
-) -> Iterator[Finding | AnnotationRow]:
-    """The usable annotations, and the findings about all annotations."""
-    ids = Counter(_whole_number(row.get("id")) for row in rows)
-    renumber = any(count > 1 for id_, count in ids.items() if id_ is not None) or None in ids
-    seen: set[tuple[Any, ...]] = set()  # (image, category, bbox, crowd) of each box so far
-    for number, row in enumerate(rows):
-        name = f"annotation {row.get('id', f'number {number}')}"
-        image_id, category_id = _whole_number(row.get("image_id")), _whole_number(row.get("category_id"))
-        image = images.get(first_id.get(image_id, image_id)) if image_id is not None else None
-        if image is None:
-            yield Finding("the annotation is of no usable image", name, _no_image(source, name, row))
             continue
-        where = f"{name} of {image.file_name}"
-        category = categories.get(category_id) if category_id is not None else None
-        fault = _category_fault(row, categories) if category is None else _box_fault(row.get("bbox"), image)
-        if category is None or fault is not None:
-            assert fault is not None
-            error = f"{source}: {where}: {fault[1]}"
-            yield Finding(fault[0], f"{where}, {row.get('bbox')}", error)
-            continue
-        x, y, w, h = map(float, row["bbox"])
-        crowd = bool(row.get("iscrowd", 0))
-        where = f"{where}, {row['bbox']}"
-        key = (image.id, category.id, x, y, w, h, crowd)
-        is_repeat = key in seen
-        seen.add(key)
-        annotation_id = _whole_number(row.get("id"))
-        if is_repeat:
-            yield Finding("the box is annotated twice", where)
-        elif annotation_id is not None and ids[annotation_id] > 1:
-            yield Finding("the annotation id repeats", where, fix="all renumbered")
-        if min(w, h) < TINY_PX:
-            yield Finding(f"the box has a side below {TINY_PX:g} px", where, fix="", is_fault=False)
-
-        fixed = _fixed(row, image_id=image.id, category_id=category.id)
-        area = row.get("area", w * h)
-        if not _is_number(area):
-            error = (
-                f"{source}: {name} of {image.file_name}: 'area' is {area!r}, expected square pixels. "
-                "Leave it out, and width x height is used."
+        known.add(category_id)
+        name = class_name(row.get("name"))
+        if name is None:
+            name = str(raw).strip() if isinstance(raw, str) else str(category_id)
+            fix = f"called {short(name)}"
+            if row.get("name") in (None, "") or isinstance(row.get("name"), str):
+                yield Finding("the category has no name", where, fix="called by its id", is_told=True)
+            else:
+                error = (
+                    f"{source}: {where}: 'name' is {short(row.get('name'))}, expected text. "
+                    f"'foldfuse check --fix' writes a copy in which it is {fix}."
+                )
+                yield Finding("the name of the category is no text", where, error, fix="called by its id")
+        if name in first_of_name:
+            both = f"{first_of_name[name]} and {where}"
+            yield Finding("two categories have one name", both, fix="", is_told=True)
+        elif (alike := " ".join(name.casefold().split())) in first_alike:
+            both = f"{first_alike[alike]} and {where}"
+            yield Finding(
+                "two category names differ in case or blanks alone", both, fix="", is_fault=False, is_told=True
             )
-            yield Finding("the area is not a number", where, error, fix="area taken from the box")
-            area = w * h
-            fixed = fixed | {"area": area}
-        box = (x, y, x + w, y + h)
-        if x < 0 or y < 0 or x + w > image.width or y + h > image.height:
-            yield Finding("the box sticks out of its image", where, fix="", is_fault=False)
-        if renumber:
-            fixed = fixed | {"id": len(seen)}
-        yield AnnotationRow(image.id, category.id, box, crowd, float(area), is_repeat, fixed)
-
-
-def _no_image(source: Path, name: str, row: Row) -> str:
-    image_id = row.get("image_id")
-    if _whole_number(image_id) is None:
-        return _not_whole(f"{source}: {name}", "image_id", image_id)
-    return f"{source}: {name}: is of image {image_id}, which is not in 'images'. Remove it or list the image."
-
-
-def _category_fault(row: Row, categories: dict[int, CategoryRow]) -> tuple[str, str]:
-    """(kind, sentence) of the fault of an annotation without a known category."""
-    kind, value = "the annotation is of no known category", row.get("category_id")
-    if _whole_number(value) is None:
-        return kind, f"'category_id' is {value!r}, expected a whole number. {FIX}"
-    known = ", ".join(map(str, sorted(categories)))
-    return kind, f"category_id {value} is not in 'categories' (known: {known}). {FIX}"
-
-
-def _box_fault(bbox: Any, image: ImageRow) -> tuple[str, str] | None:
-    """(kind, sentence) of the fault of a `bbox` that is not a box on its image; None for a good box."""
-    if not (isinstance(bbox, list) and len(bbox) == 4 and all(map(_is_number, bbox))):
-        return (
-            "the box is not four numbers",
-            f"'bbox' is {bbox!r}, expected [left, top, width, height] in pixels. {FIX}",
-        )
-    x, y, w, h = bbox
-    if w <= 0 or h <= 0:
-        return "the box has no size", f"the box {bbox} has no size. {FIX}"
-    if x >= image.width or y >= image.height or x + w <= 0 or y + h <= 0:
-        size = f"{image.width} x {image.height}"
-        return "the box lies outside its image", f"the box {bbox} lies outside its {size} image. {FIX}"
-    return None
+        else:
+            first_of_name[name] = first_alike[alike] = where
+        fixed = fixed_row(row, id=ids.fixed(raw), name=name)
+        yield CategoryRow(category_id, name, fixed, ids.original(raw))

@@ -116,6 +116,12 @@ def require_annotations(dataset: Dataset) -> Dataset:
         InputError: no object is annotated.
     """
     objects = sum(int((~s.annotations.crowd).sum()) for s in dataset.samples if s.annotations is not None)
+    if not objects and dataset.num_boxes:
+        raise InputError(
+            f"{dataset.source}: not one object is annotated on its {len(dataset)} images: all {dataset.num_boxes} boxes are "
+            "crowd regions (COCO's 'iscrowd', VOC's <difficult>), which training and scoring ignore. CVAT exports masks so. "
+            "If these are single objects, 'foldfuse check --fix --ignore-crowd --out FILE' writes a copy that says so."
+        )
     if not objects:
         raise InputError(
             f"{dataset.source}: not one object is annotated on its {len(dataset)} images. Training needs annotations."

@@ -5,17 +5,20 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 
+from foldfuse.data.box_formats import AS_FOUND, Conventions
 from foldfuse.data.checks import image_finding, walk
 from foldfuse.data.dataset import Dataset, Sample
 from foldfuse.data.findings import AnnotationRow, CategoryRow, Finding, ImageRow, Row
+from foldfuse.data.judgement import is_project_class
 from foldfuse.data.near_duplicates import near_duplicates
-from foldfuse.data.readers.coco import load, parse, require_layout
+from foldfuse.data.readers.coco import dataset_of, load, require_layout
 from foldfuse.errors import InputError
 from foldfuse.system.atomic_files import write_text
 
@@ -59,53 +62,80 @@ class CheckReport:
         if not num_faults:
             return f"{self.source}: no faults.{copy}"
         hint = copy or " Add --fix --out FILE to write a fixed copy."
+        for what, usable in (("image", self.document["images"]), ("category", self.document["categories"])):
+            if not usable:
+                hint = f" Not one usable {what} is left: {_counts(self.faults)}."
         return f"{self.source}: {num_faults} fault{'s' * (num_faults > 1)}.{hint}"
+
+
+def _counts(findings: Sequence[Finding]) -> str:
+    """The kinds of findings with their counts, the most frequent first."""
+    kinds = Counter(finding.kind for finding in findings)
+    return ", ".join(f"{kind} ({count} times)" for kind, count in kinds.most_common(3))
 
 
 @dataclass(frozen=True)
 class ClassStatistics:
-    """The boxes of one class: how many, on how many images, and the median of the square roots of their areas in pixels."""
+    """The boxes of one class.
+
+    Attributes:
+        name: of the class.
+        num_boxes: all boxes; `num_crowd` of them are crowd regions, which training and scoring ignore.
+        num_images: images with such boxes.
+        median_side_px: the median of the square roots of the boxes' areas; None without boxes.
+    """
 
     name: str
     num_boxes: int
+    num_crowd: int
     num_images: int
     median_side_px: float | None
 
 
-def examine(data: Path, *, decode: bool = True, images: Path | None = None) -> CheckReport:
+def examine(
+    data: Path, *, decode: bool = True, images: Path | None = None, conventions: Conventions = AS_FOUND
+) -> CheckReport:
     """The report on a dataset: its faults and notes, and the dataset with its faults fixed.
 
     Args:
         data: any dataset that `read` takes.
         decode: also decode every image and look for near-duplicates.
         images: the folder of the images, where they are not found beside the annotations.
+        conventions: how to read boxes and category ids that do not follow COCO.
 
     Raises:
-        InputError: `data` is not a dataset, or none of its images or classes can be used.
+        InputError: `data` is not a dataset.
     """
     loaded = load(data, images, annotated=require_layout(data).kind != "images")
     document, source = loaded.document, loaded.source
     annotated = not isinstance(document, dict) or "annotations" in document  # a test set has none
-    items = list(walk(document, source, files=loaded.files, annotated=annotated, decode=decode))
+    walked = walk(document, source, files=loaded.files, annotated=annotated, decode=decode, conventions=conventions)
+    items = [item for item in walked if not (isinstance(item, AnnotationRow) and item.is_repeat)]
     findings = [*loaded.findings, *(item for item in items if isinstance(item, Finding))]
     image_rows = [item for item in items if isinstance(item, ImageRow)]
     categories = [item for item in items if isinstance(item, CategoryRow)]
-    annotations = [item for item in items if isinstance(item, AnnotationRow) and not item.is_repeat]
-    fixed = document | {"images": [i.row for i in image_rows], "categories": [c.row for c in categories]}
-    if annotated:
-        fixed["annotations"] = [a.row for a in annotations]
+    annotations = [item for item in items if isinstance(item, AnnotationRow)]
+    if annotated and image_rows:
         boxes_of_image = Counter(a.image_id for a in annotations)
         boxes_of_class = Counter(a.category_id for a in annotations)
         findings += [_note("the image has no annotations", i.file_name) for i in image_rows if not boxes_of_image[i.id]]
         findings += [_note("the class never occurs", c.name) for c in categories if not boxes_of_class[c.id]]
+        kept = [c for c in categories if not is_project_class(c, categories, set(boxes_of_class))]
+    else:
+        kept = categories
     if decode:
         findings += [
             _note("images look almost the same", f"{image_rows[i].file_name} and {image_rows[j].file_name}")
             for i, j in near_duplicates([image.path for image in image_rows])
         ]
-    return CheckReport(
-        source, tuple(findings), parse(replace(loaded, document=fixed, findings=()), annotated=annotated), fixed
-    )
+    fixed = document | {"images": [i.row for i in image_rows], "categories": [c.row for c in kept]}
+    if annotated:
+        fixed["annotations"] = [a.row for a in annotations]
+    if conventions.box_format is not None:
+        info = document.get("info")
+        fixed["info"] = {**(info if isinstance(info, dict) else {}), "box_format": "xywh"}
+    dataset = dataset_of([*image_rows, *kept, *annotations], source, annotated=annotated)
+    return CheckReport(source, tuple(findings), dataset, fixed)
 
 
 def write_fixed(report: CheckReport, out: Path) -> CheckReport:
@@ -115,8 +145,15 @@ def write_fixed(report: CheckReport, out: Path) -> CheckReport:
     from the folder `copy_images` of the returned report.
 
     Raises:
-        InputError: `out` is the checked file itself, or cannot be written.
+        InputError: `out` is the checked file itself, or cannot be written; nothing in the dataset can be used; or the
+            annotations can be read in several ways, and no option says in which.
     """
+    for finding in report.findings:
+        if finding.option:
+            raise InputError(f"{report.source}: {finding.kind} ({finding.where}). Say which: add {finding.option}.")
+    for what, usable in (("images", report.document["images"]), ("categories", report.document["categories"])):
+        if not usable:
+            raise InputError(f"{report.source}: none of its {what} can be used, so there is nothing to write.")
     if out.resolve() == report.source.resolve():
         raise InputError(f"{out}: is the dataset itself. Choose another file for the fixed copy.")
     paths = {sample.file_name: _absolute(sample.path) for sample in report.fixed.samples}
@@ -141,12 +178,14 @@ def class_statistics(dataset: Dataset) -> tuple[ClassStatistics, ...]:
     """The statistics of each class, in the order of the labels."""
     annotations = [s.annotations.clipped(s.width, s.height) for s in dataset.samples if s.annotations is not None]
     labels = np.concatenate([np.zeros(0, np.int64), *(a.labels for a in annotations)])
+    crowd = np.concatenate([np.zeros(0, bool), *(a.crowd for a in annotations)])
     boxes = np.concatenate([np.zeros((0, 4)), *(a.boxes for a in annotations)])
     sides = np.sqrt((boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1]))
     return tuple(
         ClassStatistics(
             name,
             num_boxes=int((labels == label).sum()),
+            num_crowd=int(crowd[labels == label].sum()),
             num_images=sum(bool((a.labels == label).any()) for a in annotations),
             median_side_px=float(np.median(sides[labels == label])) if (labels == label).any() else None,
         )

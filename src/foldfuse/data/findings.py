@@ -20,6 +20,7 @@ class Finding:
         fix: the change in the fixed copy; "" where the copy keeps the row as it is.
         is_fault: True for a fault, which reading refuses or which misleads training; False for a note.
         is_told: True for a finding that the user must hear of outside `check` too: reading logs it.
+        option: the option of `check` that settles what the document leaves open; without it no fixed copy is written.
     """
 
     kind: str
@@ -28,11 +29,16 @@ class Finding:
     fix: str = "left out"
     is_fault: bool = True
     is_told: bool = False
+    option: str = ""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ImageRow:
-    """A usable image: its fields, and the fixed COCO row."""
+    """A usable image: its fields, and the fixed COCO row.
+
+    Attributes:
+        original_id: the id as it is written, where it is not the whole number `id`; else None.
+    """
 
     id: int
     path: Path
@@ -40,15 +46,21 @@ class ImageRow:
     width: int
     height: int
     row: Row
+    original_id: str | int | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class CategoryRow:
-    """A usable category: its fields, and the fixed COCO row."""
+    """A usable category: its fields, and the fixed COCO row.
+
+    Attributes:
+        original_id: the id as it is written, where it is not the whole number `id`; else None.
+    """
 
     id: int
     name: str
     row: Row
+    original_id: str | int | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -70,3 +82,9 @@ class AnnotationRow:
 
 
 Item = Finding | ImageRow | CategoryRow | AnnotationRow
+
+
+def fixed_row(row: Row, **fields: Any) -> Row:
+    """A copy of the row with `fields` set; the row itself where it already has equal values of the same types."""
+    same = all(key in row and row[key] == value and type(row[key]) is type(value) for key, value in fields.items())
+    return row if same else row | fields

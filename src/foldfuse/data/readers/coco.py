@@ -11,8 +11,9 @@ without them.
 from __future__ import annotations
 
 import json
+import logging
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ import numpy as np
 from foldfuse.boxes import xyxy_to_xywh
 from foldfuse.data.checks import walk
 from foldfuse.data.dataset import Dataset, Sample
-from foldfuse.data.findings import AnnotationRow, CategoryRow, Finding, ImageRow
+from foldfuse.data.findings import AnnotationRow, CategoryRow, Finding, ImageRow, Item
 from foldfuse.data.readers.image_names import ImageFiles
 from foldfuse.data.readers.layouts import Layout, find_layout, folders_with_layouts, read_layout
 from foldfuse.data.readers.loaded import Loaded
@@ -29,6 +30,8 @@ from foldfuse.detections import Annotations
 from foldfuse.errors import InputError
 from foldfuse.system.atomic_files import write_text
 from foldfuse.system.files import read_json
+
+logger = logging.getLogger(__name__)
 
 
 def read(path: Path | str, *, annotated: bool = True, images: Path | None = None) -> Dataset:
@@ -114,23 +117,49 @@ def locate(data: Path) -> tuple[Path, Path | None]:
 
 
 def parse(loaded: Loaded, *, annotated: bool = True) -> Dataset:
-    """The Dataset in a COCO document.
+    """The Dataset in a COCO document. Logs the findings that users must hear of, one line for each kind.
 
     Raises:
         InputError: see `read`.
     """
+    items = [*loaded.findings, *walk(loaded.document, loaded.source, files=loaded.files, annotated=annotated)]
+    findings = [item for item in items if isinstance(item, Finding)]
+    for first in findings:
+        if first.error:
+            more = sum(bool(other.error) and other.kind == first.kind for other in findings) - 1
+            hint = (
+                f" There {'is' if more == 1 else 'are'} {more} more of this kind: 'foldfuse check' lists all."
+                if more
+                else ""
+            )
+            raise InputError(first.error + hint)
+    tell(findings, loaded.source)
+    return dataset_of(items, loaded.source, annotated=annotated)
+
+
+def tell(findings: Iterable[Finding], source: Path) -> None:
+    """Logs the findings that users must hear of: one line for each kind, with its count and an example."""
+    kinds: dict[str, list[Finding]] = defaultdict(list)
+    for finding in findings:
+        if finding.is_told:
+            kinds[finding.kind].append(finding)
+    for kind, found in kinds.items():
+        times = f"{len(found)} times, such as " if len(found) > 1 else ""
+        logger.warning(f"{source}: {kind}: {times}{found[0].where}.".replace("..", "."))
+
+
+def dataset_of(items: Iterable[Item], source: Path, *, annotated: bool = True) -> Dataset:
+    """The Dataset of the usable rows among the items of a walk."""
     images: list[ImageRow] = []
     categories: list[CategoryRow] = []
     annotations: dict[int, list[AnnotationRow]] = defaultdict(list)
-    for item in (*loaded.findings, *walk(loaded.document, loaded.source, files=loaded.files, annotated=annotated)):
+    for item in items:
         if isinstance(item, ImageRow):
             images.append(item)
         elif isinstance(item, CategoryRow):
             categories.append(item)
         elif isinstance(item, AnnotationRow):
             annotations[item.image_id].append(item)
-        elif item.error:
-            raise InputError(item.error)
     categories.sort(key=lambda category: category.id)
     label_of = {category.id: label for label, category in enumerate(categories)}
     samples = tuple(
@@ -141,10 +170,18 @@ def parse(loaded: Loaded, *, annotated: bool = True) -> Dataset:
             width=image.width,
             height=image.height,
             annotations=_annotations(annotations[image.id], label_of) if annotated else None,
+            original_id=image.original_id,
         )
         for image in images
     )
-    return Dataset(samples, tuple(c.name for c in categories), tuple(label_of), loaded.source)
+    original_ids = tuple(c.id if c.original_id is None else c.original_id for c in categories)
+    return Dataset(
+        samples,
+        tuple(c.name for c in categories),
+        tuple(label_of),
+        source,
+        () if original_ids == tuple(label_of) else original_ids,
+    )
 
 
 def _annotations(rows: Sequence[AnnotationRow], label_of: Mapping[int, int]) -> Annotations:

@@ -11,6 +11,7 @@ import inspect
 import os
 import re
 import signal
+import sqlite3
 import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -23,7 +24,8 @@ from rich.console import Console, ConsoleOptions
 
 from foldfuse import __version__
 from foldfuse.errors import InputError
-from foldfuse.system import host
+from foldfuse.system import host, printing
+from foldfuse.system.disk_full import disk_full_reason
 from foldfuse.system.progress import log_on_standard_error
 from foldfuse.system.signals import sigterm_as_interrupt
 
@@ -105,42 +107,57 @@ def main(arguments: Sequence[str] | None = None) -> int:
     command = words[0] if words and words[0] in COMMANDS else None
     host.tune_malloc()
     first = os.environ.get("RANK", "0") == "0"  # of torchrun's processes, one speaks
-    error_console = Console(stderr=True, soft_wrap=True, highlight=False, quiet=not first)
-    try:
-        with sigterm_as_interrupt(), log_on_standard_error() if first else nullcontext():
-            app = make_app()
-            if command is not None and {"--help", "-h"} & set(words):
-                print_help(app, command)
-                return 0
-            result = app(words, exit_on_error=False, print_error=False, result_action="return_value")
-    except InputError as error:
-        error_console.print(f"error: {error}", markup=False)
-        return 2
-    except cyclopts.CycloptsError as error:
-        error_console.print(f"error: {_missing_argument(error, words) or error}", markup=False)
-        error_console.print(f"See: foldfuse {f'{command} ' if command else ''}--help", markup=False)
-        return 2
-    except ImportError as error:
-        package = _missing_package(error)
-        if package is None:
-            raise
-        error_console.print(
-            f"error: {command} runs a network and needs {package}, which is not installed. Install all of Foldfuse: "
-            "pip install foldfuse",
-            markup=False,
-        )
-        return 2
-    except FloatingPointError as error:  # a training diverged
-        error_console.print(f"error: {error}", markup=False)
-        return 1
-    except KeyboardInterrupt as error:
-        error_console.print(str(error) or "interrupted", markup=False)
-        return 130
-    finally:
-        atexit.register(_leave)  # last, so that it is called first
-    if result is not None and first:
-        print(result)
-    return int(getattr(result, "exit_status", 0))
+    with printing.printable_streams():
+        try:
+            with sigterm_as_interrupt(), log_on_standard_error() if first else nullcontext():
+                app = make_app()
+                if command is not None and {"--help", "-h"} & set(words):
+                    print_help(app, command)
+                    return 0
+                result = app(words, exit_on_error=False, print_error=False, result_action="return_value")
+            if result is not None and first:
+                printing.write(result)
+            sys.stdout.flush()  # a full disk under standard output shows here
+            return int(getattr(result, "exit_status", 0))
+        except (Exception, KeyboardInterrupt) as error:
+            failure = _failure(error, command, words)
+            if failure is None:
+                raise
+            status, lines = failure
+            for line in lines if first else ():
+                print(printing.sentence(line), file=sys.stderr)
+            return status
+        finally:
+            atexit.register(_leave)  # last, so that it is called first
+
+
+def _failure(error: BaseException, command: str | None, words: Sequence[str]) -> tuple[int, list[str]] | None:
+    """The exit status and the lines to print after an error; None for a mistake in Foldfuse itself."""
+    if isinstance(error, InputError):
+        return 2, [f"error: {error}"]
+    if isinstance(error, cyclopts.CycloptsError):
+        see = f"See: foldfuse {f'{command} ' if command else ''}--help"
+        return 2, [f"error: {_missing_argument(error, words) or error}", see]
+    if isinstance(error, KeyboardInterrupt):
+        return 130, [str(error) or "interrupted"]
+    if isinstance(error, FloatingPointError):  # a training diverged
+        return 1, [f"error: {error}"]
+    if isinstance(error, ImportError) and (package := _missing_package(error)):
+        needs = f"{command} runs a network and needs {package}, which is not installed."
+        return 2, [f"error: {needs} Install all of Foldfuse: pip install foldfuse"]
+    if isinstance(error, BrokenPipeError):  # the reader of the output has ended, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141, []
+    if reason := disk_full_reason(error):
+        place = f"{error.filename}: " if isinstance(error, OSError) and error.filename else ""
+        return 2, [f"error: {place}{reason}. Nothing half-written is kept; make room, then give the command again."]
+    if isinstance(error, MemoryError):
+        return 1, ["error: there is not enough memory. Close other programs, or use a machine with more memory."]
+    if isinstance(error, OSError) and error.filename is not None:
+        return 2, [f"error: {error.filename}: {(error.strerror or str(error)).lower()}. Check this path."]
+    if isinstance(error, sqlite3.Error):
+        return 2, [f"error: a campaign's ledger cannot be used ({error}). Is its folder writable and whole?"]
+    return None
 
 
 def _missing_argument(error: cyclopts.CycloptsError, words: Sequence[str]) -> str | None:
@@ -168,7 +185,7 @@ def print_help(app: cyclopts.App, command: str) -> None:
     page.help_formatter = _Panels()
     app.help_print([command])
     lines = ["", "Examples:", *(f"  {line}" for line in examples)]
-    Console(highlight=False, soft_wrap=True).print("\n".join(lines), markup=False)
+    printing.write("\n".join(lines))
 
 
 def documented(function: Any) -> tuple[str, list[str]]:

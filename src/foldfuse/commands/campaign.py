@@ -6,8 +6,6 @@ import math
 import time
 from pathlib import Path
 
-from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from foldfuse.campaign import constants as c
@@ -20,7 +18,7 @@ from foldfuse.demo import synthetic
 from foldfuse.errors import InputError
 from foldfuse.reporting.live import follow
 from foldfuse.storage import notes
-from foldfuse.system import host
+from foldfuse.system import host, printing
 from foldfuse.system.durations import format_duration
 
 
@@ -115,7 +113,7 @@ def campaign(
             raise InputError(
                 f"--resume {resume} continues with the campaign's own options. Give it alone, or with --ray."
             )
-        return resume_campaign(resume, ray=ray, console=Console(stderr=True), start=start)
+        return resume_campaign(resume, ray=ray, console=printing.console(stderr=True), start=start)
     if data is None:
         raise InputError("no data is given. Give a COCO JSON or a folder with a train.json; or --resume FOLDER.")
     if plan:
@@ -123,7 +121,7 @@ def campaign(
             raise InputError("--plan measures this machine, not the nodes of a cluster. Leave out --ray.")
         _print_campaign_plan(request)
         return None
-    return run_campaign(request, ray=ray, overwrite=overwrite, console=Console(stderr=True), start=start)
+    return run_campaign(request, ray=ray, overwrite=overwrite, console=printing.console(stderr=True), start=start)
 
 
 def _print_campaign_plan(request: CampaignRequest) -> None:
@@ -135,7 +133,7 @@ def _print_campaign_plan(request: CampaignRequest) -> None:
         table.add_column(head, justify="left" if words else "right", no_wrap=head == "recipe")
     for cost in estimate.costs:
         table.add_row(
-            escape(cost.name),
+            cost.name,
             str(cost.recipe.image_size),
             str(cost.recipe.batch_size),
             f"{cost.step_seconds:.2f}",
@@ -143,7 +141,7 @@ def _print_campaign_plan(request: CampaignRequest) -> None:
             format_duration(c.MIN_COMPARED_STEPS * cost.step_seconds),
             "yes" if cost.name in estimate.tried else "no time",
         )
-    console = Console()
+    console = printing.console()
     console.print(table)
     console.print(_plan_table(estimate.plan, f"The plan for {format_duration(estimate.deadline)}"))
     members = len(estimate.plan.segments)
@@ -175,7 +173,7 @@ def watch(folder: Path) -> None:
     Examples:
         foldfuse watch night
     """
-    follow(folder, console=Console())
+    follow(folder, console=printing.console())
 
 
 def note(
@@ -247,5 +245,5 @@ def demo(
     folder = campaign(data, deadline=deadline, out=out / "campaign", seed=seed, device=device)
     assert folder is not None, "only a plan leaves no folder"
     score(folder / "submission.json", data / "test_truth.json")
-    print(f"The submission is {folder / 'submission.csv'}; {folder / 'report.html'} explains it.")
+    printing.write(f"The submission is {folder / 'submission.csv'}; {folder / 'report.html'} explains it.")
     return folder

@@ -6,8 +6,6 @@ from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
-from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from foldfuse.commands import options
@@ -18,6 +16,7 @@ from foldfuse.data.findings import Finding
 from foldfuse.data.folds import Folds, groups_of, make_folds
 from foldfuse.data.readers.coco import read
 from foldfuse.errors import InputError
+from foldfuse.system import printing
 
 EXAMPLES = 2  # of each kind of finding, in the table
 
@@ -51,11 +50,11 @@ def split(
         foldfuse split data --out folds.json
         foldfuse split data/train.json --folds 3 --group "^[^_]+" --out folds3.json
     """
-    options.refuse_overwrite(out, overwrite, is_file=True)
+    options.refuse_overwrite(out, overwrite, is_file=True, inputs=[data, images])
     dataset = require_annotations(read(data, images=images))
     groups = None if group is None else groups_of(dataset, group)
     made = make_folds(dataset, num_folds=folds, seed=seed, groups=groups)
-    Console().print(_folds_table(dataset, made))
+    printing.console().print(_folds_table(dataset, made))
     made.write(out)
     return out
 
@@ -101,10 +100,10 @@ def check(
     if fix != (out is not None):
         raise InputError("--fix and --out go together: give both to write a fixed copy, or neither to check alone.")
     if out is not None:
-        options.refuse_overwrite(out, overwrite, is_file=True)
+        options.refuse_overwrite(out, overwrite, is_file=True, inputs=[data, images], may_be_dataset=True)
     conventions = Conventions(box_format, category_ids, ignore_crowd)
     report = examine(data, decode=not json_only, images=images, conventions=conventions)
-    console = Console()
+    console = printing.console()
     if report.findings:
         console.print(_findings_table(report))
     console.print(_classes_table(report.fixed))
@@ -112,7 +111,7 @@ def check(
 
 
 def _folds_table(dataset: Dataset, folds: Folds) -> Table:
-    table = Table("fold", "images", "boxes", *map(escape, dataset.classes))
+    table = Table("fold", "images", "boxes", *dataset.classes)
     for fold in range(folds.num_folds):
         part = dataset.subset(folds.val_ids(fold))
         labels = np.concatenate([s.annotations.labels for s in part.samples if s.annotations is not None])
@@ -135,9 +134,9 @@ def _findings_table(report: CheckReport) -> Table:
         fix = f"only with {finding.option}" if finding.option else finding.fix or "as it is"
         found[finding.kind, finding.is_fault, fix].append(finding)
     for (kind, is_fault, fix), same in sorted(found.items(), key=_importance):
-        examples = [escape(finding.where) for finding in same[:EXAMPLES]]
+        examples = [finding.where for finding in same[:EXAMPLES]]
         kind_of_row = "fault" if is_fault else "note"
-        table.add_row(kind_of_row, escape(kind), str(len(same)), escape(fix), "\n".join(examples))
+        table.add_row(kind_of_row, kind, str(len(same)), fix, "\n".join(examples))
     return table
 
 
@@ -149,5 +148,5 @@ def _classes_table(dataset: Dataset) -> Table:
     for row in rows:
         side = "" if row.median_side_px is None else f"{row.median_side_px:.0f}"
         num_crowd = (str(row.num_crowd),) if crowd else ()
-        table.add_row(escape(row.name), str(row.num_boxes), *num_crowd, str(row.num_images), side)
+        table.add_row(row.name, str(row.num_boxes), *num_crowd, str(row.num_images), side)
     return table

@@ -18,6 +18,7 @@ from foldfuse.ensemble.ensemble import EnsembleReport, apply_ensemble, build_ens
 from foldfuse.errors import InputError
 from foldfuse.formats.predictions import write_predictions
 from foldfuse.fusion import methods
+from foldfuse.system import printing
 
 
 def fuse(
@@ -53,7 +54,7 @@ def fuse(
         foldfuse fuse a.parquet b.parquet --data data/test.json --weight 2,1 --iou 0.6 --out weighted.csv
         foldfuse fuse a.parquet b.parquet --data data/test.json --ensemble ensemble.json --out best.json
     """
-    options.refuse_overwrite(out, overwrite)
+    options.refuse_overwrite(out, overwrite, inputs=[*predictions, data, images, ensemble])
     if ensemble is not None and (weight, method, iou, score_threshold) != ((), "wbf", 0.55, 0.0):
         raise InputError("--ensemble decides --method, --iou, --score-threshold and --weight. Leave those options out.")
     dataset = read(data, annotated=False, images=images)
@@ -94,12 +95,12 @@ def ensemble(
     Examples:
         foldfuse ensemble a_oof.parquet b_oof.parquet --data data/train.json --budget 60s --out ensemble.json
     """
-    options.refuse_overwrite(out, overwrite, is_file=True)
+    options.refuse_overwrite(out, overwrite, is_file=True, inputs=[*predictions, data, images])
     dataset = read(data, images=images)
     dataset, members = _common_images(dataset, read_members(predictions, dataset, input_format))
     report = build_ensemble(members, dataset, metric=metric, seconds=budget, folds=folds, seed=seed)
     report.ensemble.write(out)
-    _print_report(report, Console(highlight=False))
+    _print_report(report, printing.console())
     return out
 
 
@@ -151,4 +152,4 @@ def _print_report(report: EnsembleReport, console: Console) -> None:
             f"nested cross-validation: {report.nested_score:.4f}; minus the best single member {gain.mean:+.4f} "
             f"(95 % interval {gain.low:+.4f} to {gain.high:+.4f})"
         )
-    console.print("\n".join(lines), markup=False, soft_wrap=True)
+    console.print("\n".join(lines), soft_wrap=True)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from itertools import groupby
 
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
 from rich.table import Table
 
 from foldfuse.inference.model_table import NUM_CLASSES, read_model_table
+from foldfuse.system import printing
 
 
 def models() -> None:
@@ -30,7 +30,7 @@ def models() -> None:
             cost = (f"{row.num_parameters / 1e6:.1f}", f"{row.flops / 1e9:.1f}")
             table.add_row(row.name, *cost, str(row.image_size), str(row.stride), row.description)
         table.add_section()
-    console = Console()
+    console = printing.console()
     console.print(table)
     console.print(
         f"Detectors for {NUM_CLASSES['detector']} classes, then classifiers for {NUM_CLASSES['classifier']} classes. "

@@ -27,6 +27,7 @@ from foldfuse.inference.onnx_export import PACKAGES, write_onnx
 from foldfuse.models.cpu.fold_batch_norm import fold_batch_norms
 from foldfuse.reporting.profile_page import page
 from foldfuse.storage.run import Run
+from foldfuse.system import printing
 from foldfuse.system.atomic_files import write_text
 
 
@@ -63,13 +64,13 @@ def profile(
         for size in sizes:
             check_image_size(make_model(name, 10, device="meta"), size)
     costs = {name: measure_costs(name, sizes, seconds=budget) for name in models}
-    console = Console()
+    console = printing.console()
     for name, points in costs.items():
         _print_costs(console, name, points)
     console.print("patches^0: does not grow; patches^1: grows with the number of patches; patches^2: with its square.")
     if out is not None:
         write_text(out, page(costs))
-        console.print(str(out), markup=False, soft_wrap=True)
+        console.print(str(out), soft_wrap=True)
 
 
 def _print_costs(console: Console, name: str, points: Sequence[CostPoint]) -> None:
@@ -85,7 +86,7 @@ def _print_costs(console: Console, name: str, points: Sequence[CostPoint]) -> No
         )
     console.print(table)
     growth = ", ".join(f"{quantity} ~ patches^{e:.2f}" for quantity, e in scaling_exponents(points).items())
-    console.print(f"{name}: {growth}.\n", soft_wrap=True, markup=False)
+    console.print(f"{name}: {growth}.\n", soft_wrap=True)
 
 
 def export(
@@ -117,7 +118,7 @@ def export(
         foldfuse export run1 --image-size 320 --fixed-size --out run1_320.onnx
     """
     options.check_ending(out, ".onnx")
-    options.refuse_overwrite(out, overwrite, is_file=True)
+    options.refuse_overwrite(out, overwrite, is_file=True, inputs=[Path(model)])
     missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
     if missing:
         raise InputError(f"{', '.join(missing)} must be installed to write ONNX: pip install 'foldfuse[export]'.")
@@ -135,5 +136,5 @@ def export(
     size = size if image_size is None else image_size
     check_image_size(net, size)
     takes = write_onnx(net, out, image_size=size, metadata=metadata, fixed_size=fixed_size)
-    print(f"{out}: takes {takes}; its outputs in ONNX Runtime equal PyTorch's.")
+    printing.write(f"{out}: takes {takes}; its outputs in ONNX Runtime equal PyTorch's.")
     return out

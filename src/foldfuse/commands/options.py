@@ -9,25 +9,26 @@ one does. Names and numbers in tuples are given by commas, by repeating, or both
 other tuples by repeating alone. Durations arrive as seconds. A default of (), None or False is not shown in the help. An
 option that is True by default cannot be switched off: give it the opposite name, and False by default.
 
-`refuse_overwrite(out, overwrite)` is the first line of every command that writes a file or folder. A command that writes a folder
-calls `remove_old(out, overwrite)` right before writing.
+`refuse_overwrite(out, overwrite, inputs=...)` is the first line of every command that writes a file or folder. A command that
+writes a folder calls `remove_old(out, overwrite)` right before writing.
 """
 
 from __future__ import annotations
 
 import importlib.util
+import os
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter, Token, validators
 
 from foldfuse.errors import InputError
+from foldfuse.system.atomic_files import check_target
 from foldfuse.system.durations import duration_option, parse_duration
-
-OWN_FILES = ("run.json", "recipe.json", "campaign.sqlite", "sweep.json", "rescore.json")  # each marks a folder as ours
+from foldfuse.system.outputs import OWN_FILES, is_own_folder, refuse_input, refuse_loss
 
 
 def _split_values(tokens: Sequence[Token]) -> list[str]:
@@ -186,28 +187,52 @@ def check_ending(out: Path, *endings: str) -> None:
         raise InputError(f"{out}: ends in {out.suffix or 'nothing'}, and must end in {' or '.join(endings)}.")
 
 
-def refuse_overwrite(path: Path, overwrite: bool, *, is_file: bool = False) -> None:
+def refuse_overwrite(
+    path: Path,
+    overwrite: bool,
+    *,
+    is_file: bool = False,
+    inputs: Iterable[Path | None] = (),
+    made_by: Sequence[str] = (),
+    may_be_dataset: bool = False,
+) -> None:
     """Checks that an output may be written: nothing or an empty folder is at `path`, or `overwrite` is given.
 
     Args:
         path: the output.
         overwrite: whether an existing output may be replaced.
         is_file: whether the command writes a file there; a folder is then refused.
+        inputs: the files and folders that the command reads; None stands for an option that is not given.
+        made_by: where the command makes a folder, the names of files that mark a folder of its kind; only such a folder may be
+            replaced. By default a folder with any of OWN_FILES.
+        may_be_dataset: whether the output is a dataset in COCO JSON, which may replace another.
 
     Raises:
-        InputError: `path` exists and `overwrite` is False, the folder to overwrite was not made by Foldfuse, or a folder is at
-            the path of a file.
+        InputError: `path` exists and `overwrite` is False; it is an input or holds one; it is a record of Foldfuse or a file of
+            a dataset; a folder to overwrite was not made by such a command; or there is no way to write there.
     """
-    if is_file and path.is_dir():
-        raise InputError(f"{path}: is a folder, expected a file to write. Add the name of a file to it.")
-    if not path.exists() or (path.is_dir() and not any(path.iterdir())):
+    path = Path(path)
+    if is_file or made_by:
+        check_target(path, is_folder=not is_file)
+    elif not path.is_dir():
+        check_target(path)
+    if not path.exists():
+        return
+    refuse_input(path, inputs)
+    if path.is_dir() and not any(path.iterdir()):
         return
     if not overwrite:
         raise InputError(f"{path}: exists already. Choose another --out, or add --overwrite to replace it.")
-    if path.is_dir() and not any((path / name).exists() for name in OWN_FILES):
+    if not path.is_dir():
+        refuse_loss(path, may_be_dataset=may_be_dataset)
+    elif not is_own_folder(path, made_by or OWN_FILES):
         raise InputError(
-            f"{path}: is a folder without {', '.join(OWN_FILES)}, so Foldfuse did not make it and leaves it. "
+            f"{path}: is a folder without {' or '.join(made_by or OWN_FILES)}, so this command did not make it and leaves it. "
             "Choose another --out, or remove the folder yourself."
+        )
+    elif (path / ".git").exists():
+        raise InputError(
+            f"{path}: is a folder under version control (.git), which is not removed. Choose another --out."
         )
 
 
@@ -215,4 +240,4 @@ def remove_old(path: Path, overwrite: bool) -> None:
     """Removes the folder that is to be overwritten. Files need no removal: a new file replaces the old file at once."""
     refuse_overwrite(path, overwrite)
     if overwrite and path.is_dir():
-        shutil.rmtree(path)
+        shutil.rmtree(os.path.realpath(path))

@@ -26,6 +26,7 @@ from foldfuse.inference.detector import concat_shards, labels_by_name, load_dete
 from foldfuse.inference.learnt_images import learnt_ids
 from foldfuse.inference.tta import parse_views
 from foldfuse.storage.run import Run
+from foldfuse.system import printing
 from foldfuse.system.processes import open_world
 from foldfuse.system.progress import no_progress, progress_bar
 
@@ -71,7 +72,7 @@ def predict(
         foldfuse predict classifier1 data/train.json --out classes.csv
     """
     out = Path(out)
-    options.refuse_overwrite(out, overwrite)
+    options.refuse_overwrite(out, overwrite, inputs=[run, data, images])
     if Run(run).is_classifier:
         return _predict_classes(Run(run), data, out, views=view, images=images, device=device, all_=all_)
     views = parse_views(view)
@@ -157,7 +158,7 @@ def _predict_classes(
         labels = crops.labels
         by_class = [accuracy(probabilities[labels == k], labels[labels == k]) for k in np.unique(labels)]
         score = accuracy(probabilities, labels)
-        print(f"accuracy {score:.4f} of {len(crops)}; mean of the classes {np.mean(by_class):.4f}")
+        printing.write(f"accuracy {score:.4f} of {len(crops)}; mean of the classes {np.mean(by_class):.4f}")
         if learnt and all_:
-            print("This accuracy is not of new images: the run has learnt from some of them.", file=sys.stderr)
+            printing.write("This accuracy is not of new images: the run has learnt from some of them.", to_stderr=True)
     return out

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,13 +9,14 @@ from foldfuse.data.dataset import Dataset
 from foldfuse.detections import Predictions
 from foldfuse.errors import InputError
 from foldfuse.formats.predictions import read_prediction_file
+from foldfuse.system import printing
 
 
 def read_file(path: Path, dataset: Dataset, input_format: str | None) -> Predictions:
     """The predictions in a file; prints the format that was detected, and a warning where boxes are repeated."""
     file = read_prediction_file(path, dataset, format=input_format)
     for note in file.notes():
-        print(f"{path}: {note}", file=sys.stderr)
+        printing.write(f"{path}: {note}", to_stderr=True)
     return file.predictions
 
 

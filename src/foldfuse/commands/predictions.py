@@ -6,7 +6,6 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from rich.console import Console
 from rich.table import Table
 
 from foldfuse.commands import options
@@ -22,6 +21,7 @@ from foldfuse.evaluation.diagnosis import ERRORS, Diagnosis, diagnose
 from foldfuse.evaluation.metrics import measure
 from foldfuse.formats.predictions import write_predictions
 from foldfuse.formats.submission import SubmissionFormat, write_submission
+from foldfuse.system import printing
 
 BACKGROUND = "background"
 MATRIX_CLASSES = 8  # a confusion matrix of more classes does not fit 80 columns
@@ -65,7 +65,7 @@ def convert(
         foldfuse convert a.parquet data/test.json --out a.json
         foldfuse convert a.json data/test.json --format yolo --out labels
     """
-    options.refuse_overwrite(out, overwrite)
+    options.refuse_overwrite(out, overwrite, inputs=[predictions, data, images])
     dataset = read(data, annotated=False, images=images)
     return write_predictions(read_file(predictions, dataset, input_format), out, dataset, format=format)
 
@@ -96,7 +96,7 @@ def submit(
         foldfuse submit a.parquet data/test.json --out submission.csv
         foldfuse submit a.parquet data/test.json --format coco_json --max-detections 100 --out submission.json
     """
-    options.refuse_overwrite(out, overwrite, is_file=True)
+    options.refuse_overwrite(out, overwrite, is_file=True, inputs=[predictions, data, images])
     dataset = read(data, annotated=False, images=images)
     detections = read_file(predictions, dataset, input_format)
     return write_submission(detections, dataset, out, format, max_detections=max_detections)
@@ -133,7 +133,7 @@ def score(
     names = ["score"] if other is None else _file_names(paths)
     scores = [score_predictions(each, dataset) for each in files]
     diagnoses = [diagnose(each, dataset) for each in files]
-    console = Console(highlight=False)
+    console = printing.console()
     summary = [(head, *(getattr(each, field) for each in scores)) for field, head in COCO_ROWS.items()]
     if metric not in COCO_ROWS:
         summary.append((metric, *(measure(each, dataset, metric=metric) for each in files)))

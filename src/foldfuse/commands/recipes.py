@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from foldfuse.recipes import CLASSIFIER_RECIPES, RECIPES, ClassifierRecipe, Recipe
+from foldfuse.system import printing
 
 
 def recipes() -> None:
@@ -23,6 +22,6 @@ def recipes() -> None:
     for name, maker in makers.items():
         recipe = maker()
         purpose = (maker.__doc__ or "").split("\n")[0]
-        table.add_row(name, str(recipe.image_size), str(recipe.batch_size), escape(purpose))
+        table.add_row(name, str(recipe.image_size), str(recipe.batch_size), purpose)
     table.columns[0].no_wrap = True
-    Console().print(table)
+    printing.console().print(table)

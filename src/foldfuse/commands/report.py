@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from rich.console import Console
-
 from foldfuse.commands import options
 from foldfuse.commands.tables import text_table
 from foldfuse.reporting.campaign_page import write_campaign_page
 from foldfuse.reporting.compare import compare_campaigns, comparison_page
+from foldfuse.system import printing
 from foldfuse.system.atomic_files import write_text
 
 
@@ -28,7 +27,7 @@ def report(folder: Path, *, out: options.OptionalOut = None, overwrite: options.
         foldfuse report run1 --out run1.html
     """
     if out is not None:
-        options.refuse_overwrite(out, overwrite, is_file=True)
+        options.refuse_overwrite(out, overwrite, is_file=True, inputs=[folder])
     return write_campaign_page(folder, out=out)
 
 
@@ -49,15 +48,15 @@ def compare(
         foldfuse compare campaign1 campaign2 --out comparison.html
     """
     if out is not None:
-        options.refuse_overwrite(out, overwrite, is_file=True)
+        options.refuse_overwrite(out, overwrite, is_file=True, inputs=folders)
     comparison = compare_campaigns(folders)
-    console = Console(highlight=False)
+    console = printing.console()
     names = [campaign.name for campaign in comparison.campaigns]
     console.print(text_table("Campaigns", ["", *names], comparison.fact_rows()))
     if comparison.differences:
         console.print(text_table(comparison.title, ["", *comparison.differences], comparison.difference_rows()))
     for warning in comparison.warnings:
-        console.print(warning, markup=False, soft_wrap=True)
+        console.print(warning, soft_wrap=True)
     if out is not None:
         write_text(out, comparison_page(comparison))
-        console.print(str(out), markup=False, soft_wrap=True)
+        console.print(str(out), soft_wrap=True)

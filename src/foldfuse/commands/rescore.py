@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from rich.console import Console
-
 from foldfuse.commands import options
 from foldfuse.commands.prediction_files import read_file
 from foldfuse.data.dataset import Dataset
@@ -19,6 +17,7 @@ from foldfuse.inference.crop_features import CropEncoder, imagenet_encoder
 from foldfuse.inference.learnt_images import learnt_ids
 from foldfuse.inference.rescoring import RescoringResult, apply_rescorer, fit_rescorer
 from foldfuse.storage.run import Run
+from foldfuse.system import printing
 from foldfuse.system.atomic_files import atomic_folder
 from foldfuse.system.device import choose_device
 from foldfuse.system.progress import progress_bar
@@ -67,7 +66,8 @@ def rescore(
         foldfuse rescore a_oof.parquet --data data/train.json --folds folds.json --out rescored
         foldfuse rescore a_oof.parquet --data data --test-predictions a.parquet --test data/test.json --out both
     """
-    options.refuse_overwrite(out, overwrite)
+    inputs = [predictions, data, images, folds, test_predictions, test, run]
+    options.refuse_overwrite(out, overwrite, inputs=inputs, made_by=["rescore.json"])
     if (test_predictions is None) != (test is None):
         raise InputError("--test-predictions and --test belong together: give both, or neither.")
     dataset = read(data, images=images)
@@ -91,7 +91,7 @@ def rescore(
                 rescored = apply_rescorer(result.rescorer, test_boxes, test_data.samples, progress=progress)
             write_predictions(rescored, folder / "test.parquet", test_data)
         write_record(folder / "rescore.json", result.facts, version=FACTS_VERSION)
-    Console(highlight=False).print(summary(result), markup=False, soft_wrap=True)
+    printing.console().print(summary(result), soft_wrap=True)
     return out
 
 

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from cyclopts import Parameter
-from rich.console import Console
 from rich.table import Table
 
 from foldfuse.commands import options
@@ -32,6 +31,7 @@ from foldfuse.recipes import (
 )
 from foldfuse.reporting.sweep_page import sweep_page, sweep_rows
 from foldfuse.storage.run import Run, RunMetadata
+from foldfuse.system import printing
 from foldfuse.system.atomic_files import write_text
 from foldfuse.system.device import choose_device
 from foldfuse.system.durations import format_duration
@@ -59,7 +59,7 @@ def import_weights(weights: Path, *, out: options.Out, overwrite: options.Overwr
         foldfuse import yolov5s.pt --out yolov5s
     """
     weights, out = Path(weights), Path(out)
-    options.refuse_overwrite(out, overwrite)
+    options.refuse_overwrite(out, overwrite, inputs=[weights], made_by=["run.json", "recipe.json"])
     imported = read_yolov5(weights)
     origin = {
         "file": weights.name,
@@ -71,10 +71,9 @@ def import_weights(weights: Path, *, out: options.Out, overwrite: options.Overwr
     options.remove_old(out, overwrite)
     run = Run.create(out, recipe, metadata)
     run.save_weights(imported.model.state_dict())
-    Console().print(
+    printing.console().print(
         f"{imported.name} for {len(imported.classes)} classes from {weights} is in {run.folder}. "
         f"Mind its licence: {imported.licence}.",
-        markup=False,
     )
     return run.folder
 
@@ -136,7 +135,8 @@ def train(
         if data is None or out is None:
             raise InputError("a new training needs DATA and --out; give both, or --resume FOLDER alone.")
         run = Run(Path(out))
-        options.refuse_overwrite(run.folder, overwrite)
+        inputs = [data, images, folds, init_from]
+        options.refuse_overwrite(run.folder, overwrite, inputs=inputs, made_by=["run.json", "recipe.json"])
         if fold and folds is None:
             raise InputError(f"--fold {fold}: there are no folds. Add --folds FILE, a file of 'foldfuse split'.")
         check_trackers(tracker)
@@ -206,7 +206,7 @@ def train(
         train_classifier(run, dataset, session)
     if val is not None and session.world.is_main:
         accuracy, objects = val_accuracy(run, val, device=session.world.device)
-        print(f"accuracy on the {objects} held-out objects: {accuracy:.4f}")
+        printing.write(f"accuracy on the {objects} held-out objects: {accuracy:.4f}")
     return run.folder
 
 
@@ -308,6 +308,7 @@ def sweep(
     dataset = require_annotations(read(data, images=images))
     out = Path(out)
     if overwrite:
+        options.refuse_overwrite(out, overwrite, inputs=[data, images], made_by=["sweep.json"])
         options.remove_old(out, overwrite)
 
     def write_page(so_far: Sweep) -> None:
@@ -324,7 +325,7 @@ def sweep(
         show_progress=progress_bar,
         show=write_page,
     )
-    Console().print(_sweep_table(result))
+    printing.console().print(_sweep_table(result))
     return out / "sweep.html"
 
 

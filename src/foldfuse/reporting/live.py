@@ -15,7 +15,6 @@ from typing import Any
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
-from rich.markup import escape
 from rich.progress_bar import ProgressBar
 from rich.rule import Rule
 from rich.table import Table
@@ -108,7 +107,7 @@ def follow(folder: Path, *, console: Console) -> None:
             time.sleep(1 / REFRESHES)
             display.refresh()
             for note in _notes(view)[num_notes:]:
-                console.print(note, markup=False)
+                console.print(note)
             num_notes = len(_notes(view))
             if view.facts.get("seconds_used") != heartbeat:
                 heartbeat, changed = view.facts.get("seconds_used"), time.monotonic()
@@ -139,10 +138,10 @@ def _clock(facts: Mapping[str, Any]) -> RenderableType:
     words = f"{format_duration(elapsed)} of {format_duration(deadline)}"
     rest = f"{format_duration(remaining)} left" if remaining >= 0 else f"{format_duration(-remaining)} over"
     bar = ProgressBar(total=max(deadline, 1.0), completed=min(elapsed, deadline))
-    return _bar_line(f"[bold]{words}[/bold]", bar, rest if state == "running" else str(state))
+    return _bar_line(Text(words, style="bold"), bar, rest if state == "running" else str(state))
 
 
-def _bar_line(left: str, bar: RenderableType, right: str) -> RenderableType:
+def _bar_line(left: RenderableType, bar: RenderableType, right: str) -> RenderableType:
     line = Table.grid(padding=(0, 1), expand=True)
     line.add_column(no_wrap=True)
     line.add_column(ratio=1)
@@ -159,12 +158,12 @@ def _score(facts: Mapping[str, Any]) -> RenderableType:
     best_text = ""
     if members:
         best = max(members, key=lambda member: float(member.get("ap50") or 0.0))
-        best_text = f"; best member {escape(str(best.get('name')))} {_three_digits(best.get('ap50'))}"
+        best_text = f"; best member {best.get('name')} {_three_digits(best.get('ap50'))}"
     metric = str(fused.get("metric", "ap50"))
-    chosen = "" if metric in ("ap50", "ap") else f"{escape(metric.upper())} {_three_digits(fused.get('value'))}, "
-    return Text.from_markup(
-        f"[bold green]{chosen}AP50 {_three_digits(fused.get('ap50'))}[/bold green] out-of-fold, "
-        f"AP {_three_digits(fused.get('ap'))}: submission {facts.get('submissions', 1)}{best_text}"
+    chosen = "" if metric in ("ap50", "ap") else f"{metric.upper()} {_three_digits(fused.get('value'))}, "
+    return Text.assemble(
+        (f"{chosen}AP50 {_three_digits(fused.get('ap50'))}", "bold green"),
+        f" out-of-fold, AP {_three_digits(fused.get('ap'))}: submission {facts.get('submissions', 1)}{best_text}",
     )
 
 
@@ -179,7 +178,7 @@ def _current(facts: Mapping[str, Any], work: CurrentWork) -> RenderableType:
             return Text("")
         text, share = str(running[-1]["name"]), _trained_share(facts, running[-1])
     bar = ProgressBar(total=1.0, completed=min(1.0, share), pulse=False)
-    return _bar_line(f"now: {escape(text)}", bar if share > 0 else "", f"{share:.0%}" if share > 0 else "")
+    return _bar_line(f"now: {text}", bar if share > 0 else "", f"{share:.0%}" if share > 0 else "")
 
 
 def _trained_share(facts: Mapping[str, Any], interval: Mapping[str, Any]) -> float:
@@ -203,7 +202,7 @@ def _segments(facts: Mapping[str, Any]) -> RenderableType:
         segment, part = segments.get(name), planned.get(name, {})
         if segment is None:
             cells = (str(part.get("image_size", "")), "planned", f"~{_minutes(part.get('seconds') or 0.0)}")
-            table.add_row(escape(name), *cells, "", "", "", "", style="dim")
+            table.add_row(name, *cells, "", "", "", "", style="dim")
             continue
         state, result = str(segment["state"]), segment["result"]
         word = "promoted" if name in (facts.get("ranking") or ()) else _WORDS.get(state, state)

@@ -44,9 +44,9 @@ def progress_on(display: ProgressDisplay) -> Iterator[None]:
 
 def error_console() -> Console:
     """A console on standard error; it prints above the display, where one is active."""
-    from rich.console import Console
+    from foldfuse.system.printing import console
 
-    return _displays[-1].console if _displays else Console(stderr=True)
+    return _displays[-1].console if _displays else console(stderr=True)
 
 
 @contextmanager
@@ -60,7 +60,7 @@ def progress_bar(text: str) -> Iterator[Progress]:
     from rich.progress import Progress as RichProgress
 
     columns = (
-        TextColumn(text),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         TaskProgressColumn(),
         TimeElapsedColumn(),
@@ -76,7 +76,9 @@ class _StandardError(logging.Handler):
     """Prints on the standard error of the moment, which a live display redirects so that lines appear above the display."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        print(self.format(record), file=sys.stderr)
+        from foldfuse.system.printing import sentence
+
+        print(sentence(self.format(record)), file=sys.stderr)
 
 
 @contextmanager

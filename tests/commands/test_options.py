@@ -107,7 +107,7 @@ def test_nothing_is_overwritten_unasked(tmp_path):
     (folder / "thesis.txt").touch()
     with pytest.raises(InputError, match="exists already"):
         options.remove_old(folder, False)
-    with pytest.raises(InputError, match="Foldfuse did not make it and leaves it"):
+    with pytest.raises(InputError, match="this command did not make it and leaves it"):
         options.remove_old(folder, True)
     assert (folder / "thesis.txt").exists()
     (folder / "run.json").touch()

@@ -125,7 +125,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 raise
             status, lines = failure
             for line in lines if first else ():
-                print(printing.sentence(line), file=sys.stderr)
+                printing.write(line, to_stderr=True)
             return status
         finally:
             atexit.register(_leave)  # last, so that it is called first

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -120,7 +119,7 @@ def _common_images(dataset: Dataset, members: Mapping[str, Predictions]) -> tupl
             "same fold, or out-of-fold predictions of all images."
         )
     note = f"the ensemble is chosen on the {len(common)} of {len(dataset)} images that every member predicts"
-    print(f"{dataset.source}: {note}.", file=sys.stderr)
+    printing.write(f"{dataset.source}: {note}.", to_stderr=True)
     return dataset.subset(common), {name: member.select_images(common) for name, member in members.items()}
 
 

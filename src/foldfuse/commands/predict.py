@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import replace
@@ -101,9 +100,8 @@ def predict(
             write_predictions(fused, out, dataset)
             if learnt and out.suffix != ".parquet":
                 loss = "which images the run has learnt from" if all_ else "that images were left out"
-                print(
-                    f"{out}: only a .parquet can say {loss}; write one for score, ensemble and rescore.",
-                    file=sys.stderr,
+                printing.write(
+                    f"{out}: only a .parquet can say {loss}; write one for score, ensemble and rescore.", to_stderr=True
                 )
     return out
 
@@ -131,7 +129,7 @@ def _unlearnt(run: Run, dataset: Dataset, *, all_: bool, is_told: bool = True) -
             "about new images. Give other images, train with --folds to hold some out, or add --all to predict these."
         )
     if is_told:
-        print(sentence, file=sys.stderr)
+        printing.write(sentence, to_stderr=True)
     return (dataset if all_ else dataset.subset(set(dataset.image_ids) - learnt)), learnt
 
 

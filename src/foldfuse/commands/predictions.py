@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -163,8 +162,8 @@ def _scored_images(dataset: Dataset, files: Mapping[Path, Predictions]) -> Datas
             warning = (
                 f"its run has learnt from {len(learnt)} of the {len(predictions)} images, so that the score is too good"
             )
-            print(
-                f"WARNING: {path}: {warning} for new images. Predict without --all to leave them out.", file=sys.stderr
+            printing.write(
+                f"WARNING: {path}: {warning} for new images. Predict without --all to leave them out.", to_stderr=True
             )
     if not scored:
         raise InputError(f"{', '.join(map(str, files))}: no image of {dataset.source} is predicted by every file.")
@@ -173,7 +172,7 @@ def _scored_images(dataset: Dataset, files: Mapping[Path, Predictions]) -> Datas
     absent = set(dataset.image_ids) - scored
     learnt_absent = {image_id for p in files.values() for image_id in p.learnt_ids & absent}
     reason = f": the run has learnt from {len(learnt_absent)} of the others" if learnt_absent else ""
-    print(f"scored on the {len(scored)} of {len(dataset)} images that are predicted{reason}.", file=sys.stderr)
+    printing.write(f"scored on the {len(scored)} of {len(dataset)} images that are predicted{reason}.", to_stderr=True)
     return dataset.subset(scored)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -256,7 +255,7 @@ def _warn_of_learnt(recipe: Recipe, val: Dataset) -> None:
     if learnt:
         share = f"{len(learnt)} of the {len(val)} held-out images"
         warning = f"has learnt from {share}, so that predictions of them will not be out-of-fold"
-        print(f"WARNING: {recipe.init_weights}: {warning}.", file=sys.stderr)
+        printing.write(f"WARNING: {recipe.init_weights}: {warning}.", to_stderr=True)
 
 
 def _check_model(recipe: Recipe | ClassifierRecipe, num_classes: int) -> None:

@@ -43,8 +43,11 @@ def sentence(text: str) -> str:
 
 
 def write(text: object, *, to_stderr: bool = False) -> None:
-    """Prints a text of one or several lines, cleaned, on standard output or standard error."""
-    print(clean(str(text)), file=sys.stderr if to_stderr else sys.stdout)
+    """Prints a text, cleaned, on standard output; or a sentence on standard error."""
+    if to_stderr:
+        print(sentence(str(text)), file=sys.stderr)
+    else:
+        print(clean(str(text)))
 
 
 def console(*, stderr: bool = False, soft_wrap: bool = False, quiet: bool = False) -> Console:

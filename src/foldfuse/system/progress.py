@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Protocol
 
+from foldfuse.system import printing
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -44,9 +46,7 @@ def progress_on(display: ProgressDisplay) -> Iterator[None]:
 
 def error_console() -> Console:
     """A console on standard error; it prints above the display, where one is active."""
-    from foldfuse.system.printing import console
-
-    return _displays[-1].console if _displays else console(stderr=True)
+    return _displays[-1].console if _displays else printing.console(stderr=True)
 
 
 @contextmanager
@@ -76,9 +76,7 @@ class _StandardError(logging.Handler):
     """Prints on the standard error of the moment, which a live display redirects so that lines appear above the display."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        from foldfuse.system.printing import sentence
-
-        print(sentence(self.format(record)), file=sys.stderr)
+        print(printing.sentence(self.format(record)), file=sys.stderr)
 
 
 @contextmanager

@@ -12,10 +12,11 @@ import pytest
 from rich.table import Table
 from rich.text import Text
 
+import foldfuse
 from foldfuse.system import printing
 from foldfuse.system.progress import log_on_standard_error, progress_bar
 
-PACKAGE = Path(printing.__file__).parent.parent
+PACKAGE = Path(foldfuse.__file__).parent
 HOSTILE = "a\x1b[31m\x07[/][link=http://x]b[/link]:smile:{c}\u202e\ud800\x9b2J"
 
 
@@ -49,7 +50,7 @@ def test_the_log_and_the_bars_are_clean(capsys: pytest.CaptureFixture[str]) -> N
     import logging
 
     with log_on_standard_error():
-        logging.getLogger("foldfuse.x").warning("%s\nerror: spoofed", HOSTILE)
+        logging.getLogger("foldfuse.data").warning("%s\nerror: spoofed", HOSTILE)
     with progress_bar(HOSTILE) as progress:
         progress(0.5)
     err = capsys.readouterr().err

@@ -73,7 +73,7 @@ class ImageFiles:
         if is_absolute or ".." in parts:
             return self._find_outside(name, parts, is_absolute, expected)
         for folder in self.folders:
-            if _is_file(path := folder / name):
+            if _is_file(path := folder / name) or _is_file(path := folder.joinpath(*parts)):
                 return Match(path)
         return self._search(parts, expected, is_absolute=False)
 

@@ -1,0 +1,721 @@
+"""Datasets as tools write them: what is read right, what is told, and what is refused."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from corpus_samples import Case, coco, parametrize, run, save_image, write_coco
+from foldfuse.data.readers.coco import read
+
+Make = Callable[[Path], None]
+NAMES = "names: [cat, dog, bird]\n"
+LINE = "1 0.5 0.5 0.25 0.5\n"  # a dog, [36, 16, 24, 32] on 96 x 64
+BOX = [36.0, 16.0, 60.0, 48.0]  # xyxy
+XML = """<annotation><filename>{filename}</filename><size><width>96</width><height>64</height></size>
+<object><name>dog</name><bndbox><xmin>37</xmin><ymin>17</ymin><xmax>60</xmax><ymax>48</ymax></bndbox></object></annotation>"""
+
+
+def text(path: Path, words: str, encoding: str = "utf-8") -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(words.encode(encoding))
+    return path
+
+
+def yolo(
+    *,
+    images: str = "images/train/{}.jpg",
+    labels: str = "labels/train/{}.txt",
+    stems: Sequence[str] = ("a", "b", "c", "d"),
+    line: str = LINE,
+    yaml: str | None = "train: images/train\n" + NAMES,
+    also: Callable[[Path], Any] | None = None,
+) -> Make:
+    """A YOLO dataset with one label line an image."""
+
+    def make(folder: Path) -> None:
+        for seed, stem in enumerate(stems):
+            save_image(folder / images.format(stem), seed=seed)
+            text(folder / labels.format(stem), line)
+        if yaml is not None:
+            text(folder / "data.yaml", yaml)
+        if also is not None:
+            also(folder)
+
+    return make
+
+
+def voc(
+    *,
+    images: str = "JPEGImages/{}.jpg",
+    xmls: str = "Annotations/{}.xml",
+    stems: Sequence[str] = ("a", "b", "c", "d"),
+    xml: str = XML,
+    filename: str = "{}.jpg",
+    encoding: str = "utf-8",
+    also: Callable[[Path], Any] | None = None,
+) -> Make:
+    """A VOC dataset with one object an image."""
+
+    def make(folder: Path) -> None:
+        for seed, stem in enumerate(stems):
+            if images:
+                save_image(folder / images.format(stem), seed=seed)
+            text(folder / xmls.format(stem), xml.replace("{filename}", filename.format(stem)), encoding)
+        if also is not None:
+            also(folder)
+
+    return make
+
+
+def coco_as(
+    rename: Callable[[str], str], *, json_name: str = "train.json", image_name: Callable[[str], str] | None = None
+) -> Make:
+    """A COCO dataset whose file names and image files are changed: image 1 is called 1.jpg at first."""
+
+    def make(folder: Path) -> None:
+        document = coco()
+        for seed, row in enumerate(document["images"]):
+            plain = f"{row['id']}.jpg"
+            row["file_name"] = rename(plain)
+            save_image(folder / (image_name(plain) if image_name else f"images/{plain}"), seed=seed)
+        write_coco(folder, document, json_name, with_images=False)
+
+    return make
+
+
+def has(
+    data: str, num_images: int = 4, box: Sequence[float] | None = BOX, *, classes: str = "cat dog bird"
+) -> Callable:
+    """Checks that every image of a dataset has one dog with this box."""
+
+    def right(folder: Path) -> None:
+        dataset = read(folder / data)
+        assert len(dataset) == num_images
+        assert dataset.classes == tuple(classes.split())
+        for sample in dataset.samples:
+            assert sample.path.is_file()
+            assert sample.annotations is not None
+            np.testing.assert_allclose(sample.annotations.boxes, [box], atol=0.01)
+            assert [dataset.classes[label] for label in sample.annotations.labels] == ["dog"]
+
+    return right
+
+
+def has_coco(data: str) -> Callable[[Path], None]:
+    """Checks that a COCO dataset has its 4 images, each under its own name, and 8 boxes."""
+
+    def right(folder: Path) -> None:
+        dataset = read(folder / data)
+        assert (len(dataset), dataset.num_boxes) == (4, 8)
+        for sample in dataset.samples:
+            assert str(sample.id) in sample.path.name
+
+    return right
+
+
+def nfd(name: str) -> str:
+    return unicodedata.normalize("NFD", name)
+
+
+def windows_paths(folder: Path) -> None:
+    text(folder / "data.yaml", "path: D:\\sets\\pets\ntrain: images\\train\n" + NAMES)
+
+
+def orphans(folder: Path) -> None:
+    for stem in "xyz":
+        text(folder / "labels/train" / f"{stem}.txt", LINE)
+    save_image(folder / "images/train/e.jpg", seed=9)
+
+
+POSE = "1 0.5 0.5 0.25 0.5 0.45 0.4 0.55 0.6\n"
+TURNED = "1 0.5 0.25 0.66667 0.5 0.5 0.75 0.33333 0.5\n"
+
+YOLO = [
+    Case("yolo", yolo(), "check data.yaml", says=("no faults", "4 images, 4 boxes"), right=has("data.yaml")),
+    Case("yolo_folder", yolo(), "check .", says=("no faults",), right=has(".")),
+    Case("yolo_split_folder", yolo(), "check images/train", says=("no faults",), right=has("images/train")),
+    Case("pose", yolo(line=POSE, yaml="train: images/train\nkpt_shape: [2, 2]\n" + NAMES), "check .", right=has(".")),
+    Case(
+        "pose_17",
+        yolo(line=LINE.strip() + " 0.5 0.5 2" * 17 + "\n", yaml="train: images\nkpt_shape: [17, 3]\n" + NAMES),
+        "check .",
+        right=has("."),
+    ),
+    Case("pose_unsaid", yolo(line=POSE), "train . --out r --steps 1", 2, ("kpt_shape: [2, 2]", "keypoints")),
+    Case("pose_unsaid_check", yolo(line=POSE), "check .", 1, ("the numbers seem to be keypoints",)),
+    Case(
+        "pose_other_count",
+        yolo(line=POSE, yaml="train: images/train\nkpt_shape: [3, 2]\n" + NAMES),
+        "split . --out f.json --folds 2",
+        2,
+        ("has 8 numbers after the class, expected 10",),
+    ),
+    Case("polygon", yolo(line="1 0.375 0.25 0.625 0.25 0.625 0.75 0.5 0.75 0.375 0.5\n"), "check .", right=has(".")),
+    Case("polygon_of_4", yolo(line="1 0.375 0.25 0.625 0.25 0.625 0.75 0.375 0.75\n"), "check .", right=has(".")),
+    Case("oriented", yolo(line=TURNED), "split . --out f.json", 2, ("oriented boxes", "--fix")),
+    Case(
+        "oriented_said",
+        yolo(yaml="train: images/train\ntask: obb\n" + NAMES),
+        "check .",
+        1,
+        ("the boxes are oriented",),
+    ),
+    Case("dota", yolo(line="30 20 60 20 60 40 30 40 dog 0\n"), "split . --out f.json", 2, ("Oriented boxes (DOTA)",)),
+    Case("sixth_number", yolo(line="1 0.5 0.5 0.25 0.5 0.93\n"), "check .", says=("the sixth number",), right=has(".")),
+    Case("class_float", yolo(line="1.0 0.5 0.5 0.25 0.5\n"), "check .", right=has(".")),
+    Case("class_name", yolo(line="dog 0.5 0.5 0.25 0.5\n"), "check .", right=has(".")),
+    Case("class_fraction", yolo(line="0.5 0.5 0.5 0.25 0.5\n"), "check .", 1, ("label file is broken",)),
+    Case("class_unknown", yolo(line="7 0.5 0.5 0.25 0.5\n"), "split . --out f.json", 2, ("the class is 7",)),
+    Case("commas", yolo(line="1,0.5,0.5,0.25,0.5\n"), "check .", right=has(".")),
+    Case("decimal_commas", yolo(line="1 0,5 0,5 0,25 0,5\n"), "check .", right=has(".")),
+    Case("tabs_crlf_bom", yolo(line="\ufeff1\t0.5\t0.5\t0.25\t0.5\r\n\r\n"), "check .", right=has(".")),
+    Case("pixels", yolo(line="1 48 32 24 32\n"), "split . --out f.json", 2, ("look like pixels",)),
+    Case(
+        "corners",
+        yolo(line="1 0.375 0.25 0.9 0.75\n1 0.6 0.6 0.95 0.95\n"),
+        "split . --out f.json",
+        2,
+        ("x1 y1 x2 y2",),
+    ),
+    Case("negative_size", yolo(line="1 0.5 0.5 -0.25 0.5\n"), "split . --out f.json", 2, ("the box has the size",)),
+    Case("nan", yolo(line="1 0.5 nan 0.25 0.5\n"), "split . --out f.json", 2, ("expected finite numbers",)),
+    Case("too_few", yolo(line="1 0.5 0.5\n"), "split . --out f.json", 2, ("has 3 numbers, expected 5",)),
+    Case("binary_labels", yolo(also=lambda f: (f / "labels/train/a.txt").write_bytes(b"\0\1\2\0")), "check .", 1),
+    Case("labels_beside", yolo(labels="images/train/{}.txt"), "check .", right=has(".")),
+    Case(
+        "labels_beside_in_images",
+        yolo(images="images/{}.jpg", labels="images/{}.txt", yaml="train: .\n" + NAMES),
+        "check data.yaml",
+        right=has("data.yaml"),
+    ),
+    Case(
+        "images_twice_in_path",
+        yolo(images="images/set/images/{}.jpg", labels="images/set/labels/{}.txt", yaml="train: images\n" + NAMES),
+        "check .",
+        right=has("."),
+    ),
+    Case(
+        "labels_below",
+        yolo(images="train/{}.jpg", labels="train/labels/{}.txt", yaml="train: train\n" + NAMES),
+        "check .",
+        right=has("."),
+    ),
+    Case(
+        "labels_mirrored",
+        yolo(images="img/train/{}.jpg", labels="labels/train/{}.txt", yaml="train: img\n" + NAMES),
+        "check .",
+        right=has("."),
+    ),
+    Case(
+        "labels_misnamed",
+        yolo(labels="lables/train/{}.txt"),
+        "split . --out f.json",
+        2,
+        ("has a label file", "lables/train holds 4 of these"),
+    ),
+    Case("labels_missing", yolo(labels="gone/{}.md"), "check .", 1, ("no image has a label file",)),
+    Case(
+        "orphans",
+        yolo(also=orphans),
+        "check .",
+        1,
+        ("the label file has no image │ 3", "the image has no label file │ 1"),
+    ),
+    Case("labels_nfc", yolo(stems=[nfd("für_1"), nfd("für_2")], also=None), "check .", right=has(".", 2)),
+    Case(
+        "labels_nfd",
+        yolo(
+            stems=["ä", "ö"],
+            labels="gone/{}.x",
+            also=lambda f: [text(f / "labels/train" / nfd(f"{s}.txt"), LINE) for s in "äö"],
+        ),
+        "check .",
+        says=("another spelling",),
+        right=has(".", 2),
+    ),
+    Case(
+        "labels_percent",
+        yolo(
+            stems=["a b", "ö"],
+            labels="gone/{}.x",
+            also=lambda f: [text(f / "labels/train" / s, LINE) for s in ("a%20b.txt", "%C3%B6.txt")],
+        ),
+        "check .",
+        says=("another spelling",),
+        right=has(".", 2),
+    ),
+    Case(
+        "labels_upper",
+        yolo(labels="gone/{}.x", also=lambda f: [text(f / "labels/train" / f"{s}.TXT", LINE) for s in "ABCD"]),
+        "check .",
+        right=has("."),
+    ),
+    Case("labels_full_names", yolo(labels="labels/train/{}.jpg.txt"), "check .", right=has(".")),
+    Case(
+        "labels_two_fit",
+        yolo(
+            also=lambda f: (
+                (f / "labels/train/a.txt").rename(f / "labels/train/A.TXT") and text(f / "labels/train/%61.txt", LINE)
+            )
+        ),
+        "check .",
+        1,
+        ("the label file has no image",),
+        right=has("."),
+    ),
+    Case(
+        "two_images_one_label",
+        yolo(also=lambda f: save_image(f / "images/train/a.png", seed=8)),
+        "check .",
+        1,
+        ("two images share one label file",),
+    ),
+    Case("jfif", yolo(images="images/train/{}.jfif"), "check .", right=has(".")),
+    Case("upper_endings", yolo(images="images/train/{}.JPG"), "check .", right=has(".")),
+    Case(
+        "mac_files",
+        yolo(
+            also=lambda f: (
+                [text(f / "images/train" / n, "x") for n in ("._a.jpg", ".DS_Store", "Thumbs.db")]
+                + [text(f / "images/train/__MACOSX/a.jpg", "x")]
+                + [text(f / "labels/train/._a.txt", "x")]
+            )
+        ),
+        "check .",
+        says=("no faults",),
+        right=has("."),
+    ),
+    Case(
+        "one_empty_image",
+        yolo(also=lambda f: text(f / "images/train/e.jpg", "")),
+        "check .",
+        1,
+        ("cannot be decoded │ 1", "4 images, 4 boxes"),
+    ),
+    Case(
+        "long_numbers",
+        yolo(stems=["12345678901234567890", "12345678901234567891"]),
+        "check .",
+        right=lambda f: ids_are(f, [1, 2]),
+    ),
+    Case("numbers", yolo(stems=["0007", "0012"]), "check .", right=lambda f: ids_are(f, [7, 12])),
+    Case(
+        "names_bool",
+        yolo(yaml="train: images\nnames: [yes, dog, off]\n"),
+        "check .",
+        right=has(".", classes="yes dog off"),
+    ),
+    Case(
+        "names_str_keys",
+        yolo(yaml="train: images\nnames: {'0': cat, '1': dog}\n"),
+        "check .",
+        right=has(".", classes="cat dog"),
+    ),
+    Case(
+        "names_dict",
+        yolo(yaml="train: images\nnames:\n  0: cat\n  1: dog\n"),
+        "check .",
+        right=has(".", classes="cat dog"),
+    ),
+    Case(
+        "names_file",
+        yolo(yaml="train: images\nnames: my.names\n", also=lambda f: text(f / "my.names", "cat\ndog\n")),
+        "check .",
+        right=has(".", classes="cat dog"),
+    ),
+    Case("nc_differs", yolo(yaml="train: images\nnc: 5\n" + NAMES), "check .", 1, ("'nc' is '5'", "3 classes")),
+    Case("windows", yolo(also=windows_paths), "check .", says=("path of another machine",), right=has(".")),
+    Case(
+        "other_machine",
+        yolo(yaml="path: /home/someone/pets\ntrain: /home/someone/pets/images/train\n" + NAMES),
+        "check .",
+        says=("path of another machine",),
+        right=has("."),
+    ),
+    Case(
+        "list",
+        yolo(
+            yaml="train: train.txt\n" + NAMES,
+            also=lambda f: text(f / "train.txt", "./images/train/a.jpg\nimages\\train\\b.jpg\n"),
+        ),
+        "check .",
+        right=has(".", 2),
+    ),
+    Case(
+        "list_from_path",
+        yolo(
+            images="set/images/{}.jpg",
+            labels="set/labels/{}.txt",
+            yaml="path: set\ntrain: lists/train.txt\n" + NAMES,
+            also=lambda f: text(f / "set/lists/train.txt", "images/a.jpg\nimages/b.jpg\n"),
+        ),
+        "check data.yaml",
+        right=has("data.yaml", 2),
+    ),
+    Case(
+        "list_other_machine",
+        yolo(yaml="train: train.txt\n" + NAMES, also=lambda f: text(f / "train.txt", "/data/x/images/train/a.jpg\n")),
+        "check .",
+        right=has(".", 1),
+    ),
+    Case(
+        "list_missing",
+        yolo(
+            yaml="train: train.txt\n" + NAMES,
+            also=lambda f: text(f / "train.txt", "images/train/a.jpg\nimages/train/q.jpg\n"),
+        ),
+        "check .",
+        1,
+        ("the listed image is missing",),
+    ),
+    Case(
+        "several_folders",
+        yolo(
+            yaml="train: [images/train, images/more]\n" + NAMES,
+            also=lambda f: (save_image(f / "images/more/z.jpg", seed=9), text(f / "labels/more/z.txt", LINE)),
+        ),
+        "check .",
+        right=has(".", 5),
+    ),
+    Case(
+        "roboflow",
+        yolo(
+            images="train/images/{}.jpg",
+            labels="train/labels/{}.txt",
+            yaml="train: ../train/images\nval: ../valid/images\n" + NAMES,
+        ),
+        "check .",
+        right=has("."),
+    ),
+    Case("only_val", yolo(yaml="val: images/train\n" + NAMES), "check data.yaml", 2, ("has no 'train'", "'val'")),
+    Case(
+        "args_yaml",
+        yolo(
+            yaml=None,
+            also=lambda f: (
+                text(f / "args.yaml", "task: detect\nlr: 1\n"),
+                text(f / "pets.yaml", "train: images\n" + NAMES),
+            ),
+        ),
+        "check .",
+        right=has("."),
+    ),
+    Case(
+        "two_yamls",
+        yolo(yaml=None, also=lambda f: [text(f / f"{n}.yaml", "train: images\n" + NAMES) for n in "xy"]),
+        "check .",
+        2,
+        ("x.yaml, y.yaml", "Give the path of one"),
+    ),
+    Case(
+        "label_studio",
+        yolo(
+            images="images/{}.jpg",
+            labels="labels/{}.txt",
+            yaml=None,
+            also=lambda f: text(f / "classes.txt", "cat\ndog\nbird\n"),
+        ),
+        "check .",
+        right=has("."),
+    ),
+    Case(
+        "label_img",
+        yolo(images="{}.jpg", labels="{}.txt", yaml=None, also=lambda f: text(f / "classes.txt", "cat\ndog\nbird\n")),
+        "check .",
+        right=has("."),
+    ),
+    Case(
+        "cvat_yolo",
+        yolo(
+            images="obj_train_data/{}.jpg",
+            labels="obj_train_data/{}.txt",
+            yaml=None,
+            also=lambda f: (
+                text(f / "obj.names", "cat\ndog\nbird\n"),
+                text(f / "obj.data", "classes = 3\ntrain = data/train.txt\nnames = data/obj.names\nbackup = backup/\n"),
+                text(f / "train.txt", "".join(f"data/obj_train_data/{s}.jpg\n" for s in "abcd")),
+            ),
+        ),
+        "check .",
+        right=lambda f: (has(".")(f), has("obj.data")(f), has("train.txt")(f)),
+    ),
+    Case(
+        "images_elsewhere",
+        yolo(images="far/pets/{}.jpg", labels="far/pets/{}.txt", yaml="train: images/train\n" + NAMES),
+        "check data.yaml --images far",
+        says=("4 images, 4 boxes",),
+    ),
+    Case(
+        "images_nowhere",
+        yolo(images="far/pets/{}.jpg"),
+        "check data.yaml",
+        2,
+        ("there is no images/train", "--images DIR"),
+    ),
+]
+
+
+def ids_are(folder: Path, ids: Sequence[int]) -> None:
+    assert [sample.id for sample in read(folder).samples] == list(ids)
+
+
+ZERO = XML.replace("37", "0").replace("17", "0")
+POLYGON = XML.replace(
+    "<bndbox><xmin>37</xmin><ymin>17</ymin><xmax>60</xmax><ymax>48</ymax></bndbox>",
+    "<polygon><x1>37</x1><y1>17</y1><x2>60</x2><y2>17</y2><x3>50</x3><y3>48</y3></polygon>",
+)
+PARTS = XML.replace(
+    "</bndbox>",
+    "</bndbox><part><name>nose</name><bndbox><xmin>1</xmin><ymin>1</ymin><xmax>9</xmax><ymax>9</ymax></bndbox></part>",
+)
+
+
+def stale(folder: Path) -> None:
+    """XML files and images renamed together: each <filename> names the neighbour."""
+    for stem, other in zip("abcd", "bcda", strict=True):
+        text(folder / "Annotations" / f"{stem}.xml", XML.replace("{filename}", f"{other}.jpg"))
+
+
+def image_set(words: str) -> Callable[[Path], Path]:
+    return lambda folder: text(folder / "ImageSets/Main/dog_train.txt", words)
+
+
+VOC = [
+    Case("voc", voc(), "check .", says=("no faults", "4 images, 4 boxes"), right=has(".", classes="dog")),
+    Case("voc_stale_filename", voc(also=stale), "check .", 2, ("its <filename> is 'b.jpg', but a.jpg is there too",)),
+    Case(
+        "voc_gone_filename",
+        voc(filename="IMG_0001.jpg"),
+        "check .",
+        says=("the image with the name of the XML",),
+        right=has(".", classes="dog"),
+    ),
+    Case(
+        "voc_filename_alone",
+        voc(images="JPEGImages/i{}.jpg", filename="i{}.jpg"),
+        "check .",
+        right=has(".", classes="dog"),
+    ),
+    Case(
+        "voc_one_image", voc(images="JPEGImages/x{}.jpg", filename="xa.jpg"), "check .", 2, ("both are of the image",)
+    ),
+    Case("voc_path_filename", voc(filename="C:\\pets\\{}.JPG"), "check .", right=has(".", classes="dog")),
+    Case("voc_no_ending", voc(images="JPEGImages/{}.JPEG", filename="{}"), "check .", right=has(".", classes="dog")),
+    Case("voc_other_ending", voc(images="JPEGImages/{}.png"), "check .", right=has(".", classes="dog")),
+    Case("voc_flat", voc(images="train/{}.jpg", xmls="train/{}.xml"), "check train", right=has("train", classes="dog")),
+    Case("voc_lower", voc(images="images/{}.jpg", xmls="annotations/{}.xml"), "check .", right=has(".", classes="dog")),
+    Case("voc_upper_xml", voc(xmls="Annotations/{}.XML"), "check .", right=has(".", classes="dog")),
+    Case(
+        "voc_split_folders",
+        voc(images="images/train/{}.jpg", xmls="annotations/train/{}.xml"),
+        "check .",
+        right=has(".", classes="dog"),
+    ),
+    Case(
+        "voc_masks",
+        voc(also=lambda f: save_image(f / "SegmentationClass/a.png")),
+        "check .",
+        right=has(".", classes="dog"),
+    ),
+    Case(
+        "voc_nfd",
+        voc(
+            stems=["ä", "ö"],
+            images="",
+            also=lambda f: [save_image(f / "JPEGImages" / nfd(f"{s}.jpg"), seed=i) for i, s in enumerate("äö")],
+        ),
+        "check .",
+        right=has(".", 2, classes="dog"),
+    ),
+    Case(
+        "voc_gb2312",
+        voc(xml="<?xml version='1.0' encoding='gb2312'?>" + XML.replace("dog", "狗"), encoding="gb2312"),
+        "check .",
+        says=("狗",),
+    ),
+    Case("voc_polygon", voc(xml=POLYGON), "check .", right=has(".", classes="dog")),
+    Case(
+        "voc_no_box",
+        voc(
+            also=lambda f: text(
+                f / "Annotations/a.xml",
+                "<annotation><filename>a.jpg</filename><object><name>dog</name></object></annotation>",
+            )
+        ),
+        "check .",
+        1,
+        ("the object has no usable box",),
+    ),
+    Case("voc_part", voc(xml=PARTS), "check .", says=("4 images, 4 boxes",), right=has(".", classes="dog")),
+    Case(
+        "voc_floats",
+        voc(xml=XML.replace("37", "37.0").replace("48<", " 48.00 <")),
+        "check .",
+        right=has(".", classes="dog"),
+    ),
+    Case(
+        "voc_from_zero",
+        voc(xml=ZERO),
+        "check .",
+        says=("corners count from 0",),
+        right=has(".", box=[0, 0, 60, 48], classes="dog"),
+    ),
+    Case(
+        "voc_difficult", voc(xml=XML.replace("<bndbox>", "<difficult>1</difficult><bndbox>")), "split . --out f.json", 2
+    ),
+    Case(
+        "voc_difficult_odd",
+        voc(xml=XML.replace("<bndbox>", "<difficult>maybe</difficult><bndbox>")),
+        "check .",
+        1,
+        ("no usable box",),
+    ),
+    Case(
+        "voc_oriented",
+        voc(xml=XML.replace("bndbox", "robndbox")),
+        "split . --out f.json",
+        2,
+        ("oriented boxes are not supported",),
+    ),
+    Case(
+        "voc_one_broken",
+        voc(also=lambda f: text(f / "Annotations/a.xml", "<annotation>")),
+        "check .",
+        1,
+        ("the XML file cannot be read", "3 images, 3 boxes"),
+    ),
+    Case(
+        "voc_images_without_xml",
+        voc(also=lambda f: save_image(f / "JPEGImages/z.jpg", seed=9)),
+        "check .",
+        0,
+        ("the image has no XML file",),
+    ),
+    Case(
+        "voc_image_set",
+        voc(also=image_set("a 1\nb -1\nc.jpg  1\n")),
+        "check ImageSets/Main/dog_train.txt",
+        says=("marked -1",),
+        right=has("ImageSets/Main/dog_train.txt", 2, classes="dog"),
+    ),
+    Case(
+        "voc_image_set_gone",
+        voc(also=image_set("a\nq\n")),
+        "check ImageSets/Main/dog_train.txt",
+        1,
+        ("has no XML file",),
+    ),
+    Case("voc_single_xml", voc(), "check Annotations/a.xml", 2, ("Give the folder of the dataset",)),
+    # Case("voc_score_without_images", voc(images="", also=lambda f: text(f / "p.json", "[]")), "score p.json .", right=None),
+]
+
+
+COCO = [
+    Case(
+        "coco_cvat",
+        coco_as(str, json_name="annotations/instances_default.json"),
+        "check annotations/instances_default.json",
+        right=has_coco("annotations/instances_default.json"),
+    ),
+    Case(
+        "coco_cvat_folder", coco_as(str, json_name="annotations/instances_default.json"), "check .", right=has_coco(".")
+    ),
+    Case(
+        "coco_cvat_default",
+        coco_as(str, json_name="annotations/instances_default.json", image_name="images/default/{}".format),
+        "check .",
+        right=has_coco("."),
+    ),
+    Case(
+        "coco_2017",
+        coco_as(str, json_name="annotations/instances_train2017.json", image_name="train2017/{}".format),
+        "check .",
+        right=has_coco("."),
+    ),
+    Case(
+        "coco_fiftyone",
+        coco_as(str, json_name="labels.json", image_name="data/{}".format),
+        "check .",
+        right=has_coco("labels.json"),
+    ),
+    Case(
+        "coco_roboflow",
+        coco_as(str, json_name="train/_annotations.coco.json", image_name="train/{}".format),
+        "check train",
+        right=has_coco("train"),
+    ),
+    Case(
+        "coco_roboflow_above",
+        coco_as(str, json_name="train/_annotations.coco.json", image_name="train/{}".format),
+        "check .",
+        2,
+        ("Its folders train hold datasets",),
+    ),
+    Case(
+        "coco_backslash",
+        coco_as("images\\{}".format),
+        "check .",
+        says=("no faults",),
+        never=("another",),
+        right=has_coco("."),
+    ),
+    Case(
+        "coco_percent",
+        coco_as(lambda n: "a%20b%C3%A9" + n, image_name=lambda n: "images/a bé" + n),
+        "check .",
+        says=("another spelling",),
+        right=has_coco("."),
+    ),
+    Case(
+        "coco_nfd",
+        coco_as(lambda n: "é" + n, image_name=lambda n: "images/" + nfd("é" + n)),
+        "check .",
+        right=has_coco("."),
+    ),
+    Case("coco_upper", coco_as(lambda n: n.replace("jpg", "JPG")), "check .", right=has_coco(".")),
+    Case("coco_no_ending", coco_as(lambda n: n.removesuffix(".jpg")), "check .", right=has_coco(".")),
+    Case(
+        "coco_label_studio",
+        coco_as("/data/upload/7/1f2e-{}".format, image_name="images/1f2e-{}".format),
+        "check .",
+        says=("in another folder",),
+        right=has_coco("."),
+    ),
+    Case(
+        "coco_local_files",
+        coco_as("/data/local-files/?d=set/{}".format, image_name="images/{}".format),
+        "check .",
+        right=has_coco("."),
+    ),
+    Case("coco_other_machine", coco_as("D:\\work\\pets\\{}".format), "check .", right=has_coco(".")),
+    Case(
+        "coco_two_fit", coco_as("/x/{}".format, image_name="p/{}".format), "check . --json-only", 0, right=has_coco(".")
+    ),
+    Case(
+        "coco_images_option",
+        coco_as(str, image_name="far/away/{}".format, json_name="set/train.json"),
+        "check set --images far",
+        says=("no faults", "4 images, 8 boxes"),
+    ),
+    Case(
+        "coco_images_option_gone",
+        coco_as(str),
+        "check . --images nowhere",
+        2,
+        ("--images nowhere: there is no such folder",),
+    ),
+    Case("coco_two_jsons", coco_as(str, json_name="a.json"), "check .", right=has_coco(".")),
+]
+
+
+@parametrize([*YOLO, *VOC, *COCO])
+def test_layouts(
+    case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(case, tmp_path, monkeypatch, capsys)

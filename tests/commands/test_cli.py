@@ -10,34 +10,46 @@ from foldfuse import __version__, cli
 OPTIONS = {  # of every command: its arguments by their place, then its options
     "campaign": (
         "DATA --test --deadline --out --recipe --forbid --image-size --set --folds --external-run "
-        "--external-predictions --seed --metric --pseudo-labels --images --device --resume --ray --plan --overwrite"
+        "--external-predictions --seed --metric --pseudo-labels --images --ignore-orientation "
+        "--device --resume --ray --plan --overwrite"
     ),
     "watch": "FOLDER",
     "report": "FOLDER --out --overwrite",
     "compare": "FOLDERS --out --overwrite",
     "note": "FOLDER TEXT --leaderboard --submission",
     "demo": "--out --deadline --num-images --seed --device",
-    "check": "DATA --fix --out --json-only --box-format --category-ids --ignore-crowd --images --overwrite",
-    "split": "DATA --out --folds --seed --group --images --overwrite",
-    "train": (
-        "DATA --out --recipe --init-from --set --image-size --batch-size --lr --budget --steps --seed --folds "
-        "--fold --images --resume --checkpoint-every --tracker --device --overwrite"
-    ),
-    "sweep": ("DATA --out --recipe --image-size --batch-size --budget --folds --seed --images --device --overwrite"),
-    "import": "WEIGHTS --out --overwrite",
-    "predict": "RUN DATA --out --view --batch-size --all --images --device --overwrite",
-    "fuse": (
-        "PREDICTIONS --data --out --method --iou --score-threshold --weight --ensemble --input-format --images "
+    "check": (
+        "DATA --fix --out --json-only --box-format --category-ids --ignore-crowd --images --ignore-orientation "
         "--overwrite"
     ),
-    "ensemble": "PREDICTIONS --data --out --metric --budget --folds --seed --input-format --images --overwrite",
+    "split": "DATA --out --folds --seed --group --images --ignore-orientation --overwrite",
+    "train": (
+        "DATA --out --recipe --init-from --set --image-size --batch-size --lr --budget --steps --seed --folds "
+        "--fold --images --ignore-orientation --resume --checkpoint-every --tracker --device --overwrite"
+    ),
+    "sweep": (
+        "DATA --out --recipe --image-size --batch-size --budget --folds --seed --images "
+        "--ignore-orientation --device --overwrite"
+    ),
+    "import": "WEIGHTS --out --overwrite",
+    "predict": "RUN DATA --out --view --batch-size --all --images --ignore-orientation --device --overwrite",
+    "fuse": (
+        "PREDICTIONS --data --out --method --iou --score-threshold --weight --ensemble --input-format --images "
+        "--ignore-orientation --overwrite"
+    ),
+    "ensemble": (
+        "PREDICTIONS --data --out --metric --budget --folds --seed --input-format --images --ignore-orientation "
+        "--overwrite"
+    ),
     "rescore": (
         "PREDICTIONS --data --out --folds --test-predictions --test --run --metric --seed --device --input-format "
-        "--images --overwrite"
+        "--images --ignore-orientation --overwrite"
     ),
-    "convert": "PREDICTIONS DATA --out --format --input-format --images --overwrite",
-    "score": "PREDICTIONS DATA --other --metric --input-format --images",
-    "submit": "PREDICTIONS DATA --out --format --max-detections --input-format --images --overwrite",
+    "convert": "PREDICTIONS DATA --out --format --input-format --images --ignore-orientation --overwrite",
+    "score": "PREDICTIONS DATA --other --metric --input-format --images --ignore-orientation",
+    "submit": (
+        "PREDICTIONS DATA --out --format --max-detections --input-format --images --ignore-orientation --overwrite"
+    ),
     "models": "",
     "recipes": "",
     "profile": "MODELS --image-size --budget --out --overwrite",

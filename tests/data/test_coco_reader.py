@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from foldfuse.data.dataset import require_annotations
+from foldfuse.data.pixels import open_images
 from foldfuse.data.readers.coco import locate, read, write
 from foldfuse.errors import InputError
 
@@ -156,12 +157,8 @@ def test_subsets_keep_the_order(path: Path) -> None:
         (lambda d: d["images"][3].pop("id"), "image 3 of the list: 'id' is null"),
         (lambda d: d["images"][3].update(id=2), "image id 2 is listed twice"),
         (lambda d: d["images"][3].update(file_name="train/0002.jpg"), "file_name train/0002.jpg is listed twice"),
-        (
-            lambda d: d["images"][3].update(file_name="gone.jpg"),
-            r"image 3: there is no image .*gone.jpg nor .*images",
-        ),
         (lambda d: d["images"][3].update(file_name=None), "image 3: 'file_name' is null"),
-        (lambda d: d["images"][3].update(width=0), "image 3: 'width' is 0, expected a positive whole number"),
+        (lambda d: d["images"][3].update(width=-5), "image 3: 'width' is -5, expected a positive whole number"),
         (
             lambda d: d["images"][3].update(height=float("nan")),
             "image 3: 'height' is nan, expected a positive whole number",
@@ -185,6 +182,22 @@ def test_a_broken_entry_is_named(path: Path, change: Change, message: str) -> No
     with pytest.raises(InputError, match=message) as caught:
         read(changed(path, change))
     assert str(path) in str(caught.value)
+
+
+def test_images_are_needed_only_where_pixels_are_read(path: Path) -> None:
+    dataset = read(changed(path, lambda d: d["images"][3].update(file_name="gone.jpg")))
+    assert dataset.samples[3].file_name == "gone.jpg"
+    with pytest.raises(InputError, match=r"image 3: there is no image .*gone.jpg nor .*images"):
+        open_images(dataset)
+
+
+@pytest.mark.parametrize("unstated", [None, 0, -1])
+def test_a_size_that_is_not_stated_is_taken_from_the_file(path: Path, unstated: int | None) -> None:
+    whole = read(path)
+    assert read(changed(path, lambda d: d["images"][3].update(width=unstated))).fingerprint == whole.fingerprint
+    changed(path, lambda d: d["images"][3].update(width=unstated, file_name="gone.jpg"))
+    with pytest.raises(InputError, match=r"image 3: there is no image .*gone.jpg nor .*images"):
+        read(path)
 
 
 @pytest.mark.parametrize(

@@ -120,7 +120,7 @@ def test_a_folder_without_class_folders_is_refused_in_a_sentence(tmp_path, made,
 def test_an_unreadable_image_is_named(tmp_path):
     write_folder(tmp_path, {"cat": 1, "dog": 1})
     (tmp_path / "dog" / "0.png").write_bytes(b"not an image")
-    with pytest.raises(InputError, match=r"dog/0\.png: cannot be opened"):
+    with pytest.raises(InputError, match=r"dog/0\.png: cannot be decoded"):
         read_image_folder(tmp_path)
     with pytest.raises(InputError, match="there is no such folder"):
         read_image_folder(tmp_path / "gone")

@@ -96,8 +96,8 @@ def test_real_data_has_no_faults(shared_data: Path) -> None:
             "area taken from the box",
         ),
         (lambda d: d["images"].append({"id": 9, "file_name": "gone.jpg"}), "the image is missing", "left out"),
-        (lambda d: d["images"][0].pop("width"), "the image has no width or height", "size taken from the file"),
-        (lambda d: d["images"][0].update(height=65), "the size differs from the JSON's", "left out"),
+        (lambda d: d["images"][0].update(width=[9]), "the image has no width or height", "size taken from the file"),
+        (lambda d: d["images"][0].update(height=65), "the size differs from the annotations'", "left out"),
         (lambda d: d["categories"].append({"id": 0, "name": "again"}), "the category id repeats", "left out"),
         (lambda d: d["categories"].append({"name": "no id"}), "the category has no id", "left out"),
     ],
@@ -109,7 +109,7 @@ def test_each_fault_is_found_and_fixed(path: Path, change: Change, kind: str, fi
     assert report.exit_status == 1
     again = check(path.with_name("fixed.json"))
     assert again.faults == ()
-    left_out = {"the size differs from the JSON's": {0}}.get(kind, set())
+    left_out = {"the size differs from the annotations'": {0}}.get(kind, set())
     assert again.fixed.fingerprint == healthy.subset(set(healthy.image_ids) - left_out).fingerprint
 
 
@@ -143,23 +143,27 @@ def test_images_that_cannot_be_decoded_are_named(path: Path) -> None:
     dataset.samples[4].path.write_bytes(b"no image")
     Image.new("RGB", (64, 96)).save(dataset.samples[5].path)
     assert [sample.id for sample, _ in unreadable_images(dataset)] == [2, 4, 5]
-    assert "is 64 x 96 pixels, and the JSON says 96 x 64" in unreadable_images(dataset)[2][1]
+    assert "is 64 x 96 pixels, and the annotations say 96 x 64" in unreadable_images(dataset)[2][1]
     faults = Counter(f.kind for f in check(path).faults)
     assert faults["the image cannot be decoded"] == 2
-    assert faults["the size differs from the JSON's"] == 1
+    assert faults["the size differs from the annotations'"] == 1
     assert check(path, json_only=True).faults == ()
 
 
-def test_an_image_rotated_by_its_exif_tag_is_noted_and_a_swapped_size_is_a_fault(path: Path) -> None:
+def test_an_image_with_an_orientation_tag_is_kept_whatever_pixels_its_boxes_are_drawn_on(path: Path) -> None:
     dataset = read(path)
-    rotate(dataset.samples[0].path, 6)
-    notes = {f.kind: f.where for f in check(path).findings if not f.is_fault}
-    assert (
-        notes["an EXIF tag rotates the image; its boxes must be annotated on the pixels as stored"] == "train/0000.jpg"
-    )
-    changed(path, lambda d: d["images"][0].update(width=64, height=96))
-    (fault,) = [f for f in check(path).faults if f.kind == "the size differs from the JSON's"]
-    assert "as its EXIF tag rotates it" in fault.where
+    for i, tag in ((0, 6), (2, 8), (3, 3)):
+        rotate(dataset.samples[i].path, tag)
+    changed(path, lambda d: d["images"][2].update(width=64, height=96))
+    report = check(path)
+    assert not [f for f in report.faults if "size" in f.kind]
+    assert len(report.fixed) == len(dataset)
+    notes = {f.where: f.kind for f in report.findings if not f.is_fault and "EXIF" in f.kind}
+    assert notes["train/0000.jpg"].endswith("its boxes are drawn on the pixels as stored")
+    assert notes["train/0002.jpg"] == "the image is turned as its EXIF tag says"
+    assert notes["train/0003.jpg"].endswith("its size does not tell whether the boxes are")
+    (fault,) = [f for f in check(path, ignore_orientation=True).faults if "size" in f.kind]
+    assert "leave out --ignore-orientation" in fault.error
 
 
 @pytest.mark.parametrize(

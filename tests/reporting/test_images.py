@@ -105,7 +105,7 @@ def test_a_detection_in_a_crowd_is_no_false_positive(sample):
 
 
 def test_embedded_images_are_small(sample):
-    jpeg = base64.b64decode(data_uri(sample.path).removeprefix("data:image/jpeg;base64,"))
+    jpeg = base64.b64decode(data_uri(sample).removeprefix("data:image/jpeg;base64,"))
     with Image.open(io.BytesIO(jpeg)) as image:
         assert (image.format, image.size) == ("JPEG", (480, 192))
 
@@ -113,4 +113,4 @@ def test_embedded_images_are_small(sample):
 def test_an_unreadable_image_is_an_input_error(tmp_path):
     (tmp_path / "a.jpg").write_bytes(b"no image")
     with pytest.raises(InputError, match=r"a\.jpg"):
-        data_uri(tmp_path / "a.jpg")
+        data_uri(Sample(0, tmp_path / "a.jpg", "a.jpg", 4, 4, None))

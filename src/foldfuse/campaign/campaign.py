@@ -86,6 +86,7 @@ def run_campaign(
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "finished": None,
         "seed": request.seed,
+        "ignore_orientation": request.ignore_orientation,
         "left_out": [],
         "fingerprints": inputs.fingerprints(),
     }

@@ -36,6 +36,7 @@ class CampaignRequest:
         metric: ap50, ap, f2 or wheat.
         pseudo_labels: whether the last members also train on confident predictions of the test images.
         images: the folder of the images; None where they are found beside the annotations.
+        ignore_orientation: whether pixels are taken as stored, whatever an EXIF tag says.
         device: the device of every network: auto, cpu, cuda, cuda:N or mps.
     """
 
@@ -54,6 +55,7 @@ class CampaignRequest:
     metric: str = "ap50"
     pseudo_labels: bool = False
     images: Path | None = None
+    ignore_orientation: bool = False
     device: str = "auto"
 
     def absolute(self) -> CampaignRequest:
@@ -95,7 +97,7 @@ class CampaignRequest:
     def read_inputs(self) -> Inputs:
         """The data of the campaign. Raises InputError where it cannot be used."""
         folds = self.folds if isinstance(self.folds, int) else Path(self.folds)
-        return read_inputs(self.data, self.test, folds, images=self.images)
+        return read_inputs(self.data, self.test, folds, images=self.images, ignore_orientation=self.ignore_orientation)
 
     def make_task(self, inputs: Inputs, recipes: dict[str, Recipe], ledger: Ledger) -> Task:
         """The task of the campaign. Raises InputError where its images cannot be used."""

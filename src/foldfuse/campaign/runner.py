@@ -255,6 +255,7 @@ def make_job(segment: Segment, seconds: float, task: Task, ledger: Ledger, worke
         ledger.log(warning)
     if not run.exists:
         metadata = run_metadata(task.train, data=str(task.train.source), seed=segment.seed, val_ids=task.val.image_ids)
+        metadata = replace(metadata, ignore_orientation=task.ignore_orientation)
         Run.create(run.folder, segment.recipe, metadata)
         run.write_learnt_images({*task.train_hashes, *learnt_before(segment.recipe.init_weights)})
     trained = checkpoint["seconds"] if checkpoint is not None else 0.0

@@ -13,6 +13,7 @@ from foldfuse.data.content_hashes import image_hashes
 from foldfuse.data.dataset import Dataset, Sample, require_annotations
 from foldfuse.data.doctor import unreadable_images
 from foldfuse.data.folds import Folds, make_folds, read_folds
+from foldfuse.data.pixels import open_images
 from foldfuse.data.readers.coco import locate, read
 from foldfuse.errors import InputError
 from foldfuse.inference.learnt_images import ids_of_hashes, learnt_before
@@ -32,11 +33,13 @@ class Inputs:
         labeled: annotated images.
         test: images to predict; None where a fold of the labeled images is used instead.
         folds: the number of folds, or the folds of a file.
+        ignore_orientation: whether pixels are taken as stored, whatever an EXIF tag says.
     """
 
     labeled: Dataset
     test: Dataset | None
     folds: int | Folds
+    ignore_orientation: bool = False
 
     def fingerprints(self) -> dict[str, str | None]:
         """Fingerprints of both datasets, which change with the data."""
@@ -59,6 +62,7 @@ class Task:
         metric: promotes base runs and chooses the ensemble: ap50, ap, f2 or wheat.
         pseudo_labels: whether the last cooldown runs also train on pseudo-labels of the test images.
         device: the device of every network, as `--device` takes it.
+        ignore_orientation: whether pixels are taken as stored, whatever an EXIF tag says.
     """
 
     train: Dataset
@@ -72,6 +76,7 @@ class Task:
     metric: str = "ap50"
     pseudo_labels: bool = False
     device: str = "auto"
+    ignore_orientation: bool = False
 
     @property
     def test_samples(self) -> tuple[Sample, ...]:
@@ -94,7 +99,9 @@ def predictions_path(folder: Path, split: Split, view: str) -> Path:
     return folder / f"{split}@{view}.parquet"
 
 
-def read_inputs(data: Path, test: Path | None, folds: int | Path, *, images: Path | None = None) -> Inputs:
+def read_inputs(
+    data: Path, test: Path | None, folds: int | Path, *, images: Path | None = None, ignore_orientation: bool = False
+) -> Inputs:
     """The inputs of a campaign.
 
     Raises:
@@ -102,10 +109,14 @@ def read_inputs(data: Path, test: Path | None, folds: int | Path, *, images: Pat
     """
     train_json, test_json = locate(data)
     test_json = test if test is not None else test_json
-    labeled = require_annotations(read(train_json, images=images))
-    to_predict = read(test_json, annotated=False, images=images) if test_json is not None else None
+    labeled = require_annotations(read(train_json, images=images, ignore_orientation=ignore_orientation))
+    to_predict = (
+        read(test_json, annotated=False, images=images, ignore_orientation=ignore_orientation)
+        if test_json is not None
+        else None
+    )
     if isinstance(folds, int):
-        return Inputs(labeled, to_predict, folds)
+        return Inputs(labeled, to_predict, folds, ignore_orientation)
     split = read_folds(folds)
     missing = [s for s in labeled.samples if s.id not in split.fold_of]
     if missing:
@@ -113,7 +124,7 @@ def read_inputs(data: Path, test: Path | None, folds: int | Path, *, images: Pat
             f"{folds}: gives no fold to {len(missing)} of the {len(labeled)} images of {labeled.source}, such as image id "
             f"{missing[0].id} ({missing[0].file_name}). Make the folds again with 'foldfuse split'."
         )
-    return Inputs(labeled, to_predict, split)
+    return Inputs(labeled, to_predict, split, ignore_orientation)
 
 
 def prepare_task(
@@ -142,10 +153,13 @@ def prepare_task(
         _check_and_fold(inputs, seed, ledger)
     undecodable = frozenset(ledger.get("undecodable_test"))
     labeled = inputs.labeled.subset(set(inputs.labeled.image_ids) - set(ledger.get("undecodable_train")))
+    labeled = open_images(labeled, ignore_orientation=inputs.ignore_orientation)
     folds = read_folds(ledger.folder / "folds.json")
     val = require_annotations(labeled.subset(folds.val_ids(0)))
     train_ids, test = set(folds.train_ids(0)), inputs.test
-    if test is None:
+    if test is not None:
+        test = open_images(test, ignore_orientation=inputs.ignore_orientation, skip=undecodable)
+    else:
         stand_in = set(folds.val_ids(1))
         test = labeled.subset(stand_in).without_annotations()
         train_ids -= stand_in
@@ -172,6 +186,7 @@ def prepare_task(
         metric=metric,
         pseudo_labels=pseudo_labels,
         device=device,
+        ignore_orientation=inputs.ignore_orientation,
     )
 
 
@@ -189,14 +204,14 @@ def _check_init_weights(recipes: Mapping[str, Recipe], val: Dataset) -> None:
 
 def _check_and_fold(inputs: Inputs, seed: int, ledger: Ledger) -> None:
     """Finds the images that cannot be decoded, folds the others, and records both."""
-    undecodable_train = _undecodable(inputs.labeled)
+    undecodable_train = _undecodable(inputs.labeled, ignore_orientation=inputs.ignore_orientation)
     labeled = inputs.labeled.subset(set(inputs.labeled.image_ids) - {row["id"] for row in undecodable_train})
-    require_annotations(labeled)
+    labeled = open_images(require_annotations(labeled), ignore_orientation=inputs.ignore_orientation)
     folds = inputs.folds if isinstance(inputs.folds, Folds) else make_folds(labeled, num_folds=inputs.folds, seed=seed)
     folds.write(ledger.folder / "folds.json")
     undecodable_test: list[dict[str, Any]] = []
     if inputs.test is not None:
-        undecodable_test = _undecodable(inputs.test)
+        undecodable_test = _undecodable(inputs.test, ignore_orientation=inputs.ignore_orientation)
         if len(undecodable_test) == len(inputs.test):
             raise InputError(f"{inputs.test.source}: none of its {len(undecodable_test)} images can be decoded.")
     left_out = [
@@ -211,13 +226,13 @@ def _check_and_fold(inputs: Inputs, seed: int, ledger: Ledger) -> None:
     )
 
 
-def _undecodable(dataset: Dataset) -> list[dict[str, Any]]:
+def _undecodable(dataset: Dataset, *, ignore_orientation: bool) -> list[dict[str, Any]]:
     """Id, file name and reason for each image that cannot be decoded.
 
     Raises:
         InputError: they are too many.
     """
-    broken = unreadable_images(dataset)
+    broken = unreadable_images(dataset, ignore_orientation=ignore_orientation)
     if len(broken) > max(c.MAX_UNDECODABLE, c.MAX_UNDECODABLE_SHARE * len(dataset)):
         sample, reason = broken[0]
         raise InputError(

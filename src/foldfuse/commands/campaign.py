@@ -39,6 +39,7 @@ def campaign(
     metric: options.Metric = "ap50",
     pseudo_labels: bool = False,
     images: options.Images = None,
+    ignore_orientation: options.IgnoreOrientation = False,
     device: options.Device = "auto",
     resume: Path | None = None,
     ray: str | None = None,
@@ -105,6 +106,7 @@ def campaign(
         metric=metric,
         pseudo_labels=pseudo_labels,
         images=images,
+        ignore_orientation=ignore_orientation,
         device=device,
     )
     host.tune_malloc()

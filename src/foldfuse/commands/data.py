@@ -14,6 +14,7 @@ from foldfuse.data.dataset import Dataset, require_annotations
 from foldfuse.data.doctor import CheckReport, class_statistics, examine, write_fixed
 from foldfuse.data.findings import Finding
 from foldfuse.data.folds import Folds, groups_of, make_folds
+from foldfuse.data.pixels import open_images
 from foldfuse.data.readers.coco import read
 from foldfuse.errors import InputError
 from foldfuse.system import printing
@@ -29,6 +30,7 @@ def split(
     seed: int = 0,
     group: str | None = None,
     images: options.Images = None,
+    ignore_orientation: options.IgnoreOrientation = False,
     overwrite: options.Overwrite = False,
 ) -> Path:
     """Cut a dataset into folds, show them, and write them as JSON; returns the path of that file.
@@ -51,7 +53,8 @@ def split(
         foldfuse split data/train.json --folds 3 --group "^[^_]+" --out folds3.json
     """
     options.refuse_overwrite(out, overwrite, is_file=True, inputs=[data, images])
-    dataset = require_annotations(read(data, images=images))
+    dataset = require_annotations(read(data, images=images, ignore_orientation=ignore_orientation))
+    dataset = open_images(dataset, ignore_orientation=ignore_orientation)
     groups = None if group is None else groups_of(dataset, group)
     made = make_folds(dataset, num_folds=folds, seed=seed, groups=groups)
     printing.console().print(_folds_table(dataset, made))
@@ -69,6 +72,7 @@ def check(
     category_ids: CategoryIds | None = None,
     ignore_crowd: bool = False,
     images: options.Images = None,
+    ignore_orientation: options.IgnoreOrientation = False,
     overwrite: options.Overwrite = False,
 ) -> CheckReport:
     """Find the faults of a dataset and show them; the exit status is 1 with faults, 0 without.
@@ -102,7 +106,9 @@ def check(
     if out is not None:
         options.refuse_overwrite(out, overwrite, is_file=True, inputs=[data, images], may_be_dataset=True)
     conventions = Conventions(box_format, category_ids, ignore_crowd)
-    report = examine(data, decode=not json_only, images=images, conventions=conventions)
+    report = examine(
+        data, decode=not json_only, images=images, conventions=conventions, ignore_orientation=ignore_orientation
+    )
     console = printing.console()
     if report.findings:
         console.print(_findings_table(report))

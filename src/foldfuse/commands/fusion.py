@@ -32,6 +32,7 @@ def fuse(
     ensemble: Path | None = None,
     input_format: options.InputFormat = None,
     images: options.Images = None,
+    ignore_orientation: options.IgnoreOrientation = False,
     overwrite: options.Overwrite = False,
 ) -> Path:
     """Fuse several files of predictions into one and return its path.
@@ -56,7 +57,7 @@ def fuse(
     options.refuse_overwrite(out, overwrite, inputs=[*predictions, data, images, ensemble])
     if ensemble is not None and (weight, method, iou, score_threshold) != ((), "wbf", 0.55, 0.0):
         raise InputError("--ensemble decides --method, --iou, --score-threshold and --weight. Leave those options out.")
-    dataset = read(data, annotated=False, images=images)
+    dataset = read(data, annotated=False, images=images, ignore_orientation=ignore_orientation)
     if ensemble is None:
         members = [read_file(path, dataset, input_format) for path in predictions]
         fused = methods.fuse(members, method=method, iou=iou, score_threshold=score_threshold, weights=weight or None)
@@ -76,6 +77,7 @@ def ensemble(
     seed: int = 0,
     input_format: options.InputFormat = None,
     images: options.Images = None,
+    ignore_orientation: options.IgnoreOrientation = False,
     overwrite: options.Overwrite = False,
 ) -> Path:
     """Choose members, weights and fusion on out-of-fold predictions, and write them for `foldfuse fuse --ensemble`.
@@ -95,7 +97,7 @@ def ensemble(
         foldfuse ensemble a_oof.parquet b_oof.parquet --data data/train.json --budget 60s --out ensemble.json
     """
     options.refuse_overwrite(out, overwrite, is_file=True, inputs=[*predictions, data, images])
-    dataset = read(data, images=images)
+    dataset = read(data, images=images, ignore_orientation=ignore_orientation)
     dataset, members = _common_images(dataset, read_members(predictions, dataset, input_format))
     report = build_ensemble(members, dataset, metric=metric, seconds=budget, folds=folds, seed=seed)
     report.ensemble.write(out)

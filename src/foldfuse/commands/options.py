@@ -112,6 +112,14 @@ Images = Annotated[
     Parameter(metavar="DIR", help="folder of the images, where they are not found beside the annotations."),
 ]
 
+IgnoreOrientation = Annotated[
+    bool,
+    Parameter(
+        help="take pixels as they are stored, whatever an EXIF tag says; by default the tag is applied, except where the "
+        "annotations state the stored size."
+    ),
+]
+
 # recipes and their changes
 Names = Annotated[tuple[str, ...], Parameter(converter=_to_names, metavar="NAME,...")]
 Set = Annotated[

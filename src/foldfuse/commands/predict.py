@@ -14,6 +14,7 @@ from cyclopts import Parameter
 from foldfuse.commands import options
 from foldfuse.data.crops import image_crops, object_crops
 from foldfuse.data.dataset import Dataset
+from foldfuse.data.pixels import open_images
 from foldfuse.data.readers.coco import read
 from foldfuse.data.readers.image_folder import read_classification
 from foldfuse.errors import InputError
@@ -41,6 +42,7 @@ def predict(
     batch_size: options.BatchSize = None,
     all_: Annotated[bool, Parameter(name="--all", negative="")] = False,
     images: options.Images = None,
+    ignore_orientation: options.IgnoreOrientation = False,
     device: options.Device = "auto",
     overwrite: options.Overwrite = False,
 ) -> Path:
@@ -72,13 +74,24 @@ def predict(
     """
     out = Path(out)
     options.refuse_overwrite(out, overwrite, inputs=[run, data, images])
+    ignore_orientation = ignore_orientation or _run_ignores_orientation(Run(run))
     if Run(run).is_classifier:
-        return _predict_classes(Run(run), data, out, views=view, images=images, device=device, all_=all_)
+        return _predict_classes(
+            Run(run),
+            data,
+            out,
+            views=view,
+            images=images,
+            device=device,
+            all_=all_,
+            ignore_orientation=ignore_orientation,
+        )
     views = parse_views(view)
     with open_world(device) as world:
         model, classes = load_detector(Run(run), world.device)
-        dataset = read(data, annotated=False, images=images)
+        dataset = read(data, annotated=False, images=images, ignore_orientation=ignore_orientation)
         labels = labels_by_name(classes, dataset, run)
+        dataset = open_images(dataset, ignore_orientation=ignore_orientation)
         dataset, learnt = _unlearnt(Run(run), dataset, all_=all_, is_told=world.is_main)
         with (
             progress_bar(f"predicting {len(dataset)} images") if world.is_main else nullcontext(no_progress) as progress
@@ -133,8 +146,27 @@ def _unlearnt(run: Run, dataset: Dataset, *, all_: bool, is_told: bool = True) -
     return (dataset if all_ else dataset.subset(set(dataset.image_ids) - learnt)), learnt
 
 
+def _run_ignores_orientation(run: Run) -> bool:
+    """Whether a run was trained with --ignore-orientation, which then holds for its predictions too; says so."""
+    ignores = run.metadata.ignore_orientation
+    if ignores:
+        printing.write(
+            f"{run.folder}: was trained with --ignore-orientation, so the orientation tags of these images are ignored too.",
+            to_stderr=True,
+        )
+    return ignores
+
+
 def _predict_classes(
-    run: Run, data: Path, out: Path, *, views: Sequence[str], images: Path | None, device: str, all_: bool
+    run: Run,
+    data: Path,
+    out: Path,
+    *,
+    views: Sequence[str],
+    images: Path | None,
+    device: str,
+    all_: bool,
+    ignore_orientation: bool,
 ) -> Path:
     """Classify a dataset with a classifier's run, and return the path of the table of probabilities."""
     if out.suffix not in (".csv", ".parquet"):
@@ -144,7 +176,10 @@ def _predict_classes(
     if unknown := set(views) - set(CLASSIFIER_VIEWS):
         raise InputError(f"no view of a classifier is called {min(unknown)!r}. Known: {', '.join(CLASSIFIER_VIEWS)}.")
     classes = run.metadata.classes
-    dataset, whole_images = read_classification(data, classes=classes, images=images)
+    dataset, whole_images = read_classification(
+        data, classes=classes, images=images, ignore_orientation=ignore_orientation
+    )
+    dataset = open_images(dataset, ignore_orientation=ignore_orientation)
     dataset, learnt = _unlearnt(run, dataset, all_=all_)
     crops = image_crops(dataset) if whole_images else object_crops(dataset)
     if not len(crops):

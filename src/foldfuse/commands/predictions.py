@@ -46,6 +46,7 @@ def convert(
     format: str | None = None,
     input_format: options.InputFormat = None,
     images: options.Images = None,
+    ignore_orientation: options.IgnoreOrientation = False,
     overwrite: options.Overwrite = False,
 ) -> Path:
     """Write predictions in another format and return the path.
@@ -65,7 +66,7 @@ def convert(
         foldfuse convert a.json data/test.json --format yolo --out labels
     """
     options.refuse_overwrite(out, overwrite, inputs=[predictions, data, images])
-    dataset = read(data, annotated=False, images=images)
+    dataset = read(data, annotated=False, images=images, ignore_orientation=ignore_orientation)
     return write_predictions(read_file(predictions, dataset, input_format), out, dataset, format=format)
 
 
@@ -78,6 +79,7 @@ def submit(
     max_detections: options.MaxDetections = None,
     input_format: options.InputFormat = None,
     images: options.Images = None,
+    ignore_orientation: options.IgnoreOrientation = False,
     overwrite: options.Overwrite = False,
 ) -> Path:
     """Write a submission from predictions, read it back, and return its path.
@@ -96,7 +98,7 @@ def submit(
         foldfuse submit a.parquet data/test.json --format coco_json --max-detections 100 --out submission.json
     """
     options.refuse_overwrite(out, overwrite, is_file=True, inputs=[predictions, data, images])
-    dataset = read(data, annotated=False, images=images)
+    dataset = read(data, annotated=False, images=images, ignore_orientation=ignore_orientation)
     detections = read_file(predictions, dataset, input_format)
     return write_submission(detections, dataset, out, format, max_detections=max_detections)
 
@@ -109,6 +111,7 @@ def score(
     metric: options.Metric = "ap50",
     input_format: options.InputFormat = None,
     images: options.Images = None,
+    ignore_orientation: options.IgnoreOrientation = False,
 ) -> None:
     """Score predictions against annotations: COCO's numbers, each class, best thresholds, confusion and types of error.
 
@@ -124,7 +127,7 @@ def score(
         foldfuse score a_oof.parquet data/train.json
         foldfuse score a_oof.parquet data/train.json --other b_oof.parquet --metric f2
     """
-    dataset = read(data, images=images)
+    dataset = read(data, images=images, ignore_orientation=ignore_orientation)
     paths = [predictions] if other is None else [predictions, other]
     files = [read_file(path, dataset, input_format) for path in paths]
     dataset = _scored_images(dataset, dict(zip(paths, files, strict=True)))

@@ -8,6 +8,7 @@ from foldfuse.commands import options
 from foldfuse.commands.prediction_files import read_file
 from foldfuse.data.dataset import Dataset
 from foldfuse.data.folds import read_folds
+from foldfuse.data.pixels import open_images
 from foldfuse.data.readers.coco import read
 from foldfuse.detections import Predictions
 from foldfuse.errors import InputError
@@ -40,6 +41,7 @@ def rescore(
     device: options.Device = "auto",
     input_format: options.InputFormat = None,
     images: options.Images = None,
+    ignore_orientation: options.IgnoreOrientation = False,
     overwrite: options.Overwrite = False,
 ) -> Path:
     """Score the crop of each detection by a classifier, and blend its probability into the score where that helps.
@@ -70,13 +72,18 @@ def rescore(
     options.refuse_overwrite(out, overwrite, inputs=inputs, made_by=["rescore.json"])
     if (test_predictions is None) != (test is None):
         raise InputError("--test-predictions and --test belong together: give both, or neither.")
-    dataset = read(data, images=images)
+    dataset = read(data, images=images, ignore_orientation=ignore_orientation)
     oof = read_file(predictions, dataset, input_format)
     given_folds = None if folds is None else read_folds(folds)
-    test_data = None if test is None else read(test, annotated=False, images=images)
+    test_data = (
+        None if test is None else read(test, annotated=False, images=images, ignore_orientation=ignore_orientation)
+    )
     test_boxes = None
     if test_data is not None and test_predictions is not None:
         test_boxes = read_file(test_predictions, test_data, input_format)
+    dataset = open_images(dataset, ignore_orientation=ignore_orientation)
+    if test_data is not None:
+        test_data = open_images(test_data, ignore_orientation=ignore_orientation)
     device = choose_device(device)
     encoder = imagenet_encoder(device=device) if run is None else _run_encoder(Run(run), oof, dataset, device)
     with progress_bar("rescoring detections") as progress:

@@ -14,6 +14,7 @@ from rich.table import Table
 from foldfuse.commands import options
 from foldfuse.data.dataset import Dataset, require_annotations
 from foldfuse.data.folds import read_folds
+from foldfuse.data.pixels import open_images
 from foldfuse.data.readers.coco import read
 from foldfuse.data.readers.image_folder import read_classification
 from foldfuse.errors import InputError
@@ -93,6 +94,7 @@ def train(
     folds: options.FoldsFile = None,
     fold: int = 0,
     images: options.Images = None,
+    ignore_orientation: options.IgnoreOrientation = False,
     resume: Path | None = None,
     checkpoint_every: options.OptionalDuration = None,
     tracker: tuple[str, ...] = (),
@@ -142,7 +144,12 @@ def train(
         all_changes = options.recipe_changes(changes, lr=lr, image_size=image_size, batch_size=batch_size)
         new = _chosen_recipe(recipe, all_changes, init_from)
         dataset, val, whole_images = _read_data(
-            data, folds, fold, images=images, classifier=isinstance(new, ClassifierRecipe)
+            data,
+            folds,
+            fold,
+            images=images,
+            classifier=isinstance(new, ClassifierRecipe),
+            ignore_orientation=ignore_orientation,
         )
         metadata = replace(
             run_metadata(dataset, data=str(Path(data).resolve()), seed=seed, val_ids=val.image_ids if val else ()),
@@ -153,6 +160,7 @@ def train(
             checkpoint_seconds=checkpoint_every or 60.0,
             trackers=tuple(tracker),
             device=device,
+            ignore_orientation=ignore_orientation,
         )
         if isinstance(new, ClassifierRecipe):
             metadata = replace(metadata, crop_context=1.0 if whole_images else new.crop_context)
@@ -169,6 +177,7 @@ def train(
             "--recipe": recipe,
             "--init-from": init_from,
             "--images": images,
+            "--ignore-orientation": ignore_orientation,
             "--folds": folds,
             "--lr": lr,
             "--seed": seed,
@@ -194,7 +203,12 @@ def train(
         its_folds = None if metadata.folds is None else Path(metadata.folds)
         its_images = None if metadata.images is None else Path(metadata.images)
         dataset, val, _ = _read_data(
-            Path(metadata.data), its_folds, metadata.fold, images=its_images, classifier=run.is_classifier
+            Path(metadata.data),
+            its_folds,
+            metadata.fold,
+            images=its_images,
+            classifier=run.is_classifier,
+            ignore_orientation=metadata.ignore_orientation,
         )
         require_same_data(run, dataset)
     is_classifier = run.is_classifier if new is None else isinstance(new, ClassifierRecipe)
@@ -236,13 +250,15 @@ def _chosen_recipe(name: str | None, changes: tuple[str, ...], init_from: Path |
 
 
 def _read_data(
-    data: Path, folds: Path | None, fold: int, *, images: Path | None, classifier: bool
+    data: Path, folds: Path | None, fold: int, *, images: Path | None, classifier: bool, ignore_orientation: bool
 ) -> tuple[Dataset, Dataset | None, bool]:
     """The images to train on, the held-out ones, and whether a classifier's data are whole images rather than objects."""
     dataset, whole_images = (
-        read_classification(data, images=images) if classifier else (read(data, images=images), False)
+        read_classification(data, images=images, ignore_orientation=ignore_orientation)
+        if classifier
+        else (read(data, images=images, ignore_orientation=ignore_orientation), False)
     )
-    dataset = require_annotations(dataset)
+    dataset = open_images(require_annotations(dataset), ignore_orientation=ignore_orientation)
     if folds is None:
         return dataset, None, whole_images
     split = read_folds(folds)
@@ -277,6 +293,7 @@ def sweep(
     folds: options.NumFolds = 5,
     seed: int = 0,
     images: options.Images = None,
+    ignore_orientation: options.IgnoreOrientation = False,
     device: options.Device = "auto",
     overwrite: options.Overwrite = False,
 ) -> Path:
@@ -304,7 +321,8 @@ def sweep(
         if len(set(values)) < len(tuple(values)):
             raise InputError(f"--{option} {','.join(map(str, values))}: expected different values.")
     grid = combinations(recipe, image_size, batch_size)
-    dataset = require_annotations(read(data, images=images))
+    dataset = require_annotations(read(data, images=images, ignore_orientation=ignore_orientation))
+    dataset = open_images(dataset, ignore_orientation=ignore_orientation)
     out = Path(out)
     if overwrite:
         options.refuse_overwrite(out, overwrite, inputs=[data, images], made_by=["sweep.json"])
@@ -321,6 +339,7 @@ def sweep(
         folds=folds,
         seed=seed,
         device=device,
+        ignore_orientation=ignore_orientation,
         show_progress=progress_bar,
         show=write_page,
     )

@@ -13,21 +13,19 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
 from foldfuse.data.annotation_rows import FIX, Known, walk_annotations
 from foldfuse.data.box_formats import AS_FOUND, Conventions
 from foldfuse.data.findings import AnnotationRow, CategoryRow, Finding, ImageRow, Item, Row, fixed_row
+from foldfuse.data.image_file import read_header
 from foldfuse.data.images import load_image
 from foldfuse.data.judgement import judge
+from foldfuse.data.pixels import Inspection, judge_header
 from foldfuse.data.readers.image_names import ImageFiles
 from foldfuse.data.values import Ids, short, whole_number
 from foldfuse.data.values import name as class_name
 from foldfuse.errors import InputError
 
 MAX_SIDE_PX = 1_000_000
-ORIENTATION_TAG = 0x0112
-SWAPPED = range(5, 9)  # EXIF orientations that swap width and height
 
 
 def walk(
@@ -38,6 +36,7 @@ def walk(
     annotated: bool = True,
     decode: bool = False,
     conventions: Conventions = AS_FOUND,
+    ignore_orientation: bool = False,
 ) -> Iterator[Item]:
     """The usable rows of a COCO document and its findings: images first, then categories, then annotations.
 
@@ -48,8 +47,10 @@ def walk(
         source: its file, named in sentences.
         files: finds the image files; by default those beside `source` and in the folders below.
         annotated: False to ignore the annotations.
-        decode: also decode every image, and leave out images that cannot be decoded or have another size.
+        decode: also decode every image, and leave out images that are missing, cannot be decoded or have another size. By
+            default no image file is needed, but for sizes that the rows do not state.
         conventions: how to read boxes and category ids that do not follow COCO.
+        ignore_orientation: whether pixels are taken as stored, whatever an EXIF tag says.
 
     Raises:
         InputError: the document is not COCO.
@@ -64,8 +65,9 @@ def walk(
     image_ids, category_ids = (Ids(row.get("id") for row in rows[key]) for key in ("images", "categories"))
     images: dict[int, ImageRow] = {}
     first_id: dict[int, int] = {}  # {image id: id of the first row with the same file}
-    listed = _images(rows["images"], image_ids, source, files or ImageFiles(source), first_id)
-    for item in _decoded(listed) if decode else listed:
+    finder = files or ImageFiles(source)
+    listed = _images(rows["images"], image_ids, source, finder, first_id, ignore_orientation=ignore_orientation)
+    for item in _decoded(listed, ignore_orientation=ignore_orientation) if decode else listed:
         if isinstance(item, ImageRow):
             images[item.id] = item
         yield item
@@ -98,26 +100,22 @@ def _renumbered(what: str, ids: Ids) -> Iterator[Finding]:
         yield Finding(kind, where, fix="", is_fault=False, is_told=True)
 
 
-def image_finding(path: Path, width: int, height: int) -> Finding | None:
+def image_finding(path: Path, width: int, height: int, *, ignore_orientation: bool = False) -> Finding | None:
     """The fault of an image that cannot be decoded or is not `width` x `height` pixels; None for a good image."""
+    return _inspected(path, width, height, ignore_orientation=ignore_orientation)[0]
+
+
+def _inspected(path: Path, width: int, height: int, *, ignore_orientation: bool) -> tuple[Finding | None, Inspection]:
+    """The fault of an image, and what its header says; the image is decoded too."""
     try:
-        true_height, true_width = load_image(path).shape[:2]
+        header = read_header(path)
+        inspection = judge_header(header, path, (width, height), ignore_orientation=ignore_orientation)
+        load_image(path)
     except InputError as error:
-        return Finding("the image cannot be decoded", str(error), str(error))
-    if (true_width, true_height) == (width, height):
-        return None
-    if (true_height, true_width) == (width, height) and orientation(path) in SWAPPED:
-        advice = "as its EXIF tag rotates it; save the image upright, or annotate the pixels as stored"
-    else:
-        advice = "so its boxes cannot be trusted; export the dataset again"
-    reason = f"{path}: is {true_width} x {true_height} pixels, and the JSON says {width} x {height}, {advice}."
-    return Finding("the size differs from the JSON's", reason, reason)
-
-
-def orientation(path: Path) -> int:
-    """The EXIF orientation of an image that can be opened, 1 (upright) to 8; 1 without a tag."""
-    with Image.open(path) as image:
-        return int(image.getexif().get(ORIENTATION_TAG, 1))
+        return Finding("the image cannot be decoded", str(error), str(error)), Inspection(error=str(error))
+    if inspection.error:
+        return Finding("the size differs from the annotations'", inspection.error, inspection.error), inspection
+    return None, inspection
 
 
 def _list(document: Row, key: str, source: Path) -> list[Row]:
@@ -132,7 +130,7 @@ def _list(document: Row, key: str, source: Path) -> list[Row]:
 
 
 def _images(
-    rows: list[Row], ids: Ids, source: Path, files: ImageFiles, first_id: dict[int, int]
+    rows: list[Row], ids: Ids, source: Path, files: ImageFiles, first_id: dict[int, int], *, ignore_orientation: bool
 ) -> Iterator[Finding | ImageRow]:
     """The usable images, and the findings about the unusable images; fills `first_id`."""
     id_of_file: dict[str, int] = {}
@@ -159,55 +157,78 @@ def _images(
             first_id[image_id] = id_of_file[file]
             error = f"{source}: file_name {name} is listed twice, expected once. 'foldfuse check --fix' joins the two."
             yield Finding("the image is listed under two ids", name, error, fix="boxes joined")
-        elif not match.found:
-            yield Finding("the image is missing", name, f"{where}: {files.where(name)}")
         else:
             first_id[image_id] = id_of_file[file] = image_id
-            for item in _with_size(row, image_id, match.path, where):
+            missing = "" if match.found else f"{where}: {files.where(name)}"
+            for item in _with_size(row, image_id, match.path, missing, where, ignore_orientation=ignore_orientation):
                 if isinstance(item, ImageRow):
                     item = replace(item, original_id=ids.original(raw), row=fixed_row(item.row, id=ids.fixed(raw)))
                 yield item
 
 
-def _with_size(row: Row, image_id: int, path: Path, where: str) -> Iterator[Finding | ImageRow]:
+def _with_size(
+    row: Row, image_id: int, path: Path, missing: str, where: str, *, ignore_orientation: bool
+) -> Iterator[Finding | ImageRow]:
     """The image, and a finding where its row has no size; the size is then read from the image file."""
     width, height = whole_number(row.get("width")) or 0, whole_number(row.get("height")) or 0
     if not (0 < width <= MAX_SIDE_PX and 0 < height <= MAX_SIDE_PX):
+        if missing:
+            yield Finding("the image is missing", row["file_name"], missing)
+            return
         key = "height" if 0 < width <= MAX_SIDE_PX else "width"
+        is_unstated = row.get(key) in (None, "", 0, -1)
         error = (
             f"{where}: {key!r} is {short(row.get(key))}, expected a positive whole number of pixels. "
             "'foldfuse check --fix' takes the size from the file."
         )
         try:
-            with Image.open(path) as image:
-                width, height = image.size
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
-            yield Finding("the image cannot be decoded", row["file_name"], error)
+            header = read_header(path)
+        except InputError as reason:
+            yield Finding("the image cannot be decoded", row["file_name"], str(reason) if is_unstated else error)
             return
-        yield Finding("the image has no width or height", row["file_name"], error, fix="size taken from the file")
-    yield ImageRow(image_id, path, row["file_name"], width, height, fixed_row(row, width=width, height=height))
+        width, height = header.stored_size if ignore_orientation else header.upright_size
+        yield Finding(
+            "the image has no width or height",
+            row["file_name"],
+            "" if is_unstated else error,
+            fix="size taken from the file",
+            is_fault=not is_unstated,
+        )
+    fixed = fixed_row(row, width=width, height=height)
+    yield ImageRow(image_id, path, row["file_name"], width, height, fixed, missing)
 
 
-def _decoded(items: Iterator[Finding | ImageRow]) -> Iterator[Finding | ImageRow]:
-    """`items` without the images that cannot be decoded or have another size; adds findings about the pixels."""
+def _decoded(items: Iterator[Finding | ImageRow], *, ignore_orientation: bool) -> Iterator[Finding | ImageRow]:
+    """`items` without the images that are missing, cannot be decoded or have another size; adds findings about the pixels."""
     listed = list(items)
     images = [item for item in listed if isinstance(item, ImageRow)]
 
-    def inspect(image: ImageRow) -> tuple[Finding | None, int]:
-        finding = image_finding(image.path, image.width, image.height)
-        return finding, 1 if finding else orientation(image.path)
+    def inspect(image: ImageRow) -> tuple[Finding | None, Inspection]:
+        if image.missing:
+            return Finding("the image is missing", image.file_name, image.missing), Inspection()
+        return _inspected(image.path, image.width, image.height, ignore_orientation=ignore_orientation)
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         results = dict(zip(map(id, images), pool.map(inspect, images), strict=True))
     for item in listed:
-        finding, tag = results.get(id(item), (None, 1))
+        finding, inspection = results.get(id(item), (None, Inspection()))
         if finding is not None:
             yield finding
-            continue
-        if isinstance(item, ImageRow) and tag != 1:
-            kind = "an EXIF tag rotates the image; its boxes must be annotated on the pixels as stored"
-            yield Finding(kind, item.file_name, fix="", is_fault=False)
-        yield item
+        elif isinstance(item, ImageRow):
+            if inspection.has_tag:
+                yield Finding(_tag_note(inspection), item.file_name, fix="", is_fault=False)
+            yield replace(item, orientation=inspection.orientation)
+        else:
+            yield item
+
+
+def _tag_note(inspection: Inspection) -> str:
+    """The kind of the note on an image with an orientation tag."""
+    if inspection.is_assumed:
+        return "the image is turned or mirrored as its EXIF tag says, and its size does not tell whether the boxes are"
+    if inspection.orientation != 1:
+        return "the image is turned as its EXIF tag says"
+    return "the image has an EXIF orientation tag, and its boxes are drawn on the pixels as stored"
 
 
 def _categories(rows: list[Row], ids: Ids, source: Path) -> Iterator[Finding | CategoryRow]:

@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from foldfuse.data.dataset import Dataset, Sample
-from foldfuse.data.images import PAD_VALUE, ImageArray, load_image, scale_of
+from foldfuse.data.images import PAD_VALUE, ImageArray, load_sample, scale_of
 from foldfuse.detections import Array, Predictions
 
 MIN_CROP_PX = 4.0  # the side of the smallest region that is cut out
@@ -56,7 +56,7 @@ class Crops:
         """The pixels of each crop in turn, (size, size, 3). Raises InputError where an image cannot be decoded."""
         for i in np.unique(self.image_index):
             sample = self.samples[i]
-            image = load_image(sample.path)
+            image = load_sample(sample)
             scale = np.array(scale_of(sample, image) * 2)
             for box in self.boxes[self.image_index == i].astype(np.float64) * scale:
                 yield crop_square(image, box, context=context, size=size)

@@ -23,6 +23,9 @@ class Sample:
         file_name: the organiser's name of the image, as a submission needs it.
         width, height: pixels.
         annotations: None for an image without labels, which differs from a labeled image without objects.
+        orientation: EXIF orientation that loading applies to the stored pixels, 1 (none) to 8; width, height and boxes are
+            of the image after that. `pixels.open_images` sets it.
+        missing: why `path` is no image file, as a sentence; "" where it is one.
         original_id: the organiser's id where it is not `id` itself: text, or a number beyond 64 bits; else None.
     """
 
@@ -32,6 +35,8 @@ class Sample:
     width: int
     height: int
     annotations: Annotations | None
+    orientation: int = 1
+    missing: str = ""
     original_id: str | int | None = None
 
     @property

@@ -93,7 +93,12 @@ class ClassStatistics:
 
 
 def examine(
-    data: Path, *, decode: bool = True, images: Path | None = None, conventions: Conventions = AS_FOUND
+    data: Path,
+    *,
+    decode: bool = True,
+    images: Path | None = None,
+    conventions: Conventions = AS_FOUND,
+    ignore_orientation: bool = False,
 ) -> CheckReport:
     """The report on a dataset: its faults and notes, and the dataset with its faults fixed.
 
@@ -102,14 +107,24 @@ def examine(
         decode: also decode every image and look for near-duplicates.
         images: the folder of the images, where they are not found beside the annotations.
         conventions: how to read boxes and category ids that do not follow COCO.
+        ignore_orientation: whether pixels are taken as stored, whatever an EXIF tag says.
 
     Raises:
         InputError: `data` is not a dataset.
     """
-    loaded = load(data, images, annotated=require_layout(data).kind != "images")
+    has_annotations = require_layout(data).kind != "images"
+    loaded = load(data, images, annotated=has_annotations, ignore_orientation=ignore_orientation)
     document, source = loaded.document, loaded.source
     annotated = not isinstance(document, dict) or "annotations" in document  # a test set has none
-    walked = walk(document, source, files=loaded.files, annotated=annotated, decode=decode, conventions=conventions)
+    walked = walk(
+        document,
+        source,
+        files=loaded.files,
+        annotated=annotated,
+        decode=decode,
+        conventions=conventions,
+        ignore_orientation=ignore_orientation,
+    )
     items = [item for item in walked if not (isinstance(item, AnnotationRow) and item.is_repeat)]
     findings = [*loaded.findings, *(item for item in items if isinstance(item, Finding))]
     image_rows = [item for item in items if isinstance(item, ImageRow)]
@@ -126,7 +141,7 @@ def examine(
     if decode:
         findings += [
             _note("images look almost the same", f"{image_rows[i].file_name} and {image_rows[j].file_name}")
-            for i, j in near_duplicates([image.path for image in image_rows])
+            for i, j in near_duplicates([i.path for i in image_rows], [i.orientation for i in image_rows])
         ]
     fixed = document | {"images": [i.row for i in image_rows], "categories": [c.row for c in kept]}
     if annotated:
@@ -193,11 +208,15 @@ def class_statistics(dataset: Dataset) -> tuple[ClassStatistics, ...]:
     )
 
 
-def unreadable_images(dataset: Dataset) -> list[tuple[Sample, str]]:
-    """The images that cannot be decoded or have another size than the JSON says, each with the reason."""
+def unreadable_images(dataset: Dataset, *, ignore_orientation: bool = False) -> list[tuple[Sample, str]]:
+    """The images that cannot be decoded or have another size than the annotations say, each with the reason."""
+
+    def finding(sample: Sample) -> Finding | None:
+        return image_finding(sample.path, sample.width, sample.height, ignore_orientation=ignore_orientation)
+
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        findings = list(pool.map(lambda s: image_finding(s.path, s.width, s.height), dataset.samples))
-    return [(sample, finding.where) for sample, finding in zip(dataset.samples, findings, strict=True) if finding]
+        found = list(pool.map(finding, dataset.samples))
+    return [(sample, each.where) for sample, each in zip(dataset.samples, found, strict=True) if each]
 
 
 def _note(kind: str, where: str) -> Finding:

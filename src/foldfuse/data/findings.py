@@ -37,6 +37,8 @@ class ImageRow:
     """A usable image: its fields, and the fixed COCO row.
 
     Attributes:
+        missing: why `path` is no image file, as a sentence; "" where it is one.
+        orientation: EXIF orientation that loading applies to the pixels, where the file was looked at.
         original_id: the id as it is written, where it is not the whole number `id`; else None.
     """
 
@@ -46,6 +48,8 @@ class ImageRow:
     width: int
     height: int
     row: Row
+    missing: str = ""
+    orientation: int = 1
     original_id: str | int | None = None
 
 

@@ -151,6 +151,6 @@ def _groups(dataset: Dataset, groups: Mapping[int, str] | None) -> Array:
     for i, sample in enumerate(dataset.samples):
         if groups is not None and sample.id in groups:
             parent[root(i)] = root(first.setdefault(groups[sample.id], i))
-    for i, j in near_duplicates([s.path for s in dataset.samples]):
+    for i, j in near_duplicates([s.path for s in dataset.samples], [s.orientation for s in dataset.samples]):
         parent[root(j)] = root(i)
     return np.unique([root(i) for i in range(len(dataset))], return_inverse=True)[1]

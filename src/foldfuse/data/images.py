@@ -20,37 +20,42 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from foldfuse.data.dataset import Sample
+from foldfuse.data.image_file import UPRIGHT, header_of, opened, stored_pixels
 from foldfuse.detections import Array, Detections
-from foldfuse.errors import InputError
 
 ImageArray = NDArray[np.uint8]
 PAD_VALUE = 114  # the gray of a canvas outside its image
 
 
-def load_image(path: Path, *, longest: int | None = None) -> ImageArray:
+def load_image(path: Path, *, orientation: int = 1, longest: int | None = None) -> ImageArray:
     """(H, W, 3) uint8 RGB of an image file, shrunk so that no side is longer than `longest` pixels.
 
     A JPEG is decoded at a fraction of its size where the fraction is large enough, which is several times faster.
-    The EXIF orientation is ignored: COCO's boxes are annotated on the pixels as they are stored.
+
+    Args:
+        path: the image file.
+        orientation: EXIF orientation to apply to the stored pixels, 1 (none) to 8, as `pixels.open_images` decides.
+        longest: the longest side in pixels; None for the size of the file.
 
     Raises:
         InputError: the file is missing or cannot be decoded.
     """
-    try:
-        with Image.open(path) as file:
-            width, height = file.size
-            if longest is not None and max(width, height) > longest:
-                scale = longest / max(width, height)
-                size = (max(1, round(width * scale)), max(1, round(height * scale)))
-                file.draft("RGB", size)
-                return np.array(file.convert("RGB").resize(size, Image.Resampling.BILINEAR, reducing_gap=2.0))
-            return np.array(file.convert("RGB"))
-    except FileNotFoundError:
-        raise InputError(f"{path}: there is no such image.") from None
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise InputError(
-            f"{path}: cannot be decoded as an image ({error}). Replace it, or remove it from the JSON."
-        ) from None
+    with opened(path) as file:
+        width, height = header_of(file).stored_size
+        size = (width, height)
+        if longest is not None and max(size) > longest:
+            scale = longest / max(size)
+            size = (max(1, round(width * scale)), max(1, round(height * scale)))
+            file.draft("RGB", size)
+        image = stored_pixels(file).convert("RGB")
+        if size != (width, height):
+            image = image.resize(size, Image.Resampling.BILINEAR, reducing_gap=2.0)
+        return np.array(image.transpose(UPRIGHT[orientation]) if orientation != 1 else image)
+
+
+def load_sample(sample: Sample, *, longest: int | None = None) -> ImageArray:
+    """(H, W, 3) uint8 RGB of a sample's image in its orientation; see `load_image`."""
+    return load_image(sample.path, orientation=sample.orientation, longest=longest)
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,9 +150,9 @@ class ImageCache:
         in_memory = int(np.searchsorted(total, memory, "right"))
         cached = int(np.searchsorted(total, memory + disk, "right"))
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            images = tuple(pool.map(lambda s: load_image(s.path, longest=longest), samples[:in_memory]))
+            images = tuple(pool.map(lambda s: load_sample(s, longest=longest), samples[:in_memory]))
             if cached > in_memory:
-                images += _on_disk(pool.map(lambda s: load_image(s.path, longest=longest), samples[in_memory:cached]))
+                images += _on_disk(pool.map(lambda s: load_sample(s, longest=longest), samples[in_memory:cached]))
         return ImageCache(samples, longest, images)
 
     def __add__(self, more: ImageCache) -> ImageCache:
@@ -159,7 +164,7 @@ class ImageCache:
 
     def __getitem__(self, i: int) -> ImageArray:
         """(H, W, 3) uint8 of sample `i`."""
-        return self._images[i] if i < len(self._images) else load_image(self.samples[i].path, longest=self.longest)
+        return self._images[i] if i < len(self._images) else load_sample(self.samples[i], longest=self.longest)
 
 
 def _on_disk(images: Iterable[ImageArray]) -> tuple[ImageArray, ...]:

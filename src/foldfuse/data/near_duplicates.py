@@ -13,16 +13,24 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from foldfuse.data.image_file import UPRIGHT, opened, stored_pixels
 from foldfuse.detections import Array
+from foldfuse.errors import InputError
 
 HASH_SIDE = 16
 MAX_BITS = 25  # of 256: images whose hashes differ in at most so many bits are near-duplicates
 
 
-def near_duplicates(paths: Sequence[Path]) -> list[tuple[int, int]]:
-    """Pairs (i, j), i < j, of positions in `paths` whose images look almost the same; undecodable images have no pairs."""
+def near_duplicates(paths: Sequence[Path], orientations: Sequence[int] | None = None) -> list[tuple[int, int]]:
+    """Pairs (i, j), i < j, of positions in `paths` whose images look almost the same; undecodable images have no pairs.
+
+    Args:
+        paths: the image files.
+        orientations: the EXIF orientation to apply to each; none by default.
+    """
+    turned = orientations if orientations is not None else [1] * len(paths)
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        hashes = list(pool.map(difference_hash, paths))
+        hashes = list(pool.map(difference_hash, paths, turned))
     known = [i for i, bits in enumerate(hashes) if bits is not None]
     words = np.array([hashes[i] for i in known], np.uint8).reshape(-1, HASH_SIDE**2 // 8).view(np.uint64)  # (n, 4)
     pairs = []
@@ -32,16 +40,19 @@ def near_duplicates(paths: Sequence[Path]) -> list[tuple[int, int]]:
     return pairs
 
 
-def difference_hash(path: Path) -> Array | None:
+def difference_hash(path: Path, orientation: int = 1) -> Array | None:
     """(32,) uint8: 256 bits, each True where a pixel of the shrunk gray image is darker than its right neighbour.
 
     None where the image cannot be decoded, or is so flat that too few ones or zeros remain to tell it from another image.
     """
     try:
-        with Image.open(path) as image:
-            image.draft("L", (4 * HASH_SIDE, 4 * HASH_SIDE))
-            small = np.asarray(image.convert("L").resize((HASH_SIDE + 1, HASH_SIDE), Image.Resampling.BOX), np.int16)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+        with opened(path) as file:
+            file.draft("L", (4 * HASH_SIDE, 4 * HASH_SIDE))
+            image = stored_pixels(file).convert("L")
+            if orientation != 1:
+                image = image.transpose(UPRIGHT[orientation])
+            small = np.asarray(image.resize((HASH_SIDE + 1, HASH_SIDE), Image.Resampling.BOX), np.int16)
+    except InputError:
         return None
     bits = small[:, 1:] > small[:, :-1]
     return np.packbits(bits) if 2 * MAX_BITS <= bits.sum() <= bits.size - 2 * MAX_BITS else None

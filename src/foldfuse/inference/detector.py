@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from foldfuse.data.dataset import Dataset, Sample
-from foldfuse.data.images import Letterbox, canvas_for, load_image
+from foldfuse.data.images import Letterbox, canvas_for, load_sample
 from foldfuse.detections import Array, Detections, Predictions
 from foldfuse.errors import InputError
 from foldfuse.inference.tta import View
@@ -75,7 +75,7 @@ def predict_views(
     done = 0
     with ThreadPoolExecutor(2) as pool, torch.inference_mode():
         for batch, canvases in _batches_of_one_shape(samples, sizes, model.stride, max_batch):
-            images = list(pool.map(lambda s: load_image(s.path, longest=max(sizes)), batch))
+            images = list(pool.map(lambda s: load_sample(s, longest=max(sizes)), batch))
             for view, canvas in zip(views, canvases, strict=True):
                 letterboxes = [Letterbox(s.width, s.height, canvas) for s in batch]
                 shown = view.apply(np.stack([box.apply(i) for box, i in zip(letterboxes, images, strict=True)]))

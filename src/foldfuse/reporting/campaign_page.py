@@ -50,18 +50,25 @@ def write_campaign_page(folder: Path, *, out: Path | None = None) -> Path:
     out = folder / "report.html" if out is None else Path(out)
     record = read_campaign_record(folder)
     warnings = list(record.warnings)
-    dataset = read_or_warn(partial(read, images=record.images), record.data, warnings)
+    ignore_orientation = record.ignore_orientation
+    read_data = partial(read, images=record.images, ignore_orientation=ignore_orientation)
+    dataset = read_or_warn(read_data, record.data, warnings)
     # a campaign without test images submits its held-out fold
     test = dataset
     if record.test:
-        test = read_or_warn(partial(read, annotated=False, images=record.images), record.test, warnings)
+        test = read_or_warn(partial(read_data, annotated=False), record.test, warnings)
     folds = read_or_warn(read_folds, _existing(folder / "folds.json"), warnings)
     prefix = "fused_" if record.kind == "campaign" else ""
     held_out = _read_predictions(folder / f"{prefix}oof.parquet", dataset, warnings)
     submitted = _read_predictions(folder / f"{prefix}test.parquet", test, warnings)
 
-    errors = analyse_errors(dataset, held_out, warnings) if dataset and held_out else None
+    errors = None
+    if dataset and held_out:
+        errors = analyse_errors(dataset, held_out, warnings, ignore_orientation=ignore_orientation)
     threshold = errors.examples.threshold if errors else _SCORE_THRESHOLD
+    examples = None
+    if test and submitted:
+        examples = submission_examples(test, submitted, threshold, warnings, ignore_orientation=ignore_orientation)
     user_notes = read_notes(folder, warnings)
     page = template("report.html").render(
         record=record,
@@ -76,7 +83,7 @@ def write_campaign_page(folder: Path, *, out: Path | None = None) -> Path:
         learning_curves=_learning_charts(record.curves),
         errors=errors,
         data=dataset_stats(dataset, folds.fold_of if folds else {}) if dataset else None,
-        test_examples=submission_examples(test, submitted, threshold, warnings) if test and submitted else None,
+        test_examples=examples,
         num_test_images=len(submitted) if submitted else None,
         origin=_origin(record),
         versions=_versions(),

@@ -229,7 +229,9 @@ def _score(value: float | None) -> str:
 def _dataset(campaign: ComparedCampaign, warnings: list[str]) -> Dataset | None:
     """The annotated images of a campaign; None and a warning for images that are gone or changed."""
     try:
-        dataset = read(campaign.data, images=campaign.record.images)
+        dataset = read(
+            campaign.data, images=campaign.record.images, ignore_orientation=campaign.record.ignore_orientation
+        )
         if dataset.fingerprint != campaign.fingerprint:
             raise InputError(f"{campaign.data}: has changed since the campaigns started.")
     except InputError as error:

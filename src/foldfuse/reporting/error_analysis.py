@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from foldfuse.data.dataset import Dataset, Sample
+from foldfuse.data.pixels import open_image
 from foldfuse.detections import Detections, Predictions
 from foldfuse.errors import InputError
 from foldfuse.evaluation.diagnosis import ERRORS, Curve, Diagnosis, diagnose, tide_delta_ap
@@ -80,13 +81,16 @@ class ErrorAnalysis:
     examples: Examples
 
 
-def analyse_errors(dataset: Dataset, predictions: Predictions, warnings: list[str]) -> ErrorAnalysis:
+def analyse_errors(
+    dataset: Dataset, predictions: Predictions, warnings: list[str], *, ignore_orientation: bool = False
+) -> ErrorAnalysis:
     """The ErrorAnalysis of predictions of some annotated images of `dataset`.
 
     Args:
         dataset: annotated.
         predictions: predictions of some images of `dataset`.
         warnings: a sentence is added for each image that cannot be shown.
+        ignore_orientation: whether images are shown as their pixels are stored, whatever an EXIF tag says.
     """
     annotated = dataset.subset([s.id for s in dataset.samples if s.annotations is not None and s.id in predictions])
     predictions = predictions.select_images(annotated.image_ids)
@@ -95,6 +99,7 @@ def analyse_errors(dataset: Dataset, predictions: Predictions, warnings: list[st
 
     def draw(kind: str, sample: Sample) -> Figure:
         detections = _above(predictions[sample.id], threshold)
+        sample = open_image(sample, ignore_orientation=ignore_orientation)
         figure = draw_comparison(sample, detections, dataset.classes, kind=kind)
         error = dominant_error(annotated, predictions, sample, threshold) if kind == "worst" else ""
         return replace(figure, caption=f"{figure.caption}; {error}") if error else figure
@@ -107,11 +112,19 @@ def analyse_errors(dataset: Dataset, predictions: Predictions, warnings: list[st
     )
 
 
-def submission_examples(test: Dataset, predictions: Predictions, threshold: float, warnings: list[str]) -> Examples:
+def submission_examples(
+    test: Dataset,
+    predictions: Predictions,
+    threshold: float,
+    warnings: list[str],
+    *,
+    ignore_orientation: bool = False,
+) -> Examples:
     """Test images at even steps through the test set, with their detections."""
     samples = evenly_spaced([s for s in test.samples if s.id in predictions], _TEST_IMAGES)
 
     def draw(sample: Sample) -> Figure:
+        sample = open_image(sample, ignore_orientation=ignore_orientation)
         return draw_predictions(sample, _above(predictions[sample.id], threshold), test.classes)
 
     return Examples(_figures(draw, [(sample,) for sample in samples], warnings), threshold)

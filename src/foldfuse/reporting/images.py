@@ -6,7 +6,6 @@ import base64
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from markupsafe import Markup
@@ -14,7 +13,7 @@ from PIL import Image
 
 from foldfuse.boxes import Array, pairwise_iou
 from foldfuse.data.dataset import Dataset, Sample
-from foldfuse.data.images import load_image
+from foldfuse.data.images import load_sample
 from foldfuse.detections import Annotations, Detections, Predictions
 from foldfuse.evaluation.matching import f1_score, match_image
 
@@ -135,10 +134,12 @@ def draw_predictions(sample: Sample, detections: Detections, classes: Sequence[s
     return Figure(_draw(sample, drawn, f"{sample.file_name}: {title}"), title, sample.file_name)
 
 
-def data_uri(path: Path) -> str:
-    """The image as a small JPEG in a data: address. Raises InputError for an image that cannot be read."""
+def data_uri(sample: Sample) -> str:
+    """The sample's image as a small JPEG in a data: address. Raises InputError for an image that cannot be read."""
     memory = io.BytesIO()
-    Image.fromarray(load_image(path, longest=_LONGEST_SIDE)).save(memory, "JPEG", quality=_JPEG_QUALITY, optimize=True)
+    Image.fromarray(load_sample(sample, longest=_LONGEST_SIDE)).save(
+        memory, "JPEG", quality=_JPEG_QUALITY, optimize=True
+    )
     return "data:image/jpeg;base64," + base64.b64encode(memory.getvalue()).decode("ascii")
 
 
@@ -146,7 +147,7 @@ def _draw(sample: Sample, boxes: Sequence[_DrawnBox], words: str) -> Markup:
     """The image below vector boxes in its own pixels, which stay sharp at any size."""
     font_size = max(sample.width, sample.height) / 28
     boxes = sorted(boxes, key=lambda box: _DRAWING_ORDER.index(box.kind))
-    parts = [Markup('<image href="{}" {}/>').format(data_uri(sample.path), _shape(0, 0, sample.width, sample.height))]
+    parts = [Markup('<image href="{}" {}/>').format(data_uri(sample), _shape(0, 0, sample.width, sample.height))]
     parts += [_rect(box) for box in boxes]
     if sum(bool(box.label) for box in boxes) <= _MAX_LABELLED:
         parts += _labels(sample, boxes[::-1], font_size)

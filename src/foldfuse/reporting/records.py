@@ -233,6 +233,7 @@ class CampaignRecord:
     finished: str | None = None
     state: str = "unknown"
     seed: int | None = None
+    ignore_orientation: bool = False
     device: str | None = None
     machine: Mapping[str, Any] = field(default_factory=dict)
     peak_memory_mb: float | None = None

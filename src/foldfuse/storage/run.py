@@ -51,6 +51,7 @@ class RunMetadata:
         checkpoint_seconds: seconds between checkpoints.
         trackers: trackers that got the log too, such as "tensorboard:DIR".
         device: the device that the user asked for, such as "auto".
+        ignore_orientation: whether pixels are taken as stored, whatever an EXIF tag says.
         crop_context: side of a classifier's crops, as a multiple of the box's longer side.
         origin: file, sha256 and licence of imported weights.
         trained_on: the device of the training, such as "cuda".
@@ -79,6 +80,7 @@ class RunMetadata:
     checkpoint_seconds: float = 60.0
     trackers: tuple[str, ...] = ()
     device: str | None = None
+    ignore_orientation: bool = False
     crop_context: float | None = None
     origin: dict[str, str] | None = None
     trained_on: str | None = None

@@ -55,6 +55,7 @@ class SweepRequest:
         seconds: budget of the whole sweep in seconds.
         folds: number of folds; the first one is held out.
         seed: the random seed of the folds and of every training.
+        ignore_orientation: whether pixels are taken as stored, whatever an EXIF tag says.
     """
 
     data_fingerprint: str
@@ -62,6 +63,7 @@ class SweepRequest:
     seconds: float
     folds: int
     seed: int
+    ignore_orientation: bool = False
 
 
 @dataclass(frozen=True)
@@ -126,6 +128,7 @@ def run_sweep(
     folds: int = 5,
     seed: int = 0,
     device: str = "auto",
+    ignore_orientation: bool = False,
     show_progress: ShowProgress = lambda title: nullcontext(no_progress),
     show: Callable[[Sweep], None] = lambda sweep: None,
 ) -> Sweep:
@@ -139,6 +142,7 @@ def run_sweep(
         folds: number of folds; the first one is held out.
         seed: the random seed of the folds and of every training.
         device: the device to compute on.
+        ignore_orientation: how the images were opened, for the runs to remember.
         show_progress: a context that shows the progress of a titled piece of work.
         show: receives the sweep after each training.
 
@@ -146,7 +150,9 @@ def run_sweep(
         InputError: `out` holds something else, or there is too little time.
     """
     began, device = time.monotonic(), choose_device(device)
-    sweep = _read_or_new(out, SweepRequest(dataset.fingerprint, dict(recipes), seconds, folds, seed))
+    sweep = _read_or_new(
+        out, SweepRequest(dataset.fingerprint, dict(recipes), seconds, folds, seed, ignore_orientation)
+    )
     split = make_folds(dataset, num_folds=folds, seed=seed)
     train, val = dataset.subset(split.train_ids(0)), dataset.subset(split.val_ids(0))
     with show_progress(f"decoding {len(train)} images"):
@@ -210,7 +216,8 @@ def _train_one(
         checkpoint, _ = run.load_checkpoint()
     else:
         seed = sweep.request.seed
-        Run.create(run.folder, recipe, run_metadata(train, data=str(train.source), seed=seed, val_ids=val.image_ids))
+        metadata = run_metadata(train, data=str(train.source), seed=seed, val_ids=val.image_ids)
+        Run.create(run.folder, recipe, replace(metadata, ignore_orientation=sweep.request.ignore_orientation))
 
     def evaluate(weights: Mapping[str, Tensor]) -> dict[str, float | None]:
         with torch.random.fork_rng([device] if device.startswith("cuda") else []):  # a new model draws random weights

@@ -34,28 +34,35 @@ from foldfuse.system.files import read_json
 logger = logging.getLogger(__name__)
 
 
-def read(path: Path | str, *, annotated: bool = True, images: Path | None = None) -> Dataset:
+def read(
+    path: Path | str, *, annotated: bool = True, images: Path | None = None, ignore_orientation: bool = False
+) -> Dataset:
     """The dataset in a COCO JSON file, in `train.json` of a folder, or in any other layout (see `layouts`).
 
-    Images are looked for as `image_names` says.
+    Images are looked for as `image_names` says. Where the annotations state the sizes of their images, the images need not
+    exist: a command that reads pixels calls `pixels.open_images` on the dataset.
 
     Args:
         path: a COCO JSON; a folder with a dataset of any layout, or with images alone where `annotated` is False; the YAML, list
             or image folder of a YOLO dataset; an ImageSets list of a VOC dataset; the XML of CVAT.
         annotated: False for a test set: annotations are ignored, even where the file has some.
         images: the folder of the images, where they are not found beside the annotations.
+        ignore_orientation: whether a size that the annotations do not state is that of the pixels as stored, whatever an EXIF
+            tag says.
 
     Raises:
-        InputError: the file is missing or not COCO; an entry is broken (it is named); an image does not exist.
+        InputError: the file is missing or not COCO; an entry is broken (it is named); an image whose size is not stated does
+            not exist.
     """
-    return parse(load(Path(path), images, annotated=annotated), annotated=annotated)
+    loaded = load(Path(path), images, annotated=annotated, ignore_orientation=ignore_orientation)
+    return parse(loaded, annotated=annotated)
 
 
-def load(path: Path, images: Path | None = None, *, annotated: bool = True) -> Loaded:
+def load(path: Path, images: Path | None = None, *, annotated: bool = True, ignore_orientation: bool = False) -> Loaded:
     """Any dataset that `read` takes, as a COCO document; its rows are not checked yet.
 
     Args:
-        path, images: see `read`.
+        path, images, ignore_orientation: see `read`.
         annotated: False to leave annotations unread where they are in files of their own.
 
     Raises:
@@ -67,10 +74,10 @@ def load(path: Path, images: Path | None = None, *, annotated: bool = True) -> L
     if layout.kind == "images" and annotated:
         raise InputError(f"{path}: holds images, but no annotations. Give the file of the annotations, or its folder.")
     if layout.kind != "coco":
-        return read_layout(layout, images=images, annotated=annotated)
+        return read_layout(layout, images=images, annotated=annotated, ignore_orientation=ignore_orientation)
     document = read_json(layout.path, what="COCO JSON", hint="Give a COCO JSON, or a folder with a dataset.")
     files = ImageFiles(layout.path, images)
-    return Loaded(document, layout.path, tuple(_name_findings(document, files)), files)
+    return Loaded(document, layout.path, tuple(_name_findings(document, files)), files, ignore_orientation)
 
 
 def require_layout(path: Path) -> Layout:
@@ -122,7 +129,14 @@ def parse(loaded: Loaded, *, annotated: bool = True) -> Dataset:
     Raises:
         InputError: see `read`.
     """
-    items = [*loaded.findings, *walk(loaded.document, loaded.source, files=loaded.files, annotated=annotated)]
+    walked = walk(
+        loaded.document,
+        loaded.source,
+        files=loaded.files,
+        annotated=annotated,
+        ignore_orientation=loaded.ignore_orientation,
+    )
+    items = [*loaded.findings, *walked]
     findings = [item for item in items if isinstance(item, Finding)]
     for first in findings:
         if first.error:
@@ -170,6 +184,7 @@ def dataset_of(items: Iterable[Item], source: Path, *, annotated: bool = True) -
             width=image.width,
             height=image.height,
             annotations=_annotations(annotations[image.id], label_of) if annotated else None,
+            missing=image.missing,
             original_id=image.original_id,
         )
         for image in images

@@ -16,7 +16,9 @@ from foldfuse.detections import Annotations
 from foldfuse.errors import InputError
 
 
-def read_image_folder(folder: Path, *, classes: Sequence[str] | None = None) -> Dataset:
+def read_image_folder(
+    folder: Path, *, classes: Sequence[str] | None = None, ignore_orientation: bool = False
+) -> Dataset:
     """The images in the sub-folders of `folder`; the name of the sub-folder is the class.
 
     Args:
@@ -24,6 +26,7 @@ def read_image_folder(folder: Path, *, classes: Sequence[str] | None = None) -> 
             have no annotations.
         classes: the classes of a trained classifier; sub-folders of some of them are enough then. By default the classes
             are the sub-folders, by name.
+        ignore_orientation: whether pixels are taken as stored, whatever an EXIF tag says.
 
     Raises:
         InputError: the folder has no such sub-folders, a sub-folder holds no image or is of no known class, there are fewer
@@ -36,7 +39,7 @@ def read_image_folder(folder: Path, *, classes: Sequence[str] | None = None) -> 
         unlabeled = [(path, None) for path in image_files(folder)]
         if not unlabeled:
             raise InputError(f"{folder}: holds no image. Known endings: {', '.join(IMAGE_SUFFIXES)}.")
-        return _dataset(unlabeled, folder, tuple(classes))
+        return _dataset(unlabeled, folder, tuple(classes), ignore_orientation=ignore_orientation)
     if not names:
         raise InputError(f"{folder}: has no sub-folders. Expected one for each class, with its images in it.")
     known = tuple(names if classes is None else classes)
@@ -54,11 +57,15 @@ def read_image_folder(folder: Path, *, classes: Sequence[str] | None = None) -> 
             hint = f" Its sub-folders may be the classes: then give {folder / name}." if deeper else ""
             raise InputError(f"{folder / name}: holds no image. Put some in, or remove the folder.{hint}")
         labeled += [(path, known.index(name)) for path in paths]
-    return _dataset(labeled, folder, known)
+    return _dataset(labeled, folder, known, ignore_orientation=ignore_orientation)
 
 
 def read_classification(
-    data: Path, *, classes: Sequence[str] | None = None, images: Path | None = None
+    data: Path,
+    *,
+    classes: Sequence[str] | None = None,
+    images: Path | None = None,
+    ignore_orientation: bool = False,
 ) -> tuple[Dataset, bool]:
     """(dataset to classify, whether to classify whole images instead of annotated objects).
 
@@ -66,14 +73,15 @@ def read_classification(
         data: any dataset that `read` takes, or a folder with a sub-folder of images for each class.
         classes: the classes of a trained classifier; see `read_image_folder`.
         images: the folder of the images of a dataset; see `read`.
+        ignore_orientation: see `read_image_folder`.
 
     Raises:
         InputError: `data` cannot be read, or has other classes than `classes`.
     """
     layout = find_layout(data) if data.is_dir() else None
     if data.is_dir() and (layout is None or layout.kind == "images"):
-        return read_image_folder(data, classes=classes), True
-    dataset = read(data, images=images)
+        return read_image_folder(data, classes=classes, ignore_orientation=ignore_orientation), True
+    dataset = read(data, images=images, ignore_orientation=ignore_orientation)
     if classes is not None and dataset.classes != tuple(classes):
         raise InputError(
             f"{data}: has the classes {', '.join(dataset.classes)}, but the run was trained for {', '.join(classes)}."
@@ -81,11 +89,13 @@ def read_classification(
     return dataset, False
 
 
-def _dataset(images: Sequence[tuple[Path, int | None]], folder: Path, classes: tuple[str, ...]) -> Dataset:
+def _dataset(
+    images: Sequence[tuple[Path, int | None]], folder: Path, classes: tuple[str, ...], *, ignore_orientation: bool
+) -> Dataset:
     """The dataset of (image file, label) pairs; a label of None means that the image has no annotations."""
     samples = []
     for i, (path, label) in enumerate(images):
-        width, height = size_of(path)
+        width, height = size_of(path, ignore_orientation=ignore_orientation)
         annotations = None
         if label is not None:
             box = np.array([[0, 0, width, height]], np.float64)

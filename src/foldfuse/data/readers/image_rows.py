@@ -9,9 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
 from foldfuse.data.findings import Finding
+from foldfuse.data.image_file import read_header
 from foldfuse.data.readers.image_names import MAX_DEPTH, files_below, is_image_name
 from foldfuse.errors import InputError
 
@@ -43,12 +42,13 @@ def image_files(folder: Path, *, recursive: bool = False) -> list[Path]:
 
 
 def size_of(path: Path, *, ignore_orientation: bool = False) -> tuple[int, int]:
-    """(width, height) from the header of an image file. Raises InputError where it cannot be opened."""
-    try:
-        with Image.open(path) as image:
-            return image.size
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise InputError(f"{path}: cannot be opened as an image ({error}). Replace it, or remove it.") from None
+    """(width, height) from the header of an image file, after its EXIF orientation tag, or of the pixels as stored.
+
+    Raises:
+        InputError: the file cannot be opened.
+    """
+    header = read_header(path)
+    return header.stored_size if ignore_orientation else header.upright_size
 
 
 def image_table(

@@ -1,0 +1,182 @@
+"""Opens image files of the formats that are read, and no other: header, orientation tag and pixels.
+
+Every image file is opened here, so that no other decoder of Pillow (EPS starts a program) ever sees a file.
+Source of the orientation tag: Exif 2.32 (CIPA DC-008-2019), section 4.6.4; of PNG's chunk: PNG third edition, 11.3.3.5.
+"""
+
+from __future__ import annotations
+
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+from PIL import Image, UnidentifiedImageError
+
+from foldfuse.errors import InputError
+
+FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP", "GIF", "PPM")  # PPM: also PGM, PBM and PFM
+ORIENTATION_TAG = 0x0112
+SWAPPED = range(5, 9)  # orientations that swap width and height
+UPRIGHT = {  # orientation: the change that shows the stored pixels upright
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_STORED = UPRIGHT | {6: UPRIGHT[8], 8: UPRIGHT[6]}  # orientation: the change that takes upright pixels back
+_KNOWN = (  # (offset, bytes, name) of files that are often taken for images that can be read
+    (4, b"ftypavif", "an AVIF image"),
+    (4, b"ftypavis", "an AVIF image"),
+    (4, b"ftyp", "a HEIC image"),
+    (0, b"\xff\x0a", "a JPEG XL image"),
+    (0, b"\x00\x00\x00\x0cJXL ", "a JPEG XL image"),
+    (0, b"\x00\x00\x00\x0cjP  ", "a JPEG 2000 image"),
+    (0, b"%!PS", "a PostScript file"),
+    (0, b"\xc5\xd0\xd3\xc6", "a PostScript file"),
+    (0, b"%PDF", "a PDF file"),
+    (0, b"8BPS", "a Photoshop file"),
+    (0, b"<!DOCTYPE", "a web page"),
+    (0, b"<html", "a web page"),
+    (0, b"<?xml", "an XML file"),
+    (0, b"<svg", "an SVG file"),
+    (0, b"version https://git-lfs", "a pointer of Git LFS"),
+)
+
+Image.MAX_IMAGE_PIXELS = None  # `opened` has a limit of its own, which says how to allow more
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """The header of an image file.
+
+    Attributes:
+        width, height: pixels as they are stored.
+        orientation: the EXIF orientation tag, 1 (none or upright) to 8.
+    """
+
+    width: int
+    height: int
+    orientation: int = 1
+
+    @property
+    def stored_size(self) -> tuple[int, int]:
+        """(width, height) of the pixels as they are stored."""
+        return self.width, self.height
+
+    @property
+    def upright_size(self) -> tuple[int, int]:
+        """(width, height) after the orientation tag."""
+        return (self.height, self.width) if self.orientation in SWAPPED else (self.width, self.height)
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[Image.Image]:
+    """The image in a file, opened but not decoded; errors while the block decodes it are told with the file's name.
+
+    Raises:
+        InputError: the file is missing, is no regular file, is of no format that is read, or cannot be decoded.
+    """
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise InputError(f"{path}: is a {'folder' if path.is_dir() else 'device or pipe'}, expected an image file.")
+        with path.open("rb") as file, _image(file, path) as image:
+            yield image
+    except InputError:
+        raise
+    except FileNotFoundError:
+        raise InputError(f"{path}: there is no such image.") from None
+    except (OSError, SyntaxError, ValueError, EOFError, MemoryError, OverflowError) as error:
+        reason = "it is too large for this machine's memory" if isinstance(error, MemoryError) else str(error)
+        raise InputError(
+            f"{path}: cannot be decoded as an image ({reason}). Replace it, or remove it from the annotations."
+        ) from None
+
+
+def read_header(path: Path) -> Header:
+    """The header of an image file; nothing is decoded. Raises InputError as `opened` does."""
+    with opened(path) as image:
+        return header_of(image)
+
+
+def header_of(image: Image.Image) -> Header:
+    """The header of an opened image that is not loaded yet."""
+    width, height = image.size
+    orientation = orientation_of(image)
+    if image.format == "TIFF" and orientation in SWAPPED:  # Pillow shows the upright size of this format alone
+        width, height = height, width
+    return Header(width, height, orientation)
+
+
+def orientation_of(image: Image.Image) -> int:
+    """The EXIF orientation of an opened image, 1 to 8; 1 without a tag, or with one that is broken."""
+    if image.format == "TIFF":
+        value = image.tag_v2.get(ORIENTATION_TAG, 1)  # type: ignore[attr-defined]
+        return value if isinstance(value, int) and value in UPRIGHT else 1
+    exif = image.info.get("exif")
+    if exif is None and image.format == "PNG":
+        exif = _late_png_exif(image.fp)  # type: ignore[attr-defined]
+    return _orientation_in(exif) if isinstance(exif, bytes) else 1
+
+
+def stored_pixels(image: Image.Image) -> Image.Image:
+    """The pixels of an opened image as they are stored. Pillow turns those of a TIFF upright while it loads them."""
+    orientation = orientation_of(image)
+    image.load()
+    is_turned = image.format == "TIFF" and orientation != 1 and ORIENTATION_TAG not in image.tag_v2  # type: ignore[attr-defined]
+    return image.transpose(_STORED[orientation]) if is_turned else image
+
+
+def _orientation_in(exif: bytes) -> int:
+    """The orientation in a block of EXIF: a TIFF header and its first directory; 1 where it has none or is broken."""
+    exif = exif.removeprefix(b"Exif\x00\x00")
+    order = {b"II": "little", b"MM": "big"}.get(exif[:2])
+    if order is None:
+        return 1
+
+    def number(at: int, length: int) -> int:
+        return int.from_bytes(exif[at : at + length], "little" if order == "little" else "big")
+
+    start = number(4, 4)
+    for at in range(start + 2, min(start + 2 + 12 * number(start, 2), len(exif) - 11), 12):
+        if number(at, 2) == ORIENTATION_TAG:
+            value = number(at + 8, 4 if number(at + 2, 2) == 4 else 2)  # a long, or as it should be a short
+            return value if value in UPRIGHT else 1
+    return 1
+
+
+def _late_png_exif(file: IO[bytes]) -> bytes | None:
+    """The content of a PNG's eXIf chunk wherever it stands; Pillow knows of one before the pixels only."""
+    position = file.tell()
+    file.seek(8)
+    found = None
+    while found is None and len(head := file.read(8)) == 8 and head[4:] != b"IEND":
+        length = int.from_bytes(head[:4], "big")
+        if head[4:] == b"eXIf":
+            found = file.read(min(length, 2**16))
+        file.seek(length + 4, 1)
+    file.seek(position)
+    return found
+
+
+def _image(file: IO[bytes], path: Path) -> Image.Image:
+    head = file.read(32)
+    file.seek(0)
+    if not head:
+        raise InputError(f"{path}: cannot be decoded as an image (it is empty). Replace it, or remove it.")
+    try:
+        return Image.open(file, formats=FORMATS)
+    except UnidentifiedImageError:
+        for offset, content, name in _KNOWN:
+            if head[offset:].startswith(content):
+                raise InputError(
+                    f"{path}: cannot be decoded as an image (it is {name}). Convert it to JPEG or PNG in its full size."
+                ) from None
+        raise InputError(
+            f"{path}: cannot be decoded as an image (it is none of {', '.join(FORMATS)}). Replace it, or remove it."
+        ) from None

@@ -22,7 +22,7 @@ OPTIONS = {  # of every command: its arguments by their place, then its options
         "DATA --fix --out --json-only --box-format --category-ids --ignore-crowd --images --ignore-orientation "
         "--overwrite"
     ),
-    "split": "DATA --out --folds --seed --group --images --ignore-orientation --overwrite",
+    "split": "DATA --out --folds --seed --group --ignore-near-duplicates --images --ignore-orientation --overwrite",
     "train": (
         "DATA --out --recipe --init-from --set --image-size --batch-size --lr --budget --steps --seed --folds "
         "--fold --images --ignore-orientation --resume --checkpoint-every --tracker --device --overwrite"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +12,9 @@ import pytest
 from PIL import Image
 
 from foldfuse.commands.data import split
+from foldfuse.data import folds
 from foldfuse.data.dataset import Dataset
-from foldfuse.data.folds import Folds, groups_of, make_folds, read_folds
+from foldfuse.data.folds import Folds, divide, fit_folds, groups_of, make_folds, read_folds
 from foldfuse.data.near_duplicates import near_duplicates
 from foldfuse.data.readers.coco import read
 from foldfuse.detections import Array
@@ -91,12 +93,98 @@ def test_flat_or_broken_images_have_no_duplicates(tmp_path: Path) -> None:
 
 
 def test_a_class_with_fewer_boxes_than_folds_is_folded(make_dataset: Callable[..., Path]) -> None:
-    path = make_dataset(images=10, classes=1)
+    path = make_dataset(images=12, classes=2)
     document = json.loads(path.read_text())
+    for i, row in enumerate(document["annotations"]):
+        row["category_id"] = int(i == 0)
+    path.write_text(json.dumps(document))
+    made = make_folds(read(path), num_folds=4)
+    assert [len(made.val_ids(fold)) for fold in range(4)] == [3] * 4
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_every_fold_holds_an_object_even_where_few_images_do(make_dataset: Callable[..., Path], seed: int) -> None:
+    path = make_dataset(images=30, classes=1)
+    document = json.loads(path.read_text())
+    document["annotations"] = [row for row in document["annotations"] if row["image_id"] in (0, 2, 3)]
+    path.write_text(json.dumps(document))
+    dataset = read(path)
+    assert (boxes_per_fold(dataset, make_folds(dataset, num_folds=3, seed=seed)).sum(1) > 0).all()
+    with pytest.raises(
+        InputError, match=r"3 of its 30 images hold objects, fewer than 4 folds.*Ask for at most 3 folds"
+    ):
+        make_folds(dataset, num_folds=4, seed=seed)
     document["annotations"] = document["annotations"][:1]
     path.write_text(json.dumps(document))
-    made = make_folds(read(path), num_folds=5)
-    assert [len(made.val_ids(fold)) for fold in range(5)] == [2] * 5
+    with pytest.raises(InputError, match=r"1 of its 30 images hold objects.*Annotate objects on more images"):
+        make_folds(read(path), num_folds=2)
+
+
+def all_alike(path: Path) -> Dataset:
+    """The dataset with copies of its first image in place of all images, as of a fixed camera."""
+    dataset = read(path)
+    for sample in dataset.samples[1:]:
+        sample.path.write_bytes(dataset.samples[0].path.read_bytes())
+    return dataset
+
+
+def test_a_fixed_camera_is_cut_into_blocks_and_told(
+    make_dataset: Callable[..., Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    dataset = all_alike(make_dataset(images=12))
+    made = make_folds(dataset, num_folds=3)
+    assert sorted(made.val_ids(made.fold_of[0])) == [0, 1, 2, 3]
+    assert sorted(made.val_ids(made.fold_of[11])) == [8, 9, 10, 11]
+    assert "12 of 12 images are near-duplicates of each other" in caplog.text
+    caplog.clear()
+    groups = {i: f"scene {i % 4}" for i in dataset.image_ids}
+    made = make_folds(dataset, num_folds=2, groups=groups)
+    assert len({(groups[i], made.fold_of[i]) for i in groups}) == 4, "a group given by the user stays whole"
+    make_folds(dataset, num_folds=3, keep_near_duplicates=False)
+    assert caplog.text.count("near-duplicates") == 1
+
+
+def test_folds_of_other_data_are_refused(
+    dataset: Dataset, make_dataset: Callable[..., Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    made = make_folds(dataset, num_folds=3)
+    assert fit_folds(made, dataset, where="f").fold_of == made.fold_of
+    fewer = dataset.subset(range(20))
+    assert fit_folds(made, fewer, where="f").fold_of == {i: made.fold_of[i] for i in range(20)}
+    assert "f: names 10 images that" in caplog.text
+    old = make_folds(fewer, num_folds=3)
+    with pytest.raises(
+        InputError, match=r"f: gives a fold to only 20 of the 30 images.*image id 20 \(train/0020.jpg\) has none"
+    ):
+        fit_folds(old, dataset, where="f")
+    with pytest.raises(InputError, match="f: gives a fold to none of the 30 images"):
+        fit_folds(Folds({900: 0, 901: 1}, 2), dataset, where="f")
+    shifted = replace(made, file_names={i: f"elsewhere/{i + 1:04}.jpg" for i in made.fold_of})
+    with pytest.raises(
+        InputError, match=r"f: was made for other data: image id 0 \(train/0000.jpg\).* is called elsewhere/0001.jpg"
+    ):
+        fit_folds(shifted, dataset, where="f")
+    moved = replace(made, file_names={i: f"elsewhere/{i:04}.jpg" for i in made.fold_of})
+    assert fit_folds(moved, dataset, where="f").fold_of == made.fold_of
+
+
+def test_a_part_without_an_object_is_refused(dataset: Dataset) -> None:
+    empty = next(s.id for s in dataset.samples if s.annotations is not None and not len(s.annotations))
+    alone = Folds({i: int(i == empty) for i in dataset.image_ids}, 2)
+    with pytest.raises(InputError, match=r"f: fold 1 of .* has 1 images and no object to score"):
+        divide(dataset, alone, 1, where="f")
+    with pytest.raises(InputError, match=r"f: the folds besides fold 0 of .* has 1 images and no object to learn from"):
+        divide(dataset, alone, 0, where="f")
+    train, val = divide(dataset, make_folds(dataset, num_folds=3), 1, where="f")
+    assert len(train) == 20
+    assert len(val) == 10
+
+
+def test_a_pattern_that_never_ends_is_stopped(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(folds, "PATTERN_SECONDS", 0.2)
+    long = replace(dataset, samples=(replace(dataset.samples[0], file_name="a" * 60 + "!"),))
+    with pytest.raises(InputError, match=r"takes more than 0\.2 s"):
+        groups_of(long, "^(a+)+$")
 
 
 def test_folds_are_read_as_written(dataset: Dataset, tmp_path: Path) -> None:
@@ -112,7 +200,7 @@ def test_folds_are_read_as_written(dataset: Dataset, tmp_path: Path) -> None:
     [
         ('{"num_folds": 2, "fold_of": {"1": 2}}', "image 1 is in fold 2, expected 0..1"),
         ('{"num_folds": 2}', "is not a file of folds"),
-        ('{"format": 2, "num_folds": 2, "fold_of": {}}', "is a file of folds of format 2.*Update Foldfuse"),
+        ('{"format": 3, "num_folds": 2, "fold_of": {}}', "is a file of folds of format 3.*Update Foldfuse"),
         ("[1, 2]", "expected the JSON object of a file of folds"),
         ("{", "is not JSON"),
     ],
@@ -126,7 +214,9 @@ def test_a_broken_folds_file_is_refused(tmp_path: Path, text: str, message: str)
 def test_wrong_numbers_of_folds_are_refused(dataset: Dataset) -> None:
     with pytest.raises(InputError, match="the number of folds is 1, and must be 2 or more"):
         make_folds(dataset, num_folds=1)
-    with pytest.raises(InputError, match=r"30 images form 30 groups.*Ask for at most 30 folds"):
+    with pytest.raises(
+        InputError, match=r"29 of its 30 images hold objects, fewer than 31 folds.*Ask for at most 29 folds"
+    ):
         make_folds(dataset, num_folds=31)
     with pytest.raises(InputError, match=r"no fold 5: the folds are 0..4"):
         make_folds(dataset).val_ids(5)

@@ -139,7 +139,7 @@ def resume_campaign(
             version=REQUEST_FORMAT,
         )
         inputs = request.read_inputs()
-        if inputs.fingerprints() != ledger.get("fingerprints"):
+        if not inputs.have_fingerprints(ledger.get("fingerprints")):
             raise InputError(f"{out}: was started with other data than {request.data} holds now. Start a new campaign.")
         for leftover in out.rglob(".*"):  # files and folders in writing when the process was killed
             shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()

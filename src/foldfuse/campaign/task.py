@@ -12,7 +12,7 @@ from foldfuse.campaign import constants as c
 from foldfuse.data.content_hashes import image_hashes
 from foldfuse.data.dataset import Dataset, Sample, require_annotations
 from foldfuse.data.doctor import unreadable_images
-from foldfuse.data.folds import Folds, make_folds, read_folds
+from foldfuse.data.folds import Folds, divide, fit_folds, make_folds, read_folds
 from foldfuse.data.pixels import open_images
 from foldfuse.data.readers.coco import locate, read
 from foldfuse.errors import InputError
@@ -44,6 +44,12 @@ class Inputs:
     def fingerprints(self) -> dict[str, str | None]:
         """Fingerprints of both datasets, which change with the data."""
         return {"data": self.labeled.fingerprint, "test": self.test.fingerprint if self.test else None}
+
+    def have_fingerprints(self, stored: Mapping[str, str | None]) -> bool:
+        """Whether `stored`, perhaps by an earlier version, are the fingerprints of these images."""
+        has_test = stored.get("test") is not None
+        is_test = self.test is not None and self.test.has_fingerprint(stored.get("test"))
+        return self.labeled.has_fingerprint(stored.get("data")) and (is_test if has_test else self.test is None)
 
 
 @dataclass(frozen=True)
@@ -118,13 +124,8 @@ def read_inputs(
     if isinstance(folds, int):
         return Inputs(labeled, to_predict, folds, ignore_orientation)
     split = read_folds(folds)
-    missing = [s for s in labeled.samples if s.id not in split.fold_of]
-    if missing:
-        raise InputError(
-            f"{folds}: gives no fold to {len(missing)} of the {len(labeled)} images of {labeled.source}, such as image id "
-            f"{missing[0].id} ({missing[0].file_name}). Make the folds again with 'foldfuse split'."
-        )
-    return Inputs(labeled, to_predict, split, ignore_orientation)
+    divide(labeled, split, 0, where=str(folds))  # refuses folds of other data, and a fold without an object
+    return Inputs(labeled, to_predict, fit_folds(split, labeled, where=str(folds)), ignore_orientation)
 
 
 def prepare_task(

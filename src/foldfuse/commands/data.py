@@ -29,13 +29,16 @@ def split(
     folds: options.NumFolds = 5,
     seed: int = 0,
     group: str | None = None,
+    ignore_near_duplicates: bool = False,
     images: options.Images = None,
     ignore_orientation: options.IgnoreOrientation = False,
     overwrite: options.Overwrite = False,
 ) -> Path:
     """Cut a dataset into folds, show them, and write them as JSON; returns the path of that file.
 
-    Every fold has about the same number of images and of boxes of each class. Near-duplicate images stay in one fold.
+    Every fold has about the same number of images and of boxes of each class. Near-duplicate images stay in one fold,
+    unless more than half of all images are near-duplicates of each other, as of a fixed camera: these are cut into blocks of
+    consecutive file names.
 
     Args:
         data: COCO JSON with annotations, a folder with a train.json, or a YOLO or VOC dataset.
@@ -44,6 +47,7 @@ def split(
         seed: the random seed of the order among similar images.
         group: regular expression; images go to one fold where it matches the same text in their file names, such as
             "^[^_]+" for the text before the first underscore.
+        ignore_near_duplicates: let near-duplicate images fall into different folds.
 
     Raises:
         InputError: the data cannot be used, or cannot be cut into so many folds, or `out` exists.
@@ -56,7 +60,9 @@ def split(
     dataset = require_annotations(read(data, images=images, ignore_orientation=ignore_orientation))
     dataset = open_images(dataset, ignore_orientation=ignore_orientation)
     groups = None if group is None else groups_of(dataset, group)
-    made = make_folds(dataset, num_folds=folds, seed=seed, groups=groups)
+    made = make_folds(
+        dataset, num_folds=folds, seed=seed, groups=groups, keep_near_duplicates=not ignore_near_duplicates
+    )
     printing.console().print(_folds_table(dataset, made))
     made.write(out)
     return out

@@ -7,7 +7,7 @@ from pathlib import Path
 from foldfuse.commands import options
 from foldfuse.commands.prediction_files import read_file
 from foldfuse.data.dataset import Dataset
-from foldfuse.data.folds import read_folds
+from foldfuse.data.folds import fit_folds, read_folds
 from foldfuse.data.pixels import open_images
 from foldfuse.data.readers.coco import read
 from foldfuse.detections import Predictions
@@ -74,7 +74,7 @@ def rescore(
         raise InputError("--test-predictions and --test belong together: give both, or neither.")
     dataset = read(data, images=images, ignore_orientation=ignore_orientation)
     oof = read_file(predictions, dataset, input_format)
-    given_folds = None if folds is None else read_folds(folds)
+    given_folds = None if folds is None else fit_folds(read_folds(folds), dataset.subset(oof), where=str(folds))
     test_data = (
         None if test is None else read(test, annotated=False, images=images, ignore_orientation=ignore_orientation)
     )

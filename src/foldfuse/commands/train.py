@@ -13,7 +13,7 @@ from rich.table import Table
 
 from foldfuse.commands import options
 from foldfuse.data.dataset import Dataset, require_annotations
-from foldfuse.data.folds import read_folds
+from foldfuse.data.folds import divide, read_folds
 from foldfuse.data.pixels import open_images
 from foldfuse.data.readers.coco import read
 from foldfuse.data.readers.image_folder import read_classification
@@ -261,8 +261,8 @@ def _read_data(
     dataset = open_images(require_annotations(dataset), ignore_orientation=ignore_orientation)
     if folds is None:
         return dataset, None, whole_images
-    split = read_folds(folds)
-    return dataset.subset(split.train_ids(fold)), dataset.subset(split.val_ids(fold)), whole_images
+    train, val = divide(dataset, read_folds(folds), fold, where=str(folds))
+    return train, val, whole_images
 
 
 def _warn_of_learnt(recipe: Recipe, val: Dataset) -> None:

@@ -12,6 +12,8 @@ from pathlib import Path
 from foldfuse.detections import Annotations
 from foldfuse.errors import InputError
 
+FINGERPRINT_VERSION = 2  # 1 left out crowd flags and areas, and took boxes clipped to their images; it had no prefix
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Sample:
@@ -105,13 +107,25 @@ class Dataset:
 
     @cached_property
     def fingerprint(self) -> str:
-        """16 hex digits that change when an image's name, a box or a class does."""
+        """The version of the fingerprint, "-" and 16 hex digits that change with an image's name, a box, a flag or a class."""
         digest = hashlib.sha256(json.dumps([self.classes, self.category_ids]).encode())
         for s in self.samples:
             digest.update(f"{s.id}|{s.file_name}|{s.width}x{s.height}".encode())
             if s.annotations is not None:
-                digest.update(s.annotations.boxes.tobytes() + s.annotations.labels.tobytes())
-        return digest.hexdigest()[:16]
+                for values in (s.annotations.boxes, s.annotations.labels, s.annotations.crowd, s.annotations.area):
+                    digest.update(values.tobytes())
+        return f"{FINGERPRINT_VERSION}-{digest.hexdigest()[:16]}"
+
+    def has_fingerprint(self, stored: str | None) -> bool:
+        """Whether a stored fingerprint is of these data; one of version 1 says nothing of crowd flags and areas."""
+        if stored is None or "-" in stored:
+            return stored == self.fingerprint
+        digest = hashlib.sha256(json.dumps([self.classes, self.category_ids]).encode())
+        for s in self.samples:
+            digest.update(f"{s.id}|{s.file_name}|{s.width}x{s.height}".encode())
+            if s.annotations is not None:
+                digest.update(s.annotations.clipped(s.width, s.height).boxes.tobytes() + s.annotations.labels.tobytes())
+        return stored == digest.hexdigest()[:16]
 
 
 def require_annotations(dataset: Dataset) -> Dataset:

@@ -311,4 +311,5 @@ def _parts(val: Dataset, folds: Folds | None, seed: int) -> dict[int, int]:
         given = {i: folds.fold_of[i] for i in val.image_ids if i in folds.fold_of}
         if len(given) == len(val) and len(set(given.values())) > 1:
             return given
-    return dict(make_folds(val, num_folds=PARTS, seed=seed).fold_of)
+    with_objects = sum(bool((~s.annotations.crowd).any()) for s in val.samples if s.annotations is not None)
+    return dict(make_folds(val, num_folds=max(2, min(PARTS, with_objects)), seed=seed).fold_of)

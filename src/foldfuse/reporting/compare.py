@@ -140,7 +140,7 @@ def _read_campaigns(folders: Sequence[Path], warnings: list[str]) -> tuple[Compa
         campaigns.append(ComparedCampaign(path, name, record.data, record, read_notes(path, warnings)))
     first = campaigns[0]
     for other in campaigns[1:]:
-        if other.fingerprint != first.fingerprint:
+        if not _is_same_data(first, other):
             raise InputError(
                 f"{other.folder} is a campaign on {other.data} ({other.fingerprint}), and {first.folder} one on "
                 f"{first.data} ({first.fingerprint}): other images, boxes or classes. Compare campaigns on the same data."
@@ -222,6 +222,16 @@ def _duration(seconds: float | None) -> str:
     return "–" if seconds is None else format_duration(seconds)
 
 
+def _is_same_data(first: ComparedCampaign, other: ComparedCampaign) -> bool:
+    """Whether two campaigns began with the same data; the data decide where one stored an older kind of fingerprint."""
+    if first.fingerprint == other.fingerprint:
+        return True
+    if ("-" in first.fingerprint) == ("-" in other.fingerprint):
+        return False
+    dataset = read(first.data, images=first.record.images, ignore_orientation=first.record.ignore_orientation)
+    return dataset.has_fingerprint(first.fingerprint) and dataset.has_fingerprint(other.fingerprint)
+
+
 def _score(value: float | None) -> str:
     return "–" if value is None else f"{value:.4f}"
 
@@ -232,7 +242,7 @@ def _dataset(campaign: ComparedCampaign, warnings: list[str]) -> Dataset | None:
         dataset = read(
             campaign.data, images=campaign.record.images, ignore_orientation=campaign.record.ignore_orientation
         )
-        if dataset.fingerprint != campaign.fingerprint:
+        if not dataset.has_fingerprint(campaign.fingerprint):
             raise InputError(f"{campaign.data}: has changed since the campaigns started.")
     except InputError as error:
         warnings.append(f"{error} Without the annotations the differences have no interval.")

@@ -113,7 +113,7 @@ def run_metadata(dataset: Dataset, *, data: str, seed: int, val_ids: tuple[int, 
 def require_same_data(run: Run, dataset: Dataset) -> None:
     """Raise InputError unless a run was trained on `dataset`."""
     metadata = run.metadata
-    if metadata.data_fingerprint != dataset.fingerprint:
+    if not dataset.has_fingerprint(metadata.data_fingerprint):
         raise InputError(
             f"{run.folder}: was trained on other data than {metadata.data} holds now. Restore the data, or train a new run."
         )

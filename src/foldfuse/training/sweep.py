@@ -150,9 +150,8 @@ def run_sweep(
         InputError: `out` holds something else, or there is too little time.
     """
     began, device = time.monotonic(), choose_device(device)
-    sweep = _read_or_new(
-        out, SweepRequest(dataset.fingerprint, dict(recipes), seconds, folds, seed, ignore_orientation)
-    )
+    request = SweepRequest(dataset.fingerprint, dict(recipes), seconds, folds, seed, ignore_orientation)
+    sweep = _read_or_new(out, request, dataset)
     split = make_folds(dataset, num_folds=folds, seed=seed)
     train, val = dataset.subset(split.train_ids(0)), dataset.subset(split.val_ids(0))
     with show_progress(f"decoding {len(train)} images"):
@@ -254,7 +253,7 @@ def _train_one(
     )
 
 
-def _read_or_new(out: Path, request: SweepRequest) -> Sweep:
+def _read_or_new(out: Path, request: SweepRequest, dataset: Dataset) -> Sweep:
     """The sweep in a folder, or a new one for a folder that is empty or missing.
 
     Raises:
@@ -263,6 +262,8 @@ def _read_or_new(out: Path, request: SweepRequest) -> Sweep:
     path = out / "sweep.json"
     if path.exists():
         sweep = read_record(path, Sweep, version=SWEEP_FORMAT, what="a sweep")
+        if dataset.has_fingerprint(sweep.request.data_fingerprint):  # perhaps written by an earlier version
+            request = replace(request, data_fingerprint=sweep.request.data_fingerprint)
         if sweep.request != request:
             raise InputError(f"{out}: holds a sweep with other arguments or of other data. Choose another --out.")
         return sweep

@@ -72,7 +72,8 @@ def load(path: Path, images: Path | None = None, *, annotated: bool = True, igno
         raise InputError(f"--images {images}: there is no such folder.")
     layout = require_layout(path)
     if layout.kind == "images" and annotated:
-        raise InputError(f"{path}: holds images, but no annotations. Give the file of the annotations, or its folder.")
+        hint = _inner_datasets(path) or "Give the file of the annotations, or its folder."
+        raise InputError(f"{path}: holds images, but no annotations. {hint}")
     if layout.kind != "coco":
         return read_layout(layout, images=images, annotated=annotated, ignore_orientation=ignore_orientation)
     document = read_json(layout.path, what="COCO JSON", hint="Give a COCO JSON, or a folder with a dataset.")
@@ -85,12 +86,17 @@ def require_layout(path: Path) -> Layout:
     layout = find_layout(path)
     if layout is not None:
         return layout
-    folders = folders_with_layouts(path)
-    hint = f"Its folders {', '.join(p.name for p in folders[:6])} hold datasets: give one of them." if folders else ""
+    hint = _inner_datasets(path)
     raise InputError(
         f"{path}: holds no dataset: no COCO JSON, no YAML of a YOLO dataset and no XML files of a VOC one, and no images."
         + f" {hint}" * bool(hint)
     )
+
+
+def _inner_datasets(path: Path) -> str:
+    """A sentence on the datasets in the folders of `path`; "" where there are none."""
+    folders = folders_with_layouts(path) if path.is_dir() else []
+    return f"Its folders {', '.join(p.name for p in folders[:6])} hold datasets: give one of them." if folders else ""
 
 
 def _name_findings(document: Any, files: ImageFiles) -> Iterator[Finding]:

@@ -133,8 +133,7 @@ class ImageFiles:
                 near = [p for folder in self.folders for p in paths if p.parent == folder][:1] if not is_cut else []
                 paths = near or paths
                 if len(paths) == 1:
-                    is_same = "/".join(paths[0].parts[-length:]) == tail
-                    return Match(paths[0], how=MOVED if is_same else RESPELLED)
+                    return Match(paths[0], how=self._how(paths[0], tail, is_stem=spelling is _stem))
                 if paths:
                     some = " and ".join(str(p) for p in paths[:2])
                     reason = (
@@ -142,6 +141,13 @@ class ImageFiles:
                     )
                     return Match(expected, found=False, reason=reason)
         return Match(expected, found=False)
+
+    def _how(self, path: Path, tail: str, *, is_stem: bool) -> str:
+        """What is to be told about the file of a name; nothing where only its ending was missing."""
+        found = "/".join(path.parts[-len(tail.split("/")) :])
+        if is_stem and split_ending(found)[0] == tail:
+            return "" if path.parent in self.folders else MOVED
+        return MOVED if found == tail else RESPELLED
 
     @cached_property
     def _index(self) -> tuple[dict[str, list[Path]], ...]:

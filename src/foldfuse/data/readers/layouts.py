@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from foldfuse.data.readers.box_csv import is_box_csv, read_box_csv
 from foldfuse.data.readers.cvat import is_cvat, read_cvat
 from foldfuse.data.readers.image_names import ImageFiles, is_hidden
 from foldfuse.data.readers.image_rows import image_files, image_table
@@ -20,7 +21,8 @@ from foldfuse.data.readers.yolo import read_yolo
 from foldfuse.data.readers.yolo_sources import YAML_ENDINGS, describes_yolo, has_names
 from foldfuse.errors import InputError
 
-Kind = Literal["coco", "yolo", "voc", "cvat", "images"]
+CSV_ENDINGS = (".csv", ".tsv")
+Kind = Literal["coco", "yolo", "voc", "cvat", "csv", "images"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +60,7 @@ def find_layout(path: Path) -> Layout | None:
         if path.is_file() and not is_cvat(path):
             raise InputError(f"{path}: is the annotation of one image. Give the folder of the dataset.")
         return Layout("cvat", path)
-    return Layout("coco", path)
+    return Layout("csv" if ending in CSV_ENDINGS else "coco", path)
 
 
 def read_layout(
@@ -98,6 +100,8 @@ def _read(layout: Layout, *, images: Path | None, annotated: bool, ignore_orient
             )
         case "cvat":
             return read_cvat(path, images=images, ignore_orientation=ignore_orientation)
+        case "csv":
+            return read_box_csv(path, images=images, annotated=annotated, ignore_orientation=ignore_orientation)
         case "images":
             return _read_images(path, ignore_orientation=ignore_orientation)
         case "coco":
@@ -120,7 +124,14 @@ def _layout_of_folder(folder: Path) -> Layout | None:
         return Layout("coco", coco)
     if (cvat := next((p for p in sorted(folder.glob("*.xml")) if is_cvat(p)), None)) is not None:
         return Layout("cvat", cvat)
-    if image_files(folder):
+    tables = [p for p in sorted(folder.glob("*.csv")) if not is_hidden(p.name) and is_box_csv(p)]
+    if table := next((p for p in tables if len(tables) == 1 or p.name == "train.csv"), None):
+        return Layout("csv", table)
+    if tables:
+        raise InputError(
+            f"{folder}: has several CSV files of boxes ({', '.join(p.name for p in tables[:6])}). Give the path of one."
+        )
+    if image_files(folder, recursive=True):
         yaml = _yaml_above(folder)
         return Layout("images", folder) if yaml is None else Layout("yolo", yaml, folder)
     return None

@@ -1,0 +1,398 @@
+"""Reads CSV files of annotations, as contests and scripts write them: one row a box, or all boxes of an image in one cell.
+
+Columns are known by their usual names, whatever their case, blanks and underscores: see `IMAGE`, `CLASS` and `FORMS`. A column
+with four numbers in a cell ("[x, y, w, h]") may hold corners or sizes: what all of its boxes fit is taken, and where both fit,
+the file is refused until the column is called bbox_xywh or bbox_xyxy. A row without numbers is an image without objects.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from foldfuse.data.findings import Finding
+from foldfuse.data.readers.image_names import ImageFiles
+from foldfuse.data.readers.image_rows import Row, coco_document, image_ids, size_of
+from foldfuse.data.readers.loaded import Loaded
+from foldfuse.errors import InputError, shown
+from foldfuse.system.files import read_start, read_text
+
+WHAT = "a CSV of annotations"
+MAX_FIELD = 2**27  # characters of one cell
+ONE_CLASS = "object"  # the class of a file that names none
+
+IMAGE = [
+    "imageid",
+    "image",
+    "filename",
+    "imagename",
+    "imagefile",
+    "imagepath",
+    "path",
+    "file",
+    "name",
+    "img",
+    "imgid",
+    "imgname",
+    "imgpath",
+    "photo",
+    "id",
+]
+CLASS = [
+    "class",
+    "classname",
+    "label",
+    "labelname",
+    "category",
+    "categoryname",
+    "classid",
+    "categoryid",
+    "labelid",
+    "species",
+]
+STRINGS = ["predictionstring", "boxesstring", "boxes", "annotations", "bboxes", "labels"]
+CELLS = {"bbox": None, "box": None, "boundingbox": None, "bboxxywh": "xywh", "bboxxyxy": "xyxy", "bboxcxcywh": "cxcywh"}
+CELLS |= {"xywh": "xywh", "xyxy": "xyxy"}
+FORMS = (  # (columns, what they hold)
+    ("xmin ymin xmax ymax", "xyxy"),
+    ("x1 y1 x2 y2", "xyxy"),
+    ("x0 y0 x1 y1", "xyxy"),
+    ("xtl ytl xbr ybr", "xyxy"),
+    ("left top right bottom", "xyxy"),
+    ("bboxxmin bboxymin bboxxmax bboxymax", "xyxy"),
+    ("xmin ymin width height", "xywh"),
+    ("xmin ymin w h", "xywh"),
+    ("left top width height", "xywh"),
+    ("bboxx bboxy bboxwidth bboxheight", "xywh"),
+    ("bboxx bboxy bboxw bboxh", "xywh"),
+    ("bboxleft bboxtop bboxwidth bboxheight", "xywh"),
+    ("xcenter ycenter width height", "cxcywh"),
+    ("xcenter ycenter w h", "cxcywh"),
+    ("centerx centery width height", "cxcywh"),
+    ("cx cy w h", "cxcywh"),
+    ("cx cy width height", "cxcywh"),
+    ("xc yc w h", "cxcywh"),
+    ("x y w h", "xywh"),
+    ("x y width height", "xywh"),
+)
+NO_OBJECT = re.compile(r"(no[ _]?(finding|box|object|label)s?|none|nan|null|)$", re.IGNORECASE)
+
+Four = tuple[float, float, float, float]
+
+
+@dataclass(frozen=True, slots=True)
+class CsvBox:
+    """A box as a row states it: the sentence's beginning, the image, the class, and four numbers."""
+
+    where: str
+    image: str
+    name: str
+    numbers: Four
+
+
+@dataclass(eq=False)
+class CsvTable:
+    """The rows of a file, read.
+
+    Attributes:
+        images: {name of an image: (width, height) where the file states it}.
+        boxes: the boxes.
+        form: what the four numbers are: xyxy, xywh or cxcywh; None where the columns leave it open.
+        numbers_of: {class name: number} where the file states both.
+        findings: broken rows, and what is to be told.
+    """
+
+    images: dict[str, tuple[int, int] | None] = field(default_factory=dict)
+    boxes: list[CsvBox] = field(default_factory=list)
+    form: str | None = None
+    numbers_of: dict[str, int] = field(default_factory=dict)
+    findings: list[Finding] = field(default_factory=list)
+
+
+def read_box_csv(
+    path: Path, *, images: Path | None = None, annotated: bool = True, ignore_orientation: bool = False
+) -> Loaded:
+    """The dataset in a CSV file.
+
+    Args:
+        path: the file.
+        images: the folder of `--images`; by default images lie beside the file or in folders below.
+        annotated: False to read the names of images alone.
+        ignore_orientation: whether sizes from image files are those of the pixels as stored.
+
+    Raises:
+        InputError: the file has no column of images, or of boxes where `annotated`; or what its boxes are is not certain.
+    """
+    table = _read_table(path, annotated=annotated)
+    files = ImageFiles(path, images)
+    ids = image_ids([Path(name) for name in table.images])
+    rows: dict[str, Row] = {}
+    known: dict[str, Path] = {}
+    for name, stated in table.images.items():
+        match = files.find(name)
+        if match.found:
+            known[name] = match.path
+        size = stated
+        if size is None and not match.found:
+            error = f"{path}: {files.where(name)}"
+            table.findings.append(Finding("the image is missing", name, error))
+            continue
+        try:
+            size = size or size_of(match.path, ignore_orientation=ignore_orientation)
+        except InputError as error:
+            table.findings.append(Finding("the image cannot be decoded", name, str(error)))
+            continue
+        rows[name] = {"id": ids[Path(name)], "file_name": name, "width": size[0], "height": size[1]}
+    boxes = [box for box in table.boxes if box.image in rows]
+    form, is_share = _form(boxes, rows, table, path)
+    labels = _labels(table)
+    annotations = [_annotation(box, rows[box.image], form, labels, is_share=is_share) for box in boxes]
+    document = coco_document(rows.values(), {number: name for name, number in labels.items()}, annotations)
+    return Loaded(document, path, tuple(table.findings), ImageFiles(path, images, known), ignore_orientation)
+
+
+def is_box_csv(path: Path) -> bool:
+    """Whether the header of a CSV file names images and boxes."""
+    try:
+        start = read_start(path, what=WHAT).decode("utf-8", "replace")
+    except InputError:
+        return False
+    header, _ = _split(start.split("\n", 1)[0])
+    columns = {_plain(name): i for i, name in enumerate(header)}
+    has_boxes = bool(_four_columns(columns)[0]) or any(name in columns for name in (*CELLS, "boxesstring"))
+    return has_boxes and any(name in columns for name in IMAGE)
+
+
+def _read_table(path: Path, *, annotated: bool) -> CsvTable:
+    text = read_text(path, what=WHAT, hint="Give the CSV of the annotations.")
+    header, rows = _split(text)
+    if not rows and not header:
+        raise InputError(f"{path}: is empty, expected {WHAT}.")
+    columns = {_plain(name): i for i, name in reversed(list(enumerate(header)))}
+    image = next((columns[name] for name in IMAGE if name in columns), None)
+    if image is None:
+        raise InputError(
+            f"{path}: has the columns {_listed(header)}, and none of them names images. Call one 'image_id'."
+        )
+    table = CsvTable()
+    sides = [columns.get(name) for name in ("width", "height")]
+    cell = next((name for name in CELLS if name in columns), None)
+    string = next((name for name in STRINGS if name in columns and columns[name] != image), None)
+    four, form = _four_columns(columns)
+    has_sizes = None not in sides and not set(sides) & set(four)
+    table.form = form if four else CELLS.get(cell or "")
+    if annotated and not (four or cell or string):
+        raise InputError(
+            f"{path}: has the columns {_listed(header)}, and no boxes. Expected columns such as xmin, ymin, xmax, ymax, or "
+            "left, top, width, height, or bbox."
+        )
+    named, numbered = _class_columns(columns, exclude={image, *four})
+    if annotated and named is None and not string:
+        where = f"no column of {_listed(header)} names classes"
+        kind = f"all boxes are of one class, called {ONE_CLASS}"
+        table.findings.append(Finding(kind, where, fix="", is_fault=False, is_told=True))
+    for line, row in rows:
+        where = f"{path}: line {line}"
+        if len(row) != len(header):
+            error = f"{where}: has {len(row)} cells, expected {len(header)}."
+            table.findings.append(Finding("the row of the CSV is broken", f"line {line}", error))
+            continue
+        name = row[image].strip()
+        if not name:
+            error = f"{where}: names no image."
+            table.findings.append(Finding("the row of the CSV is broken", f"line {line}", error))
+            continue
+        size = _size([row[i] for i in sides if i is not None]) if has_sizes else None
+        table.images.setdefault(name, size)
+        if not annotated:
+            continue
+        class_name = ONE_CLASS if named is None else row[named].strip()
+        try:
+            if four or cell:
+                texts = [row[i] for i in four] if four else _numbers_in(row[columns[cell or ""]])
+                numbers = _four(texts, where)
+                if numbers is None:
+                    continue
+                if NO_OBJECT.match(class_name):
+                    raise InputError(f"{where}: has a box, but no class.")
+                table.boxes.append(CsvBox(where, name, class_name, numbers))
+            else:
+                _read_string(
+                    row[columns[string or ""]], where, name, class_name, table, is_pairs=string == "boxesstring"
+                )
+        except InputError as error:
+            table.findings.append(Finding("the row of the CSV is broken", f"line {line}", str(error)))
+            continue
+        if numbered is not None and re.fullmatch(r"\d{1,9}", row[numbered].strip()):
+            table.numbers_of.setdefault(class_name, int(row[numbered]))
+    return table
+
+
+def _split(text: str) -> tuple[list[str], list[tuple[int, list[str]]]]:
+    """The header, and (line, cells) of each row; a file without a header has the columns of keras-retinanet."""
+    first = text.lstrip("\n").split("\n", 1)[0]
+    delimiter = max(",;\t|", key=first.count)
+    csv.field_size_limit(MAX_FIELD)
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
+    rows = [(reader.line_num, row) for row in reader if any(cell.strip() for cell in row)]
+    if not rows:
+        return [], []
+    if delimiter == ";":
+        rows = [(line, [re.sub(r"^(-?\d+),(\d+)$", r"\1.\2", cell.strip()) for cell in row]) for line, row in rows]
+    head = rows[0][1]
+    if len(head) == 6 and all(_number(cell) is not None or not cell.strip() for cell in head[1:5]):
+        return ["path", "x1", "y1", "x2", "y2", "class"], rows
+    return [cell.strip() for cell in head], rows[1:]
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[\s_.\-]+", "", name).lower()
+
+
+def _listed(header: Sequence[str]) -> str:
+    return shown(", ".join(header))
+
+
+def _four_columns(columns: Mapping[str, int]) -> tuple[list[int], str | None]:
+    """The columns of the four numbers, and what they hold."""
+    for names, form in FORMS:
+        if all(name in columns for name in names.split()):
+            return [columns[name] for name in names.split()], form
+    return [], None
+
+
+def _class_columns(columns: Mapping[str, int], exclude: set[int]) -> tuple[int | None, int | None]:
+    """The column of class names, and that of class numbers beside it."""
+    found = [columns[name] for name in CLASS if name in columns and columns[name] not in exclude]
+    numbers = [columns[name] for name in ("classid", "categoryid", "labelid") if name in columns]
+    words = [i for i in found if i not in numbers]
+    named = words[0] if words else found[0] if found else None
+    return named, next((i for i in numbers if i != named), None)
+
+
+def _size(cells: Sequence[str]) -> tuple[int, int] | None:
+    numbers = [_number(cell) for cell in cells]
+    whole = [int(n) for n in numbers if n is not None and 0 < n < 1e6 and n == int(n)]
+    return (whole[0], whole[1]) if len(whole) == 2 else None
+
+
+def _number(text: str) -> float | None:
+    try:
+        value = float(text.strip())
+    except ValueError:
+        return None
+    return value if math.isfinite(value) else None
+
+
+def _numbers_in(cell: str) -> list[str]:
+    """The numbers in a cell such as "[1, 2, 3, 4]", "(1 2 3 4)" or "{'x': 1, 'y': 2, 'width': 3, 'height': 4}"."""
+    text = re.sub(r"['\"]?[A-Za-z_]+['\"]?\s*[:=]", " ", cell)
+    return [word for word in re.split(r"[\s,;\[\](){}]+", text) if word]
+
+
+def _four(texts: Sequence[str], where: str) -> Four | None:
+    """The numbers of a box; None where the row has none."""
+    if all(NO_OBJECT.match(text.strip()) for text in texts):
+        return None
+    numbers = [_number(text) for text in texts]
+    if len(numbers) != 4 or None in numbers:
+        raise InputError(f"{where}: the box is {shown(' '.join(texts))}, expected four numbers.")
+    a, b, c, d = (number for number in numbers if number is not None)
+    return a, b, c, d
+
+
+def _read_string(cell: str, where: str, image: str, class_name: str, table: CsvTable, *, is_pairs: bool) -> None:
+    """Adds the boxes of one cell: "x1 y1 x2 y2;...", dictionaries, or a prediction string `label score x1 y1 x2 y2 ...`."""
+    text = cell.strip()
+    if NO_OBJECT.match(text) or text == "[]":
+        return
+    if "{" in text or is_pairs:
+        table.form = "xyxy" if is_pairs else "xywh"
+        for part in re.findall(r"\{[^{}]*\}", text) if "{" in text else text.split(";"):
+            numbers = _four(_numbers_in(part), where)
+            if numbers is not None:
+                table.boxes.append(CsvBox(where, image, class_name, numbers))
+        return
+    words = text.split()
+    if len(words) % 6:
+        raise InputError(
+            f"{where}: has {shown(text)}, expected groups of six, label score xmin ymin xmax ymax, in a cell of annotations."
+        )
+    table.form = "xyxy"
+    for i in range(0, len(words), 6):
+        numbers = _four(words[i + 2 : i + 6], where)
+        if numbers is None or (numbers == (0, 0, 1, 1) and _number(words[i + 1]) == 1):
+            continue  # "14 1 0 0 1 1" and "none 1 0 0 1 1": an image without objects
+        table.boxes.append(CsvBox(where, image, words[i], numbers))
+
+
+def _form(boxes: Sequence[CsvBox], rows: Mapping[str, Row], table: CsvTable, path: Path) -> tuple[str, bool]:
+    """What the four numbers of all boxes are (xyxy, xywh, cxcywh), and whether they are shares of the sides."""
+    if not boxes:
+        return "xywh", False
+    is_share = max(max(box.numbers) for box in boxes) <= 1.0
+    if is_share:
+        kind = "the boxes are read as shares of the image's sides, as no number is above 1"
+        table.findings.append(Finding(kind, f"{len(boxes)} boxes", fix="", is_fault=False, is_told=True))
+    sizes = [(1, 1) if is_share else (rows[box.image]["width"], rows[box.image]["height"]) for box in boxes]
+    fits = {form: _fit(boxes, sizes, form) for form in ("xyxy", "xywh", "cxcywh")}
+    if table.form is not None:
+        better = [form for form, fit in fits.items() if fit > 0.98]
+        if fits[table.form] < 0.95 and better:
+            raise InputError(
+                f"{path}: by the names of its columns its boxes are {table.form}, but they look like "
+                f"{better[0]}: {boxes[0].where} has {' '.join(f'{n:g}' for n in boxes[0].numbers)}. Rename the columns: xmin, "
+                "ymin, xmax, ymax; left, top, width, height; or cx, cy, w, h."
+            )
+        return table.form, is_share
+    usual = [form for form in ("xyxy", "xywh") if fits[form] > 0.98]
+    if usual == ["xywh"]:
+        return "xywh", is_share
+    if usual == ["xyxy"]:
+        return "xyxy", is_share
+    found = "may be corners or sizes" if usual else "fit neither as corners nor as sizes"
+    raise InputError(
+        f"{path}: its boxes {found}: {boxes[0].where} has {' '.join(f'{n:g}' for n in boxes[0].numbers)}. Call the column "
+        "bbox_xywh or bbox_xyxy; or give columns xmin, ymin, xmax, ymax; left, top, width, height; or cx, cy, w, h."
+    )
+
+
+def _fit(boxes: Sequence[CsvBox], sizes: Sequence[tuple[int, int]], form: str) -> float:
+    """The share of boxes that have a size and lie in their image, give or take 2 % of its sides, if they are of this form."""
+    good = 0
+    for box, (width, height) in zip(boxes, sizes, strict=True):
+        x, y, w, h = _xywh(box.numbers, form)
+        across, down = 0.02 * width, 0.02 * height
+        good += w > 0 and h > 0 and x >= -across and y >= -down and x + w <= width + across and y + h <= height + down
+    return good / len(boxes)
+
+
+def _xywh(numbers: Four, form: str) -> Four:
+    a, b, c, d = numbers
+    if form == "xyxy":
+        return a, b, c - a, d - b
+    return (a, b, c, d) if form == "xywh" else (a - c / 2, b - d / 2, c, d)
+
+
+def _labels(table: CsvTable) -> dict[str, int]:
+    """{class name: category id}: the numbers that the file states; else 1, 2, ... by name, or names that are numbers."""
+    names = sorted({box.name for box in table.boxes})
+    stated = {name: table.numbers_of[name] for name in names if name in table.numbers_of}
+    if names and len(set(stated.values())) == len(names):
+        return stated
+    numbers = {name: int(number) for name in names if (number := _number(name)) is not None and number == int(number)}
+    if names and len(numbers) == len(names) == len(set(numbers.values())) and min(numbers.values()) >= 0:
+        return numbers
+    return {name: i for i, name in enumerate(names or [ONE_CLASS], 1)}
+
+
+def _annotation(box: CsvBox, image: Row, form: str, labels: Mapping[str, int], *, is_share: bool) -> Row:
+    x, y, w, h = _xywh(box.numbers, form)
+    across, down = (image["width"], image["height"]) if is_share else (1, 1)
+    bbox = [x * across, y * down, w * across, h * down]
+    return {"image_id": image["id"], "category_id": labels[box.name], "bbox": bbox, "iscrowd": 0}

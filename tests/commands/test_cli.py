@@ -34,8 +34,8 @@ OPTIONS = {  # of every command: its arguments by their place, then its options
     "import": "WEIGHTS --out --overwrite",
     "predict": "RUN DATA --out --view --batch-size --all --images --ignore-orientation --device --overwrite",
     "fuse": (
-        "PREDICTIONS --data --out --method --iou --score-threshold --weight --ensemble --input-format --images "
-        "--ignore-orientation --overwrite"
+        "PREDICTIONS --data --out --method --iou --score-threshold --weight --ensemble --input-format "
+        "--classes-from --images --ignore-orientation --overwrite"
     ),
     "ensemble": (
         "PREDICTIONS --data --out --metric --budget --folds --seed --input-format --images --ignore-orientation "
@@ -45,10 +45,13 @@ OPTIONS = {  # of every command: its arguments by their place, then its options
         "PREDICTIONS --data --out --folds --test-predictions --test --run --metric --seed --device --input-format "
         "--images --ignore-orientation --overwrite"
     ),
-    "convert": "PREDICTIONS DATA --out --format --input-format --images --ignore-orientation --overwrite",
+    "convert": (
+        "PREDICTIONS DATA --out --format --input-format --classes-from --images --ignore-orientation --overwrite"
+    ),
     "score": "PREDICTIONS DATA --other --metric --input-format --images --ignore-orientation",
     "submit": (
-        "PREDICTIONS DATA --out --format --max-detections --input-format --images --ignore-orientation --overwrite"
+        "PREDICTIONS DATA --out --format --max-detections --input-format --classes-from --images "
+        "--ignore-orientation --overwrite"
     ),
     "models": "",
     "recipes": "",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import unicodedata
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -147,7 +148,7 @@ YOLO = [
         "check .",
         right=has("."),
     ),
-    Case("pose_unsaid", yolo(line=POSE), "train . --out r --steps 1", 2, ("kpt_shape: [2, 2]", "keypoints")),
+    Case("pose_unsaid", yolo(line=POSE), "split . --out f.json --folds 2", 2, ("kpt_shape: [2, 2]", "keypoints")),
     Case("pose_unsaid_check", yolo(line=POSE), "check .", 1, ("the numbers seem to be keypoints",)),
     Case(
         "pose_other_count",
@@ -612,7 +613,12 @@ VOC = [
         ("has no XML file",),
     ),
     Case("voc_single_xml", voc(), "check Annotations/a.xml", 2, ("Give the folder of the dataset",)),
-    # Case("voc_score_without_images", voc(images="", also=lambda f: text(f / "p.json", "[]")), "score p.json .", right=None),
+    Case(
+        "voc_score_without_images",
+        voc(images="", also=lambda f: text(f / "p.json", "[]")),
+        "score p.json .",
+        right=None,
+    ),
 ]
 
 
@@ -714,7 +720,257 @@ COCO = [
 ]
 
 
-@parametrize([*YOLO, *VOC, *COCO])
+def table(
+    words: str,
+    *,
+    name: str = "train.csv",
+    images: str = "train/{}.jpg",
+    stems: Sequence[str] = ("a", "b"),
+    also: Callable[[Path], Any] | None = None,
+) -> Make:
+    """A CSV file, and its images."""
+
+    def make(folder: Path) -> None:
+        for seed, stem in enumerate(stems):
+            save_image(folder / images.format(stem), seed=seed)
+        text(folder / name, words)
+        if also is not None:
+            also(folder)
+
+    return make
+
+
+def has_dogs(
+    num_images: int = 2, *, data: str = "train.csv", classes: str = "dog", empty: int = 0
+) -> Callable[[Path], None]:
+    """Checks that the images of a CSV have one dog each with the box BOX, `empty` of them none."""
+
+    def right(folder: Path) -> None:
+        dataset = read(folder / data)
+        assert dataset.classes == tuple(classes.split())
+        assert len(dataset) == num_images
+        boxes = [sample.annotations.boxes for sample in dataset.samples if sample.annotations is not None]
+        assert sum(not len(each) for each in boxes) == empty
+        for each in boxes:
+            if len(each):
+                np.testing.assert_allclose(each, [BOX], atol=0.01)
+
+    return right
+
+
+WHEAT = 'image_id,width,height,bbox,source\na,96,64,"[36.0, 16.0, 24.0, 32.0]",x\nb,96,64,"[36, 16, 24, 32]",x\n'
+CORNERS = "filename,width,height,class,xmin,ymin,xmax,ymax\na.jpg,96,64,dog,36,16,60,48\nb.jpg,96,64,dog,36,16,60,48\n"
+
+CSV = [
+    Case(
+        "csv_wheat",
+        table(WHEAT),
+        "check train.csv",
+        says=("called object", "2 boxes"),
+        right=has_dogs(classes="object"),
+    ),
+    Case("csv_folder", table(WHEAT), "check .", right=has_dogs(data=".", classes="object")),
+    Case("csv_corners", table(CORNERS), "check train.csv", says=("no faults",), right=has_dogs()),
+    Case(
+        "csv_semicolons", table(CORNERS.replace(",", ";").replace("36;", "36,0;")), "check train.csv", right=has_dogs()
+    ),
+    Case(
+        "csv_tabs_bom",
+        table("\ufeff" + CORNERS.replace(",", "\t"), name="train.tsv"),
+        "check train.tsv",
+        right=has_dogs(data="train.tsv"),
+    ),
+    Case("csv_xywh", table("Image,Label,x,y,w,h\na,dog,36,16,24,32\nb,dog,36,16,24,32\n"), "check .", right=has_dogs()),
+    Case(
+        "csv_centres",
+        table("image_id,label,x_center,y_center,width,height\na,dog,48,32,24,32\nb,dog,48,32,24,32\n"),
+        "check .",
+        right=has_dogs(),
+    ),
+    Case(
+        "csv_shares",
+        table("ImageID,LabelName,XMin,XMax,YMin,YMax\na,dog,0.375,0.625,0.25,0.75\nb,dog,0.375,0.625,0.25,0.75\n"),
+        "check .",
+        says=("read as shares",),
+        right=has_dogs(),
+    ),
+    Case(
+        "csv_bbox_corners",
+        table(WHEAT.replace("24.0, 32.0", "60.0, 48.0").replace("24, 32", "90, 60")),
+        "check train.csv",
+        says=("2 boxes",),
+    ),
+    Case(
+        "csv_bbox_either",
+        table('image_id,bbox\na,"[8, 8, 16, 16]"\nb,"[4, 4, 20, 20]"\n'),
+        "check train.csv",
+        2,
+        ("may be corners or sizes", "bbox_xywh or bbox_xyxy"),
+    ),
+    Case(
+        "csv_bbox_said",
+        table('image_id,class,bbox_xywh\na,dog,"[36, 16, 24, 32]"\nb,dog,"36 16 24 32"\n'),
+        "check train.csv",
+        right=has_dogs(),
+    ),
+    Case(
+        "csv_wrong_names",
+        table("image,class,x,y,w,h\na,dog,36,16,90,60\nb,dog,36,16,90,60\n"),
+        "check train.csv",
+        2,
+        ("they look like xyxy",),
+    ),
+    Case(
+        "csv_empty_rows",
+        table(CORNERS + "c.jpg,96,64,,,,,\n", stems="abc"),
+        "check train.csv",
+        right=has_dogs(3, empty=1),
+    ),
+    Case(
+        "csv_nan_rows",
+        table(
+            "image_id,class_name,class_id,x_min,y_min,x_max,y_max\na,dog,7,36,16,60,48\nb,No finding,14,nan,nan,nan,nan\n"
+        ),
+        "check train.csv",
+        right=lambda f: (has_dogs(2, empty=1)(f), ids_of(f, (7,))),
+    ),
+    Case(
+        "csv_strings",
+        table("id,PredictionString\na,dog 1 36 16 60 48\nb,none 1 0 0 1 1\n"),
+        "check train.csv",
+        right=has_dogs(2, empty=1),
+    ),
+    Case(
+        "csv_strings_14",
+        table("image_id,PredictionString\na,3 1 36 16 60 48\nb,14 1 0 0 1 1\n"),
+        "check train.csv",
+        right=lambda f: (has_dogs(2, empty=1, classes="3")(f), ids_of(f, (3,))),
+    ),
+    Case(
+        "csv_boxes_string",
+        table("image_name,BoxesString,domain\na.jpg,36 16 60 48,1\nb.jpg,no_box,1\n"),
+        "check train.csv",
+        right=has_dogs(2, empty=1, classes="object"),
+    ),
+    Case(
+        "csv_retinanet",
+        table("train/a.jpg,36,16,60,48,dog\ntrain/b.jpg,,,,,\n"),
+        "check train.csv",
+        right=has_dogs(2, empty=1),
+    ),
+    Case(
+        "csv_two_classes",
+        table(CORNERS.replace("a.jpg,96,64,dog", "a.jpg,96,64,cat")),
+        "check train.csv",
+        says=("cat", "dog"),
+    ),
+    Case("csv_images_option", table(CORNERS, images="far/{}.jpg"), "check train.csv --images far", says=("no faults",)),
+    Case("csv_no_images", table(CORNERS, stems=""), "check train.csv --json-only", right=lambda f: None),
+    Case(
+        "csv_no_images_no_size",
+        table("image_id,class,x,y,w,h\na,dog,36,16,24,32\n", stems=""),
+        "check train.csv",
+        2,
+        ("there is no image",),
+    ),
+    Case(
+        "csv_no_box_columns",
+        table("image_id,patient\na,1\nb,2\n"),
+        "split train.csv --out f.json",
+        2,
+        ("and no boxes", "'image_id, patient'"),
+    ),
+    Case(
+        "csv_no_image_column",
+        table("xmin,ymin,xmax,ymax\n1,2,3,4\n"),
+        "split train.csv --out f.json",
+        2,
+        ("none of them names images",),
+    ),
+    Case(
+        "csv_broken_row",
+        table(CORNERS + "a.jpg,96,64,dog,x,16,60,48\n"),
+        "check train.csv",
+        1,
+        ("the row of the CSV is broken │ 1",),
+    ),
+    Case(
+        "csv_short_row",
+        table(CORNERS + "a.jpg,96\n"),
+        "split train.csv --out f.json",
+        2,
+        ("line 4: has 2 cells, expected 8",),
+    ),
+    Case("csv_empty", table(""), "check train.csv", 2, ("is empty",)),
+    Case(
+        "csv_two",
+        table(CORNERS, name="x.csv", also=lambda f: text(f / "y.csv", CORNERS)),
+        "check .",
+        2,
+        ("x.csv, y.csv",),
+    ),
+]
+
+
+def ids_of(folder: Path, ids: tuple[int, ...]) -> None:
+    assert read(folder / "train.csv").category_ids == ids
+
+
+def no_categories(folder: Path) -> None:
+    document = coco()
+    write_coco(folder, document)
+    write_coco(folder, {"images": document["images"]}, "test.json")
+    write_coco(folder, {"images": document["images"], "categories": []}, "empty.json")
+    rows = [{"image_id": i, "category_id": 1 + i % 3, "bbox": [8, 8, 24, 16], "score": 0.5} for i in range(1, 5)]
+    text(folder / "p.json", json.dumps(rows))
+
+
+def submitted(folder: Path) -> None:
+    lines = (folder / "s.csv").read_text().splitlines()
+    assert len(lines) == 5
+    assert any(line.startswith("1 0.5") for line in lines)
+
+
+TESTS = [
+    Case(
+        "test_no_categories",
+        no_categories,
+        "submit p.json test.json --classes-from train.json --out s.csv",
+        right=submitted,
+    ),
+    Case(
+        "test_empty_categories",
+        no_categories,
+        "submit p.json empty.json --classes-from train.json --out s.csv",
+        right=submitted,
+    ),
+    Case(
+        "test_classes_unknown",
+        no_categories,
+        "submit p.json test.json --out s.csv",
+        2,
+        ("has no categories", "--classes-from"),
+    ),
+    Case(
+        "test_classes_contradict",
+        no_categories,
+        "submit p.json train.json --classes-from train.json --out s.csv",
+        right=submitted,
+    ),
+    Case("test_folder", no_categories, "submit p.json images --classes-from train.json --out s.csv", right=submitted),
+    Case("test_folder_check", no_categories, "check images", says=("4 images, 0 boxes",)),
+    Case("test_folder_split", no_categories, "split images --out f.json", 2, ("holds images, but no annotations",)),
+    Case(
+        "test_list",
+        lambda f: (no_categories(f), text(f / "list.txt", "images/1.jpg\nimages/2.jpg\nimages/3.jpg\nimages/4.jpg\n")),
+        "submit p.json list.txt --classes-from train.json --out s.csv",
+        right=submitted,
+    ),
+    Case("test_json_check", no_categories, "check test.json", says=("4 images, 0 boxes",)),
+]
+
+
+@parametrize([*YOLO, *VOC, *COCO, *CSV, *TESTS])
 def test_layouts(
     case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -121,6 +121,8 @@ def read_inputs(
         if test_json is not None
         else None
     )
+    if to_predict is not None and not to_predict.classes:
+        to_predict = to_predict.with_classes(labeled.classes, labeled.category_ids)
     if isinstance(folds, int):
         return Inputs(labeled, to_predict, folds, ignore_orientation)
     split = read_folds(folds)

@@ -8,6 +8,7 @@ from pathlib import Path
 from rich.console import Console
 
 from foldfuse.commands import options
+from foldfuse.commands.image_sets import read_images
 from foldfuse.commands.prediction_files import read_file, read_members
 from foldfuse.commands.tables import text_table
 from foldfuse.data.dataset import Dataset
@@ -31,6 +32,7 @@ def fuse(
     weight: options.Weights = (),
     ensemble: Path | None = None,
     input_format: options.InputFormat = None,
+    classes_from: options.ClassesFrom = None,
     images: options.Images = None,
     ignore_orientation: options.IgnoreOrientation = False,
     overwrite: options.Overwrite = False,
@@ -39,7 +41,7 @@ def fuse(
 
     Args:
         predictions: files of the same images: Parquet, COCO results JSON, or the contest's CSV.
-        data: COCO JSON of the images; annotations are not read.
+        data: the images: a dataset of any layout, or a folder of images; annotations are not read.
         out: file to write: .parquet (complete), .json (COCO results) or .csv (the contest's).
         method: wbf, nms, soft_nms or nmw.
         iou: boxes match where their IoU is above this.
@@ -57,7 +59,7 @@ def fuse(
     options.refuse_overwrite(out, overwrite, inputs=[*predictions, data, images, ensemble])
     if ensemble is not None and (weight, method, iou, score_threshold) != ((), "wbf", 0.55, 0.0):
         raise InputError("--ensemble decides --method, --iou, --score-threshold and --weight. Leave those options out.")
-    dataset = read(data, annotated=False, images=images, ignore_orientation=ignore_orientation)
+    dataset = read_images(data, classes_from=classes_from, images=images, ignore_orientation=ignore_orientation)
     if ensemble is None:
         members = [read_file(path, dataset, input_format) for path in predictions]
         fused = methods.fuse(members, method=method, iou=iou, score_threshold=score_threshold, weights=weight or None)

@@ -120,6 +120,11 @@ IgnoreOrientation = Annotated[
     ),
 ]
 
+ClassesFrom = Annotated[
+    Path | None,
+    Parameter(metavar="DATA|RUN", help="training data or run that names the classes, where the test images have none."),
+]
+
 # recipes and their changes
 Names = Annotated[tuple[str, ...], Parameter(converter=_to_names, metavar="NAME,...")]
 Set = Annotated[

@@ -57,7 +57,8 @@ def predict(
 
     Args:
         run: folder of a trained run.
-        data: COCO JSON; annotations are not read, except by a classifier.
+        data: the images: a dataset of any layout, a folder of images or a list of them. Annotations are not read, except by a
+            classifier.
         out: file to write: .parquet (keeps everything), or .json (COCO results).
         view: TTA views: scales of the recipe's image size, with +hflip or +vflip.
         batch_size: images of 256 px at a time, 16 by default; fewer larger ones, so that memory stays the same.
@@ -90,6 +91,8 @@ def predict(
     with open_world(device) as world:
         model, classes = load_detector(Run(run), world.device)
         dataset = read(data, annotated=False, images=images, ignore_orientation=ignore_orientation)
+        if not dataset.classes:
+            dataset = dataset.with_classes(classes, Run(run).metadata.category_ids)
         labels = labels_by_name(classes, dataset, run)
         dataset = open_images(dataset, ignore_orientation=ignore_orientation)
         dataset, learnt = _unlearnt(Run(run), dataset, all_=all_, is_told=world.is_main)

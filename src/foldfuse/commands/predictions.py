@@ -8,6 +8,7 @@ from pathlib import Path
 from rich.table import Table
 
 from foldfuse.commands import options
+from foldfuse.commands.image_sets import read_images
 from foldfuse.commands.prediction_files import read_file
 from foldfuse.commands.tables import score_text, text_table
 from foldfuse.data.dataset import Dataset
@@ -45,6 +46,7 @@ def convert(
     out: options.Out,
     format: str | None = None,
     input_format: options.InputFormat = None,
+    classes_from: options.ClassesFrom = None,
     images: options.Images = None,
     ignore_orientation: options.IgnoreOrientation = False,
     overwrite: options.Overwrite = False,
@@ -53,7 +55,7 @@ def convert(
 
     Args:
         predictions: Parquet, COCO results JSON, CSV of prediction strings or YOLO folder, of the images of `data`.
-        data: COCO JSON of the images; annotations are not read.
+        data: the images: a dataset of any layout, or a folder of images; annotations are not read.
         out: file to write; for yolo a folder.
         format: parquet, coco_json, yolo, or a layout of prediction strings, such as score_label_xywh_normalized. By default
             the ending of `out` decides: .parquet, .json (COCO results) or .csv (the contest's); an empty folder becomes yolo.
@@ -66,7 +68,7 @@ def convert(
         foldfuse convert a.json data/test.json --format yolo --out labels
     """
     options.refuse_overwrite(out, overwrite, inputs=[predictions, data, images])
-    dataset = read(data, annotated=False, images=images, ignore_orientation=ignore_orientation)
+    dataset = read_images(data, classes_from=classes_from, images=images, ignore_orientation=ignore_orientation)
     return write_predictions(read_file(predictions, dataset, input_format), out, dataset, format=format)
 
 
@@ -78,6 +80,7 @@ def submit(
     format: SubmissionFormat = "contest_csv",
     max_detections: options.MaxDetections = None,
     input_format: options.InputFormat = None,
+    classes_from: options.ClassesFrom = None,
     images: options.Images = None,
     ignore_orientation: options.IgnoreOrientation = False,
     overwrite: options.Overwrite = False,
@@ -86,7 +89,7 @@ def submit(
 
     Args:
         predictions: Parquet, COCO results JSON, CSV of prediction strings or YOLO folder, of the images of `data`.
-        data: COCO JSON of the test images; annotations are not read.
+        data: the test images: a dataset of any layout, or a folder of images; annotations are not read.
         out: file to write.
         format: contest_csv (`PredictionString,image_id`) or coco_json (COCO results).
 
@@ -98,7 +101,7 @@ def submit(
         foldfuse submit a.parquet data/test.json --format coco_json --max-detections 100 --out submission.json
     """
     options.refuse_overwrite(out, overwrite, is_file=True, inputs=[predictions, data, images])
-    dataset = read(data, annotated=False, images=images, ignore_orientation=ignore_orientation)
+    dataset = read_images(data, classes_from=classes_from, images=images, ignore_orientation=ignore_orientation)
     detections = read_file(predictions, dataset, input_format)
     return write_submission(detections, dataset, out, format, max_detections=max_detections)
 

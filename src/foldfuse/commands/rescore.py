@@ -78,6 +78,8 @@ def rescore(
     test_data = (
         None if test is None else read(test, annotated=False, images=images, ignore_orientation=ignore_orientation)
     )
+    if test_data is not None and not test_data.classes:
+        test_data = test_data.with_classes(dataset.classes, dataset.category_ids)
     test_boxes = None
     if test_data is not None and test_predictions is not None:
         test_boxes = read_file(test_predictions, test_data, input_format)

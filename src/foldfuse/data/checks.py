@@ -59,8 +59,10 @@ def walk(
         raise InputError(
             f"{source}: holds a {type(document).__name__}, expected a COCO object with 'images' and 'categories'."
         )
-    keys = ("images", "categories", "annotations") if annotated else ("images", "categories")
+    keys = ("images", "categories", "annotations") if annotated else ("images",)
     rows = {key: _list(document, key, source) for key in keys}
+    if not annotated:  # a test set may have no categories
+        rows["categories"] = _list(document, "categories", source) if document.get("categories") else []
 
     image_ids, category_ids = (Ids(row.get("id") for row in rows[key]) for key in ("images", "categories"))
     images: dict[int, ImageRow] = {}

@@ -105,6 +105,10 @@ class Dataset:
         """The same images without annotations."""
         return replace(self, samples=tuple(replace(s, annotations=None) for s in self.samples))
 
+    def with_classes(self, classes: Iterable[str], category_ids: Iterable[int]) -> Dataset:
+        """The same images with other classes, for a test set that has none of its own."""
+        return replace(self, classes=tuple(classes), category_ids=tuple(category_ids))
+
     @cached_property
     def fingerprint(self) -> str:
         """The version of the fingerprint, "-" and 16 hex digits that change with an image's name, a box, a flag or a class."""

@@ -326,7 +326,7 @@ def _read_string(cell: str, where: str, image: str, class_name: str, table: CsvT
     table.form = "xyxy"
     for i in range(0, len(words), 6):
         numbers = _four(words[i + 2 : i + 6], where)
-        if numbers is None or (numbers == (0, 0, 1, 1) and _number(words[i + 1]) == 1):
+        if numbers is None or (list(numbers) == [0, 0, 1, 1] and _number(words[i + 1]) == 1):
             continue  # "14 1 0 0 1 1" and "none 1 0 0 1 1": an image without objects
         table.boxes.append(CsvBox(where, image, words[i], numbers))
 

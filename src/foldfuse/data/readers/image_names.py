@@ -16,7 +16,7 @@ import re
 import unicodedata
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from urllib.parse import unquote
@@ -28,6 +28,7 @@ MAX_DEPTH = 8
 IMAGE_FOLDERS = ("images", "data", "JPEGImages", "img", "imgs", "Images")  # below the dataset's folder, in this order
 
 RESPELLED = "the image is found under another spelling of its name"
+BESIDE = "the image is not in the folder of --images, but beside the annotations"
 MOVED = "the image is found in another folder than its name says"
 
 
@@ -54,7 +55,7 @@ class ImageFiles:
 
     Attributes:
         source: the file of the annotations; images lie beside it or in a folder below.
-        folder: the folder of `--images`, in which alone images are looked for; None without the option.
+        folder: the folder of `--images`, in which images are looked for first; None without the option.
         known: {name: file} of the images whose files the reader of a layout has found already.
     """
 
@@ -66,6 +67,19 @@ class ImageFiles:
         """The file of an image that the annotations call `name`."""
         if name in self.known:
             return Match(self.known[name])
+        if self.folder is None:
+            return self._find(name)
+        match = self._find(name)
+        if match.found or match.reason:
+            return match
+        beside = self._beside._find(name)
+        return replace(beside, how=beside.how or BESIDE) if beside.found else match
+
+    @cached_property
+    def _beside(self) -> ImageFiles:
+        return ImageFiles(self.source)
+
+    def _find(self, name: str) -> Match:
         parts, is_absolute = name_parts(name)
         expected = self.root.joinpath(*parts) if parts else self.root / name
         if not parts:

@@ -108,7 +108,7 @@ def _read(layout: Layout, *, images: Path | None, annotated: bool, ignore_orient
             raise AssertionError("COCO JSON has a reader of its own")
 
 
-def _layout_of_folder(folder: Path) -> Layout | None:
+def _layout_of_folder(folder: Path, *, is_inner: bool = False) -> Layout | None:
     if (folder / "train.json").is_file():
         return Layout("coco", folder / "train.json")
     if (yaml := _yaml_in(folder)) is not None:
@@ -131,7 +131,9 @@ def _layout_of_folder(folder: Path) -> Layout | None:
         raise InputError(
             f"{folder}: has several CSV files of boxes ({', '.join(p.name for p in tables[:6])}). Give the path of one."
         )
-    if image_files(folder, recursive=True):
+    if image_files(folder) or (
+        not is_inner and image_files(folder, recursive=True) and not folders_with_layouts(folder)
+    ):
         yaml = _yaml_above(folder)
         return Layout("images", folder) if yaml is None else Layout("yolo", yaml, folder)
     return None
@@ -142,7 +144,7 @@ def folders_with_layouts(folder: Path) -> list[Path]:
     found = []
     for path in sorted(p for p in folder.iterdir() if p.is_dir() and not is_hidden(p.name)):
         try:
-            layout = _layout_of_folder(path)
+            layout = _layout_of_folder(path, is_inner=True)
         except InputError:
             continue
         if layout is not None and layout.kind != "images":

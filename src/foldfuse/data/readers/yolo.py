@@ -37,7 +37,7 @@ def read_yolo(
     Raises:
         InputError: the description is broken, or names no image.
     """
-    described = read_source(source, folder=folder, images=images)
+    described = read_source(source, folder=folder, images=images, annotated=annotated)
     root = source if source.is_dir() else source.parent
     table = image_table(described.images, root, ignore_orientation=ignore_orientation)
     findings = [*described.findings, *table.findings]

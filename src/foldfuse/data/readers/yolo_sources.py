@@ -43,13 +43,14 @@ class YoloSource:
     findings: list[Finding] = field(default_factory=list)
 
 
-def read_source(source: Path, *, folder: Path | None, images: Path | None) -> YoloSource:
+def read_source(source: Path, *, folder: Path | None, images: Path | None, annotated: bool = True) -> YoloSource:
     """What describes a YOLO dataset.
 
     Args:
         source: a YAML, an obj.data, a text file that lists images, or a folder with a classes.txt.
         folder: the folder of images to read instead of those that a YAML calls `train`.
         images: the folder of `--images`.
+        annotated: False for a list of images that may have no class names beside it.
 
     Raises:
         InputError: the description is broken, or names no image.
@@ -64,7 +65,7 @@ def read_source(source: Path, *, folder: Path | None, images: Path | None) -> Yo
     elif source.suffix.lower() == ".data":
         found = _read_darknet(source, images)
     else:
-        found = _read_list(source, images)
+        found = _read_list(source, images, annotated=annotated)
     if not found.images and not any(f.error for f in found.findings):
         raise InputError(f"{source}: names no image to read. Expected images such as .jpg or .png.")
     first = dict.fromkeys(found.images)
@@ -110,14 +111,8 @@ def _read_yaml(source: Path, folder: Path | None, images: Path | None) -> YoloSo
     value = read_yaml(source, what="the YAML of a YOLO dataset", hint="Give the YAML of the dataset, or its folder.")
     if not isinstance(value, dict) or not value.get("names"):
         raise InputError(f"{source}: has no 'names'. Expected the YAML of a YOLO dataset, with 'names' and 'train'.")
-    names = _names(value["names"], source)
-    task = str(value.get("task") or "").lower()
-    form = LabelFormat(
-        names,
-        kpt_shape=_kpt_shape(value, source),
-        is_oriented=task == "obb",
-        is_segmented=task in ("segment", "seg"),
-    )
+    form = _yaml_form(value, source)
+    names = form.names
     found = YoloSource(form)
     if (count := value.get("nc")) is not None and str(count) != str(len(names)):
         text = f"'nc' is {shown(str(count))}, and 'names' has {len(names)} classes"
@@ -139,6 +134,17 @@ def _read_yaml(source: Path, folder: Path | None, images: Path | None) -> YoloSo
         kind = "other images of the YAML are not read; give their folder to read them"
         found.findings.append(Finding(kind, where, fix="", is_fault=False))
     return found
+
+
+def _yaml_form(value: Mapping[str, Any], source: Path) -> LabelFormat:
+    """The class names and the form of the labels that a YAML states."""
+    task = str(value.get("task") or "").lower()
+    return LabelFormat(
+        _names(value["names"], source),
+        kpt_shape=_kpt_shape(value, source),
+        is_oriented=task == "obb",
+        is_segmented=task in ("segment", "seg"),
+    )
 
 
 def _names(names: Any, source: Path) -> Mapping[int, str]:
@@ -224,7 +230,7 @@ def _read_darknet(source: Path, images: Path | None) -> YoloSource:
     return found
 
 
-def _read_list(source: Path, images: Path | None) -> YoloSource:
+def _read_list(source: Path, images: Path | None, *, annotated: bool) -> YoloSource:
     """A text file that lists images, with the class names in a file or YAML beside it."""
     names = _name_file(source.parent)
     if names is not None and names != source:
@@ -233,13 +239,13 @@ def _read_list(source: Path, images: Path | None) -> YoloSource:
         yaml = next(
             (p for p in sorted(source.parent.iterdir()) if p.suffix.lower() in YAML_ENDINGS and describes_yolo(p)), None
         )
-        if yaml is None:
+        if yaml is None and annotated:
             raise InputError(
                 f"{source}: lists images, but no class names lie beside it. Expected obj.names, classes.txt "
                 "or a YAML with 'names'."
             )
-        value = read_yaml(yaml, what="the YAML of a YOLO dataset")
-        form = LabelFormat(_names(value["names"], yaml), kpt_shape=_kpt_shape(value, yaml))
+        value = {} if yaml is None else read_yaml(yaml, what="the YAML of a YOLO dataset")
+        form = LabelFormat({}) if yaml is None else _yaml_form(value, yaml)
         found = YoloSource(form)
     found.images = _listed_images(source, _Places(source, [source.parent]), found, images)
     return found

@@ -26,7 +26,8 @@ from foldfuse.campaign.task import Task
 from foldfuse.data.dataset import Dataset
 from foldfuse.detections import Detections, Predictions
 from foldfuse.recipes import Recipe, load_recipe
-from foldfuse.storage.ledger import Ledger, SegmentRecord
+from foldfuse.storage.ledger import Ledger
+from foldfuse.storage.segments import SegmentRecord
 from foldfuse.system.records import to_plain
 
 RECIPE = load_recipe("efficientdet_lite0")

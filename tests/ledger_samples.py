@@ -1,6 +1,6 @@
 """Rows of a ledger that several tests start from."""
 
-from foldfuse.storage.ledger import Role, SegmentRecord
+from foldfuse.storage.segments import Role, SegmentRecord
 
 
 def a_record(name="a", **changes):

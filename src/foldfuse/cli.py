@@ -27,7 +27,7 @@ from foldfuse.errors import InputError
 from foldfuse.system import host, printing
 from foldfuse.system.disk_full import disk_full_reason
 from foldfuse.system.progress import log_on_standard_error
-from foldfuse.system.signals import sigterm_as_interrupt
+from foldfuse.system.signals import signals_as_interrupts
 
 COMMANDS = {  # name: (function, summary)
     "campaign": ("foldfuse.commands.campaign:campaign", "Make the best submission possible by a deadline."),
@@ -109,7 +109,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     first = os.environ.get("RANK", "0") == "0"  # of torchrun's processes, one speaks
     with printing.printable_streams():
         try:
-            with sigterm_as_interrupt(), log_on_standard_error() if first else nullcontext():
+            with signals_as_interrupts(), log_on_standard_error() if first else nullcontext():
                 app = make_app()
                 if command is not None and {"--help", "-h"} & set(words):
                     print_help(app, command)

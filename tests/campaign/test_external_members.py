@@ -15,8 +15,9 @@ from foldfuse.errors import InputError
 from foldfuse.formats.predictions import write_predictions
 from foldfuse.formats.submission import validate_submission
 from foldfuse.recipes import load_recipe
-from foldfuse.storage.ledger import Role, create
+from foldfuse.storage.ledger import create
 from foldfuse.storage.run import Run, RunMetadata
+from foldfuse.storage.segments import Role
 from learning_samples import write_dataset
 
 

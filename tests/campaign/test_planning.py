@@ -25,7 +25,7 @@ from foldfuse.campaign.planning.allocation import (
 from foldfuse.campaign.planning.segments import base_runs, is_segment_name, largest_image_size, plan_segments
 from foldfuse.campaign.planning.state import CampaignState
 from foldfuse.recipes import load_recipe
-from foldfuse.storage.ledger import Role
+from foldfuse.storage.segments import Role
 
 
 def names(decisions):

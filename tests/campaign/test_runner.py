@@ -15,7 +15,7 @@ from foldfuse.ensemble.ensemble import EnsembleReport
 from foldfuse.errors import InputError
 from foldfuse.formats.submission import validate_submission
 from foldfuse.storage import ledger as ledgers
-from foldfuse.storage.ledger import Role
+from foldfuse.storage.segments import Role
 
 BASE, COOLDOWNS = "base-160", ["cooldown1-192", "cooldown2-224"]
 

@@ -16,7 +16,8 @@ from foldfuse.ensemble.ensemble import Ensemble, EnsembleReport, apply_ensemble
 from foldfuse.evaluation.metrics import measure
 from foldfuse.formats.predictions import read_predictions
 from foldfuse.recipes import load_recipe
-from foldfuse.storage.ledger import Role, SegmentRecord, create
+from foldfuse.storage.ledger import create
+from foldfuse.storage.segments import Role, SegmentRecord
 from learning_samples import write_dataset
 
 VIEWS = ("1", "1+hflip", "1.25")

@@ -16,6 +16,7 @@ from foldfuse.evaluation import bootstrap, metrics
 from foldfuse.formats.predictions import read_predictions, write_predictions
 from foldfuse.reporting.compare import compare_campaigns
 from foldfuse.storage import ledger
+from foldfuse.storage.segments import Role, SegmentRecord
 from learning_samples import write_dataset
 
 
@@ -37,9 +38,7 @@ def campaign(folder, path, *, held_out, noise):
     folder.mkdir()
     with closing(ledger.create(folder, facts, deadline=600, start=0.0)) as book:
         result = {"name": "base-256", "ap50": 0.4, "ap": 0.2, "weight": 1.0}
-        book.put_segment(
-            ledger.SegmentRecord("base-256", ledger.Role.BASE, {}, None, 0, 0, "done", 9.0, 9.0, 0.0, 9.0, result)
-        )
+        book.put_segment(SegmentRecord("base-256", Role.BASE, {}, None, 0, 0, "done", 9.0, 9.0, 0.0, 9.0, result))
         book.add_submission(
             0.5,
             {

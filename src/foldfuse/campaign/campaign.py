@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from foldfuse.campaign.external_members import add_all
+from foldfuse.campaign.leftovers import remove_leftovers
 from foldfuse.campaign.planning.allocation import successive_halving
 from foldfuse.campaign.request import CampaignRequest, command_line
 from foldfuse.campaign.task import Inputs
@@ -141,8 +142,7 @@ def resume_campaign(
         inputs = request.read_inputs()
         if not inputs.have_fingerprints(ledger.get("fingerprints")):
             raise InputError(f"{out}: was started with other data than {request.data} holds now. Start a new campaign.")
-        for leftover in out.rglob(".*"):  # files and folders in writing when the process was killed
-            shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+        remove_leftovers(out)
         if ray is not None:
             ledger.set(command=command_line(request, ray=ray))
         if ledger.get("undecodable_train") is not None:
@@ -215,6 +215,11 @@ def _interrupt_recorded(ledger: Ledger) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
+        if ledger.get("state") == "finished":
+            raise KeyboardInterrupt(
+                f"{ledger.folder}: has finished; its report was not written. Write it with: "
+                f"foldfuse campaign --resume {ledger.folder}"
+            ) from None
         if ledger.get("state") == "running":
             ledger.set(state="interrupted")
         result = "there is no submission yet" if ledger.latest_submission() is None else "the last submission stays"

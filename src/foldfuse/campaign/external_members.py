@@ -19,8 +19,9 @@ from foldfuse.evaluation.coco import score_predictions
 from foldfuse.evaluation.matching import require_unlearnt
 from foldfuse.formats.predictions import read_predictions, write_predictions
 from foldfuse.inference.learnt_images import learnt_ids
-from foldfuse.storage.ledger import Ledger, Role, SegmentRecord
+from foldfuse.storage.ledger import Ledger
 from foldfuse.storage.run import Run
+from foldfuse.storage.segments import Role, SegmentRecord
 from foldfuse.system.records import to_plain
 
 _RUN_FILES = ("recipe.json", "run.json", "weights.safetensors", "learnt_images.json", "log.jsonl")

@@ -36,12 +36,14 @@ from foldfuse.errors import InputError
 from foldfuse.evaluation.coco import score_predictions
 from foldfuse.formats.predictions import read_predictions, write_predictions
 from foldfuse.inference.learnt_images import learnt_before
-from foldfuse.storage.ledger import Ledger, SegmentRecord
+from foldfuse.storage.ledger import Ledger
 from foldfuse.storage.run import Run
+from foldfuse.storage.segments import SegmentRecord
 from foldfuse.system import host
 from foldfuse.system.device import choose_device
 from foldfuse.system.durations import format_duration
 from foldfuse.system.records import to_plain
+from foldfuse.system.signals import deferred_interrupts
 from foldfuse.training.session import run_metadata
 
 
@@ -82,14 +84,15 @@ def run(task: Task, ledger: Ledger, strategy: Strategy, workers: Workers) -> Non
         raise
     else:
         ledger.set(state="finished")
-    memory = host.peak_memory_mb()
-    ledger.set(
-        finished=datetime.now(UTC).isoformat(timespec="seconds"),
-        peak_memory_mb=None if memory is None else round(memory),
-    )
-    save_plan(task, ledger, workers)
-    refresh_report(ledger)
-    ledger.set(reported=True)
+    with deferred_interrupts():  # nothing is left to stop but the report, which takes a moment
+        memory = host.peak_memory_mb()
+        ledger.set(
+            finished=datetime.now(UTC).isoformat(timespec="seconds"),
+            peak_memory_mb=None if memory is None else round(memory),
+        )
+        save_plan(task, ledger, workers)
+        refresh_report(ledger)
+        ledger.set(reported=True)
 
 
 def measure_costs(task: Task, ledger: Ledger, workers: Workers) -> None:
@@ -212,13 +215,14 @@ def record_result(result: SegmentResult, ledger: Ledger, losses: Counter[str]) -
 
 
 def drop_unaffordable(state: CampaignState, ledger: Ledger) -> None:
-    """Logs that no time is left for the unfinished segments, and records those that had begun as failed."""
+    """Logs that no time is left for the unfinished segments, and records them as failed."""
     for segment in plan_segments(state):
         record = state.record(segment.name)
         if record is not None and record.state != "running":
             continue
-        if record is not None:
-            ledger.put_segment(replace(record, state="failed", ended=ledger.elapsed))
+        if record is None:
+            record = new_record(segment, ledger)
+        ledger.put_segment(replace(record, state="failed", ended=ledger.elapsed))
         ledger.log(f"{segment.name} is left out: no time is left to train it.")
 
 
@@ -260,20 +264,10 @@ def make_job(segment: Segment, seconds: float, task: Task, ledger: Ledger, worke
         run.write_learnt_images({*task.train_hashes, *learnt_before(segment.recipe.init_weights)})
     trained = checkpoint["seconds"] if checkpoint is not None else 0.0
     previous = campaign_state(task, ledger, workers).record(segment.name)
-    record = SegmentRecord(
-        name=segment.name,
-        role=segment.role,
-        recipe=to_plain(segment.recipe),
-        parent=previous.parent if previous else segment.parent,
-        fold=segment.fold,
-        seed=segment.seed,
-        state="running",
-        budget=seconds,
-        seconds=trained,
-        started=previous.started if previous else ledger.elapsed,
-        ended=None,
-        result={},
-    )
+    record = new_record(segment, ledger)
+    if previous is not None:
+        record = replace(record, parent=previous.parent, started=previous.started)
+    record = replace(record, budget=seconds, seconds=trained)
     ledger.put_segment(record)
     if checkpoint is not None:
         ledger.log(f"{segment.name} resumes from its checkpoint after {format_duration(trained)} of training.")
@@ -286,6 +280,24 @@ def make_job(segment: Segment, seconds: float, task: Task, ledger: Ledger, worke
         checkpoint_seconds=max(c.MIN_CHECKPOINT_SECONDS, ledger.deadline / c.MAX_CHECKPOINTS),
         state=campaign_state(task, ledger, workers),
         pseudo_labeled=load_pseudo_labels(run, task, ledger) if segment.pseudo_labels else None,
+    )
+
+
+def new_record(segment: Segment, ledger: Ledger) -> SegmentRecord:
+    """The record of a segment that begins now."""
+    return SegmentRecord(
+        name=segment.name,
+        role=segment.role,
+        recipe=to_plain(segment.recipe),
+        parent=segment.parent,
+        fold=segment.fold,
+        seed=segment.seed,
+        state="running",
+        budget=0.0,
+        seconds=0.0,
+        started=ledger.elapsed,
+        ended=None,
+        result={},
     )
 
 

@@ -57,7 +57,7 @@ def load_predictions(task: Task, ledger: Ledger) -> MemberPredictions:
         members.runs[record.name] = Run(folder)
         if record.state != "done":
             continue
-        for view in record.result["predicted_views"]:
+        for view in record.result.get("predicted_views", ()):
             for split, into, dataset in ((VAL, members.val, task.val), (TEST, members.test, task.test)):
                 path = predictions_path(folder, split, view)
                 if path.exists():
@@ -272,7 +272,7 @@ def log_ensemble(report: EnsembleReport, candidates: Mapping[MemberView, Predict
         part = {
             "weight": round(sum(weights[key] for key in keys) / total, 3) if keys else 0.0,
             "leave_one_out_gain": round(sum(gains.get(str(key), 0.0) for key in keys), 4) if keys and gains else None,
-            "views": [key.view for key in keys] or record.result["views"],
+            "views": [key.view for key in keys] or record.result.get("views", []),
         }
         ledger.put_segment(replace(record, result={**record.result, **part}))
     metric, (best_name, best_score) = report.metric.upper(), report.best_single

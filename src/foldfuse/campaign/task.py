@@ -154,10 +154,15 @@ def prepare_task(
     first = ledger.get("undecodable_train") is None
     if first:
         _check_and_fold(inputs, seed, ledger)
-    undecodable = frozenset(ledger.get("undecodable_test"))
+    undecodable = frozenset(ledger.get("undecodable_test") or ())
     labeled = inputs.labeled.subset(set(inputs.labeled.image_ids) - set(ledger.get("undecodable_train")))
     labeled = open_images(labeled, ignore_orientation=inputs.ignore_orientation)
     folds = read_folds(ledger.folder / "folds.json")
+    if not set(labeled.image_ids) <= set(folds.fold_of):
+        raise InputError(
+            f"{ledger.folder / 'folds.json'}: gives no fold to some of the campaign's images, so it was changed or belongs to "
+            "another campaign. Restore it, or start the campaign again in another folder."
+        )
     val = require_annotations(labeled.subset(folds.val_ids(0)))
     train_ids, test = set(folds.train_ids(0)), inputs.test
     if test is not None:

@@ -22,6 +22,7 @@ from rich.text import Text
 
 from foldfuse.errors import InputError
 from foldfuse.storage import ledger
+from foldfuse.storage.ledger_file import check_facts
 from foldfuse.system.durations import format_duration
 from foldfuse.system.progress import Progress, progress_on
 
@@ -69,7 +70,9 @@ class LedgerView:
 
     def refresh(self) -> None:
         """Reads the ledger."""
-        self.facts = ledger.snapshot(self._folder)
+        facts = ledger.snapshot(self._folder)
+        check_facts(facts, self._folder / ledger.NAME)
+        self.facts = facts
 
     def __rich__(self) -> RenderableType:
         with suppress(InputError):  # for example while a refused campaign removes its folder

@@ -20,86 +20,24 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
-from dataclasses import dataclass, fields
-from enum import StrEnum
+from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import IO, Any
 
-from foldfuse.errors import InputError
+from foldfuse.errors import InputError, shown
+from foldfuse.storage import ledger_file
+from foldfuse.storage.ledger_file import COLUMNS, FORMAT
+from foldfuse.storage.segments import SegmentRecord
 from foldfuse.system.atomic_files import write_text
 from foldfuse.system.durations import format_duration
+from foldfuse.system.files import kind_of_file, parse_json
 
 NAME = "campaign.sqlite"
 LOCK = "campaign.lock"
 EXPORT = "campaign.json"
-FORMAT = 1  # of the tables and of campaign.json; SQLite keeps it as user_version
 HEARTBEAT_SECONDS = 1.0
-_SCHEMA = f"""
-PRAGMA user_version = {FORMAT};
-CREATE TABLE facts (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
-CREATE TABLE segments (
-    name TEXT PRIMARY KEY, role TEXT NOT NULL, recipe TEXT NOT NULL, parent TEXT, fold INTEGER NOT NULL,
-    seed INTEGER NOT NULL, state TEXT NOT NULL CHECK (state IN ('running', 'trained', 'done', 'failed')),
-    budget REAL NOT NULL, seconds REAL NOT NULL, started REAL NOT NULL, ended REAL, result TEXT NOT NULL
-);
-CREATE TABLE events (id INTEGER PRIMARY KEY, kind TEXT NOT NULL, text TEXT NOT NULL, began REAL NOT NULL, ended REAL);
-CREATE TABLE submissions (id INTEGER PRIMARY KEY, at REAL NOT NULL, score REAL NOT NULL, result TEXT NOT NULL);
-"""
 
 logger = logging.getLogger(__name__)
-
-
-class Role(StrEnum):
-    """The part of a segment in the campaign's schedule, or where an external member comes from."""
-
-    BASE = "base"  # trains at a constant learning rate from the recipe's initial weights
-    EXTENDED = "extended"  # continues a promoted base run at a larger image size, still at a constant rate
-    COOLDOWN = "cooldown"  # continues a base or extended run while the learning rate decays to 0
-    EXTERNAL_RUN = "external_run"  # a run folder trained outside the campaign
-    EXTERNAL_PREDICTIONS = "external_predictions"  # another toolkit's predictions
-
-    @property
-    def is_external(self) -> bool:
-        """Whether the campaign did not train the member itself."""
-        return self in (Role.EXTERNAL_RUN, Role.EXTERNAL_PREDICTIONS)
-
-
-State = Literal["running", "trained", "done", "failed"]
-
-
-@dataclass(frozen=True)
-class SegmentRecord:
-    """One segment in the ledger.
-
-    Attributes:
-        name: the name of the segment, of the member that it makes, and of its folder.
-        role: part in the schedule.
-        recipe: fields of its recipe; empty for external predictions.
-        parent: the segment whose last checkpoint it starts from.
-        fold: held-out fold.
-        seed: the seed of its random choices.
-        state: "running", "trained", "done" (the held-out images are predicted) or "failed".
-        budget: seconds of training that it is given.
-        seconds: seconds trained, up to its last checkpoint.
-        started, ended: seconds since the campaign's start.
-        result: scores and measurements for the report; "image_seconds" is the seconds that one image takes in the plain view.
-    """
-
-    name: str
-    role: Role
-    recipe: Mapping[str, Any]
-    parent: str | None
-    fold: int
-    seed: int
-    state: State
-    budget: float
-    seconds: float
-    started: float
-    ended: float | None
-    result: Mapping[str, Any]
-
-
-_COLUMNS = tuple(field.name for field in fields(SegmentRecord))
 
 
 @dataclass
@@ -135,7 +73,7 @@ class Ledger:
     def get(self, name: str) -> Any:
         """The value of a fact; None where there is none."""
         row = self.db.execute("SELECT value FROM facts WHERE name = ?", (name,)).fetchone()
-        return None if row is None else json.loads(row[0])
+        return None if row is None else ledger_file.fact(name, row[0], self.folder / NAME)
 
     def set(self, **facts: Any) -> None:
         """Writes facts, all or none; a fact of the same name is replaced."""
@@ -165,13 +103,14 @@ class Ledger:
     def put_segment(self, record: SegmentRecord) -> None:
         """Writes a segment; one of the same name is replaced."""
         values = [json.dumps(dict(v)) if isinstance(v, Mapping) else v for v in vars(record).values()]
-        places = ", ".join("?" * len(_COLUMNS))
+        places = ", ".join("?" * len(COLUMNS))
         with self.db:
-            self.db.execute(f"INSERT OR REPLACE INTO segments ({', '.join(_COLUMNS)}) VALUES ({places})", values)
+            self.db.execute(f"INSERT OR REPLACE INTO segments ({', '.join(COLUMNS)}) VALUES ({places})", values)
 
     def segments(self) -> tuple[SegmentRecord, ...]:
         """The segments in the order in which they began."""
-        return _segments(self.db)
+        path = self.folder / NAME
+        return tuple(ledger_file.check_folder_names(record, path) for record in _segments(self.db, path))
 
     def add_submission(self, score: float, result: Mapping[str, Any]) -> int:
         """Records a submission that replaces the one before it, and returns its number, counted from 1."""
@@ -185,8 +124,11 @@ class Ledger:
 
     def latest_submission(self) -> tuple[int, float, dict[str, Any]] | None:
         """Number, score and facts of the current submission; None before the first."""
-        row = self.db.execute("SELECT id, score, result FROM submissions ORDER BY id DESC LIMIT 1").fetchone()
-        return None if row is None else (row[0], row[1], json.loads(row[2]))
+        row = self.db.execute("SELECT id, at, score, result FROM submissions ORDER BY id DESC LIMIT 1").fetchone()
+        if row is None:
+            return None
+        number, _, score, facts = ledger_file.submission(row, self.folder / NAME)
+        return number, score, facts
 
     @contextmanager
     def heartbeat(self) -> Iterator[None]:
@@ -194,7 +136,7 @@ class Ledger:
         stop = threading.Event()
 
         def beat() -> None:
-            with closing(_connect(self.folder / NAME)) as db:
+            with closing(ledger_file.connect(self.folder / NAME)) as db:
                 while not stop.wait(HEARTBEAT_SECONDS):
                     with suppress(sqlite3.Error):  # a full disk; the campaign's next larger write stops it
                         _write_elapsed(db, self.elapsed)
@@ -212,7 +154,9 @@ class Ledger:
     def export(self) -> None:
         """Writes campaign.json, the ledger's content for people and tools."""
         self.set(seconds_used=round(self.elapsed, 2))
-        write_text(self.folder / EXPORT, json.dumps({"format": FORMAT, **_snapshot(self.db)}, indent=1))
+        write_text(
+            self.folder / EXPORT, json.dumps({"format": FORMAT, **_snapshot(self.db, self.folder / NAME)}, indent=1)
+        )
 
     def close(self) -> None:
         """Closes the file. It is then a single file that can be copied and read anywhere."""
@@ -229,11 +173,11 @@ def create(folder: Path, facts: Mapping[str, Any], *, deadline: float, start: fl
     temporary = folder / f".{NAME}.new"
     temporary.unlink(missing_ok=True)
     with closing(sqlite3.connect(temporary)) as db, db:
-        db.executescript(_SCHEMA)
+        db.executescript(ledger_file.SCHEMA)
         for name, value in {**facts, "deadline_seconds": deadline, "seconds_used": 0.0}.items():
             db.execute("INSERT INTO facts VALUES (?, ?)", (name, json.dumps(value)))
     temporary.replace(path)
-    return Ledger(folder, _connect(path), deadline, 0.0, start)
+    return Ledger(folder, ledger_file.connect(path), deadline, 0.0, start)
 
 
 def check_exists(folder: Path) -> None:
@@ -250,18 +194,22 @@ def resume(folder: Path, *, start: float) -> Ledger:
     """
     check_exists(folder)
     path = folder / NAME
-    try:
-        db = _connect(path)
-        check_format(_format(db), path)
+    db = ledger_file.connect(path)
+    with ledger_file.as_input_error(path):
         ledger = Ledger(folder, db, 0.0, 0.0, start)
-        ledger.deadline, ledger.elapsed_before = ledger.get("deadline_seconds"), ledger.get("seconds_used")
+        deadline, elapsed = ledger.get("deadline_seconds"), ledger.get("seconds_used")
+        if deadline is None or elapsed is None:
+            raise InputError(
+                f"{path}: lacks the campaign's deadline or its clock. Start the campaign in another folder."
+            )
+        ledger.deadline, ledger.elapsed_before = deadline, elapsed
+        _snapshot(db, path)  # every row is checked before anything is changed
+        ledger.segments()
         with db:
             db.execute(
                 "UPDATE events SET ended = max(began, ?) WHERE ended IS NULL AND kind != 'note'",
                 (ledger.elapsed_before,),
             )
-    except sqlite3.DatabaseError as error:
-        raise _broken(path, error) from None
     return ledger
 
 
@@ -272,13 +220,8 @@ def snapshot(folder: Path) -> dict[str, Any]:
         InputError: the ledger cannot be read.
     """
     path = folder / NAME
-    uri = f"{path.resolve().as_uri()}?mode=rw"  # rw: a file that is missing is not created
-    try:
-        with closing(sqlite3.connect(uri, timeout=30, uri=True)) as db:
-            check_format(_format(db), path)
-            return _snapshot(db)
-    except sqlite3.DatabaseError as error:
-        raise _broken(path, error) from None
+    with closing(ledger_file.connect_to_read(path)) as db, ledger_file.as_input_error(path):
+        return _snapshot(db, path)
 
 
 @contextmanager
@@ -288,7 +231,11 @@ def exclusive(folder: Path) -> Iterator[None]:
     Raises:
         InputError: another process holds the lock.
     """
-    with (folder / LOCK).open("a") as file:
+    path = folder / LOCK
+    kind = kind_of_file(path.stat().st_mode) if path.exists() else None
+    if kind is not None:
+        raise InputError(f"{path}: is {kind}, expected the file that a campaign locks. Remove it.")
+    with path.open("a") as file:
         try:
             _lock(file)
         except OSError:
@@ -310,58 +257,32 @@ def _lock(file: IO[str]) -> None:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
-def _connect(path: Path) -> sqlite3.Connection:
-    db = sqlite3.connect(path, timeout=30)
-    db.execute("PRAGMA journal_mode = WAL")
-    db.execute("PRAGMA synchronous = NORMAL")
-    return db
-
-
-def check_format(found: int, path: Path) -> None:
-    """Raises InputError where a ledger or its export has a newer format than this version reads."""
-    if found > FORMAT:
-        raise InputError(
-            f"{path}: is a campaign of format {found}, and this version of Foldfuse reads up to {FORMAT}. "
-            "Update Foldfuse, or use the version that wrote it."
-        )
-
-
-def _format(db: sqlite3.Connection) -> int:
-    (version,) = db.execute("PRAGMA user_version").fetchone()
-    return int(version)
-
-
 def _write_elapsed(db: sqlite3.Connection, seconds: float) -> None:
     with db:
         db.execute("INSERT OR REPLACE INTO facts VALUES ('seconds_used', ?)", (json.dumps(round(seconds, 2)),))
 
 
-def _segments(db: sqlite3.Connection) -> tuple[SegmentRecord, ...]:
-    rows = db.execute(f"SELECT {', '.join(_COLUMNS)} FROM segments ORDER BY started, rowid")
-    segments = (dict(zip(_COLUMNS, row, strict=True)) for row in rows)
-    return tuple(
-        SegmentRecord(
-            **{
-                **segment,
-                "role": Role(segment["role"]),
-                "recipe": json.loads(segment["recipe"]),
-                "result": json.loads(segment["result"]),
-            }
-        )
-        for segment in segments
-    )
+def _segments(db: sqlite3.Connection, path: Path) -> tuple[SegmentRecord, ...]:
+    query = f"SELECT {', '.join(COLUMNS)} FROM segments ORDER BY started, rowid"
+    return tuple(ledger_file.segment(row, path) for row in ledger_file.rows(db, query, path))
 
 
-def _snapshot(db: sqlite3.Connection) -> dict[str, Any]:
+def _snapshot(db: sqlite3.Connection, path: Path) -> dict[str, Any]:
     """The facts with the tables: the current submission and its history, the members, segments, notes and timeline."""
-    facts = {name: json.loads(value) for name, value in db.execute("SELECT name, value FROM facts")}
-    events = db.execute("SELECT kind, text, began, ended FROM events ORDER BY id").fetchall()
+    facts = {
+        name: parse_json(value, f"{path}: the fact {shown(name)}", what="JSON")
+        for name, value in ledger_file.rows(db, "SELECT name, value FROM facts", path)
+    }
+    events = [
+        ledger_file.event(row, path)
+        for row in ledger_file.rows(db, "SELECT kind, text, began, ended FROM events ORDER BY id", path)
+    ]
     submissions = [
-        (at, score, json.loads(result))
-        for at, score, result in db.execute("SELECT at, score, result FROM submissions ORDER BY id")
+        ledger_file.submission(row, path)[1:]
+        for row in ledger_file.rows(db, "SELECT id, at, score, result FROM submissions ORDER BY id", path)
     ]
     notes = [(text, began) for kind, text, began, _ in events if kind == "note"]
-    segments = _segments(db)
+    segments = _segments(db, path)
     return {
         **facts,
         **(submissions[-1][2] if submissions else {"fused": None, "best_member": None}),
@@ -385,9 +306,3 @@ def _snapshot(db: sqlite3.Connection) -> dict[str, Any]:
             if kind != "note"
         ],
     }
-
-
-def _broken(path: Path, error: Exception) -> InputError:
-    return InputError(
-        f"{path}: cannot be read as a campaign's ledger ({error}). Start the campaign again in another folder."
-    )

@@ -15,6 +15,8 @@ from typing import Any
 
 from foldfuse.errors import InputError
 from foldfuse.storage import ledger
+from foldfuse.storage.ledger_file import FORMAT as FORMAT_OF_EXPORT
+from foldfuse.storage.ledger_file import check_facts, check_format
 from foldfuse.system.files import read_json
 from foldfuse.system.records import read_record, write_record
 
@@ -82,14 +84,17 @@ def read_snapshot(folder: Path) -> dict[str, Any]:
         InputError: the folder holds no campaign, or its content cannot be read.
     """
     if (folder / ledger.NAME).is_file():
-        return ledger.snapshot(folder)
+        facts = ledger.snapshot(folder)
+        check_facts(facts, folder / ledger.NAME)
+        return facts
     path = folder / ledger.EXPORT
     if not path.is_file():
         raise InputError(f"{folder}: holds no campaign. Give the --out folder of a 'foldfuse campaign'.")
     facts = read_json(path, what="the export of a campaign")
     if not isinstance(facts, dict):
         raise InputError(f"{path}: holds no JSON object. Give the folder of a campaign that was not changed by hand.")
-    ledger.check_format(facts.get("format", ledger.FORMAT), path)
+    check_format(facts.get("format", FORMAT_OF_EXPORT), path)
+    check_facts(facts, path)
     return facts
 
 

@@ -1,30 +1,53 @@
-"""Ctrl-C and the SIGTERM of batch systems: both become a KeyboardInterrupt, at once or at a safe point."""
+"""Ctrl-C, the SIGTERM of batch systems, the SIGHUP of a closed terminal: each becomes a KeyboardInterrupt, at once or later."""
 
 from __future__ import annotations
 
+import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any, NoReturn
+from contextlib import contextmanager, suppress
+from typing import Any
+
+RETRY_SECONDS = 0.1  # while torch loads
+_USUAL: dict[int, Any] = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
+if hasattr(signal, "SIGHUP"):
+    _USUAL[signal.SIGHUP] = signal.SIG_DFL
+_terminals: list[int] = []  # descriptors of standard input and output that are a terminal, while signals are interrupts
 
 
-def raise_interrupt(number: int, frame: Any) -> NoReturn:
-    """A SIGTERM handler that raises KeyboardInterrupt, as Ctrl-C does."""
+def raise_interrupt(number: int, frame: Any) -> None:
+    """A signal handler that raises KeyboardInterrupt, as Python's own does for Ctrl-C; while torch loads, right after that.
+
+    An exception in the middle of loading torch's C++ library would abort the process.
+    """
+    spec = getattr(sys.modules.get("torch"), "__spec__", None)
+    if getattr(spec, "_initializing", False):
+        timer = threading.Timer(RETRY_SECONDS, os.kill, (os.getpid(), number))
+        timer.daemon = True
+        timer.start()
+        return
+    if _is_hangup(number):
+        _leave_terminal()
     raise KeyboardInterrupt
 
 
 @contextmanager
-def sigterm_as_interrupt() -> Iterator[None]:
-    """Makes SIGTERM act like Ctrl-C within the block, so that no work is lost at a batch system's time limit."""
-    if not _can_replace(signal.SIGTERM, signal.SIG_DFL):
-        yield
-        return
-    signal.signal(signal.SIGTERM, raise_interrupt)
+def signals_as_interrupts() -> Iterator[None]:
+    """Makes SIGTERM and SIGHUP act like Ctrl-C within the block, so that no work is lost at a time limit or with a terminal.
+
+    A signal that is ignored stays ignored, as nohup wants it.
+    """
+    _terminals[:] = [descriptor for descriptor in (0, 1, 2) if os.isatty(descriptor)]
+    replaced = {number: usual for number, usual in _USUAL.items() if _has_handler(number, usual)}
+    for number in replaced:
+        signal.signal(number, raise_interrupt)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        for number, usual in replaced.items():
+            signal.signal(number, usual)
 
 
 @contextmanager
@@ -40,12 +63,15 @@ def deferred_interrupts() -> Iterator[Callable[[], bool]]:
 
     def request(number: int, frame: Any) -> None:
         nonlocal requested
+        if _is_hangup(number):
+            _leave_terminal()
         if requested and number == signal.SIGINT:
             raise KeyboardInterrupt
         requested = True
 
-    usual = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: raise_interrupt}
-    replaced = {number: handler for number, handler in usual.items() if _can_replace(number, handler)}
+    possible: list[tuple[int, Any]] = [(number, raise_interrupt) for number in _USUAL]
+    possible.append((signal.SIGINT, signal.default_int_handler))
+    replaced = {number: handler for number, handler in possible if _has_handler(number, handler)}
     for number in replaced:
         signal.signal(number, request)
     try:
@@ -55,6 +81,19 @@ def deferred_interrupts() -> Iterator[Callable[[], bool]]:
             signal.signal(number, handler)
 
 
-def _can_replace(number: int, handler: Any) -> bool:
+def _has_handler(number: int, handler: Any) -> bool:
     """Whether `handler` is the signal's current handler and this is the main thread, the only one that may set a handler."""
     return threading.current_thread() is threading.main_thread() and signal.getsignal(number) == handler
+
+
+def _is_hangup(number: int) -> bool:
+    return number == getattr(signal, "SIGHUP", None)
+
+
+def _leave_terminal() -> None:
+    """Sends whatever is printed from now on nowhere: printing to a terminal that was closed is an error."""
+    with suppress(OSError):
+        nowhere = os.open(os.devnull, os.O_RDWR)
+        for descriptor in _terminals:
+            os.dup2(nowhere, descriptor)
+        os.close(nowhere)

@@ -16,7 +16,7 @@ from itertools import product
 from foldfuse.campaign import constants as c
 from foldfuse.campaign.planning.state import CampaignState, Segment
 from foldfuse.recipes import Recipe
-from foldfuse.storage.ledger import Role
+from foldfuse.storage.segments import Role
 
 
 def plan_segments(state: CampaignState) -> tuple[Segment, ...]:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from foldfuse.recipes import Recipe
-from foldfuse.storage.ledger import Role, SegmentRecord
+from foldfuse.storage.segments import Role, SegmentRecord
 
 
 @dataclass(frozen=True)

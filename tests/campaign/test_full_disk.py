@@ -19,7 +19,7 @@ from foldfuse.campaign.planning.state import CampaignState
 from foldfuse.data.readers.coco import read
 from foldfuse.formats.predictions import read_predictions
 from foldfuse.formats.submission import validate_submission
-from foldfuse.storage import ledger
+from foldfuse.storage import ledger, ledger_file
 from learning_samples import write_dataset
 
 resource = pytest.importorskip("resource")  # limits of a process, which Windows does not have
@@ -117,10 +117,10 @@ def test_without_room_for_the_ledger_the_same_command_works_later(
     out = tmp_path / "out"
     for full, value in (
         ("foldfuse.system.atomic_files.tempfile.mkstemp", no_inode),
-        ("foldfuse.storage.ledger._SCHEMA", None),
+        ("foldfuse.storage.ledger_file.SCHEMA", None),
     ):
         with monkeypatch.context() as patch:
-            patch.setattr(full, value or "PRAGMA max_page_count = 1;" + ledger._SCHEMA)
+            patch.setattr(full, value or "PRAGMA max_page_count = 1;" + ledger_file.SCHEMA)
             assert cli.main(["campaign", str(data), "--out", str(out)]) == 2
         assert "the disk is full. Nothing was started; make room, then give the same command again" in (
             capsys.readouterr().err

@@ -9,12 +9,13 @@ from __future__ import annotations
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO
 
 from PIL import Image, UnidentifiedImageError
 
+from foldfuse.data.value_ranges import Depth, depth_of
 from foldfuse.errors import InputError
 
 FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP", "GIF", "PPM")  # PPM: also PGM, PBM and PFM
@@ -48,7 +49,19 @@ _KNOWN = (  # (offset, bytes, name) of files that are often taken for images tha
     (0, b"version https://git-lfs", "a pointer of Git LFS"),
 )
 
-Image.MAX_IMAGE_PIXELS = None  # `opened` has a limit of its own, which says how to allow more
+_DAMAGED = (  # (bytes, sentence) of files that begin like an image of a format that is read
+    (b"II*\0", "it is a TIFF that is damaged or of a kind that is not read, such as one of 64 bits or of many channels"),
+    (b"MM\0*", "it is a TIFF that is damaged or of a kind that is not read, such as one of 64 bits or of many channels"),
+    (b"\x89PNG", "it is a damaged PNG"),
+    (b"\xff\xd8", "it is a damaged JPEG"),
+    (b"GIF8", "it is a damaged GIF"),
+    (b"BM", "it is a damaged BMP"),
+    (b"RIFF", "it is a damaged WebP"),
+)
+_PAGED = ("GIF", "TIFF", "WEBP", "PNG")
+_SUBFILE_TAG = 254  # of TIFF: bit 0 marks a page that is a smaller copy of another
+
+Image.MAX_IMAGE_PIXELS = None  # `decoding` has a limit of its own, which says how to allow more
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,11 +71,15 @@ class Header:
     Attributes:
         width, height: pixels as they are stored.
         orientation: the EXIF orientation tag, 1 (none or upright) to 8.
+        depth: how the values of the pixels are stored.
+        has_pages: whether there are more pages or frames than the first, which alone is read.
     """
 
     width: int
     height: int
     orientation: int = 1
+    depth: Depth = Depth()
+    has_pages: bool = False
 
     @property
     def stored_size(self) -> tuple[int, int]:
@@ -101,16 +118,19 @@ def opened(path: Path) -> Iterator[Image.Image]:
 def read_header(path: Path) -> Header:
     """The header of an image file; nothing is decoded. Raises InputError as `opened` does."""
     with opened(path) as image:
-        return header_of(image)
+        header = header_of(image)
+        return replace(header, has_pages=_has_pages(image))
 
 
 def header_of(image: Image.Image) -> Header:
-    """The header of an opened image that is not loaded yet."""
+    """The header of an opened image that is not loaded yet; pages are not looked for."""
     width, height = image.size
     orientation = orientation_of(image)
     if image.format == "TIFF" and orientation in SWAPPED:  # Pillow shows the upright size of this format alone
         width, height = height, width
-    return Header(width, height, orientation)
+    if not width or not height:
+        raise ValueError(f"it has {width} x {height} pixels")
+    return Header(width, height, orientation, depth_of(image))
 
 
 def orientation_of(image: Image.Image) -> int:
@@ -130,6 +150,22 @@ def stored_pixels(image: Image.Image) -> Image.Image:
     image.load()
     is_turned = image.format == "TIFF" and orientation != 1 and ORIENTATION_TAG not in image.tag_v2  # type: ignore[attr-defined]
     return image.transpose(_STORED[orientation]) if is_turned else image
+
+
+def _has_pages(image: Image.Image) -> bool:
+    """Whether an opened image has a second page or frame that is no smaller copy of the first; moves the image to that page."""
+    if image.format not in _PAGED or not getattr(image, "is_animated", False):
+        return False
+    if image.format != "TIFF":
+        return True
+    try:
+        for page in range(1, 100):
+            image.seek(page)
+            if not int(image.tag_v2.get(_SUBFILE_TAG, 0)) & 1:  # type: ignore[attr-defined]
+                return True
+    except EOFError:
+        return False
+    return True
 
 
 def _orientation_in(exif: bytes) -> int:
@@ -176,6 +212,11 @@ def _image(file: IO[bytes], path: Path) -> Image.Image:
             if head[offset:].startswith(content):
                 raise InputError(
                     f"{path}: cannot be decoded as an image (it is {name}). Convert it to JPEG or PNG in its full size."
+                ) from None
+        for content, sentence in _DAMAGED:
+            if head.startswith(content):
+                raise InputError(
+                    f"{path}: cannot be decoded as an image ({sentence}). Replace it, or remove it from the annotations."
                 ) from None
         raise InputError(
             f"{path}: cannot be decoded as an image (it is none of {', '.join(FORMATS)}). Replace it, or remove it."

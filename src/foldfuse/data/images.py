@@ -20,14 +20,18 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from foldfuse.data.dataset import Sample
-from foldfuse.data.image_file import UPRIGHT, header_of, opened, stored_pixels
+from foldfuse.data.decoding import decode
+from foldfuse.data.image_file import UPRIGHT
+from foldfuse.data.value_ranges import ValueRange
 from foldfuse.detections import Array, Detections
 
 ImageArray = NDArray[np.uint8]
 PAD_VALUE = 114  # the gray of a canvas outside its image
 
 
-def load_image(path: Path, *, orientation: int = 1, longest: int | None = None) -> ImageArray:
+def load_image(
+    path: Path, *, orientation: int = 1, longest: int | None = None, value_range: ValueRange | None = None
+) -> ImageArray:
     """(H, W, 3) uint8 RGB of an image file, shrunk so that no side is longer than `longest` pixels.
 
     A JPEG is decoded at a fraction of its size where the fraction is large enough, which is several times faster.
@@ -36,26 +40,20 @@ def load_image(path: Path, *, orientation: int = 1, longest: int | None = None) 
         path: the image file.
         orientation: EXIF orientation to apply to the stored pixels, 1 (none) to 8, as `pixels.open_images` decides.
         longest: the longest side in pixels; None for the size of the file.
+        value_range: values that become black and white in a file of more than 8 bits; None for those of the file alone.
 
     Raises:
         InputError: the file is missing or cannot be decoded.
     """
-    with opened(path) as file:
-        width, height = header_of(file).stored_size
-        size = (width, height)
-        if longest is not None and max(size) > longest:
-            scale = longest / max(size)
-            size = (max(1, round(width * scale)), max(1, round(height * scale)))
-            file.draft("RGB", size)
-        image = stored_pixels(file).convert("RGB")
-        if size != (width, height):
-            image = image.resize(size, Image.Resampling.BILINEAR, reducing_gap=2.0)
-        return np.array(image.transpose(UPRIGHT[orientation]) if orientation != 1 else image)
+    image = decode(path, longest=longest, value_range=value_range)
+    return np.array(image.transpose(UPRIGHT[orientation]) if orientation != 1 else image)
 
 
 def load_sample(sample: Sample, *, longest: int | None = None) -> ImageArray:
     """(H, W, 3) uint8 RGB of a sample's image in its orientation; see `load_image`."""
-    return load_image(sample.path, orientation=sample.orientation, longest=longest)
+    return load_image(
+        sample.path, orientation=sample.orientation, longest=longest, value_range=sample.value_range
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from foldfuse.data.image_file import UPRIGHT, opened, stored_pixels
+from foldfuse.data.decoding import decode_gray
+from foldfuse.data.image_file import UPRIGHT
 from foldfuse.detections import Array
 from foldfuse.errors import InputError
 
@@ -46,13 +47,11 @@ def difference_hash(path: Path, orientation: int = 1) -> Array | None:
     None where the image cannot be decoded, or is so flat that too few ones or zeros remain to tell it from another image.
     """
     try:
-        with opened(path) as file:
-            file.draft("L", (4 * HASH_SIDE, 4 * HASH_SIDE))
-            image = stored_pixels(file).convert("L")
-            if orientation != 1:
-                image = image.transpose(UPRIGHT[orientation])
-            small = np.asarray(image.resize((HASH_SIDE + 1, HASH_SIDE), Image.Resampling.BOX), np.int16)
+        image = decode_gray(path, (4 * HASH_SIDE, 4 * HASH_SIDE))
     except InputError:
         return None
+    if orientation != 1:
+        image = image.transpose(UPRIGHT[orientation])
+    small = np.asarray(image.resize((HASH_SIDE + 1, HASH_SIDE), Image.Resampling.BOX), np.int16)
     bits = small[:, 1:] > small[:, :-1]
     return np.packbits(bits) if 2 * MAX_BITS <= bits.sum() <= bits.size - 2 * MAX_BITS else None

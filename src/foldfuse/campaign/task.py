@@ -166,7 +166,12 @@ def prepare_task(
     val = require_annotations(labeled.subset(folds.val_ids(0)))
     train_ids, test = set(folds.train_ids(0)), inputs.test
     if test is not None:
-        test = open_images(test, ignore_orientation=inputs.ignore_orientation, skip=undecodable)
+        test = open_images(
+            test,
+            ignore_orientation=inputs.ignore_orientation,
+            value_ranges=labeled.value_ranges,
+            skip=undecodable,
+        )
     else:
         stand_in = set(folds.val_ids(1))
         test = labeled.subset(stand_in).without_annotations()
@@ -214,7 +219,7 @@ def _check_and_fold(inputs: Inputs, seed: int, ledger: Ledger) -> None:
     """Finds the images that cannot be decoded, folds the others, and records both."""
     undecodable_train = _undecodable(inputs.labeled, ignore_orientation=inputs.ignore_orientation)
     labeled = inputs.labeled.subset(set(inputs.labeled.image_ids) - {row["id"] for row in undecodable_train})
-    labeled = open_images(require_annotations(labeled), ignore_orientation=inputs.ignore_orientation)
+    labeled = open_images(require_annotations(labeled), ignore_orientation=inputs.ignore_orientation, is_told=False)
     folds = inputs.folds if isinstance(inputs.folds, Folds) else make_folds(labeled, num_folds=inputs.folds, seed=seed)
     folds.write(ledger.folder / "folds.json")
     undecodable_test: list[dict[str, Any]] = []

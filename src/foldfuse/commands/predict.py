@@ -94,7 +94,8 @@ def predict(
         if not dataset.classes:
             dataset = dataset.with_classes(classes, Run(run).metadata.category_ids)
         labels = labels_by_name(classes, dataset, run)
-        dataset = open_images(dataset, ignore_orientation=ignore_orientation)
+        ranges = Run(run).metadata.value_ranges
+        dataset = open_images(dataset, ignore_orientation=ignore_orientation, value_ranges=ranges)
         dataset, learnt = _unlearnt(Run(run), dataset, all_=all_, is_told=world.is_main)
         with (
             progress_bar(f"predicting {len(dataset)} images") if world.is_main else nullcontext(no_progress) as progress
@@ -182,7 +183,8 @@ def _predict_classes(
     dataset, whole_images = read_classification(
         data, classes=classes, images=images, ignore_orientation=ignore_orientation
     )
-    dataset = open_images(dataset, ignore_orientation=ignore_orientation)
+    ranges = run.metadata.value_ranges
+    dataset = open_images(dataset, ignore_orientation=ignore_orientation, value_ranges=ranges)
     dataset, learnt = _unlearnt(run, dataset, all_=all_)
     crops = image_crops(dataset) if whole_images else object_crops(dataset)
     if not len(crops):

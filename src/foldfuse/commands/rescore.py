@@ -85,7 +85,7 @@ def rescore(
         test_boxes = read_file(test_predictions, test_data, input_format)
     dataset = open_images(dataset, ignore_orientation=ignore_orientation)
     if test_data is not None:
-        test_data = open_images(test_data, ignore_orientation=ignore_orientation)
+        test_data = open_images(test_data, ignore_orientation=ignore_orientation, value_ranges=dataset.value_ranges)
     device = choose_device(device)
     encoder = imagenet_encoder(device=device) if run is None else _run_encoder(Run(run), oof, dataset, device)
     with progress_bar("rescoring detections") as progress:

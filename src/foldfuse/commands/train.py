@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -209,6 +210,7 @@ def train(
             images=its_images,
             classifier=run.is_classifier,
             ignore_orientation=metadata.ignore_orientation,
+            value_ranges=metadata.value_ranges,
         )
         require_same_data(run, dataset)
     is_classifier = run.is_classifier if new is None else isinstance(new, ClassifierRecipe)
@@ -250,7 +252,14 @@ def _chosen_recipe(name: str | None, changes: tuple[str, ...], init_from: Path |
 
 
 def _read_data(
-    data: Path, folds: Path | None, fold: int, *, images: Path | None, classifier: bool, ignore_orientation: bool
+    data: Path,
+    folds: Path | None,
+    fold: int,
+    *,
+    images: Path | None,
+    classifier: bool,
+    ignore_orientation: bool,
+    value_ranges: Mapping[str, tuple[float, float]] | None = None,
 ) -> tuple[Dataset, Dataset | None, bool]:
     """The images to train on, the held-out ones, and whether a classifier's data are whole images rather than objects."""
     dataset, whole_images = (
@@ -258,7 +267,9 @@ def _read_data(
         if classifier
         else (read(data, images=images, ignore_orientation=ignore_orientation), False)
     )
-    dataset = open_images(require_annotations(dataset), ignore_orientation=ignore_orientation)
+    dataset = open_images(
+        require_annotations(dataset), ignore_orientation=ignore_orientation, value_ranges=value_ranges
+    )
     if folds is None:
         return dataset, None, whole_images
     train, val = divide(dataset, read_folds(folds), fold, where=str(folds))

@@ -7,7 +7,7 @@ Source: the COCO data format, https://cocodataset.org/#format-data.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -17,10 +17,11 @@ from foldfuse.data.annotation_rows import FIX, Known, walk_annotations
 from foldfuse.data.box_formats import AS_FOUND, Conventions
 from foldfuse.data.findings import AnnotationRow, CategoryRow, Finding, ImageRow, Item, Row, fixed_row
 from foldfuse.data.image_file import read_header
-from foldfuse.data.images import load_image
+from foldfuse.data.images import has_one_colour, load_image
 from foldfuse.data.judgement import judge
-from foldfuse.data.pixels import Inspection, judge_header
+from foldfuse.data.pixels import Inspection, extrema_of_open, judge_header, ranges_of, too_dark
 from foldfuse.data.readers.image_names import ImageFiles
+from foldfuse.data.value_ranges import WORDS, Depth
 from foldfuse.data.values import Ids, short, whole_number
 from foldfuse.data.values import name as class_name
 from foldfuse.errors import InputError
@@ -112,12 +113,12 @@ def _inspected(path: Path, width: int, height: int, *, ignore_orientation: bool)
     try:
         header = read_header(path)
         inspection = judge_header(header, path, (width, height), ignore_orientation=ignore_orientation)
-        load_image(path)
+        is_flat = has_one_colour(load_image(path))
     except InputError as error:
         return Finding("the image cannot be decoded", str(error), str(error)), Inspection(error=str(error))
     if inspection.error:
         return Finding("the size differs from the annotations'", inspection.error, inspection.error), inspection
-    return None, inspection
+    return None, replace(inspection, is_flat=is_flat)
 
 
 def _list(document: Row, key: str, source: Path) -> list[Row]:
@@ -217,20 +218,39 @@ def _decoded(items: Iterator[Finding | ImageRow], *, ignore_orientation: bool) -
         if finding is not None:
             yield finding
         elif isinstance(item, ImageRow):
-            if inspection.has_tag:
-                yield Finding(_tag_note(inspection), item.file_name, fix="", is_fault=False)
+            yield from (Finding(kind, item.file_name, fix="", is_fault=False) for kind in _notes(inspection))
             yield replace(item, orientation=inspection.orientation)
         else:
             yield item
+    usable = [(image.path, results[id(image)][1]) for image in images if results[id(image)][0] is None]
+    yield from _depth_findings([(path, inspection.depth) for path, inspection in usable])
 
 
-def _tag_note(inspection: Inspection) -> str:
-    """The kind of the note on an image with an orientation tag."""
+def _notes(inspection: Inspection) -> Iterator[str]:
+    """The kinds of the notes on an image."""
     if inspection.is_assumed:
-        return "the image is turned or mirrored as its EXIF tag says, and its size does not tell whether the boxes are"
-    if inspection.orientation != 1:
-        return "the image is turned as its EXIF tag says"
-    return "the image has an EXIF orientation tag, and its boxes are drawn on the pixels as stored"
+        yield "the image is turned or mirrored as its EXIF tag says, and its size does not tell whether the boxes are"
+    elif inspection.orientation != 1:
+        yield "the image is turned as its EXIF tag says"
+    elif inspection.has_tag:
+        yield "the image has an EXIF orientation tag, and its boxes are drawn on the pixels as stored"
+    if inspection.has_pages:
+        yield "the image has several pages or frames, and the first is used"
+    if inspection.is_flat:
+        yield "all pixels of the image have one colour"
+
+
+def _depth_findings(files: Sequence[tuple[Path, Depth]]) -> Iterator[Finding]:
+    """Findings about images of more than 8 bits: which values are shown as black and white."""
+    found = extrema_of_open(files)
+    if reason := too_dark(found):
+        yield Finding("16-bit colour images are all but black", reason, reason, fix="")
+    ranges = ranges_of(found)
+    for depth, path, _ in found:
+        if depth.kind in ranges:
+            low, high = ranges[depth.kind]
+            kind = f"the image has {WORDS[depth.kind]} values; {low:g} is shown as black, {high:g} as white"
+            yield Finding(kind, path.name, fix="", is_fault=False)
 
 
 def _categories(rows: list[Row], ids: Ids, source: Path) -> Iterator[Finding | CategoryRow]:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -62,6 +62,7 @@ class Dataset:
         classes: class names; a label is a position in this tuple.
         category_ids: the organiser's id of each class.
         source: the file that the dataset was read from, for error sentences.
+        value_ranges: {kind of depth: values that become black and white in its images of more than 8 bits}; see `pixels`.
         original_category_ids: the organiser's id of each class where some are not whole numbers; else ().
     """
 
@@ -70,6 +71,7 @@ class Dataset:
     category_ids: tuple[int, ...]
     source: Path
     original_category_ids: tuple[str | int, ...] = ()
+    value_ranges: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
     @property
     def organiser_category_ids(self) -> tuple[str | int, ...]:

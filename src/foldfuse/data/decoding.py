@@ -91,8 +91,8 @@ def _to_8_bits(image: Image.Image, header: Header, value_range: ValueRange | Non
         own = value_range if value_range is not None and depth.is_open else None
         return Image.fromarray(to_8_bits(values, own or range_of(depth, [extrema_of(values, depth)]), depth))
     if image.mode == "LAB":
-        profiles = [ImageCms.createProfile(space) for space in ("LAB", "sRGB")]
-        shown = ImageCms.profileToProfile(image, *profiles, outputMode="RGB")
+        lab, srgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
+        shown = ImageCms.profileToProfile(image, lab, srgb, outputMode="RGB")
         assert shown is not None, "profileToProfile changes an image in place only where it is asked to"
         return shown
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:

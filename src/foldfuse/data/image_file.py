@@ -15,7 +15,7 @@ from typing import IO
 
 from PIL import Image, UnidentifiedImageError
 
-from foldfuse.data.value_ranges import Depth, depth_of
+from foldfuse.data.value_ranges import EIGHT_BITS, Depth, depth_of
 from foldfuse.errors import InputError
 
 FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP", "GIF", "PPM")  # PPM: also PGM, PBM and PFM
@@ -50,8 +50,14 @@ _KNOWN = (  # (offset, bytes, name) of files that are often taken for images tha
 )
 
 _DAMAGED = (  # (bytes, sentence) of files that begin like an image of a format that is read
-    (b"II*\0", "it is a TIFF that is damaged or of a kind that is not read, such as one of 64 bits or of many channels"),
-    (b"MM\0*", "it is a TIFF that is damaged or of a kind that is not read, such as one of 64 bits or of many channels"),
+    (
+        b"II*\0",
+        "it is a TIFF that is damaged or of a kind that is not read, such as one of 64 bits or of many channels",
+    ),
+    (
+        b"MM\0*",
+        "it is a TIFF that is damaged or of a kind that is not read, such as one of 64 bits or of many channels",
+    ),
     (b"\x89PNG", "it is a damaged PNG"),
     (b"\xff\xd8", "it is a damaged JPEG"),
     (b"GIF8", "it is a damaged GIF"),
@@ -78,7 +84,7 @@ class Header:
     width: int
     height: int
     orientation: int = 1
-    depth: Depth = Depth()
+    depth: Depth = EIGHT_BITS
     has_pages: bool = False
 
     @property

@@ -5,6 +5,7 @@ Shapes: images are (height, width, 3) uint8 RGB arrays. A canvas is the (height,
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import shutil
@@ -24,6 +25,8 @@ from foldfuse.data.decoding import decode
 from foldfuse.data.image_file import UPRIGHT
 from foldfuse.data.value_ranges import ValueRange
 from foldfuse.detections import Array, Detections
+
+log = logging.getLogger(__name__)
 
 ImageArray = NDArray[np.uint8]
 PAD_VALUE = 114  # the gray of a canvas outside its image
@@ -51,9 +54,12 @@ def load_image(
 
 def load_sample(sample: Sample, *, longest: int | None = None) -> ImageArray:
     """(H, W, 3) uint8 RGB of a sample's image in its orientation; see `load_image`."""
-    return load_image(
-        sample.path, orientation=sample.orientation, longest=longest, value_range=sample.value_range
-    )
+    return load_image(sample.path, orientation=sample.orientation, longest=longest, value_range=sample.value_range)
+
+
+def has_one_colour(image: ImageArray) -> bool:
+    """Whether all pixels of an image (H, W, 3) have the same colour."""
+    return bool((image[0] == image[0, 0]).all() and (image == image[0, 0]).all())
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,6 +157,14 @@ class ImageCache:
             images = tuple(pool.map(lambda s: load_sample(s, longest=longest), samples[:in_memory]))
             if cached > in_memory:
                 images += _on_disk(pool.map(lambda s: load_sample(s, longest=longest), samples[in_memory:cached]))
+        flat = [s.file_name for s, image in zip(samples, images, strict=False) if has_one_colour(image)]
+        if flat:
+            log.warning(
+                "%d of %d images have one colour all over, such as %s. Are they what they should be?",
+                len(flat),
+                len(samples),
+                flat[0],
+            )
         return ImageCache(samples, longest, images)
 
     def __add__(self, more: ImageCache) -> ImageCache:

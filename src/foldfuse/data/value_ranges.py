@@ -20,10 +20,17 @@ from foldfuse.detections import Array
 
 ValueRange = tuple[float, float]  # the values that become 0 and 255
 Kind = Literal["8-bit", "16-bit", "16-bit colour", "32-bit", "float"]
+COLOUR: Kind = "16-bit colour"  # Pillow reads the upper 8 bits
+WORDS = {"16-bit": "16-bit", "32-bit": "32-bit", "float": "floating-point"}
 
 DEPTHS = (8, 10, 12, 14, 16)  # bits
 USUAL_FLOATS = (1.0, 255.0)  # white in float files, where the values use more than the lower half
-_BITS_TAG, _PHOTOMETRIC_TAG, _MAX_VALUE_TAG, _SAMPLE_FORMAT_TAG = 258, 262, 281, 339  # TIFF 6.0, part 1, section 8 and part 2
+_BITS_TAG, _PHOTOMETRIC_TAG, _MAX_VALUE_TAG, _SAMPLE_FORMAT_TAG = (
+    258,
+    262,
+    281,
+    339,
+)  # TIFF 6.0, part 1, section 8 and part 2
 _NODATA_TAG = 42113  # of GDAL: the value of pixels without data, as text
 
 
@@ -51,18 +58,23 @@ class Depth:
         return self.kind != "8-bit" and self.stated is None
 
 
+EIGHT_BITS = Depth()
+
+
 def depth_of(image: Image.Image) -> Depth:
     """The depth of an opened image that is not loaded yet."""
     kind = _kind(image)
     if kind == "8-bit":
-        return Depth()
+        return EIGHT_BITS
     if image.format == "TIFF":
         tags = image.tag_v2  # type: ignore[attr-defined]
         bits = _first(tags.get(_BITS_TAG))
         stated = _first(tags.get(_MAX_VALUE_TAG)) if kind in ("16-bit", "32-bit") else None
         if kind == "16-bit" and bits is not None and bits < 16:
             stated = 2**bits - 1
-        if stated is not None and not 255 <= stated < 2**bits - 1:  # the default of the tag says nothing
+        if (
+            stated is not None and not 255 <= stated < 2 ** (bits or 16) - 1 and bits != 12
+        ):  # the tag's default says nothing
             stated = None
         return Depth(
             kind,

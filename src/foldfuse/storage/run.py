@@ -16,7 +16,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -52,6 +52,7 @@ class RunMetadata:
         trackers: trackers that got the log too, such as "tensorboard:DIR".
         device: the device that the user asked for, such as "auto".
         ignore_orientation: whether pixels are taken as stored, whatever an EXIF tag says.
+        value_ranges: values that become black and white in images of more than 8 bits; see `Dataset`.
         crop_context: side of a classifier's crops, as a multiple of the box's longer side.
         origin: file, sha256 and licence of imported weights.
         trained_on: the device of the training, such as "cuda".
@@ -81,6 +82,7 @@ class RunMetadata:
     trackers: tuple[str, ...] = ()
     device: str | None = None
     ignore_orientation: bool = False
+    value_ranges: dict[str, tuple[float, float]] = field(default_factory=dict)
     crop_context: float | None = None
     origin: dict[str, str] | None = None
     trained_on: str | None = None

@@ -107,6 +107,7 @@ def run_metadata(dataset: Dataset, *, data: str, seed: int, val_ids: tuple[int, 
         data_fingerprint=dataset.fingerprint,
         seed=seed,
         val_ids=val_ids,
+        value_ranges=dict(dataset.value_ranges),
     )
 
 

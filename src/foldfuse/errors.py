@@ -65,3 +65,8 @@ def unknown_name(kind: str, got: str, known: Iterable[str]) -> InputError:
     near = difflib.get_close_matches(got[:100], known, n=1)
     hint = f" Did you mean {near[0]!r}?" if near else ""
     return InputError(f"no {kind} is called {shown(got)}.{hint} Known: {', '.join(known)}.")
+
+
+def counted(number: int, noun: str) -> str:
+    """A number with its noun, such as "1 step" or "1,200 steps"."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"

@@ -3,14 +3,28 @@
 from __future__ import annotations
 
 import ast
-import math
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from foldfuse.errors import InputError, unknown_name
+from foldfuse.errors import InputError, shown, unknown_name
 from foldfuse.system.records import read_record, write_record
+
+MAX_IMAGE_SIZE = 4096  # pixels; one image then takes some gigabytes of memory in a small network
+MAX_BATCH_SIZE = 4096
+# {field: the largest value that is not a slip of the pen}
+POSITIVE = {
+    "lr": 100.0,
+    "grad_clip_norm": sys.float_info.max,
+    "layer_decay": 1.0,
+    "anchor_scale": 100.0,
+    "crop_context": 100.0,
+}
+NOT_NEGATIVE = {"backbone_lr_mult": 1000.0, "weight_decay": 100.0, "scale_jitter": 10.0, "translate": 1.0}
+SHARES = {"warmup_fraction", "lr_decay_start", "ema_decay", "label_smoothing", "hflip", "vflip", "color_jitter"}
+SHARES |= {"mosaic", "mosaic_until", "copy_paste"}
 
 
 @dataclass(frozen=True)
@@ -44,14 +58,18 @@ class Recipe:
     )
 
     def __post_init__(self) -> None:
+        if self.image_size > MAX_IMAGE_SIZE:
+            raise InputError(
+                f"image_size is {shown(self.image_size)}, and must be {MAX_IMAGE_SIZE} or less. Cut larger images into tiles."
+            )
         if self.image_size < 32 or self.image_size % 32:
             below = max(32, self.image_size // 32 * 32)
             raise InputError(
                 f"image_size is {self.image_size}, and must be a positive multiple of 32, the detector's stride. "
                 f"The nearest are {below} and {below + 32}."
             )
-        if self.batch_size < 1:
-            raise InputError(f"batch_size is {self.batch_size}, and must be 1 or more.")
+        if not 1 <= self.batch_size <= MAX_BATCH_SIZE:
+            raise InputError(f"batch_size is {shown(self.batch_size)}, and must be in 1..{MAX_BATCH_SIZE}.")
         if self.batch_size == 1 and self.image_size <= 128:
             raise InputError(
                 f"batch_size is 1 at {self.image_size} px: the coarsest level would be one pixel of one image, which batch "
@@ -66,13 +84,7 @@ class Recipe:
                 f"init_weights is none and frozen_stages is {self.frozen_stages}: random weights must be trained. "
                 "Take frozen_stages=0."
             )
-        shares = ("warmup_fraction", "lr_decay_start", "ema_decay", "hflip", "vflip", "color_jitter", "mosaic")
-        _check_numbers(
-            self,
-            positive=("lr", "grad_clip_norm", "layer_decay", "anchor_scale"),
-            not_negative=("backbone_lr_mult", "weight_decay", "scale_jitter", "translate"),
-            shares=(*shares, "mosaic_until", "copy_paste"),
-        )
+        _check_numbers(self)
 
 
 def efficientdet_lite0() -> Recipe:
@@ -176,7 +188,7 @@ class ClassifierRecipe:
     grad_clip_norm: float = 5.0  # largest norm of the gradient
     frozen_stages: int = 0  # layers that are not trained, counted from the first
     label_smoothing: float = 0.1  # share of a target that is spread over all classes
-    init_weights: str = "imagenet"  # to start from: "imagenet" or "none"
+    init_weights: str = "imagenet"  # to start from: "imagenet", "none", or the folder of a classifier's run
     crop_context: float = 1.3  # side of an object's crop, as a multiple of its box's longer side
     hflip: float = 0.5  # probability
     vflip: float = 0.0  # probability
@@ -185,18 +197,14 @@ class ClassifierRecipe:
     color_jitter: float = 0.3  # half-range of the factors of brightness, contrast and saturation
 
     def __post_init__(self) -> None:
-        if self.init_weights not in ("imagenet", "none"):
-            raise unknown_name("initial weights of a classifier", self.init_weights, ("imagenet", "none"))
-        for name, least in (("image_size", 8), ("batch_size", 1), ("frozen_stages", 0)):
-            if getattr(self, name) < least:
-                raise InputError(f"{name} is {getattr(self, name)}, and must be {least} or more.")
-        shares = ("warmup_fraction", "lr_decay_start", "ema_decay", "label_smoothing", "hflip", "vflip", "color_jitter")
-        _check_numbers(
-            self,
-            positive=("lr", "grad_clip_norm", "crop_context", "layer_decay"),
-            not_negative=("weight_decay", "scale_jitter", "translate"),
-            shares=shares,
-        )
+        for name, least, most in (
+            ("image_size", 8, MAX_IMAGE_SIZE),
+            ("batch_size", 1, MAX_BATCH_SIZE),
+            ("frozen_stages", 0, 1000),
+        ):
+            if not least <= getattr(self, name) <= most:
+                raise InputError(f"{name} is {shown(getattr(self, name))}, and must be in {least}..{most}.")
+        _check_numbers(self)
 
 
 def classify_lite0() -> ClassifierRecipe:
@@ -221,23 +229,18 @@ CLASSIFIER_RECIPES: dict[str, Callable[[], ClassifierRecipe]] = {
 }
 
 
-def _check_numbers(
-    recipe: Recipe | ClassifierRecipe,
-    *,
-    positive: Sequence[str],
-    not_negative: Sequence[str],
-    shares: Sequence[str],
-) -> None:
+def _check_numbers(recipe: Recipe | ClassifierRecipe) -> None:
     """Raise InputError for the first field that lies outside its range."""
-    for name in positive:
-        if not 0 < getattr(recipe, name) < math.inf:
-            raise InputError(f"{name} is {getattr(recipe, name)}, and must be a number above 0.")
-    for name in not_negative:
-        if not 0 <= getattr(recipe, name) < math.inf:
-            raise InputError(f"{name} is {getattr(recipe, name)}, and must be a number of 0 or more.")
-    for name in shares:
-        if not 0 <= getattr(recipe, name) <= 1:
-            raise InputError(f"{name} is {getattr(recipe, name)}, and must be in 0..1.")
+    for name, value in vars(recipe).items():
+        if name in POSITIVE and not 0 < value <= POSITIVE[name]:
+            limit = f" and at most {POSITIVE[name]:g}" if POSITIVE[name] < sys.float_info.max else ""
+            raise InputError(f"{name} is {shown(value)}, and must be a number above 0{limit}.")
+        if name in NOT_NEGATIVE and not 0 <= value <= NOT_NEGATIVE[name]:
+            raise InputError(
+                f"{name} is {shown(value)}, and must be a number of 0 or more, at most {NOT_NEGATIVE[name]:g}."
+            )
+        if name in SHARES and not 0 <= value <= 1:
+            raise InputError(f"{name} is {shown(value)}, and must be in 0..1.")
 
 
 def load_recipe(name: str, changes: Sequence[str] = ()) -> Recipe:
@@ -268,7 +271,7 @@ def changed(recipe: R, changes: Sequence[str]) -> R:
     for change in changes:
         key, equals, text = change.partition("=")
         if not equals:
-            raise InputError(f"a change is NAME=VALUE, such as lr=3e-4; got {change!r}.")
+            raise InputError(f"a change is NAME=VALUE, such as lr=3e-4; got {shown(change)}.")
         if key not in {f.name for f in fields(recipe)}:
             raise unknown_name("recipe field", key, [f.name for f in fields(recipe)])
         values[key] = _value(key, text, type(getattr(recipe, key)))
@@ -279,15 +282,17 @@ def _value(key: str, text: str, kind: type) -> Any:
     if kind is str:
         return text
     try:
-        value = ast.literal_eval(text)
-    except (ValueError, SyntaxError):
-        value = None
-    whole = isinstance(value, int) and not isinstance(value, bool)
-    if kind is int and whole:
-        return value
-    if kind is float and (whole or isinstance(value, float)):
-        return float(value)
-    raise InputError(f"the change {key}={text}: {text!r} is not {'a whole number' if kind is int else 'a number'}.")
+        value = ast.literal_eval(text) if len(text) < 100 else None
+        whole = isinstance(value, int) and not isinstance(value, bool)
+        if kind is int and whole:
+            return value
+        if kind is float and (whole or isinstance(value, float)):
+            return float(value)  # type: ignore[arg-type]
+    except (ValueError, SyntaxError, OverflowError, MemoryError, RecursionError):
+        pass
+    raise InputError(
+        f"the change {key}={text[:60]}: {shown(text)} is not {'a whole number' if kind is int else 'a number'}."
+    )
 
 
 def write_recipe(recipe: Recipe | ClassifierRecipe, path: Path) -> None:

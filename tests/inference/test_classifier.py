@@ -172,8 +172,8 @@ def test_the_command_resumes_and_refuses_other_data(photos, capsys):
         ("image_size=18", "must be a multiple of 4"),
         ("label_smoothing=2", "label_smoothing is 2.0, and must be in 0..1"),
         ("crop_context=0", "crop_context is 0.0, and must be a number above 0"),
-        ("image_size=4", "image_size is 4, and must be 8 or more"),
-        ("init_weights=mine", "no initial weights of a classifier is called 'mine'"),
+        ("image_size=4", "image_size is 4, and must be in 8..4096"),
+        ("init_weights=mine", "Is mine the folder of a run?"),
     ],
 )
 def test_a_recipe_that_cannot_be_is_told_and_no_folder_is_left(photos, change, hint, capsys):

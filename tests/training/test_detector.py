@@ -337,7 +337,7 @@ def test_what_cannot_be_resumed_is_refused(data, tmp_path):
     for arguments, message in [
         ({"resume": tmp_path / "gone"}, "there is no such file"),
         ({"resume": run.folder}, "holds imported weights. Start a training from them with --init-from"),
-        ({"resume": run.folder, "data": data, "lr": 0.1}, "keeps its own data and options; leave out DATA, --lr"),
+        ({"resume": run.folder, "data": data, "lr": 0.1}, "holds imported weights"),
         ({"data": data}, "a new training needs DATA and --out"),
         ({"data": data, "out": run.folder, "overwrite": True, "device": "cuda:9"}, "finds"),
     ]:

@@ -35,7 +35,7 @@ def campaign(
     folds: options.Folds = 5,
     external_run: tuple[Path, ...] = (),
     external_predictions: tuple[str, ...] = (),
-    seed: int = 0,
+    seed: options.Seed = 0,
     metric: options.Metric = "ap50",
     pseudo_labels: bool = False,
     images: options.Images = None,
@@ -221,7 +221,7 @@ def demo(
     out: options.Out = Path("demo"),
     deadline: options.Duration = 480.0,
     num_images: int = 240,
-    seed: int = 0,
+    seed: options.Seed = 0,
     device: options.Device = "auto",
 ) -> Path:
     """Draw a dataset of litter in ten classes, run a campaign on it, and score the submission.

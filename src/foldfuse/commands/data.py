@@ -27,7 +27,7 @@ def split(
     *,
     out: options.Out,
     folds: options.NumFolds = 5,
-    seed: int = 0,
+    seed: options.Seed = 0,
     group: str | None = None,
     ignore_near_duplicates: bool = False,
     images: options.Images = None,

@@ -76,7 +76,7 @@ def ensemble(
     metric: options.Metric = "ap50",
     budget: options.Duration = 60.0,
     folds: options.NumFolds = 5,
-    seed: int = 0,
+    seed: options.Seed = 0,
     input_format: options.InputFormat = None,
     images: options.Images = None,
     ignore_orientation: options.IgnoreOrientation = False,

@@ -98,6 +98,7 @@ def duration_text(seconds: float | None) -> str | None:
     return None if seconds is None else duration_option(seconds)
 
 
+MAX_STEPS, MAX_SEED = 10**9, 2**32 - 1
 _count = validators.Number(gte=1)
 _fraction = validators.Number(gte=0, lte=1)
 
@@ -140,6 +141,10 @@ ImageSize = Annotated[int | None, Parameter(validator=_count, metavar="PX")]
 ImageSizes = Annotated[tuple[int, ...], Parameter(converter=_to_counts, metavar="PX,...")]
 BatchSize = Annotated[int | None, Parameter(validator=_count, metavar="N")]
 BatchSizes = Annotated[tuple[int, ...], Parameter(converter=_to_counts, metavar="N,...")]
+
+# randomness
+Seed = Annotated[int, Parameter(validator=validators.Number(gte=0, lte=MAX_SEED))]
+OptionalSeed = Annotated[int | None, Parameter(validator=validators.Number(gte=0, lte=MAX_SEED))]
 
 # time
 Duration = Annotated[float, Parameter(converter=_to_seconds, metavar="TIME", show_default=duration_text)]

@@ -37,7 +37,7 @@ def rescore(
     test: Path | None = None,
     run: Path | None = None,
     metric: options.Metric = "ap50",
-    seed: int = 0,
+    seed: options.Seed = 0,
     device: options.Device = "auto",
     input_format: options.InputFormat = None,
     images: options.Images = None,

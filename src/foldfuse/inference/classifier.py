@@ -14,6 +14,7 @@ from foldfuse.errors import InputError
 from foldfuse.inference.crop_features import CropEncoder, features, mirrored
 from foldfuse.models import make_classifier
 from foldfuse.models.classifiers import ClassifierWithLoss
+from foldfuse.models.pretrained.state_dicts import load_exactly
 from foldfuse.recipes import ClassifierRecipe
 from foldfuse.storage.run import Run
 from foldfuse.system.device import choose_device
@@ -54,7 +55,7 @@ def crop_encoder(run: Run, device: str = "auto") -> CropEncoder:
     device = choose_device(device)
     recipe, metadata = run.classifier_recipe, run.metadata
     model = new_classifier(recipe, len(metadata.classes))
-    model.load_state_dict(run.load_weights())
+    load_exactly(model, run.load_weights(), source=f"{run.folder}/weights.safetensors")
     model.to(device).eval()
 
     def logits(images: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ from foldfuse.errors import InputError
 from foldfuse.inference.tta import View
 from foldfuse.models import make_detector
 from foldfuse.models.cpu.fold_batch_norm import fold_batch_norms
+from foldfuse.models.pretrained.state_dicts import load_exactly
 from foldfuse.recipes import Recipe
 from foldfuse.storage.run import Run
 from foldfuse.system.device import choose_device
@@ -30,14 +31,23 @@ def load_detector(run: Run, device: str = "auto") -> tuple[Any, tuple[str, ...]]
     Raises:
         InputError: the folder holds no trained run, or there is no such device.
     """
-    classes = run.metadata.classes
-    return detector_with_weights(run.recipe, classes, run.load_weights(), device=choose_device(device)), classes
+    classes, weights = run.metadata.classes, run.load_weights()
+    model = detector_with_weights(
+        run.recipe, classes, weights, device=choose_device(device), source=f"{run.folder}/weights.safetensors"
+    )
+    return model, classes
 
 
-def detector_with_weights(recipe: Recipe, classes: Sequence[str], weights: Mapping[str, Tensor], *, device: str) -> Any:
-    """A detector with `weights` on a device, ready to predict."""
+def detector_with_weights(
+    recipe: Recipe, classes: Sequence[str], weights: Mapping[str, Tensor], *, device: str, source: str = "the weights"
+) -> Any:
+    """A detector with `weights` on a device, ready to predict.
+
+    Raises:
+        InputError: the weights are of another network; the sentence begins with `source`.
+    """
     model = make_detector(recipe.detector, len(classes), anchor_scale=recipe.anchor_scale, pretrained=False)
-    model.load_state_dict(weights)
+    load_exactly(model, weights, source=source)
     model.backbone = fold_batch_norms(model.backbone)
     return model.to(device).to(memory_format=torch.channels_last).eval()
 

@@ -15,22 +15,22 @@ from __future__ import annotations
 import json
 import logging
 import sqlite3
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from foldfuse.errors import InputError, shown
 from foldfuse.storage import ledger_file
 from foldfuse.storage.ledger_file import COLUMNS, FORMAT
 from foldfuse.storage.segments import SegmentRecord
+from foldfuse.system import locks
 from foldfuse.system.atomic_files import write_text
 from foldfuse.system.durations import format_duration
-from foldfuse.system.files import kind_of_file, parse_json
+from foldfuse.system.files import parse_json
 
 NAME = "campaign.sqlite"
 LOCK = "campaign.lock"
@@ -231,30 +231,9 @@ def exclusive(folder: Path) -> Iterator[None]:
     Raises:
         InputError: another process holds the lock.
     """
-    path = folder / LOCK
-    kind = kind_of_file(path.stat().st_mode) if path.exists() else None
-    if kind is not None:
-        raise InputError(f"{path}: is {kind}, expected the file that a campaign locks. Remove it.")
-    with path.open("a") as file:
-        try:
-            _lock(file)
-        except OSError:
-            raise InputError(
-                f"{folder}: another process is at work on this campaign. Wait for it, or stop it first."
-            ) from None
+    refusal = f"{folder}: another process is at work on this campaign. Wait for it, or stop it first."
+    with locks.exclusive(folder / LOCK, refusal=refusal):
         yield
-
-
-def _lock(file: IO[str]) -> None:
-    """Locks a file for this process; OSError where another process has it."""
-    if sys.platform == "win32":
-        import msvcrt
-
-        msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
-    else:
-        import fcntl
-
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def _write_elapsed(db: sqlite3.Connection, seconds: float) -> None:

@@ -2,35 +2,49 @@
 
 recipe.json          the recipe
 run.json             data, classes, seed, budget, and the results of the training: see `RunMetadata`
+run.lock             locked while a process trains the run
 log.jsonl            a row for each step; a row with "ap50" or "accuracy" for each evaluation
 weights.safetensors  the averaged (EMA) weights, for prediction
 learnt_images.json   hashes of the images that the weights have learnt from, those of the runs it started from included
 checkpoint.pt        the training state at the last checkpoint, read with weights_only
 checkpoint.previous.pt  the training state at the checkpoint before
 
-torch is imported only where tensors are read or written.
+`run_tensors` reads and writes the tensors; torch is imported only there.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from foldfuse.errors import InputError
+from foldfuse.errors import InputError, kind_of, shown
 from foldfuse.recipes import ClassifierRecipe, Recipe, read_classifier_recipe, read_recipe, write_recipe
-from foldfuse.system.atomic_files import atomic, write_text
+from foldfuse.storage import run_tensors
+from foldfuse.system import locks
+from foldfuse.system.atomic_files import write_text
 from foldfuse.system.files import parse_json, read_text
 from foldfuse.system.records import read_record, write_record
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import Tensor
 
 RUN_FORMAT = 1
 LEARNT_FORMAT = 1
+LOCK = "run.lock"
+
+
+@dataclass(frozen=True)
+class LrChange:
+    """Another learning rate of the recipe, given when the run was resumed at `step`."""
+
+    step: int
+    lr: float
 
 
 @dataclass(frozen=True)
@@ -66,6 +80,7 @@ class RunMetadata:
         data_wait_share: share of the time that was spent waiting for batches.
         processes: number of processes that trained together.
         crops: crops that a classifier trained on.
+        lr_changes: learning rates that a resume gave; before the first, training had the rate that the log's rows show.
     """
 
     classes: tuple[str, ...] = ()
@@ -96,6 +111,24 @@ class RunMetadata:
     data_wait_share: float | None = None
     processes: int | None = None
     crops: int | None = None
+    lr_changes: tuple[LrChange, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Check what the types leave open. Raises InputError, which names the field."""
+        if self.category_ids and len(self.category_ids) != len(self.classes):
+            raise InputError(f"{len(self.classes)} classes have {len(self.category_ids)} category_ids")
+        if self.budget is not None and not (
+            self.budget.keys()
+            and self.budget.keys() <= {"seconds", "steps"}
+            and all(v > 0 for v in self.budget.values())
+        ):
+            raise InputError(f"budget is {shown(self.budget)}, expected seconds or steps, a number above 0")
+        numbers = {name: value for name, value in vars(self).items() if isinstance(value, int | float)}
+        for name, value in (numbers | {f"budget.{key}": value for key, value in (self.budget or {}).items()}).items():
+            if not 0 <= value <= sys.float_info.max or (name == "seed" and value >= 2**63):
+                raise InputError(f"{name} is {shown(value)}, expected a number of 0 or more")
+        if self.classes and any(not name.strip() for name in self.classes):
+            raise InputError("a class has no name")
 
 
 @dataclass(frozen=True)
@@ -118,14 +151,18 @@ class Run:
         Raises:
             InputError: the folder holds a run already, or something else.
         """
-        folder = Path(folder)
-        left = {"recipe.json"}  # by a process that was stopped right here, before it wrote run.json
-        if folder.exists() and (not folder.is_dir() or {p.name for p in folder.iterdir()} - left):
-            raise InputError(f"{folder}: is there already. Choose another --out, or remove it.")
-        run = Run(folder)
-        write_recipe(recipe, folder / "recipe.json")
+        run = Run(Path(folder))
+        run.require_free()
+        write_recipe(recipe, run.folder / "recipe.json")
         run.write_metadata(metadata)
         return run
+
+    def require_free(self) -> None:
+        """Raise InputError where the folder holds a run already, or something else."""
+        left = {"recipe.json", LOCK}  # by a process that was stopped before it wrote run.json
+        folder = self.folder
+        if folder.exists() and (not folder.is_dir() or {p.name for p in folder.iterdir()} - left):
+            raise InputError(f"{folder}: is there already. Choose another --out, or remove it.")
 
     @property
     def exists(self) -> bool:
@@ -191,13 +228,19 @@ class Run:
         path = self.folder / "log.jsonl"
         if not path.exists():
             return []
-        *lines, _unfinished = read_text(path, what="the log of a run").split(
-            "\n"
-        )  # each whole line ends with a newline
-        try:
-            return [parse_json(line, f"{path}: line {i}", what="the log of a run") for i, line in enumerate(lines, 1)]
-        except InputError as error:
-            raise InputError(f"{error} Remove the run, and train it again.") from None
+        text = read_text(path, what="the log of a run")
+        *lines, _unfinished = text.split("\n")  # each whole line ends with a newline
+        rows = []
+        for number, line in enumerate(lines, 1):
+            where = f"{path}: line {number}"
+            try:
+                row = parse_json(line, where, what="the log of a run")
+                if not isinstance(row, dict) or not isinstance(row.get("step"), int):
+                    raise InputError(f"{where}: is {kind_of(row)}, expected an object with a step.")
+            except InputError as error:
+                raise InputError(f"{error} Remove the run, and train it again.") from None
+            rows.append(row)
+        return rows
 
     def write_log(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Replace log.jsonl."""
@@ -211,82 +254,51 @@ class Run:
             os.fsync(file.fileno())
 
     def save_weights(self, weights: Mapping[str, Tensor]) -> None:
-        """Replace weights.safetensors."""
-        from safetensors.torch import save_file
-
-        with atomic(self.folder / "weights.safetensors") as path:
-            save_file({key: t.detach().cpu().contiguous() for key, t in weights.items()}, path)
+        """Replace weights.safetensors. Raises `NotFinite` where a tensor holds NaN or infinity."""
+        run_tensors.save_weights(self.folder, weights)
 
     def load_weights(self) -> dict[str, Tensor]:
         """The weights for prediction, on the CPU.
 
         Raises:
-            InputError: there are none yet, or the file is broken.
+            InputError: there are none yet, or the file is broken or holds NaN or infinity.
         """
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
+        return run_tensors.load_weights(self.folder)
 
-        path = self.folder / "weights.safetensors"
-        try:
-            return load_file(path)
-        except FileNotFoundError:
-            raise InputError(f"{path}: there is no such file. Was the run trained to its end?") from None
-        except SafetensorError as error:
-            raise InputError(f"{path}: is broken ({error}). Train the run again.") from None
-
-    def init_model(self, model: nn.Module) -> str:
-        """Load the weights of this run into `model`, and return a sentence on it.
-
-        Tensors of the head whose shape depends on other classes keep their random initial values.
-
-        Raises:
-            InputError: the run is of another model, or not trained.
-        """
-        theirs, ours = self.load_weights(), model.state_dict()
-        fitting = {key: t for key, t in theirs.items() if key in ours and ours[key].shape == t.shape}
-        missing = sorted(ours.keys() - fitting.keys())
-        if theirs.keys() != ours.keys() or any("head" not in key and "class_net" not in key for key in missing):
-            raise InputError(
-                f"{self.folder}: is a run of {self.recipe.detector}, whose weights do not fit. Begin with one of the same model."
-            )
-        model.load_state_dict(fitting, strict=False)
-        if not missing:
-            return f"{self.folder}: all weights were loaded."
-        return (
-            f"{self.folder}: was trained for {len(self.metadata.classes)} other classes: {len(missing)} tensors of the head "
-            "start from random values, all other weights were loaded."
-        )
+    @property
+    def is_trained(self) -> bool:
+        """Whether there are weights for prediction."""
+        return (self.folder / run_tensors.WEIGHTS).exists()
 
     @property
     def has_checkpoint(self) -> bool:
         """Whether there is a checkpoint."""
-        return (self.folder / "checkpoint.pt").exists()
+        return (self.folder / run_tensors.CHECKPOINT).exists()
 
     def save_checkpoint(self, state: Mapping[str, Any]) -> None:
-        """Replace checkpoint.pt; the one before it is kept as checkpoint.previous.pt."""
-        import torch
+        """Replace checkpoint.pt; the one before it is kept as checkpoint.previous.pt.
 
-        path = self.folder / "checkpoint.pt"
-        with atomic(path) as temporary:
-            torch.save(dict(state), temporary)
-            if path.exists():
-                path.replace(self.folder / "checkpoint.previous.pt")
+        Raises:
+            NotFinite: a tensor or number is NaN or infinite; both files stay as they are.
+        """
+        run_tensors.save_checkpoint(self.folder, state)
 
-    def load_checkpoint(self) -> tuple[dict[str, Any] | None, str | None]:
-        """The last good checkpoint, or None; and a sentence where a broken one was skipped."""
-        import torch
+    def load_checkpoint(self, check: run_tensors.Check | None = None) -> tuple[dict[str, Any] | None, str | None]:
+        """The last good checkpoint, or None; and a sentence where one was passed over.
 
-        broken: list[str] = []
-        for name in ("checkpoint.pt", "checkpoint.previous.pt"):
-            path = self.folder / name
-            if not path.exists():
-                continue
-            try:
-                state = torch.load(path, map_location="cpu", weights_only=True)
-                return state, f"{broken[0]}; resuming from the checkpoint before it." if broken else None
-            except Exception as error:  # a cut or damaged file can fail in any of torch's, zip's or pickle's ways
-                broken.append(f"{path}: is broken ({type(error).__name__})")
-        return None, f"{'; '.join(broken)}; starting from step 0." if broken else None
+        Args:
+            check: raises InputError for a state that does not fit the run; such a checkpoint is passed over too.
+        """
+        return run_tensors.load_checkpoint(self.folder, check)
+
+    def exclusive(self) -> AbstractContextManager[None]:
+        """A context that locks the folder against other trainings.
+
+        Raises:
+            InputError: another process trains in the folder.
+        """
+        refusal = f"{self.folder}: another process is training this run. Wait for it, or stop it first."
+        return locks.exclusive(self.folder / LOCK, refusal=refusal)
 
 
 def _json_lines(rows: Iterable[Mapping[str, Any]]) -> str:

@@ -6,7 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from foldfuse.errors import counted
 from foldfuse.storage.run import Run, RunMetadata
+from foldfuse.system.finite import first_not_finite
 from foldfuse.training.session import TrainingSession
 
 
@@ -42,8 +44,17 @@ class Checkpointer:
         self._written = len(self.log)
 
     def __call__(self, state: Mapping[str, Any]) -> None:
-        """Evaluate where the session asks for it, then write the log's new rows and the checkpoint."""
+        """Evaluate where the session asks for it, then write the log's new rows and the checkpoint.
+
+        Raises:
+            FloatingPointError: the state holds NaN or infinity; the message names the tensor, and nothing is written.
+        """
         session = self.session
+        if name := first_not_finite(state):
+            raise FloatingPointError(
+                f"after {counted(state['step'], 'step')}: {name} holds NaN or infinity, though every loss was finite. This state "
+                "is not kept."
+            )
         if session.evaluate is not None and (not self.log or "loss" in self.log[-1]):
             with session.budget.paused():
                 scores = session.evaluate(state["ema"])

@@ -6,7 +6,6 @@ import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,12 +16,14 @@ from foldfuse.data.dataset import Dataset, Sample
 from foldfuse.data.images import ImageCache, Letterbox, canvas_for
 from foldfuse.inference.learnt_images import record_learnt_images
 from foldfuse.models import make_detector
-from foldfuse.models.pretrained.effdet import load_effdet
+from foldfuse.models.pretrained.state_dicts import load_exactly
 from foldfuse.recipes import Recipe, write_recipe
 from foldfuse.storage.run import Run
+from foldfuse.system.records import from_plain
 from foldfuse.training.autotune import autotune
 from foldfuse.training.batches import Batches
 from foldfuse.training.checkpoints import Checkpointer, TrainingResult, finish_run
+from foldfuse.training.init_weights import load_init_weights
 from foldfuse.training.loop import fit
 from foldfuse.training.memory import halve_batch, is_out_of_memory
 from foldfuse.training.precision import ComputeConfig, default_config
@@ -44,17 +45,6 @@ def new_detector(recipe: Recipe, num_classes: int, *, initialized: bool = True) 
     """
     imagenet = initialized and recipe.init_weights == "imagenet"
     return make_detector(recipe.detector, num_classes, anchor_scale=recipe.anchor_scale, pretrained=imagenet)
-
-
-def load_init_weights(recipe: Recipe, model: Any) -> None:
-    """Load the weights of the run or checkpoint that the recipe names, if it names one.
-
-    Raises:
-        InputError: there is no such run or checkpoint, or its weights do not fit.
-    """
-    if recipe.init_weights not in ("imagenet", "none"):
-        path = Path(recipe.init_weights)
-        log.info(Run(path).init_model(model) if path.is_dir() else load_effdet(path, model))
 
 
 def train_detector(
@@ -92,11 +82,15 @@ def train_detector(
     samples = dataset.samples
     canvas = canvas_for(samples, image_size=recipe.image_size, stride=model.stride)
     if fresh and hasattr(model, "fit_anchors"):
-        model.fit_anchors(_object_sizes(samples, canvas))
+        model.fit_anchors(object_sizes(samples, canvas))
     if fresh:
-        load_init_weights(recipe, model)  # after the anchors are fitted: the weights belong to their own anchors
+        sentence = load_init_weights(
+            recipe, model, dataset.classes
+        )  # after the anchors: the weights belong to their own
+        if sentence:
+            log.info(sentence)
     if init_state is not None:
-        model.load_state_dict(init_state["model"])
+        load_exactly(model, init_state["model"], source="the checkpoint to start from")
     model.to(world.device)
     if world.rank:
         torch.manual_seed(seed + 1_000_003 * world.rank)  # DropPath must draw different samples on each process
@@ -129,6 +123,18 @@ def longest_side(recipe: Recipe) -> int:
     return round(recipe.image_size * (1 + recipe.scale_jitter))
 
 
+def object_sizes(samples: Sequence[Sample], canvas: tuple[int, int]) -> Tensor:
+    """(N, 2) width and height of all objects, in pixels of the network's input; crowd regions are left out."""
+    sizes = []
+    for sample in samples:
+        assert sample.annotations is not None
+        letterbox = Letterbox(sample.width, sample.height, canvas)
+        objects = sample.annotations[~sample.annotations.crowd].clipped(sample.width, sample.height)
+        boxes = letterbox.apply_boxes(objects.boxes)
+        sizes.append(boxes[:, 2:] - boxes[:, :2])
+    return torch.from_numpy(np.concatenate(sizes)).float()
+
+
 def _compute_config(run: Run, model: Any, batches: Batches, session: TrainingSession) -> ComputeConfig:
     """The run's compute configuration, from run.json, from the recipe or from the autotuner; run.json records it.
 
@@ -136,7 +142,8 @@ def _compute_config(run: Run, model: Any, batches: Batches, session: TrainingSes
     """
     recipe, metadata, world, budget = run.recipe, run.metadata, session.world, session.budget
     if metadata.compute is not None:
-        return ComputeConfig(**metadata.compute)
+        where = f"{run.folder / 'run.json'}: compute"
+        return from_plain(metadata.compute, ComputeConfig, where=where, what="a compute configuration")
     config, result = default_config(torch.device(world.device)), None
     if recipe.precision != "auto":
         config = replace(config, precision=recipe.precision)
@@ -157,15 +164,3 @@ def _compute_config(run: Run, model: Any, batches: Batches, session: TrainingSes
         run.write_metadata(replace(metadata, compute=asdict(config), autotune=measured))
     world.barrier()
     return config
-
-
-def _object_sizes(samples: Sequence[Sample], canvas: tuple[int, int]) -> Tensor:
-    """(N, 2) width and height of all objects, in pixels of the network's input; crowd regions are left out."""
-    sizes = []
-    for sample in samples:
-        assert sample.annotations is not None
-        letterbox = Letterbox(sample.width, sample.height, canvas)
-        objects = sample.annotations[~sample.annotations.crowd].clipped(sample.width, sample.height)
-        boxes = letterbox.apply_boxes(objects.boxes)
-        sizes.append(boxes[:, 2:] - boxes[:, :2])
-    return torch.from_numpy(np.concatenate(sizes)).float()

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from foldfuse.models.pretrained.state_dicts import load_exactly
 from foldfuse.recipes import ClassifierRecipe, Recipe
 from foldfuse.system.processes import World
 from foldfuse.system.signals import deferred_interrupts
@@ -25,6 +26,7 @@ from foldfuse.training.distributed import gather_batch, sum_gradients, synced_ba
 from foldfuse.training.optimizers import Ema, make_detector_optimizer
 from foldfuse.training.precision import ComputeConfig, default_config
 from foldfuse.training.session import TrainingSession
+from foldfuse.training.state import check_state
 
 logger = logging.getLogger(__name__)
 
@@ -56,7 +58,9 @@ def fit(
         The last state: "model", "ema", "ema_steps", "optimizer", "scaler", "step", "seconds", "data_wait", "mosaic_end", "rng".
 
     Raises:
-        FloatingPointError: the loss is not finite; the message names the step, the terms and the images.
+        FloatingPointError: the loss is not finite; the message names the step, the terms and the images. Or the state to be
+            saved is not; the message names the tensor.
+        InputError: the checkpoint to resume from is not of this model.
         KeyboardInterrupt: after the step in which an interrupt came, whose state was given to `save`.
     """
     budget, world, resumed = session.budget, session.world, session.checkpoint
@@ -64,14 +68,18 @@ def fit(
     config = config or default_config(device)
     model.to(memory_format=config.memory_format)
     if resumed is not None:
-        model.load_state_dict(resumed["model"])
+        load_exactly(model, resumed.get("model"), source="the checkpoint to resume from")
     model.freeze(recipe.frozen_stages)  # after the weights are loaded: the frozen part is a copy
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer, scaler = make_optimizer(model, recipe), config.scaler(device)
     ema, step, data_wait = Ema(model, recipe.ema_decay), 0, 0.0
     mosaic_end: int | None = None
     if resumed is not None:
+        check_state(resumed, model, optimizer)
+        base_lrs = [group["base_lr"] for group in optimizer.param_groups]
         optimizer.load_state_dict(resumed["optimizer"])
+        for group, base_lr in zip(optimizer.param_groups, base_lrs, strict=True):
+            group["base_lr"] = base_lr  # the recipe's, which a resume may have changed
         scaler.load_state_dict(resumed["scaler"])
         ema.load(resumed["ema"], resumed["ema_steps"])
         step, data_wait, mosaic_end = resumed["step"], resumed["data_wait"], resumed["mosaic_end"]

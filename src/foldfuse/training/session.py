@@ -5,16 +5,18 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor
 
 from foldfuse.data.dataset import Dataset
-from foldfuse.errors import InputError
-from foldfuse.recipes import ClassifierRecipe, Recipe
-from foldfuse.storage.run import Run, RunMetadata
+from foldfuse.errors import InputError, counted
+from foldfuse.recipes import ClassifierRecipe, Recipe, write_recipe
+from foldfuse.storage.run import LOCK, LrChange, Run, RunMetadata
+from foldfuse.storage.run_tensors import Check
+from foldfuse.system.durations import duration_option
 from foldfuse.system.processes import SINGLE_PROCESS, World, open_world
 from foldfuse.system.progress import Progress, no_progress, progress_bar
 from foldfuse.training.budget import Budget
@@ -52,43 +54,129 @@ class TrainingSession:
 
 @contextmanager
 def open_session(
-    run: Run, metadata: RunMetadata, *, new: Recipe | ClassifierRecipe | None = None, title: str
+    run: Run,
+    metadata: RunMetadata,
+    *,
+    recipe: Recipe | ClassifierRecipe,
+    is_new: bool,
+    check: Check | None = None,
+    title: str,
 ) -> Iterator[TrainingSession]:
-    """A session for a new run, whose folder is made here, or for a run to resume.
+    """A session for a new run, whose folder is made here, or for a run to resume. The folder is locked until the session ends.
+
+    A new folder is removed again where the training is refused before its first checkpoint; a refused resume changes nothing.
 
     Args:
         run: the folder.
         metadata: the metadata of the run, with its budget, device, trackers and seconds between checkpoints.
-        new: recipe of a new run; None resumes the run in the folder.
+        recipe: the recipe of the run; a resumed run may have another learning rate than its folder says.
+        is_new: whether to begin a new run; False resumes the run in the folder.
+        check: raises InputError for a checkpoint that does not fit the run.
         title: the title of the progress bar.
 
     Raises:
-        InputError: the folder cannot be used, or the device or a tracker is not there.
+        InputError: the folder cannot be used or is in use, no checkpoint in it can be used, the budget is spent already, or the
+            device or a tracker is not there.
+        FloatingPointError: re-raised with a sentence on the checkpoint that is kept.
         KeyboardInterrupt: re-raised with a sentence on how to resume.
     """
     budget = metadata.budget or DEFAULT_BUDGET
     metadata = replace(metadata, budget=budget)
-    with open_world(metadata.device or "auto") as world:
+    with ExitStack() as stack:
+        world = stack.enter_context(open_world(metadata.device or "auto"))
+        world.shard(recipe.batch_size)
         wanted = metadata.trackers if world.is_main else ()
-        with open_trackers(wanted, run.folder.name) as tracker:
-            checkpoint = None
-            if new is not None:
-                world.shard(new.batch_size)
-                if world.is_main:
-                    Run.create(run.folder, new, metadata)
-            else:
-                checkpoint, trouble = run.load_checkpoint()
-                if trouble and world.is_main:
-                    log.warning(trouble)
-                if world.is_main:
-                    run.write_metadata(metadata)
-            world.barrier()
-            try:
-                with progress_bar(title) if world.is_main else nullcontext(no_progress) as progress:
-                    limits = Budget(budget.get("seconds", math.inf), budget.get("steps", math.inf))
-                    yield TrainingSession(limits, world, checkpoint, metadata.checkpoint_seconds, progress, tracker)
-            except KeyboardInterrupt:
-                raise KeyboardInterrupt(f"{run.folder}: {_progress_kept(run)}") from None
+        tracker = stack.enter_context(open_trackers(wanted, run.folder.name))
+        checkpoint = None
+        if is_new and world.is_main:
+            stack.enter_context(_new_folder(run, recipe, metadata))
+        elif not is_new:
+            if world.is_main:
+                stack.enter_context(run.exclusive())
+            checkpoint, trouble = usable_checkpoint(run, check)
+            _require_budget(run, budget, checkpoint)
+            if trouble and world.is_main:
+                log.warning(trouble)
+            if world.is_main:
+                _write_changes(run, recipe, metadata, step=checkpoint["step"] if checkpoint else 0)
+        world.barrier()
+        limits = Budget(budget.get("seconds", math.inf), budget.get("steps", math.inf))
+        try:
+            with progress_bar(title) if world.is_main else nullcontext(no_progress) as progress:
+                yield TrainingSession(limits, world, checkpoint, metadata.checkpoint_seconds, progress, tracker)
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(f"{run.folder}: {_progress_kept(run)}") from None
+        except FloatingPointError as error:
+            raise FloatingPointError(f"{run.folder}: {error} {_lower_rate(run, recipe)}") from None
+
+
+def usable_checkpoint(run: Run, check: Check | None = None) -> tuple[dict[str, Any] | None, str | None]:
+    """The last good checkpoint, and a sentence where one was passed over; None for a run that was stopped before its first.
+
+    Raises:
+        InputError: the run has checkpoints, but none can be used; or it is trained to its end and has none.
+    """
+    checkpoint, trouble = run.load_checkpoint(check)
+    if checkpoint is None and trouble is not None:
+        reasons = trouble.removesuffix("; starting from step 0.")
+        raise InputError(f"--resume {run.folder}: no checkpoint can be used. {reasons}. Train a new run.")
+    if checkpoint is None and run.is_trained:
+        raise InputError(
+            f"--resume {run.folder}: is trained to its end, and its checkpoint.pt is gone. Start a new training from its weights "
+            f"with --init-from {run.folder}."
+        )
+    return checkpoint, trouble
+
+
+def _require_budget(run: Run, budget: Mapping[str, float], checkpoint: Mapping[str, Any] | None) -> None:
+    """Raise InputError where a resume is given less than is done; log where all of the run's own budget is spent."""
+    if checkpoint is None:
+        return
+    for name, done in (("steps", checkpoint["step"]), ("seconds", checkpoint["seconds"])):
+        wanted = budget.get(name, math.inf)
+        if wanted > done:
+            continue
+        is_own = budget == run.metadata.budget
+        text = counted(done, "step") if name == "steps" else f"{done:.0f} s"
+        if wanted < done and not is_own:
+            option = f"--steps {wanted:g}" if name == "steps" else f"--budget {duration_option(wanted)}"
+            raise InputError(f"--resume {run.folder}: {text} of training are done, and {option} is less. Give more.")
+        log.warning(f"{run.folder}: its budget of {text} is spent. Give a longer --budget or --steps to train on.")
+
+
+def _write_changes(run: Run, recipe: Recipe | ClassifierRecipe, metadata: RunMetadata, *, step: int) -> None:
+    """Record the options of a resume, and a learning rate that differs from the folder's, in the run."""
+    own = run.classifier_recipe if run.is_classifier else run.recipe
+    if recipe.lr != own.lr:
+        metadata = replace(metadata, lr_changes=(*metadata.lr_changes, LrChange(step, recipe.lr)))
+        write_recipe(recipe, run.folder / "recipe.json")
+        log.info(f"{run.folder}: from step {step} on the learning rate is {recipe.lr:g} instead of {own.lr:g}.")
+    run.write_metadata(metadata)
+
+
+@contextmanager
+def _new_folder(run: Run, recipe: Recipe | ClassifierRecipe, metadata: RunMetadata) -> Iterator[None]:
+    """Makes and locks the folder of a new run; removes it where the block raises InputError before a checkpoint is written."""
+    run.require_free()
+    made = [folder for folder in (run.folder, *run.folder.parents) if not folder.exists()]
+    try:
+        run.folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(
+            f"{run.folder}: cannot be made ({error.strerror}). Choose a folder that you may write to."
+        ) from None
+    try:
+        with run.exclusive():
+            Run.create(run.folder, recipe, metadata)
+            yield
+    except InputError:
+        if not run.has_checkpoint:
+            for name in ("recipe.json", "run.json", "log.jsonl", "learnt_images.json", LOCK):
+                (run.folder / name).unlink(missing_ok=True)
+            with suppress(OSError):  # it holds something else, such as a tracker's files
+                for folder in made:
+                    folder.rmdir()
+        raise
 
 
 def run_metadata(dataset: Dataset, *, data: str, seed: int, val_ids: tuple[int, ...] = ()) -> RunMetadata:
@@ -111,19 +199,25 @@ def run_metadata(dataset: Dataset, *, data: str, seed: int, val_ids: tuple[int, 
     )
 
 
-def require_same_data(run: Run, dataset: Dataset) -> None:
-    """Raise InputError unless a run was trained on `dataset`."""
-    metadata = run.metadata
-    if not dataset.has_fingerprint(metadata.data_fingerprint):
-        raise InputError(
-            f"{run.folder}: was trained on other data than {metadata.data} holds now. Restore the data, or train a new run."
-        )
-
-
 def _progress_kept(run: Run) -> str:
     """A sentence on the steps of an interrupted run that are on disk, and the command that resumes the run."""
-    steps = [row for row in run.log if "loss" in row]
     again = f"Resume with: foldfuse train --resume {run.folder}"
-    if not steps or not run.has_checkpoint:
+    kept = _steps_kept(run)
+    if not kept:
         return f"stopped before the first checkpoint. {again}"
-    return f"stopped; {steps[-1]['step'] + 1} steps are kept. {again}"
+    return f"stopped; {counted(kept, 'step')} {'is' if kept == 1 else 'are'} kept. {again}"
+
+
+def _lower_rate(run: Run, recipe: Recipe | ClassifierRecipe) -> str:
+    """A sentence on the checkpoint of a run that diverged, and the command that resumes from it with a lower learning rate."""
+    again = f"foldfuse train --resume {run.folder} --lr {recipe.lr / 3:.2g}"
+    kept = _steps_kept(run)
+    if not kept:
+        return f"No checkpoint was written before; begin again with a lower learning rate: {again}"
+    return f"The checkpoint after {counted(kept, 'step')} is kept; resume from it with a lower learning rate: {again}"
+
+
+def _steps_kept(run: Run) -> int:
+    """Steps in the run's checkpoint; 0 without one."""
+    steps = [row for row in run.log if "loss" in row]
+    return steps[-1]["step"] + 1 if steps and run.has_checkpoint else 0

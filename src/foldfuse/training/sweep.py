@@ -8,6 +8,8 @@ divide by the gradient's magnitude (Malladi et al., arXiv:2205.10287); it is the
 from __future__ import annotations
 
 import itertools
+import logging
+import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -17,7 +19,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from foldfuse.data.dataset import Dataset
+from foldfuse.data.dataset import Dataset, require_annotations
 from foldfuse.data.folds import make_folds
 from foldfuse.data.images import ImageCache
 from foldfuse.errors import InputError
@@ -27,6 +29,7 @@ from foldfuse.inference.tta import View
 from foldfuse.models import make_detector
 from foldfuse.recipes import Recipe, load_recipe
 from foldfuse.storage.run import Run
+from foldfuse.system import locks
 from foldfuse.system.device import choose_device
 from foldfuse.system.durations import format_duration
 from foldfuse.system.processes import World
@@ -34,6 +37,7 @@ from foldfuse.system.progress import Progress, no_progress
 from foldfuse.system.records import read_record, write_record
 from foldfuse.training.budget import Budget
 from foldfuse.training.detector import longest_side, train_detector
+from foldfuse.training.preparation import check_new_model, state_check
 from foldfuse.training.session import TrainingSession, run_metadata
 
 EVALUATIONS = 4  # of each training on the held-out fold, the last at its end
@@ -42,6 +46,7 @@ MIN_SECONDS = 5.0  # of training, below which there is nothing to compare
 PLAIN_VIEW = View.parse("1")
 SWEEP_FORMAT = 1
 
+log = logging.getLogger(__name__)
 ShowProgress = Callable[[str], AbstractContextManager[Progress]]
 
 
@@ -129,6 +134,7 @@ def run_sweep(
     seed: int = 0,
     device: str = "auto",
     ignore_orientation: bool = False,
+    overwrite: bool = False,
     show_progress: ShowProgress = lambda title: nullcontext(no_progress),
     show: Callable[[Sweep], None] = lambda sweep: None,
 ) -> Sweep:
@@ -143,33 +149,42 @@ def run_sweep(
         seed: the random seed of the folds and of every training.
         device: the device to compute on.
         ignore_orientation: how the images were opened, for the runs to remember.
+        overwrite: whether to begin anew where `out` holds a sweep; it is removed right before the first file is written.
         show_progress: a context that shows the progress of a titled piece of work.
         show: receives the sweep after each training.
 
     Raises:
-        InputError: `out` holds something else, or there is too little time.
+        InputError: `out` holds something else or is in use, there is too little time, or a training cannot begin.
     """
     began, device = time.monotonic(), choose_device(device)
     request = SweepRequest(dataset.fingerprint, dict(recipes), seconds, folds, seed, ignore_orientation)
-    sweep = _read_or_new(out, request, dataset)
+    sweep = Sweep(request) if overwrite else _read_or_new(out, request, dataset)
     split = make_folds(dataset, num_folds=folds, seed=seed)
     train, val = dataset.subset(split.train_ids(0)), dataset.subset(split.val_ids(0))
+    require_annotations(train)
+    for name, recipe in recipes.items():
+        if name not in sweep.runs:
+            check_new_model(recipe, train)
     with show_progress(f"decoding {len(train)} images"):
         images = ImageCache.load(train.samples, longest=max(longest_side(recipe) for recipe in recipes.values()))
     if sweep.seconds_each is None:
         remaining = seconds - (time.monotonic() - began) - OVERHEAD * len(recipes)
         sweep = replace(sweep, seconds_each=seconds_for_each(recipes, val, remaining, device=device))
+        if overwrite and out.is_dir():
+            shutil.rmtree(out)
         _write(sweep, out)
     assert sweep.seconds_each is not None
-    for name, recipe in recipes.items():
-        if name in sweep.runs:
-            continue
-        run = Run(out / "runs" / name)
-        with show_progress(f"training {name}") as progress:
-            result = _train_one(run, recipe, train, val, images, sweep, device, progress)
-        sweep = replace(sweep, runs=sweep.runs | {name: result})
-        _write(sweep, out)
-        show(sweep)
+    refusal = f"{out}: another process is at work on this sweep. Wait for it, or stop it first."
+    with locks.exclusive(out / "sweep.lock", refusal=refusal):
+        for name, recipe in recipes.items():
+            if name in sweep.runs:
+                continue
+            run = Run(out / "runs" / name)
+            with show_progress(f"training {name}") as progress:
+                result = _train_one(run, recipe, train, val, images, sweep, device, progress)
+            sweep = replace(sweep, runs=sweep.runs | {name: result})
+            _write(sweep, out)
+            show(sweep)
     return sweep
 
 
@@ -212,7 +227,9 @@ def _train_one(
     seconds, checkpoint = sweep.seconds_each, None
     assert seconds is not None
     if run.exists:
-        checkpoint, _ = run.load_checkpoint()
+        checkpoint, trouble = run.load_checkpoint(state_check(recipe, len(train.classes)))
+        if trouble:
+            log.warning(trouble)
     else:
         seed = sweep.request.seed
         metadata = run_metadata(train, data=str(train.source), seed=seed, val_ids=val.image_ids)

@@ -13,6 +13,7 @@ from foldfuse.errors import InputError
 from foldfuse.models.cpu.fast_layers import use_fast_cpu_layers
 from foldfuse.models.cpu.fold_batch_norm import Unregistered, fold_batch_norms
 from foldfuse.models.pretrained.imagenet import hub_weights, load_backbone
+from foldfuse.models.pretrained.state_dicts import require_finite
 
 LEVEL_STRIDES = (8, 16, 32)
 
@@ -48,6 +49,7 @@ class TimmBackbone(nn.Module):
             load_backbone(net, name)
         elif pretrained:  # timm gives some stages flat names, and loads weights before it does so
             weights = {"state_dict": hub_weights(name)}
+            require_finite(weights["state_dict"], source=f"the ImageNet weights of {name}")
             net = timm.create_model(name, features_only=True, pretrained=True, pretrained_cfg_overlay=weights)
         use_fast_cpu_layers(net)
         self.parts, channels = _cut(net, cut)

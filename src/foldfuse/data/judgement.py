@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from foldfuse.data.annotation_rows import TINY_PX
 from foldfuse.data.findings import AnnotationRow, CategoryRow, Finding, ImageRow
 from foldfuse.data.values import short
 
@@ -15,7 +16,6 @@ FEWEST = 10  # boxes or images from which their majority says something
 MANY = 30  # boxes from which a regularity among all of them is no accident
 REACH = 0.6  # share of the images' sides beyond which boxes usually reach somewhere
 SLIP_PX = 1.0  # by which a box may stick out without being counted
-TINY_PX = 2.0
 CROWD_ADVICE = (
     "CVAT and other tools export masks as crowd regions. If these are single objects, 'foldfuse check --fix --ignore-crowd "
     "--out FILE' writes a copy that says so."

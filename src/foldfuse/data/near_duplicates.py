@@ -25,6 +25,8 @@ MAX_BITS = 25  # of 256: images whose hashes differ in at most so many bits are 
 def near_duplicates(paths: Sequence[Path], orientations: Sequence[int] | None = None) -> list[tuple[int, int]]:
     """Pairs (i, j), i < j, of positions in `paths` whose images look almost the same; undecodable images have no pairs.
 
+    Of a group of images that look alike in a chain only as many pairs are returned as connect it: n - 1 for n images.
+
     Args:
         paths: the image files.
         orientations: the EXIF orientation to apply to each; none by default.
@@ -35,9 +37,17 @@ def near_duplicates(paths: Sequence[Path], orientations: Sequence[int] | None = 
     known = [i for i, bits in enumerate(hashes) if bits is not None]
     words = np.array([hashes[i] for i in known], np.uint8).reshape(-1, HASH_SIDE**2 // 8).view(np.uint64)  # (n, 4)
     pairs = []
+    group = np.arange(
+        len(known)
+    )  # of each image so far; a camera that never moves makes one group and millions of pairs
     for row in range(len(known) - 1):
         distance = np.bitwise_count(words[row + 1 :] ^ words[row]).sum(1, dtype=np.int64)
-        pairs += [(known[row], known[row + 1 + int(j)]) for j in np.flatnonzero(distance <= MAX_BITS)]
+        near = row + 1 + np.flatnonzero(distance <= MAX_BITS)
+        near = near[group[near] != group[row]]
+        if len(near):
+            others, first = np.unique(group[near], return_index=True)
+            pairs += [(known[row], known[j]) for j in sorted(near[first].tolist())]
+            group[np.isin(group, others)] = group[row]
     return pairs
 
 

@@ -489,7 +489,10 @@ def image_set(words: str) -> Callable[[Path], Path]:
 
 VOC = [
     Case("voc", voc(), "check .", says=("no faults", "4 images, 4 boxes"), right=has(".", classes="dog")),
-    Case("voc_stale_filename", voc(also=stale), "check .", 2, ("its <filename> is 'b.jpg', but a.jpg is there too",)),
+    Case(
+        "voc_stale", voc(also=stale), "split . --out f.json", 2, ("its <filename> is 'b.jpg', but a.jpg is there too",)
+    ),
+    Case("voc_stale_check", voc(also=stale), "check .", 1, ("<filename> contradicts the name of the XML file │ 4",)),
     Case(
         "voc_gone_filename",
         voc(filename="IMG_0001.jpg"),
@@ -504,7 +507,11 @@ VOC = [
         right=has(".", classes="dog"),
     ),
     Case(
-        "voc_one_image", voc(images="JPEGImages/x{}.jpg", filename="xa.jpg"), "check .", 2, ("both are of the image",)
+        "voc_one_image",
+        voc(images="JPEGImages/x{}.jpg", filename="xa.jpg"),
+        "check .",
+        1,
+        ("two XML files are of one image",),
     ),
     Case("voc_path_filename", voc(filename="C:\\pets\\{}.JPG"), "check .", right=has(".", classes="dog")),
     Case("voc_no_ending", voc(images="JPEGImages/{}.JPEG", filename="{}"), "check .", right=has(".", classes="dog")),
@@ -869,7 +876,7 @@ CSV = [
     Case(
         "csv_no_images_no_size",
         table("image_id,class,x,y,w,h\na,dog,36,16,24,32\n", stems=""),
-        "check train.csv",
+        "split train.csv --out f.json",
         2,
         ("there is no image",),
     ),

@@ -125,6 +125,9 @@ def examine(
         conventions=conventions,
         ignore_orientation=ignore_orientation,
     )
+    has_images = document.get("images") != [] if isinstance(document, dict) else True
+    if not has_images and any(finding.error for finding in loaded.findings):
+        walked = iter(())  # the reader has said why no image is left
     items = [item for item in walked if not (isinstance(item, AnnotationRow) and item.is_repeat)]
     findings = [*loaded.findings, *(item for item in items if isinstance(item, Finding))]
     image_rows = [item for item in items if isinstance(item, ImageRow)]
@@ -174,7 +177,7 @@ def write_fixed(report: CheckReport, out: Path) -> CheckReport:
     paths = {sample.file_name: _absolute(sample.path) for sample in report.fixed.samples}
     folder, copy_images = _absolute(out).parent, None
     if not all(path.is_relative_to(folder) for path in paths.values()):
-        own = _absolute(report.source).parent
+        own = _absolute(report.source) if report.source.is_dir() else _absolute(report.source).parent
         is_below = all(path.is_relative_to(own) for path in paths.values())
         folder = copy_images = own if is_below else Path(os.path.commonpath([path.parent for path in paths.values()]))
     rows = [

@@ -135,6 +135,7 @@ def parse(loaded: Loaded, *, annotated: bool = True) -> Dataset:
     Raises:
         InputError: see `read`.
     """
+    _raise_first(loaded.findings)
     walked = walk(
         loaded.document,
         loaded.source,
@@ -144,6 +145,13 @@ def parse(loaded: Loaded, *, annotated: bool = True) -> Dataset:
     )
     items = [*loaded.findings, *walked]
     findings = [item for item in items if isinstance(item, Finding)]
+    _raise_first(findings)
+    tell(findings, loaded.source)
+    return dataset_of(items, loaded.source, annotated=annotated)
+
+
+def _raise_first(findings: Sequence[Finding]) -> None:
+    """Raises InputError with the first error among the findings, and the number of others of its kind."""
     for first in findings:
         if first.error:
             more = sum(bool(other.error) and other.kind == first.kind for other in findings) - 1
@@ -153,8 +161,6 @@ def parse(loaded: Loaded, *, annotated: bool = True) -> Dataset:
                 else ""
             )
             raise InputError(first.error + hint)
-    tell(findings, loaded.source)
-    return dataset_of(items, loaded.source, annotated=annotated)
 
 
 def tell(findings: Iterable[Finding], source: Path) -> None:

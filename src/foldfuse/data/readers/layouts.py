@@ -75,17 +75,8 @@ def read_layout(
         ignore_orientation: whether sizes that no annotation states are those of the pixels as stored.
 
     Raises:
-        InputError: nothing of the dataset can be used; single broken files are findings.
+        InputError: the files that describe the dataset cannot be used; other broken files are findings.
     """
-    loaded = _read(layout, images=images, annotated=annotated, ignore_orientation=ignore_orientation)
-    errors = [finding.error for finding in loaded.findings if finding.error]
-    if not loaded.document["images"] and errors:
-        more = f" (and {len(errors) - 1} more faults)" if len(errors) > 1 else ""
-        raise InputError(f"{loaded.source}: none of its images can be used{more}. {errors[0]}")
-    return loaded
-
-
-def _read(layout: Layout, *, images: Path | None, annotated: bool, ignore_orientation: bool) -> Loaded:
     path = layout.path
     match layout.kind:
         case "yolo":

@@ -12,9 +12,11 @@ from foldfuse.data.readers.image_names import ImageFiles
 from foldfuse.data.readers.image_rows import Row, coco_document, image_table
 from foldfuse.data.readers.label_files import pair_labels
 from foldfuse.data.readers.loaded import Loaded
-from foldfuse.data.readers.yolo_lines import LabelFormat, LabelLine, box_of, judge_lines, read_lines
+from foldfuse.data.readers.yolo_lines import Box, LabelFormat, LabelLine, box_of, judge_lines, read_lines
 from foldfuse.data.readers.yolo_sources import read_source
 from foldfuse.errors import InputError
+
+ROUNDING = 2e-6  # of a share that is written with six decimals
 
 
 def read_yolo(
@@ -67,8 +69,17 @@ def _lines(path: Path, form: LabelFormat, findings: list[Finding]) -> list[Label
     return lines
 
 
+def _snapped(box: Box) -> Box:
+    """A box whose edges lie on the image's where they differ by the rounding of a label file alone."""
+    x, y, w, h = box
+    x1, y1, x2, y2 = (
+        0.0 if abs(edge) < ROUNDING else 1.0 if abs(edge - 1) < ROUNDING else edge for edge in (x, y, x + w, y + h)
+    )
+    return x1, y1, x2 - x1, y2 - y1
+
+
 def _annotation(line: LabelLine, image: Row, form: LabelFormat) -> Row:
-    x, y, w, h = box_of(line.values, form)
+    x, y, w, h = _snapped(box_of(line.values, form))
     width, height = image["width"], image["height"]
     bbox = [x * width, y * height, w * width, h * height]
     return {"image_id": image["id"], "category_id": line.label, "bbox": bbox, "iscrowd": 0}

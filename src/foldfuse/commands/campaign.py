@@ -220,7 +220,7 @@ def demo(
     *,
     out: options.Out = Path("demo"),
     deadline: options.Duration = 480.0,
-    num_images: int = 240,
+    num_images: options.Count = 240,
     seed: options.Seed = 0,
     device: options.Device = "auto",
 ) -> Path:

@@ -20,6 +20,8 @@ from foldfuse.formats.predictions import write_predictions
 from foldfuse.fusion import methods
 from foldfuse.system import printing
 
+DEFAULT_FOLDS = 5
+
 
 def fuse(
     predictions: tuple[Path, ...],
@@ -27,7 +29,7 @@ def fuse(
     data: Path,
     out: options.Out,
     method: methods.Method = "wbf",
-    iou: float = 0.55,
+    iou: options.Iou = 0.55,
     score_threshold: options.ScoreThreshold = 0.0,
     weight: options.Weights = (),
     ensemble: Path | None = None,
@@ -75,7 +77,7 @@ def ensemble(
     out: options.Out,
     metric: options.Metric = "ap50",
     budget: options.Duration = 60.0,
-    folds: options.NumFolds = 5,
+    folds: options.NumFolds = DEFAULT_FOLDS,
     seed: options.Seed = 0,
     input_format: options.InputFormat = None,
     images: options.Images = None,
@@ -100,6 +102,8 @@ def ensemble(
     """
     options.refuse_overwrite(out, overwrite, is_file=True, inputs=[*predictions, data, images])
     dataset = read(data, images=images, ignore_orientation=ignore_orientation)
+    if folds > max(len(dataset), DEFAULT_FOLDS):
+        raise InputError(f"--folds {folds}: {data} has {len(dataset)} images. Ask for at most one fold an image.")
     dataset, members = _common_images(dataset, read_members(predictions, dataset, input_format))
     report = build_ensemble(members, dataset, metric=metric, seconds=budget, folds=folds, seed=seed)
     report.ensemble.write(out)

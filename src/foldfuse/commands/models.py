@@ -94,7 +94,7 @@ def export(
     *,
     out: options.Out,
     image_size: options.ImageSize = None,
-    num_classes: int = 80,
+    num_classes: options.NumClasses = 80,
     fixed_size: bool = False,
     overwrite: options.Overwrite = False,
 ) -> Path:

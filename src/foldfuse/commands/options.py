@@ -16,6 +16,7 @@ writes a folder calls `remove_old(out, overwrite)` right before writing.
 from __future__ import annotations
 
 import importlib.util
+import math
 import os
 import re
 import shutil
@@ -23,12 +24,19 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from cyclopts import Parameter, Token, validators
+from cyclopts import Parameter, Token
 
-from foldfuse.errors import InputError
+from foldfuse.errors import InputError, shown
 from foldfuse.system.atomic_files import check_target
 from foldfuse.system.durations import duration_option, parse_duration
 from foldfuse.system.outputs import OWN_FILES, is_own_folder, refuse_input, refuse_loss
+
+MAX_COUNT = 10**9  # of steps, boxes, images
+MAX_SIZE = 4096  # px of an image, images of a batch
+MAX_CLASSES = 100_000
+MAX_SEED = 2**32 - 1  # numpy's
+MAX_FOLDS = 1000
+MAX_WEIGHT = 1e6
 
 
 def _split_values(tokens: Sequence[Token]) -> list[str]:
@@ -44,7 +52,7 @@ def _numbers(kind: type[int] | type[float], values: Sequence[str]) -> tuple[Any,
         return tuple(kind(value) for value in values)
     except ValueError:
         name = "whole numbers" if kind is int else "numbers"
-        raise InputError(f"{','.join(values)!r} are not {name} with commas between them.") from None
+        raise InputError(f"{shown(','.join(values))} are not {name} with commas between them.") from None
 
 
 def _to_names(type_: Any, tokens: Sequence[Token]) -> tuple[str, ...]:
@@ -53,13 +61,17 @@ def _to_names(type_: Any, tokens: Sequence[Token]) -> tuple[str, ...]:
 
 def _to_counts(type_: Any, tokens: Sequence[Token]) -> tuple[int, ...]:
     counts: tuple[int, ...] = _numbers(int, _split_values(tokens))
-    if min(counts) < 1:
-        raise InputError(f"{min(counts)} is below 1.")
+    for count in counts:
+        _check_size(int, count)
     return counts
 
 
-def _to_floats(type_: Any, tokens: Sequence[Token]) -> tuple[float, ...]:
-    return _numbers(float, _split_values(tokens))
+def _to_weights(type_: Any, tokens: Sequence[Token]) -> tuple[float, ...]:
+    weights: tuple[float, ...] = _numbers(float, _split_values(tokens))
+    for weight in weights:
+        if not 0 <= weight <= MAX_WEIGHT:
+            raise InputError(f"the weight {weight:g} is not in 0..{MAX_WEIGHT:g}.")
+    return weights
 
 
 def _to_seconds(type_: Any, tokens: Sequence[Token]) -> float:
@@ -68,7 +80,7 @@ def _to_seconds(type_: Any, tokens: Sequence[Token]) -> float:
 
 def _to_folds(type_: Any, tokens: Sequence[Token]) -> int | Path:
     text = tokens[-1].value
-    if not text.lstrip("+-").isdigit():
+    if not re.fullmatch(r"[+-]?[0-9]{1,18}", text):
         return Path(text)
     _check_num_folds(int, int(text))
     return int(text)
@@ -77,19 +89,21 @@ def _to_folds(type_: Any, tokens: Sequence[Token]) -> int | Path:
 def _check_num_folds(type_: Any, num_folds: int | None) -> None:
     if num_folds is not None and num_folds < 2:
         raise InputError(f"{num_folds} folds are too few; expected 2 or more.")
+    if num_folds is not None and num_folds > MAX_FOLDS:
+        raise InputError(f"{num_folds} folds are too many; expected {MAX_FOLDS} or fewer.")
 
 
 def _to_changes(type_: Any, tokens: Sequence[Token]) -> tuple[str, ...]:
     for token in tokens:
         if not re.match(r"\w+=", token.value):
-            raise InputError(f"{token.value!r} is no change to a recipe; write key=value, such as lr=3e-4.")
+            raise InputError(f"{shown(token.value)} is no change to a recipe; write key=value, such as lr=3e-4.")
     return tuple(token.value for token in tokens)
 
 
 def _to_device(type_: Any, tokens: Sequence[Token]) -> str:
     device = tokens[-1].value
-    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?|mps", device):
-        raise InputError(f"no device is called {device!r}; expected auto, cpu, cuda, cuda:N or mps.")
+    if not re.fullmatch(r"auto|cpu|cuda(:[0-9]{1,3})?|mps", device):
+        raise InputError(f"no device is called {shown(device)}; expected auto, cpu, cuda, cuda:N or mps.")
     return device
 
 
@@ -98,9 +112,36 @@ def duration_text(seconds: float | None) -> str | None:
     return None if seconds is None else duration_option(seconds)
 
 
-MAX_STEPS, MAX_SEED = 10**9, 2**32 - 1
-_count = validators.Number(gte=1)
-_fraction = validators.Number(gte=0, lte=1)
+def _check_fraction(type_: Any, value: float | None) -> None:
+    if value is not None and not 0 <= value <= 1:  # NaN too
+        raise InputError(f"{value:g} is not in 0..1.")
+
+
+def _check_finite(type_: Any, value: float | None) -> None:
+    if value is not None and not math.isfinite(value):
+        raise InputError(f"{value:g} is not a finite number.")
+
+
+def _check_count(type_: Any, value: int | None) -> None:
+    _check_range(value, 1, MAX_COUNT)
+
+
+def _check_num_classes(type_: Any, value: int) -> None:
+    _check_range(value, 1, MAX_CLASSES)
+
+
+def _check_size(type_: Any, value: int | None) -> None:
+    _check_range(value, 1, MAX_SIZE)
+
+
+def _check_seed(type_: Any, value: int | None) -> None:
+    _check_range(value, 0, MAX_SEED)
+
+
+def _check_range(value: int | None, least: int, most: int) -> None:
+    if value is not None and not least <= value <= most:
+        raise InputError(f"{shown(value)} is not in {least}..{most}.")
+
 
 # output
 Out = Annotated[Path, Parameter(name=("--out", "-o"))]
@@ -136,15 +177,20 @@ Set = Annotated[
         help="change a field of the recipe, such as lr=3e-4; repeat for more.",
     ),
 ]
-Lr = Annotated[float | None, Parameter(help="learning rate; short for --set lr=.")]
-ImageSize = Annotated[int | None, Parameter(validator=_count, metavar="PX")]
+Lr = Annotated[float | None, Parameter(validator=_check_finite, help="learning rate; short for --set lr=.")]
+ImageSize = Annotated[int | None, Parameter(validator=_check_size, metavar="PX")]
 ImageSizes = Annotated[tuple[int, ...], Parameter(converter=_to_counts, metavar="PX,...")]
-BatchSize = Annotated[int | None, Parameter(validator=_count, metavar="N")]
+BatchSize = Annotated[int | None, Parameter(validator=_check_count, metavar="N")]
 BatchSizes = Annotated[tuple[int, ...], Parameter(converter=_to_counts, metavar="N,...")]
 
 # randomness
-Seed = Annotated[int, Parameter(validator=validators.Number(gte=0, lte=MAX_SEED))]
-OptionalSeed = Annotated[int | None, Parameter(validator=validators.Number(gte=0, lte=MAX_SEED))]
+Seed = Annotated[int, Parameter(validator=_check_seed, metavar="N")]
+OptionalSeed = Annotated[int | None, Parameter(validator=_check_seed, metavar="N")]
+
+# counts
+Count = Annotated[int, Parameter(validator=_check_count, metavar="N")]
+NumClasses = Annotated[int, Parameter(validator=_check_num_classes, metavar="N")]
+OptionalCount = Annotated[int | None, Parameter(validator=_check_count, metavar="N")]
 
 # time
 Duration = Annotated[float, Parameter(converter=_to_seconds, metavar="TIME", show_default=duration_text)]
@@ -160,12 +206,15 @@ Metric = Annotated[
     Literal["ap50", "ap", "f2", "wheat"],
     Parameter(help="the competition's metric: AP50, COCO's AP, the best F2, or the wheat competition's."),
 ]
-Weights = Annotated[tuple[float, ...], Parameter(converter=_to_floats, metavar="X,...")]
-ScoreThreshold = Annotated[float, Parameter(validator=_fraction, help="leave out boxes whose score is lower.")]
+Weights = Annotated[tuple[float, ...], Parameter(converter=_to_weights, metavar="X,...")]
+Iou = Annotated[float, Parameter(validator=_check_fraction)]
+ScoreThreshold = Annotated[float, Parameter(validator=_check_fraction, help="leave out boxes whose score is lower.")]
 MaxDetections = Annotated[
     int | None,
     Parameter(
-        validator=_count, metavar="N", help="keep the N boxes of each image with the highest scores; all by default."
+        validator=_check_count,
+        metavar="N",
+        help="keep the N boxes of each image with the highest scores; all by default.",
     ),
 ]
 InputFormat = Annotated[

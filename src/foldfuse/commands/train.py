@@ -91,7 +91,7 @@ def train(
     batch_size: options.BatchSize = None,
     lr: options.Lr = None,
     budget: options.OptionalDuration = None,
-    steps: int | None = None,
+    steps: options.OptionalCount = None,
     seed: options.OptionalSeed = None,
     folds: options.FoldsFile = None,
     fold: int | None = None,

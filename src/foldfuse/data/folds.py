@@ -6,27 +6,22 @@ A near-duplicate of a training image among the held-out images would make the he
 from __future__ import annotations
 
 import logging
-import re
-import signal
-import threading
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from types import FrameType
 
 import numpy as np
 
 from foldfuse.data.dataset import Dataset, Sample
 from foldfuse.data.near_duplicates import near_duplicates
 from foldfuse.detections import Array
-from foldfuse.errors import InputError
+from foldfuse.errors import InputError, shown
 from foldfuse.system.records import read_record, write_record
+from foldfuse.system.regular_expressions import first_matches
 
 logger = logging.getLogger(__name__)
 
 VERSION = 2  # of the layout of a folds file
-PATTERN_SECONDS = 10  # for a --group pattern to go through the file names
 LARGEST_GROUP = 0.5  # share of the images above which near-duplicates are cut into blocks
 
 
@@ -152,39 +147,16 @@ def groups_of(dataset: Dataset, pattern: str) -> dict[int, str]:
     not match are absent from the result, so each of them is a group alone.
 
     Raises:
-        InputError: `pattern` is not a regular expression, or matches no file name.
+        InputError: `pattern` is not a regular expression, takes too long, or matches no file name.
     """
-    try:
-        expression = re.compile(pattern)
-    except re.error as error:
-        raise InputError(f"the group {pattern!r} is not a regular expression ({error}).") from None
-    with _at_most(PATTERN_SECONDS, f"the group {pattern!r} takes more than {PATTERN_SECONDS} s. Give a simpler one."):
-        matches = {s.id: match for s in dataset.samples if (match := expression.search(s.file_name)) is not None}
-    if not matches:
+    found = first_matches(pattern, [sample.file_name for sample in dataset.samples])
+    groups = {sample.id: text for sample, text in zip(dataset.samples, found, strict=True) if text is not None}
+    if not groups:
         raise InputError(
-            f"the group {pattern!r} matches none of the file names of {dataset.source}, such as "
-            f"{dataset.samples[0].file_name!r}."
+            f"the group {shown(pattern)} matches none of the file names of {dataset.source}, such as "
+            f"{shown(dataset.samples[0].file_name)}."
         )
-    return {image_id: match.group(min(1, expression.groups)) or "" for image_id, match in matches.items()}
-
-
-@contextmanager
-def _at_most(seconds: float, sentence: str) -> Iterator[None]:
-    """Raises InputError with `sentence` where the block takes longer, which a regular expression may do for ever."""
-    if not hasattr(signal, "setitimer") or threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        raise InputError(sentence)
-
-    before = signal.signal(signal.SIGALRM, stop)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
+    return groups
 
 
 def make_folds(

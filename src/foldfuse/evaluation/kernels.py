@@ -13,15 +13,14 @@ F false positives, S samples of images.
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
+
+from foldfuse.system.compiled import compiled
 
 FALSE, TRUE, IGNORED = 0, 1, 2
 EPS = np.spacing(1.0)
 
-compiled = njit(cache=True, nogil=True, error_model="numpy")
 
-
-@compiled
+@compiled(error_model="numpy")
 def match(boxes, labels, starts, counts, images, max_detections, truth, num_classes, ious, status, matched):
     """Fill `status` and `matched` for the images images[0]..images[1] - 1.
 
@@ -71,7 +70,7 @@ def match(boxes, labels, starts, counts, images, max_detections, truth, num_clas
                     status[row, t] = IGNORED if truth_crowd[best] else TRUE
 
 
-@compiled
+@compiled(error_model="numpy")
 def _overlap(box, other, crowd):
     """IoU of an xyxy box with an annotated xywh box; with a crowd region, the fraction of the box inside the region."""
     x, y = np.float64(box[0]), np.float64(box[1])
@@ -84,7 +83,7 @@ def _overlap(box, other, crowd):
     return width * height / union
 
 
-@compiled
+@compiled(error_model="numpy")
 def rank(status, labels, scores, image, num_classes):
     """The true positives by rank, and the slot of each false positive that matters.
 
@@ -131,7 +130,7 @@ def rank(status, labels, scores, image, num_classes):
     return begin, true_image, false_slot[:num_false].copy(), false_image[:num_false].copy()
 
 
-@compiled
+@compiled(error_model="numpy")
 def precision_recall(begin, true_image, false_slot, false_image, truth_image, truth_label, counts, curves):
     """Fill `curves` with COCO's interpolated precision at 101 recalls.
 
@@ -169,7 +168,7 @@ def precision_recall(begin, true_image, false_slot, false_image, truth_image, tr
             curves[k, hundredth] = precision[p] if p < points else 0.0
 
 
-@compiled
+@compiled(error_model="numpy")
 def average_precision(begin, true_image, false_slot, false_image, truth_image, truth_label, image_counts):
     """(S, K) the means of the curves of `precision_recall`, -1 where nothing is annotated.
 

@@ -12,6 +12,7 @@ import pyarrow.parquet
 
 from foldfuse.data.crops import Crops
 from foldfuse.detections import Array
+from foldfuse.formats.formulas import tell_of_formulas
 from foldfuse.system.atomic_files import atomic
 
 
@@ -21,13 +22,16 @@ def write_table(probabilities: Array, crops: Crops, classes: Sequence[str], out:
     Columns: image; x1, y1, x2, y2 where `boxes`; class, empty where it is unknown; predicted, the most probable class; and
     p(NAME) of each class.
     """
-    columns: dict[str, Sequence[str] | Array] = {"image": [crops.samples[i].file_name for i in crops.image_index]}
+    names = [crops.samples[i].file_name for i in crops.image_index]
+    columns: dict[str, Sequence[str] | Array] = {"image": names}
     if boxes:
         columns |= {name: crops.boxes[:, i] for i, name in enumerate(("x1", "y1", "x2", "y2"))}
     columns["class"] = [classes[label] if label >= 0 else "" for label in crops.labels]
     columns["predicted"] = [classes[label] for label in probabilities.argmax(1)]
     columns |= {f"p({name})": probabilities[:, k].astype(np.float64).round(6) for k, name in enumerate(classes)}
     table = pa.table(columns)
+    if out.suffix == ".csv":
+        tell_of_formulas(out, [*names, *classes])
     with atomic(out) as path:
         if out.suffix == ".csv":
             pyarrow.csv.write_csv(table, path)

@@ -22,6 +22,7 @@ from foldfuse.data.dataset import Dataset
 from foldfuse.detections import Array, Predictions
 from foldfuse.errors import InputError
 from foldfuse.formats.box_table import BoxTable, image_names, image_sizes, unknown_image
+from foldfuse.formats.formulas import tell_of_formulas
 from foldfuse.system.atomic_files import write_text
 from foldfuse.system.files import read_text
 
@@ -180,6 +181,7 @@ def write_strings(predictions: Predictions, path: Path, dataset: Dataset, *, lay
         row = {"PredictionString": string, "image_id": sample.file_name}
         writer.writerow([row[column] for column in header])
     write_text(path, lines.getvalue())
+    tell_of_formulas(path, [sample.file_name for sample in dataset.samples])
 
 
 def _read_table(path: Path, dataset: Dataset) -> Table:

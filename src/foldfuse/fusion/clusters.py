@@ -17,7 +17,8 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from numba import njit
+
+from foldfuse.system.compiled import compiled as compile_loops
 
 SLACK = 1e-9  # tolerance of the fast tests, which the exact test follows
 ROUNDING = 1e-13  # of a centre, relative to its coordinate
@@ -28,7 +29,7 @@ X1, Y1, X2, Y2, AREA, BOUND = range(6)
 BEFORE, AFTER, CELL = range(3)
 
 # `nnan` and `nsz` let the compiler use vector minimum and maximum; they leave every finite result as it is.
-compiled = njit(cache=True, nogil=True, error_model="numpy", fastmath={"nnan", "nsz"})
+compiled = compile_loops(error_model="numpy", fastmath={"nnan", "nsz"})
 
 
 @compiled

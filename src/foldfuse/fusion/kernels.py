@@ -12,7 +12,6 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from numba import njit
 
 from foldfuse.fusion.clusters import (
     AREA,
@@ -27,6 +26,7 @@ from foldfuse.fusion.clusters import (
     nearest,
     place,
 )
+from foldfuse.system.compiled import compiled as compile_loops
 
 WBF, NMS, NMW, SOFT_NMS = 0, 1, 2, 3
 METHODS = {"wbf": WBF, "nms": NMS, "nmw": NMW, "soft_nms": SOFT_NMS}
@@ -37,7 +37,7 @@ NOWHERE = 1e300  # x1 of a box that Soft-NMS has taken; its x2 is -NOWHERE
 TOP = (1 << 30) - 1  # the bits of a float32 in [0, 1] are below this
 
 
-@njit(cache=True, nogil=True)
+@compile_loops()
 def first_bad_row(boxes, scores, labels, num_classes):
     """The first row that is not a box with a score in [0, 1] and a label in 0..K-1; -1 if all are."""
     for i in range(len(boxes)):
@@ -341,7 +341,7 @@ def _close_up(columns, count, min_score):
     return kept
 
 
-@njit(cache=True, nogil=True)
+@compile_loops()
 def compact(boxes, scores, labels, rows_of, counts):
     """Boxes, scores and labels of all images without the gaps between them; overwrites the inputs."""
     source, target = 0, 0

@@ -4,22 +4,29 @@ from __future__ import annotations
 
 import re
 
-from foldfuse.errors import InputError
+from foldfuse.errors import InputError, shown
+
+LONGEST = 366 * 24 * 3600.0  # seconds
+
+
+_FORM = r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m(?:in)?)?(?:(\d+(?:\.\d+)?)s?)?"
 
 
 def parse_duration(text: str) -> float:
     """The seconds in a text such as "90s", "10m", "2h", "1h30m" or "45" (seconds).
 
     Raises:
-        InputError: the text has another form, or the duration is 0.
+        InputError: the text has another form, or the duration is 0 or longer than a year.
     """
-    match = re.fullmatch(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m(?:in)?)?(?:(\d+(?:\.\d+)?)s?)?", text.strip())
+    match = re.fullmatch(_FORM, text.strip(), re.ASCII)
     hours, minutes, seconds = (
         (float(part or 0) for part in match.groups()) if match and text.strip() else (0.0, 0.0, 0.0)
     )
     total = 3600 * hours + 60 * minutes + seconds
     if total <= 0:
-        raise InputError(f"the time {text!r} is no duration above 0. Write it as 90s, 10m, 2h or 1h30m.")
+        raise InputError(f"the time {shown(text)} is no duration above 0. Write it as 90s, 10m, 2h or 1h30m.")
+    if total > LONGEST:
+        raise InputError(f"the time {shown(text)} is longer than a year. Write it as 90s, 10m, 2h or 1h30m.")
     return total
 
 

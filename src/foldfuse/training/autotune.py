@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import os
+import tempfile
 import time
 from collections.abc import Generator, Sequence
 from contextlib import suppress
@@ -97,7 +98,11 @@ def autotune(
 
 def cache_folder() -> Path:
     """The folder for files that Foldfuse can make again."""
-    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "foldfuse"
+    given = os.environ.get("XDG_CACHE_HOME")
+    try:
+        return (Path(given) if given else Path.home() / ".cache") / "foldfuse"
+    except RuntimeError:  # a user without a home
+        return Path(tempfile.gettempdir()) / "foldfuse-cache"
 
 
 def candidates(best: ComputeConfig, device: torch.device) -> Generator[ComputeConfig, ComputeConfig, None]:

@@ -16,15 +16,16 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from numba import njit
 from timm.layers import Conv2dSame
 from torch import Tensor
 from torch.nn.grad import conv2d_input
 
+from foldfuse.system.compiled import compiled
+
 _POOL = ThreadPoolExecutor(1, thread_name_prefix="depthwise")  # a second thread beside the caller's
 
 
-@njit(nogil=True, fastmath=True, cache=True)
+@compiled(fastmath=True)
 def _weight_gradient(x: Any, g: Any, stride: int, out: Any, first: int, last: int) -> None:
     """Add to `out` (K, K, C) the gradient from images first..last - 1 of x (B, H, W, C) and g (B, H/stride, W/stride, C)."""
     height, width = x.shape[1:3]

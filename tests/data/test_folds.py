@@ -12,7 +12,6 @@ import pytest
 from PIL import Image
 
 from foldfuse.commands.data import split
-from foldfuse.data import folds
 from foldfuse.data.dataset import Dataset
 from foldfuse.data.folds import Folds, divide, fit_folds, groups_of, make_folds, read_folds
 from foldfuse.data.near_duplicates import near_duplicates
@@ -181,9 +180,9 @@ def test_a_part_without_an_object_is_refused(dataset: Dataset) -> None:
 
 
 def test_a_pattern_that_never_ends_is_stopped(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(folds, "PATTERN_SECONDS", 0.2)
+    monkeypatch.setattr("foldfuse.system.regular_expressions.SECONDS", 0.5)
     long = replace(dataset, samples=(replace(dataset.samples[0], file_name="a" * 60 + "!"),))
-    with pytest.raises(InputError, match=r"takes more than 0\.2 s"):
+    with pytest.raises(InputError, match=r"took longer than 0\.5 s"):
         groups_of(long, "^(a+)+$")
 
 

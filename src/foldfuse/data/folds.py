@@ -6,6 +6,7 @@ A near-duplicate of a training image among the held-out images would make the he
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath

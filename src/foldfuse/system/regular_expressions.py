@@ -24,12 +24,13 @@ except (re.error, OverflowError, RecursionError, MemoryError) as error:
 """
 
 
-def first_matches(pattern: str, texts: Sequence[str], *, seconds: float = SECONDS) -> list[str | None]:
+def first_matches(pattern: str, texts: Sequence[str], *, seconds: float | None = None) -> list[str | None]:
     """The first match of a regular expression in each text, or that of its first group in parentheses; None for no match.
 
     Raises:
-        InputError: `pattern` is not a regular expression, or takes longer than `seconds`.
+        InputError: `pattern` is not a regular expression, or takes longer than `seconds`, by default SECONDS.
     """
+    seconds = SECONDS if seconds is None else seconds
     try:
         done = subprocess.run(
             [sys.executable, "-I", "-c", _PROGRAM],

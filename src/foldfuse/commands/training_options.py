@@ -251,8 +251,8 @@ def warn_of_learnt(recipe: Recipe | ClassifierRecipe, data: TrainingData) -> Non
 
 def training_budget(seconds: float | None, steps: int | None) -> dict[str, float] | None:
     """The budget that was asked for; None where none was."""
-    if steps is not None and not 1 <= steps <= options.MAX_STEPS:
-        raise InputError(f"steps is {shown(steps)}, and must be in 1..{options.MAX_STEPS}.")
+    if steps is not None and not 1 <= steps <= options.MAX_COUNT:
+        raise InputError(f"steps is {shown(steps)}, and must be in 1..{options.MAX_COUNT}.")
     if steps is not None:
         return {"steps": steps}
     return None if seconds is None else {"seconds": seconds}

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from torch import nn
 
-from foldfuse.errors import InputError
+from foldfuse.errors import InputError, shown
 from foldfuse.models.pretrained.class_rows import load_by_class_name
 from foldfuse.models.pretrained.effdet import load_effdet
 from foldfuse.recipes import ClassifierRecipe, Recipe
@@ -27,6 +27,10 @@ def load_init_weights(recipe: Recipe | ClassifierRecipe, model: nn.Module, class
     """
     if recipe.init_weights in ("imagenet", "none"):
         return None
+    if "://" in recipe.init_weights:
+        raise InputError(
+            f"init_weights is {shown(recipe.init_weights)}, a web address. Download the file, and give its path."
+        )
     path = Path(recipe.init_weights)
     if isinstance(recipe, Recipe) and not path.is_dir():
         return load_effdet(path, model)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -126,15 +127,24 @@ def labels_by_name(classes: Sequence[str], dataset: Dataset, run: Path) -> Array
     """(K,) int64: the dataset's label of each of a run's classes, by name; -1 for a class that the data does not have.
 
     Raises:
-        InputError: the run does not know all classes of the dataset.
+        InputError: the run does not know all classes of the dataset, or two classes have one name.
     """
+    if tuple(classes) == dataset.classes:
+        return np.arange(len(classes))
+    repeated = [name for names in (classes, dataset.classes) for name, times in Counter(names).items() if times > 1]
+    if repeated:
+        raise InputError(
+            f"{dataset.source}: its classes are not the same as those of {run}, and cannot be matched by name, for two are called "
+            f"{repeated[0]!r}. Rename one of them."
+        )
     unknown = [name for name in dataset.classes if name not in classes]
     if unknown:
         raise InputError(
             f"{run}: was trained for the classes {', '.join(classes)}, and does not know {', '.join(unknown)} of "
             f"{dataset.source}. Give data whose classes it knows, or train a run on this data."
         )
-    return np.array([dataset.classes.index(name) if name in dataset.classes else -1 for name in classes])
+    label_of = {name: label for label, name in enumerate(dataset.classes)}
+    return np.array([label_of.get(name, -1) for name in classes])
 
 
 def relabel(predictions: Predictions, labels: Array, dataset: Dataset) -> Predictions:

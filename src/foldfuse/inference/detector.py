@@ -134,7 +134,7 @@ def labels_by_name(classes: Sequence[str], dataset: Dataset, run: Path) -> Array
     repeated = [name for names in (classes, dataset.classes) for name, times in Counter(names).items() if times > 1]
     if repeated:
         raise InputError(
-            f"{dataset.source}: its classes are not the same as those of {run}, and cannot be matched by name, for two are called "
+            f"{dataset.source}: its classes are not the same as those of {run}, and cannot be matched by name: two are called "
             f"{repeated[0]!r}. Rename one of them."
         )
     unknown = [name for name in dataset.classes if name not in classes]

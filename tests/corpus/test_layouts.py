@@ -13,6 +13,7 @@ import pytest
 
 from corpus_samples import Case, coco, parametrize, run, save_image, write_coco
 from foldfuse.data.readers.coco import read
+from foldfuse.errors import InputError
 
 Make = Callable[[Path], None]
 NAMES = "names: [cat, dog, bird]\n"
@@ -977,7 +978,124 @@ TESTS = [
 ]
 
 
-@parametrize([*YOLO, *VOC, *COCO, *CSV, *TESTS])
+def refuses(folder: Path, words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        read(folder)
+
+
+def foreign(words: str) -> Make:
+    def make(folder: Path) -> None:
+        text(folder / "x.json", words)
+
+    return make
+
+
+def leaving(folder: Path) -> None:
+    """A JSON whose first two images lie outside of its folder, by `..` and by an absolute path."""
+    document = coco()
+    document["images"][0]["file_name"] = "../other/1.jpg"
+    document["images"][1]["file_name"] = str(folder / "other" / "2.jpg")
+    for i in (1, 2):
+        save_image(folder / "other" / f"{i}.jpg", seed=i)
+    for i in (3, 4):
+        save_image(folder / "set" / "images" / f"{i}.jpg", seed=i)
+    write_coco(folder / "set", document, with_images=False)
+
+
+def ambiguous(folder: Path) -> None:
+    document = coco()
+    for row in document["images"]:
+        row["file_name"] = f"{row['id']}.jpg"
+        for seed, part in enumerate("pq"):
+            save_image(folder / part / row["file_name"], seed=10 * row["id"] + seed)
+    write_coco(folder, document, with_images=False)
+
+
+def also_unlisted(folder: Path) -> None:
+    write_coco(folder, coco())
+    save_image(folder / "images" / "z.jpg", seed=9)
+
+
+def annotated_twice(folder: Path) -> None:
+    document = coco()
+    document["annotations"].append(document["annotations"][0] | {"id": 99})
+    write_coco(folder / "set", document)
+
+
+def fixed_is_usable(folder: Path) -> None:
+    fixed = read(folder / "copy" / "fixed.json", images=folder / "set")
+    assert (len(fixed), fixed.num_boxes) == (4, 8)
+    assert all(sample.path.is_file() for sample in fixed.samples)
+    assert [sample.file_name for sample in fixed.samples] == [f"images/{i}.jpg" for i in range(1, 5)]
+
+
+CVAT = """<annotations><version>1.1</version><meta><job><labels><label><name>cat</name></label><label><name>dog</name></label>
+</labels></job></meta>{images}</annotations>"""
+CVAT_IMAGE = """<image id="0" name="{name}" width="96" height="64"><box label="dog" xtl="36.0" ytl="16.0" xbr="60.0" ybr="48.0"
+occluded="0" z_order="0"{also}></box><tag label="cat"></tag></image>"""
+
+
+def cvat(*, also: str = "", words: str = CVAT) -> Make:
+    def make(folder: Path) -> None:
+        for seed, stem in enumerate("abcd"):
+            save_image(folder / "images" / f"{stem}.jpg", seed=seed)
+        images = "".join(CVAT_IMAGE.replace("{name}", f"{stem}.jpg").replace("{also}", also) for stem in "abcd")
+        text(folder / "annotations.xml", words.replace("{images}", images))
+
+    return make
+
+
+OTHERS = [
+    Case("cvat_images", cvat(), "check .", says=("shapes that are no boxes",), right=has(".", classes="cat dog")),
+    Case("cvat_file", cvat(), "check annotations.xml", right=has("annotations.xml", classes="cat dog")),
+    Case(
+        "cvat_turned", cvat(also=' rotation="30.0"'), "split . --out f.json", 2, ("oriented boxes are not supported",)
+    ),
+    Case(
+        "cvat_video", cvat(words="<annotations><track></track></annotations>"), "check annotations.xml", 2, ("a video",)
+    ),
+    Case(
+        "no_class_names",
+        yolo(images="images/{}.jpg", labels="labels/{}.txt", yaml=None),
+        "check . --json-only",
+        right=lambda folder: refuses(folder, "nothing names the classes"),
+    ),
+    Case(
+        "roboflow_split",
+        yolo(images="train/images/{}.jpg", labels="train/labels/{}.txt", yaml="train: ../train/images\n" + NAMES),
+        "check train",
+        right=has("train"),
+    ),
+    Case("voc_any_folder", voc(images="pics/{}.jpg", xmls="labelled/{}.xml"), "check .", right=has(".", classes="dog")),
+    *(
+        Case(f"json_{name}", foreign(words), "check x.json", 2, (f"is the JSON of {name}",))
+        for name, words in {
+            "Datumaro": '{"info": {}, "categories": {"label": {}}, "items": []}',
+            "labelme": '{"shapes": [], "imagePath": "a.jpg"}',
+            "Label Studio": '[{"id": 1, "annotations": [], "data": {}}]',
+            "VIA": '{"a.jpg1": {"filename": "a.jpg", "regions": []}}',
+            "CreateML": '[{"image": "a.jpg", "annotations": []}]',
+        }.items()
+    ),
+    Case("coco_outside", leaving, "check set", 1, ("the image is missing │ 2",)),
+    Case("coco_outside_split", leaving, "split set --out f.json", 2, ("leads out of the folder", "--images")),
+    Case("coco_outside_allowed", leaving, "check set --images .", 0),
+    Case("coco_ambiguous", ambiguous, "check .", 1, ("the image is missing │ 4",)),
+    Case("coco_ambiguous_split", ambiguous, "split . --out f.json", 2, ("may be p/1.jpg and q/1.jpg",)),
+    Case("coco_ambiguous_settled", ambiguous, "check . --images q", says=("no faults",)),
+    Case("coco_unlisted", also_unlisted, "check .", says=("1 files, such as z.jpg",), right=has_coco(".")),
+    Case(
+        "coco_fixed_copy",
+        annotated_twice,
+        "check set --fix --out copy/fixed.json",
+        1,
+        ("give --images",),
+        right=fixed_is_usable,
+    ),
+]
+
+
+@parametrize([*YOLO, *VOC, *COCO, *CSV, *TESTS, *OTHERS])
 def test_layouts(
     case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

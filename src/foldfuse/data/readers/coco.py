@@ -23,8 +23,10 @@ from foldfuse.boxes import xyxy_to_xywh
 from foldfuse.data.checks import walk
 from foldfuse.data.dataset import Dataset, Sample
 from foldfuse.data.findings import AnnotationRow, CategoryRow, Finding, ImageRow, Item
+from foldfuse.data.readers.foreign_json import foreign_json
 from foldfuse.data.readers.image_names import ImageFiles
-from foldfuse.data.readers.layouts import Layout, find_layout, folders_with_layouts, read_layout
+from foldfuse.data.readers.image_rows import image_files
+from foldfuse.data.readers.layouts import Layout, find_layout, folders_with_layouts, images_hint, read_layout
 from foldfuse.data.readers.loaded import Loaded
 from foldfuse.detections import Annotations
 from foldfuse.errors import InputError
@@ -72,11 +74,13 @@ def load(path: Path, images: Path | None = None, *, annotated: bool = True, igno
         raise InputError(f"--images {images}: there is no such folder.")
     layout = require_layout(path)
     if layout.kind == "images" and annotated:
-        hint = _inner_datasets(path) or "Give the file of the annotations, or its folder."
+        hint = _inner_datasets(path) or images_hint(path) or "Give the file of the annotations, or its folder."
         raise InputError(f"{path}: holds images, but no annotations. {hint}")
     if layout.kind != "coco":
         return read_layout(layout, images=images, annotated=annotated, ignore_orientation=ignore_orientation)
     document = read_json(layout.path, what="COCO JSON", hint="Give a COCO JSON, or a folder with a dataset.")
+    if foreign := foreign_json(document):
+        raise InputError(f"{layout.path}: {foreign}.")
     files = ImageFiles(layout.path, images)
     return Loaded(document, layout.path, tuple(_name_findings(document, files)), files, ignore_orientation)
 
@@ -119,6 +123,12 @@ def _name_findings(document: Any, files: ImageFiles) -> Iterator[Finding]:
             yield Finding("two images of the list seem to be one file", name, error, fix="")
         else:
             yield Finding(match.how, f"{name} as {match.path}", fix="", is_fault=False, is_told=True)
+    listed = set(names_of)
+    unlisted = [p for folder in sorted({p.parent for p in listed}) for p in image_files(folder) if p not in listed]
+    if unlisted:
+        kind = "image files beside the listed ones are not in the list, so they are not read"
+        where = f"{len(unlisted)} files, such as {unlisted[0].name}"
+        yield Finding(kind, where, fix="", is_fault=False)
 
 
 def locate(data: Path) -> tuple[Path, Path | None]:

@@ -138,9 +138,17 @@ def folders_with_layouts(folder: Path) -> list[Path]:
             layout = _layout_of_folder(path, is_inner=True)
         except InputError:
             continue
-        if layout is not None and layout.kind != "images":
+        if layout is not None and layout.kind != "images" and layout.folder is None:
             found.append(path)
     return found
+
+
+def images_hint(folder: Path) -> str:
+    """What a folder of images lacks to be a dataset, where label files lie beside them; else ""."""
+    images = image_files(folder, recursive=True)
+    if images and _has_labels(images[0].parent):
+        return "Text files lie where YOLO's labels do, but nothing names the classes: add a classes.txt or a data.yaml."
+    return ""
 
 
 def _read_images(folder: Path, *, ignore_orientation: bool) -> Loaded:

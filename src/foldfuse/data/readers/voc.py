@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from foldfuse.data.findings import Finding
-from foldfuse.data.readers.image_names import ImageFiles, decoded, files_below
-from foldfuse.data.readers.image_rows import Row, coco_document, image_table
+from foldfuse.data.readers.image_names import ImageFiles, decoded, files_below, is_hidden
+from foldfuse.data.readers.image_rows import Row, coco_document, image_files, image_table
 from foldfuse.data.readers.loaded import Loaded
 from foldfuse.data.readers.voc_images import VocImages, image_of
 from foldfuse.errors import InputError, shown
@@ -45,7 +45,12 @@ def xml_folder(root: Path) -> Path | None:
     for folder in sorted(inner, key=lambda p: XML_FOLDERS.index(p.name.lower())):
         if _xml_files(folder, recursive=True):
             return folder
-    return root if any(_is_voc(path) for path in _xml_files(root, recursive=False)[:3]) else None
+    if any(_is_voc(path) for path in _xml_files(root, recursive=False)[:3]):
+        return root
+    others = [p for p in sorted(root.iterdir()) if p.is_dir() and not is_hidden(p.name) and p not in inner]
+    with_xml = [p for p in others if any(_is_voc(path) for path in _xml_files(p, recursive=False)[:3])]
+    beside = [p for p in others if p not in with_xml and image_files(p)]
+    return with_xml[0] if len(with_xml) == 1 and beside and not image_files(with_xml[0]) else None
 
 
 def _xml_files(folder: Path, *, recursive: bool) -> list[Path]:

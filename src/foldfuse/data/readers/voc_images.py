@@ -6,6 +6,7 @@ that is told; where both exist, neither is believed.
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from collections.abc import Iterator, Set
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from foldfuse.data.readers.image_names import (
     RESPELLED,
     SPELLINGS,
     caseless,
+    is_hidden,
     is_image_name,
     name_parts,
     split_ending,
@@ -24,6 +26,7 @@ from foldfuse.data.readers.image_names import (
 from foldfuse.data.readers.image_rows import image_files
 from foldfuse.errors import shown
 
+MASKS = re.compile(r"segmentation|.*mask", re.IGNORECASE)
 IMAGE_FOLDERS = ("JPEGImages", "images", "Images", "img", "imgs", "image", "jpg")
 
 
@@ -78,13 +81,22 @@ class VocImages:
     def _folders_for(self, below: Path) -> Iterator[Path]:
         tops = [self.images] if self.images is not None else [*(self.root / n for n in IMAGE_FOLDERS), self.root]
         seen = set()
-        candidates = [top / below for top in tops] + [*tops, self.folder / below]
+        candidates = [top / below for top in tops] + [*tops, self.folder / below, *self._others]
         if self.folder == self.root and self.images is None:
             candidates.insert(0, self.root)
         for folder in candidates:
             if folder not in seen and folder.is_dir():
                 seen.add(folder)
                 yield folder
+
+    @cached_property
+    def _others(self) -> list[Path]:
+        """Folders of other names that may hold the images, but for those of masks."""
+        if self.images is not None or not self.root.is_dir():
+            return []
+        return [
+            p for p in sorted(self.root.iterdir()) if p.is_dir() and not is_hidden(p.name) and not MASKS.match(p.name)
+        ]
 
     @cached_property
     def _cache(self) -> dict[Path, tuple[dict[str, list[Path]], ...]]:

@@ -118,7 +118,7 @@ def _read_yaml(source: Path, folder: Path | None, images: Path | None) -> YoloSo
         text = f"'nc' is {shown(str(count))}, and 'names' has {len(names)} classes"
         found.findings.append(Finding("'nc' differs from the number of 'names'", text, fix="", is_told=True))
     if folder is not None:
-        found.images = image_files(folder)
+        found.images = image_files(folder, recursive=True)
         return found
     places = _Places(source, _roots(value.get("path"), source, images, found))
     entries = value.get("train")

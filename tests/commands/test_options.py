@@ -60,8 +60,8 @@ def test_options_convert(words, name, value):
     ("words", "sentence"),
     [
         (["--set", "lr"], "'lr' is no change to a recipe; write key=value"),
-        (["--image-size", "0"], "0 is not in 1..8192"),
-        (["--image-sizes", "256,0"], "0 is not in 1..8192"),
+        (["--image-size", "0"], "0 is not in 1..4096"),
+        (["--image-sizes", "256,0"], "0 is not in 1..4096"),
         (["--image-sizes", "256;320"], "'256;320' are not whole numbers"),
         (["--recipe", "a,,b"], "a comma has no value before or after it"),
         (["--weight", "2,many"], "'2,many' are not numbers"),

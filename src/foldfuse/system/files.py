@@ -59,6 +59,9 @@ _SUPERSETS = {
     "euc_kr": "cp949",
 }  # what such files really hold
 _UNSAFE_CODECS = {"idna", "punycode", "unicode_escape", "raw_unicode_escape", "undefined", "mbcs", "oem"}
+_ESCAPES = re.compile(  # a pair, half of a pair, any other
+    r"\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|(\\u[dD][89a-fA-F][0-9a-fA-F]{2})|\\.", re.DOTALL
+)
 _NINES = bytes(0x39 if 0x30 <= byte <= 0x39 else byte for byte in range(256))  # every digit becomes a 9
 _NO_BRACKETS = bytes(sorted(set(range(256)) - set(b"[]{}")))
 
@@ -138,6 +141,10 @@ def read_json(path: Path, *, what: str, limit: int = MAX_BYTES, hint: str = "", 
 def parse_json(content: bytes | str, where: Path | str, *, what: str, allow_nan: bool = True) -> Any:
     """The value in a JSON text. Raises InputError as `read_json` does; `where` names the text in messages."""
     text = content if isinstance(content, str) else _decode(content, where, what)
+    if half := _half_of_a_character(text):
+        raise InputError(
+            f"{where}: holds {half}, half of a character, which can be written to no file. Write the whole name."
+        )
     if _is_deeper(text, MAX_DEPTH):
         raise InputError(f"{where}: is nested more than {MAX_DEPTH} deep, expected {what}.")
     refuse = None if allow_nan else _refuse_constant
@@ -310,6 +317,13 @@ def _finite_float(text: str) -> float:
 
 def _refuse_constant(name: str) -> NoReturn:
     raise _Refused(f"holds {name}, expected finite numbers.")
+
+
+def _half_of_a_character(text: str) -> str | None:
+    """The first escape of a JSON text that stands for half of a surrogate pair, without the other half."""
+    if "\\ud" not in text and "\\uD" not in text:
+        return None
+    return next((match[1] for match in _ESCAPES.finditer(text) if match[1]), None)
 
 
 def _is_deeper(text: str, depth: int) -> bool:

@@ -148,10 +148,9 @@ def resumed_recipe(run: Run, given: Given) -> Recipe | ClassifierRecipe:
     else:
         own = run.recipe
         wanted = changed(own, given.changes)
-    if given.recipe is not None and given.init_from is None:
-        wanted = chosen_recipe(given.recipe, (f"init_weights={own.init_weights}", *given.changes), None)
-    elif given.init_from is not None:
+    if given.recipe is not None or given.init_from is not None:
         wanted = chosen_recipe(given.recipe, given.changes, given.init_from)
+    has_init = given.init_from is not None or any(change.startswith("init_weights=") for change in given.changes)
     if type(wanted) is not type(own):
         kind = "a classifier" if run.is_classifier else "a detector"
         raise InputError(
@@ -160,7 +159,7 @@ def resumed_recipe(run: Run, given: Given) -> Recipe | ClassifierRecipe:
     for field in fields(own):
         found, asked = getattr(own, field.name), getattr(wanted, field.name, None)
         same_path = field.name == "init_weights" and Path(str(found)).resolve() == Path(str(asked)).resolve()
-        if found == asked or same_path or field.name == "lr":
+        if found == asked or same_path or field.name == "lr" or (field.name == "init_weights" and not has_init):
             continue
         raise InputError(
             f"--resume {run.folder}: the run has {field.name}={found}, and the options ask for {shown(asked)}. A run keeps its "

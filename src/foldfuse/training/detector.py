@@ -19,14 +19,13 @@ from foldfuse.models import make_detector
 from foldfuse.models.pretrained.state_dicts import load_exactly
 from foldfuse.recipes import Recipe, write_recipe
 from foldfuse.storage.run import Run
-from foldfuse.system.records import from_plain
 from foldfuse.training.autotune import autotune
 from foldfuse.training.batches import Batches
 from foldfuse.training.checkpoints import Checkpointer, TrainingResult, finish_run
 from foldfuse.training.init_weights import load_init_weights
 from foldfuse.training.loop import fit
 from foldfuse.training.memory import halve_batch, is_out_of_memory
-from foldfuse.training.precision import ComputeConfig, default_config
+from foldfuse.training.precision import ComputeConfig, default_config, stored_config
 from foldfuse.training.session import TrainingSession
 
 log = logging.getLogger(__name__)
@@ -141,9 +140,8 @@ def _compute_config(run: Run, model: Any, batches: Batches, session: TrainingSes
     Only a single process with a time budget is autotuned: a training with a step budget must give the same bits every time.
     """
     recipe, metadata, world, budget = run.recipe, run.metadata, session.world, session.budget
-    if metadata.compute is not None:
-        where = f"{run.folder / 'run.json'}: compute"
-        return from_plain(metadata.compute, ComputeConfig, where=where, what="a compute configuration")
+    if (stored := stored_config(run)) is not None:
+        return stored
     config, result = default_config(torch.device(world.device)), None
     if recipe.precision != "auto":
         config = replace(config, precision=recipe.precision)

@@ -8,6 +8,12 @@ from dataclasses import dataclass
 
 import torch
 
+from foldfuse.errors import InputError, shown, unknown_name
+from foldfuse.storage.run import Run
+from foldfuse.system.records import from_plain
+
+PRECISIONS = ("float32", "bfloat16", "float16")
+
 
 @dataclass(frozen=True)
 class ComputeConfig:
@@ -24,6 +30,14 @@ class ComputeConfig:
     matmul: str = "highest"
     channels_last: bool = True
     threads: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.precision not in PRECISIONS:
+            raise unknown_name("precision", self.precision, PRECISIONS)
+        if self.matmul not in ("highest", "high", "medium"):
+            raise unknown_name("precision of matrix products", self.matmul, ("highest", "high", "medium"))
+        if self.threads is not None and not 1 <= self.threads <= 4096:
+            raise InputError(f"threads is {shown(self.threads)}, and must be in 1..4096")
 
     @property
     def memory_format(self) -> torch.memory_format:
@@ -66,3 +80,13 @@ def default_config(device: torch.device) -> ComputeConfig:
     if device.type != "cuda":
         return ComputeConfig()
     return ComputeConfig("bfloat16" if torch.cuda.is_bf16_supported() else "float16")
+
+
+def stored_config(run: Run) -> ComputeConfig | None:
+    """The compute configuration in a run's metadata; None where there is none yet.
+
+    Raises:
+        InputError: the metadata hold something else.
+    """
+    compute, where = run.metadata.compute, str(run.folder / "run.json")
+    return None if compute is None else from_plain(compute, ComputeConfig, where=where, what="a compute configuration")

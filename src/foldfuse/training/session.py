@@ -20,6 +20,7 @@ from foldfuse.system.durations import duration_option
 from foldfuse.system.processes import SINGLE_PROCESS, World, open_world
 from foldfuse.system.progress import Progress, no_progress, progress_bar
 from foldfuse.training.budget import Budget
+from foldfuse.training.precision import stored_config
 from foldfuse.training.trackers import Tracker, open_trackers
 
 log = logging.getLogger(__name__)
@@ -114,8 +115,10 @@ def usable_checkpoint(run: Run, check: Check | None = None) -> tuple[dict[str, A
     """The last good checkpoint, and a sentence where one was passed over; None for a run that was stopped before its first.
 
     Raises:
-        InputError: the run has checkpoints, but none can be used; or it is trained to its end and has none.
+        InputError: the run has checkpoints, but none can be used; it is trained to its end and has none; or another file in its
+            folder is broken.
     """
+    _ = run.log, stored_config(run)  # a broken one shows here
     checkpoint, trouble = run.load_checkpoint(check)
     if checkpoint is None and trouble is not None:
         reasons = trouble.removesuffix("; starting from step 0.")

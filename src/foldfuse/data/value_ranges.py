@@ -25,12 +25,7 @@ WORDS = {"16-bit": "16-bit", "32-bit": "32-bit", "float": "floating-point"}
 
 DEPTHS = (8, 10, 12, 14, 16)  # bits
 USUAL_FLOATS = (1.0, 255.0)  # white in float files, where the values use more than the lower half
-_BITS_TAG, _PHOTOMETRIC_TAG, _MAX_VALUE_TAG, _SAMPLE_FORMAT_TAG = (
-    258,
-    262,
-    281,
-    339,
-)  # TIFF 6.0, part 1, section 8 and part 2
+_BITS_TAG, _PHOTOMETRIC_TAG, _SAMPLE_FORMAT_TAG = 258, 262, 339  # TIFF 6.0, sections 8 and 19
 _NODATA_TAG = 42113  # of GDAL: the value of pixels without data, as text
 
 
@@ -68,14 +63,8 @@ def depth_of(image: Image.Image) -> Depth:
         return EIGHT_BITS
     if image.format == "TIFF":
         tags = image.tag_v2  # type: ignore[attr-defined]
-        bits = _first(tags.get(_BITS_TAG))
-        stated = _first(tags.get(_MAX_VALUE_TAG)) if kind in ("16-bit", "32-bit") else None
-        if kind == "16-bit" and bits is not None and bits < 16:
-            stated = 2**bits - 1
-        if (
-            stated is not None and not 255 <= stated < 2 ** (bits or 16) - 1 and bits != 12
-        ):  # the tag's default says nothing
-            stated = None
+        bits = _first(tags.get(_BITS_TAG)) or 16  # MaxSampleValue is no depth: it is the highest value of the one image
+        stated = 2.0**bits - 1 if kind == "16-bit" and bits < 16 else None
         return Depth(
             kind,
             stated=stated,

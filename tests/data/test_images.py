@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageOps
 
 from foldfuse.data.dataset import Sample
+from foldfuse.data.image_file import read_header
 from foldfuse.data.images import PAD_VALUE, ImageCache, Letterbox, canvas_for, load_image, scale_of
 from foldfuse.detections import Detections
 from foldfuse.errors import InputError
@@ -61,11 +62,24 @@ def test_an_image_is_shrunk_to_the_longest_side_and_never_enlarged(tmp_path, suf
     np.testing.assert_allclose(bounds(image), [shape[1] // 2, shape[0] / 2, shape[1], shape[0]], atol=1)
 
 
-def test_the_orientation_tag_is_not_applied(tmp_path):
+@pytest.mark.parametrize("suffix", [".png", ".webp", ".tif", ".jpg"])
+@pytest.mark.parametrize("tag", range(1, 9))
+def test_an_orientation_is_applied_as_pillow_does_and_otherwise_pixels_are_as_stored(tmp_path, suffix, tag):
+    pixels = np.kron(np.arange(0, 240, 40, np.uint8).reshape(2, 3), np.ones((16, 16), np.uint8))
     exif = Image.Exif()
-    exif[0x0112] = 6  # "turn by a quarter": COCO's boxes know nothing of it
-    Image.new("RGB", (40, 20)).save(tmp_path / "a.jpg", exif=exif)
-    assert load_image(tmp_path / "a.jpg").shape == (20, 40, 3)
+    exif[0x0112] = tag
+    path = tmp_path / f"a{suffix}"
+    Image.fromarray(pixels).convert("RGB").save(path, exif=exif, **({"lossless": True} if suffix == ".webp" else {}))
+    header = read_header(path)
+    assert (header.orientation, header.stored_size) == (tag, (48, 32))
+    np.testing.assert_allclose(load_image(path)[..., 0], pixels, atol=3)
+    with Image.open(path) as image:
+        upright = np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+    assert header.upright_size == (upright.shape[1], upright.shape[0])
+    np.testing.assert_allclose(load_image(path, orientation=tag), upright, atol=3)
+    small = load_image(path, orientation=tag, longest=24)
+    assert small.shape[:2] == (upright.shape[0] // 2, upright.shape[1] // 2)
+    np.testing.assert_allclose(small[4:-4:8, 4:-4:8], upright[8:-8:16, 8:-8:16], atol=8)
 
 
 @pytest.mark.parametrize("content", [b"", b"no image", b"\x89PNG\r\n\x1a\n broken"])
@@ -114,6 +128,16 @@ def test_an_image_fits_one_side_of_its_canvas_and_the_rest_is_padding(width, hei
     assert (out[:low, :right] == 255).all()
     assert (out[low:] == PAD_VALUE).all()
     assert (out[:, right:] == PAD_VALUE).all()
+
+
+@pytest.mark.parametrize(
+    ("width", "height", "canvas"), [(100, 67, (160, 160)), (333, 1000, (64, 64)), (641, 13, (64, 64))]
+)
+def test_a_box_around_the_image_covers_whole_pixels_of_the_canvas(width, height, canvas):
+    letterbox = Letterbox(width, height, canvas)
+    out = letterbox.apply(np.full((height, width, 3), 255, np.uint8))
+    covered = letterbox.apply_boxes(np.array([[0, 0, width, height]]))[0]
+    np.testing.assert_allclose(covered, bounds(out, above=254), atol=1e-4)
 
 
 @pytest.mark.parametrize("canvas", [(32, 64), (64, 64), (160, 96), (320, 320)])

@@ -64,7 +64,10 @@ def has_one_colour(image: ImageArray) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Letterbox:
-    """Scales an image by one factor, puts it at the top left of a canvas, and pads the rest; maps boxes both ways.
+    """Scales an image to fit a canvas, puts it at the top left, and pads the rest; maps boxes both ways.
+
+    The sides on the canvas are whole pixels, so their factors differ from `scale` by up to half a pixel of the canvas, and boxes
+    follow them.
 
     Attributes:
         width, height: size of the image in its file, in pixels.
@@ -77,13 +80,24 @@ class Letterbox:
 
     @property
     def scale(self) -> float:
-        """Canvas pixels per image pixel."""
+        """Canvas pixels per image pixel, before the sides become whole pixels."""
         return min(self.canvas[0] / self.height, self.canvas[1] / self.width)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(width, height) of the image on the canvas."""
+        return max(1, round(self.width * self.scale)), max(1, round(self.height * self.scale))
+
+    @property
+    def _factors(self) -> Array:
+        """(4,): canvas pixels per image pixel of x, y, x, y."""
+        factors: Array = np.array([self.size[0] / self.width, self.size[1] / self.height] * 2)
+        return factors
 
     def apply(self, image: ImageArray) -> ImageArray:
         """The canvas (*canvas, 3) with the image (H, W, 3) on it; the image may have been shrunk by `load_image`."""
         out = np.full((*self.canvas, 3), PAD_VALUE, np.uint8)
-        size = (max(1, round(self.width * self.scale)), max(1, round(self.height * self.scale)))
+        size = self.size
         if image.shape[:2] != (size[1], size[0]):
             image = np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BILINEAR))
         out[: size[1], : size[0]] = image[: self.canvas[0], : self.canvas[1]]
@@ -91,12 +105,12 @@ class Letterbox:
 
     def apply_boxes(self, boxes: Array) -> Array:
         """(n, 4) xyxy in image pixels -> in canvas pixels."""
-        return boxes * self.scale
+        return boxes * self._factors
 
     def invert_boxes(self, detections: Detections) -> Detections:
         """Detections in canvas pixels -> in image pixels, clipped to the image; boxes wholly on the padding are dropped."""
         limit = np.array([self.width, self.height, self.width, self.height], np.float32)
-        boxes = np.clip(detections.boxes / np.float32(self.scale), 0, limit)
+        boxes = np.clip(detections.boxes / self._factors.astype(np.float32), 0, limit)
         kept = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
         return Detections(boxes[kept], detections.scores[kept], detections.labels[kept])
 

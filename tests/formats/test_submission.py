@@ -44,9 +44,9 @@ def test_the_contests_csv_to_the_letter(dataset: Dataset, tmp_path: Path) -> Non
     path = write_submission(some(dataset), dataset, tmp_path / "submission.csv", "contest_csv")
     assert path.read_bytes().decode() == (
         "PredictionString,image_id\n"
-        "2 0.900000 1.500 2.000 30.250 40.000 0 0.001000 3.000 4.000 5.000 6.000 ,test/0000.jpg\n"
+        "2 0.9 1.500 2.000 30.250 40.000 0 0.001 3.000 4.000 5.000 6.000 ,test/0000.jpg\n"
         ",test/0001.jpg\n"
-        "1 0.100000 0.000 0.000 10.000 10.000 0 0.700000 90.000 60.000 96.000 64.000 ,test/0002.jpg\n"
+        "1 0.1 0.000 0.000 10.000 10.000 0 0.7 90.000 60.000 96.000 64.000 ,test/0002.jpg\n"
     )
     with path.open(newline="") as file:
         assert [row["PredictionString"] for row in csv.DictReader(file)][1] == ""  # empty, not NaN
@@ -89,8 +89,8 @@ def test_a_missing_image_is_refused_and_the_old_file_stays(dataset: Dataset, tmp
         (lambda text: text.replace("PredictionString,image_id", "image_id,PredictionString"), "line 2"),
         (lambda text: text.replace(",test/0001.jpg\n", ""), "has 2 rows, expected 3, .*; test/0001.jpg has none"),
         (lambda text: text.replace("test/0001.jpg", "0001.jpg"), "line 3: image_id '0001.jpg' is no file_name"),
-        (lambda text: text.replace(",test/0001.jpg", "nan,test/0001.jpg"), "line 3: holds nan"),
-        (lambda text: text.replace("0.900000", "90"), "line 2: a box has the score 90"),
+        (lambda text: text.replace(",test/0001.jpg", "nan,test/0001.jpg"), "line 3: holds .nan."),
+        (lambda text: text.replace("0.9", "90"), "line 2: a box has the score 90"),
     ],
 )
 def test_a_broken_submission_is_named(

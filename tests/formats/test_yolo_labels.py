@@ -50,7 +50,7 @@ def test_every_image_has_a_file(tmp_path: Path) -> None:
     box = Detections(np.array([[90.0, 40, 110, 60]]), np.array([0.25]), np.array([1]))
     found = Predictions.of({1: box, 0: box[:0]}, dataset.classes)
     path = write_predictions(found, tmp_path / "labels", dataset, format="yolo")
-    line = "1 0.50000000 0.50000000 0.10000000 0.20000000 0.250000\n"
+    line = "1 0.50000000 0.50000000 0.10000000 0.20000000 0.25\n"
     assert files_in(path) == {"x.txt": "", "y.v2.txt": line}
     assert list(tmp_path.iterdir()) == [path]
 
@@ -95,7 +95,7 @@ def test_a_folder_that_is_not_empty_stays_unchanged(tmp_path: Path) -> None:
         ("1 0.5 0.5 0.1 high 0.2", "line 2: .* is not numbers"),
         ("1 0.5 0.5 0.1 0.2 \udcff", "is not text in UTF-8"),
         ("1 0.5 0.5 0.1 0.2 1.5", "line 2 has the score 1.5"),
-        ("2 0.5 0.5 0.1 0.2 0.5", r"line 2 has the label 2, expected 0\.\.1"),
+        ("2 0.5 0.5 0.1 0.2 0.5", r"line 2: class 2 is not in test.json"),
     ],
 )
 def test_a_bad_line_is_named(tmp_path: Path, line: str, message: str) -> None:

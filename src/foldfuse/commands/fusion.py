@@ -17,6 +17,7 @@ from foldfuse.detections import Predictions
 from foldfuse.ensemble.ensemble import EnsembleReport, apply_ensemble, build_ensemble, read_ensemble
 from foldfuse.errors import InputError
 from foldfuse.formats.predictions import write_predictions
+from foldfuse.formats.raw_boxes import ReadAs
 from foldfuse.fusion import methods
 from foldfuse.system import printing
 
@@ -34,6 +35,8 @@ def fuse(
     weight: options.Weights = (),
     ensemble: Path | None = None,
     input_format: options.InputFormat = None,
+    image_ids: options.ImageIds = None,
+    category_ids: options.CategoryIds = None,
     classes_from: options.ClassesFrom = None,
     images: options.Images = None,
     ignore_orientation: options.IgnoreOrientation = False,
@@ -61,12 +64,16 @@ def fuse(
     options.refuse_overwrite(out, overwrite, inputs=[*predictions, data, images, ensemble])
     if ensemble is not None and (weight, method, iou, score_threshold) != ((), "wbf", 0.55, 0.0):
         raise InputError("--ensemble decides --method, --iou, --score-threshold and --weight. Leave those options out.")
-    dataset = read_images(data, classes_from=classes_from, images=images, ignore_orientation=ignore_orientation)
+    dataset = read_images(
+        data, classes_from=classes_from, predictions=predictions, images=images, ignore_orientation=ignore_orientation
+    )
     if ensemble is None:
-        members = [read_file(path, dataset, input_format) for path in predictions]
+        members = [read_file(path, dataset, ReadAs(input_format, image_ids, category_ids)) for path in predictions]
         fused = methods.fuse(members, method=method, iou=iou, score_threshold=score_threshold, weights=weight or None)
     else:
-        fused = apply_ensemble(read_ensemble(ensemble), read_members(predictions, dataset, input_format))
+        chosen = read_ensemble(ensemble)
+        read_as = ReadAs(input_format, image_ids, category_ids)
+        fused = apply_ensemble(chosen, read_members(predictions, dataset, read_as, names=chosen.weights))
     return write_predictions(fused, out, dataset)
 
 
@@ -80,6 +87,8 @@ def ensemble(
     folds: options.NumFolds = DEFAULT_FOLDS,
     seed: options.Seed = 0,
     input_format: options.InputFormat = None,
+    image_ids: options.ImageIds = None,
+    category_ids: options.CategoryIds = None,
     images: options.Images = None,
     ignore_orientation: options.IgnoreOrientation = False,
     overwrite: options.Overwrite = False,
@@ -104,7 +113,9 @@ def ensemble(
     dataset = read(data, images=images, ignore_orientation=ignore_orientation)
     if folds > max(len(dataset), DEFAULT_FOLDS):
         raise InputError(f"--folds {folds}: {data} has {len(dataset)} images. Ask for at most one fold an image.")
-    dataset, members = _common_images(dataset, read_members(predictions, dataset, input_format))
+    dataset, members = _common_images(
+        dataset, read_members(predictions, dataset, ReadAs(input_format, image_ids, category_ids))
+    )
     report = build_ensemble(members, dataset, metric=metric, seconds=budget, folds=folds, seed=seed)
     report.ensemble.write(out)
     _print_report(report, printing.console())

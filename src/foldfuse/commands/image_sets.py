@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from foldfuse.data.dataset import Dataset
 from foldfuse.data.readers.coco import read
 from foldfuse.errors import InputError
+from foldfuse.formats.parquet import is_parquet, parquet_classes
 from foldfuse.storage.run import Run
 
 
 def read_images(
-    data: Path, *, classes_from: Path | None, images: Path | None = None, ignore_orientation: bool = False
+    data: Path,
+    *,
+    classes_from: Path | None,
+    predictions: Sequence[Path] = (),
+    images: Path | None = None,
+    ignore_orientation: bool = False,
 ) -> Dataset:
-    """The images of `data`, without annotations, and with the classes of `classes_from` where `data` has none.
+    """The images of `data`, without annotations; where `data` has no classes, with those of `classes_from` or `predictions`.
 
     Args:
         data: a dataset of any layout, or a folder or list of images.
         classes_from: training data, or the folder of a run.
+        predictions: files of predictions, of which Parquet names the classes.
         images, ignore_orientation: see `data.readers.coco.read`.
 
     Raises:
@@ -25,6 +33,10 @@ def read_images(
     """
     dataset = read(data, annotated=False, images=images, ignore_orientation=ignore_orientation)
     if classes_from is None:
+        parquet = next((path for path in predictions if is_parquet(path)), None)
+        if not dataset.classes and parquet is not None:
+            names, ids = parquet_classes(parquet)
+            return dataset.with_classes(names, ids or range(1, len(names) + 1))
         if not dataset.classes:
             raise InputError(
                 f"{data}: has no categories, so the classes of the predictions are not known. Add --classes-from with the "

@@ -2,31 +2,72 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from foldfuse.data.dataset import Dataset
 from foldfuse.detections import Predictions
 from foldfuse.errors import InputError
-from foldfuse.formats.predictions import read_prediction_file
+from foldfuse.formats.predictions import PredictionFile, read_prediction_file
+from foldfuse.formats.raw_boxes import ReadAs
 from foldfuse.system import printing
 
 
-def read_file(path: Path, dataset: Dataset, input_format: str | None) -> Predictions:
-    """The predictions in a file; prints the format that was detected, and a warning where boxes are repeated."""
-    file = read_prediction_file(path, dataset, format=input_format)
+def read_file(path: Path, dataset: Dataset, read_as: ReadAs) -> Predictions:
+    """The predictions in a file; prints how the file was read, and what may be wrong with it."""
+    return read_and_tell(path, dataset, read_as).predictions
+
+
+def read_and_tell(path: Path, dataset: Dataset, read_as: ReadAs) -> PredictionFile:
+    """A prediction file; prints how the file was read, and what may be wrong with it."""
+    file = read_prediction_file(path, dataset, read_as)
     for note in file.notes():
         printing.write(f"{path}: {note}", to_stderr=True)
-    return file.predictions
+    return file
 
 
-def read_members(paths: Sequence[Path], dataset: Dataset, input_format: str | None) -> dict[str, Predictions]:
-    """{name of the file without its ending: its predictions}. Raises InputError where two files have the same name."""
-    members: dict[str, Predictions] = {}
-    for path in paths:
-        if path.stem in members:
+def read_members(
+    paths: Sequence[Path], dataset: Dataset, read_as: ReadAs, *, names: Iterable[str] = ()
+) -> dict[str, Predictions]:
+    """{name: predictions} of the members of an ensemble.
+
+    Args:
+        paths: their files.
+        dataset: the images that they predict.
+        read_as: how the files are to be read.
+        names: the names that the members must have, where an ensemble gives them; by default those of `member_names`.
+
+    Raises:
+        InputError: a file is given twice or cannot be used, or a name fits several files.
+    """
+    if len(set(map(Path.resolve, paths))) < len(paths):
+        twice = next(path for i, path in enumerate(paths) if path.resolve() in {p.resolve() for p in paths[:i]})
+        raise InputError(f"{twice}: is given twice. Give each member once.")
+    named = dict(zip(member_names(paths), paths, strict=True))
+    for name in names:
+        fitting = [path for path in paths if ends_in(path, name)]
+        if len(fitting) > 1:
             raise InputError(
-                f"{path}: there is another file called {path.stem}. Members are named after their files: rename one."
+                f"the ensemble's member {name!r} may be {fitting[0]} or {fitting[1]}. Give one of the two files alone, or rename one."
             )
-        members[path.stem] = read_file(path, dataset, input_format)
-    return members
+        if fitting:
+            named = {other: path for other, path in named.items() if path != fitting[0]} | {name: fitting[0]}
+    return {name: read_file(path, dataset, read_as) for name, path in named.items()}
+
+
+def member_names(paths: Sequence[Path]) -> list[str]:
+    """The name of each file without its ending; with the folders before it, such as "a/oof", where files have the same name."""
+    names = []
+    for path in paths:
+        parts = path.resolve().with_suffix("").parts
+        length = 1
+        while length < len(parts) and sum(ends_in(other, "/".join(parts[-length:])) for other in paths) > 1:
+            length += 1
+        names.append("/".join(parts[-length:]))
+    return names
+
+
+def ends_in(path: Path, name: str) -> bool:
+    """Whether the path of a file without its ending ends in the folders and the file of `name`."""
+    parts, wanted = path.resolve().with_suffix("").parts, tuple(name.split("/"))
+    return parts[-len(wanted) :] == wanted

@@ -20,6 +20,7 @@ from foldfuse.evaluation.coco import Score, score_predictions
 from foldfuse.evaluation.diagnosis import ERRORS, Diagnosis, diagnose
 from foldfuse.evaluation.metrics import measure
 from foldfuse.formats.predictions import write_predictions
+from foldfuse.formats.raw_boxes import ReadAs
 from foldfuse.formats.submission import SubmissionFormat, write_submission
 from foldfuse.system import printing
 
@@ -46,6 +47,8 @@ def convert(
     out: options.Out,
     format: str | None = None,
     input_format: options.InputFormat = None,
+    image_ids: options.ImageIds = None,
+    category_ids: options.CategoryIds = None,
     classes_from: options.ClassesFrom = None,
     images: options.Images = None,
     ignore_orientation: options.IgnoreOrientation = False,
@@ -68,8 +71,12 @@ def convert(
         foldfuse convert a.json data/test.json --format yolo --out labels
     """
     options.refuse_overwrite(out, overwrite, inputs=[predictions, data, images])
-    dataset = read_images(data, classes_from=classes_from, images=images, ignore_orientation=ignore_orientation)
-    return write_predictions(read_file(predictions, dataset, input_format), out, dataset, format=format)
+    dataset = read_images(
+        data, classes_from=classes_from, predictions=[predictions], images=images, ignore_orientation=ignore_orientation
+    )
+    return write_predictions(
+        read_file(predictions, dataset, ReadAs(input_format, image_ids, category_ids)), out, dataset, format=format
+    )
 
 
 def submit(
@@ -80,6 +87,8 @@ def submit(
     format: SubmissionFormat = "contest_csv",
     max_detections: options.MaxDetections = None,
     input_format: options.InputFormat = None,
+    image_ids: options.ImageIds = None,
+    category_ids: options.CategoryIds = None,
     classes_from: options.ClassesFrom = None,
     images: options.Images = None,
     ignore_orientation: options.IgnoreOrientation = False,
@@ -101,8 +110,10 @@ def submit(
         foldfuse submit a.parquet data/test.json --format coco_json --max-detections 100 --out submission.json
     """
     options.refuse_overwrite(out, overwrite, is_file=True, inputs=[predictions, data, images])
-    dataset = read_images(data, classes_from=classes_from, images=images, ignore_orientation=ignore_orientation)
-    detections = read_file(predictions, dataset, input_format)
+    dataset = read_images(
+        data, classes_from=classes_from, predictions=[predictions], images=images, ignore_orientation=ignore_orientation
+    )
+    detections = read_file(predictions, dataset, ReadAs(input_format, image_ids, category_ids))
     return write_submission(detections, dataset, out, format, max_detections=max_detections)
 
 
@@ -113,6 +124,8 @@ def score(
     other: Path | None = None,
     metric: options.Metric = "ap50",
     input_format: options.InputFormat = None,
+    image_ids: options.ImageIds = None,
+    category_ids: options.CategoryIds = None,
     images: options.Images = None,
     ignore_orientation: options.IgnoreOrientation = False,
 ) -> None:
@@ -132,7 +145,7 @@ def score(
     """
     dataset = read(data, images=images, ignore_orientation=ignore_orientation)
     paths = [predictions] if other is None else [predictions, other]
-    files = [read_file(path, dataset, input_format) for path in paths]
+    files = [read_file(path, dataset, ReadAs(input_format, image_ids, category_ids)) for path in paths]
     dataset = _scored_images(dataset, dict(zip(paths, files, strict=True)))
     files = [each.select_images(dataset.image_ids) for each in files]
     names = ["score"] if other is None else _file_names(paths)

@@ -13,6 +13,7 @@ from foldfuse.data.readers.coco import read
 from foldfuse.detections import Predictions
 from foldfuse.errors import InputError
 from foldfuse.formats.predictions import write_predictions
+from foldfuse.formats.raw_boxes import ReadAs
 from foldfuse.inference.classifier import crop_encoder
 from foldfuse.inference.crop_features import CropEncoder, imagenet_encoder
 from foldfuse.inference.learnt_images import learnt_ids
@@ -40,6 +41,8 @@ def rescore(
     seed: options.Seed = 0,
     device: options.Device = "auto",
     input_format: options.InputFormat = None,
+    image_ids: options.ImageIds = None,
+    category_ids: options.CategoryIds = None,
     images: options.Images = None,
     ignore_orientation: options.IgnoreOrientation = False,
     overwrite: options.Overwrite = False,
@@ -73,7 +76,7 @@ def rescore(
     if (test_predictions is None) != (test is None):
         raise InputError("--test-predictions and --test belong together: give both, or neither.")
     dataset = read(data, images=images, ignore_orientation=ignore_orientation)
-    oof = read_file(predictions, dataset, input_format)
+    oof = read_file(predictions, dataset, ReadAs(input_format, image_ids, category_ids))
     given_folds = None if folds is None else fit_folds(read_folds(folds), dataset.subset(oof), where=str(folds))
     test_data = (
         None if test is None else read(test, annotated=False, images=images, ignore_orientation=ignore_orientation)
@@ -82,7 +85,7 @@ def rescore(
         test_data = test_data.with_classes(dataset.classes, dataset.category_ids)
     test_boxes = None
     if test_data is not None and test_predictions is not None:
-        test_boxes = read_file(test_predictions, test_data, input_format)
+        test_boxes = read_file(test_predictions, test_data, ReadAs(input_format, image_ids, category_ids))
     dataset = open_images(dataset, ignore_orientation=ignore_orientation)
     if test_data is not None:
         test_data = open_images(test_data, ignore_orientation=ignore_orientation, value_ranges=dataset.value_ranges)

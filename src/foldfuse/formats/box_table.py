@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -27,6 +26,9 @@ class BoxTable:
         labels: (n,) int64.
         predicted: ids of the predicted images, including images without boxes.
         where: names the place of box i in the file, for messages.
+        how: how images and classes were read, in words.
+        notes: sentences for the user on what may be wrong.
+        alternatives: {option: the boxes as they would be with it} of the other readings that are possible for the whole file.
     """
 
     image_ids: Array
@@ -35,6 +37,9 @@ class BoxTable:
     labels: Array
     predicted: Sequence[int]
     where: Callable[[int], str]
+    how: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    alternatives: Mapping[str, BoxTable] = field(default_factory=dict)
 
 
 def to_predictions(table: BoxTable, dataset: Dataset) -> Predictions:
@@ -68,7 +73,10 @@ def check_boxes(boxes: Array, scores: Array, labels: Array, dataset: Dataset, wh
             raise InputError(f"{where(i)} has {found(i)}, expected {expected}.")
 
     last = len(dataset.classes) - 1
-    refuse(~((scores >= 0) & (scores <= 1 + OVERSHOOT)), lambda i: f"the score {scores[i]:g}", "a number in 0..1")
+    percent = "; divide percentages by 100" if 2 < scores[np.isfinite(scores)].max(initial=0) <= 100 else ""
+    refuse(
+        ~((scores >= 0) & (scores <= 1 + OVERSHOOT)), lambda i: f"the score {scores[i]:g}", f"a number in 0..1{percent}"
+    )
     refuse(~np.isfinite(boxes).all(1), lambda i: f"the corners {_corners(boxes[i])}", "finite numbers")
     refuse(
         (boxes[:, 2:] < boxes[:, :2]).any(1),
@@ -83,26 +91,7 @@ def _corners(box: Array) -> str:
     return " ".join(f"{v:g}" for v in box)
 
 
-def image_names(dataset: Dataset) -> dict[str, int]:
-    """{name: image id} of the names that a file may use: the file_name; where unique, also the bare name, the stem and the id."""
-    names: dict[str, set[int]] = {}
-    for sample in dataset.samples:
-        path = Path(sample.file_name)
-        for name in (path.with_suffix("").as_posix(), path.name, path.stem, str(sample.id)):
-            names.setdefault(name, set()).add(sample.id)
-    unique = {name: next(iter(ids)) for name, ids in names.items() if len(ids) == 1}
-    return unique | {sample.file_name: sample.id for sample in dataset.samples}
-
-
 def image_sizes(image_ids: Array, dataset: Dataset) -> Array:
     """(n,) image ids -> (n, 2) float64, the image's width and height."""
     size_of = {s.id: (s.width, s.height) for s in dataset.samples}
     return np.array([size_of[i] for i in image_ids.tolist()], np.float64).reshape(-1, 2)
-
-
-def unknown_image(where: str, name: Any, dataset: Dataset) -> InputError:
-    """An InputError for a name that fits no image of the dataset, or several."""
-    return InputError(
-        f"{where}: {name!r} names no image of {dataset.source}, or more than one. Its names look like "
-        f"{dataset.samples[0].file_name!r}; give the data that was predicted."
-    )

@@ -1,94 +1,149 @@
-"""Predictions as COCO results JSON: a list of image_id, category_id, bbox and score."""
+"""Predictions as COCO results JSON: a list of image_id, category_id, bbox and score.
+
+Reading also takes whole COCO documents whose annotations have scores, with their own lists of images and categories; lists under
+a key of an object; and objects of boxes, labels and scores by image, as torchvision's detectors return them.
+"""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from foldfuse.boxes import xywh_to_xyxy, xyxy_to_xywh
+from foldfuse.boxes import xyxy_to_xywh
 from foldfuse.data.dataset import Dataset
-from foldfuse.detections import Array, Predictions
+from foldfuse.detections import Predictions
 from foldfuse.errors import InputError, kind_of, shown
-from foldfuse.formats.box_table import BoxTable, image_names, unknown_image
+from foldfuse.formats.box_forms import FORMS
+from foldfuse.formats.box_table import BoxTable
+from foldfuse.formats.raw_boxes import RawBoxes, ReadAs, parse_numbers, to_table
 from foldfuse.system.atomic_files import write_text
 from foldfuse.system.files import read_json
 
+XYWH = FORMS["xywh"]
+FORMATS = {f"coco_json{'' if form == XYWH else '_' + form.name.removeprefix('xywh_')}": form for form in FORMS.values()}
+NAMES = {form: name for name, form in FORMATS.items()}
+LIST_KEYS = ("annotations", "predictions", "results", "detections")  # of an object that holds the list
+COLUMNS = {
+    "image_id": ("image_id", "image", "file_name", "filename"),
+    "category_id": ("category_id", "category", "label", "class"),
+    "bbox": ("bbox", "box"),
+    "score": ("score", "confidence"),
+}
+EXPECTED = "an object with image_id, category_id, bbox [left, top, width, height] and score"
+
 
 def write_coco(predictions: Predictions, path: Path, dataset: Dataset) -> None:
-    """Write COCO results JSON: a list of {image_id, category_id, bbox, score}, in the organiser's ids."""
-    category = np.array(dataset.category_ids, np.int64)[predictions.labels].tolist()
-    image = predictions.image_ids[predictions.image_index].tolist()
+    """Write COCO results JSON: a list of {image_id, category_id, bbox, score} in the organiser's ids, scores with all digits."""
+    ids, categories = {s.id: s.organiser_id for s in dataset.samples}, dataset.organiser_category_ids
+    image = [ids[i] for i in predictions.image_ids[predictions.image_index].tolist()]
     boxes = np.round(xyxy_to_xywh(predictions.boxes.astype(np.float64)), 3).tolist()
-    scores = np.round(predictions.scores.astype(np.float64), 6).tolist()
     rows = [
-        {"image_id": i, "category_id": c, "bbox": b, "score": s}
-        for i, c, b, s in zip(image, category, boxes, scores, strict=True)
+        f'{{"image_id": {json.dumps(i)}, "category_id": {json.dumps(categories[k])}, "bbox": {json.dumps(b)}, "score": {s}}}'
+        for i, k, b, s in zip(image, predictions.labels.tolist(), boxes, score_texts(predictions), strict=True)
     ]
-    write_text(path, json.dumps(rows))
+    write_text(path, f"[{', '.join(rows)}]")
 
 
-def read_coco(path: Path, dataset: Dataset) -> BoxTable:
+def score_texts(predictions: Predictions) -> list[str]:
+    """The shortest decimal of each score that keeps it apart from every other score."""
+    narrow = predictions.scores.astype(np.float32)
+    if np.array_equal(narrow, predictions.scores):  # a network's scores: the shortest text of a float32
+        return [str(score) for score in narrow]
+    return [repr(score) for score in predictions.scores.tolist()]
+
+
+def read_coco(path: Path, dataset: Dataset, read_as: ReadAs) -> BoxTable:
     """The boxes of a COCO results file; an image of `dataset` without a row counts as predicted, without boxes.
 
     Raises:
-        InputError: the file is no such list, or a row is incomplete or of no known image or category.
+        InputError: the file is no such list, a row is incomplete or of no known image or category, or the file can be read in
+            two ways that differ.
     """
-    rows = read_json(path, what="COCO results JSON")
+    content = read_json(path, what="COCO results JSON")
+    form = FORMATS[read_as.format or "coco_json"]
+    rows, document = content, None
+    where: Callable[[int], str] = lambda i: f"{path}: row {i}"  # noqa: E731
+    if isinstance(content, dict) and (by_image := _rows_by_image(content)) is not None:
+        rows, places = by_image
+        where = places.__getitem__
+        form = FORMS["xyxy"] if read_as.format is None else form
+    elif isinstance(content, dict):
+        key = next((key for key in LIST_KEYS if isinstance(content.get(key), list)), None)
+        if key is None:
+            raise InputError(f"{path}: holds an object without a list of predictions, expected COCO results: a list.")
+        rows, document = content[key], content
+        where = lambda i: f"{path}: {key} {i}"  # noqa: E731
     if not isinstance(rows, list):
         raise InputError(f"{path}: holds {kind_of(rows)}, expected COCO results: a list of objects.")
-    for number, row in enumerate(rows):
-        if not isinstance(row, dict) or not {"image_id", "category_id", "bbox", "score"} <= row.keys():
+    names = _column_names(path, rows, where)
+    image_keys: list[Any] = [row[names["image_id"]] for row in rows]
+    class_keys: list[Any] = [row[names["category_id"]] for row in rows]
+    for column, keys in (("image_id", image_keys), ("category_id", class_keys)):
+        bad = next((i for i, key in enumerate(keys) if isinstance(key, bool)), None)
+        if bad is not None:
+            raise InputError(f"{where(bad)}: {column} is {shown(keys[bad])}, expected an id or a name.")
+    if document is not None:
+        image_keys = _by_own_list(image_keys, document.get("images"), "file_name")
+        own = _by_own_list(class_keys, document.get("categories"), "name")
+        class_keys = own if set(own) <= set(dataset.classes) else class_keys
+    raw = RawBoxes(
+        image_keys=image_keys,
+        class_keys=class_keys,
+        numbers=parse_numbers([row[names["bbox"]] for row in rows], where, "'bbox'", "[left, top, width, height]", 4),
+        scores=parse_numbers([row[names["score"]] for row in rows], where, "'score'", "a number", 0),
+        where=where,
+        form=form,
+        is_form_given=read_as.format is not None,
+        convention="id",
+        class_word="category_id",
+        option=NAMES.__getitem__,
+    )
+    return to_table(raw, path, dataset, read_as)
+
+
+def _column_names(path: Path, rows: Sequence[Any], where: Callable[[int], str]) -> dict[str, str]:
+    """{column: its key in all rows}. Raises InputError at the first row that is incomplete."""
+    names = {}
+    for column, known in COLUMNS.items():
+        first = rows[0] if rows and isinstance(rows[0], dict) else {}
+        names[column] = next((name for name in known if name in first), column)
+    wanted = set(names.values())
+    for i, row in enumerate(rows):
+        if isinstance(row, dict) and wanted <= row.keys():
+            continue
+        lacking = [name for name in names.values() if name not in row] if isinstance(row, dict) else []
+        if lacking == [names["score"]] and i == 0:
             raise InputError(
-                f"{path}: row {number} is {shown(row)}, expected an object with image_id, category_id, "
-                "bbox [left, top, width, height] and score."
+                f"{path}: its boxes have no scores, as annotations have none. Give predictions, each with its score."
             )
-    id_of: dict[Any, int] = {
-        **image_names(dataset),
-        **{str(i): i for i in dataset.image_ids},
-        **{i: i for i in dataset.image_ids},
+        raise InputError(f"{where(i)} is {shown(row)}, expected {EXPECTED}.")
+    return names
+
+
+def _by_own_list(keys: list[Any], rows: Any, name: str) -> list[Any]:
+    """The names that a document's own list gives to all keys; the keys themselves where it does not."""
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        return keys
+    named = {
+        row["id"]: row[name] for row in rows if isinstance(row.get("id"), (int, str)) and isinstance(row.get(name), str)
     }
-    label_of = {category_id: label for label, category_id in enumerate(dataset.category_ids)}
-    image_ids = _look_up(path, rows, "image_id", id_of, dataset)
-    labels = _look_up(path, rows, "category_id", label_of | {str(i): k for i, k in label_of.items()}, dataset)
-    boxes = _floats(path, rows, "bbox", (4,))
-    scores = _floats(path, rows, "score", ())
-    with np.errstate(invalid="ignore"):  # to_predictions refuses infinite numbers, and names the row
-        xyxy = xywh_to_xyxy(boxes)
-    return BoxTable(image_ids, xyxy, scores, labels, dataset.image_ids, lambda i: f"{path}: row {i}")
+    known = all(isinstance(key, (int, str)) and key in named for key in keys)
+    return [named[key] for key in keys] if known else keys
 
 
-def _look_up(path: Path, rows: list[dict[str, Any]], key: str, known: dict[Any, int], dataset: Dataset) -> Array:
-    """(n,) int64: the value in `known` of each row[key]."""
-    try:
-        return np.array([known[row[key]] for row in rows], np.int64)
-    except (KeyError, TypeError):  # TypeError: a list cannot be looked up
-        number, value = next(
-            (i, row[key]) for i, row in enumerate(rows) if isinstance(row[key], (list, dict)) or row[key] not in known
-        )
-        where = f"{path}: row {number}"
-        if key == "image_id":
-            raise unknown_image(where, value, dataset) from None
-        raise InputError(
-            f"{where}: category_id {value!r} is not in {dataset.source} (known: {', '.join(map(str, dataset.category_ids))})."
-        ) from None
-
-
-def _floats(path: Path, rows: list[dict[str, Any]], key: str, shape: tuple[int, ...]) -> Array:
-    """(n, *shape) float64 of each row[key]."""
-
-    def numbers(value: Any) -> Array | None:
-        try:
-            array = np.array(value)
-        except ValueError:  # lists of unequal lengths
+def _rows_by_image(content: dict[str, Any]) -> tuple[list[dict[str, Any]], list[str]] | None:
+    """The rows of an object {image: {boxes, labels, scores}} and their places; None for another object."""
+    rows, places = [], []
+    for image, one in content.items():
+        if not isinstance(one, dict) or not all(isinstance(one.get(k), list) for k in ("boxes", "labels", "scores")):
             return None
-        return array.astype(np.float64) if array.dtype.kind in "iuf" else None
-
-    whole = numbers([row[key] for row in rows]) if rows else np.zeros((0, *shape))
-    if whole is not None and whole.shape == (len(rows), *shape):
-        return whole
-    bad = next(i for i, row in enumerate(rows) if (one := numbers(row[key])) is None or one.shape != shape)
-    expected = "[left, top, width, height]" if shape else "a number"
-    raise InputError(f"{path}: row {bad}: {key!r} is {json.dumps(rows[bad][key])[:80]}, expected {expected}.")
+        if not len(one["boxes"]) == len(one["labels"]) == len(one["scores"]):
+            return None
+        for i, (box, label, score) in enumerate(zip(one["boxes"], one["labels"], one["scores"], strict=True)):
+            rows.append({"image_id": image, "category_id": label, "bbox": box, "score": score})
+            places.append(f"image {shown(image)}, box {i}")
+    return (rows, places) if content else None

@@ -13,8 +13,9 @@ import pyarrow.parquet as pq
 from foldfuse.data.dataset import Dataset
 from foldfuse.detections import Predictions
 from foldfuse.errors import InputError
-from foldfuse.formats.box_table import check_boxes, unknown_image
+from foldfuse.formats.box_table import check_boxes
 from foldfuse.system.atomic_files import atomic
+from foldfuse.system.files import read_start
 
 
 def check_classes(classes: tuple[str, ...], dataset: Dataset, where: str) -> None:
@@ -26,9 +27,35 @@ def check_classes(classes: tuple[str, ...], dataset: Dataset, where: str) -> Non
         )
 
 
-def write_parquet(predictions: Predictions, path: Path) -> None:
-    """Write predictions as Parquet, complete: images without boxes, the class names and the learnt images too."""
-    facts: dict[str, list[Any]] = {"classes": list(predictions.classes)}
+def is_parquet(path: Path) -> bool:
+    """Whether a path is a file that starts as Parquet does."""
+    return path.is_file() and read_start(path, what="predictions", num_bytes=4) == b"PAR1"
+
+
+def parquet_classes(path: Path) -> tuple[tuple[str, ...], tuple[int, ...]]:
+    """The class names of a Parquet file of predictions, and the category ids, () in files that do not keep them.
+
+    Raises:
+        InputError: the file is no such file.
+    """
+    try:
+        with pq.ParquetFile(path) as file:
+            about = json.loads(file.schema_arrow.metadata[b"foldfuse"])
+        return tuple(map(str, about["classes"])), tuple(map(int, about.get("category_ids", ())))
+    except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
+        raise _damaged(path, error) from None
+
+
+def _damaged(path: Path, error: Exception) -> InputError:
+    return InputError(f"{path}: is not a Parquet file of predictions ({error}). Write it with foldfuse convert.")
+
+
+def write_parquet(predictions: Predictions, path: Path, dataset: Dataset) -> None:
+    """Write predictions as Parquet, complete: images without boxes, the classes and the learnt images too."""
+    facts: dict[str, list[Any]] = {
+        "classes": list(predictions.classes),
+        "category_ids": list(dataset.organiser_category_ids),
+    }
     if predictions.learnt_ids:
         facts["learnt_ids"] = sorted(predictions.learnt_ids)
     offsets = pa.array(predictions.offsets, pa.int64())
@@ -69,9 +96,7 @@ def read_parquet(path: Path, dataset: Dataset) -> Predictions:
             for name, kind in types.items()
         }
     except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
-        raise InputError(
-            f"{path}: is not a Parquet file of predictions ({error}). Write it with foldfuse convert."
-        ) from None
+        raise _damaged(path, error) from None
     check_classes(classes, dataset, str(path))
     image_ids = columns["image_id"].to_numpy(zero_copy_only=False)
     lengths = {name: np.diff(columns[name].offsets.to_numpy()) for name in ("boxes", "scores", "labels")}
@@ -89,7 +114,10 @@ def read_parquet(path: Path, dataset: Dataset) -> Predictions:
             )
     known = np.isin(image_ids, np.array(dataset.image_ids, np.int64))
     if not known.all():
-        raise unknown_image(f"{path}: row {int(np.argmin(known))}", int(image_ids[np.argmin(known)]), dataset)
+        raise InputError(
+            f"{path}: row {int(np.argmin(known))}: {image_ids[np.argmin(known)]} names no image of {dataset.source} ("
+            f"{int((~known).sum())} of the file's {len(known)} images are unknown). Give the data that was predicted."
+        )
     distinct, counts = np.unique(image_ids, return_counts=True)
     if (counts > 1).any():
         raise InputError(f"{path}: image id {distinct[counts > 1][0]} has {counts.max()} rows. Keep one row per image.")

@@ -1,37 +1,42 @@
 """Reads and writes CSV files of prediction strings: one row per image, all its boxes as words in one cell.
 
-Layouts differ in the words before a box (label and score, in either order, or the score alone), in the meaning of its four
-numbers (xyxy, xywh, cxcywh) and in their unit (pixels, or fractions of the image's width and height: "normalized").
-The contest's header stands for the contest's layout. Under another header the numbers rule most layouts out; the reader takes
-the only layout that is left, and asks the caller to choose if several are left.
+Layouts differ in the words before a box (label and score, in either order, or the score alone) and in the form of its four
+numbers (see `box_forms`). The contest's header stands for the contest's layout. Under another header the numbers rule most
+layouts out; the reader takes the only layout that is left, and asks the caller to choose if several are left.
+
+A label is a position in the classes from 0, or the name of a class. Where a contest writes an image without boxes as one box of a
+single pixel in a class of its own ("14 1 0 0 1 1", "none 1 0 0 1 1"), this box is no box.
 """
 
 from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from itertools import pairwise, product
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from foldfuse.boxes import xywh_to_xyxy, xyxy_to_xywh
 from foldfuse.data.dataset import Dataset
 from foldfuse.detections import Array, Predictions
-from foldfuse.errors import InputError
-from foldfuse.formats.box_table import BoxTable, image_names, image_sizes, unknown_image
+from foldfuse.errors import InputError, shown
+from foldfuse.formats.box_forms import FORMS, BoxForm, look_normalized
+from foldfuse.formats.box_table import BoxTable, image_sizes
+from foldfuse.formats.coco_results import score_texts
+from foldfuse.formats.csv_text import IMAGE_COLUMNS, STRING_COLUMNS, CsvFile, plain
 from foldfuse.formats.formulas import tell_of_formulas
+from foldfuse.formats.image_keys import match_images
+from foldfuse.formats.raw_boxes import RawBoxes, ReadAs, as_number, to_table
 from foldfuse.system.atomic_files import write_text
-from foldfuse.system.files import read_text
 
 HEADER = ("PredictionString", "image_id")
 OTHER_HEADER = ("image_id", "PredictionString")  # of other layouts, to tell them from the contest's
-STRING_COLUMNS = {"predictionstring", "prediction_string", "predictions", "prediction"}
-IMAGE_COLUMNS = {"image_id", "imageid", "image", "id", "file_name", "filename", "patientid"}
-SLACK = 0.02  # fraction of the width or height by which a plausible box may reach beyond its image
-MAX_NORMALIZED = 1.5  # coordinates that never exceed this are fractions, not pixels
+NO_BOX = (0.0, 0.0, 1.0, 1.0)  # the numbers of the box that stands for no box, in a class that the data lacks
+STUDY = "_study"  # ends the ids of rows that are about no image
+EMPTY = {"", "nan", "none", "null"}
 
 
 @dataclass(frozen=True)
@@ -40,70 +45,46 @@ class Layout:
 
     Attributes:
         before: the words before the box: "label_score", "score_label" or "score".
-        box: "xyxy", "xywh" (left, top, width, height) or "cxcywh" (centre, width, height).
-        normalized: whether coordinates are fractions of the image's width and height instead of pixels.
+        form: the form of the four numbers.
     """
 
     before: str
-    box: str
-    normalized: bool
+    form: BoxForm
 
     @property
     def name(self) -> str:
         """The layout's name, such as "label_score_xyxy" or "score_xywh_normalized"."""
-        return f"{self.before}_{self.box}{'_normalized' if self.normalized else ''}"
+        return f"{self.before}_{self.form.name}"
 
     @property
     def num_words(self) -> int:
         """Number of words per box."""
         return 4 + len(self.before.split("_"))
 
-    def to_boxes(self, words: Array, sizes: Array) -> tuple[Array, Array, Array]:
-        """(n, num_words) numbers and (n, 2) widths and heights -> xyxy boxes in pixels, scores, labels, not checked."""
-        before = self.before.split("_")
-        scores = words[:, before.index("score")]
-        labels = words[:, before.index("label")] if "label" in before else np.zeros(len(words))
-        boxes = words[:, len(before) :] * (np.tile(sizes, 2) if self.normalized else 1)
-        if self.box == "cxcywh":
-            boxes = np.concatenate([boxes[:, :2] - boxes[:, 2:] / 2, boxes[:, 2:]], 1)
-        return boxes if self.box == "xyxy" else xywh_to_xyxy(boxes), scores, labels
-
-    def to_words(self, boxes: Array, scores: Array, labels: Array, sizes: Array) -> Array:
-        """The inverse of `to_boxes`: (n, num_words) float64."""
-        boxes = boxes.astype(np.float64)
-        if self.box != "xyxy":
-            boxes = xyxy_to_xywh(boxes)
-        if self.box == "cxcywh":
-            boxes = np.concatenate([boxes[:, :2] + boxes[:, 2:] / 2, boxes[:, 2:]], 1)
-        before = [{"score": scores, "label": labels}[word] for word in self.before.split("_")]
-        return np.column_stack([*before, boxes / (np.tile(sizes, 2) if self.normalized else 1)])
+    @property
+    def score_column(self) -> int:
+        """The position of the score among the words."""
+        return self.before.split("_").index("score")
 
     @property
-    def text(self) -> str:
-        """A format string for the words of one box."""
-        before = [{"score": "{:.6f}", "label": "{:.0f}"}[word] for word in self.before.split("_")]
-        return " ".join([*before, *["{:.8f}" if self.normalized else "{:.3f}"] * 4])
+    def label_column(self) -> int | None:
+        """The position of the label among the words; None for a layout without labels."""
+        words = self.before.split("_")
+        return words.index("label") if "label" in words else None
 
-    def fits(self, words: Array, sizes: Array, num_classes: int) -> bool:
-        """Whether every box is plausible in this layout: labels and scores in range, x1 <= x2, y1 <= y2, inside its image."""
-        if "label" not in self.before and num_classes > 1:
-            return False
-        if len(words) and self.normalized != bool((words[:, -4:] <= MAX_NORMALIZED).all()):
-            return False
-        boxes, scores, labels = self.to_boxes(words, sizes)
-        slack = SLACK * np.tile(sizes, 2)
-        return bool(
-            ((scores >= 0) & (scores <= 1)).all()
-            and ((labels >= 0) & (labels < num_classes) & (labels % 1 == 0)).all()
-            and (boxes[:, 2:] >= boxes[:, :2]).all()
-            and ((boxes >= -slack) & (boxes <= np.tile(sizes, 2) + slack)).all()
-        )
+    def words(self, boxes: Array, scores: Sequence[str], labels: Sequence[str], sizes: Array) -> list[str]:
+        """The words of each of n boxes as one text."""
+        digits = 8 if self.form.normalized else 3
+        numbers = self.form.from_xyxy(boxes, sizes).tolist()
+        text = " ".join([f"{{:.{digits}f}}"] * 4)
+        before = [{"score": scores, "label": labels}[word] for word in self.before.split("_")]
+        return [" ".join([*words, text.format(*box)]) for *words, box in zip(*before, numbers, strict=True)]
 
 
 LAYOUTS = {
     layout.name: layout
     for layout in (
-        Layout(before, box, normalized)
+        Layout(before, FORMS[f"{box}{'_normalized' * normalized}"])
         for before, box, normalized in product(
             ("label_score", "score_label", "score"), ("xyxy", "xywh", "cxcywh"), (False, True)
         )
@@ -113,159 +94,305 @@ CONTEST = LAYOUTS["label_score_xyxy"]
 
 
 @dataclass(frozen=True, eq=False)
-class Table:
-    """A CSV of prediction strings, its words as numbers.
+class Strings:
+    """The rows of a CSV of prediction strings that are about images.
 
     Attributes:
-        header: the names of the two columns, in the file's order.
-        image_ids: the image id of each row.
-        words: the words of each row, (number of words,) float64.
+        header: the names of the columns of strings and of images, in the file's order.
+        image_keys: what names the image of each row.
+        words: the words of each row.
         lines: the line number of each row in the file.
+        notes: sentences for the user.
     """
 
     header: tuple[str, ...]
-    image_ids: list[int]
-    words: list[Array]
+    image_keys: list[str]
+    words: list[list[str]]
     lines: list[int]
+    notes: tuple[str, ...]
 
 
-def read_strings(path: Path, dataset: Dataset, *, layout: Layout | None) -> tuple[BoxTable, Layout]:
+def read_strings(path: Path, dataset: Dataset, read_as: ReadAs, csv_file: CsvFile) -> tuple[BoxTable, Layout]:
     """The boxes of a CSV, and their layout: the given one, or the only one that the numbers allow.
 
     Raises:
-        InputError: a row is broken, or the numbers allow several layouts or none.
+        InputError: a row is broken, the numbers allow several layouts or none, or the file can be read in two ways.
     """
-    table = _read_table(path, dataset)
-    counts = {len(words) for words in table.words}
-    if layout is None:
-        layout = _only_layout(path, table, counts, dataset)
+    table = _read_table(path, csv_file)
+    where_row = lambda i: f"{path}: line {table.lines[i]}"  # noqa: E731
+    matched = match_images(table.image_keys, dataset, where=where_row, reading=read_as.image_ids)
+    _refuse_repeats(table, matched.image_ids, where_row)
+    layout = (
+        LAYOUTS[read_as.format] if read_as.format is not None else _only_layout(path, table, matched.image_ids, dataset)
+    )
     for line, words in zip(table.lines, table.words, strict=True):
         if len(words) % layout.num_words:
             raise InputError(
                 f"{path}: line {line} has {len(words)} words, expected {layout.num_words} a box, for {layout.name}."
             )
-    words, image_ids, rows = _stack(table, layout.num_words)
-    boxes, scores, labels = layout.to_boxes(words, image_sizes(image_ids, dataset))
-    lines = np.array(table.lines, np.int64)[rows]
-    if (wrong := labels % 1 != 0).any():
-        i = int(np.argmax(wrong))
-        raise InputError(f"{path}: line {lines[i]} has the label {labels[i]:g}, expected a whole number.")
-    where = lambda i: f"{path}: line {lines[i]}: a box"  # noqa: E731
-    return BoxTable(image_ids, boxes, scores, labels.astype(np.int64), table.image_ids, where), layout
+    grid = _grid(table, layout.num_words)
+    where = lambda i: f"{path}: line {table.lines[grid.rows[i]]}: a box"  # noqa: E731
+    label_keys = None if layout.label_column is None else grid.keys(layout.label_column)
+    numbers = np.column_stack([grid.finite(column, where) for column in range(layout.num_words - 4, layout.num_words)])
+    scores = grid.finite(layout.score_column, where)
+    kept = ~_stands_for_no_box(label_keys, numbers, dataset)
+    boxes = np.flatnonzero(kept).tolist()
+    notes = table.notes
+    if not kept.all():
+        notes += (f"{int((~kept).sum())} boxes of one pixel in a class that {dataset.source} lacks stand for no box.",)
+    raw = RawBoxes(
+        image_keys=[table.image_keys[row] for row in grid.rows[boxes].tolist()],
+        class_keys=None if label_keys is None else [label_keys[i] for i in boxes],
+        numbers=numbers[kept],
+        scores=scores[kept],
+        where=lambda i: where(boxes[i]),
+        form=layout.form,
+        is_form_given=read_as.format is not None,
+        convention="from_zero",
+        class_word="label",
+        option=lambda form: Layout(layout.before, form).name,
+        predicted_keys=table.image_keys,
+        where_predicted=where_row,
+    )
+    result = to_table(raw, path, dataset, read_as)
+    return replace(result, notes=(*notes, *result.notes)), layout
 
 
-def write_strings(predictions: Predictions, path: Path, dataset: Dataset, *, layout: Layout = CONTEST) -> None:
+def write_strings(
+    predictions: Predictions,
+    path: Path,
+    dataset: Dataset,
+    *,
+    layout: Layout = CONTEST,
+    names: Sequence[str] | None = None,
+    labels: Sequence[str] | None = None,
+) -> None:
     """Write a CSV of prediction strings, a row for every image of `dataset`, images without boxes too.
 
-    image_id is the file name. The contest's string repeats `label score xmin ymin xmax ymax ` with 0-based labels in
-    pixels, under the header `PredictionString,image_id`; other layouts have the columns in the other order.
+    The contest's string repeats `label score xmin ymin xmax ymax ` with 0-based labels in pixels, under the header
+    `PredictionString,image_id`; other layouts have the columns in the other order.
+
+    Args:
+        predictions: of all images of `dataset`.
+        path: the file.
+        dataset: the images.
+        layout: the layout of the words.
+        names: image_id of each image; the file name by default.
+        labels: the word of each class; its position from 0 by default.
 
     Raises:
         InputError: an image of `dataset` was not predicted, or the layout has no labels and there are several classes.
     """
-    if "label" not in layout.before and len(dataset.classes) > 1:
+    check_labels(layout, dataset, path)
+    predictions = predictions.select_images(dataset.image_ids)
+    header = HEADER if layout == CONTEST else OTHER_HEADER
+    lines = io.StringIO()
+    writer = csv.writer(lines, lineterminator="\n")
+    writer.writerow(header)
+    names = [sample.file_name for sample in dataset.samples] if names is None else names
+    for name, words in zip(names, box_words(predictions, dataset, layout, labels), strict=True):
+        row = {"PredictionString": "".join(f"{box} " for box in words), "image_id": name}
+        writer.writerow([row[column] for column in header])
+    write_text(path, lines.getvalue())
+    tell_of_formulas(path, names)
+
+
+def check_labels(layout: Layout, dataset: Dataset, path: Path) -> None:
+    """Raises InputError where a layout has no labels and there are several classes."""
+    if layout.label_column is None and len(dataset.classes) > 1:
         raise InputError(
             f"{path}: {layout.name} has no labels, and {dataset.source} has {len(dataset.classes)} classes, expected one; "
             f"choose a layout with labels, such as label_{layout.name}."
         )
-    predictions = predictions.select_images(dataset.image_ids)
+
+
+def box_words(
+    predictions: Predictions, dataset: Dataset, layout: Layout, labels: Sequence[str] | None = None
+) -> list[list[str]]:
+    """For each image of the predictions, the words of each of its boxes as one text."""
     sizes = image_sizes(predictions.image_ids[predictions.image_index], dataset)
-    words = layout.to_words(predictions.boxes, predictions.scores, predictions.labels, sizes).tolist()
-    header = HEADER if layout == CONTEST else OTHER_HEADER
-    box_text = layout.text + " "
-    lines = io.StringIO()
-    writer = csv.writer(lines, lineterminator="\n")
-    writer.writerow(header)
-    for sample, (start, end) in zip(dataset.samples, pairwise(predictions.offsets.tolist()), strict=True):
-        string = "".join(box_text.format(*box) for box in words[start:end])
-        row = {"PredictionString": string, "image_id": sample.file_name}
-        writer.writerow([row[column] for column in header])
-    write_text(path, lines.getvalue())
-    tell_of_formulas(path, [sample.file_name for sample in dataset.samples])
+    texts = [str(label) for label in range(len(dataset.classes))] if labels is None else labels
+    words = layout.words(
+        predictions.boxes, score_texts(predictions), [texts[k] for k in predictions.labels.tolist()], sizes
+    )
+    return [words[start:end] for start, end in pairwise(predictions.offsets.tolist())]
 
 
-def _read_table(path: Path, dataset: Dataset) -> Table:
-    id_of = image_names(dataset)
-    label_of = {name: str(label) for label, name in enumerate(dataset.classes)}
-    image_ids: list[int] = []
-    words: list[Array] = []
-    lines: list[int] = []
-    seen: set[int] = set()
-    csv.field_size_limit(2**31 - 1)
-    try:
-        reader = csv.reader(io.StringIO(read_text(path, what="a CSV of predictions"), newline=""), strict=True)
-        header = tuple(next(reader, ()))
-        string_column, image_column = _columns(path, header)
-        for row in reader:
-            where = f"{path}: line {reader.line_num}"
-            if len(row) != 2:
-                raise InputError(f"{where} has {len(row)} columns, expected 2: {','.join(header)}.")
-            image_id = id_of.get(row[image_column])
-            if image_id is None:
-                raise unknown_image(where, row[image_column], dataset)
-            if image_id in seen:
-                raise InputError(f"{where}: {row[image_column]!r} has two rows. Keep one row per image.")
-            seen.add(image_id)
-            image_ids.append(image_id)
-            words.append(_numbers(row[string_column].split(), label_of, where))
-            lines.append(reader.line_num)
-    except csv.Error as error:
-        raise InputError(f"{path}: is not a CSV ({error}).") from None
-    return Table(header, image_ids, words, lines)
+def _read_table(path: Path, csv_file: CsvFile) -> Strings:
+    strings, images = _columns(path, csv_file)
+    keys, words, lines, studies = [], [], [], 0
+    for row, line in zip(csv_file.rows, csv_file.lines, strict=True):
+        key = row[images].strip()
+        if key.endswith(STUDY):
+            studies += 1
+            continue
+        text = row[strings].strip()
+        keys.append(key)
+        words.append([] if text.lower() in EMPTY else text.split())
+        lines.append(line)
+    notes = (f"{studies} rows about studies (their ids end in {STUDY}) are left out.",) if studies else ()
+    return Strings(tuple(csv_file.header[i] for i in sorted((strings, images))), keys, words, lines, notes)
 
 
-def _columns(path: Path, header: tuple[str, ...]) -> tuple[int, int]:
+def _columns(path: Path, csv_file: CsvFile) -> tuple[int, int]:
     """Indices of the column of strings and of the column of images."""
-    names = [name.strip().lower() for name in header]
-    strings = [i for i, name in enumerate(names) if name in STRING_COLUMNS]
-    images = [i for i, name in enumerate(names) if name in IMAGE_COLUMNS]
-    if len(header) != 2 or len(strings) != 1 or len(images) != 1:
-        extra = " There is an index column: write the file without one." if "" in names else ""
-        raise InputError(f"{path}: line 1: the header is {','.join(header)!r}, expected {','.join(HEADER)!r}.{extra}")
-    return strings[0], images[0]
+    strings, images = csv_file.column(STRING_COLUMNS), csv_file.column(IMAGE_COLUMNS)
+    if strings is None or images is None or len(csv_file.header) != 2:
+        extra = " There is an index column: write the file without one." if "" in csv_file.names else ""
+        raise InputError(
+            f"{path}: line 1: the header is {shown(','.join(csv_file.header))}, expected {','.join(HEADER)!r}, or a row for "
+            f"each box with columns such as image_id,class,confidence,xmin,ymin,xmax,ymax.{extra}"
+        )
+    return strings, images
 
 
-def _numbers(words: Iterable[str], label_of: dict[str, str], where: str) -> Array:
-    """The words as numbers, class names as labels."""
-    words = list(words)
+def _refuse_repeats(table: Strings, image_ids: Array, where: Callable[[int], str]) -> None:
+    seen: set[int] = set()
+    for i, image_id in enumerate(image_ids.tolist()):
+        if image_id in seen:
+            raise InputError(f"{where(i)}: {shown(table.image_keys[i])} has two rows. Keep one row per image.")
+        seen.add(image_id)
+
+
+@dataclass(frozen=True, eq=False)
+class Grid:
+    """The words of all boxes.
+
+    Attributes:
+        words: all words, box after box.
+        numbers: (n, words per box) float64; NaN for a word that is no number.
+        rows: (n,) the row of each box.
+    """
+
+    words: Sequence[str]
+    numbers: Array
+    rows: Array
+
+    def keys(self, column: int) -> list[Any]:
+        """The words of a column: whole numbers as int, others as text."""
+        numbers = self.numbers[:, column]
+        with np.errstate(invalid="ignore"):
+            whole = (numbers % 1 == 0) & (np.abs(numbers) < 2**53)
+        width = self.numbers.shape[1]
+        return [
+            int(number) if is_whole else self.words[i * width + column]
+            for i, (number, is_whole) in enumerate(zip(numbers.tolist(), whole.tolist(), strict=True))
+        ]
+
+    def finite(self, column: int, where: Callable[[int], str]) -> Array:
+        """(n,) float64, the numbers of a column. Raises InputError at the first word that is no finite number."""
+        numbers: Array = self.numbers[:, column]
+        if not np.isfinite(numbers).all():
+            i = int(np.argmin(np.isfinite(numbers)))
+            word = self.words[i * self.numbers.shape[1] + column]
+            raise InputError(f"{where(i)} has the word {shown(word)}, expected a finite number.")
+        return numbers
+
+
+def _grid(table: Strings, num_words: int) -> Grid:
+    """The words of all boxes of `num_words` words; every row must hold whole boxes."""
+    flat = [word for words in table.words for word in words]
     try:
-        numbers = np.array(words, np.float64)
+        numbers = np.array(flat, np.float64)
     except ValueError:
-        try:
-            numbers = np.array([label_of.get(word, word) for word in words], np.float64)
-        except ValueError as error:
-            raise InputError(f"{where}: a word is neither a number nor a class name ({error}).") from None
-    if not np.isfinite(numbers).all():
-        raise InputError(f"{where}: holds {words[int(np.argmin(np.isfinite(numbers)))]}, expected finite numbers.")
-    return numbers
+        numbers = np.array([np.nan if (n := as_number(word)) is None else n for word in flat], np.float64)
+    counts = [len(words) // num_words for words in table.words]
+    return Grid(flat, numbers.reshape(-1, num_words), np.repeat(np.arange(len(counts)), counts))
 
 
-def _only_layout(path: Path, table: Table, counts: set[int], dataset: Dataset) -> Layout:
+def _stands_for_no_box(label_keys: Sequence[Any] | None, numbers: Array, dataset: Dataset) -> Array:
+    """(n,) bool: the boxes of one pixel in the corner of the image whose label is no class."""
+    if label_keys is None:
+        return np.zeros(len(numbers), bool)
+    names = {name.casefold() for name in dataset.classes}
+    result: Array = (numbers == NO_BOX).all(1)
+    for i in np.flatnonzero(result).tolist():
+        key = label_keys[i]
+        result[i] = key.casefold() not in names if isinstance(key, str) else not 0 <= key < len(dataset.classes)
+    return result
+
+
+def _only_layout(path: Path, table: Strings, image_ids: Array, dataset: Dataset) -> Layout:
     """The layout of a CSV: the contest's for the contest's header, else the only layout that the numbers allow."""
-    if table.header == HEADER or counts <= {0}:  # without a single box, all layouts are the same
+    counts = {len(words) for words in table.words}
+    is_contest = tuple(map(plain, table.header)) == tuple(map(plain, HEADER))
+    if counts <= {0}:  # without a single box, all layouts are the same
         return CONTEST
     possible = []
-    for layout in LAYOUTS.values():
-        if not any(count % layout.num_words for count in counts):
-            words, image_ids, _ = _stack(table, layout.num_words)
-            if layout.fits(words, image_sizes(image_ids, dataset), len(dataset.classes)):
-                possible.append(layout)
+    for num_words in (5, 6):
+        if any(count % num_words for count in counts):
+            continue
+        grid = _grid(table, num_words)
+        sizes = image_sizes(image_ids[grid.rows], dataset)
+        possible += [
+            each for each in LAYOUTS.values() if each.num_words == num_words and layout_fits(each, grid, sizes, dataset)
+        ]
+    if is_contest and (CONTEST in possible or not possible):
+        return CONTEST
+    names = " or ".join(layout.name for layout in possible)
+    if is_contest:
+        raise InputError(
+            f"{path}: the header stands for {CONTEST.name}, and the numbers fit {names} alone. Read them with "
+            f"--input-format {possible[0].name}; if they are right as they are, with --input-format {CONTEST.name}."
+        )
     if len(possible) == 1:
         return possible[0]
     if not possible:
+        _refuse_unknown_word(path, table, dataset)
+        one_class = replace(dataset, classes=dataset.classes[:1])
+        if not any(count % 5 for count in counts) and len(dataset.classes) > 1:
+            grid = _grid(table, 5)
+            if any(
+                layout_fits(LAYOUTS[f"score_{box}"], grid, image_sizes(image_ids[grid.rows], dataset), one_class)
+                for box in ("xyxy", "xywh")
+            ):
+                raise InputError(
+                    f"{path}: its boxes have a score and no class, and {dataset.source} has {len(dataset.classes)} classes. "
+                    "Give data of one class, or predictions with classes."
+                )
         raise InputError(
             f"{path}: its numbers fit no known layout: labels, scores or boxes are out of range, or a row is cut "
             f"short. Name the layout with format= or --input-format, one of {', '.join(LAYOUTS)}."
         )
     raise InputError(
-        f"{path}: its numbers fit the layouts {' or '.join(layout.name for layout in possible)}. "
-        "Name the right one with format=, in a command with --input-format."
+        f"{path}: its numbers fit the layouts {names}. Name the right one with format=, in a command with --input-format."
     )
 
 
-def _stack(table: Table, num_words: int) -> tuple[Array, Array, Array]:
-    """All words as (n, num_words), and the image id and the row of each box; every row must hold whole boxes."""
-    counts = np.array([len(words) // num_words for words in table.words], np.int64)
-    words = np.concatenate([np.zeros(0), *table.words]).reshape(-1, num_words)
-    rows = np.repeat(np.arange(len(counts)), counts)
-    return words, np.array(table.image_ids, np.int64)[rows], rows
+def _refuse_unknown_word(path: Path, table: Strings, dataset: Dataset) -> None:
+    """Raises InputError at the first word that is neither a number nor a class, but for those of boxes that stand for none."""
+    names = {name.casefold() for name in dataset.classes}
+    for words, line in zip(table.words, table.lines, strict=True):
+        for i, word in enumerate(words):
+            if (
+                as_number(word) is None
+                and word.casefold() not in names
+                and words[i + 2 : i + 6] != ["0", "0", "1", "1"]
+            ):
+                raise InputError(
+                    f"{path}: line {line}: {shown(word)} is neither a number nor a class of {dataset.source} (known: "
+                    f"{', '.join(dataset.classes[:20])})."
+                )
+
+
+def layout_fits(layout: Layout, grid: Grid, sizes: Array, dataset: Dataset) -> bool:
+    """Whether every box is plausible in a layout: labels and scores in range, x1 <= x2, y1 <= y2, inside its image."""
+    if layout.label_column is None and len(dataset.classes) > 1:
+        return False
+    numbers, scores = grid.numbers[:, -4:], grid.numbers[:, layout.score_column]
+    if not (np.isfinite(numbers).all() and ((scores >= 0) & (scores <= 1)).all()):
+        return False
+    keys = None if layout.label_column is None else grid.keys(layout.label_column)
+    kept = ~_stands_for_no_box(keys, numbers, dataset)
+    if keys is not None:
+        names = {name.casefold() for name in dataset.classes}
+        # 1..K may be labels that count from 1: `match_classes` judges them.
+        known = {
+            k for k in set(keys) if (k.casefold() in names if isinstance(k, str) else 0 <= k <= len(dataset.classes))
+        }
+        if any(is_box and key not in known for key, is_box in zip(keys, kept.tolist(), strict=True)):
+            return False
+    numbers, sizes = numbers[kept], sizes[kept]
+    if len(numbers) and layout.form.normalized != look_normalized(numbers, sizes):
+        return False
+    return bool(layout.form.fits(numbers, sizes).all())

@@ -1,28 +1,37 @@
 """Reads and writes prediction files. The content decides the format of a file that is read, unless the caller names it.
 
 Parquet (Foldfuse's own) is complete: a row for each predicted image, images without boxes too, and the class names.
-COCO results JSON and YOLO folders may leave out images without boxes, so an image of the dataset that they lack counts as
-predicted, without boxes. A CSV of prediction strings has a row for each image.
+COCO results JSON, YOLO folders and CSV files with a row for each box may leave out images without boxes, so an image of the
+dataset that they lack counts as predicted, without boxes. A CSV of prediction strings has a row for each image.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
 from foldfuse.data.dataset import Dataset
 from foldfuse.detections import Predictions
-from foldfuse.errors import InputError, unknown_name
-from foldfuse.formats.box_table import to_predictions
+from foldfuse.errors import InputError, shown, unknown_name
+from foldfuse.formats import box_rows, coco_results
+from foldfuse.formats.box_forms import FORMS as FORMS_OF_BOXES
+from foldfuse.formats.box_rows import is_box_rows, read_box_rows, write_box_rows
+from foldfuse.formats.box_table import BoxTable, to_predictions
+from foldfuse.formats.class_keys import CategoryIds
 from foldfuse.formats.coco_results import read_coco, write_coco
+from foldfuse.formats.csv_text import is_csv_header, read_csv
+from foldfuse.formats.image_keys import ImageIds
 from foldfuse.formats.parquet import check_classes, read_parquet, write_parquet
 from foldfuse.formats.prediction_strings import CONTEST, LAYOUTS, read_strings, write_strings
+from foldfuse.formats.raw_boxes import ReadAs
 from foldfuse.formats.yolo_labels import read_yolo, write_yolo
 from foldfuse.system.files import read_start
 
-FORMATS = ("parquet", "coco_json", "yolo", *LAYOUTS)
+FORMATS = ("parquet", "coco_json", "yolo", "csv_boxes", *LAYOUTS)  # of files to write
+INPUT_FORMATS = tuple(dict.fromkeys((*FORMATS, *coco_results.FORMATS, *box_rows.FORMATS)))
 ENDINGS = {".parquet": "parquet", ".json": "coco_json", ".csv": CONTEST.name}  # default formats of new files
 
 
@@ -34,16 +43,24 @@ class PredictionFile:
         predictions: the predictions, in the order of the dataset.
         format: one of FORMATS.
         reason: the reason for the format, in words.
+        how: how images and classes were read, in words.
+        told: sentences on what may be wrong.
+        alternatives: {option: the boxes as they would be with it} of the other readings that are possible for the whole file.
     """
 
     predictions: Predictions
     format: str
     reason: str
+    how: tuple[str, ...] = ()
+    told: tuple[str, ...] = ()
+    alternatives: Mapping[str, BoxTable] = field(default_factory=dict)
 
     def notes(self) -> list[str]:
-        """Sentences for the user: the format, and a warning where boxes are repeated."""
-        notes = [f"read as {self.format}: {self.reason}."]
+        """Sentences for the user: how the file was read, and what may be wrong with it."""
+        notes = [f"read as {'; '.join((f'{self.format}: {self.reason}', *self.how))}.", *self.told]
         p = self.predictions
+        if not len(p.boxes):
+            notes.append(f"holds no box: {len(p)} images are taken as predicted, without boxes.")
         columns = p.image_index, p.labels, p.scores, *p.boxes.T
         first = np.unique(np.stack(columns, 1), axis=0, return_index=True)[1]
         repeated = np.setdiff1d(np.arange(len(p.boxes)), first)
@@ -56,34 +73,50 @@ class PredictionFile:
         return notes
 
 
-def read_predictions(path: Path, dataset: Dataset, *, format: str | None = None) -> Predictions:
-    """The predictions in a file of any format in FORMATS, in the order of `dataset`.
+def read_predictions(
+    path: Path,
+    dataset: Dataset,
+    *,
+    format: str | None = None,
+    image_ids: ImageIds | None = None,
+    category_ids: CategoryIds | None = None,
+) -> Predictions:
+    """The predictions in a file of any format in INPUT_FORMATS, in the order of `dataset`.
 
     Args:
         path: a file, or a YOLO folder.
         dataset: the dataset whose images, classes and category ids the file uses.
-        format: one of FORMATS, needed where the content fits several formats.
+        format: one of INPUT_FORMATS, needed where the content fits several formats.
+        image_ids: what names an image: "id", "name" or "position"; needed where several are possible.
+        category_ids: what names a class: "id", "name", "from_zero" or "from_one"; needed where several are possible.
 
     Raises:
-        InputError: the file is missing or of no known format, its content fits several formats, or a row is broken.
+        InputError: the file is missing or of no known format, its content can be read in several ways, or a row is broken.
     """
-    return read_prediction_file(path, dataset, format=format).predictions
+    return read_prediction_file(path, dataset, ReadAs(format, image_ids, category_ids)).predictions
 
 
-def read_prediction_file(path: Path, dataset: Dataset, *, format: str | None = None) -> PredictionFile:
-    """The PredictionFile at `path`: its predictions, its format and the reason for the format; see `read_predictions`."""
-    path = Path(path)
-    if format is not None and format not in FORMATS:
-        raise unknown_name("format of predictions", format, FORMATS)
+def read_prediction_file(path: Path, dataset: Dataset, read_as: ReadAs | None = None) -> PredictionFile:
+    """The PredictionFile at `path`: its predictions, its format and how it was read; see `read_predictions`."""
+    path, read_as = Path(path), read_as or ReadAs()
+    format = read_as.format
+    if format is not None and format not in INPUT_FORMATS:
+        raise unknown_name("format of predictions", format, INPUT_FORMATS)
     kind, reason = _detect_format(path) if format is None else (format, "the format was given")
     if kind == "parquet":
         return PredictionFile(read_parquet(path, dataset), kind, reason)
-    if kind == "coco_json":
-        return PredictionFile(to_predictions(read_coco(path, dataset), dataset), kind, reason)
-    if kind == "yolo":
-        return PredictionFile(to_predictions(read_yolo(path, dataset), dataset), kind, reason)
-    table, layout = read_strings(path, dataset, layout=LAYOUTS.get(kind))
-    return PredictionFile(to_predictions(table, dataset), layout.name, reason)
+    if kind in coco_results.FORMATS:
+        table = read_coco(path, dataset, read_as)
+    elif kind == "yolo":
+        table = read_yolo(path, dataset, read_as)
+    else:
+        csv_file = read_csv(path, what="a CSV of predictions")
+        if kind in box_rows.FORMATS or (kind == "csv" and is_box_rows(csv_file)):
+            table, kind = read_box_rows(path, dataset, read_as, csv_file), "csv_boxes"
+        else:
+            table, layout = read_strings(path, dataset, read_as, csv_file)
+            kind = layout.name
+    return PredictionFile(to_predictions(table, dataset), kind, reason, table.how, table.notes, table.alternatives)
 
 
 def write_predictions(predictions: Predictions, path: Path, dataset: Dataset, *, format: str | None = None) -> Path:
@@ -113,11 +146,13 @@ def write_predictions(predictions: Predictions, path: Path, dataset: Dataset, *,
         raise InputError(f"{path}: is a folder, expected the name of a file for {format}.")
     check_classes(predictions.classes, dataset, str(path))
     if format == "parquet":
-        write_parquet(predictions, path)
+        write_parquet(predictions, path, dataset)
     elif format == "coco_json":
         write_coco(predictions, path, dataset)
     elif format == "yolo":
         write_yolo(predictions, path, dataset)
+    elif format == "csv_boxes":
+        write_box_rows(predictions, path, dataset, form=FORMS_OF_BOXES["xyxy"])
     else:
         write_strings(predictions, path, dataset, layout=LAYOUTS[format])
     return path
@@ -132,12 +167,21 @@ def _detect_format(path: Path) -> tuple[str, str]:
     start = read_start(path, what="predictions", hint="Give a .parquet, .json or .csv of predictions.")
     if start.startswith(b"PAR1"):
         return "parquet", "the file starts with Parquet's mark"
-    if start.startswith(b"["):
+    text = _as_text(start).lstrip()
+    if text.startswith("["):
         return "coco_json", "the file is a JSON list"
-    header = start.partition(b"\n")[0]
-    if b"," in header and not start.startswith(b"{"):
-        return "csv", f"by the header {header.decode('utf-8', 'replace').strip()} and the numbers"
+    if text.startswith("{"):
+        return "coco_json", "the file is a JSON object"
+    header = text.partition("\n")[0].strip()
+    if is_csv_header(header):
+        return "csv", f"by the header {shown(header)} and the numbers"
     raise InputError(
         f"{path}: is no prediction file of a known format. Expected Foldfuse's Parquet, COCO results JSON (a list), or a "
-        "CSV with the header PredictionString,image_id."
+        "CSV with a header such as PredictionString,image_id or image_id,class,confidence,xmin,ymin,xmax,ymax."
     )
+
+
+def _as_text(start: bytes) -> str:
+    """The first bytes of a file as text; a file that is no text gives anything."""
+    encoding = "utf-16" if start[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
+    return start[: len(start) // 2 * 2].decode(encoding, "replace")

@@ -12,7 +12,7 @@ import numpy as np
 
 from foldfuse.data.dataset import Dataset
 from foldfuse.detections import Predictions
-from foldfuse.errors import InputError, unknown_name
+from foldfuse.errors import InputError, shown, unknown_name
 from foldfuse.formats.coco_results import write_coco
 from foldfuse.formats.prediction_strings import CONTEST, HEADER, write_strings
 from foldfuse.formats.predictions import read_predictions
@@ -75,7 +75,11 @@ def validate_submission(path: Path, dataset: Dataset, format: SubmissionFormat =
     if tuple(header) != HEADER:
         raise InputError(f"{path}: line 1 is {','.join(header)!r}, expected {','.join(HEADER)!r}.")
     file_names = {sample.file_name for sample in dataset.samples}
-    for number, (_, name) in enumerate(rows, 2):
+    for number, (string, name) in enumerate(rows, 2):
+        if string and not string[0].isdigit():
+            raise InputError(
+                f"{path}: line {number}: holds {shown(string)}, expected the words of boxes or an empty string."
+            )
         if name not in file_names:
             raise InputError(f"{path}: line {number}: image_id {name!r} is no file_name of {dataset.source}.")
     if len(read_back) != len(dataset):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -15,48 +16,70 @@ import numpy as np
 
 from foldfuse.data.dataset import Dataset
 from foldfuse.detections import Predictions
-from foldfuse.errors import InputError
-from foldfuse.formats.box_table import BoxTable, image_names, image_sizes, unknown_image
-from foldfuse.formats.prediction_strings import LAYOUTS
+from foldfuse.errors import InputError, shown
+from foldfuse.formats.box_forms import FORMS, MAX_NORMALIZED
+from foldfuse.formats.box_table import BoxTable, image_sizes
+from foldfuse.formats.coco_results import score_texts
+from foldfuse.formats.image_keys import ImageNames
+from foldfuse.formats.raw_boxes import RawBoxes, ReadAs, to_table
 from foldfuse.system.atomic_files import atomic_folder
 from foldfuse.system.files import read_text
 
-WORDS = LAYOUTS["label_score_cxcywh_normalized"]  # the same six numbers as a YOLO line, with the score second
-LINE = "{:.0f} {:.8f} {:.8f} {:.8f} {:.8f} {:.6f}\n"
+FORM = FORMS["cxcywh_normalized"]
 
 
-def read_yolo(path: Path, dataset: Dataset) -> BoxTable:
+def read_yolo(path: Path, dataset: Dataset, read_as: ReadAs) -> BoxTable:
     """The boxes in a folder; an image of `dataset` without a file counts as predicted, without boxes.
 
     Raises:
         InputError: a file belongs to no image, or a line is not six numbers.
     """
-    # A file name may equal another image's id: the name wins.
-    id_of = image_names(dataset) | _named(dataset, _stem) | _named(dataset, _stem_in_folder)
-    words: list[list[float]] = []
-    image_ids: list[int] = []
+    files = sorted(path.rglob("*.txt"))
+    keys = [_stem_in_folder(file.relative_to(path)) for file in files]
+    rows: list[list[float]] = []
+    row_keys: list[str] = []
     places: list[str] = []
-    for file in sorted(path.rglob("*.txt")):
-        name = _stem_in_folder(file.relative_to(path))
-        if name not in id_of:
-            raise unknown_image(str(file), name, dataset)
+    for file, key in zip(files, keys, strict=True):
         for number, line in enumerate(_lines(file), 1):
             try:
                 row = [float(word) for word in line.split()]
             except ValueError:
-                raise InputError(f"{file}: line {number}: {line[:60]!r} is not numbers.") from None
+                raise InputError(f"{file}: line {number}: {shown(line)} is not numbers.") from None
             if len(row) != 6 or not np.isfinite(row).all() or row[0] % 1:
                 raise InputError(
-                    f"{file}: line {number} is {line[:80]!r}, expected six numbers: class cx cy w h score. "
+                    f"{file}: line {number} is {shown(line)}, expected six numbers: class cx cy w h score. "
                     "A file of labels has no scores: predict with confidences saved."
                 )
-            words.append(row)
-            image_ids.append(id_of[name])
+            rows.append(row)
+            row_keys.append(key)
             places.append(f"{file}: line {number}")
-    table = np.array(words, np.float64).reshape(-1, 6)
-    ids = np.array(image_ids, np.int64)
-    boxes, scores, labels = WORDS.to_boxes(table[:, [0, 5, 1, 2, 3, 4]], image_sizes(ids, dataset))
-    return BoxTable(ids, boxes, scores, labels.astype(np.int64), dataset.image_ids, places.__getitem__)
+    table = np.array(rows, np.float64).reshape(-1, 6)
+    large = table[:, 1:5].max(1) > MAX_NORMALIZED
+    if 2 * large.sum() > len(table):
+        i = int(np.argmax(large))
+        raise InputError(
+            f"{places[i]}: the box {' '.join(f'{v:g}' for v in table[i, 1:5])} is no share of the image's sides, expected "
+            "centre, width and height as numbers in 0..1. Divide pixels by the image's width and height."
+        )
+    names = ImageNames(dataset)
+    is_named = all(names.look_up(key, "name") is not None for key in keys)  # a file's name may equal another image's id
+    raw = RawBoxes(
+        image_keys=row_keys,
+        class_keys=table[:, 0].astype(np.int64).tolist(),
+        numbers=table[:, 1:5],
+        scores=table[:, 5],
+        where=places.__getitem__,
+        form=FORM,
+        is_form_given=True,
+        convention="from_zero",
+        class_word="class",
+        option=lambda form: "yolo",
+        predicted_keys=keys,
+        where_predicted=lambda i: str(files[i]),
+    )
+    image_ids = read_as.image_ids or ("name" if is_named else None)
+    result = to_table(raw, path, dataset, ReadAs("yolo", image_ids, read_as.category_ids))
+    return replace(result, predicted=dataset.image_ids)
 
 
 def write_yolo(predictions: Predictions, path: Path, dataset: Dataset) -> None:
@@ -68,8 +91,15 @@ def write_yolo(predictions: Predictions, path: Path, dataset: Dataset) -> None:
     predictions = predictions.select_images(dataset.image_ids)
     names = _file_names(dataset, path)
     sizes = image_sizes(predictions.image_ids[predictions.image_index], dataset)
-    words = WORDS.to_words(predictions.boxes, predictions.scores, predictions.labels, sizes)
-    lines = [LINE.format(*row) for row in words[:, [0, 2, 3, 4, 5, 1]].tolist()]
+    lines = [
+        f"{label} {x:.8f} {y:.8f} {w:.8f} {h:.8f} {score}\n"
+        for label, (x, y, w, h), score in zip(
+            predictions.labels.tolist(),
+            FORM.from_xyxy(predictions.boxes, sizes).tolist(),
+            score_texts(predictions),
+            strict=True,
+        )
+    ]
     with atomic_folder(path) as folder:
         for name, (start, end) in zip(names, pairwise(predictions.offsets.tolist()), strict=True):
             file = folder / name

@@ -34,23 +34,26 @@ OPTIONS = {  # of every command: its arguments by their place, then its options
     "import": "WEIGHTS --out --overwrite",
     "predict": "RUN DATA --out --view --batch-size --all --images --ignore-orientation --device --overwrite",
     "fuse": (
-        "PREDICTIONS --data --out --method --iou --score-threshold --weight --ensemble --input-format "
+        "PREDICTIONS --data --out --method --iou --score-threshold --weight --ensemble --input-format --image-ids --category-ids "
         "--classes-from --images --ignore-orientation --overwrite"
     ),
     "ensemble": (
-        "PREDICTIONS --data --out --metric --budget --folds --seed --input-format --images --ignore-orientation "
+        "PREDICTIONS --data --out --metric --budget --folds --seed --input-format --image-ids --category-ids "
+        "--images --ignore-orientation "
         "--overwrite"
     ),
     "rescore": (
-        "PREDICTIONS --data --out --folds --test-predictions --test --run --metric --seed --device --input-format "
+        "PREDICTIONS --data --out --folds --test-predictions --test --run --metric --seed --device "
+        "--input-format --image-ids --category-ids "
         "--images --ignore-orientation --overwrite"
     ),
     "convert": (
-        "PREDICTIONS DATA --out --format --input-format --classes-from --images --ignore-orientation --overwrite"
+        "PREDICTIONS DATA --out --format --input-format --image-ids --category-ids --classes-from --images "
+        "--ignore-orientation --overwrite"
     ),
-    "score": "PREDICTIONS DATA --other --metric --input-format --images --ignore-orientation",
+    "score": "PREDICTIONS DATA --other --metric --input-format --image-ids --category-ids --images --ignore-orientation",
     "submit": (
-        "PREDICTIONS DATA --out --format --max-detections --input-format --classes-from --images "
+        "PREDICTIONS DATA --out --format --max-detections --input-format --image-ids --category-ids --classes-from --images "
         "--ignore-orientation --overwrite"
     ),
     "models": "",

@@ -272,6 +272,6 @@ def test_the_ensemble_command_chooses_and_fuse_applies(tmp_path, capsys):
     assert f"{built.nested_score:.4f}" in printed
     fused = fuse_files(paths, data=data, out=tmp_path / "fused.parquet", ensemble=out)
     assert measure(read_predictions(fused, truth), truth) == pytest.approx(built.score)
-    with pytest.raises(InputError, match="another file called a"):
+    with pytest.raises(InputError, match="is given twice"):
         ensemble((paths[0], paths[0]), data=data, out=tmp_path / "no.json")
     assert not (tmp_path / "no.json").exists()

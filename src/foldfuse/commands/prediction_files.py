@@ -8,9 +8,14 @@ from pathlib import Path
 from foldfuse.data.dataset import Dataset
 from foldfuse.detections import Predictions
 from foldfuse.errors import InputError
+from foldfuse.evaluation.coco import score_predictions
+from foldfuse.formats.box_table import to_predictions
 from foldfuse.formats.predictions import PredictionFile, read_prediction_file
 from foldfuse.formats.raw_boxes import ReadAs
 from foldfuse.system import printing
+
+DOUBTFUL_AP50 = 0.5  # other readings are tried below this
+MUCH_BETTER = 0.1  # more AP50 with another reading
 
 
 def read_file(path: Path, dataset: Dataset, read_as: ReadAs) -> Predictions:
@@ -24,6 +29,21 @@ def read_and_tell(path: Path, dataset: Dataset, read_as: ReadAs) -> PredictionFi
     for note in file.notes():
         printing.write(f"{path}: {note}", to_stderr=True)
     return file
+
+
+def tell_of_better_reading(path: Path, file: PredictionFile, dataset: Dataset) -> None:
+    """Warns where the annotations say that another possible reading of the file is the right one."""
+    if not file.alternatives or not dataset.num_boxes:
+        return
+    as_read = score_predictions(file.predictions, dataset).ap50 or 0.0
+    for option, table in file.alternatives.items() if as_read < DOUBTFUL_AP50 else ():
+        other = score_predictions(to_predictions(table, dataset), dataset).ap50 or 0.0
+        if other > max(2 * as_read, as_read + MUCH_BETTER):
+            printing.write(
+                f"WARNING: {path}: has AP50 {as_read:.4f} as it was read, and {other:.4f} with {option}. If that is how it is "
+                "meant, add the option.",
+                to_stderr=True,
+            )
 
 
 def read_members(
@@ -48,7 +68,8 @@ def read_members(
         fitting = [path for path in paths if ends_in(path, name)]
         if len(fitting) > 1:
             raise InputError(
-                f"the ensemble's member {name!r} may be {fitting[0]} or {fitting[1]}. Give one of the two files alone, or rename one."
+                f"the ensemble's member {name!r} may be {fitting[0]} or {fitting[1]}. Give one of the two files alone, or "
+                "rename one."
             )
         if fitting:
             named = {other: path for other, path in named.items() if path != fitting[0]} | {name: fitting[0]}

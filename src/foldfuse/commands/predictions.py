@@ -9,7 +9,7 @@ from rich.table import Table
 
 from foldfuse.commands import options
 from foldfuse.commands.image_sets import read_images
-from foldfuse.commands.prediction_files import read_file
+from foldfuse.commands.prediction_files import read_and_tell, read_file, tell_of_better_reading
 from foldfuse.commands.tables import score_text, text_table
 from foldfuse.data.dataset import Dataset
 from foldfuse.data.readers.coco import read
@@ -145,7 +145,10 @@ def score(
     """
     dataset = read(data, images=images, ignore_orientation=ignore_orientation)
     paths = [predictions] if other is None else [predictions, other]
-    files = [read_file(path, dataset, ReadAs(input_format, image_ids, category_ids)) for path in paths]
+    read_files = [read_and_tell(path, dataset, ReadAs(input_format, image_ids, category_ids)) for path in paths]
+    for path, file in zip(paths, read_files, strict=True):
+        tell_of_better_reading(path, file, dataset)
+    files = [file.predictions for file in read_files]
     dataset = _scored_images(dataset, dict(zip(paths, files, strict=True)))
     files = [each.select_images(dataset.image_ids) for each in files]
     names = ["score"] if other is None else _file_names(paths)

@@ -63,9 +63,8 @@ class BoxForm:
         """(n,) bool: whether each box has x1 <= x2 and y1 <= y2 and lies in its image, up to SLACK."""
         boxes = self.to_xyxy(numbers, sizes)
         limits = np.tile(sizes, 2)
-        inside = (boxes >= -SLACK * limits).all(1) & (boxes <= (1 + SLACK) * limits).all(1)
-        fitting: Array = inside & (boxes[:, 2:] >= boxes[:, :2]).all(1)
-        return fitting
+        inside = ((boxes >= -SLACK * limits) & (boxes <= (1 + SLACK) * limits)).all(1)
+        return np.asarray(inside & (boxes[:, 2:] >= boxes[:, :2]).all(1))
 
 
 FORMS = {form.name: form for form in (BoxForm(b, n) for b, n in product(("xyxy", "xywh", "cxcywh"), (False, True)))}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -65,10 +66,9 @@ def read_box_rows(path: Path, dataset: Dataset, read_as: ReadAs, csv_file: CsvFi
             f"columns such as {','.join(HEADER)}."
         )
     header_form, columns = found
-    where_row = lambda i: f"{path}: line {csv_file.lines[i]}"  # noqa: E731
     cells = [[row[c].strip() for c in columns] for row in csv_file.rows]
     kept = [i for i, row in enumerate(csv_file.rows) if not _is_empty(row, cells[i], label, dataset)]
-    where = lambda i: where_row(kept[i])  # noqa: E731
+    where: Callable[[int], str] = lambda i: f"{path}: line {csv_file.lines[kept[i]]}"  # noqa: E731
     expected = ", ".join(csv_file.header[c] for c in columns)
     if len(columns) == 1:
         numbers = parse_numbers([cells[i][0] for i in kept], where, "the box", "four numbers", 4)

@@ -51,14 +51,14 @@ class ClassKeys:
 def class_table(dataset: Dataset, reading: CategoryIds) -> dict[Any, int]:
     """{number or text: label} of a reading."""
     if reading == "name":
-        table = {}
-        for spelled in (str.casefold, str):
-            names = [spelled(name) for name in dataset.classes]
-            table |= {name: label for label, name in enumerate(names) if names.count(name) == 1}
-        return table
+        by_name: dict[Any, int] = {}
+        for names in ([name.casefold() for name in dataset.classes], list(dataset.classes)):
+            by_name |= {name: label for label, name in enumerate(names) if names.count(name) == 1}
+        return by_name
     if reading == "id":
-        table = {category_id: label for label, category_id in enumerate(dataset.category_ids)}
-        table |= {category_id: label for label, category_id in enumerate(dataset.organiser_category_ids)}
+        table: dict[Any, int] = {category_id: label for label, category_id in enumerate(dataset.category_ids)}
+        for label, organiser_id in enumerate(dataset.organiser_category_ids):
+            table[organiser_id] = label
         return table | {str(key): label for key, label in table.items()}
     first = 0 if reading == "from_zero" else 1
     table = {label + first: label for label in range(len(dataset.classes))}

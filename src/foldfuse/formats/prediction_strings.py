@@ -145,7 +145,7 @@ def read_strings(path: Path, dataset: Dataset, read_as: ReadAs, csv_file: CsvFil
         class_keys=None if label_keys is None else [label_keys[i] for i in boxes],
         numbers=numbers[kept],
         scores=scores[kept],
-        where=lambda i: where(boxes[i]),
+        where=lambda i: f"{path}: line {table.lines[grid.rows[boxes[i]]]}: a box",
         form=layout.form,
         is_form_given=read_as.format is not None,
         convention="from_zero",

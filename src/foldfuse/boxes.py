@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[Any]
+SIDE_DIGITS = 9  # of a pixel
 
 
 def xywh_to_xyxy(boxes: Array) -> Array:
@@ -21,6 +22,17 @@ def xywh_to_xyxy(boxes: Array) -> Array:
 def xyxy_to_xywh(boxes: Array) -> Array:
     """(..., 4) xyxy -> (..., 4) left, top, width, height."""
     return np.concatenate([boxes[..., :2], boxes[..., 2:] - boxes[..., :2]], -1)
+
+
+def xyxy_to_xywh_of_file(boxes: Array) -> Array:
+    """(..., 4) xyxy -> (..., 4) float64 left, top, width, height with the very sides that a file in xywh holds.
+
+    Left + width is rounded to a double, and subtracting the left again does not undo that; rounding to 1e-9 pixels does. An
+    IoU that equals a threshold must not fall below it.
+    """
+    xywh = xyxy_to_xywh(boxes.astype(np.float64))
+    xywh[..., 2:] = xywh[..., 2:].round(SIDE_DIGITS)
+    return xywh
 
 
 def area(boxes: Array) -> Array:

@@ -125,7 +125,8 @@ class Predictions(Mapping[int, Detections]):
     Attributes:
         image_ids: (m,) int64, without repeats, in the order of the rows.
         offsets: (m + 1,) int64; image i owns rows offsets[i]:offsets[i + 1].
-        boxes: (n, 4) float32, xyxy in pixels of the original image.
+        boxes: (n, 4) float32 of a network, float64 of a file (an IoU that equals a threshold must not hang on rounding); xyxy in
+            pixels of the original image.
         scores: (n,) float64 in [0, 1], so that the order of close scores survives; a network's float32 scores are exact in it.
         labels: (n,) int64, positions in `classes`.
         classes: class names, as in the Dataset that was predicted.
@@ -180,7 +181,7 @@ class Predictions(Mapping[int, Detections]):
         return Predictions(
             image_ids=np.array(list(detections), np.int64),
             offsets=np.cumsum([0, *map(len, parts)], dtype=np.int64),
-            boxes=joined.boxes.astype(np.float32),
+            boxes=joined.boxes if joined.boxes.dtype == np.float64 else joined.boxes.astype(np.float32),
             scores=joined.scores.astype(np.float64),
             labels=joined.labels.astype(np.int64),
             classes=tuple(classes),

@@ -60,7 +60,7 @@ def assert_same(got: Predictions, want: Predictions, *, atol: float = 0.0) -> No
     np.testing.assert_allclose(got.boxes, want.boxes, rtol=0, atol=atol)
     np.testing.assert_allclose(got.scores, want.scores, rtol=0, atol=min(atol, 1e-6))
     assert got.classes == want.classes
-    assert (got.boxes.dtype, got.scores.dtype, got.labels.dtype) == (np.float32, np.float64, np.int64)
+    assert (got.scores.dtype, got.labels.dtype) == (np.float64, np.int64)
 
 
 @settings(deadline=None, derandomize=True, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -111,6 +111,7 @@ def fuse_and_match(
     def work(images: tuple[int, int]) -> None:
         rows = bench.boxes, scores, bench.labels, begin, end
         fuse_images(rows, images, shares, truth.num_classes, buffers)
+        matching_kernels.to_xywh(buffers.boxes, starts, buffers.counts, images)
         matching_kernels.match(
             buffers.boxes,
             buffers.labels,

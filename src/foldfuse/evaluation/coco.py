@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from foldfuse.boxes import xyxy_to_xywh
+from foldfuse.boxes import xyxy_to_xywh_of_file
 from foldfuse.data.dataset import Dataset
 from foldfuse.detections import Annotations, Array, Predictions
 from foldfuse.evaluation.matching import check_compatible
@@ -104,14 +104,14 @@ def evaluate(predictions: Predictions, dataset: Dataset) -> Any:
         [{"id": k, "name": name} for k, name in enumerate(dataset.classes, 1)],
         image_ids,
         annotations.labels + 1,
-        xyxy_to_xywh(annotations.boxes.astype(np.float64)),
+        xyxy_to_xywh_of_file(annotations.boxes),
         area=annotations.area.astype(np.float64),
         iscrowd=annotations.crowd.astype(np.int64),
     )
     rows = np.column_stack(
         [
             predictions.image_ids[predictions.image_index],
-            xyxy_to_xywh(predictions.boxes.astype(np.float64)),
+            xyxy_to_xywh_of_file(predictions.boxes),
             predictions.scores.astype(np.float64),
             predictions.labels + 1,
         ]

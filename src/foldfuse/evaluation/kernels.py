@@ -25,7 +25,7 @@ def match(boxes, labels, starts, counts, images, max_detections, truth, num_clas
     """Fill `status` and `matched` for the images images[0]..images[1] - 1.
 
     Args:
-        boxes, labels: (n, 4) xyxy, (n,); the rows of one image by falling score.
+        boxes, labels: (n, 4) float64 xywh, (n,); the rows of one image by falling score.
         starts, counts: (I,) first row and number of rows of each image.
         max_detections: number of boxes that count per class and image; further rows are IGNORED.
         truth: boxes (G, 4) float64 xywh, labels (G,), crowd (G,), offsets (I + 1,); crowd regions last in their image.
@@ -71,10 +71,18 @@ def match(boxes, labels, starts, counts, images, max_detections, truth, num_clas
 
 
 @compiled(error_model="numpy")
+def to_xywh(boxes, starts, counts, images):
+    """Turn the xyxy boxes of the images images[0]..images[1] - 1 into xywh, in place; see `match`."""
+    for image in range(images[0], images[1]):
+        for row in range(starts[image], starts[image] + counts[image]):
+            boxes[row, 2] -= boxes[row, 0]
+            boxes[row, 3] -= boxes[row, 1]
+
+
+@compiled(error_model="numpy")
 def _overlap(box, other, crowd):
-    """IoU of an xyxy box with an annotated xywh box; with a crowd region, the fraction of the box inside the region."""
-    x, y = np.float64(box[0]), np.float64(box[1])
-    w, h = np.float64(box[2]) - x, np.float64(box[3]) - y
+    """IoU of an xywh box with an annotated xywh box; with a crowd region, the fraction of the box inside the region."""
+    x, y, w, h = box[0], box[1], box[2], box[3]
     width = min(w + x, other[2] + other[0]) - max(x, other[0])
     height = min(h + y, other[3] + other[1]) - max(y, other[1])
     if width <= 0 or height <= 0:

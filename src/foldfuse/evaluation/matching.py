@@ -14,7 +14,7 @@ from functools import cached_property
 
 import numpy as np
 
-from foldfuse.boxes import xyxy_to_xywh
+from foldfuse.boxes import xyxy_to_xywh_of_file
 from foldfuse.data.dataset import Dataset, require_annotations
 from foldfuse.detections import Annotations, Array, Detections, Predictions
 from foldfuse.errors import InputError
@@ -62,7 +62,7 @@ def ground_truth(dataset: Dataset) -> GroundTruth:
     ordered = [Annotations.empty(), *(a[np.argsort(a.crowd, kind="stable")] for a in annotations)]
     return GroundTruth(
         image_ids=np.array([s.id for s in samples], np.int64),
-        boxes=xyxy_to_xywh(np.concatenate([a.boxes for a in ordered]).astype(np.float64)),
+        boxes=xyxy_to_xywh_of_file(np.concatenate([a.boxes for a in ordered])),
         labels=np.concatenate([a.labels for a in ordered]).astype(np.int64),
         crowd=np.concatenate([a.crowd for a in ordered]).astype(bool),
         offsets=np.cumsum([0, *map(len, annotations)], dtype=np.int64),
@@ -137,7 +137,8 @@ def match_predictions(
     """
     image = np.searchsorted(truth.image_ids, predictions.image_ids)[predictions.image_index]
     order = np.lexsort((-predictions.scores, image))
-    boxes, labels, image = predictions.boxes[order], predictions.labels[order], image[order]
+    boxes = xyxy_to_xywh_of_file(predictions.boxes[order])
+    labels, image = predictions.labels[order], image[order]
     counts = np.bincount(image, minlength=len(truth.image_ids))
     starts = np.cumsum(counts) - counts
     status = np.empty((len(boxes), len(ious)), np.int8)
@@ -170,13 +171,13 @@ def match_image(detections: Detections, annotations: Annotations) -> ImageMatch:
     num_classes = 1 + max([0, *detections.labels, *annotations.labels])
     status, matched = np.empty((len(ranked), 1), np.int8), np.full((1, len(truth)), -1)
     kernels.match(
-        ranked.boxes.astype(np.float32),
+        xyxy_to_xywh_of_file(ranked.boxes),
         ranked.labels.astype(np.int64),
         np.zeros(1, np.int64),
         np.array([len(ranked)]),
         (0, 1),
         NO_LIMIT,
-        (xyxy_to_xywh(truth.boxes.astype(np.float64)), truth.labels, truth.crowd, np.array([0, len(truth)])),
+        (xyxy_to_xywh_of_file(truth.boxes), truth.labels, truth.crowd, np.array([0, len(truth)])),
         num_classes,
         np.array([MATCH_IOU]),
         status,

@@ -57,7 +57,7 @@ def to_predictions(table: BoxTable, dataset: Dataset) -> Predictions:
     return Predictions(
         image_ids=image_ids,
         offsets=np.concatenate([[0], np.cumsum(np.bincount(place, minlength=len(image_ids)))]).astype(np.int64),
-        boxes=table.boxes[order].astype(np.float32),
+        boxes=table.boxes[order].astype(np.float64),
         scores=np.minimum(table.scores[order], 1),
         labels=table.labels[order].astype(np.int64),
         classes=dataset.classes,

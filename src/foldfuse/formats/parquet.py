@@ -59,7 +59,9 @@ def write_parquet(predictions: Predictions, path: Path, dataset: Dataset) -> Non
     if predictions.learnt_ids:
         facts["learnt_ids"] = sorted(predictions.learnt_ids)
     offsets = pa.array(predictions.offsets, pa.int64())
-    flat = pa.array(np.ascontiguousarray(predictions.boxes).reshape(-1), pa.float32())
+    boxes = np.ascontiguousarray(predictions.boxes).reshape(-1)
+    is_single = bool((boxes.astype(np.float32) == boxes).all())  # as a network's boxes are; files may hold others
+    flat = pa.array(boxes, pa.float32() if is_single else pa.float64())
     table = pa.table(
         {
             "image_id": pa.array(predictions.image_ids, pa.int64()),
@@ -80,7 +82,7 @@ def read_parquet(path: Path, dataset: Dataset) -> Predictions:
     """
     types = {
         "image_id": pa.int64(),
-        "boxes": pa.large_list(pa.list_(pa.float32(), 4)),
+        "boxes": pa.large_list(pa.list_(pa.float64(), 4)),
         "scores": pa.large_list(pa.float64()),
         "labels": pa.large_list(pa.int64()),
     }

@@ -158,7 +158,7 @@ class Buffers:
 def make_buffers(rows_of: Array) -> Buffers:
     """Empty buffers for I images with `rows_of` (I,) rows each."""
     n = int(rows_of.sum())
-    return Buffers(np.empty((n, 4), np.float32), np.empty(n), np.empty(n, np.int64), np.zeros(len(rows_of), np.int64))
+    return Buffers(np.empty((n, 4)), np.empty(n), np.empty(n, np.int64), np.zeros(len(rows_of), np.int64))
 
 
 # (rows, images, weights, num_classes, buffers): fuse the images images[0]..images[1] - 1 into the buffers. Rows are boxes,
@@ -238,7 +238,7 @@ def _fuse(
     boxes, scores, labels = kernels.compact(buffers.boxes, buffers.scores, buffers.labels, rows_of, buffers.counts)
     offsets = np.concatenate([[0], np.cumsum(buffers.counts)]).astype(np.int64)
     learnt_ids = frozenset().union(*(m.learnt_ids for m in members))
-    return Predictions(members[0].image_ids, offsets, boxes, scores, labels, classes, learnt_ids)
+    return Predictions(members[0].image_ids, offsets, boxes.astype(np.float32), scores, labels, classes, learnt_ids)
 
 
 def _normalized(weights: Sequence[float] | None, num_members: int) -> Array:

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from foldfuse.boxes import xyxy_to_xywh
+from foldfuse.boxes import xyxy_to_xywh_of_file
 from foldfuse.data.checks import walk
 from foldfuse.data.dataset import Dataset, Sample
 from foldfuse.data.findings import AnnotationRow, CategoryRow, Finding, ImageRow, Item
@@ -238,7 +238,7 @@ def write(dataset: Dataset, path: Path) -> Path:
     for sample in dataset.samples:
         sample_annotations = sample.annotations or Annotations.empty()
         for box, label, crowd, area in zip(
-            xyxy_to_xywh(sample_annotations.boxes).tolist(),
+            xyxy_to_xywh_of_file(sample_annotations.boxes).tolist(),
             sample_annotations.labels.tolist(),
             sample_annotations.crowd.tolist(),
             sample_annotations.area.tolist(),

@@ -95,6 +95,18 @@ def test_useless_members_do_not_spoil_a_good_one():
     assert shares["good"] > 0.5
 
 
+@pytest.mark.parametrize("metric", METRICS)
+def test_members_that_add_nothing_are_dropped(metric):
+    truth = random_dataset(4, images=24)
+    good, nothing = noisy(truth, 1, jitter=0.03, keep=0.95), predictions(*[[]] * 24, ids=truth.image_ids)
+    members = {"nothing": nothing, "good": good, "other": noisy(truth, 2, jitter=0.05), "none either": nothing}
+    report = build_ensemble(members, truth, metric=metric, seconds=FOREVER, threads=1)
+    assert set(report.ensemble.weights) <= {"good", "other"}
+    assert {row.name: row.weight for row in report.table if "n" in row.name} == {"nothing": 0.0, "none either": 0.0}
+    only = build_ensemble({"nothing": nothing}, truth, metric=metric, seconds=0.1)
+    assert only.ensemble.weights == {"nothing": 1.0}
+
+
 def test_the_leave_one_out_gain_is_the_loss_without_the_member():
     truth = random_dataset(5, images=16)
     members = some_members(truth)

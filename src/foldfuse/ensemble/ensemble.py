@@ -21,7 +21,7 @@ from foldfuse.ensemble.search import Candidate
 from foldfuse.errors import InputError
 from foldfuse.evaluation.bootstrap import Difference, difference
 from foldfuse.evaluation.matching import check_compatible, ground_truth, require_unlearnt
-from foldfuse.evaluation.metrics import get_metric
+from foldfuse.evaluation.metrics import get_metric, measure
 from foldfuse.fusion.methods import Method, fuse
 from foldfuse.system.records import read_record, write_record
 
@@ -185,8 +185,13 @@ def build_ensemble(
     for name, predictions in members.items():
         check_compatible(predictions, dataset)
         require_unlearnt(predictions, name, "weights chosen on them would favour it")
-    truth, names = ground_truth(dataset), list(members)
     fuse(list(members.values()), threads=threads)  # raises where a member holds a broken box or lacks an image
+    empty = {name: predictions for name, predictions in members.items() if not len(predictions.boxes)}
+    if len(empty) < len(members):  # a member that found nothing adds nothing
+        members = {name: predictions for name, predictions in members.items() if name not in empty}
+    else:
+        empty = {}
+    truth, names = ground_truth(dataset), list(members)
     num_images = len(truth.image_ids)
     fold_of = np.random.default_rng(seed).permutation(num_images) % min(folds, num_images)
     space = ensemble_search.SearchSpace(
@@ -211,7 +216,10 @@ def build_ensemble(
         interval=interval,
         best_single=(leader, singles[leader]),
         uniform_score=space.score(space.uniform()),
-        table=_member_scores(space, best, names, singles),
+        table=(
+            *_member_scores(space, best, names, singles),
+            *(MemberScore(name, measure(p, dataset, metric=metric), 0.0, None) for name, p in empty.items()),
+        ),
         num_candidates=len(space.cache),
     )
 

@@ -14,6 +14,7 @@ Shapes: M members, I images, K folds, D resamples.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -32,6 +33,7 @@ MIN_GAIN = 5e-4  # of a change
 MIN_STANDARD_ERRORS = 1.0  # of the gain of a changed setting
 MAX_VOTES = 12.0  # sum of the weights in forward selection; with many members, twice their number
 MIN_WEIGHT = 0.05  # as a fraction of the greatest weight; a member with less is dropped
+SAME_SCORE = 1e-12  # two scores that differ by no more are equal but for rounding
 METHODS: tuple[Method, ...] = ("wbf", "nmw", "soft_nms", "nms")
 IOUS = (0.35, 0.4, 0.45, 0.5, 0.55, 0.6, 0.65, 0.7, 0.75)
 SCORE_THRESHOLDS = (0.0, 0.01, 0.03, 0.05, 0.1)
@@ -176,7 +178,25 @@ def search(space: SearchSpace, column: int = ALL, *, until: float) -> Candidate:
     selected = bagged_selection(space, column, until=start + (until - start) / 2)
     settings = (other_methods, other_ious, other_exponents, other_score_thresholds)
     chosen = hill_climb(space, selected, settings, column, until=until, min_standard_errors=MIN_STANDARD_ERRORS)
-    return max([chosen, *_plain(space)], key=lambda c: space.score(c, column))
+    best = max([chosen, *_plain(space)], key=lambda c: space.score(c, column))
+    return without_useless_members(space, best, column, until=math.inf if column == ALL else until)
+
+
+def without_useless_members(space: SearchSpace, candidate: Candidate, column: int, *, until: float) -> Candidate:
+    """The candidate without the members that add nothing: without them every score, of each resample too, is the same.
+
+    Members with the least weight go first. Forward selection keeps such a member, since dropping it gains nothing.
+    """
+    columns = [column, *space.resamples(column)]
+    for member in sorted(candidate.members, key=lambda i: candidate.weights[i]):
+        if len(candidate.members) == 1:
+            break
+        without = candidate.with_weight(member, 0.0)
+        if without.canonical in space.cache or space.clock() < until:
+            change = space.values(without)[columns] - space.values(candidate)[columns]
+            if np.abs(change).max() <= SAME_SCORE:
+                candidate = without
+    return candidate
 
 
 def bagged_selection(space: SearchSpace, column: int, *, until: float) -> Candidate:

@@ -51,9 +51,9 @@ def campaign(
     The folder then holds submission.csv (`PredictionString,image_id`), submission.json (COCO results) and report.html.
 
     Args:
-        data: COCO JSON with annotations, its images beside it or in images/ beside it; or a folder with a train.json
-            and perhaps a test.json.
-        test: COCO JSON of the images to predict; its annotations, if it has any, are never read. Without it, a
+        data: the annotated images: COCO JSON, YOLO, VOC, CVAT or CSV, or a folder with one of them; a test.json beside a
+            train.json is its test set.
+        test: the images to predict, in any layout or a folder of images; annotations are never read. Without it, a
             fold of the labeled images is used instead.
         deadline: wall-clock time for everything, such as 10m, 2h or 1h30m.
         out: folder to make.
@@ -117,7 +117,7 @@ def campaign(
             )
         return resume_campaign(resume, ray=ray, console=printing.console(stderr=True), start=start)
     if data is None:
-        raise InputError("no data is given. Give a COCO JSON or a folder with a train.json; or --resume FOLDER.")
+        raise InputError("no data is given. Give a dataset, or --resume FOLDER.")
     if plan:
         if ray is not None:
             raise InputError("--plan measures this machine, not the nodes of a cluster. Leave out --ray.")

@@ -41,7 +41,7 @@ def split(
     consecutive file names.
 
     Args:
-        data: COCO JSON with annotations, a folder with a train.json, or a YOLO or VOC dataset.
+        data: the annotated images: COCO JSON, YOLO, VOC, CVAT or CSV, or a folder with one of them.
         out: JSON to write, for `foldfuse train --folds`.
         folds: number of folds.
         seed: the random seed of the order among similar images.
@@ -90,7 +90,7 @@ def check(
     occur, numbers written as text, and EXIF tags.
 
     Args:
-        data: COCO JSON, a folder with a train.json, or a YOLO or VOC dataset.
+        data: a dataset in any layout: COCO JSON, YOLO, VOC, CVAT or CSV, or a folder with one of them.
         fix: write a fixed copy as COCO JSON to `out`; rows that cannot be fixed are left out.
         out: the file of the fixed copy.
         json_only: check the rows alone; by default every image is decoded, and near-duplicates are found.

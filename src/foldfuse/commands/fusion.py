@@ -97,7 +97,7 @@ def ensemble(
 
     Args:
         predictions: out-of-fold predictions, one file per member; a member is named after its file.
-        data: the annotated images: COCO JSON, or a folder with a train.json.
+        data: the annotated images, in any layout.
         out: JSON file to write.
         budget: time for the search.
         folds: the number of folds of the nested cross-validation; each fold is scored with an ensemble chosen on the others.

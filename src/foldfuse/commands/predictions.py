@@ -133,7 +133,7 @@ def score(
 
     Args:
         predictions: Parquet, COCO results JSON, or the contest's CSV.
-        data: annotated COCO JSON, or a folder with a train.json.
+        data: the annotated images, in any layout.
         other: a second file of predictions, to compare with over bootstrap resamples of the images.
 
     Raises:

@@ -55,7 +55,7 @@ def rescore(
     Args:
         predictions: out-of-fold predictions of annotated images, all or some: Parquet, COCO results JSON or a CSV. Images
             that a Parquet file lacks are not rescored.
-        data: the annotated images: COCO JSON, or a folder with a train.json.
+        data: the annotated images, in any layout.
         out: folder to make.
         folds: JSON of `foldfuse split`: the cross-validation leaves out one fold at a time where the predictions cover several.
         test_predictions: predictions of the images of `test`, by the same detectors; `test` must be given as well.

@@ -106,7 +106,7 @@ def train(
     """Train one detector or classifier, and return its run folder.
 
     Args:
-        data: COCO JSON with annotations, or a folder with a train.json. A classifier trains on the crops of its objects, or on
+        data: the annotated images, in any layout. A classifier trains on the crops of its objects, or on
             a folder of images with a sub-folder for each class.
         out: folder to make.
         recipe: name of a recipe; `foldfuse recipes` lists them. By default the recipe of `init_from`, else lite0_fpn.
@@ -208,7 +208,7 @@ def sweep(
     The same command resumes a sweep that was stopped, and trains nothing twice.
 
     Args:
-        data: COCO JSON with annotations, or a folder with a train.json.
+        data: the annotated images, in any layout.
         out: folder for the runs, sweep.json and sweep.html.
         recipe: names of recipes.
         image_size: image sizes.

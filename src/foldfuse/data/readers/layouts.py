@@ -1,6 +1,6 @@
 """Recognises the layout of a dataset, and reads every layout but COCO's own.
 
-See docs/data.md for all layouts. A folder may fit several; the order of `find_layout` decides.
+See docs/layouts.md for all layouts. A folder may fit several; the order of `find_layout` decides.
 """
 
 from __future__ import annotations

@@ -371,6 +371,13 @@ CASES = [
         CHECK,
         right=reads(ids=(5, 2, 3, 4)),
     ),
+    Case(
+        "image_id_twice_as_text",
+        made(lambda d: d["images"][1].update(id="1")),
+        CHECK,
+        status=1,
+        says=("the image id repeats", "image '1' (images/2.jpg)"),
+    ),
     *(
         Case(
             f"image_id_{name}",
@@ -476,6 +483,31 @@ CASES = [
         SPLIT,
         status=2,
         says=("has neither a box nor a polygon or mask",),
+    ),
+    Case(
+        "mask_of_another_size",
+        made(each(segmentation=MASK | {"size": [96, 64]}, bbox=None)),
+        SPLIT,
+        status=2,
+        says=("its mask is of [height, width] [96, 64] on a 96 x 64 image",),
+    ),
+    Case(
+        "polygons_in_shares",
+        made(
+            each(
+                segmentation=lambda row: [[v / (64 if i % 2 else 96) for i, v in enumerate(polygon(row)[0])]], bbox=None
+            )
+        ),
+        f"{FIX} --box-format shares_xywh",
+        status=1,
+        right=reads(name="fixed.json"),
+    ),
+    Case(
+        "polygons_in_shares_refused",
+        made(each(segmentation=[[0.1, 0.1, 0.5, 0.1, 0.5, 0.5]], bbox=None)),
+        SPLIT,
+        status=2,
+        says=("as shares of the image's sides",),
     ),
     Case(
         "box_broken_with_polygon",
@@ -634,6 +666,13 @@ CASES = [
         says=("'id' is null", "There are 3 more of this kind"),
     ),
     Case("one_fixed_camera", fixed_camera, SPLIT, says=("12 of 12 images are near-duplicates",)),
+    Case(
+        "too_many_folds_of_a_campaign",
+        made(),
+        "campaign train.json --folds 1000 --deadline 10m --out c",
+        status=2,
+        says=("4 of its 4 images hold objects, fewer than 1000 folds",),
+    ),
     Case(
         "too_many_folds",
         made(),

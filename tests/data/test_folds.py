@@ -132,8 +132,10 @@ def test_a_fixed_camera_is_cut_into_blocks_and_told(
 ) -> None:
     dataset = all_alike(make_dataset(images=12))
     made = make_folds(dataset, num_folds=3)
-    assert sorted(made.val_ids(made.fold_of[0])) == [0, 1, 2, 3]
-    assert sorted(made.val_ids(made.fold_of[11])) == [8, 9, 10, 11]
+    for fold in range(3):
+        ids = sorted(made.val_ids(fold))
+        assert len(ids) in (3, 4, 5)
+        assert ids == list(range(ids[0], ids[-1] + 1))
     assert "12 of 12 images are near-duplicates of each other" in caplog.text
     caplog.clear()
     groups = {i: f"scene {i % 4}" for i in dataset.image_ids}

@@ -12,7 +12,7 @@ from foldfuse.campaign import constants as c
 from foldfuse.data.content_hashes import image_hashes
 from foldfuse.data.dataset import Dataset, Sample, require_annotations
 from foldfuse.data.doctor import unreadable_images
-from foldfuse.data.folds import Folds, divide, fit_folds, make_folds, read_folds
+from foldfuse.data.folds import Folds, check_num_folds, divide, fit_folds, make_folds, read_folds
 from foldfuse.data.pixels import open_images
 from foldfuse.data.readers.coco import locate, read
 from foldfuse.errors import InputError
@@ -124,6 +124,7 @@ def read_inputs(
     if to_predict is not None and not to_predict.classes:
         to_predict = to_predict.with_classes(labeled.classes, labeled.category_ids)
     if isinstance(folds, int):
+        check_num_folds(labeled, folds)
         return Inputs(labeled, to_predict, folds, ignore_orientation)
     split = read_folds(folds)
     divide(labeled, split, 0, where=str(folds))  # refuses folds of other data, and a fold without an object

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from foldfuse.data.box_formats import (
+    LARGEST_SHARE,
     WORDS,
     BoxFormat,
     Conventions,
@@ -18,7 +19,7 @@ from foldfuse.data.box_formats import (
     recognise_category_ids,
     to_xywh,
 )
-from foldfuse.data.box_shapes import box_of_segmentation
+from foldfuse.data.box_shapes import box_of_segmentation, mask_size
 from foldfuse.data.findings import AnnotationRow, CategoryRow, Finding, ImageRow, Row, fixed_row
 from foldfuse.data.values import Ids, flag, id_key, number, numbers, short, whole_number
 
@@ -127,11 +128,18 @@ def _parse(row: Row, index: int, known: Known) -> _Parsed:
     box = numbers(row.get("bbox"))
     if box is not None and (len(box) != 4 or max(map(abs, box)) > MAX_PX):
         box = None
-    has_size = box is not None and any(box)
-    around = None if has_size else box_of_segmentation(row.get("segmentation"))
-    if has_size and box is not None and min(box[2:]) <= 0:
-        around = box_of_segmentation(row.get("segmentation"))
-    return _Parsed(name, image, box, None if around is None else list(around))
+    if image is None or (box is not None and min(box[2:]) > 0):
+        return _Parsed(name, image, box, None)
+    around = box_of_segmentation(row.get("segmentation"))
+    if around is None or _has_other_size(row, image):
+        return _Parsed(name, image, box, None)
+    return _Parsed(name, image, box, list(around))
+
+
+def _has_other_size(row: Row, image: ImageRow) -> bool:
+    """Whether the mask of an annotation has another size than its image."""
+    mask = row.get("segmentation")
+    return isinstance(mask, dict) and mask_size(mask) not in (None, (image.width, image.height))
 
 
 def _box_format(
@@ -143,7 +151,8 @@ def _box_format(
             kind = f"the boxes are {WORDS[conventions.box_format]}"
             yield Finding(kind, f"{len(parsed)} annotations", fix="converted to [left, top, width, height]")
         return conventions.box_format
-    rows = [(p.box, p.image) for p in parsed if p.box is not None and p.image is not None and any(p.box)]
+    given = [(p.around if p.box is None or not any(p.box) else p.box, p.image) for p in parsed]
+    rows = [(box, image) for box, image in given if box is not None and image is not None]
     boxes = np.array([box for box, _ in rows], np.float64).reshape(-1, 4)
     sizes = np.array([(image.width, image.height) for _, image in rows], np.float64).reshape(-1, 2)
     found = recognise_boxes(boxes, sizes)
@@ -224,6 +233,8 @@ def _box(
         entry_box = box
     elif entry.around is not None:
         entry_box = entry.around
+        if box_format.startswith("shares_") and max(entry_box) <= LARGEST_SHARE:
+            entry_box = to_xywh(entry_box, "shares_xywh", width=image.width, height=image.height)
         fix = "box taken from the segmentation"
         if value in EMPTY:
             yield Finding("the annotation has a segmentation and no box", place, fix=fix, is_fault=False, is_told=True)
@@ -233,7 +244,7 @@ def _box(
             error = f"{where}: {_not_a_box(value)} 'foldfuse check --fix' takes the box from the segmentation."
             yield Finding("the box is not four numbers", f"{place}, {short(value)}", error, fix=fix)
     else:
-        yield _no_box(row, box, where, place)
+        yield _no_box(row, box, image, where, place)
         return None
     x, y, w, h = entry_box
     if x >= image.width or y >= image.height or x + w <= 0 or y + h <= 0:
@@ -244,7 +255,7 @@ def _box(
     return entry_box
 
 
-def _no_box(row: Row, box: list[float] | None, where: str, place: str) -> Finding:
+def _no_box(row: Row, box: list[float] | None, image: ImageRow, where: str, place: str) -> Finding:
     """The finding on an annotation whose box cannot be had."""
     value = row.get("bbox")
     place = f"{place}, {short(value)}"
@@ -256,6 +267,12 @@ def _no_box(row: Row, box: list[float] | None, where: str, place: str) -> Findin
         return Finding(
             kind, place, f"{where}: 'bbox' has {len(values)} numbers, as oriented boxes have. {ORIENTED} {FIX}"
         )
+    if value in EMPTY and isinstance(row.get("segmentation"), dict) and _has_other_size(row, image):
+        kind = "the mask has another size than its image"
+        size = short(row["segmentation"]["size"])
+        there = f"{image.width} x {image.height}"
+        error = f"{where}: has no box, and its mask is of [height, width] {size} on a {there} image. Export it again."
+        return Finding(kind, place, error)
     if value in EMPTY and row.get("keypoints"):
         kind = "the annotation has keypoints and no box"
         return Finding(kind, place, f"{where}: has keypoints, but neither a box nor a polygon. {FIX}")

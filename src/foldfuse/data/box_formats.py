@@ -28,7 +28,8 @@ WORDS = {
 }
 LARGEST_SHARE = 1.5
 SMALLEST_SIDE_PX = 8  # of an image whose boxes may be told from shares
-MOST = 0.99  # of the boxes must fit another format
+MOST = 0.95  # of the boxes must fit another format
+NEARLY_ALL = 0.99  # where little else tells two formats apart
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,7 @@ def recognise_boxes(boxes: Array, sizes: Array) -> Recognised | None:
     x, y, w, h = boxes.T
     width, height = sizes.T
     is_share = (np.abs(boxes) <= LARGEST_SHARE).all(1)
-    if is_share.mean() >= (1 if len(boxes) < 50 else MOST) and np.median(sizes) >= SMALLEST_SIDE_PX:
+    if is_share.mean() >= (1 if len(boxes) < 20 else MOST) and np.median(sizes) >= SMALLEST_SIDE_PX:
         return _shares(boxes[is_share])
     over_x, over_y = x + w - width, y + h - height
     is_far_out = (over_x > 0.05 * width + 1) | (over_y > 0.05 * height + 1)
@@ -84,7 +85,7 @@ def recognise_boxes(boxes: Array, sizes: Array) -> Recognised | None:
     fits_centre = (np.abs(x - width / 2) + w / 2 <= width / 2 + 1) & (np.abs(y - height / 2) + h / 2 <= height / 2 + 1)
     is_out = (over_x > 1) | (over_y > 1)
     num_out = int(is_out.sum())
-    if num_out >= max(5, 0.03 * len(boxes)) and fits_centre.mean() >= MOST:
+    if num_out >= max(5, 0.03 * len(boxes)) and fits_centre.mean() >= NEARLY_ALL:
         depth = np.maximum(over_x / np.maximum(w, 1), over_y / np.maximum(h, 1))[is_out]
         if (
             np.median(depth) >= 0.25
@@ -104,7 +105,7 @@ def _shares(boxes: Array) -> Recognised:
         "shares_cxcywh": (np.abs(x - 0.5) + w / 2 <= 0.51) & (np.abs(y - 0.5) + h / 2 <= 0.51),
         "shares_xywh": (x + w <= 1.01) & (y + h <= 1.01),
     }
-    formats = tuple(format for format, fit in fits.items() if fit.mean() >= MOST)
+    formats = tuple(format for format, fit in fits.items() if fit.mean() >= NEARLY_ALL)
     if len(formats) > 1 and len(boxes) >= 20 and "shares_xyxy" in formats and "shares_xywh" not in formats:
         formats = ("shares_xyxy",)  # no centres of 20 boxes are all left of and above their sizes
     reason = f"no number of {len(boxes)} boxes is above {LARGEST_SHARE:g}"

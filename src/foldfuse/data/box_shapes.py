@@ -40,13 +40,11 @@ def box_of_segmentation(segmentation: Any) -> Box | None:
 
 def _box_of_runs(mask: dict[str, Any]) -> Box | None:
     """The xywh box around a mask as run lengths, which go down the columns and begin with the background."""
-    size = mask.get("size")
     counts = mask.get("counts")
-    if not isinstance(size, (list, tuple)) or len(size) != 2:
+    size = mask_size(mask)
+    if size is None:
         return None
-    height, width = whole_number(size[0]), whole_number(size[1])
-    if height is None or width is None or height <= 0 or width <= 0:
-        return None
+    width, height = size
     runs = _decompressed(counts) if isinstance(counts, str) else _whole_numbers(counts)
     if runs is None or any(run < 0 for run in runs) or sum(runs) > height * width:
         return None
@@ -61,6 +59,15 @@ def _box_of_runs(mask: dict[str, Any]) -> Box | None:
             bottom = height if spans_columns else max(bottom, last[1] + 1)
         at += run
     return (float(left), float(top), float(right - left), float(bottom - top)) if right > left else None
+
+
+def mask_size(mask: dict[str, Any]) -> tuple[int, int] | None:
+    """(width, height) of a mask as run lengths; None where it states none."""
+    size = mask.get("size")
+    if not isinstance(size, (list, tuple)) or len(size) != 2:
+        return None
+    height, width = whole_number(size[0]), whole_number(size[1])
+    return None if height is None or width is None or height <= 0 or width <= 0 else (width, height)
 
 
 def _whole_numbers(values: Any) -> Sequence[int] | None:

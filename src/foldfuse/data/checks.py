@@ -22,7 +22,7 @@ from foldfuse.data.judgement import judge
 from foldfuse.data.pixels import Inspection, extrema_of_open, judge_header, ranges_of, too_dark
 from foldfuse.data.readers.image_names import ImageFiles
 from foldfuse.data.value_ranges import WORDS, Depth
-from foldfuse.data.values import Ids, short, whole_number
+from foldfuse.data.values import Ids, is_text, short, whole_number
 from foldfuse.data.values import name as class_name
 from foldfuse.errors import InputError
 
@@ -146,7 +146,7 @@ def _images(
             yield Finding("the image has no id", where, error)
             continue
         where = f"{source}: image {short(raw)}"
-        if not isinstance(name, str) or not name.strip():
+        if not isinstance(name, str) or not name.strip() or not is_text(name):
             error = f"{where}: 'file_name' is {short(name)}, expected the name of an image file. {FIX}"
             yield Finding("the image has no file_name", f"image {short(raw)}", error)
             continue

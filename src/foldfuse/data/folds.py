@@ -124,7 +124,7 @@ def divide(dataset: Dataset, folds: Folds, fold: int, *, where: str) -> tuple[Da
     fitting = fit_folds(folds, dataset, where=where)
     train, val = dataset.subset(fitting.train_ids(fold)), dataset.subset(fitting.val_ids(fold))
     for part, what, use in ((val, f"fold {fold}", "score"), (train, f"the folds besides fold {fold}", "learn from")):
-        if not any((~s.annotations.crowd).any() for s in part.samples if s.annotations is not None):
+        if not any(map(_has_objects, part.samples)):
             raise InputError(
                 f"{where}: {what} of {dataset.source} has {len(part)} images and no object to {use}. Choose another --fold, or "
                 "make the folds again with 'foldfuse split'."
@@ -160,6 +160,26 @@ def groups_of(dataset: Dataset, pattern: str) -> dict[int, str]:
     return groups
 
 
+def check_num_folds(dataset: Dataset, num_folds: int, *, groups: Mapping[int, str] | None = None) -> None:
+    """Raises InputError where `num_folds` is below 2, or there are fewer images or `groups` with objects than folds."""
+    if num_folds < 2:
+        raise InputError(f"the number of folds is {num_folds}, and must be 2 or more.")
+    unit_of = _units(dataset, groups)
+    most = len({int(unit) for unit, sample in zip(unit_of, dataset.samples, strict=True) if _has_objects(sample)})
+    if most >= num_folds:
+        return
+    if groups is not None:
+        found = f"its {len(dataset)} images form {int(unit_of.max()) + 1} groups, and {most} of them hold objects"
+    else:
+        found = f"{most} of its {len(dataset)} images hold objects"
+    advice = f"Ask for at most {most} folds" if most >= 2 else "Annotate objects on more images"
+    if groups is not None:
+        advice = f"{advice}, or give a --group that makes smaller groups" if most >= 2 else "Give another --group"
+    raise InputError(
+        f"{dataset.source}: {found}, fewer than {num_folds} folds, each of which needs an object. {advice}."
+    )
+
+
 def make_folds(
     dataset: Dataset,
     *,
@@ -186,13 +206,11 @@ def make_folds(
     Raises:
         InputError: `num_folds` is below 2, or there are fewer groups with objects than folds.
     """
-    if num_folds < 2:
-        raise InputError(f"the number of folds is {num_folds}, and must be 2 or more.")
+    check_num_folds(dataset, num_folds, groups=groups)
     group_of = _units(dataset, groups)
     if keep_near_duplicates:
         group_of = _with_near_duplicates(dataset, group_of, num_folds)
     counts, objects = _counts(dataset, group_of)
-    _check_enough(dataset, objects, num_folds, has_groups=groups is not None)
     total = np.maximum(counts.sum(0), 1)
     weight = counts / total
     order = np.random.default_rng(seed).permutation(len(counts))
@@ -220,23 +238,6 @@ def _counts(dataset: Dataset, group_of: Array) -> tuple[Array, Array]:
         counts[group] += [*boxes, boxes.sum(), 1]
         objects[group] += (~sample.annotations.crowd).sum()
     return counts, objects
-
-
-def _check_enough(dataset: Dataset, objects: Array, num_folds: int, *, has_groups: bool) -> None:
-    """Raises InputError where there are fewer groups with objects than folds."""
-    most = int((objects > 0).sum())
-    if most >= num_folds:
-        return
-    if len(objects) < len(dataset):
-        found = f"its {len(dataset)} images form {len(objects)} groups that must stay together, and {most} of them hold objects"
-    else:
-        found = f"{most} of its {len(dataset)} images hold objects"
-    advice = f"Ask for at most {most} folds" if most >= 2 else "Annotate objects on more images"
-    if has_groups:
-        advice += ", or give a --group that makes smaller groups"
-    raise InputError(
-        f"{dataset.source}: {found}, fewer than {num_folds} folds, each of which needs an object. {advice}."
-    )
 
 
 def _give_objects(fold_of_group: Array, objects: Array, num_folds: int) -> None:
@@ -270,9 +271,7 @@ def _with_near_duplicates(dataset: Dataset, unit_of: Array, num_folds: int) -> A
         parent[root(int(unit_of[j]))] = root(int(unit_of[i]))
     joined = np.array([root(int(unit)) for unit in unit_of], np.int64)
     sizes = np.bincount(joined)
-    with_objects = {
-        int(g) for g, s in zip(joined, dataset.samples, strict=True) if s.annotations and (~s.annotations.crowd).any()
-    }
+    with_objects = {int(group) for group, sample in zip(joined, dataset.samples, strict=True) if _has_objects(sample)}
     if len(with_objects) < num_folds:
         too_large = np.flatnonzero(sizes > 1)
     else:
@@ -295,17 +294,23 @@ def _with_near_duplicates(dataset: Dataset, unit_of: Array, num_folds: int) -> A
 def _blocks(dataset: Dataset, members: Array, unit_of: Array, num_blocks: int) -> Array:
     """(m,) int64: for each of the samples `members`, its block of consecutive file names; units stay whole."""
     names: dict[int, tuple[tuple[int, str], ...]] = {}
+    has_objects: dict[int, bool] = {}
     for i in members.tolist():
-        name = _natural(dataset.samples[i].file_name)
-        unit = int(unit_of[i])
+        name, unit = _natural(dataset.samples[i].file_name), int(unit_of[i])
         names[unit] = min(names.get(unit, name), name)
-    sizes = {unit: int((unit_of[members] == unit).sum()) for unit in names}
+        has_objects[unit] = has_objects.get(unit, False) or _has_objects(dataset.samples[i])
+    total = sum(has_objects.values())
     block_of: dict[int, int] = {}
-    before = 0
+    before = 0  # units with objects, so that every block has some
     for unit in sorted(names, key=lambda unit: names[unit]):
-        block_of[unit] = min(num_blocks - 1, before * num_blocks // len(members))
-        before += sizes[unit]
+        block_of[unit] = min(num_blocks - 1, before * num_blocks // total) if total else 0
+        before += has_objects[unit]
     return np.array([block_of[int(unit)] for unit in unit_of[members]], np.int64)
+
+
+def _has_objects(sample: Sample) -> bool:
+    """Whether something else than a crowd region is annotated."""
+    return sample.annotations is not None and bool((~sample.annotations.crowd).any())
 
 
 def _natural(name: str) -> tuple[tuple[int, str], ...]:

@@ -64,10 +64,15 @@ def flag(value: Any) -> bool | None:
 def name(value: Any) -> str | None:
     """A name that is not blank, or a number as text; None for anything else."""
     if isinstance(value, str):
-        return value if value.strip() else None
+        return value if value.strip() and is_text(value) else None
     if isinstance(value, bool) or not isinstance(value, (int, float)) or (isinstance(value, float) and value != value):
         return None
     return str(value) if abs(value) < 10**40 else None
+
+
+def is_text(value: str) -> bool:
+    """Whether UTF-8 can hold a text; it cannot hold half of a surrogate pair, which JSON can."""
+    return value.isascii() or not any("\ud800" <= character <= "\udfff" for character in value)
 
 
 def numbers(value: Any) -> list[float] | None:
@@ -108,17 +113,15 @@ class Ids:
 
     def __init__(self, raw: Iterable[Any]) -> None:
         keys = list(dict.fromkeys(key for value in raw if (key := id_key(value)) is not None))
-        self._of_number: dict[int, int] = {}
         self._of_text: dict[str, int] = {}
-        taken: dict[int, str | int] = {}
+        taken: set[int] = set()
         others: list[str | int] = []
         for key in sorted(keys, key=lambda key: isinstance(key, str)):  # numbers come before texts that look like them
             value = whole_number(key)
-            if value is None or value in taken:
+            if value is None or (value in taken and str(value) != key):
                 others.append(key)
             else:
-                taken[value] = key
-                self._of_number[value] = value
+                taken.add(value)
                 if isinstance(key, str):
                     self._of_text[key] = value
         others.sort(key={key: i for i, key in enumerate(keys)}.__getitem__)
@@ -158,7 +161,7 @@ class Ids:
 def id_key(value: Any) -> str | int | None:
     """An id as it is compared: text without blanks around it, or a whole number of any size; None for anything else."""
     if isinstance(value, str):
-        return value.strip() or None
+        return value.strip() if value.strip() and is_text(value) else None
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return None
     if isinstance(value, float):

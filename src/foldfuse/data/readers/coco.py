@@ -106,7 +106,8 @@ def _inner_datasets(path: Path) -> str:
 def _name_findings(document: Any, files: ImageFiles) -> Iterator[Finding]:
     """Findings about images that are found under other names than the document gives them."""
     rows = document.get("images") if isinstance(document, dict) else None
-    names = {name for row in rows or () if isinstance(row, dict) and isinstance(name := row.get("file_name"), str)}
+    rows = rows if isinstance(rows, list) else []
+    names = {name for row in rows if isinstance(row, dict) and isinstance(name := row.get("file_name"), str)}
     matches = {name: match for name in sorted(names) if (match := files.find(name)).found}
     names_of: dict[Path, list[str]] = defaultdict(list)
     for name, match in matches.items():

@@ -7,6 +7,8 @@ Source of the orientation tag: Exif 2.32 (CIPA DC-008-2019), section 4.6.4; of P
 from __future__ import annotations
 
 import stat
+import threading
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -67,6 +69,9 @@ _DAMAGED = (  # (bytes, sentence) of files that begin like an image of a format 
 _PAGED = ("GIF", "TIFF", "WEBP", "PNG")
 _SUBFILE_TAG = 254  # of TIFF: bit 0 marks a page that is a smaller copy of another
 
+_opening = threading.Lock()  # what warnings are shown is the same for all threads
+
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 Image.MAX_IMAGE_PIXELS = None  # `decoding` has a limit of its own, which says how to allow more
 
 
@@ -212,7 +217,9 @@ def _image(file: IO[bytes], path: Path) -> Image.Image:
     if not head:
         raise InputError(f"{path}: cannot be decoded as an image (it is empty). Replace it, or remove it.")
     try:
-        return Image.open(file, formats=FORMATS)
+        with _opening, warnings.catch_warnings():  # Pillow warns of broken EXIF, and prints that to the terminal
+            warnings.simplefilter("ignore")
+            return Image.open(file, formats=FORMATS)
     except UnidentifiedImageError:
         for offset, content, name in _KNOWN:
             if head[offset:].startswith(content):

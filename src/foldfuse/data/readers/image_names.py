@@ -21,7 +21,26 @@ from functools import cached_property
 from pathlib import Path
 from urllib.parse import unquote
 
-IMAGE_SUFFIXES = (".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
+IMAGE_SUFFIXES = (
+    *(
+        ".bmp",
+        ".gif",
+        ".jfif",
+        ".jpe",
+        ".jpeg",
+        ".jpg",
+        ".mpo",
+        ".pbm",
+        ".pgm",
+        ".png",
+        ".pnm",
+        ".ppm",
+        ".tif",
+        ".tiff",
+    ),
+    ".webp",
+)
+UNREAD_SUFFIXES = (".avif", ".heic", ".heif", ".jp2", ".jxl")  # images that have to be converted first
 IGNORED_NAMES = frozenset({"thumbs.db", "desktop.ini", "__macosx"})
 MAX_FILES = 2_000_000  # looked through below one folder
 MAX_DEPTH = 8

@@ -11,7 +11,7 @@ from typing import Any
 
 from foldfuse.data.findings import Finding
 from foldfuse.data.image_file import read_header
-from foldfuse.data.readers.image_names import MAX_DEPTH, files_below, is_image_name
+from foldfuse.data.readers.image_names import MAX_DEPTH, UNREAD_SUFFIXES, files_below, is_image_name
 from foldfuse.errors import InputError
 
 MAX_ID = 10**18  # ids are 64-bit integers wherever they are written
@@ -37,8 +37,16 @@ class ImageTable:
 
 
 def image_files(folder: Path, *, recursive: bool = False) -> list[Path]:
-    """The image files in a folder, by name; hidden files are skipped."""
-    return sorted(p for p in files_below(folder, depth=MAX_DEPTH if recursive else 0) if is_image_name(p.name))
+    """The image files in a folder, by name; hidden files are skipped.
+
+    Files of formats that are not read, such as HEIC, are among them, so that users hear of them, but where a file of the same
+    name with another ending can be read.
+    """
+    files = list(files_below(folder, depth=MAX_DEPTH if recursive else 0))
+    images = [p for p in files if is_image_name(p.name)]
+    read = {p.with_suffix("") for p in images}
+    unread = [p for p in files if p.suffix.lower() in UNREAD_SUFFIXES and p.with_suffix("") not in read]
+    return sorted([*images, *unread])
 
 
 def size_of(path: Path, *, ignore_orientation: bool = False) -> tuple[int, int]:

@@ -208,6 +208,7 @@ def build_ensemble(
         nested = float(nested_metric(np.ones((1, num_images), np.int64))[0])
         single = space.measure(space.single(names.index(leader)))
         interval = difference(nested_metric, single, num_images=num_images, seed=seed)
+    best = ensemble_search.without_useless_members(space, best)
     return EnsembleReport(
         ensemble=_ensemble(best, names),
         metric=metric,

@@ -14,7 +14,6 @@ Shapes: M members, I images, K folds, D resamples.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -178,23 +177,18 @@ def search(space: SearchSpace, column: int = ALL, *, until: float) -> Candidate:
     selected = bagged_selection(space, column, until=start + (until - start) / 2)
     settings = (other_methods, other_ious, other_exponents, other_score_thresholds)
     chosen = hill_climb(space, selected, settings, column, until=until, min_standard_errors=MIN_STANDARD_ERRORS)
-    best = max([chosen, *_plain(space)], key=lambda c: space.score(c, column))
-    return without_useless_members(space, best, column, until=math.inf if column == ALL else until)
+    return max([chosen, *_plain(space)], key=lambda c: space.score(c, column))
 
 
-def without_useless_members(space: SearchSpace, candidate: Candidate, column: int, *, until: float) -> Candidate:
+def without_useless_members(space: SearchSpace, candidate: Candidate) -> Candidate:
     """The candidate without the members that add nothing: without them every score, of each resample too, is the same.
 
     Members with the least weight go first. Forward selection keeps such a member, since dropping it gains nothing.
     """
-    columns = [column, *space.resamples(column)]
     for member in sorted(candidate.members, key=lambda i: candidate.weights[i]):
-        if len(candidate.members) == 1:
-            break
-        without = candidate.with_weight(member, 0.0)
-        if without.canonical in space.cache or space.clock() < until:
-            change = space.values(without)[columns] - space.values(candidate)[columns]
-            if np.abs(change).max() <= SAME_SCORE:
+        if len(candidate.members) > 1:
+            without = candidate.with_weight(member, 0.0)
+            if np.abs(space.values(without) - space.values(candidate)).max() <= SAME_SCORE:
                 candidate = without
     return candidate
 

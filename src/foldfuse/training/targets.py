@@ -108,7 +108,7 @@ def _is_matched(sides: Array, anchors: Array, low: Array, high: float) -> Array:
     ratio = anchors[None] / sides.clip(min=1e-9)[:, None]  # (N, K, 2): the scale at which the sides are equal
     least = np.maximum(ratio.max(-1) / MAX_SIDE_RATIO, low[:, None])
     most = np.minimum(ratio.min(-1) * MAX_SIDE_RATIO, high)
-    return (least < most).any(1)
+    return (least <= most).any(1)
 
 
 def _advice(samples: Sequence[Sample], recipe: Recipe, stride: int) -> str:

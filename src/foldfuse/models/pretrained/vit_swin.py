@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import re
+import warnings
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -105,7 +106,9 @@ def _resampled(model: nn.Module, state: Mapping[str, Tensor], source: str) -> tu
         elif isinstance(model, Swin) and key.endswith("relative_position_bias_table"):
             side = math.isqrt(theirs.shape[0])
             if side % 2 and side**2 == theirs.shape[0]:
-                resampled[key] = resize_rel_pos_bias_table(theirs, (WINDOW, WINDOW), tuple(own.shape))
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore", UserWarning)  # torch's, on the speed of a lookup in timm
+                    resampled[key] = resize_rel_pos_bias_table(theirs, (WINDOW, WINDOW), tuple(own.shape))
                 kinds["relative positions"] = f"windows of {(side + 1) // 2} tokens to windows of {WINDOW}"
     return resampled, [f"{source}: the {kind} were resampled from {change}." for kind, change in kinds.items()]
 

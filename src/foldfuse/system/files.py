@@ -87,7 +87,10 @@ def read_bytes(path: Path, *, what: str, limit: int = MAX_BYTES, hint: str = "")
     """
     with _as_input_error(path, hint), _opened(path, what) as file:
         size = os.fstat(file.fileno()).st_size
-        content = b"" if size > limit else file.read(limit + 1)
+        content = b"" if size > limit else file.read(size + 1)  # `read` takes memory for as much as it is asked for
+        while size < len(content) <= limit:  # the file grows, or does not know its size, as in /proc
+            size = len(content)
+            content += file.read(2**20)
         size = max(size, len(content))
     if size > limit:
         raise InputError(f"{path}: has {_size(size)}, expected {what} of at most {_size(limit)}. Is it the right file?")

@@ -87,7 +87,4 @@ def test_a_full_disk_under_standard_output(folder: Path, capsys: Any, monkeypatc
         monkeypatch.setattr("sys.stdout", full)
         assert cli.main(["recipes"]) == 2
         monkeypatch.undo()
-        with pytest.raises(OSError, match="No space left"):
-            full.flush()
-        full.detach()
     assert "the disk is full" in capsys.readouterr().err

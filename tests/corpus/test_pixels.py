@@ -153,7 +153,11 @@ ORIENTATION = [
         phone((6, 6, 1, 1), lambda stored: (stored.width * 2, stored.height * 2)),
         SPLIT,
         status=2,
-        says=("1.png: is 64 x 96 pixels as stored, 96 x 64 after its EXIF", "say 128 x 192", "4 of 4 images"),
+        says=(
+            "1.png: is 64 x 96 pixels as stored, 96 x 64 after its EXIF",
+            "say 128 x 192",
+            "4 of 4 images have another size",
+        ),
     ),
     Case(
         "swapped_without_tag",
@@ -168,7 +172,7 @@ ORIENTATION = [
         phone((6, 6, 1, 1)),
         SPLIT + " --ignore-orientation",
         status=2,
-        says=("leave out --ignore-orientation", "2 of 4 images"),
+        says=("leave out --ignore-orientation", "2 of 4 images have another size"),
     ),
     Case("no_size", phone((6, 8, 3, 1), lambda stored: None), SPLIT, right=box_is_white),
     Case(

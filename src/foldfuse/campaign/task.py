@@ -13,7 +13,7 @@ from foldfuse.data.content_hashes import image_hashes
 from foldfuse.data.dataset import Dataset, Sample, require_annotations
 from foldfuse.data.doctor import unreadable_images
 from foldfuse.data.folds import Folds, check_num_folds, divide, fit_folds, make_folds, read_folds
-from foldfuse.data.pixels import open_images
+from foldfuse.data.pixels import inspect_images, open_images, refuse_unusable
 from foldfuse.data.readers.coco import locate, read
 from foldfuse.errors import InputError
 from foldfuse.inference.learnt_images import ids_of_hashes, learnt_before
@@ -244,8 +244,9 @@ def _undecodable(dataset: Dataset, *, ignore_orientation: bool) -> list[dict[str
     """Id, file name and reason for each image that cannot be decoded.
 
     Raises:
-        InputError: they are too many.
+        InputError: they are too many; or images are missing, or have another size than the annotations say.
     """
+    refuse_unusable(inspect_images(dataset, ignore_orientation=ignore_orientation), even_undecodable=False)
     broken = unreadable_images(dataset, ignore_orientation=ignore_orientation)
     if len(broken) > max(c.MAX_UNDECODABLE, c.MAX_UNDECODABLE_SHARE * len(dataset)):
         sample, reason = broken[0]

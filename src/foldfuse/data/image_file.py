@@ -61,7 +61,10 @@ _DAMAGED = (  # (bytes, sentence) of files that begin like an image of a format 
         "it is a TIFF that is damaged or of a kind that is not read, such as one of 64 bits or of many channels",
     ),
     (b"\x89PNG", "it is a damaged PNG"),
-    (b"\xff\xd8", "it is a damaged JPEG"),
+    (
+        b"\xff\xd8",
+        "it is a JPEG that is damaged or of a kind that is not read, such as one of 12 bits or a lossless one",
+    ),
     (b"GIF8", "it is a damaged GIF"),
     (b"BM", "it is a damaged BMP"),
     (b"RIFF", "it is a damaged WebP"),
@@ -165,16 +168,16 @@ def stored_pixels(image: Image.Image) -> Image.Image:
 
 def _has_pages(image: Image.Image) -> bool:
     """Whether an opened image has a second page or frame that is no smaller copy of the first; moves the image to that page."""
-    if image.format not in _PAGED or not getattr(image, "is_animated", False):
-        return False
-    if image.format != "TIFF":
-        return True
     try:
+        if image.format not in _PAGED or not getattr(image, "is_animated", False):
+            return False
+        if image.format != "TIFF":
+            return True
         for page in range(1, 100):
             image.seek(page)
             if not int(image.tag_v2.get(_SUBFILE_TAG, 0)) & 1:  # type: ignore[attr-defined]
                 return True
-    except EOFError:
+    except (EOFError, OSError, SyntaxError, ValueError):  # no more pages, or a broken one, which is not read
         return False
     return True
 

@@ -37,6 +37,7 @@ class Inspection:
         has_tag: whether the file has an orientation tag other than 1.
         is_assumed: whether the orientation was applied although the stored and the upright size are the same.
         error: why the image cannot be used; "" for a good image.
+        is_missing: whether the error is that there is no such file.
         is_size_wrong: whether the error is a size that contradicts the file.
         depth: how the file stores the values of its pixels.
         has_pages: whether the file has more pages or frames than the first, which alone is read.
@@ -47,6 +48,7 @@ class Inspection:
     has_tag: bool = False
     is_assumed: bool = False
     error: str = ""
+    is_missing: bool = False
     is_size_wrong: bool = False
     depth: Depth = EIGHT_BITS
     has_pages: bool = False
@@ -79,12 +81,7 @@ def open_images(
             example. Or 16-bit colour images would be all but black.
     """
     inspections = inspect_images(dataset, ignore_orientation=ignore_orientation, skip=skip)
-    unusable = [i for i in inspections if i.error and not i.is_size_wrong]
-    contradicted = [i for i in inspections if i.is_size_wrong]
-    for problems, words in ((unusable, "cannot be used"), (contradicted, "have another size than the annotations say")):
-        if problems:
-            count = "" if len(problems) == 1 else f" ({len(problems)} of {len(dataset)} images {words}.)"
-            raise InputError(problems[0].error + count)
+    refuse_unusable(inspections)
     found = extrema_of_open([(s.path, i.depth) for s, i in zip(dataset.samples, inspections, strict=True)])
     if reason := too_dark(found):
         raise InputError(f"{dataset.source}: {reason}")
@@ -99,6 +96,24 @@ def open_images(
         for s, i in zip(dataset.samples, inspections, strict=True)
     )
     return replace(dataset, samples=tuple(samples), value_ranges=ranges)
+
+
+def refuse_unusable(inspections: Sequence[Inspection], *, even_undecodable: bool = True) -> None:
+    """Raises InputError, with the count and an example, where images are missing, or have another size than the annotations say.
+
+    Args:
+        inspections: of all images of a dataset.
+        even_undecodable: whether to refuse images that cannot be opened, too.
+    """
+    kinds = (
+        ("are missing", [i for i in inspections if i.is_missing]),
+        ("cannot be opened", [i for i in inspections if i.error and not (i.is_missing or i.is_size_wrong)]),
+        ("have another size than the annotations say", [i for i in inspections if i.is_size_wrong]),
+    )
+    for words, problems in kinds:
+        if problems and (even_undecodable or problems[0].is_missing or problems[0].is_size_wrong):
+            count = f" {len(problems)} of {len(inspections)} images {words}." if len(problems) > 1 else ""
+            raise InputError(problems[0].error + count)
 
 
 def open_image(sample: Sample, *, ignore_orientation: bool = False) -> Sample:
@@ -186,8 +201,8 @@ def _sentences(
 
 def inspect(sample: Sample, *, ignore_orientation: bool = False) -> Inspection:
     """What the header of a sample's file says."""
-    if sample.missing:
-        return Inspection(error=sample.missing)
+    if sample.missing or not sample.path.exists():
+        return Inspection(error=sample.missing or f"{sample.path}: there is no such image.", is_missing=True)
     try:
         header = read_header(sample.path)
     except InputError as error:

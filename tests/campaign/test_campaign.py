@@ -128,7 +128,7 @@ def test_a_base_run_that_diverges_is_one_sentence(data, tmp_path, capsys, monkey
 
 
 def test_an_interrupt_while_checking_the_data_is_one_sentence(data, tmp_path, capsys, monkeypatch):
-    def pressed(dataset):
+    def pressed(dataset, **options):
         raise KeyboardInterrupt
 
     out = tmp_path / "out"

@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from foldfuse.campaign import constants as c
+from foldfuse.campaign.compiling import compile_loops
 from foldfuse.campaign.execution.jobs import HeldOutPredictions, predict_held_out
 from foldfuse.campaign.execution.workers import SegmentJob, SegmentResult, WorkerLost, Workers
 from foldfuse.campaign.planning.allocation import (
@@ -64,6 +65,8 @@ def run(task: Task, ledger: Ledger, strategy: Strategy, workers: Workers) -> Non
     ledger.set(machine=host.describe(device), device=device, state="running", reported=False)
     publish(ledger)
     try:
+        with ledger.timed("compile", "setup"):
+            compile_loops(task.metric)
         if ledger.get("plan") is None:
             measure_costs(task, ledger, workers)
             log_plan(make_plan(campaign_state(task, ledger, workers)), ledger)

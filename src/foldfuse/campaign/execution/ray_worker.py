@@ -93,6 +93,9 @@ class Worker:
         import ray
 
         import foldfuse.campaign.execution.jobs  # noqa: F401 - now, rather than in the time of the first segment
+        from foldfuse.campaign.compiling import compile_training_loops
+
+        compile_training_loops()
 
         self._train = unpack_images(train, map(ray.get, train_chunks), self._folder / "train")
         self._val = unpack_images(val, map(ray.get, val_chunks), self._folder / "val")

@@ -1,6 +1,6 @@
 """Reads CSV files of annotations, as contests and scripts write them: one row a box, or all boxes of an image in one cell.
 
-Columns are known by their usual names, whatever their case, blanks and underscores: see `IMAGE`, `CLASS` and `FORMS`. A column
+Columns are known by their usual names, whatever their case, blanks and underscores: see `csv_columns`. A column
 with four numbers in a cell ("[x, y, w, h]") may hold corners or sizes: what all of its boxes fit is taken, and where both fit,
 the file is refused until the column is called bbox_xywh or bbox_xyxy. A row without numbers is an image without objects.
 """
@@ -8,78 +8,33 @@ the file is refused until the column is called bbox_xywh or bbox_xyxy. A row wit
 from __future__ import annotations
 
 import csv
-import io
-import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from foldfuse.data.findings import Finding
+from foldfuse.data.readers.csv_columns import (
+    CELLS,
+    IMAGE,
+    SCORES,
+    STRINGS,
+    WHAT,
+    class_columns,
+    four_columns,
+    listed,
+    number_of,
+    plain,
+    split_rows,
+)
 from foldfuse.data.readers.image_names import ImageFiles
 from foldfuse.data.readers.image_rows import Row, coco_document, image_ids, size_of
 from foldfuse.data.readers.loaded import Loaded
 from foldfuse.errors import InputError, shown
-from foldfuse.system.files import read_start, read_text
+from foldfuse.system.files import read_text
 
-WHAT = "a CSV of annotations"
-MAX_FIELD = 2**27  # characters of one cell
 ONE_CLASS = "object"  # the class of a file that names none
 
-IMAGE = [
-    "imageid",
-    "image",
-    "filename",
-    "imagename",
-    "imagefile",
-    "imagepath",
-    "path",
-    "file",
-    "name",
-    "img",
-    "imgid",
-    "imgname",
-    "imgpath",
-    "photo",
-    "id",
-]
-CLASS = [
-    "class",
-    "classname",
-    "label",
-    "labelname",
-    "category",
-    "categoryname",
-    "classid",
-    "categoryid",
-    "labelid",
-    "species",
-]
-STRINGS = ["predictionstring", "boxesstring", "boxes", "annotations", "bboxes", "labels"]
-CELLS = {"bbox": None, "box": None, "boundingbox": None, "bboxxywh": "xywh", "bboxxyxy": "xyxy", "bboxcxcywh": "cxcywh"}
-CELLS |= {"xywh": "xywh", "xyxy": "xyxy"}
-FORMS = (  # (columns, what they hold)
-    ("xmin ymin xmax ymax", "xyxy"),
-    ("x1 y1 x2 y2", "xyxy"),
-    ("x0 y0 x1 y1", "xyxy"),
-    ("xtl ytl xbr ybr", "xyxy"),
-    ("left top right bottom", "xyxy"),
-    ("bboxxmin bboxymin bboxxmax bboxymax", "xyxy"),
-    ("xmin ymin width height", "xywh"),
-    ("xmin ymin w h", "xywh"),
-    ("left top width height", "xywh"),
-    ("bboxx bboxy bboxwidth bboxheight", "xywh"),
-    ("bboxx bboxy bboxw bboxh", "xywh"),
-    ("bboxleft bboxtop bboxwidth bboxheight", "xywh"),
-    ("xcenter ycenter width height", "cxcywh"),
-    ("xcenter ycenter w h", "cxcywh"),
-    ("centerx centery width height", "cxcywh"),
-    ("cx cy w h", "cxcywh"),
-    ("cx cy width height", "cxcywh"),
-    ("xc yc w h", "cxcywh"),
-    ("x y w h", "xywh"),
-    ("x y width height", "xywh"),
-)
 NO_OBJECT = re.compile(r"(no[ _]?(finding|box|object|label)s?|none|nan|null|)$", re.IGNORECASE)
 
 Four = tuple[float, float, float, float]
@@ -156,46 +111,40 @@ def read_box_csv(
     return Loaded(document, path, tuple(table.findings), ImageFiles(path, images, known), ignore_orientation)
 
 
-def is_box_csv(path: Path) -> bool:
-    """Whether the header of a CSV file names images and boxes."""
-    try:
-        start = read_start(path, what=WHAT).decode("utf-8", "replace")
-    except InputError:
-        return False
-    header, _ = _split(start.split("\n", 1)[0])
-    columns = {_plain(name): i for i, name in enumerate(header)}
-    has_boxes = bool(_four_columns(columns)[0]) or any(name in columns for name in (*CELLS, "boxesstring"))
-    return has_boxes and any(name in columns for name in IMAGE)
-
-
 def _read_table(path: Path, *, annotated: bool) -> CsvTable:
     text = read_text(path, what=WHAT, hint="Give the CSV of the annotations.")
-    header, rows = _split(text)
+    try:
+        header, rows = split_rows(text)
+    except csv.Error as problem:
+        raise InputError(f"{path}: is no CSV ({problem}).") from None
     if not rows and not header:
         raise InputError(f"{path}: is empty, expected {WHAT}.")
-    columns = {_plain(name): i for i, name in reversed(list(enumerate(header)))}
+    columns = {plain(name): i for i, name in reversed(list(enumerate(header)))}
     image = next((columns[name] for name in IMAGE if name in columns), None)
     if image is None:
         raise InputError(
-            f"{path}: has the columns {_listed(header)}, and none of them names images. Call one 'image_id'."
+            f"{path}: has the columns {listed(header)}, and none of them names images. Call one 'image_id'."
         )
     table = CsvTable()
     sides = [columns.get(name) for name in ("width", "height")]
     cell = next((name for name in CELLS if name in columns), None)
     string = next((name for name in STRINGS if name in columns and columns[name] != image), None)
-    four, form = _four_columns(columns)
+    four, form = four_columns(columns)
     has_sizes = None not in sides and not set(sides) & set(four)
     table.form = form if four else CELLS.get(cell or "")
     if annotated and not (four or cell or string):
         raise InputError(
-            f"{path}: has the columns {_listed(header)}, and no boxes. Expected columns such as xmin, ymin, xmax, ymax, or "
+            f"{path}: has the columns {listed(header)}, and no boxes. Expected columns such as xmin, ymin, xmax, ymax, or "
             "left, top, width, height, or bbox."
         )
-    named, numbered = _class_columns(columns, exclude={image, *four})
+    named, numbered = class_columns(columns, exclude={image, *four})
     if annotated and named is None and not string:
-        where = f"no column of {_listed(header)} names classes"
+        where = f"no column of {listed(header)} names classes"
         kind = f"all boxes are of one class, called {ONE_CLASS}"
         table.findings.append(Finding(kind, where, fix="", is_fault=False, is_told=True))
+    if scores := [name for name in header if plain(name) in SCORES]:
+        kind = "a column of scores is ignored; these may be predictions and no annotations"
+        table.findings.append(Finding(kind, scores[0], fix="left out", is_told=True))
     for line, row in rows:
         where = f"{path}: line {line}"
         if len(row) != len(header):
@@ -208,7 +157,11 @@ def _read_table(path: Path, *, annotated: bool) -> CsvTable:
             table.findings.append(Finding("the row of the CSV is broken", f"line {line}", error))
             continue
         size = _size([row[i] for i in sides if i is not None]) if has_sizes else None
-        table.images.setdefault(name, size)
+        if table.images.setdefault(name, size) != size:
+            error = f"{where}: {name} is {size[0]} x {size[1]} pixels here, and another size above." if size else ""
+            table.findings.append(
+                Finding("an image has two sizes", f"line {line}", error, fix="the first size is kept")
+            )
         if not annotated:
             continue
         class_name = ONE_CLASS if named is None else row[named].strip()
@@ -233,60 +186,10 @@ def _read_table(path: Path, *, annotated: bool) -> CsvTable:
     return table
 
 
-def _split(text: str) -> tuple[list[str], list[tuple[int, list[str]]]]:
-    """The header, and (line, cells) of each row; a file without a header has the columns of keras-retinanet."""
-    first = text.lstrip("\n").split("\n", 1)[0]
-    delimiter = max(",;\t|", key=first.count)
-    csv.field_size_limit(MAX_FIELD)
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
-    rows = [(reader.line_num, row) for row in reader if any(cell.strip() for cell in row)]
-    if not rows:
-        return [], []
-    if delimiter == ";":
-        rows = [(line, [re.sub(r"^(-?\d+),(\d+)$", r"\1.\2", cell.strip()) for cell in row]) for line, row in rows]
-    head = rows[0][1]
-    if len(head) == 6 and all(_number(cell) is not None or not cell.strip() for cell in head[1:5]):
-        return ["path", "x1", "y1", "x2", "y2", "class"], rows
-    return [cell.strip() for cell in head], rows[1:]
-
-
-def _plain(name: str) -> str:
-    return re.sub(r"[\s_.\-]+", "", name).lower()
-
-
-def _listed(header: Sequence[str]) -> str:
-    return shown(", ".join(header))
-
-
-def _four_columns(columns: Mapping[str, int]) -> tuple[list[int], str | None]:
-    """The columns of the four numbers, and what they hold."""
-    for names, form in FORMS:
-        if all(name in columns for name in names.split()):
-            return [columns[name] for name in names.split()], form
-    return [], None
-
-
-def _class_columns(columns: Mapping[str, int], exclude: set[int]) -> tuple[int | None, int | None]:
-    """The column of class names, and that of class numbers beside it."""
-    found = [columns[name] for name in CLASS if name in columns and columns[name] not in exclude]
-    numbers = [columns[name] for name in ("classid", "categoryid", "labelid") if name in columns]
-    words = [i for i in found if i not in numbers]
-    named = words[0] if words else found[0] if found else None
-    return named, next((i for i in numbers if i != named), None)
-
-
 def _size(cells: Sequence[str]) -> tuple[int, int] | None:
-    numbers = [_number(cell) for cell in cells]
+    numbers = [number_of(cell) for cell in cells]
     whole = [int(n) for n in numbers if n is not None and 0 < n < 1e6 and n == int(n)]
     return (whole[0], whole[1]) if len(whole) == 2 else None
-
-
-def _number(text: str) -> float | None:
-    try:
-        value = float(text.strip())
-    except ValueError:
-        return None
-    return value if math.isfinite(value) else None
 
 
 def _numbers_in(cell: str) -> list[str]:
@@ -299,7 +202,7 @@ def _four(texts: Sequence[str], where: str) -> Four | None:
     """The numbers of a box; None where the row has none."""
     if all(NO_OBJECT.match(text.strip()) for text in texts):
         return None
-    numbers = [_number(text) for text in texts]
+    numbers = [number_of(text) for text in texts]
     if len(numbers) != 4 or None in numbers:
         raise InputError(f"{where}: the box is {shown(' '.join(texts))}, expected four numbers.")
     a, b, c, d = (number for number in numbers if number is not None)
@@ -326,7 +229,7 @@ def _read_string(cell: str, where: str, image: str, class_name: str, table: CsvT
     table.form = "xyxy"
     for i in range(0, len(words), 6):
         numbers = _four(words[i + 2 : i + 6], where)
-        if numbers is None or (list(numbers) == [0, 0, 1, 1] and _number(words[i + 1]) == 1):
+        if numbers is None or (list(numbers) == [0, 0, 1, 1] and number_of(words[i + 1]) == 1):
             continue  # "14 1 0 0 1 1" and "none 1 0 0 1 1": an image without objects
         table.boxes.append(CsvBox(where, image, words[i], numbers))
 
@@ -385,7 +288,7 @@ def _labels(table: CsvTable) -> dict[str, int]:
     stated = {name: table.numbers_of[name] for name in names if name in table.numbers_of}
     if names and len(set(stated.values())) == len(names):
         return stated
-    numbers = {name: int(number) for name in names if (number := _number(name)) is not None and number == int(number)}
+    numbers = {name: int(number) for name in names if (number := number_of(name)) is not None and number == int(number)}
     if names and len(numbers) == len(names) == len(set(numbers.values())) and min(numbers.values()) >= 0:
         return numbers
     return {name: i for i, name in enumerate(names or [ONE_CLASS], 1)}

@@ -103,11 +103,12 @@ class ImageFiles:
         expected = self.root.joinpath(*parts) if parts else self.root / name
         if not parts:
             return Match(expected, found=False, reason="is no name of a file")
+        is_leaving = bool(Path(name).anchor or Path(name).drive) or ".." in Path(name).parts
+        for folder in () if is_leaving else self.folders:
+            if _is_file(path := folder / name) or (not is_absolute and _is_file(path := folder.joinpath(*parts))):
+                return Match(path)
         if is_absolute or ".." in parts:
             return self._find_outside(name, parts, is_absolute, expected)
-        for folder in self.folders:
-            if _is_file(path := folder / name) or _is_file(path := folder.joinpath(*parts)):
-                return Match(path)
         return self._search(parts, expected, is_absolute=False)
 
     @property

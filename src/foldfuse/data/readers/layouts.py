@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from foldfuse.data.readers.box_csv import is_box_csv, read_box_csv
+from foldfuse.data.readers.box_csv import read_box_csv
+from foldfuse.data.readers.csv_columns import is_box_csv
 from foldfuse.data.readers.cvat import is_cvat, read_cvat
 from foldfuse.data.readers.image_names import ImageFiles, is_hidden
 from foldfuse.data.readers.image_rows import image_files, image_table
@@ -55,7 +56,7 @@ def find_layout(path: Path) -> Layout | None:
     if ending in (*YAML_ENDINGS, ".data"):
         return Layout("yolo", path)
     if ending == ".txt":
-        return Layout("voc" if "ImageSets" in path.parts else "yolo", path)
+        return Layout("voc" if "ImageSets" in path.absolute().parts else "yolo", path)
     if ending == ".xml":
         if path.is_file() and not is_cvat(path):
             raise InputError(f"{path}: is the annotation of one image. Give the folder of the dataset.")
@@ -85,7 +86,7 @@ def read_layout(
             )
         case "voc":
             listing = None if path.is_dir() else path
-            root = path if listing is None else next(p.parent for p in path.parents if p.name == "ImageSets")
+            root = path if listing is None else next(p.parent for p in path.absolute().parents if p.name == "ImageSets")
             return read_voc(
                 root, listing=listing, images=images, annotated=annotated, ignore_orientation=ignore_orientation
             )

@@ -44,11 +44,17 @@ class LabelFormat:
 
 @dataclass(frozen=True, slots=True)
 class LabelLine:
-    """A line of a label file: the sentence's beginning, the class number, and the numbers after it."""
+    """A line of a label file: the file, the line's number, the class number, and the numbers after it."""
 
-    where: str
+    path: Path
+    number: int
     label: int
     values: tuple[float, ...]
+
+    @property
+    def where(self) -> str:
+        """The beginning of a sentence on the line."""
+        return f"{self.path}: line {self.number}"
 
 
 def read_lines(path: Path, form: LabelFormat) -> tuple[list[LabelLine], list[Finding]]:
@@ -65,9 +71,11 @@ def read_lines(path: Path, form: LabelFormat) -> tuple[list[LabelLine], list[Fin
         words = line.strip()
         if not words or words.startswith("#"):
             continue
-        where = f"{path}: line {number}"
+        if (box := _plain_box(words, form)) is not None:
+            lines.append(LabelLine(path, number, *box))
+            continue
         try:
-            lines.append(_parse(words, where, form, by_name))
+            lines.append(LabelLine(path, number, *_parse(words, f"{path}: line {number}", form, by_name)))
         except InputError as error:
             findings.append(Finding("the line of a label file is broken", f"{path.name}, line {number}", str(error)))
     return lines, findings
@@ -78,7 +86,21 @@ def _labels_by_name(names: Mapping[int, str]) -> dict[str, int]:
     return {name: label for label, name in names.items() if times[name] == 1}
 
 
-def _parse(line: str, where: str, form: LabelFormat, by_name: Mapping[str, int]) -> LabelLine:
+def _plain_box(line: str, form: LabelFormat) -> tuple[int, tuple[float, ...]] | None:
+    """(class, four numbers) of a line without any peculiarity; None for a line that needs a closer look."""
+    words = line.split()
+    if len(words) != 5 or not words[0].isdecimal():
+        return None
+    try:
+        label, cx, cy, w, h = int(words[0]), float(words[1]), float(words[2]), float(words[3]), float(words[4])
+    except ValueError:
+        return None
+    is_plain = label in form.names and 0 <= cx <= 1 and 0 <= cy <= 1 and 0 < w <= 1 and 0 < h <= 1 and "_" not in line
+    return (label, (cx, cy, w, h)) if is_plain else None
+
+
+def _parse(line: str, where: str, form: LabelFormat, by_name: Mapping[str, int]) -> tuple[int, tuple[float, ...]]:
+    """(class, numbers after it) of a line. Raises InputError where it is no line of a label file."""
     words = _words(line)
     start = 1
     while start < len(words) and _number(words[start]) is None:  # a class name of several words
@@ -103,7 +125,7 @@ def _parse(line: str, where: str, form: LabelFormat, by_name: Mapping[str, int])
         )
     if len(numbers) in (4, 5) and min(numbers[2:4]) <= 0:
         raise InputError(f"{where}: the box has the size {numbers[2]:g} x {numbers[3]:g}, expected more than 0.")
-    return LabelLine(where, label, numbers)
+    return label, numbers
 
 
 def _words(line: str) -> list[str]:

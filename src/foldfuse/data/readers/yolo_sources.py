@@ -191,11 +191,11 @@ def _roots(path: Any, source: Path, images: Path | None, found: YoloSource) -> l
     if path is not None and str(path).strip():
         parts, is_absolute = name_parts(str(path))
         stated = Path(str(path)) if is_absolute else own.joinpath(*parts)
-        if stated.is_dir():
+        if _is_folder(stated):
             roots.append(stated)
         else:
             ends = [own.joinpath(*parts[-n:]) for n in range(len(parts), 0, -1)]
-            end = next((end for end in ends if end.is_dir()), own)
+            end = next((end for end in ends if _is_folder(end)), own)
             roots.append(end)
             where = f"'path' is {shown(str(path))}; {end if end.parts else 'the folder of the YAML'} is read"
             found.findings.append(Finding(OTHER_MACHINE, where, fix="", is_fault=False, is_told=True))
@@ -298,7 +298,12 @@ def _images_of_entry(entry: str, places: _Places, found: YoloSource, images: Pat
     """The images of one entry: a folder, a text file that lists images, an image, or a pattern such as images/*.jpg."""
     if "*" in entry:
         pattern = "/".join(name_parts(entry)[0])
-        return sorted(p for root in places.roots for p in root.glob(pattern) if is_image_name(p.name))
+        try:
+            return sorted({p for root in places.roots for p in root.glob(pattern) if is_image_name(p.name)})
+        except (ValueError, OSError, NotImplementedError):
+            raise InputError(
+                f"{places.source}: 'train' is {shown(entry)}, expected a folder, a list or images/*.jpg."
+            ) from None
     path = places.find(entry)
     if path is None and images is not None:
         path = images
@@ -355,6 +360,13 @@ def _places_of(entry: str, roots: list[Path], files: list[ImageFiles]) -> Iterat
     ends = ["/".join(parts[-n:]) for n in range(len(parts), 0, -1)]
     yield from (path for end in ends for root in roots if _exists(path := root / end))
     yield from (match.path for each in files if (match := each.find(entry)).found)
+
+
+def _is_folder(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except (OSError, ValueError):
+        return False
 
 
 def _exists(path: Path) -> bool:

@@ -275,7 +275,7 @@ CASES = [
         _json("recipe.json", image_size=24000),
         PREDICT,
         2,
-        ("image_size is 24000, and must be 4096 or less",),
+        ("image_size is 24000, and 8192 is not in 1..4096",),
     ),
     Case(
         "compute_unknown",
@@ -290,11 +290,13 @@ CASES = [
     Case("overwrite_with_broken_image", _broken_image, f"train train.json --out run --overwrite --steps 1 {SMALL}", 2),
     Case("weights_missing", _plain, f"{TRAIN} --set init_weights=gone.pth", 2, ("gone.pth: there is no such file",)),
     Case("init_from_nothing", _plain, f"{TRAIN} --init-from gone", 2, ("gone", "there is no such file")),
-    Case("size_too_large", _plain, f"{NO_SIZE} --image-size 8192", 2, ("must be 4096 or less",)),
+    Case("size_too_large", _plain, f"{NO_SIZE} --image-size 8192", 2, ("8192 is not in 1..4096",)),
     Case("jitter_huge", _plain, f"{TRAIN} --set scale_jitter=1e9", 2, ("scale_jitter is 1000000000.0",)),
     Case("lr_of_400_digits", _plain, f"{TRAIN} --set lr={'9' * 400}", 2, ("is not a number",)),
     Case("seed_below_0", _plain, f"{TRAIN} --seed -1", 2, ("seed",)),
-    Case("steps_huge", _plain, f"{TRAIN.replace('--steps 1 ', '')} --steps {'9' * 30}", 2, ("steps is 99999",)),
+    Case(
+        "steps_huge", _plain, f"{TRAIN.replace('--steps 1 ', '')} --steps {'9' * 30}", 2, ("is not in 1..1000000000",)
+    ),
     # heads and objects
     Case("init_other_order", _other_order, f"{TRAIN} --init-from run", says=("matched by name (3 of 3)",)),
     Case(

@@ -45,10 +45,10 @@ def test_a_record_comes_back_as_it_was(tmp_path):
     ("change", "sentence"),
     [
         ({"format": 3}, "is a test record of format 3, and this version of Foldfuse reads up to 2"),
-        ({"number": "3"}, "Expected `int`, got `str` - at `$.number`"),
-        ({"inner": {"name": "x", "scores": [True]}}, "$.inner.scores[0]"),
+        ({"number": "3"}, "'number' is text, expected a whole number"),
+        ({"inner": {"name": "x", "scores": [True]}}, "'inner.scores[0]' is true or false, expected a number"),
         ({"nmber": 3}, "no field is called 'nmber'. Did you mean 'number'?"),
-        ({"rate": None}, "Expected `float`, got `null`"),
+        ({"rate": None}, "'rate' is null, expected a number"),
     ],
 )
 def test_damage_is_named(tmp_path, change, sentence):

@@ -24,7 +24,7 @@ from foldfuse.data.readers.image_names import ImageFiles
 from foldfuse.data.value_ranges import WORDS, Depth
 from foldfuse.data.values import Ids, is_text, short, whole_number
 from foldfuse.data.values import name as class_name
-from foldfuse.errors import InputError
+from foldfuse.errors import InputError, kind_of
 
 MAX_SIDE_PX = 1_000_000
 
@@ -57,9 +57,7 @@ def walk(
         InputError: the document is not COCO.
     """
     if not isinstance(document, dict):
-        raise InputError(
-            f"{source}: holds a {type(document).__name__}, expected a COCO object with 'images' and 'categories'."
-        )
+        raise InputError(f"{source}: holds {kind_of(document)}, expected a COCO object with 'images' and 'categories'.")
     keys = ("images", "categories", "annotations") if annotated else ("images",)
     rows = {key: _list(document, key, source) for key in keys}
     if not annotated:  # a test set may have no categories
@@ -126,7 +124,7 @@ def _list(document: Row, key: str, source: Path) -> list[Row]:
         raise InputError(f"{source}: has no {key!r}. Expected COCO JSON with 'images', 'categories' and 'annotations'.")
     rows = document[key]
     if not isinstance(rows, list):
-        raise InputError(f"{source}: {key!r} is a {type(rows).__name__}, and must be a list of objects.")
+        raise InputError(f"{source}: {key!r} is {kind_of(rows)}, and must be a list of objects.")
     if not rows and key != "annotations":
         raise InputError(f"{source}: lists no {key}. A dataset needs at least one image and one category.")
     return [row if isinstance(row, dict) else {} for row in rows]

@@ -10,6 +10,8 @@ nothing else is converted.
 from __future__ import annotations
 
 import json
+import math
+import re
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import MISSING, Field, fields, is_dataclass
@@ -25,6 +27,15 @@ from foldfuse.system.files import read_json
 
 R = TypeVar("R")
 VERSION_KEY = "format"
+_WORDS = {
+    "int": "a whole number",
+    "float": "a number",
+    "str": "text",
+    "bool": "true or false",
+    "array": "a list",
+    "object": "an object",
+    "null": "null",
+}
 
 
 def to_plain(record: Any, *, version: int | None = None) -> dict[str, Any]:
@@ -49,7 +60,7 @@ def from_plain(value: Any, kind: type[R], *, where: str, what: str, version: int
         version: the latest layout that this package reads; without one the value carries no version.
 
     Raises:
-        InputError: a later version, or a field that is missing, unknown or of the wrong type.
+        InputError: a later version; a field that is missing, unknown or of the wrong type; or a number that is not finite.
     """
     if not isinstance(value, dict):
         raise InputError(f"{where}: holds {kind_of(value)}, expected the JSON object of {what}.")
@@ -61,6 +72,8 @@ def from_plain(value: Any, kind: type[R], *, where: str, what: str, version: int
                 f"{where}: is {what} of format {shown(found)}, and this version of Foldfuse reads up to {version}. "
                 "Update Foldfuse, or use the version that wrote it."
             )
+    if (number := _non_finite(value)) is not None:
+        raise InputError(f"{where}: is not {what}: it holds {number}, expected finite numbers.")
     if is_dataclass(kind):
         known = [field.name for field in fields(kind)]
         for name in value:
@@ -69,7 +82,7 @@ def from_plain(value: Any, kind: type[R], *, where: str, what: str, version: int
     try:
         return msgspec.convert(value, kind, dec_hook=_typed, str_keys=True)
     except msgspec.ValidationError as error:
-        raise InputError(f"{where}: is not {what} ({error}).") from None
+        raise InputError(f"{where}: is not {what}: {_in_words(str(error))}.") from None
 
 
 def from_plain_tolerantly(value: Any, kind: type[R]) -> R | None:
@@ -111,6 +124,30 @@ def read_record(path: Path, kind: type[R], *, version: int, what: str, hint: str
     """
     value = read_json(path, what=what, hint=hint, allow_nan=False)
     return from_plain(value, kind, where=str(path), what=what, version=version)
+
+
+def _in_words(message: str) -> str:
+    """A message of msgspec in the words of JSON, such as "'seed' is null, expected a whole number"."""
+    message = re.sub(r"`([a-z]+)`", lambda match: _WORDS.get(match[1], match[0]), message)
+    found = re.fullmatch(r"Expected (.*?)(?:, got (.*?))? - at `\$\.?(.*)`", message)
+    if found is None:
+        return message[:1].lower() + message[1:].replace(" - at `$.", " in `")
+    expected, got, place = found.groups()
+    if got is not None and got.isdigit():
+        return f"{place!r} has length {got}, expected {expected}"
+    return f"{place or 'it'!r} is {got or 'something else'}, expected {expected}"
+
+
+def _non_finite(value: Any) -> float | None:
+    """A number in a decoded JSON value that is not finite; None where there is none."""
+    stack = [value]
+    while stack:
+        part = stack.pop()
+        if isinstance(part, dict | list | tuple):
+            stack.extend(part.values() if isinstance(part, dict) else part)
+        elif isinstance(part, float) and not math.isfinite(part):
+            return part
+    return None
 
 
 @cache

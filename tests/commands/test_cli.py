@@ -48,13 +48,13 @@ OPTIONS = {  # of every command: its arguments by their place, then its options
         "--images --ignore-orientation --overwrite"
     ),
     "convert": (
-        "PREDICTIONS DATA --out --format --input-format --image-ids --category-ids --classes-from --images "
+        "PREDICTIONS DATA --out --format --image-names --input-format --image-ids --category-ids --classes-from --images "
         "--ignore-orientation --overwrite"
     ),
     "score": "PREDICTIONS DATA --other --metric --input-format --image-ids --category-ids --images --ignore-orientation",
     "submit": (
-        "PREDICTIONS DATA --out --format --max-detections --input-format --image-ids --category-ids --classes-from --images "
-        "--ignore-orientation --overwrite"
+        "PREDICTIONS DATA --out --like --format --labels --image-names --max-detections --input-format --image-ids --category-ids "
+        "--classes-from --images --ignore-orientation --overwrite"
     ),
     "models": "",
     "recipes": "",

@@ -224,6 +224,25 @@ InputFormat = Annotated[
         help="format of the prediction files where their content leaves it open, such as score_xywh or coco_json_xyxy.",
     ),
 ]
+Like = Annotated[
+    Path | None,
+    Parameter(
+        metavar="SAMPLE",
+        help="sample submission of the contest: columns, ids, order, labels, boxes and the mark of an image without boxes are "
+        "written as it shows them.",
+    ),
+]
+Labels = Annotated[
+    Literal["id", "name", "from_zero", "from_one"] | None,
+    Parameter(help="what a label is in a submission like a sample that leaves it open; see --category-ids."),
+]
+ImageNames = Annotated[
+    Literal["file_name", "name", "stem", "id"],
+    Parameter(
+        help="what names an image in a CSV that is written: its file_name in the data, that without folders, that without its "
+        "ending too, or its id."
+    ),
+]
 ImageIds = Annotated[
     Literal["id", "name", "position"] | None,
     Parameter(

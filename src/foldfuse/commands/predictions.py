@@ -21,7 +21,8 @@ from foldfuse.evaluation.diagnosis import ERRORS, Diagnosis, diagnose
 from foldfuse.evaluation.metrics import measure
 from foldfuse.formats.predictions import write_predictions
 from foldfuse.formats.raw_boxes import ReadAs
-from foldfuse.formats.submission import SubmissionFormat, write_submission
+from foldfuse.formats.sample_submission import read_sample
+from foldfuse.formats.submission import image_texts, submission_format, write_submission
 from foldfuse.system import printing
 
 BACKGROUND = "background"
@@ -46,6 +47,7 @@ def convert(
     *,
     out: options.Out,
     format: str | None = None,
+    image_names: options.ImageNames = "file_name",
     input_format: options.InputFormat = None,
     image_ids: options.ImageIds = None,
     category_ids: options.CategoryIds = None,
@@ -60,8 +62,9 @@ def convert(
         predictions: Parquet, COCO results JSON, CSV of prediction strings or YOLO folder, of the images of `data`.
         data: the images: a dataset of any layout, or a folder of images; annotations are not read.
         out: file to write; for yolo a folder.
-        format: parquet, coco_json, yolo, or a layout of prediction strings, such as score_label_xywh_normalized. By default
-            the ending of `out` decides: .parquet, .json (COCO results) or .csv (the contest's); an empty folder becomes yolo.
+        format: parquet, coco_json, yolo, csv_boxes (a row for each box), or a layout of prediction strings, such as
+            score_label_xywh_normalized. By default the ending of `out` decides: .parquet, .json (COCO results) or .csv (the
+            contest's); an empty folder becomes yolo.
 
     Raises:
         InputError: a file cannot be used, or the format cannot hold these predictions.
@@ -74,9 +77,9 @@ def convert(
     dataset = read_images(
         data, classes_from=classes_from, predictions=[predictions], images=images, ignore_orientation=ignore_orientation
     )
-    return write_predictions(
-        read_file(predictions, dataset, ReadAs(input_format, image_ids, category_ids)), out, dataset, format=format
-    )
+    found = read_file(predictions, dataset, ReadAs(input_format, image_ids, category_ids))
+    names = None if image_names == "file_name" else image_texts(dataset, image_names)
+    return write_predictions(found, out, dataset, format=format, names=names)
 
 
 def submit(
@@ -84,7 +87,10 @@ def submit(
     data: Path,
     *,
     out: options.Out,
-    format: SubmissionFormat = "contest_csv",
+    like: options.Like = None,
+    format: str | None = None,
+    labels: options.Labels = None,
+    image_names: options.ImageNames = "file_name",
     max_detections: options.MaxDetections = None,
     input_format: options.InputFormat = None,
     image_ids: options.ImageIds = None,
@@ -100,21 +106,38 @@ def submit(
         predictions: Parquet, COCO results JSON, CSV of prediction strings or YOLO folder, of the images of `data`.
         data: the test images: a dataset of any layout, or a folder of images; annotations are not read.
         out: file to write.
-        format: contest_csv (`PredictionString,image_id`) or coco_json (COCO results).
+        format: contest_csv (`PredictionString,image_id`), coco_json (COCO results), csv_boxes (a row for each box) or a layout of
+            prediction strings, such as score_xywh; by default the ending of `out` decides: .csv (the contest's) or .json.
+            With --like the layout of the boxes, where the sample leaves it open.
 
     Raises:
-        InputError: a file cannot be used, or an image of `data` was not predicted.
+        InputError: a file cannot be used, an image of `data` was not predicted, or the sample names other images.
 
     Examples:
         foldfuse submit a.parquet data/test.json --out submission.csv
-        foldfuse submit a.parquet data/test.json --format coco_json --max-detections 100 --out submission.json
+        foldfuse submit a.parquet data/test.json --like sample_submission.csv --out submission.csv
+        foldfuse submit a.parquet data/test.json --max-detections 100 --out submission.json
     """
-    options.refuse_overwrite(out, overwrite, is_file=True, inputs=[predictions, data, images])
+    options.refuse_overwrite(out, overwrite, is_file=True, inputs=[predictions, data, images, like])
+    if like is None and labels is not None:
+        raise InputError(
+            "--labels says what a label is in a submission like a sample. Add --like SAMPLE, or leave it out."
+        )
+    if like is not None and image_names != "file_name":
+        raise InputError("--like shows what names an image. Leave out --image-names.")
+    if like is None:
+        submission_format(out, format)
     dataset = read_images(
         data, classes_from=classes_from, predictions=[predictions], images=images, ignore_orientation=ignore_orientation
     )
+    sample = None if like is None else read_sample(like, dataset, format=format, labels=labels)
     detections = read_file(predictions, dataset, ReadAs(input_format, image_ids, category_ids))
-    return write_submission(detections, dataset, out, format, max_detections=max_detections)
+    if sample is not None:
+        for note in sample.notes:
+            printing.write(f"{like}: {note}", to_stderr=True)
+    return write_submission(
+        detections, dataset, out, format, max_detections=max_detections, like=sample, image_names=image_names
+    )
 
 
 def score(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from foldfuse.formats.csv_text import (
     SCORE_COLUMNS,
     CsvFile,
 )
+from foldfuse.formats.formulas import tell_of_formulas
 from foldfuse.formats.image_keys import match_images
 from foldfuse.formats.raw_boxes import RawBoxes, ReadAs, as_number, parse_numbers, to_table
 from foldfuse.system.atomic_files import write_text
@@ -67,7 +68,7 @@ def read_box_rows(path: Path, dataset: Dataset, read_as: ReadAs, csv_file: CsvFi
         )
     header_form, columns = found
     cells = [[row[c].strip() for c in columns] for row in csv_file.rows]
-    kept = [i for i, row in enumerate(csv_file.rows) if not _is_empty(row, cells[i], label, dataset)]
+    kept = [i for i, row in enumerate(csv_file.rows) if not is_empty(row, cells[i], label, dataset)]
     where: Callable[[int], str] = lambda i: f"{path}: line {csv_file.lines[kept[i]]}"  # noqa: E731
     expected = ", ".join(csv_file.header[c] for c in columns)
     if len(columns) == 1:
@@ -94,10 +95,21 @@ def read_box_rows(path: Path, dataset: Dataset, read_as: ReadAs, csv_file: CsvFi
     return replace(table, how=(f"boxes as {form.name}", *table.how))
 
 
-def write_box_rows(predictions: Predictions, path: Path, dataset: Dataset, *, form: BoxForm) -> None:
-    """Write a CSV with a row for each box: the image's file name, the class name, the score and the box."""
+def write_box_rows(
+    predictions: Predictions, path: Path, dataset: Dataset, *, form: BoxForm, names: Sequence[str] | None = None
+) -> None:
+    """Write a CSV with a row for each box: the image's name, the class name, the score and the box.
+
+    Args:
+        predictions: of images of `dataset`.
+        path: the file.
+        dataset: the images and classes.
+        form: the form of the boxes.
+        names: what names each image of `dataset`; the file name by default.
+    """
     sizes = image_sizes(predictions.image_ids[predictions.image_index], dataset)
-    names = {s.id: s.file_name for s in dataset.samples}
+    texts = [s.file_name for s in dataset.samples] if names is None else names
+    name_of = dict(zip(dataset.image_ids, texts, strict=True))
     digits = 8 if form.normalized else 3
     box_names = {"xyxy": HEADER[3:], "xywh": ("x", "y", "width", "height"), "cxcywh": ("cx", "cy", "w", "h")}[form.box]
     lines = io.StringIO()
@@ -110,11 +122,12 @@ def write_box_rows(predictions: Predictions, path: Path, dataset: Dataset, *, fo
         form.from_xyxy(predictions.boxes, sizes).tolist(),
         strict=True,
     ):
-        writer.writerow([names[image_id], dataset.classes[label], score, *(f"{v:.{digits}f}" for v in box)])
+        writer.writerow([name_of[image_id], dataset.classes[label], score, *(f"{v:.{digits}f}" for v in box)])
     write_text(path, lines.getvalue())
+    tell_of_formulas(path, [*texts, *dataset.classes])
 
 
-def _is_empty(row: list[str], cells: list[str], label: int | None, dataset: Dataset) -> bool:
+def is_empty(row: list[str], cells: list[str], label: int | None, dataset: Dataset) -> bool:
     """Whether a row says that its image has no boxes."""
     if all(cell.lower() in EMPTY for cell in cells):
         return True

@@ -130,7 +130,7 @@ def read_strings(path: Path, dataset: Dataset, read_as: ReadAs, csv_file: CsvFil
             raise InputError(
                 f"{path}: line {line} has {len(words)} words, expected {layout.num_words} a box, for {layout.name}."
             )
-    grid = _grid(table, layout.num_words)
+    grid = make_grid(table, layout.num_words)
     where = lambda i: f"{path}: line {table.lines[grid.rows[i]]}: a box"  # noqa: E731
     label_keys = None if layout.label_column is None else grid.keys(layout.label_column)
     numbers = np.column_stack([grid.finite(column, where) for column in range(layout.num_words - 4, layout.num_words)])
@@ -289,7 +289,7 @@ class Grid:
         return numbers
 
 
-def _grid(table: Strings, num_words: int) -> Grid:
+def make_grid(table: Strings, num_words: int) -> Grid:
     """The words of all boxes of `num_words` words; every row must hold whole boxes."""
     flat = [word for words in table.words for word in words]
     try:
@@ -322,7 +322,7 @@ def _only_layout(path: Path, table: Strings, image_ids: Array, dataset: Dataset)
     for num_words in (5, 6):
         if any(count % num_words for count in counts):
             continue
-        grid = _grid(table, num_words)
+        grid = make_grid(table, num_words)
         sizes = image_sizes(image_ids[grid.rows], dataset)
         possible += [
             each for each in LAYOUTS.values() if each.num_words == num_words and layout_fits(each, grid, sizes, dataset)
@@ -341,7 +341,7 @@ def _only_layout(path: Path, table: Strings, image_ids: Array, dataset: Dataset)
         _refuse_unknown_word(path, table, dataset)
         one_class = replace(dataset, classes=dataset.classes[:1])
         if not any(count % 5 for count in counts) and len(dataset.classes) > 1:
-            grid = _grid(table, 5)
+            grid = make_grid(table, 5)
             if any(
                 layout_fits(LAYOUTS[f"score_{box}"], grid, image_sizes(image_ids[grid.rows], dataset), one_class)
                 for box in ("xyxy", "xywh")

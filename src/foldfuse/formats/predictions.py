@@ -7,7 +7,7 @@ dataset that they lack counts as predicted, without boxes. A CSV of prediction s
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -119,7 +119,14 @@ def read_prediction_file(path: Path, dataset: Dataset, read_as: ReadAs | None = 
     return PredictionFile(to_predictions(table, dataset), kind, reason, table.how, table.notes, table.alternatives)
 
 
-def write_predictions(predictions: Predictions, path: Path, dataset: Dataset, *, format: str | None = None) -> Path:
+def write_predictions(
+    predictions: Predictions,
+    path: Path,
+    dataset: Dataset,
+    *,
+    format: str | None = None,
+    names: Sequence[str] | None = None,
+) -> Path:
     """Write predictions and return the path.
 
     Args:
@@ -128,6 +135,7 @@ def write_predictions(predictions: Predictions, path: Path, dataset: Dataset, *,
         dataset: the dataset whose file names, classes and category ids the file will use.
         format: one of FORMATS. By default the ending decides: .parquet (complete), .json (COCO results), .csv (the
             contest's); an existing folder becomes a YOLO folder.
+        names: what names each image of `dataset` in a CSV; the file name by default.
 
     Raises:
         InputError: the format or ending is unknown, predictions and dataset differ in their classes, or the format
@@ -135,7 +143,7 @@ def write_predictions(predictions: Predictions, path: Path, dataset: Dataset, *,
     """
     path = Path(path)
     if format is None:
-        format = "yolo" if path.is_dir() else ENDINGS.get(path.suffix)
+        format = "yolo" if path.is_dir() else ENDINGS.get(path.suffix.lower())
     if format is None:
         raise InputError(
             f"{path}: predictions are written as {', '.join(ENDINGS)}; choose one of these endings, or name the format."
@@ -152,9 +160,9 @@ def write_predictions(predictions: Predictions, path: Path, dataset: Dataset, *,
     elif format == "yolo":
         write_yolo(predictions, path, dataset)
     elif format == "csv_boxes":
-        write_box_rows(predictions, path, dataset, form=FORMS_OF_BOXES["xyxy"])
+        write_box_rows(predictions, path, dataset, form=FORMS_OF_BOXES["xyxy"], names=names)
     else:
-        write_strings(predictions, path, dataset, layout=LAYOUTS[format])
+        write_strings(predictions, path, dataset, layout=LAYOUTS[format], names=names)
     return path
 
 

@@ -45,6 +45,8 @@ def make_files(folder: Path) -> None:
     for seed, name in enumerate(("a_oof", "b_oof")):
         write_predictions(_predictions(train, seed=seed), folder / f"{name}.parquet", dataset)
     tested = read(folder / "data" / "test.json")
+    rows = "".join(f",{sample.file_name}\n" for sample in tested.samples)
+    (folder / "sample_submission.csv").write_text(f"PredictionString,image_id\n{rows}")
     for seed, name in enumerate(("a", "b", "predictions")):
         write_predictions(_predictions(folder / "data" / "test.json", seed=seed), folder / f"{name}.parquet", tested)
     for name in ("campaign", "campaign1", "campaign2", "night", "night1"):

@@ -53,8 +53,8 @@ OPTIONS = {  # of every command: its arguments by their place, then its options
     ),
     "score": "PREDICTIONS DATA --other --metric --input-format --image-ids --category-ids --images --ignore-orientation",
     "submit": (
-        "PREDICTIONS DATA --out --like --format --labels --image-names --max-detections --input-format --image-ids --category-ids "
-        "--classes-from --images --ignore-orientation --overwrite"
+        "PREDICTIONS DATA --out --like --format --labels --image-names --max-detections --input-format --image-ids "
+        "--category-ids --classes-from --images --ignore-orientation --overwrite"
     ),
     "models": "",
     "recipes": "",

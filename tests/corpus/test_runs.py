@@ -275,7 +275,7 @@ CASES = [
         _json("recipe.json", image_size=24000),
         PREDICT,
         2,
-        ("image_size is 24000, and 8192 is not in 1..4096",),
+        ("image_size is 24000, and must be 4096 or less",),
     ),
     Case(
         "compute_unknown",

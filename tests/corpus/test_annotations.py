@@ -618,6 +618,18 @@ CASES = [
         status=2,
         says=("seem to count the classes from 1: their ids go from 1 to 3, and those of 'categories' from 10 to 30",),
     ),
+    Case(
+        "one_stray_category_among_gaps",
+        made(
+            lambda d: [
+                d.update(categories=[{"id": i, "name": f"c{i}"} for i in (1, 2, 3, 7, 9, 11, 13, 15)]),
+                d["annotations"][0].update(category_id=5),
+            ]
+        ),
+        SPLIT,
+        status=2,
+        says=("category_id 5 is not in 'categories'",),
+    ),
     # the whole dataset
     Case(
         "most_images_empty",

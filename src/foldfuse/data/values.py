@@ -21,6 +21,8 @@ NO = frozenset({"", "0", "0.0", "false", "no", "n", "f", "off", "none", "null"})
 
 def number(value: Any) -> float | None:
     """A finite number, also one written as text ("12.5"); None for anything else, such as True, NaN, 1e400 or a list."""
+    if type(value) is float and math.isfinite(value):
+        return value
     if isinstance(value, str):
         text = value.strip()
         value = float(text) if len(text) <= MAX_DIGITS and NUMBER.fullmatch(text) else None
@@ -35,6 +37,8 @@ def number(value: Any) -> float | None:
 
 def whole_number(value: Any) -> int | None:
     """A whole number within 64 bits, also one written as 7.0, "7" or "7.0"; None for anything else."""
+    if type(value) is int and -INT64_MAX <= value <= INT64_MAX:
+        return value
     if isinstance(value, str):
         text = value.strip()
         if len(text) > 40 or not WHOLE_NUMBER.fullmatch(text):
@@ -137,6 +141,8 @@ class Ids:
 
     def number(self, raw: Any) -> int | None:
         """The number of an id; None for a value that is no id of this list and no whole number."""
+        if type(raw) is int and -INT64_MAX <= raw <= INT64_MAX:
+            return raw
         key = id_key(raw)
         if key is None:
             return None

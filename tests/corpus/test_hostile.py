@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import socket
+import sqlite3
 import sys
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -229,6 +231,32 @@ READERS = [
     ),
 ]
 
+
+def endless_ledger(folder: Path) -> None:
+    """A ledger whose facts are a view without an end."""
+    (folder / "c").mkdir()
+    with closing(sqlite3.connect(folder / "c" / "campaign.sqlite")) as db, db:
+        db.execute(
+            "CREATE VIEW facts AS WITH RECURSIVE n(name, value) AS (SELECT 1, 1 UNION ALL SELECT name + 1, 1 FROM n) "
+            "SELECT * FROM n"
+        )
+        for table in ("events", "segments", "submissions"):
+            db.execute(f"CREATE TABLE {table} (id)")
+
+
+LEDGERS = [
+    Case("ledger_without_an_end", endless_ledger, "watch c", 2, ("c/campaign.sqlite",)),
+    Case("ledger_report_without_an_end", endless_ledger, "report c --out o.html", 0, ("o.html",)),
+    Case("ledger_is_text", with_file("c/campaign.sqlite", b"x" * 9999), "watch c", 2, ("c/campaign.sqlite",)),
+    Case(
+        "ledger_is_a_pipe",
+        with_node("c/campaign.sqlite", lambda path: (path.parent.mkdir(), os.mkfifo(path))),
+        "watch c",
+        2,
+        ("c",),
+    ),
+]
+
 NODES = [
     Case(
         "fifo", with_node("train.json", os.mkfifo), "check train.json", 2, ("train.json: is a pipe, expected a file",)
@@ -264,7 +292,7 @@ NODES = [
 ]
 
 
-@parametrize(READERS + NODES)
+@parametrize(READERS + NODES + LEDGERS)
 def test_hostile_inputs(
     case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -118,6 +118,28 @@ OUTPUTS = [
         2,
         ("this command did not make it",),
     ),
+    Case(
+        "campaign_over_its_data",
+        with_file("campaign.sqlite", b""),
+        "campaign train.json --out . --overwrite",
+        2,
+        ("holds an input of this command",),
+    ),
+    Case(
+        "campaign_is_a_file",
+        sound,
+        "campaign train.json --out p.json --overwrite",
+        2,
+        ("p.json: is a file, expected a folder",),
+    ),
+    Case("demo_is_a_file", sound, "demo --out p.json", 2, ("p.json: is a file, expected a folder",)),
+    Case(
+        "converted_over_the_classes",
+        with_file("c.json", json.dumps(coco())),
+        "convert p.json train.json --classes-from c.json --out c.json --overwrite",
+        2,
+        ("is an input",),
+    ),
     Case("out_is_a_device", sound, "split train.json --folds 2 --out /dev/null", 2, ("/dev/null: is a device",)),
     Case("out_is_a_system_name", sound, "split train.json --folds 2 --out /dev/fd/1", 2, ("/dev/fd/1: is",)),
     Case(

@@ -19,6 +19,7 @@ from foldfuse.errors import InputError
 from foldfuse.reporting.live import follow
 from foldfuse.storage import notes
 from foldfuse.system import host, printing
+from foldfuse.system.atomic_files import check_target
 from foldfuse.system.durations import format_duration
 
 
@@ -118,6 +119,9 @@ def campaign(
         return resume_campaign(resume, ray=ray, console=printing.console(stderr=True), start=start)
     if data is None:
         raise InputError("no data is given. Give a dataset, or --resume FOLDER.")
+    inputs = [data, test, images, *external_run, None if isinstance(folds, int) else folds]
+    inputs += [Path(part) for pair in external_predictions for part in pair.split(":")]
+    options.refuse_folder(out, inputs=inputs)
     if plan:
         if ray is not None:
             raise InputError("--plan measures this machine, not the nodes of a cluster. Leave out --ray.")
@@ -241,7 +245,8 @@ def demo(
     Examples:
         foldfuse demo --deadline 3m --out demo
     """
-    if out.exists() and (out.is_file() or any(out.iterdir())):
+    check_target(out, is_folder=True)
+    if out.exists() and any(out.iterdir()):
         raise InputError(f"{out}: exists already. Choose another --out, or remove it.")
     data = synthetic.make_dataset(out / "data", num_images=num_images, num_test_images=num_images // 3, seed=seed)
     folder = campaign(data, deadline=deadline, out=out / "campaign", seed=seed, device=device)

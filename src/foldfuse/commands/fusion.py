@@ -61,7 +61,7 @@ def fuse(
         foldfuse fuse a.parquet b.parquet --data data/test.json --weight 2,1 --iou 0.6 --out weighted.csv
         foldfuse fuse a.parquet b.parquet --data data/test.json --ensemble ensemble.json --out best.json
     """
-    options.refuse_overwrite(out, overwrite, inputs=[*predictions, data, images, ensemble])
+    options.refuse_overwrite(out, overwrite, inputs=[*predictions, data, images, ensemble, classes_from])
     if ensemble is not None and (weight, method, iou, score_threshold) != ((), "wbf", 0.55, 0.0):
         raise InputError("--ensemble decides --method, --iou, --score-threshold and --weight. Leave those options out.")
     dataset = read_images(

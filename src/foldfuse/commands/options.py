@@ -337,6 +337,13 @@ def refuse_overwrite(
         )
 
 
+def refuse_folder(path: Path, *, inputs: Iterable[Path | None]) -> None:
+    """Raises InputError unless a folder can be made at `path`, or is there and neither is nor holds one of the inputs."""
+    check_target(path, is_folder=True)
+    if path.exists():
+        refuse_input(path, inputs)
+
+
 def remove_old(path: Path, overwrite: bool) -> None:
     """Removes the folder that is to be overwritten. Files need no removal: a new file replaces the old file at once."""
     refuse_overwrite(path, overwrite)

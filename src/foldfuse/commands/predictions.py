@@ -73,7 +73,7 @@ def convert(
         foldfuse convert a.parquet data/test.json --out a.json
         foldfuse convert a.json data/test.json --format yolo --out labels
     """
-    options.refuse_overwrite(out, overwrite, inputs=[predictions, data, images])
+    options.refuse_overwrite(out, overwrite, inputs=[predictions, data, images, classes_from])
     dataset = read_images(
         data, classes_from=classes_from, predictions=[predictions], images=images, ignore_orientation=ignore_orientation
     )
@@ -118,7 +118,7 @@ def submit(
         foldfuse submit a.parquet data/test.json --like sample_submission.csv --out submission.csv
         foldfuse submit a.parquet data/test.json --max-detections 100 --out submission.json
     """
-    options.refuse_overwrite(out, overwrite, is_file=True, inputs=[predictions, data, images, like])
+    options.refuse_overwrite(out, overwrite, is_file=True, inputs=[predictions, data, images, like, classes_from])
     if like is None and labels is not None:
         raise InputError(
             "--labels says what a label is in a submission like a sample. Add --like SAMPLE, or leave it out."

@@ -15,7 +15,7 @@ from foldfuse.detections import Predictions
 from foldfuse.errors import InputError
 from foldfuse.formats.box_table import check_boxes
 from foldfuse.system.atomic_files import atomic
-from foldfuse.system.files import read_start
+from foldfuse.system.files import parse_json, read_start
 
 
 def check_classes(classes: tuple[str, ...], dataset: Dataset, where: str) -> None:
@@ -40,7 +40,7 @@ def parquet_classes(path: Path) -> tuple[tuple[str, ...], tuple[int, ...]]:
     """
     try:
         with pq.ParquetFile(path) as file:
-            about = json.loads(file.schema_arrow.metadata[b"foldfuse"])
+            about = parse_json(file.schema_arrow.metadata[b"foldfuse"], path, what="the facts of predictions")
         return tuple(map(str, about["classes"])), tuple(map(int, about.get("category_ids", ())))
     except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
         raise _damaged(path, error) from None
@@ -90,7 +90,7 @@ def read_parquet(path: Path, dataset: Dataset) -> Predictions:
         # pq.read_table would take a folder in the path called "lr=3e-4" for a column.
         with pq.ParquetFile(path) as file:
             table = file.read()
-        facts = json.loads(table.schema.metadata[b"foldfuse"])
+        facts = parse_json(table.schema.metadata[b"foldfuse"], path, what="the facts of predictions")
         classes = tuple(facts["classes"])
         learnt_ids = frozenset(map(int, facts.get("learnt_ids", ())))
         columns = {

@@ -105,6 +105,33 @@ def test_overwrite_replaces_an_earlier_campaign_and_nothing_else(data, tmp_path,
     assert (tmp_path / "mine" / "keep.txt").exists()
 
 
+def test_a_sample_submission_is_checked_first_and_kept(data, tmp_path, monkeypatch):
+    monkeypatch.setattr("foldfuse.campaign.campaign._work", lambda *_, **__: None)
+    out, sample = tmp_path / "out", tmp_path / "sample.csv"
+    names = [row["file_name"] for row in json.loads(data.read_text())["images"]]
+    sample.write_text("PredictionString,image_id\n" + "".join(f",{name}\n" for name in names[:-1]))
+    before = set(tmp_path.rglob("*"))
+    with pytest.raises(InputError, match=r"names 15 of the 16 images .*lacks 1"):
+        campaign(data, test=data, like=sample, out=out)
+    with pytest.raises(InputError, match=r"--like .*Add --test"):
+        campaign(data, like=sample, out=out)
+    with pytest.raises(InputError, match="Add --like SAMPLE"):
+        campaign(data, labels="id", out=out)
+    assert set(tmp_path.rglob("*")) == before
+    sample.write_text("PredictionString,image_id\n" + "".join(f",{name}\n" for name in names))
+    campaign(data, test=data, like=sample, out=out)
+    text = sample.read_text()
+    sample.unlink()
+    assert (out / "sample_submission.csv").read_text() == text
+    seen = []
+    monkeypatch.setattr(
+        "foldfuse.campaign.campaign._work", lambda request, inputs, *_, **__: seen.append((request, inputs))
+    )
+    campaign(resume=out)
+    request, inputs = seen[0]
+    assert request.read_sample(inputs, out / "sample_submission.csv").layout.name == "label_score_xyxy"
+
+
 @pytest.mark.parametrize(
     ("number", "folds", "message"),
     [(8, 5, "8 of 16 images cannot be decoded"), (0, 20, "fewer than the 20 folds"), (0, 1, "number of folds is 1")],

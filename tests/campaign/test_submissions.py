@@ -8,13 +8,20 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from foldfuse.campaign.submissions import MemberPredictions, by_name, drop_unaffordable_views, submit_best
+from foldfuse.campaign.submissions import (
+    MemberPredictions,
+    by_name,
+    drop_unaffordable_views,
+    submit_best,
+    write_submission_folder,
+)
 from foldfuse.campaign.task import Task
 from foldfuse.data.readers.coco import read
 from foldfuse.detections import Detections, MemberView, Predictions
 from foldfuse.ensemble.ensemble import Ensemble, EnsembleReport, apply_ensemble
 from foldfuse.evaluation.metrics import measure
 from foldfuse.formats.predictions import read_predictions
+from foldfuse.formats.sample_submission import read_sample
 from foldfuse.recipes import load_recipe
 from foldfuse.storage.ledger import create
 from foldfuse.storage.segments import Role, SegmentRecord
@@ -94,3 +101,25 @@ def test_the_campaigns_metric_decides(campaign, metric, caplog):
     submitted = read_predictions(ledger.folder / "fused_oof.parquet", task.val)
     assert score == pytest.approx(measure(submitted, task.val, metric=metric))
     assert f"{metric.upper()} {score:.3f} out-of-fold" in caplog.text
+
+
+def test_the_submission_follows_the_sample(campaign, tmp_path):
+    task, ledger, candidates, report = campaign
+    rows = "".join(f"{s.file_name.removesuffix('.png')},0.5 0 0 9 9\n" for s in reversed(task.test.samples))
+    (tmp_path / "sample.csv").write_text(f"image_id,PredictionString\n{rows}")
+    one_class = replace(task.test, classes=task.test.classes[:1], category_ids=task.test.category_ids[:1])
+    sample = read_sample(tmp_path / "sample.csv", one_class, format="score_xywh")
+    box = Detections(np.float32([[1, 2, 11, 22]]), np.float32([0.25]), np.array([0]))
+    empty = Detections.empty()
+    first = task.test.image_ids[0]
+    found = Predictions.of({i: box if i == first else empty for i in task.test.image_ids}, one_class.classes)
+    val = next(iter(candidates.values()))
+    task = replace(task, test=one_class, sample=sample)
+    write_submission_folder(val, found, report.ensemble, 0.5, {}, task=task, ledger=ledger)
+    lines = (ledger.folder / "submission.csv").read_text().splitlines()
+    names = [s.file_name.removesuffix(".png") for s in reversed(task.test.samples)]
+    assert lines == [
+        "image_id,PredictionString",
+        *(f"{n}," for n in names[:-1]),
+        f"{names[-1]},0.25 1.000 2.000 10.000 20.000",
+    ]

@@ -10,7 +10,7 @@ from foldfuse import __version__, cli
 OPTIONS = {  # of every command: its arguments by their place, then its options
     "campaign": (
         "DATA --test --deadline --out --recipe --forbid --image-size --set --folds --external-run "
-        "--external-predictions --seed --metric --pseudo-labels --images --ignore-orientation "
+        "--external-predictions --seed --metric --pseudo-labels --like --format --labels --images --ignore-orientation "
         "--device --resume --ray --plan --overwrite"
     ),
     "watch": "FOLDER",

@@ -26,7 +26,7 @@ from rich.console import Console
 from foldfuse.campaign.external_members import add_all
 from foldfuse.campaign.leftovers import remove_leftovers
 from foldfuse.campaign.planning.allocation import successive_halving
-from foldfuse.campaign.request import CampaignRequest, command_line
+from foldfuse.campaign.request import SAMPLE, CampaignRequest, command_line
 from foldfuse.campaign.task import Inputs
 from foldfuse.errors import InputError
 from foldfuse.recipes import Recipe
@@ -34,6 +34,7 @@ from foldfuse.reporting.campaign_page import write_campaign_page
 from foldfuse.reporting.live import live
 from foldfuse.storage import ledger as ledgers
 from foldfuse.storage.ledger import Ledger
+from foldfuse.system.atomic_files import atomic
 from foldfuse.system.disk_full import disk_full_as_input_error
 from foldfuse.system.durations import format_duration
 from foldfuse.system.records import from_plain, to_plain
@@ -77,6 +78,7 @@ def run_campaign(
         ways = f"resume it with --resume {out}, or add --overwrite" if is_campaign else "or remove it"
         raise InputError(f"{out}: exists already. Choose another --out, {ways}.")
     inputs = request.read_inputs()
+    sample = request.read_sample(inputs)
     facts: dict[str, Any] = {
         "state": "running",
         "request": to_plain(request.absolute(), version=REQUEST_FORMAT),
@@ -101,6 +103,11 @@ def run_campaign(
             ledgers.exclusive(out),
             closing(ledgers.create(out, facts, deadline=request.deadline, start=start)) as ledger,
         ):
+            if sample is not None:
+                with atomic(out / SAMPLE) as temporary:
+                    shutil.copyfile(sample.path, temporary)
+                for note in sample.notes:
+                    ledger.log(f"{sample.path.name}: {note}")
             _work(request, inputs, recipes, ledger, new=True, cluster=ray is not None, console=console)
     return out
 

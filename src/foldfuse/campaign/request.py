@@ -11,9 +11,13 @@ from foldfuse.campaign.planning.candidates import candidate_recipes, check_image
 from foldfuse.campaign.task import Inputs, Task, prepare_task, read_inputs
 from foldfuse.errors import InputError
 from foldfuse.evaluation.metrics import get_metric
+from foldfuse.formats.class_keys import CategoryIds
+from foldfuse.formats.sample_submission import SampleSubmission, read_sample
 from foldfuse.recipes import Recipe
 from foldfuse.storage.ledger import Ledger
 from foldfuse.system.durations import duration_option, format_duration
+
+SAMPLE = "sample_submission.csv"  # the copy of the sample in the campaign's folder
 
 
 @dataclass(frozen=True)
@@ -35,6 +39,8 @@ class CampaignRequest:
         seed: the seed of every random choice.
         metric: ap50, ap, f2 or wheat.
         pseudo_labels: whether the last members also train on confident predictions of the test images.
+        like: sample submission of the contest that submission.csv follows; None for the contest's plain CSV.
+        sample_format, labels: layout of the boxes and meaning of the labels, where `like` leaves them open.
         images: the folder of the images; None where they are found beside the annotations.
         ignore_orientation: whether pixels are taken as stored, whatever an EXIF tag says.
         device: the device of every network: auto, cpu, cuda, cuda:N or mps.
@@ -54,6 +60,9 @@ class CampaignRequest:
     seed: int = 0
     metric: str = "ap50"
     pseudo_labels: bool = False
+    like: Path | None = None
+    sample_format: str | None = None
+    labels: CategoryIds | None = None
     images: Path | None = None
     ignore_orientation: bool = False
     device: str = "auto"
@@ -64,6 +73,7 @@ class CampaignRequest:
             self,
             data=self.data.resolve(),
             test=self.test and self.test.resolve(),
+            like=self.like and self.like.resolve(),
             images=self.images and self.images.resolve(),
             folds=self.folds if isinstance(self.folds, int) else str(Path(self.folds).resolve()),
             external_run=tuple(folder.resolve() for folder in self.external_run),
@@ -99,9 +109,26 @@ class CampaignRequest:
         folds = self.folds if isinstance(self.folds, int) else Path(self.folds)
         return read_inputs(self.data, self.test, folds, images=self.images, ignore_orientation=self.ignore_orientation)
 
+    def read_sample(self, inputs: Inputs, path: Path | None = None) -> SampleSubmission | None:
+        """The sample submission, from its copy at `path` where one is given; None without --like.
+
+        Raises:
+            InputError: there are no test images, or the sample is not one of them.
+        """
+        if self.like is None:
+            if self.sample_format is not None or self.labels is not None:
+                raise InputError(
+                    "--format and --labels say what a sample submission leaves open. Add --like SAMPLE, or leave them out."
+                )
+            return None
+        if inputs.test is None:
+            raise InputError(f"--like {self.like}: shows a submission for test images, and none are given. Add --test.")
+        return read_sample(path or self.like, inputs.test, format=self.sample_format, labels=self.labels)
+
     def make_task(self, inputs: Inputs, recipes: dict[str, Recipe], ledger: Ledger) -> Task:
-        """The task of the campaign. Raises InputError where its images cannot be used."""
-        return prepare_task(
+        """The task of the campaign. Raises InputError where its images cannot be used, or its sample submission is no more."""
+        sample = self.read_sample(inputs, ledger.folder / SAMPLE if (ledger.folder / SAMPLE).exists() else None)
+        task = prepare_task(
             inputs,
             recipes,
             image_sizes=self.image_size,
@@ -111,8 +138,10 @@ class CampaignRequest:
             device=self.device,
             ledger=ledger,
         )
+        return replace(task, sample=sample)
 
 
+_FLAGS = {"sample_format": "--format"}  # "format" is the version in a record
 _ALWAYS_SHOWN = ("deadline", "out", "seed")
 
 
@@ -123,7 +152,7 @@ def command_line(request: CampaignRequest, *, ray: str | None) -> str:
         value = getattr(request, field.name)
         if field.name == "data" or (value == field.default and field.name not in _ALWAYS_SHOWN):
             continue
-        flag = f"--{field.name.replace('_', '-')}"
+        flag = _FLAGS.get(field.name, f"--{field.name.replace('_', '-')}")
         text = duration_option(value) if field.name == "deadline" else value
         for one in text if isinstance(text, tuple) else (text,):
             words += [flag] if one is True else [flag, str(one)]

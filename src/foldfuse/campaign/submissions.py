@@ -171,7 +171,7 @@ def write_submission_folder(
     folder = ledger.folder / "submissions" / str(latest[0] + 1 if latest else 1)
     shutil.rmtree(folder, ignore_errors=True)  # left by a process that was killed before it recorded the submission
     with atomic_folder(folder) as temporary:
-        write_submission(fused, task.test, temporary / "submission.csv", "contest_csv")
+        write_submission(fused, task.test, temporary / "submission.csv", "contest_csv", like=task.sample)
         write_submission(fused, task.test, temporary / "submission.json", "coco_json")
         learnt_ids = val.learnt_ids | set(task.train.image_ids)
         write_predictions(replace(val, learnt_ids=learnt_ids), temporary / "fused_oof.parquet", task.val)

@@ -16,6 +16,7 @@ from foldfuse.data.folds import Folds, check_num_folds, divide, fit_folds, make_
 from foldfuse.data.pixels import inspect_images, open_images, refuse_unusable
 from foldfuse.data.readers.coco import locate, read
 from foldfuse.errors import InputError
+from foldfuse.formats.sample_submission import SampleSubmission
 from foldfuse.inference.learnt_images import ids_of_hashes, learnt_before
 from foldfuse.recipes import Recipe
 from foldfuse.storage.ledger import Ledger
@@ -68,6 +69,7 @@ class Task:
         metric: promotes base runs and chooses the ensemble: ap50, ap, f2 or wheat.
         pseudo_labels: whether the last cooldown runs also train on pseudo-labels of the test images.
         device: the device of every network, as `--device` takes it.
+        sample: the sample submission that submission.csv follows; None for the contest's plain CSV.
         ignore_orientation: whether pixels are taken as stored, whatever an EXIF tag says.
     """
 
@@ -83,6 +85,7 @@ class Task:
     pseudo_labels: bool = False
     device: str = "auto"
     ignore_orientation: bool = False
+    sample: SampleSubmission | None = None
 
     @property
     def test_samples(self) -> tuple[Sample, ...]:

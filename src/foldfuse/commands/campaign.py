@@ -39,6 +39,9 @@ def campaign(
     seed: options.Seed = 0,
     metric: options.Metric = "ap50",
     pseudo_labels: bool = False,
+    like: options.Like = None,
+    format: str | None = None,
+    labels: options.Labels = None,
     images: options.Images = None,
     ignore_orientation: options.IgnoreOrientation = False,
     device: options.Device = "auto",
@@ -70,6 +73,7 @@ def campaign(
         seed: the seed of every random choice.
         pseudo_labels: train the last members on confident predictions of the test images too, where the competition's
             rules allow it; the held-out images stay held out.
+        format: layout of the boxes, such as score_xywh or csv_boxes_xywh, where the sample of --like leaves it open.
         resume: folder of a stopped campaign; give it alone or with --ray. The campaign continues with its own options. The
             time that it has worked counts against its deadline, the time in between does not.
         ray: address of a running Ray cluster, such as 10.0.0.1:6379, or auto for the cluster of this machine: its nodes
@@ -86,6 +90,7 @@ def campaign(
     Examples:
         foldfuse campaign data --deadline 2h
         foldfuse campaign data/train.json --test data/test.json --out night
+        foldfuse campaign data --like sample_submission.csv --deadline 2h --out kaggle
         foldfuse campaign data --deadline 1h --plan
         foldfuse campaign --resume night
     """
@@ -106,6 +111,9 @@ def campaign(
         seed=seed,
         metric=metric,
         pseudo_labels=pseudo_labels,
+        like=like,
+        sample_format=format,
+        labels=labels,
         images=images,
         ignore_orientation=ignore_orientation,
         device=device,

@@ -23,6 +23,7 @@ from foldfuse.errors import InputError
 MEMORY_SHARE = 0.5  # of the machine's, for the largest image
 MEMORY_VARIABLE = "FOLDFUSE_MAX_IMAGE_GB"
 LARGE_PIXELS = 50_000_000  # images from here on are decoded one at a time
+MAX_PIXELS_PER_BYTE = 10_000  # of large images: deflate shrinks to 1/1032 at most, and a byte holds 8 pixels of one bit
 _BYTES = {"1": 1, "L": 1, "P": 1, "I;16": 2, "I;16B": 2, "I;16L": 2}  # a pixel in Pillow's memory; 4 in other modes
 _ARRAY_BYTES = 3  # a pixel of the result
 _one_large = threading.Lock()
@@ -123,6 +124,11 @@ def _within_memory(file: Image.Image, path: Path) -> Iterator[None]:
     if width * height < LARGE_PIXELS:
         yield
         return
+    if width * height > MAX_PIXELS_PER_BYTE * (size := path.stat().st_size):
+        raise InputError(
+            f"{path}: has {width} x {height} pixels, its header says, which cannot be in its {size} bytes. Replace it, or remove "
+            "it from the annotations."
+        )
     with _one_large:
         yield
 

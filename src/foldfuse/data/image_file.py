@@ -122,10 +122,13 @@ def opened(path: Path) -> Iterator[Image.Image]:
         raise
     except FileNotFoundError:
         raise InputError(f"{path}: there is no such image.") from None
-    except (OSError, SyntaxError, ValueError, EOFError, MemoryError, OverflowError) as error:
-        reason = "it is too large for this machine's memory" if isinstance(error, MemoryError) else str(error)
+    except MemoryError:
         raise InputError(
-            f"{path}: cannot be decoded as an image ({reason}). Replace it, or remove it from the annotations."
+            f"{path}: cannot be decoded as an image (it takes too much memory). Cut it into tiles."
+        ) from None
+    except Exception as error:  # a damaged file can make Pillow fail in any way
+        raise InputError(
+            f"{path}: cannot be decoded as an image ({_reason(error)}). Replace it, or remove it from the annotations."
         ) from None
 
 
@@ -144,6 +147,8 @@ def header_of(image: Image.Image) -> Header:
         width, height = height, width
     if not width or not height:
         raise ValueError(f"it has {width} x {height} pixels")
+    if image.format == "TIFF" and image.tile and max(tile[1][3] for tile in image.tile) < height:  # type: ignore[attr-defined]
+        raise ValueError("it has fewer rows of pixels than its header says")  # Pillow would leave the others black
     return Header(width, height, orientation, depth_of(image))
 
 
@@ -164,6 +169,12 @@ def stored_pixels(image: Image.Image) -> Image.Image:
     image.load()
     is_turned = image.format == "TIFF" and orientation != 1 and ORIENTATION_TAG not in image.tag_v2  # type: ignore[attr-defined]
     return image.transpose(_STORED[orientation]) if is_turned else image
+
+
+def _reason(error: Exception) -> str:
+    """The message of an error of Pillow, without line breaks, in at most some 100 characters."""
+    words = " ".join(str(error).split()) or type(error).__name__
+    return words if len(words) <= 100 else words[:97] + "..."
 
 
 def _has_pages(image: Image.Image) -> bool:

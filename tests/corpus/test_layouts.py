@@ -983,6 +983,10 @@ def refuses(folder: Path, words: str) -> None:
         read(folder)
 
 
+def images_are(path: Path, names: Sequence[str]) -> None:
+    assert [sample.path.name for sample in read(path, annotated=False).samples] == list(names)
+
+
 def foreign(words: str) -> Make:
     def make(folder: Path) -> None:
         text(folder / "x.json", words)
@@ -1077,6 +1081,43 @@ OTHERS = [
             "CreateML": '[{"image": "a.jpg", "annotations": []}]',
         }.items()
     ),
+    Case(
+        "label_studio_images_elsewhere",
+        yolo(
+            images="far/{}.jpg",
+            labels="set/labels/1a2b3c4d-{}.txt",
+            yaml=None,
+            also=lambda f: text(f / "set/classes.txt", "cat\ndog\nbird\n"),
+        ),
+        "check set --images far",
+        says=("4 images, 4 boxes", "another spelling"),
+    ),
+    Case(
+        "label_studio_no_images",
+        yolo(
+            images="far/{}.jpg",
+            labels="set/labels/{}.txt",
+            yaml=None,
+            also=lambda f: text(f / "set/classes.txt", "a\nb\n"),
+        ),
+        "check set",
+        2,
+        ("names no image to read", "--images"),
+    ),
+    Case(
+        "voc_test_list",
+        voc(also=lambda f: (save_image(f / "JPEGImages/t.jpg", seed=9), text(f / "ImageSets/Main/test.txt", "t\n"))),
+        "submit p.csv ImageSets/Main/test.txt --out s.csv",
+        2,
+        right=lambda f: images_are(f / "ImageSets/Main/test.txt", ["t.jpg"]),
+    ),
+    Case(
+        "voc_list_counts_from_zero_as_all_do",
+        voc(also=lambda f: (image_set("a\n")(f), text(f / "Annotations/d.xml", ZERO.replace("{filename}", "d.jpg")))),
+        "check ImageSets/Main/dog_train.txt",
+        right=has("ImageSets/Main/dog_train.txt", 1, box=[37, 17, 60, 48], classes="dog"),
+    ),
+    Case("colon_in_name", coco_as("a:{}".format, image_name="images/a:{}".format), "check .", right=has_coco(".")),
     Case("coco_outside", leaving, "check set", 1, ("the image is missing │ 2",)),
     Case("coco_outside_split", leaving, "split set --out f.json", 2, ("leads out of the folder", "--images")),
     Case("coco_outside_allowed", leaving, "check set --images .", 0),

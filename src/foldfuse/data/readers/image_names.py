@@ -11,6 +11,7 @@ Images outside the folder of the dataset are never found, unless `--images` name
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import unicodedata
@@ -43,6 +44,7 @@ IMAGE_SUFFIXES = (
 UNREAD_SUFFIXES = (".avif", ".heic", ".heif", ".jp2", ".jxl")  # images that have to be converted first
 IGNORED_NAMES = frozenset({"thumbs.db", "desktop.ini", "__macosx"})
 MAX_FILES = 2_000_000  # looked through below one folder
+MAX_SEARCHED = 500_000  # files among which an image is looked for by the end of its path
 MAX_DEPTH = 8
 IMAGE_FOLDERS = ("images", "data", "JPEGImages", "img", "imgs", "Images")  # below the dataset's folder, in this order
 
@@ -187,7 +189,8 @@ class ImageFiles:
     def _index(self) -> tuple[dict[str, list[Path]], ...]:
         """For each of SPELLINGS, the image files below the top folder by their spelled names."""
         tables: tuple[dict[str, list[Path]], ...] = tuple(defaultdict(list) for _ in SPELLINGS)
-        for path in files_below(self.top):
+        paths = list(itertools.islice(files_below(self.top), MAX_SEARCHED + 1))
+        for path in paths if len(paths) <= MAX_SEARCHED else ():  # half of a large disk would make names look unique
             if is_image_name(path.name):
                 for spelling, table in zip(SPELLINGS, tables, strict=True):
                     table[spelling(path.name)].append(path)
@@ -299,7 +302,12 @@ def _stem(name: str) -> str:
     return stem if ending in IMAGE_SUFFIXES else stem + ending
 
 
-SPELLINGS: tuple[Callable[[str], str], ...] = (_exact, composed, decoded, caseless, _stem)
+def unprefixed(name: str) -> str:
+    """`caseless`, without the eight hexadecimal digits that Label Studio puts before a name."""
+    return re.sub(r"^[0-9a-f]{8}-(?=.)", "", caseless(name))
+
+
+SPELLINGS: tuple[Callable[[str], str], ...] = (_exact, composed, decoded, caseless, unprefixed, _stem)
 
 
 def _ends_like(path: Path, tail: str, spelling: Callable[[str], str]) -> bool:

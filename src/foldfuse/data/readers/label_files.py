@@ -52,39 +52,42 @@ class _Pairing:
     orphans: list[Path] = field(default_factory=list)
 
 
-def pair_labels(images: Sequence[Path], *, source: Path) -> LabelPairs:
-    """The label files of `images`.
+def pair_labels(paths: Sequence[Path], *, source: Path, images: Path | None = None) -> LabelPairs:
+    """The label files of images.
 
     Args:
-        images: the images of the dataset.
+        paths: the images of the dataset.
         source: the file or folder that describes the dataset, for sentences; misnamed folders are looked for below it.
+        images: the folder of `--images`; labels are then looked for in labels/ beside `source` too.
     """
     pairing = _Pairing()
     by_folder: dict[Path, list[Path]] = defaultdict(list)
-    for image in images:
+    for image in paths:
         by_folder[image.parent].append(image)
-    wanted = set(images)
+    wanted = set(paths)
+    root = source if source.is_dir() else source.parent
     for folder, own in by_folder.items():
-        _pair_folder(folder, own, pairing)
+        far = [] if images is None else [root / "labels" / folder.name, root / "labels"]
+        _pair_folder(folder, own, far, pairing)
     label_of = {image: label for image, label in pairing.label_of.items() if image in wanted}
     findings = [*pairing.findings, *_shared(label_of)]
-    if not label_of and images:
-        findings.append(_all_missing(images, source))
+    if not label_of and paths:
+        findings.append(_all_missing(paths, source))
     else:
         findings += [
             Finding(UNLABELED, _name(image), fix="", is_fault=False, is_told=True)
-            for image in images
+            for image in paths
             if image not in label_of
         ]
     findings += [Finding(ORPHAN, _name(path), fix="", is_told=True) for path in pairing.orphans]
     return LabelPairs(label_of, tuple(findings))
 
 
-def _pair_folder(folder: Path, chosen: Sequence[Path], pairing: _Pairing) -> None:
+def _pair_folder(folder: Path, chosen: Sequence[Path], far: Sequence[Path], pairing: _Pairing) -> None:
     """Pairs the images of one folder, those that were not chosen included, so that their labels do not count as left over."""
     unpaired = sorted({*chosen, *_images_in(folder)})
     used: Path | None = None
-    for labels, is_own in label_folders(folder):
+    for labels, is_own in (*label_folders(folder), *((path, False) for path in far if path.is_dir())):
         texts = _texts_in(labels)
         pairs, conflicts = match_stems(unpaired, texts)
         if not pairs and not conflicts:

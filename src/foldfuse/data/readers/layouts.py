@@ -112,6 +112,8 @@ def _layout_of_folder(folder: Path, *, is_inner: bool = False) -> Layout | None:
     images = image_files(folder) or image_files(folder / "images", recursive=True)
     if images and has_names(folder) and _has_labels(images[0].parent):
         return Layout("yolo", folder)
+    if not images and has_names(folder, only_here=True) and next((folder / "labels").rglob("*.txt"), None) is not None:
+        return Layout("yolo", folder)  # the images lie in the folder of --images
     if (coco := _coco_in(folder)) is not None:
         return Layout("coco", coco)
     if (cvat := next((p for p in sorted(folder.glob("*.xml")) if is_cvat(p)), None)) is not None:

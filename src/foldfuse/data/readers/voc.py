@@ -31,6 +31,7 @@ YES, NO = ("1", "true", "yes", "1.0"), ("0", "false", "no", "0.0", "", "unspecif
 class VocObject:
     """An object as its XML states it: class name, corners as written, and whether it is difficult."""
 
+    path: Path
     where: str
     name: str
     corners: tuple[float, float, float, float]
@@ -89,16 +90,18 @@ def read_voc(
     """
     folder = xml_folder(root)
     given = listing or root
-    if folder is None:
+    if folder is None and (annotated or listing is None):
         raise InputError(f"{root}: holds no XML file. Expected one for each image, as in Pascal VOC.")
     findings: list[Finding] = []
-    trees = _read_trees(_xml_files(folder, recursive=folder != root), findings)
+    xml_files = [] if folder is None else _xml_files(folder, recursive=folder != root)
+    folder = folder or root / "Annotations"
+    trees = _read_trees(xml_files, findings)
     names = sorted({name for tree in trees.values() for name in _names(tree)})
     labels = {name: i for i, name in enumerate(names, 1)}
     findings += _alike(names)
     finder = VocImages(root, folder, images)
     stems = {_key(path.relative_to(folder)): path for path in trees}
-    chosen = dict.fromkeys(trees) if listing is None else _listed(listing, stems, findings)
+    chosen, without_xml = (list(trees), []) if listing is None else _listed(listing, stems, findings)
     stated = {path: tree.findtext("filename") or "" for path, tree in trees.items()}
     image_of_xml: dict[Path, Path] = {}
     sizes: dict[Path, tuple[int, int]] = {}
@@ -118,17 +121,28 @@ def read_voc(
     _drop_rivals(image_of_xml, findings)
     if listing is None:
         findings += finder.unannotated(set(image_of_xml.values()))
-    table = image_table(list(image_of_xml.values()), root, sizes=sizes, ignore_orientation=ignore_orientation)
+    paths = list(image_of_xml.values())
+    for name in without_xml:
+        image = next(iter(finder.find(name, Path())), None)
+        if annotated or image is None:
+            error = f"{listing}: lists {shown(name)}, but there is no {name}.xml among the annotations."
+            findings.append(Finding("the listed image has no XML file", name, error))
+        else:
+            paths.append(image)
+    table = image_table(paths, root, sizes=sizes, ignore_orientation=ignore_orientation)
     findings += table.findings
-    rows = dict(zip(table.paths, table.rows, strict=True))
-    objects = [
-        (row, each)
-        for path, image in image_of_xml.items()
-        if annotated and (row := rows.get(image)) is not None
-        for each in _objects(path, trees[path], findings)
-    ]
-    is_zero_based = _is_zero_based([each for _, each in objects], findings)
-    annotations = [_annotation(each, row, labels, 0.0 if is_zero_based else 1.0) for row, each in objects]
+    annotations: list[Row] = []
+    if annotated:
+        rows = dict(zip(table.paths, table.rows, strict=True))
+        objects: list[VocObject] = []  # of all files, so that a list of some images is read like all of them
+        for path, tree in trees.items():
+            objects += _objects(path, tree, findings if path in image_of_xml else [])
+        origin = 0.0 if _is_zero_based(objects, findings) else 1.0
+        annotations = [
+            _annotation(each, row, labels, origin)
+            for each in objects
+            if (image := image_of_xml.get(each.path)) is not None and (row := rows.get(image)) is not None
+        ]
     document = coco_document(table.rows, {label: name for name, label in labels.items()}, annotations)
     known = {name: path for name, path in table.known.items() if path.is_file()}
     return Loaded(document, given, tuple(findings), ImageFiles(given, images, known), ignore_orientation)
@@ -155,8 +169,12 @@ def _key(relative: Path) -> str:
     return decoded(relative.with_suffix("").as_posix())
 
 
-def _listed(listing: Path, stems: dict[str, Path], findings: list[Finding]) -> dict[Path, None]:
-    """The XML files of a list of ImageSets; a second word of -1 says that the class of the list is absent."""
+def _listed(listing: Path, stems: dict[str, Path], findings: list[Finding]) -> tuple[list[Path], list[str]]:
+    """The XML files of a list of ImageSets, and the listed names without one.
+
+    A second word of -1 says that the class of the list is absent from the image, which is then left out.
+    """
+    without: list[str] = []
     chosen: dict[Path, None] = {}
     absent = 0
     lines = [line.split() for line in read_text(listing, what="a list of images").splitlines() if line.strip()]
@@ -173,16 +191,15 @@ def _listed(listing: Path, stems: dict[str, Path], findings: list[Finding]) -> d
         keys = (last, stem) if ending and stem else (last,)
         found = stems.get(name) or next((each[0] for key in keys if len(each := by_last.get(key, [])) == 1), None)
         if found is None:
-            error = f"{listing}: lists {shown(words[0])}, but there is no {last}.xml among the annotations."
-            findings.append(Finding("the listed image has no XML file", words[0], error))
+            without.append(last)
         else:
             chosen[found] = None
     if absent:
         where = f"{absent} of {len(lines)} lines"
         findings.append(Finding("lines marked -1 (absent) are left out", where, is_fault=False, is_told=True))
-    if not chosen:
+    if not chosen and not without:
         raise InputError(f"{listing}: none of its {len(lines)} lines names an image of the dataset.")
-    return chosen
+    return list(chosen), without
 
 
 def _drop_rivals(image_of_xml: dict[Path, Path], findings: list[Finding]) -> None:
@@ -239,21 +256,21 @@ def _objects(path: Path, tree: ET.Element, findings: list[Finding]) -> list[VocO
         if _text(element, "deleted") in YES:
             continue
         try:
-            objects.append(_object(element, where))
+            objects.append(_object(element, path, where))
         except InputError as error:
             kind = "the boxes are oriented" if element.find("robndbox") is not None else "the object has no usable box"
             findings.append(Finding(kind, f"{path.name}, object {number}", str(error)))
     return objects
 
 
-def _object(element: ET.Element, where: str) -> VocObject:
+def _object(element: ET.Element, path: Path, where: str) -> VocObject:
     name = _text(element, "name")
     if not name:
         raise InputError(f"{where} has no <name>.")
     difficult = _text(element, "difficult").lower()
     if difficult not in (*YES, *NO):
         raise InputError(f"{where}: <difficult> is {shown(difficult)}, expected 0 or 1.")
-    return VocObject(where, name, _corners(element, where), difficult in YES)
+    return VocObject(path, where, name, _corners(element, where), difficult in YES)
 
 
 def _corners(element: ET.Element, where: str) -> tuple[float, float, float, float]:

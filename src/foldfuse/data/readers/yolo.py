@@ -45,7 +45,7 @@ def read_yolo(
     findings = [*described.findings, *table.findings]
     annotations: list[Row] = []
     if annotated:
-        pairs = pair_labels(described.images, source=folder or source)
+        pairs = pair_labels(described.images, source=folder or source, images=images)
         findings += pairs.findings
         lines: list[tuple[Row, LabelLine]] = []
         for path, row in zip(table.paths, table.rows, strict=True):

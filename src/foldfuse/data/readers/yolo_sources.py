@@ -67,7 +67,9 @@ def read_source(source: Path, *, folder: Path | None, images: Path | None, annot
     else:
         found = _read_list(source, images, annotated=annotated)
     if not found.images and not any(f.error for f in found.findings):
-        raise InputError(f"{source}: names no image to read. Expected images such as .jpg or .png.")
+        raise InputError(
+            f"{source}: names no image to read. Expected images such as .jpg or .png, there or in the folder of --images."
+        )
     first = dict.fromkeys(found.images)
     if len(first) < len(found.images):
         repeats = f"{len(found.images) - len(first)} times"
@@ -85,9 +87,10 @@ def describes_yolo(path: Path) -> bool:
     return isinstance(value, dict) and "names" in value and any(key in value for key in ("train", *SPLITS, "path"))
 
 
-def has_names(folder: Path) -> bool:
-    """Whether a folder has a file of class names, as labelImg, Label Studio and darknet write it."""
-    return _name_file(folder) is not None
+def has_names(folder: Path, *, only_here: bool = False) -> bool:
+    """Whether a folder has a file of class names, as labelImg, Label Studio and darknet write it; or the folder above."""
+    found = _name_file(folder)
+    return found is not None and not (only_here and found.parent == folder.parent)
 
 
 def _name_file(folder: Path) -> Path | None:

@@ -181,6 +181,12 @@ def originals(ids: list[Any]) -> Callable[[Path], None]:
     return right
 
 
+def write_folds(folder: Path, fold_of: dict[int, int], num_folds: int) -> None:
+    """Writes a file of folds as an earlier version did."""
+    record = {"format": 1, "num_folds": num_folds, "fold_of": {str(i): fold for i, fold in fold_of.items()}}
+    (folder / "f.json").write_text(json.dumps(record))
+
+
 def fixed_camera(folder: Path) -> None:
     """Writes twelve images that are all the same."""
     made(images=12)(folder)
@@ -684,6 +690,44 @@ CASES = [
         "campaign train.json --folds 1000 --deadline 10m --out c",
         status=2,
         says=("4 of its 4 images hold objects, fewer than 1000 folds",),
+    ),
+    Case(
+        "two_folds_of_a_campaign_without_test_images",
+        made(),
+        "campaign train.json --folds 2 --deadline 10m --out c",
+        status=2,
+        says=("--folds 2: without test images, fold 1 stands in for them", "Give --test, or --folds 3 or more."),
+    ),
+    Case(
+        "folds_whose_fold_1_is_empty",
+        lambda folder: (made()(folder), write_folds(folder, {1: 0, 2: 0, 3: 2, 4: 2}, 3))[0],
+        "campaign train.json --folds f.json --deadline 10m --out c",
+        status=2,
+        says=("f.json: without test images", "Here fold 1 has no image."),
+    ),
+    Case(
+        "folds_of_fewer_images",
+        lambda folder: (made()(folder), write_folds(folder, {1: 0, 2: 1}, 2))[0],
+        "train train.json --folds f.json --out r",
+        status=2,
+        says=("f.json: gives a fold to only 2 of the 4 images of train.json; image id 3 (images/3.jpg) has none",),
+    ),
+    Case(
+        "folds_of_other_ids",
+        lambda folder: (made()(folder), write_folds(folder, {11: 0, 12: 1}, 2))[0],
+        "train train.json --folds f.json --out r",
+        status=2,
+        says=("f.json: gives a fold to none of the 4 images",),
+    ),
+    Case(
+        "folds_with_nothing_to_learn_from",
+        lambda folder: (
+            made(lambda d: d.update(annotations=d["annotations"][:2]))(folder),
+            write_folds(folder, {1: 0, 2: 1, 3: 1, 4: 0}, 2),
+        )[0],
+        "train train.json --folds f.json --fold 0 --out r",
+        status=2,
+        says=("f.json: the rest besides fold 0 of train.json has 2 images and no object to learn from",),
     ),
     Case(
         "too_many_folds",

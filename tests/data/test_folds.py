@@ -174,7 +174,7 @@ def test_a_part_without_an_object_is_refused(dataset: Dataset) -> None:
     alone = Folds({i: int(i == empty) for i in dataset.image_ids}, 2)
     with pytest.raises(InputError, match=r"f: fold 1 of .* has 1 images and no object to score"):
         divide(dataset, alone, 1, where="f")
-    with pytest.raises(InputError, match=r"f: the folds besides fold 0 of .* has 1 images and no object to learn from"):
+    with pytest.raises(InputError, match=r"f: the rest besides fold 0 of .* has 1 images and no object to learn from"):
         divide(dataset, alone, 0, where="f")
     train, val = divide(dataset, make_folds(dataset, num_folds=3), 1, where="f")
     assert len(train) == 20

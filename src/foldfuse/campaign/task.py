@@ -108,6 +108,11 @@ def predictions_path(folder: Path, split: Split, view: str) -> Path:
     return folder / f"{split}@{view}.parquet"
 
 
+STAND_IN = (
+    "without test images, fold 1 stands in for them beside the held-out fold 0, and the other folds are trained on."
+)
+
+
 def read_inputs(
     data: Path, test: Path | None, folds: int | Path, *, images: Path | None = None, ignore_orientation: bool = False
 ) -> Inputs:
@@ -128,10 +133,21 @@ def read_inputs(
         to_predict = to_predict.with_classes(labeled.classes, labeled.category_ids)
     if isinstance(folds, int):
         check_num_folds(labeled, folds)
+        if to_predict is None and folds < 3:
+            raise InputError(f"--folds {folds}: {STAND_IN} Give --test, or --folds 3 or more.")
         return Inputs(labeled, to_predict, folds, ignore_orientation)
     split = read_folds(folds)
-    divide(labeled, split, 0, where=str(folds))  # refuses folds of other data, and a fold without an object
-    return Inputs(labeled, to_predict, fit_folds(split, labeled, where=str(folds)), ignore_orientation)
+    train, _ = divide(labeled, split, 0, where=str(folds))  # refuses folds of other data, and a fold without an object
+    fitting = fit_folds(split, labeled, where=str(folds))
+    if to_predict is None:
+        stand_in = set(fitting.val_ids(1))
+        rest = train.subset(set(train.image_ids) - stand_in)
+        if not stand_in or not any((~s.annotations.crowd).any() for s in rest.samples if s.annotations is not None):
+            lack = "fold 1 has no image" if not stand_in else "the other folds have no object to learn from"
+            raise InputError(
+                f"{folds}: {STAND_IN} Here {lack}. Give --test, or make 3 folds or more with 'foldfuse split'."
+            )
+    return Inputs(labeled, to_predict, fitting, ignore_orientation)
 
 
 def prepare_task(

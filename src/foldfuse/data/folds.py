@@ -123,7 +123,7 @@ def divide(dataset: Dataset, folds: Folds, fold: int, *, where: str) -> tuple[Da
     """
     fitting = fit_folds(folds, dataset, where=where)
     train, val = dataset.subset(fitting.train_ids(fold)), dataset.subset(fitting.val_ids(fold))
-    for part, what, use in ((val, f"fold {fold}", "score"), (train, f"the folds besides fold {fold}", "learn from")):
+    for part, what, use in ((val, f"fold {fold}", "score"), (train, f"the rest besides fold {fold}", "learn from")):
         if not any(map(_has_objects, part.samples)):
             raise InputError(
                 f"{where}: {what} of {dataset.source} has {len(part)} images and no object to {use}. Choose another --fold, or "

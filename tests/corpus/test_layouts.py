@@ -1118,6 +1118,44 @@ OTHERS = [
         right=has("ImageSets/Main/dog_train.txt", 1, box=[37, 17, 60, 48], classes="dog"),
     ),
     Case("colon_in_name", coco_as("a:{}".format, image_name="images/a:{}".format), "check .", right=has_coco(".")),
+    Case(
+        "oriented_fixed",
+        yolo(line=TURNED),
+        "check . --fix --out fixed.json",
+        1,
+        right=lambda f: np.testing.assert_allclose(
+            read(f / "fixed.json").samples[0].annotations.boxes, [[32, 16, 64, 48]], atol=0.01
+        ),
+    ),
+    Case("pose_fixed", yolo(line=POSE), "check . --fix --out fixed.json", 2, ("Say which: add 'kpt_shape: [2, 2]'",)),
+    Case(
+        "polygons_said", yolo(line=POSE, yaml="train: images\ntask: segment\n" + NAMES), "check .", says=("no faults",)
+    ),
+    Case(
+        "corners_said",
+        yolo(line="1 0.375 0.25 0.625 0.75\n", yaml="train: images\nbox_format: xyxy\n" + NAMES),
+        "check .",
+        right=has("."),
+    ),
+    Case(
+        "left_top_said",
+        yolo(line="1 0.375 0.25 0.25 0.5\n", yaml="train: images\nbox_format: xywh\n" + NAMES),
+        "check .",
+        right=has("."),
+    ),
+    Case(
+        "unclear_labels_fixed",
+        yolo(
+            also=lambda f: [
+                (f / "labels/train/a.txt").rename(f / "labels/train/%61.txt"),
+                text(f / "labels/train/%61.TXT", LINE),
+            ]
+        ),
+        "check . --fix --out fixed.json",
+        1,
+        ("two label files fit one image │ 1",),
+        right=has("fixed.json", 3),
+    ),
     Case("coco_outside", leaving, "check set", 1, ("the image is missing │ 2",)),
     Case("coco_outside_split", leaving, "split set --out f.json", 2, ("leads out of the folder", "--images")),
     Case("coco_outside_allowed", leaving, "check set --images .", 0),

@@ -36,10 +36,12 @@ class LabelPairs:
 
     Attributes:
         label_of: {image: its label file}; an image without a label file is missing.
+        unclear: images whose label file is not certain; a fixed copy leaves them out.
         findings: images and label files that are left over, and names that fit only when spelled in another way.
     """
 
     label_of: Mapping[Path, Path]
+    unclear: frozenset[Path]
     findings: tuple[Finding, ...]
 
 
@@ -48,6 +50,8 @@ class _Pairing:
     """The pairs found so far, and what is to be told about them."""
 
     label_of: dict[Path, Path] = field(default_factory=dict)
+    respelled: set[Path] = field(default_factory=set)
+    conflicts: dict[Path, Finding] = field(default_factory=dict)
     findings: list[Finding] = field(default_factory=list)
     orphans: list[Path] = field(default_factory=list)
 
@@ -70,17 +74,29 @@ def pair_labels(paths: Sequence[Path], *, source: Path, images: Path | None = No
         far = [] if images is None else [root / "labels" / folder.name, root / "labels"]
         _pair_folder(folder, own, far, pairing)
     label_of = {image: label for image, label in pairing.label_of.items() if image in wanted}
-    findings = [*pairing.findings, *_shared(label_of)]
-    if not label_of and paths:
+    unclear = {image: finding for image, finding in pairing.conflicts.items() if image in wanted}
+    findings = [*pairing.findings, *unclear.values(), *_shared(label_of)]
+    findings += [
+        Finding(
+            "the label file is found under another spelling of its image's name",
+            f"{_name(label_of[image])} for {image.name}",
+            fix="",
+            is_fault=False,
+            is_told=True,
+        )
+        for image in paths
+        if image in pairing.respelled
+    ]
+    if not label_of and not unclear and paths:
         findings.append(_all_missing(paths, source))
     else:
         findings += [
             Finding(UNLABELED, _name(image), fix="", is_fault=False, is_told=True)
             for image in paths
-            if image not in label_of
+            if image not in label_of and image not in unclear
         ]
     findings += [Finding(ORPHAN, _name(path), fix="", is_told=True) for path in pairing.orphans]
-    return LabelPairs(label_of, tuple(findings))
+    return LabelPairs(label_of, frozenset(unclear), tuple(findings))
 
 
 def _pair_folder(folder: Path, chosen: Sequence[Path], far: Sequence[Path], pairing: _Pairing) -> None:
@@ -101,18 +117,8 @@ def _pair_folder(folder: Path, chosen: Sequence[Path], far: Sequence[Path], pair
             )
         used = used or labels
         pairing.label_of |= pairs
-        respelled = [(image, label) for image, label in pairs.items() if label.name not in _exact_names(image)]
-        pairing.findings += [
-            Finding(
-                "the label file is found under another spelling of its image's name",
-                f"{_name(label)} for {image.name}",
-                fix="",
-                is_fault=False,
-                is_told=True,
-            )
-            for image, label in respelled
-        ]
-        pairing.findings += conflicts
+        pairing.respelled |= {image for image, label in pairs.items() if label.name not in _exact_names(image)}
+        pairing.conflicts |= conflicts
         unpaired = [image for image in unpaired if image not in pairs]
         if is_own:
             taken = set(pairs.values())
@@ -146,10 +152,10 @@ def label_folders(folder: Path) -> Iterator[tuple[Path, bool]]:
             yield path, is_own
 
 
-def match_stems(images: Iterable[Path], labels: Iterable[Path]) -> tuple[dict[Path, Path], list[Finding]]:
+def match_stems(images: Iterable[Path], labels: Iterable[Path]) -> tuple[dict[Path, Path], dict[Path, Finding]]:
     """{image: label file} by the names without their endings, the exact names first; and names that two files share."""
     pairs: dict[Path, Path] = {}
-    findings: list[Finding] = []
+    conflicts: dict[Path, Finding] = {}
     left, free = list(images), list(labels)
     for spelling in SPELLINGS[:-1]:
         table: dict[str, list[Path]] = defaultdict(list)
@@ -161,16 +167,14 @@ def match_stems(images: Iterable[Path], labels: Iterable[Path]) -> tuple[dict[Pa
             rivals = [label for key in keys for label in table.get(key, ())]
             if len(rivals) > 1 and spelling is not SPELLINGS[0]:
                 error = f"{image}: its label file may be {rivals[0].name} or {rivals[1].name}. Remove one of them."
-                findings.append(
-                    Finding("two label files fit one image", image.name, error, fix="taken as without objects")
-                )
+                conflicts[image] = Finding("two label files fit one image", image.name, error)
             elif rivals:
                 found[image] = rivals[0]
         pairs |= found
         taken = set(found.values())
-        left = [image for image in left if image not in found]
+        left = [image for image in left if image not in found and image not in conflicts]
         free = [label for label in free if label not in taken]
-    return pairs, findings
+    return pairs, conflicts
 
 
 def _exact_names(image: Path) -> set[str]:

@@ -43,28 +43,32 @@ def read_yolo(
     root = source if source.is_dir() else source.parent
     table = image_table(described.images, root, ignore_orientation=ignore_orientation)
     findings = [*described.findings, *table.findings]
-    annotations: list[Row] = []
+    rows, annotations = list(table.rows), list[Row]()
     if annotated:
         pairs = pair_labels(described.images, source=folder or source, images=images)
         findings += pairs.findings
+        unclear = set(pairs.unclear)
         lines: list[tuple[Row, LabelLine]] = []
         for path, row in zip(table.paths, table.rows, strict=True):
             if path in pairs.label_of:
-                lines += [(row, line) for line in _lines(pairs.label_of[path], described.form, findings)]
+                found = _lines(pairs.label_of[path], described.form, findings)
+                lines += [(row, line) for line in found or ()]
+                unclear |= {path} if found is None else set()
+        rows = [row for path, row in zip(table.paths, table.rows, strict=True) if path not in unclear]
         findings += judge_lines([(line, (row["width"], row["height"])) for row, line in lines], described.form, source)
         annotations = [_annotation(line, row, described.form) for row, line in lines]
-    document = coco_document(table.rows, described.form.names, annotations)
+    document = coco_document(rows, described.form.names, annotations)
     given = folder or source
     return Loaded(document, given, tuple(findings), ImageFiles(given, images, table.known), ignore_orientation)
 
 
-def _lines(path: Path, form: LabelFormat, findings: list[Finding]) -> list[LabelLine]:
-    """The lines of a label file; adds to `findings`."""
+def _lines(path: Path, form: LabelFormat, findings: list[Finding]) -> list[LabelLine] | None:
+    """The lines of a label file, None for one that cannot be read; adds to `findings`."""
     try:
         lines, broken = read_lines(path, form)
     except InputError as error:
-        findings.append(Finding("the label file cannot be read", path.name, str(error), fix="taken as without objects"))
-        return []
+        findings.append(Finding("the label file cannot be read", path.name, str(error), fix="image left out"))
+        return None
     findings += broken
     return lines
 

@@ -34,12 +34,14 @@ class LabelFormat:
         kpt_shape: (keypoints, numbers of each) of a pose dataset; None for boxes and polygons.
         is_oriented: whether the dataset says that it holds oriented boxes.
         is_segmented: whether it says that it holds polygons, so that their form is not judged.
+        box_format: what the four numbers of a box are, where it says so: cxcywh, xyxy or xywh; None for cxcywh, judged.
     """
 
     names: Mapping[int, str]
     kpt_shape: tuple[int, int] | None = None
     is_oriented: bool = False
     is_segmented: bool = False
+    box_format: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,8 +184,10 @@ def _check_count(values: Sequence[float], where: str, form: LabelFormat) -> None
 def box_of(values: Sequence[float], form: LabelFormat) -> Box:
     """(left, top, width, height) of the numbers after the class, as shares of the sides."""
     if form.kpt_shape is not None or len(values) <= 5:
-        cx, cy, w, h = values[:4]
-        return cx - w / 2, cy - h / 2, w, h
+        a, b, c, d = values[:4]
+        if form.box_format == "xyxy":
+            return a, b, c - a, d - b
+        return (a, b, c, d) if form.box_format == "xywh" else (a - c / 2, b - d / 2, c, d)
     xs, ys = values[0::2], values[1::2]
     return min(xs), min(ys), max(xs) - min(xs), max(ys) - min(ys)
 
@@ -217,7 +221,8 @@ def judge_lines(
             f"all others. Write 'kpt_shape: [{kpt_shape[0]}, {kpt_shape[1]}]' in {source} if so; if these are polygons, write "
             "'task: segment' in it."
         )
-        yield Finding("the numbers seem to be keypoints", polygons[0][0].where, error, fix="")
+        option = f"'kpt_shape: [{kpt_shape[0]}, {kpt_shape[1]}]' or 'task: segment' to the YAML"
+        yield Finding("the numbers seem to be keypoints", polygons[0][0].where, error, fix="", option=option)
     extra = [line for line, _ in lines if len(line.values) == 5]
     if extra:
         yield Finding(
@@ -227,7 +232,8 @@ def judge_lines(
             is_fault=False,
             is_told=True,
         )
-    yield from _judge_boxes([line for line, _ in lines if len(line.values) in (4, 5)])
+    if form.box_format is None:
+        yield from _judge_boxes([line for line, _ in lines if len(line.values) in (4, 5)])
 
 
 def _judge_boxes(lines: Sequence[LabelLine]) -> Iterator[Finding]:
@@ -239,17 +245,17 @@ def _judge_boxes(lines: Sequence[LabelLine]) -> Iterator[Finding]:
         return
     boxes = [line.values[:4] for line in lines]
     if all(x2 > x1 and y2 > y1 and max(x2, y2) <= 1.01 for x1, y1, x2, y2 in boxes):
-        meaning = "x1 y1 x2 y2"
+        meaning, name = "x1 y1 x2 y2", "xyxy"
     elif not any(_outside((x, y, w, h)) for x, y, w, h in boxes):
-        meaning = "left top width height"
+        meaning, name = "left top width height", "xywh"
     else:
         return
     error = (
         f"{outside[0].where}: its box leaves the image, as {len(outside)} of {len(lines)} do; the numbers look like "
-        f"{meaning}, expected "
-        "cx cy width height. Export the labels again."
+        f"{meaning}, expected cx cy width height. Write 'box_format: {name}' in a data.yaml if so, else 'box_format: cxcywh'."
     )
-    yield Finding(f"the boxes look like {meaning}", outside[0].where, error, fix="")
+    option = f"'box_format: {name}' or 'box_format: cxcywh' to the YAML"
+    yield Finding(f"the boxes look like {meaning}", outside[0].where, error, fix="", option=option)
 
 
 def _outside(box: Box) -> bool:

@@ -25,6 +25,7 @@ YAML_ENDINGS = (".yaml", ".yml")
 NAME_FILES = ("classes.txt", "obj.names", "_darknet.labels", "labels.txt", "classes.names", "predefined_classes.txt")
 OTHER_MACHINE = "a path of another machine is read in the folder of the dataset"
 OUTSIDE = "the images lie outside the folder of the dataset's description"
+BOX_FORMATS = ("cxcywh", "xyxy", "xywh")
 SPLITS = ("val", "valid", "test")
 
 
@@ -147,7 +148,15 @@ def _yaml_form(value: Mapping[str, Any], source: Path) -> LabelFormat:
         kpt_shape=_kpt_shape(value, source),
         is_oriented=task == "obb",
         is_segmented=task in ("segment", "seg"),
+        box_format=_box_format(value, source),
     )
+
+
+def _box_format(value: Mapping[str, Any], source: Path) -> str | None:
+    form = value.get("box_format")
+    if form not in (None, *BOX_FORMATS):
+        raise InputError(f"{source}: 'box_format' is {shown(str(form))}, expected {', '.join(BOX_FORMATS)}.")
+    return form
 
 
 def _names(names: Any, source: Path) -> Mapping[int, str]:

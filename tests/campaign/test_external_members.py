@@ -14,6 +14,7 @@ from foldfuse.detections import Detections, MemberView, Predictions
 from foldfuse.errors import InputError
 from foldfuse.formats.predictions import write_predictions
 from foldfuse.formats.submission import validate_submission
+from foldfuse.models import make_detector
 from foldfuse.recipes import load_recipe
 from foldfuse.storage.ledger import create
 from foldfuse.storage.run import Run, RunMetadata
@@ -76,7 +77,9 @@ def test_external_predictions_without_the_held_out_images_are_refused(task, ledg
 
 def write_run(folder, task, val_ids):
     metadata = RunMetadata(classes=task.train.classes, val_ids=tuple(val_ids), seed=4, seconds=9.0, steps=3)
-    Run.create(folder, task.recipes["lite0"], metadata).save_weights({})
+    recipe = task.recipes["lite0"]
+    model = make_detector(recipe.detector, len(task.train.classes), pretrained=False)
+    Run.create(folder, recipe, metadata).save_weights(model.state_dict())
 
 
 def test_a_run_joins_where_it_did_not_train_on_held_out_images(task, ledger, tmp_path):

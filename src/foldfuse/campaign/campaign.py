@@ -15,7 +15,7 @@ import logging
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from datetime import UTC, datetime
 from pathlib import Path
@@ -79,6 +79,7 @@ def run_campaign(
         raise InputError(f"{out}: exists already. Choose another --out, {ways}.")
     inputs = request.read_inputs()
     sample = request.read_sample(inputs)
+    _check_image_sizes(inputs, recipes, request)
     facts: dict[str, Any] = {
         "state": "running",
         "request": to_plain(request.absolute(), version=REQUEST_FORMAT),
@@ -110,6 +111,13 @@ def run_campaign(
                     ledger.log(f"{sample.path.name}: {note}")
             _work(request, inputs, recipes, ledger, new=True, cluster=ray is not None, console=console)
     return out
+
+
+def _check_image_sizes(inputs: Inputs, recipes: Mapping[str, Recipe], request: CampaignRequest) -> None:
+    """Raises InputError where the image sizes make every object too small to be learnt."""
+    from foldfuse.training.targets import check_image_sizes
+
+    check_image_sizes(inputs.labeled, recipes.values(), request.image_size)
 
 
 def resume_campaign(

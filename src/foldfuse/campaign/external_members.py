@@ -60,14 +60,16 @@ def add_all(runs: Sequence[Path], predictions: Sequence[str], task: Task, ledger
 
 
 def _check_run(run: Run, task: Task) -> Run:
-    """The run, if it trained on no held-out image and has the same classes."""
+    """The run, if it trained on no held-out image, has the same classes and weights that fit."""
+    from foldfuse.inference.detector import load_detector
+
     metadata = run.metadata
     if metadata.classes != task.train.classes:
         raise InputError(
             f"{run.folder}: was trained for the classes {', '.join(metadata.classes)}, but the data has "
             f"{', '.join(task.train.classes)}. A member needs the same classes in the same order."
         )
-    run.load_weights()
+    load_detector(run, "cpu")
     seen = learnt_ids(run, task.val, strict=True)
     if seen:
         raise InputError(

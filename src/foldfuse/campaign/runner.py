@@ -33,7 +33,7 @@ from foldfuse.data.dataset import Dataset
 from foldfuse.detections import MemberView
 from foldfuse.ensemble.pseudo_labels import confident_predictions, pseudo_labeled
 from foldfuse.ensemble.ranking import promoted, rank_by_ensemble_gain
-from foldfuse.errors import InputError
+from foldfuse.errors import InputError, counted
 from foldfuse.evaluation.coco import score_predictions
 from foldfuse.formats.predictions import read_predictions, write_predictions
 from foldfuse.inference.learnt_images import learnt_before
@@ -46,6 +46,7 @@ from foldfuse.system.durations import format_duration
 from foldfuse.system.records import to_plain
 from foldfuse.system.signals import deferred_interrupts
 from foldfuse.training.session import run_metadata
+from foldfuse.training.targets import missing_targets
 
 
 def run(task: Task, ledger: Ledger, strategy: Strategy, workers: Workers) -> None:
@@ -264,6 +265,12 @@ def make_job(segment: Segment, seconds: float, task: Task, ledger: Ledger, worke
         metadata = run_metadata(task.train, data=str(task.train.source), seed=segment.seed, val_ids=task.val.image_ids)
         metadata = replace(metadata, ignore_orientation=task.ignore_orientation)
         Run.create(run.folder, segment.recipe, metadata)
+        try:
+            sentence = missing_targets(task.train, segment.recipe)
+        except InputError as error:  # another image size may do; the campaign found that one does
+            sentence = str(error)
+        if sentence:
+            ledger.log(f"{segment.name}: {sentence}")
         run.write_learnt_images({*task.train_hashes, *learnt_before(segment.recipe.init_weights)})
     trained = checkpoint["seconds"] if checkpoint is not None else 0.0
     previous = campaign_state(task, ledger, workers).record(segment.name)
@@ -367,6 +374,6 @@ def add_member(
     members.val |= {MemberView(record.name, str(view)): boxes for view, boxes in predicted.views.items()}
     members.new_members.append(record.name)
     ledger.log(
-        f"{record.name}: AP50 {score.ap50:.3f}, AP {score.ap:.3f} on the held-out images after {metadata.steps} steps in "
-        f"{format_duration(seconds)} ({speed:.1f} images a second)."
+        f"{record.name}: AP50 {score.ap50:.3f}, AP {score.ap:.3f} on the held-out images after "
+        f"{counted(metadata.steps or 0, 'step')} in {format_duration(seconds)} ({speed:.1f} images a second)."
     )

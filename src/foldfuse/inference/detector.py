@@ -33,6 +33,10 @@ def load_detector(run: Run, device: str = "auto") -> tuple[Any, tuple[str, ...]]
         InputError: the folder holds no trained run, or there is no such device.
     """
     classes, weights = run.metadata.classes, run.load_weights()
+    if not classes:
+        raise InputError(
+            f"{run.folder / 'run.json'}: names no classes, so nothing can be predicted. Train the run again."
+        )
     model = detector_with_weights(
         run.recipe, classes, weights, device=choose_device(device), source=f"{run.folder}/weights.safetensors"
     )

@@ -28,7 +28,7 @@ from foldfuse.recipes import ClassifierRecipe, Recipe, read_classifier_recipe, r
 from foldfuse.storage import run_tensors
 from foldfuse.system import locks
 from foldfuse.system.atomic_files import write_text
-from foldfuse.system.files import parse_json, read_text
+from foldfuse.system.files import parse_json, read_json, read_text
 from foldfuse.system.records import read_record, write_record
 
 if TYPE_CHECKING:
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 RUN_FORMAT = 1
 LEARNT_FORMAT = 1
 LOCK = "run.lock"
+MAX_CLASSES = 100_000  # more than any dataset has; a network has memory for each
 
 
 @dataclass(frozen=True)
@@ -127,8 +128,10 @@ class RunMetadata:
         for name, value in (numbers | {f"budget.{key}": value for key, value in (self.budget or {}).items()}).items():
             if not 0 <= value <= sys.float_info.max or (name == "seed" and value >= 2**63):
                 raise InputError(f"{name} is {shown(value)}, expected a number of 0 or more")
-        if self.classes and any(not name.strip() for name in self.classes):
+        if any(not name.strip() for name in self.classes):
             raise InputError("a class has no name")
+        if len(self.classes) > MAX_CLASSES:
+            raise InputError(f"there are {len(self.classes)} classes, and at most {MAX_CLASSES} can be")
 
 
 @dataclass(frozen=True)
@@ -173,7 +176,10 @@ class Run:
     def is_classifier(self) -> bool:
         """Whether the run trains a classifier, whose recipe is `classifier_recipe`, and not a detector."""
         path = self.folder / "recipe.json"
-        return path.exists() and '"classifier":' in read_text(path, what="a recipe")
+        if not path.exists():
+            return False
+        fields = read_json(path, what="a recipe")
+        return isinstance(fields, dict) and "classifier" in fields
 
     @property
     def recipe(self) -> Recipe:

@@ -10,7 +10,7 @@ Shapes: N objects, K anchors.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -47,21 +47,45 @@ def check_objects(model: Any, dataset: Dataset, recipe: Recipe) -> None:
     """
     head = getattr(model, "head", None)
     anchors = head.anchors.reshape(-1, 2).cpu().numpy() if isinstance(head, YOLOv5Head) else None
-    found = have_targets(dataset.samples, recipe, stride=model.stride, anchors=anchors)
+    if sentence := missing_targets(dataset, recipe, stride=model.stride, anchors=anchors):
+        log.warning(sentence)
+
+
+def check_image_sizes(dataset: Dataset, recipes: Iterable[Recipe], image_sizes: Sequence[int]) -> None:
+    """Raise InputError where no object gets a target even at the largest image size.
+
+    Args:
+        dataset: the annotated images to train on.
+        recipes: the recipes to choose from.
+        image_sizes: the image sizes to choose from; empty for those of the recipes.
+    """
+    for recipe in recipes:
+        missing_targets(dataset, replace(recipe, image_size=max(image_sizes, default=recipe.image_size)))
+
+
+def missing_targets(dataset: Dataset, recipe: Recipe, *, stride: int = 32, anchors: Array | None = None) -> str | None:
+    """A sentence on the objects that never get a target; None where each gets one.
+
+    Args:
+        dataset: the annotated images to train on.
+        recipe: image size and augmentation.
+        stride, anchors: see `have_targets`.
+
+    Raises:
+        InputError: no object gets a target.
+    """
+    found = have_targets(dataset.samples, recipe, stride=stride, anchors=anchors)
     if not len(found) or found.all():
-        return
-    reason = f"has a shorter side of under {MIN_SIDE:g} pixels as the network sees it"
+        return None
+    reason = f"at image_size {recipe.image_size}: each has a shorter side of under {MIN_SIDE:g} pixels as the network sees it"
     reason += ", or sides unlike those of every anchor" if anchors is not None else ""
-    size = f"at image_size {recipe.image_size}"
+    advice = _advice(dataset.samples, recipe, stride)
     if not found.any():
         raise InputError(
-            f"{dataset.source}: none of the {counted(len(found), 'object')} gets a target {size}: each {reason}. "
-            f"{_advice(dataset.samples, recipe, model.stride)}"
+            f"{dataset.source}: none of the {counted(len(found), 'object')} gets a target {reason}. {advice}"
         )
-    log.warning(
-        f"{dataset.source}: {int((~found).sum())} of {counted(len(found), 'object')} never get a target {size}: each {reason}. "
-        f"{_advice(dataset.samples, recipe, model.stride)}"
-    )
+    missing = f"{int((~found).sum())} of {counted(len(found), 'object')} never get a target"
+    return f"{dataset.source}: {missing} {reason}. {advice}"
 
 
 def have_targets(samples: Sequence[Sample], recipe: Recipe, *, stride: int, anchors: Array | None = None) -> Array:

@@ -20,6 +20,7 @@ from foldfuse.storage.run import Run
 SMALL = "--recipe yolov5n --image-size 64 --batch-size 2"
 TRAIN = f"train train.json --out new --steps 1 {SMALL}"
 NO_SIZE = TRAIN.replace("--image-size 64 ", "")
+SWEEP = "--recipe yolov5n --image-size 64 --batch-size 2"
 RESUME = "train --resume run --steps 2"  # as many as it has: nothing is trained
 STEM = "backbone.stem.0.weight"
 _trained: dict[str, Path] = {}
@@ -126,6 +127,20 @@ def _objects(side: float, *, large: int = 0) -> Callable[[Path], None]:
         write_coco(folder, document | {"annotations": [row | {"area": row["bbox"][2] ** 2} for row in rows]})
 
     return make
+
+
+def _bare_folds(folder: Path) -> None:
+    """All objects are on the images of fold 1."""
+    document = coco(6)
+    document["annotations"] = [row for row in document["annotations"] if row["image_id"] > 3]
+    write_coco(folder, document)
+    folds = {"fold_of": {i: int(i > 3) for i in range(1, 7)}, "num_folds": 2}
+    (folder / "folds.json").write_text(json.dumps({"format": 1, **folds}))
+
+
+def _two_of_one_name(folder: Path) -> None:
+    _plain(folder)
+    write_coco(folder, coco(6, classes=("cat", "dog", "cat")))
 
 
 def _other_order(folder: Path) -> None:
@@ -290,13 +305,37 @@ CASES = [
     Case("overwrite_with_broken_image", _broken_image, f"train train.json --out run --overwrite --steps 1 {SMALL}", 2),
     Case("weights_missing", _plain, f"{TRAIN} --set init_weights=gone.pth", 2, ("gone.pth: there is no such file",)),
     Case("init_from_nothing", _plain, f"{TRAIN} --init-from gone", 2, ("gone", "there is no such file")),
-    Case("size_too_large", _plain, f"{NO_SIZE} --image-size 8192", 2, ("8192 is not in 1..4096",)),
+    Case("size_too_large", _plain, f"{NO_SIZE} --image-size 8192", 2, ("8192", "4096")),
     Case("jitter_huge", _plain, f"{TRAIN} --set scale_jitter=1e9", 2, ("scale_jitter is 1000000000.0",)),
     Case("lr_of_400_digits", _plain, f"{TRAIN} --set lr={'9' * 400}", 2, ("is not a number",)),
     Case("seed_below_0", _plain, f"{TRAIN} --seed -1", 2, ("seed",)),
     Case(
         "steps_huge", _plain, f"{TRAIN.replace('--steps 1 ', '')} --steps {'9' * 30}", 2, ("is not in 1..1000000000",)
     ),
+    Case(
+        "overwrite_own_start",
+        _plain,
+        f"train train.json --out run --overwrite --steps 1 {SMALL} --set init_weights=run",
+        2,
+        ("run",),
+    ),
+    Case("fold_without_objects", _bare_folds, f"{TRAIN} --folds folds.json --fold 1", 2, ("no object to learn from",)),
+    Case(
+        "sweep_too_short",
+        _plain,
+        f"sweep train.json --out new --budget 6s --folds 2 {SWEEP}",
+        2,
+        ("the budget leaves",),
+    ),
+    Case(
+        "sweep_over_a_sweep_too_short",
+        lambda f: (_plain(f), (f / "old").mkdir(), (f / "old" / "sweep.json").write_text("{}"))[0],
+        f"sweep train.json --out old --overwrite --budget 6s --folds 2 {SWEEP}",
+        2,
+        ("the budget leaves",),
+    ),
+    Case("import_of_text", lambda f: (f / "w.pt").write_text("no") and None, "import w.pt --out new", 2, ("w.pt",)),
+    Case("resume_imported", _json("run.json", data=""), RESUME, 2, ("holds imported weights",)),
     # heads and objects
     Case("init_other_order", _other_order, f"{TRAIN} --init-from run", says=("matched by name (3 of 3)",)),
     Case(

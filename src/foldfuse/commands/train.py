@@ -40,7 +40,7 @@ from foldfuse.system.progress import progress_bar
 from foldfuse.training.classifier import train_classifier, training_crops, val_accuracy
 from foldfuse.training.detector import longest_side, train_detector
 from foldfuse.training.preparation import check_new_model, state_check
-from foldfuse.training.session import open_session
+from foldfuse.training.session import open_session, require_resumable
 from foldfuse.training.sweep import Sweep, combinations, run_sweep
 from foldfuse.training.trackers import check_trackers
 
@@ -142,11 +142,11 @@ def train(
         if data is None or out is None:
             raise InputError("a new training needs DATA and --out; give both, or --resume FOLDER alone.")
         run = Run(Path(out))
-        inputs = [data, images, folds, init_from]
-        options.refuse_overwrite(run.folder, overwrite, inputs=inputs, made_by=["run.json", "recipe.json"])
         if fold and folds is None:
             raise InputError(f"--fold {fold}: there are no folds. Add --folds FILE, a file of 'foldfuse split'.")
         its_recipe = chosen_recipe(recipe, all_changes, init_from)
+        inputs = [data, images, folds, init_from, Path(its_recipe.init_weights)]
+        options.refuse_overwrite(run.folder, overwrite, inputs=inputs, made_by=["run.json", "recipe.json"])
         classifier = isinstance(its_recipe, ClassifierRecipe)
         found = read_data(
             data, folds, fold or 0, images=images, classifier=classifier, ignore_orientation=ignore_orientation
@@ -169,6 +169,8 @@ def train(
     if resume is None:
         check_new_model(its_recipe, found.train)
         warn_of_learnt(its_recipe, found)
+    else:
+        require_resumable(run, metadata, check)  # before images are decoded, which may take long
     crops = decoded = None
     if isinstance(its_recipe, ClassifierRecipe):
         crops = training_crops(found.train, its_recipe, context=metadata.crop_context or its_recipe.crop_context)

@@ -99,6 +99,7 @@ def open_session(
             if trouble and world.is_main:
                 log.warning(trouble)
             if world.is_main:
+                _note_if_spent(run, budget, checkpoint)
                 _write_changes(run, recipe, metadata, step=checkpoint["step"] if checkpoint else 0)
         world.barrier()
         limits = Budget(budget.get("seconds", math.inf), budget.get("steps", math.inf))
@@ -109,6 +110,12 @@ def open_session(
             raise KeyboardInterrupt(f"{run.folder}: {_progress_kept(run)}") from None
         except FloatingPointError as error:
             raise FloatingPointError(f"{run.folder}: {error} {_lower_rate(run, recipe)}") from None
+
+
+def require_resumable(run: Run, metadata: RunMetadata, check: Check | None = None) -> None:
+    """Raise InputError where `open_session` refuses to resume a run: no checkpoint can be used, or the budget is too short."""
+    checkpoint, _ = usable_checkpoint(run, check)
+    _require_budget(run, metadata.budget or DEFAULT_BUDGET, checkpoint)
 
 
 def usable_checkpoint(run: Run, check: Check | None = None) -> tuple[dict[str, Any] | None, str | None]:
@@ -132,19 +139,23 @@ def usable_checkpoint(run: Run, check: Check | None = None) -> tuple[dict[str, A
 
 
 def _require_budget(run: Run, budget: Mapping[str, float], checkpoint: Mapping[str, Any] | None) -> None:
-    """Raise InputError where a resume is given less than is done; log where all of the run's own budget is spent."""
-    if checkpoint is None:
+    """Raise InputError where a resume is given less than is done."""
+    if checkpoint is None or budget == run.metadata.budget:
         return
-    for name, done in (("steps", checkpoint["step"]), ("seconds", checkpoint["seconds"])):
-        wanted = budget.get(name, math.inf)
-        if wanted > done:
-            continue
-        is_own = budget == run.metadata.budget
-        text = counted(done, "step") if name == "steps" else f"{done:.0f} s"
-        if wanted < done and not is_own:
-            option = f"--steps {wanted:g}" if name == "steps" else f"--budget {duration_option(wanted)}"
-            raise InputError(f"--resume {run.folder}: {text} of training are done, and {option} is less. Give more.")
-        log.warning(f"{run.folder}: its budget of {text} is spent. Give a longer --budget or --steps to train on.")
+    steps, seconds = budget.get("steps", math.inf), budget.get("seconds", math.inf)
+    done = counted(checkpoint["step"], "step") if steps < math.inf else f"{checkpoint['seconds']:.0f} s"
+    if steps < checkpoint["step"] or seconds < checkpoint["seconds"]:
+        option = f"--steps {steps:g}" if steps < math.inf else f"--budget {duration_option(seconds)}"
+        raise InputError(f"--resume {run.folder}: {done} of training are done, and {option} is less. Give more.")
+
+
+def _note_if_spent(run: Run, budget: Mapping[str, float], checkpoint: Mapping[str, Any] | None) -> None:
+    """Log where a resumed run has nothing left to train."""
+    if checkpoint is not None and (
+        budget.get("steps", math.inf) <= checkpoint["step"] or budget.get("seconds", math.inf) <= checkpoint["seconds"]
+    ):
+        spent = counted(int(budget["steps"]), "step") if "steps" in budget else f"{budget['seconds']:g} s"
+        log.warning(f"{run.folder}: its budget of {spent} is spent. Give a longer --budget or --steps to train on.")
 
 
 def _write_changes(run: Run, recipe: Recipe | ClassifierRecipe, metadata: RunMetadata, *, step: int) -> None:

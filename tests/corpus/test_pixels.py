@@ -16,8 +16,9 @@ from PIL import EpsImagePlugin, Image
 
 from corpus_samples import Case, coco, parametrize, run, save_image, write_coco
 from foldfuse import cli
+from foldfuse.campaign.execution.ray_worker import image_chunks, unpack_images
 from foldfuse.data.image_file import UPRIGHT
-from foldfuse.data.images import load_sample
+from foldfuse.data.images import load_image, load_sample
 from foldfuse.data.pixels import open_images
 from foldfuse.data.readers.coco import read
 from foldfuse.errors import InputError
@@ -166,6 +167,13 @@ ORIENTATION = [
         status=2,
         says=("is 96 x 64 pixels", "say 64 x 96", "no EXIF tag says so"),
     ),
+    Case(
+        "resized_after_annotating",
+        phone((1, 1, 1, 1), lambda stored: (960, 640)),
+        SPLIT,
+        status=2,
+        says=("is 96 x 64 pixels", "say 960 x 640", "--images DIR"),
+    ),
     Case("off_by_one", phone((1, 1, 1, 1), lambda stored: (97, 64)), SPLIT, status=2, says=("say 97 x 64",)),
     Case(
         "ignored_against_the_size",
@@ -275,6 +283,8 @@ FORMATS = [
     refused("heic", b"\0\0\0\x18ftypheic" + b"\0" * 40, "it is a HEIC image", "Convert it to JPEG or PNG"),
     refused("avif", b"\0\0\0\x18ftypavif" + b"\0" * 40, "it is an AVIF image"),
     refused("jpeg_xl", b"\xff\x0a" + b"\0" * 40, "it is a JPEG XL image"),
+    refused("video", b"\0\0\0\x18ftypisom" + b"\0" * 40, "it is a video"),
+    refused("dicom", b"\0" * 128 + b"DICM" + b"\0" * 40, "it is a DICOM file"),
     refused("pdf", b"%PDF-1.7\n", "it is a PDF file"),
     refused("web_page", b"<!DOCTYPE html><html>404</html>", "it is a web page"),
     refused("lfs_pointer", b"version https://git-lfs.github.com/spec/v1\n", "a pointer of Git LFS"),
@@ -364,3 +374,23 @@ def test_a_satellite_image_is_read_and_one_beyond_the_memory_is_refused(tmp_path
     monkeypatch.setenv("FOLDFUSE_MAX_IMAGE_GB", "0.5")
     with pytest.raises(InputError, match=r"14000 x 13000 pixels.* 0\.7 GB .*FOLDFUSE_MAX_IMAGE_GB=1 to allow it"):
         load_sample(sample, longest=140)
+
+
+def test_images_travel_to_other_machines_with_their_orientation_and_range(tmp_path):
+    phone((6, 8, 3, 1))(tmp_path)
+    dataset = open_images(read(tmp_path / "train.json"))
+    there = unpack_images(dataset, image_chunks(dataset.samples, size=1000), tmp_path / "node")
+    for here, sent in zip(dataset.samples, there.samples, strict=True):
+        assert sent.path.parent == tmp_path / "node"
+        np.testing.assert_array_equal(load_sample(sent), load_sample(here))
+    assert [s.orientation for s in there.samples] == [6, 8, 3, 1]
+
+
+def test_a_tiff_with_fewer_rows_than_its_header_says_is_refused(tmp_path):
+    content = bytearray(encoded("TIFF"))
+    at = content.index(struct.pack("<HHII", 257, 4, 1, 64)) if struct.pack("<HHII", 257, 4, 1, 64) in content else -1
+    at = at if at >= 0 else content.index(struct.pack("<HHIHH", 257, 3, 1, 64, 0))
+    content[at : at + 12] = struct.pack("<HHII", 257, 4, 1, 4000)
+    (tmp_path / "a.tif").write_bytes(content)
+    with pytest.raises(InputError, match=r"a\.tif: cannot be decoded"):
+        load_image(tmp_path / "a.tif")

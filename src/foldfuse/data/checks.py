@@ -19,7 +19,7 @@ from foldfuse.data.findings import AnnotationRow, CategoryRow, Finding, ImageRow
 from foldfuse.data.image_file import read_header
 from foldfuse.data.images import has_one_colour, load_image
 from foldfuse.data.judgement import judge
-from foldfuse.data.pixels import Inspection, extrema_of_open, judge_header, ranges_of, too_dark
+from foldfuse.data.pixels import FULL_16_BITS, Inspection, extrema_of_open, judge_header, ranges_of, too_dark
 from foldfuse.data.readers.image_names import ImageFiles
 from foldfuse.data.value_ranges import WORDS, Depth
 from foldfuse.data.values import Ids, is_text, short, whole_number
@@ -245,7 +245,7 @@ def _depth_findings(files: Sequence[tuple[Path, Depth]]) -> Iterator[Finding]:
         yield Finding("16-bit colour images are all but black", reason, reason, fix="")
     ranges = ranges_of(found)
     for depth, path, _ in found:
-        if depth.kind in ranges:
+        if depth.kind in ranges and ranges[depth.kind] != FULL_16_BITS:
             low, high = ranges[depth.kind]
             kind = f"the image has {WORDS[depth.kind]} values; {low:g} is shown as black, {high:g} as white"
             yield Finding(kind, path.name, fix="", is_fault=False)

@@ -36,7 +36,14 @@ _STORED = UPRIGHT | {6: UPRIGHT[8], 8: UPRIGHT[6]}  # orientation: the change th
 _KNOWN = (  # (offset, bytes, name) of files that are often taken for images that can be read
     (4, b"ftypavif", "an AVIF image"),
     (4, b"ftypavis", "an AVIF image"),
-    (4, b"ftyp", "a HEIC image"),
+    *(
+        (4, b"ftyp" + brand, "a HEIC image")
+        for brand in (b"heic", b"heix", b"heim", b"heis", b"hevc", b"mif1", b"msf1")
+    ),
+    (4, b"ftyp", "a video"),
+    (128, b"DICM", "a DICOM file"),
+    (0, b"\x93NUMPY", "a numpy array"),
+    (0, b"PK\x03\x04", "a ZIP archive"),
     (0, b"\xff\x0a", "a JPEG XL image"),
     (0, b"\x00\x00\x00\x0cJXL ", "a JPEG XL image"),
     (0, b"\x00\x00\x00\x0cjP  ", "a JPEG 2000 image"),
@@ -226,7 +233,7 @@ def _late_png_exif(file: IO[bytes]) -> bytes | None:
 
 
 def _image(file: IO[bytes], path: Path) -> Image.Image:
-    head = file.read(32)
+    head = file.read(160)
     file.seek(0)
     if not head:
         raise InputError(f"{path}: cannot be decoded as an image (it is empty). Replace it, or remove it.")

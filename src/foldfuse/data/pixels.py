@@ -228,4 +228,11 @@ def judge_header(header: Header, path: Path, size: tuple[int, int], *, ignore_or
             advice = "which is its size after its EXIF orientation tag; leave out --ignore-orientation"
     elif size == (header.height, header.width):
         advice = "the same turned by 90 degrees, and no EXIF tag says so; turn the image or export the dataset again"
+    elif _have_one_shape(size, header.stored_size):
+        advice = "the same shape, as if it had been resized after annotating; give the folder of the originals as --images DIR"
     return Inspection(error=f"{path}: {stored}, and {stated}, {advice}.", is_size_wrong=True)
+
+
+def _have_one_shape(a: tuple[int, int], b: tuple[int, int]) -> bool:
+    """Whether two sizes differ by a factor alone, and by more than a tenth; sides are rounded to whole pixels."""
+    return abs(a[0] - b[0]) > 0.1 * b[0] and abs(a[0] * b[1] - a[1] * b[0]) <= max(*a, *b)

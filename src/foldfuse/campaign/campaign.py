@@ -34,6 +34,7 @@ from foldfuse.reporting.campaign_page import write_campaign_page
 from foldfuse.reporting.live import live
 from foldfuse.storage import ledger as ledgers
 from foldfuse.storage.ledger import Ledger
+from foldfuse.storage.ledger_file import check_facts
 from foldfuse.system.atomic_files import atomic
 from foldfuse.system.disk_full import disk_full_as_input_error
 from foldfuse.system.durations import format_duration
@@ -134,35 +135,34 @@ def resume_campaign(
     """
     start = time.monotonic() if start is None else start
     ledgers.check_exists(out)
+    facts = ledgers.snapshot(out)  # everything is checked before anything is locked or written
+    check_facts(facts, out / ledgers.NAME)
+    if facts.get("state") == "finished":
+        if facts.get("reported") is False:  # the disk was full at that moment
+            with _disk_full_reported(out), ledgers.exclusive(out), closing(ledgers.resume(out, start=start)) as ledger:
+                write_campaign_page(out)
+                ledger.export()
+                ledger.set(reported=True)
+        logger.info("%s: has finished already; nothing is left to do.", out)
+        return out
+    where = str(out / ledgers.NAME)
+    what = "a campaign's request"
+    request = from_plain(facts.get("request"), CampaignRequest, where=where, what=what, version=REQUEST_FORMAT)
+    recipes, inputs = request.check(), request.read_inputs()
+    if not inputs.have_fingerprints(facts.get("fingerprints") or {}):
+        raise InputError(f"{out}: was started with other data than {request.data} holds now. Start a new campaign.")
     with (
         _connected(ray),
         _disk_full_reported(out),
         ledgers.exclusive(out),
         closing(ledgers.resume(out, start=start)) as ledger,
     ):
-        if ledger.get("state") == "finished":
-            if ledger.get("reported") is False:  # the disk was full at that moment
-                write_campaign_page(out)
-                ledger.export()
-                ledger.set(reported=True)
-            logger.info("%s: has finished already; nothing is left to do.", out)
-            return out
-        request = from_plain(
-            ledger.get("request"),
-            CampaignRequest,
-            where=str(out / ledgers.NAME),
-            what="a campaign's request",
-            version=REQUEST_FORMAT,
-        )
-        inputs = request.read_inputs()
-        if not inputs.have_fingerprints(ledger.get("fingerprints")):
-            raise InputError(f"{out}: was started with other data than {request.data} holds now. Start a new campaign.")
         remove_leftovers(out)
         if ray is not None:
             ledger.set(command=command_line(request, ray=ray))
         if ledger.get("undecodable_train") is not None:
             ledger.log(f"Resumed after {format_duration(ledger.elapsed_before)} of work.")
-        _work(request, inputs, request.check(), ledger, new=False, cluster=ray is not None, console=console)
+        _work(request, inputs, recipes, ledger, new=False, cluster=ray is not None, console=console)
     return out
 
 

@@ -28,6 +28,7 @@ from foldfuse.system import printing
 BACKGROUND = "background"
 MATRIX_CLASSES = 8  # a confusion matrix of more classes does not fit 80 columns
 TOP_CONFUSIONS = 15
+MANY_WITHOUT_BOXES = 0.25  # of the images with objects: more are told
 COCO_ROWS = {
     "ap": "AP",
     "ap50": "AP50",
@@ -210,6 +211,8 @@ def _scored_images(dataset: Dataset, files: Mapping[Path, Predictions]) -> Datas
             printing.write(
                 f"WARNING: {path}: {warning} for new images. Predict without --all to leave them out.", to_stderr=True
             )
+        if note := _images_without_boxes(dataset, predictions):
+            printing.write(f"{path}: {note}", to_stderr=True)
     if not scored:
         raise InputError(f"{', '.join(map(str, files))}: no image of {dataset.source} is predicted by every file.")
     if len(scored) == len(dataset):
@@ -219,6 +222,20 @@ def _scored_images(dataset: Dataset, files: Mapping[Path, Predictions]) -> Datas
     reason = f": the run has learnt from {len(learnt_absent)} of the others" if learnt_absent else ""
     printing.write(f"scored on the {len(scored)} of {len(dataset)} images that are predicted{reason}.", to_stderr=True)
     return dataset.subset(scored)
+
+
+def _images_without_boxes(dataset: Dataset, predictions: Predictions) -> str:
+    """A sentence on images that count as images without detections, where they are many of the images with objects; else ""."""
+    with_objects = [
+        s.id for s in dataset.samples if s.id in predictions and s.annotations is not None and len(s.annotations)
+    ]
+    number = sum(not len(predictions[i]) for i in with_objects)
+    if number < MANY_WITHOUT_BOXES * len(with_objects) or not number:
+        return ""
+    return (
+        f"has no box on {number} of the {len(with_objects)} images with objects; they count as images without detections. If "
+        "they were not predicted, score against the predicted images alone."
+    )
 
 
 def _file_names(paths: Sequence[Path]) -> list[str]:

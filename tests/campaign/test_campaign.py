@@ -134,7 +134,7 @@ def test_a_sample_submission_is_checked_first_and_kept(data, tmp_path, monkeypat
 
 @pytest.mark.parametrize(
     ("number", "folds", "message"),
-    [(8, 5, "8 of 16 images cannot be decoded"), (0, 20, "fewer than the 20 folds"), (0, 1, "number of folds is 1")],
+    [(8, 5, "8 of 16 images cannot be decoded"), (0, 20, "fewer than 20 folds"), (0, 1, "number of folds is 1")],
 )
 def test_a_campaign_refused_for_its_images_leaves_no_folder(data, tmp_path, number, folds, message):
     break_images(data, number)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -88,6 +89,26 @@ def test_a_dataset_is_written_as_it_was_read(path: Path) -> None:
         np.testing.assert_array_equal(old.annotations.area, new.annotations.area)
 
 
+def test_the_fingerprint_covers_crowd_flags_and_areas_and_knows_its_first_version(path: Path) -> None:
+    before = read(path)
+    assert before.fingerprint.startswith("2-")
+    assert before.has_fingerprint(before.fingerprint)
+    assert not before.has_fingerprint("0123456789abcdef")
+    assert not before.has_fingerprint(None)
+    digest = hashlib.sha256(json.dumps([before.classes, before.category_ids]).encode())
+    for s in before.samples:
+        assert s.annotations is not None
+        digest.update(f"{s.id}|{s.file_name}|{s.width}x{s.height}".encode())
+        digest.update(s.annotations.boxes.tobytes() + s.annotations.labels.tobytes())
+    assert before.has_fingerprint(digest.hexdigest()[:16]), (
+        "boxes within their images had this fingerprint in version 1"
+    )
+    crowd = read(changed(path, lambda d: d["annotations"][0].update(iscrowd=1)))
+    area = read(changed(path, lambda d: d["annotations"][0].update(iscrowd=0, area=1)))
+    assert len({before.fingerprint, crowd.fingerprint, area.fingerprint}) == 3
+    assert not crowd.has_fingerprint(before.fingerprint)
+
+
 def test_the_fingerprint_changes_with_a_box_and_a_name(path: Path) -> None:
     prints = {read(path).fingerprint}
     prints.add(read(changed(path, lambda d: d["annotations"][0]["bbox"].__setitem__(0, 0.5))).fingerprint)
@@ -153,7 +174,7 @@ def test_subsets_keep_the_order(path: Path) -> None:
         (lambda d: d.update(images=[]), "lists no images"),
         (lambda d: d.update(categories=[]), "lists no categories"),
         (lambda d: d.pop("images"), "has no 'images'"),
-        (lambda d: d.update(images={"0": 1}), "'images' is a dict, and must be a list of objects"),
+        (lambda d: d.update(images={"0": 1}), "'images' is an object, and must be a list of objects"),
         (lambda d: d["images"][3].pop("id"), "image 3 of the list: 'id' is null"),
         (lambda d: d["images"][3].update(id=2), "image id 2 is listed twice"),
         (lambda d: d["images"][3].update(file_name="train/0002.jpg"), "file_name train/0002.jpg is listed twice"),

@@ -23,7 +23,7 @@ from cyclopts.help import DefaultFormatter, HelpPanel
 from rich.console import Console, ConsoleOptions
 
 from foldfuse import __version__
-from foldfuse.errors import InputError
+from foldfuse.errors import InputError, shown
 from foldfuse.system import host, printing
 from foldfuse.system.disk_full import disk_full_reason
 from foldfuse.system.progress import log_on_standard_error
@@ -137,7 +137,7 @@ def _failure(error: BaseException, command: str | None, words: Sequence[str]) ->
         return 2, [f"error: {error}"]
     if isinstance(error, cyclopts.CycloptsError):
         see = f"See: foldfuse {f'{command} ' if command else ''}--help"
-        return 2, [f"error: {_missing_argument(error, words) or error}", see]
+        return 2, [f"error: {_missing_argument(error, words) or _word_too_many(error) or error}", see]
     if isinstance(error, KeyboardInterrupt):
         return 130, [str(error) or "interrupted"]
     if isinstance(error, FloatingPointError):  # a training diverged
@@ -166,6 +166,14 @@ def _missing_argument(error: cyclopts.CycloptsError, words: Sequence[str]) -> st
     if not isinstance(error, cyclopts.MissingArgumentError) or argument is None or set(argument.names) & set(words):
         return None
     return f"{argument.name.lstrip('-').upper() if argument.index is not None else argument.name} is missing."
+
+
+def _word_too_many(error: cyclopts.CycloptsError) -> str | None:
+    """A sentence for a word that belongs to no argument, such as the second of several values after one option."""
+    tokens = error.unused_tokens if isinstance(error, cyclopts.UnusedCliTokensError) else None
+    if not tokens:
+        return None
+    return f"{shown(tokens[0])} belongs to no argument. Several values of one option stand in one word, with commas between them."
 
 
 def _missing_package(error: BaseException | None) -> str | None:

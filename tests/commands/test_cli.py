@@ -101,6 +101,10 @@ def test_every_command_has_one_heading():
         (["campaign", "x", "--recipe", "efficientdet-lite0"], "Did you mean 'efficientdet_lite0'"),
         (["fuse", "--data", "x", "--out", "y"], "error: PREDICTIONS is missing."),
         (["fuse", "x", "--data", "x"], "error: --out is missing."),
+        (
+            ["predict", "x", "y", "--view", "1", "1.25+hflip", "--out", "z"],
+            "'1.25+hflip' belongs to no argument. Several values",
+        ),
         (["train", "x", "--out", "y", "--fold", "1"], "--fold 1: there are no folds. Add --folds FILE"),
         (["campaign", "gone.json"], "gone.json: there is no such file"),
         (["campaign", "gone.json", "--deadline", "soon"], "the time 'soon' is no duration"),

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from foldfuse.detections import Detections
 from foldfuse.errors import InputError
-from foldfuse.inference.tta import View, parse_views
+from foldfuse.inference.tta import View, distinct_views, parse_views
 
 quiet = settings(deadline=None, derandomize=True, max_examples=60)
 every_flip = pytest.mark.parametrize("view", [View(1, h, v) for h in (False, True) for v in (False, True)], ids=str)
@@ -67,3 +67,8 @@ def test_there_must_be_views_and_they_must_differ():
         parse_views([])
     with pytest.raises(InputError, match="twice"):
         parse_views(["1", "1.0"])
+
+
+def test_views_that_come_to_one_size_are_one():
+    one, near, larger, flipped = views = parse_views(["1", "1.04", "1.5", "1.04+hflip"])
+    assert distinct_views(views, image_size=64, stride=32) == {one: one, near: one, larger: larger, flipped: flipped}

@@ -24,7 +24,7 @@ from foldfuse.fusion.methods import wbf
 from foldfuse.inference.classifier import accuracy, classify
 from foldfuse.inference.detector import concat_shards, labels_by_name, load_detector, predict_views, relabel
 from foldfuse.inference.learnt_images import learnt_ids
-from foldfuse.inference.tta import parse_views
+from foldfuse.inference.tta import View, distinct_views, parse_views
 from foldfuse.storage.run import Run
 from foldfuse.system import printing
 from foldfuse.system.processes import open_world
@@ -90,6 +90,7 @@ def predict(
     views = parse_views(view)
     with open_world(device) as world:
         model, classes = load_detector(Run(run), world.device)
+        views = _distinct_views(views, Run(run).recipe.image_size, model.stride, is_told=world.is_main)
         dataset = read(data, annotated=False, images=images, ignore_orientation=ignore_orientation)
         if not dataset.classes:
             dataset = dataset.with_classes(classes, Run(run).metadata.category_ids)
@@ -121,6 +122,16 @@ def predict(
                     f"{out}: only a .parquet can say {loss}; write one for score, ensemble and rescore.", to_stderr=True
                 )
     return out
+
+
+def _distinct_views(views: Sequence[View], image_size: int, stride: int, *, is_told: bool) -> tuple[View, ...]:
+    """The views without those that are the same images to the network as an earlier view; tells the user of these."""
+    same_as = distinct_views(views, image_size=image_size, stride=stride)
+    for view, first in same_as.items():
+        if view != first and is_told:
+            pixels = f"{view.image_size(image_size, stride)} px"
+            printing.write(f"the view {view} has {pixels} as the view {first} has: it is left out.", to_stderr=True)
+    return tuple(dict.fromkeys(same_as.values()))
 
 
 def _unlearnt(run: Run, dataset: Dataset, *, all_: bool, is_told: bool = True) -> tuple[Dataset, frozenset[int]]:

@@ -79,3 +79,9 @@ def parse_views(texts: Sequence[str]) -> tuple[View, ...]:
     if len(set(views)) < len(views):
         raise InputError(f"a view is named twice in {', '.join(texts)}; remove one.")
     return views
+
+
+def distinct_views(views: Sequence[View], *, image_size: int, stride: int) -> dict[View, View]:
+    """{view: the first of `views` that shows the network the same images}, since two scales may come to one size in pixels."""
+    first: dict[tuple[int, bool, bool], View] = {}
+    return {v: first.setdefault((v.image_size(image_size, stride), v.hflip, v.vflip), v) for v in views}

@@ -8,6 +8,7 @@ import pyarrow.parquet
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 from torch import nn
 
 from foldfuse import cli
@@ -122,7 +123,7 @@ def test_crops_of_a_detection_dataset_train_a_classifier_with_held_out_images(tm
     metadata, last = Run(tmp_path / "run").metadata, Run(tmp_path / "run").log[-1]
     assert len(metadata.val_ids) == 10
     assert last["accuracy"] > 0.8
-    assert cli.main(["predict", str(tmp_path / "run"), str(data), "--out", str(tmp_path / "said.csv")]) == 0
+    assert cli.main(["predict", str(tmp_path / "run"), str(data), "--all", "--out", str(tmp_path / "said.csv")]) == 0
     with (tmp_path / "said.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == read(data).num_boxes
@@ -273,3 +274,51 @@ def test_a_batch_is_a_function_of_seed_and_step(photos):
 def test_a_network_that_is_not_there_is_named_with_its_neighbours():
     with pytest.raises(InputError, match="Known: timm:NAME, tiny"):
         make_classifier("nothing like it", 2)
+
+
+def test_a_classifier_starts_from_a_run_of_the_same_network(photos, tmp_path, capsys, caplog):
+    words = ["train", str(photos / "train"), "--recipe", "classify_tiny"]
+    assert cli.main([*words, "--out", str(photos / "a"), "--steps", "9"]) == 0
+    start = ["train", str(photos / "train"), "--init-from", str(photos / "a"), "--steps", "1", "--set", "lr=1e-9"]
+    assert cli.main([*start, "--set", "ema_decay=0", "--out", str(photos / "b")]) == 0
+    assert "all weights were loaded" in caplog.text
+    a, b = (Run(photos / name).load_weights() for name in "ab")
+    for key in ("net.stem.weight", "net.head.weight"):
+        torch.testing.assert_close(a[key], b[key], rtol=0, atol=1e-6)
+    data = write_dataset(tmp_path / "detection", 4)
+    other = ["train", str(data), "--init-from", str(photos / "a"), "--steps", "1", "--out", str(photos / "c")]
+    assert cli.main([*other, "--recipe", "lite0_fpn"]) == 2
+    assert "is a run of tiny, and lite0_fpn cannot start from its weights" in capsys.readouterr().err
+    assert not (photos / "c").exists()
+
+
+def test_a_classifier_keeps_nothing_that_is_not_finite_and_resumes_with_its_own_options(photos, capsys):
+    run = Run(photos / "run")
+    words = ["train", str(photos / "train"), "--out", str(run.folder), "--recipe", "classify_tiny"]
+    assert cli.main([*words, "--steps", "4", "--seed", "3"]) == 0
+    before = {p.name: p.read_bytes() for p in run.folder.iterdir()}
+    resume = ["train", "--resume", str(run.folder), "--steps", "5"]
+    less = [*resume[:-1], "2"]
+    for words, hint in (
+        ([*resume, "--seed", "0"], "the run has --seed 3"),
+        ([*resume, "--set", "label_smoothing=0"], "label_smoothing=0.1"),
+        ([*resume, "--recipe", "lite0_fpn"], "is a run of a classifier"),
+        (less, "4 steps of training are done"),
+    ):
+        assert cli.main(words) == 2
+        assert hint in capsys.readouterr().err
+    with run.exclusive():
+        assert cli.main(resume) == 2
+    assert "another process is training this run" in capsys.readouterr().err
+    assert {p.name: p.read_bytes() for p in run.folder.iterdir()} == before
+    state = run.load_checkpoint()[0]
+    (run.folder / "checkpoint.previous.pt").unlink(missing_ok=True)
+    state["model"]["net.norm.running_var"][0] = float("inf")
+    torch.save(state, run.folder / "checkpoint.pt")
+    assert cli.main(resume) == 2
+    assert "model.net.norm.running_var holds NaN or infinity" in capsys.readouterr().err
+    weights = run.load_weights()
+    weights["net.head.weight"][0] = float("nan")
+    save_file(weights, run.folder / "weights.safetensors")
+    assert cli.main(["predict", str(run.folder), str(photos / "val"), "--out", str(photos / "c.csv")]) == 2
+    assert "the tensor net.head.weight holds NaN or infinity" in capsys.readouterr().err

@@ -150,11 +150,11 @@ def _is_plain_row(row: Row, entry: _Parsed, image: ImageRow, known: Known) -> bo
         and min(x, y) >= 0
         and x + w <= image.width
         and y + h <= image.height
-        and type(row["image_id"]) is int
+        and type(row.get("image_id")) is int
         and row["image_id"] == image.row["id"]
-        and type(row["category_id"]) is int
+        and type(row.get("category_id")) is int
         and row["category_id"] in known.categories
-        and type(row["id"]) is int
+        and type(row.get("id")) is int
         and type(area) in (int, float)
         and 0 < area <= MAX_PX**2
         and type(row.get("iscrowd", 0)) is int

@@ -22,6 +22,8 @@ from functools import cached_property
 from pathlib import Path
 from urllib.parse import unquote
 
+from foldfuse.errors import InputError
+
 IMAGE_SUFFIXES = (
     *(
         ".bmp",
@@ -107,7 +109,7 @@ class ImageFiles:
             return Match(expected, found=False, reason="is no name of a file")
         is_leaving = bool(Path(name).anchor or Path(name).drive) or ".." in Path(name).parts
         for folder in () if is_leaving else self.folders:
-            if _is_file(path := folder / name) or (not is_absolute and _is_file(path := folder.joinpath(*parts))):
+            if is_file(path := folder / name) or (not is_absolute and is_file(path := folder.joinpath(*parts))):
                 return Match(path)
         if is_absolute or ".." in parts:
             return self._find_outside(name, parts, is_absolute, expected)
@@ -146,10 +148,10 @@ class ImageFiles:
         """The file of a name that is absolute or leads upwards: taken where it lies within the dataset, else by its end."""
         path = Path(name) if is_absolute else self.root.joinpath(*parts)
         inside = Path(os.path.normpath(path.absolute())).is_relative_to(os.path.normpath(self.top.absolute()))
-        if inside and _is_file(path):
+        if inside and is_file(path):
             return Match(path)
         match = self._search([part for part in parts if part != ".."], expected, is_absolute=True)
-        if match.found or match.reason or inside or not _is_file(path):
+        if match.found or match.reason or inside or not is_file(path):
             return match
         reason = f"leads out of the folder of the dataset. If it is meant, give --images {path.parent}"
         return Match(expected, found=False, reason=reason)
@@ -241,6 +243,8 @@ def files_below(folder: Path, *, depth: int = MAX_DEPTH) -> Iterator[Path]:
         try:
             status = here.stat()
             entries = sorted(os.scandir(here), key=lambda entry: entry.name)
+        except PermissionError:
+            raise InputError(f"{here}: may not be listed (permission denied). Change its permissions.") from None
         except OSError:
             continue
         if (status.st_dev, status.st_ino) in seen:  # a link back up
@@ -259,6 +263,18 @@ def files_below(folder: Path, *, depth: int = MAX_DEPTH) -> Iterator[Path]:
             return
         if level < depth:
             stack += reversed(below)
+
+
+def entries(folder: Path) -> list[Path]:
+    """Everything in a folder, by name, without hidden files.
+
+    Raises:
+        InputError: the folder cannot be listed.
+    """
+    try:
+        return sorted(path for path in folder.iterdir() if not is_hidden(path.name))
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be listed ({(error.strerror or str(error)).lower()}).") from None
 
 
 def name_parts(name: str) -> tuple[list[str], bool]:
@@ -316,7 +332,8 @@ def _ends_like(path: Path, tail: str, spelling: Callable[[str], str]) -> bool:
     return [spelling(p) for p in path.parts[-len(parts) :]] == [spelling(p) for p in parts]
 
 
-def _is_file(path: Path) -> bool:
+def is_file(path: Path) -> bool:
+    """Whether a regular file, or a link to one, is at `path`; a name that cannot be one is none."""
     try:
         return path.is_file()
     except (OSError, ValueError):  # a name that is too long, or holds a null byte

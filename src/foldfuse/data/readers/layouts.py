@@ -13,14 +13,14 @@ from typing import Literal
 from foldfuse.data.readers.box_csv import read_box_csv
 from foldfuse.data.readers.csv_columns import is_box_csv
 from foldfuse.data.readers.cvat import is_cvat, read_cvat
-from foldfuse.data.readers.image_names import ImageFiles, is_hidden
+from foldfuse.data.readers.image_names import ImageFiles, entries, is_hidden
 from foldfuse.data.readers.image_rows import image_files, image_table
 from foldfuse.data.readers.label_files import label_folders
 from foldfuse.data.readers.loaded import Loaded
 from foldfuse.data.readers.voc import read_voc, xml_folder
 from foldfuse.data.readers.yolo import read_yolo
 from foldfuse.data.readers.yolo_sources import YAML_ENDINGS, describes_yolo, has_names
-from foldfuse.errors import InputError
+from foldfuse.errors import InputError, shown
 
 CSV_ENDINGS = (".csv", ".tsv")
 Kind = Literal["coco", "yolo", "voc", "cvat", "csv", "images"]
@@ -50,7 +50,11 @@ def find_layout(path: Path) -> Layout | None:
     Raises:
         InputError: a folder holds several datasets (they are named).
     """
-    if path.is_dir():
+    try:
+        is_folder = path.is_dir()
+    except (OSError, ValueError):
+        raise InputError(f"{shown(str(path))}: is no name of a file.") from None
+    if is_folder:
         return _layout_of_folder(path)
     ending = path.suffix.lower()
     if ending in (*YAML_ENDINGS, ".data"):
@@ -136,7 +140,7 @@ def _layout_of_folder(folder: Path, *, is_inner: bool = False) -> Layout | None:
 def folders_with_layouts(folder: Path) -> list[Path]:
     """The sub-folders that hold datasets, such as train/, valid/ and test/ of a Roboflow export."""
     found = []
-    for path in sorted(p for p in folder.iterdir() if p.is_dir() and not is_hidden(p.name)):
+    for path in [p for p in entries(folder) if p.is_dir()]:
         try:
             layout = _layout_of_folder(path, is_inner=True)
         except InputError:
@@ -200,7 +204,7 @@ def _coco_in(folder: Path) -> Path | None:
     Raises:
         InputError: there are several.
     """
-    inner = [p for p in sorted(folder.iterdir()) if p.is_dir() and p.name.lower() in ("annotations", "annotation")]
+    inner = [p for p in entries(folder) if p.is_dir() and p.name.lower() in ("annotations", "annotation")]
     for place in (folder, *inner):
         found = [p for p in sorted(place.glob("*.json")) if not is_hidden(p.name) and _lists_images(p)]
         if len(found) > 1:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from foldfuse.data.findings import Finding
-from foldfuse.data.readers.image_names import ImageFiles, decoded, files_below, is_hidden
+from foldfuse.data.readers.image_names import ImageFiles, decoded, entries, files_below, is_file
 from foldfuse.data.readers.image_rows import Row, coco_document, image_files, image_table
 from foldfuse.data.readers.loaded import Loaded
 from foldfuse.data.readers.voc_images import VocImages, image_of
@@ -42,13 +42,14 @@ def xml_folder(root: Path) -> Path | None:
     """The folder of the XML files of a VOC dataset; None where `root` holds none."""
     if not root.is_dir():
         return None
-    inner = sorted(p for p in root.iterdir() if p.name.lower() in XML_FOLDERS and p.is_dir())
+    folders = [p for p in entries(root) if p.is_dir()]
+    inner = [p for p in folders if p.name.lower() in XML_FOLDERS]
     for folder in sorted(inner, key=lambda p: XML_FOLDERS.index(p.name.lower())):
         if _xml_files(folder, recursive=True):
             return folder
     if any(_is_voc(path) for path in _xml_files(root, recursive=False)[:3]):
         return root
-    others = [p for p in sorted(root.iterdir()) if p.is_dir() and not is_hidden(p.name) and p not in inner]
+    others = [p for p in folders if p not in inner]
     with_xml = [p for p in others if any(_is_voc(path) for path in _xml_files(p, recursive=False)[:3])]
     beside = [p for p in others if p not in with_xml and image_files(p)]
     return with_xml[0] if len(with_xml) == 1 and beside and not image_files(with_xml[0]) else None
@@ -144,7 +145,7 @@ def read_voc(
             if (image := image_of_xml.get(each.path)) is not None and (row := rows.get(image)) is not None
         ]
     document = coco_document(table.rows, {label: name for name, label in labels.items()}, annotations)
-    known = {name: path for name, path in table.known.items() if path.is_file()}
+    known = {name: path for name, path in table.known.items() if is_file(path)}
     return Loaded(document, given, tuple(findings), ImageFiles(given, images, known), ignore_orientation)
 
 

@@ -18,7 +18,7 @@ from foldfuse.data.readers.image_names import (
     RESPELLED,
     SPELLINGS,
     caseless,
-    is_hidden,
+    entries,
     is_image_name,
     name_parts,
     split_ending,
@@ -94,9 +94,7 @@ class VocImages:
         """Folders of other names that may hold the images, but for those of masks."""
         if self.images is not None or not self.root.is_dir():
             return []
-        return [
-            p for p in sorted(self.root.iterdir()) if p.is_dir() and not is_hidden(p.name) and not MASKS.match(p.name)
-        ]
+        return [p for p in entries(self.root) if p.is_dir() and not MASKS.match(p.name)]
 
     @cached_property
     def _cache(self) -> dict[Path, tuple[dict[str, list[Path]], ...]]:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from foldfuse.data.findings import Finding
-from foldfuse.data.readers.image_names import ImageFiles, is_image_name, name_parts
+from foldfuse.data.readers.image_names import ImageFiles, entries, is_file, is_image_name, name_parts
 from foldfuse.data.readers.image_rows import image_files
 from foldfuse.data.readers.yolo_lines import LabelFormat
 from foldfuse.errors import InputError, shown
@@ -163,7 +163,7 @@ def _names(names: Any, source: Path) -> Mapping[int, str]:
     """{class number: class name}; YAML 1.1's booleans stay the words that are written."""
     if isinstance(names, str):
         path = source.parent / names.replace("\\", "/")
-        if not path.is_file():
+        if not is_file(path):
             raise InputError(
                 f"{source}: 'names' is {shown(names)}, expected the class names, or a file that lists them."
             )
@@ -248,9 +248,7 @@ def _read_list(source: Path, images: Path | None, *, annotated: bool) -> YoloSou
     if names is not None and names != source:
         found = YoloSource(LabelFormat(_listed_names(names)))
     else:
-        yaml = next(
-            (p for p in sorted(source.parent.iterdir()) if p.suffix.lower() in YAML_ENDINGS and describes_yolo(p)), None
-        )
+        yaml = next((p for p in entries(source.parent) if p.suffix.lower() in YAML_ENDINGS and describes_yolo(p)), None)
         if yaml is None and annotated:
             raise InputError(
                 f"{source}: lists images, but no class names lie beside it. Expected obj.names, classes.txt "

@@ -74,6 +74,8 @@ def run_campaign(
     recipes = request.check()
     out = request.out
     is_campaign = (out / ledgers.NAME).is_file()
+    if out.is_symlink() and overwrite:
+        raise InputError(f"{out}: is a link, which --overwrite does not follow. Give the folder itself as --out.")
     in_use = out.exists() and (not out.is_dir() or {path.name for path in out.iterdir()} - _LEFTOVERS)
     if in_use and not (overwrite and is_campaign):
         ways = f"resume it with --resume {out}, or add --overwrite" if is_campaign else "or remove it"

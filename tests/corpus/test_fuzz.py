@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import copy
-import io
 import json
 import os
-import re
 import sqlite3
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
@@ -17,16 +14,18 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
-from PIL import Image
 
 from corpus_samples import coco
+from foldfuse.data.readers.coco import read
+from foldfuse.formats.predictions import read_predictions, write_predictions
 from foldfuse.storage import ledger
+from fuzz_samples import ATOMS, changed, check, damaged, dump, jpeg
 from fuzz_worker import Worker
 from ledger_samples import a_record
 
 pytest.importorskip("resource", reason="limits of memory")
 
-EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "150"))  # of each reader; more find rarer faults
+EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "120"))  # of each reader; more find rarer faults
 fuzz = settings(
     max_examples=EXAMPLES,
     deadline=None,
@@ -36,148 +35,12 @@ fuzz = settings(
     suppress_health_check=list(HealthCheck),
 )
 
-DEEP: Any = "deep"
-for _ in range(40):
-    DEEP = [DEEP]
-ATOMS = st.sampled_from(
-    [
-        *(
-            None,
-            True,
-            False,
-            "",
-            "0",
-            "1",
-            "true",
-            "nan",
-            "x",
-            "a/../b",
-            "\x1b[31m",
-            "[/]",
-            "=1+1",
-            "ü猫",
-            "\u202e",
-            "\0",
-        ),
-        *(0, 1, -1, 2, 3, 0.5, -0.0, 1e-320, 1e308, -1e308, float("nan"), float("inf"), -float("inf")),
-        *(2**31, 2**53 + 1, 2**63 - 1, 2**63, 2**64, -(2**63) - 1, 10**100, 10**299, -(10**299)),
-        *([], {}, [[]], [1], [None], [1, 2, 3, 4], [[1, 2, 3, 4, 5, 6]], {"a": 1}, {"counts": "1", "size": [1, 1]}),
-        *(DEEP, "x" * 5000, [0] * 1000, ["a", "b"], {"0": "a"}, "2024-13-45", "../../etc/passwd", "/etc/passwd"),
-    ]
-).map(copy.deepcopy)
-BYTES = st.sampled_from(
-    [
-        *(
-            b"",
-            b"\0",
-            b"\xff",
-            b"\xef\xbb\xbf",
-            b"\xff\xfe",
-            b"[",
-            b"]",
-            b"{",
-            b'"',
-            b"\\ud800",
-            b"&lt;",
-            b"<",
-            b">",
-            b"&",
-            b"<!",
-        ),
-        *(
-            b",",
-            b":",
-            b"-",
-            b"\n",
-            b"\r",
-            b"\t",
-            b" ",
-            b"#",
-            b"*",
-            b"&a ",
-            b"*a",
-            b"!!",
-            b"|",
-            b"%",
-            b"@",
-            b"\x1b[2J",
-            b"\xe2\x80\xae",
-        ),
-        *(b"9" * 400, b"1e999", b"nan", b"inf", b"0x1", b"NaN", b"Infinity", b"null", b"true", b"PK\x03\x04", b"PAR1"),
-        *(b"[" * 2000, b"- " * 2000, b"<a>" * 500),
-    ]
-)
-
 
 @pytest.fixture(scope="module")
 def worker() -> Iterator[Worker]:
     started = Worker()
     yield started
     started.close()
-
-
-def check(worker: Worker, files: Mapping[str, bytes], command: Sequence[str]) -> None:
-    """Runs a command on files, and checks what holds whatever they hold."""
-    outcome = worker.run(files, command)
-    context = f"{' '.join(command)}\nprinted: {outcome.printed[:2000]}\nfiles: {files!r}"[:20_000]
-    assert not outcome.traceback, f"{outcome.traceback}\n{context}"
-    assert outcome.status in (0, 1, 2), context
-    assert "memory" not in outcome.printed, context
-    assert not re.search(r"Traceback|NoneType|<class '|Error\(", outcome.printed), context
-    control = re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202e\ud800-\udfff]", outcome.printed)
-    assert not control, f"printed a control character: {context}"
-    if outcome.status == 2:
-        errors = [line for line in outcome.printed.splitlines() if line.startswith("error: ")]
-        assert len(errors) == 1, context
-        assert len(errors[0]) < 2100, context
-        assert not outcome.written, f"wrote {outcome.written}: {context}"
-
-
-@st.composite
-def changed(draw: st.DrawFn, sound: Any) -> Any:
-    """A decoded JSON value with some of its parts exchanged, removed or doubled."""
-    value = copy.deepcopy(sound)
-    for _ in range(draw(st.integers(1, 3))):
-        parent: Any = None
-        part: Any = value
-        key: Any = None
-        while isinstance(part, dict | list) and part and (parent is None or draw(st.integers(0, 3))):
-            parent = part
-            key = draw(st.sampled_from(sorted(part))) if isinstance(part, dict) else draw(st.integers(0, len(part) - 1))
-            part = part[key]
-        action = draw(st.sampled_from(["exchange", "exchange", "exchange", "remove", "double", "add"]))
-        if parent is None or (action == "exchange" and part is value):
-            return draw(ATOMS)
-        if action == "remove":
-            del parent[key]
-        elif action == "double" and isinstance(parent, list):
-            parent.insert(key, copy.deepcopy(part))
-        elif action == "add" and isinstance(parent, dict):
-            parent[draw(st.sampled_from(["", "id", "x", "bbox", "format"]))] = draw(ATOMS)
-        else:
-            parent[key] = draw(ATOMS)
-    return value
-
-
-@st.composite
-def damaged(draw: st.DrawFn, sound: bytes) -> bytes:
-    """Bytes of a file with some ranges exchanged."""
-    content = sound
-    for _ in range(draw(st.integers(1, 3))):
-        start = draw(st.integers(0, len(content)))
-        end = min(len(content), start + draw(st.sampled_from([0, 0, 1, 2, 10, 10**9])))
-        content = content[:start] + draw(BYTES) + content[end:]
-    return content
-
-
-def dump(value: Any) -> bytes:
-    return json.dumps(value).encode()
-
-
-def jpeg(width: int = 96, height: int = 64) -> bytes:
-    memory = io.BytesIO()
-    Image.effect_noise((width, height), 60).convert("RGB").save(memory, "JPEG")
-    return memory.getvalue()
 
 
 COCO = coco()
@@ -256,6 +119,75 @@ def test_voc(worker: Worker, xml: bytes) -> None:
     files = {"Annotations/a.xml": xml, "Annotations/b.xml": XML.replace(b"a.jpg", b"b.jpg")}
     files |= {"JPEGImages/a.jpg": jpeg(), "JPEGImages/b.jpg": jpeg()}
     check(worker, files, ["check", ".", "--json-only"])
+
+
+ANNOTATION_TABLES = [
+    b'image_id,width,height,bbox,source\na,96,64,"[36.0, 16.0, 24.0, 32.0]",x\nb,96,64,"[36, 16, 24, 32]",x\n',
+    b"filename,width,height,class,xmin,ymin,xmax,ymax\na.jpg,96,64,dog,36,16,60,48\nb.jpg,96,64,dog,36,16,60,48\n",
+    b"image_id,PredictionString\na,3 1 36 16 60 48\nb,14 1 0 0 1 1\n",
+    b"image_name,BoxesString,domain\na.jpg,36 16 60 48,1\nb.jpg,no_box,1\n",
+]
+CVAT = b"""<annotations><version>1.1</version><meta><job><labels><label><name>cat</name></label></labels></job></meta>
+<image id="0" name="a.jpg" width="96" height="64"><box label="cat" xtl="36.0" ytl="16.0" xbr="60.0" ybr="48.0" occluded="0">
+</box><tag label="cat"></tag></image><image id="1" name="b.jpg" width="96" height="64"></image></annotations>
+"""
+BOX_TABLES = [
+    b"image_id,category_id,score,x1,y1,x2,y2\n1,1,0.5,8,8,32,24\n2,2,0.25,48,24,80,56\n",
+    b"filename,class,conf,xmin,ymin,xmax,ymax\n1.jpg,cat,0.5,8,8,32,24\n2.jpg,dog,0.25,48,24,80,56\n",
+]
+SAMPLES = [
+    b"image_id,PredictionString\n1,14 1 0 0 1 1\n2,14 1 0 0 1 1\n3,14 1 0 0 1 1\n4,14 1 0 0 1 1\n",
+    b"image_id,class,confidence,xmin,ymin,xmax,ymax\n1,1,0.5,0,0,1,1\n2,1,0.5,0,0,1,1\n3,1,0.5,0,0,1,1\n4,1,0.5,0,0,1,1\n",
+]
+
+
+@fuzz
+@given(table=st.sampled_from(ANNOTATION_TABLES).flatmap(damaged))
+def test_annotation_tables(worker: Worker, table: bytes) -> None:
+    files = {"train.csv": table, "images/a.jpg": jpeg(), "images/b.jpg": jpeg()}
+    check(worker, files, ["check", "train.csv", "--json-only"])
+
+
+@fuzz
+@given(xml=damaged(CVAT))
+def test_cvat(worker: Worker, xml: bytes) -> None:
+    files = {"annotations.xml": xml, "images/a.jpg": jpeg(), "images/b.jpg": jpeg()}
+    check(worker, files, ["check", "annotations.xml", "--json-only"])
+
+
+@fuzz
+@given(table=st.sampled_from(BOX_TABLES).flatmap(damaged))
+def test_box_tables(worker: Worker, table: bytes) -> None:
+    files = {"train.json": dump(COCO), "p.csv": table}
+    check(worker, files, ["convert", "p.csv", "train.json", "--out", "o.json"])
+
+
+@fuzz
+@given(sample=st.sampled_from(SAMPLES).flatmap(damaged))
+def test_sample_submissions(worker: Worker, sample: bytes) -> None:
+    files = {"train.json": dump(COCO), "p.json": dump(RESULTS), "s.csv": sample}
+    more = ["--format", "label_score_xyxy"] if b"PredictionString" in sample else []
+    check(
+        worker, files, ["submit", "p.json", "train.json", "--like", "s.csv", "--labels", "id", "--out", "o.csv", *more]
+    )
+
+
+@pytest.fixture(scope="module")
+def parquet(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """Predictions in Foldfuse's Parquet."""
+    folder = tmp_path_factory.mktemp("parquet")
+    for name, content in (("train.json", COCO), ("p.json", RESULTS)):
+        (folder / name).write_bytes(dump(content))
+    dataset = read(folder / "train.json")
+    write_predictions(read_predictions(folder / "p.json", dataset), folder / "p.parquet", dataset)
+    return (folder / "p.parquet").read_bytes()
+
+
+@fuzz
+@given(data=st.data())
+def test_parquet(worker: Worker, parquet: bytes, data: st.DataObject) -> None:
+    files = {"train.json": dump(COCO), "p.parquet": data.draw(damaged(parquet))}
+    check(worker, files, ["convert", "p.parquet", "train.json", "--out", "o.json"])
 
 
 @fuzz

@@ -987,6 +987,12 @@ def images_are(path: Path, names: Sequence[str]) -> None:
     assert [sample.path.name for sample in read(path, annotated=False).samples] == list(names)
 
 
+def list_outside(folder: Path) -> None:
+    yolo(yaml=None)(folder)
+    text(folder / "set/data.yaml", "train: train.txt\n" + NAMES)
+    text(folder / "set/train.txt", f"../images/train/a.jpg\n{folder}/images/train/b.jpg\n")
+
+
 def foreign(words: str) -> Make:
     def make(folder: Path) -> None:
         text(folder / "x.json", words)
@@ -1155,6 +1161,19 @@ OTHERS = [
         1,
         ("two label files fit one image │ 1",),
         right=has("fixed.json", 3),
+    ),
+    Case(
+        "list_outside",
+        list_outside,
+        "check set",
+        says=("outside the folder of the dataset's description", "2 of 2 listed images"),
+        right=has("set", 2),
+    ),
+    Case(
+        "yaml_outside",
+        yolo(yaml=None, also=lambda f: text(f / "set/data.yaml", "train: ../images/train\n" + NAMES)),
+        "split set --out f.json --folds 2",
+        says=("outside the folder of the dataset's description",),
     ),
     Case("coco_outside", leaving, "check set", 1, ("the image is missing │ 2",)),
     Case("coco_outside_split", leaving, "split set --out f.json", 2, ("leads out of the folder", "--images")),

@@ -57,6 +57,8 @@ def write_campaign_page(folder: Path, *, out: Path | None = None) -> Path:
     test = dataset
     if record.test:
         test = read_or_warn(partial(read_data, annotated=False), record.test, warnings)
+    if test is not None and not test.classes and dataset is not None:
+        test = test.with_classes(dataset.classes, dataset.category_ids)
     folds = read_or_warn(read_folds, _existing(folder / "folds.json"), warnings)
     prefix = "fused_" if record.kind == "campaign" else ""
     held_out = _read_predictions(folder / f"{prefix}oof.parquet", dataset, warnings)

@@ -357,6 +357,11 @@ def _listed_images(source: Path, places: _Places, found: YoloSource, images: Pat
             f"{source}: none of its {len(entries)} images is there, such as {shown(entries[0])}. Give the folder of the images "
             "as --images DIR."
         )
+    allowed = [places.source.parent, *([images] if images is not None else [])]
+    outside = [path for path in listed if not any(_is_below(path, folder) for folder in allowed)]
+    if outside:
+        where = f"{len(outside)} of {len(listed)} listed images, such as {outside[0]}"
+        found.findings.append(Finding(OUTSIDE, where, fix="", is_fault=False, is_told=True))
     return listed
 
 

@@ -6,6 +6,8 @@ remember the images that it has learnt from. The campaign cannot check another t
 
 from __future__ import annotations
 
+import logging
+import re
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,17 +15,19 @@ from pathlib import Path
 from foldfuse.campaign import constants as c
 from foldfuse.campaign.planning.segments import is_segment_name
 from foldfuse.campaign.task import TEST, VAL, Task, predictions_path
+from foldfuse.data.dataset import Dataset
 from foldfuse.detections import Predictions
 from foldfuse.errors import InputError
 from foldfuse.evaluation.coco import score_predictions
 from foldfuse.evaluation.matching import require_unlearnt
-from foldfuse.formats.predictions import read_predictions, write_predictions
+from foldfuse.formats.predictions import read_prediction_file, write_predictions
 from foldfuse.inference.learnt_images import learnt_ids
 from foldfuse.storage.ledger import Ledger
 from foldfuse.storage.run import Run
 from foldfuse.storage.segments import Role, SegmentRecord
 from foldfuse.system.records import to_plain
 
+logger = logging.getLogger(__name__)
 _RUN_FILES = ("recipe.json", "run.json", "weights.safetensors", "learnt_images.json", "log.jsonl")
 
 
@@ -88,7 +92,7 @@ def _split_pair(pair: str) -> tuple[str, str]:
 
 def _read_predictions(val: str, test: str, task: Task) -> tuple[Predictions, Predictions]:
     """The predictions of the held-out images and of the test images."""
-    out_of_fold = read_predictions(Path(val), task.labeled)  # an out-of-fold file may cover every labeled image
+    out_of_fold = _read_file(val, task.labeled)  # an out-of-fold file may cover every labeled image
     val_predictions = out_of_fold.select_images([i for i in task.val.image_ids if i in out_of_fold])
     require_unlearnt(val_predictions, val, "the ensemble's weights would favour it")
     with_objects = [s for s in task.val.samples if s.annotations is not None and len(s.annotations)]
@@ -99,8 +103,23 @@ def _read_predictions(val: str, test: str, task: Task) -> tuple[Predictions, Pre
             f"{len(val_predictions)} of all {len(task.val)}. Predict the images of fold 0 of the campaign's folds with a "
             "model that was not trained on them."
         )
-    test_predictions = read_predictions(Path(test), task.test)
+    test_predictions = _read_file(test, task.test)
     return val_predictions, test_predictions.select_images([sample.id for sample in task.test_samples])
+
+
+def _read_file(path: str, dataset: Dataset) -> Predictions:
+    """The predictions in a file; logs what may be wrong with it."""
+    try:
+        file = read_prediction_file(Path(path), dataset)
+    except InputError as error:
+        if not re.search(r"--(input-format|image-ids|category-ids)", str(error)):
+            raise
+        raise InputError(
+            f"{error} Give the option to 'foldfuse convert', and the campaign the .parquet that it writes."
+        ) from None
+    for note in file.told:
+        logger.warning("%s: %s", path, note)
+    return file.predictions
 
 
 def _add_run(name: str, run: Run, ledger: Ledger) -> None:

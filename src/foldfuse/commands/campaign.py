@@ -259,6 +259,6 @@ def demo(
     data = synthetic.make_dataset(out / "data", num_images=num_images, num_test_images=num_images // 3, seed=seed)
     folder = campaign(data, deadline=deadline, out=out / "campaign", seed=seed, device=device)
     assert folder is not None, "only a plan leaves no folder"
-    score(folder / "submission.json", data / "test_truth.json")
+    score(folder / "submission.json", data / "test_truth.json", image_ids="id", category_ids="id")
     printing.write(f"The submission is {folder / 'submission.csv'}; {folder / 'report.html'} explains it.")
     return folder

@@ -16,6 +16,7 @@ import numpy as np
 from foldfuse.data.dataset import Dataset
 from foldfuse.detections import Array
 from foldfuse.errors import InputError, shown
+from foldfuse.formats.image_keys import distinct
 
 CategoryIds = Literal["id", "name", "from_zero", "from_one"]
 READINGS: tuple[CategoryIds, ...] = get_args(CategoryIds)
@@ -100,8 +101,7 @@ def match_classes(
     Raises:
         InputError: a key means no class, or all keys can be read in two ways that differ.
     """
-    unique = dict.fromkeys(key for key in keys if isinstance(key, Hashable))
-    hashable = all(isinstance(key, Hashable) for key in keys)
+    unique, hashable = distinct(keys)
     tables = {}
     for way in READINGS:
         table = class_table(dataset, way)

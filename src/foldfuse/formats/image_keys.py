@@ -118,6 +118,14 @@ class ImageNames:
         return ids[0] if len(ids) == 1 else None
 
 
+def distinct(keys: Sequence[Any]) -> tuple[dict[Any, None], bool]:
+    """The different keys in their order, without lists and objects, and whether there were none of these."""
+    try:
+        return dict.fromkeys(keys), True
+    except TypeError:
+        return dict.fromkeys(key for key in keys if isinstance(key, Hashable)), False
+
+
 def number_in(name: str) -> int | None:
     """The number in a bare file name: the whole stem, or its last group of digits; None where it has no digits."""
     stem = _stem(name)
@@ -147,13 +155,12 @@ def match_images(
     Raises:
         InputError: a key means no image, or all keys can be read in two ways that differ.
     """
-    unique = dict.fromkeys(key for key in keys if isinstance(key, Hashable))
+    unique, hashable = distinct(keys)
     names = ImageNames(dataset)
     tables = {way: {key: names.look_up(key, way) for key in unique} for way in READINGS}
     if reading is not None:
         _refuse_unknown(keys, tables[reading], reading, dataset, where)
         return ImageKeys(_column(keys, tables[reading]), reading, "as the option says", {})
-    hashable = all(isinstance(key, Hashable) for key in keys)
     possible = {way: table for way, table in tables.items() if hashable and None not in table.values()}
     if not possible or (len(unique) and list(possible) == ["position"]):
         best = max(READINGS[:2], key=lambda way: sum(found is not None for found in tables[way].values()))

@@ -16,7 +16,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise, product
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -30,6 +29,7 @@ from foldfuse.formats.csv_text import IMAGE_COLUMNS, STRING_COLUMNS, CsvFile, pl
 from foldfuse.formats.formulas import tell_of_formulas
 from foldfuse.formats.image_keys import match_images
 from foldfuse.formats.raw_boxes import RawBoxes, ReadAs, as_number, to_table
+from foldfuse.formats.word_grid import Grid, make_grid
 from foldfuse.system.atomic_files import write_text
 
 HEADER = ("PredictionString", "image_id")
@@ -130,12 +130,12 @@ def read_strings(path: Path, dataset: Dataset, read_as: ReadAs, csv_file: CsvFil
             raise InputError(
                 f"{path}: line {line} has {len(words)} words, expected {layout.num_words} a box, for {layout.name}."
             )
-    grid = make_grid(table, layout.num_words)
+    grid = make_grid(table.words, layout.num_words)
     where = lambda i: f"{path}: line {table.lines[grid.rows[i]]}: a box"  # noqa: E731
     label_keys = None if layout.label_column is None else grid.keys(layout.label_column)
     numbers = np.column_stack([grid.finite(column, where) for column in range(layout.num_words - 4, layout.num_words)])
     scores = grid.finite(layout.score_column, where)
-    kept = ~_stands_for_no_box(label_keys, numbers, dataset)
+    kept = ~_stands_for_no_box(grid, layout.label_column, dataset)
     boxes = np.flatnonzero(kept).tolist()
     notes = table.notes
     if not kept.all():
@@ -254,61 +254,17 @@ def _refuse_repeats(table: Strings, image_ids: Array, where: Callable[[int], str
         seen.add(image_id)
 
 
-@dataclass(frozen=True, eq=False)
-class Grid:
-    """The words of all boxes.
-
-    Attributes:
-        words: all words, box after box.
-        numbers: (n, words per box) float64; NaN for a word that is no number.
-        rows: (n,) the row of each box.
-    """
-
-    words: Sequence[str]
-    numbers: Array
-    rows: Array
-
-    def keys(self, column: int) -> list[Any]:
-        """The words of a column: whole numbers as int, others as text."""
-        numbers = self.numbers[:, column]
-        with np.errstate(invalid="ignore"):
-            whole = (numbers % 1 == 0) & (np.abs(numbers) < 2**53)
-        width = self.numbers.shape[1]
-        return [
-            int(number) if is_whole else self.words[i * width + column]
-            for i, (number, is_whole) in enumerate(zip(numbers.tolist(), whole.tolist(), strict=True))
-        ]
-
-    def finite(self, column: int, where: Callable[[int], str]) -> Array:
-        """(n,) float64, the numbers of a column. Raises InputError at the first word that is no finite number."""
-        numbers: Array = self.numbers[:, column]
-        if not np.isfinite(numbers).all():
-            i = int(np.argmin(np.isfinite(numbers)))
-            word = self.words[i * self.numbers.shape[1] + column]
-            raise InputError(f"{where(i)} has the word {shown(word)}, expected a finite number.")
-        return numbers
-
-
-def make_grid(table: Strings, num_words: int) -> Grid:
-    """The words of all boxes of `num_words` words; every row must hold whole boxes."""
-    flat = [word for words in table.words for word in words]
-    try:
-        numbers = np.array(flat, np.float64)
-    except ValueError:
-        numbers = np.array([np.nan if (n := as_number(word)) is None else n for word in flat], np.float64)
-    counts = [len(words) // num_words for words in table.words]
-    return Grid(flat, numbers.reshape(-1, num_words), np.repeat(np.arange(len(counts)), counts))
-
-
-def _stands_for_no_box(label_keys: Sequence[Any] | None, numbers: Array, dataset: Dataset) -> Array:
-    """(n,) bool: the boxes of one pixel in the corner of the image whose label is no class."""
-    if label_keys is None:
-        return np.zeros(len(numbers), bool)
+def _stands_for_no_box(grid: Grid, column: int | None, dataset: Dataset) -> Array:
+    """(n,) bool: the boxes of one pixel in the corner of the image whose label, in `column`, is no class."""
+    if column is None:
+        return np.zeros(len(grid.numbers), bool)
+    result: Array = (grid.numbers[:, -4:] == NO_BOX).all(1)
     names = {name.casefold() for name in dataset.classes}
-    result: Array = (numbers == NO_BOX).all(1)
+    whole = grid.is_whole(column)
     for i in np.flatnonzero(result).tolist():
-        key = label_keys[i]
-        result[i] = key.casefold() not in names if isinstance(key, str) else not 0 <= key < len(dataset.classes)
+        number = grid.numbers[i, column]
+        is_class = 0 <= number < len(dataset.classes) if whole[i] else grid.word(i, column).casefold() in names
+        result[i] = not is_class
     return result
 
 
@@ -318,16 +274,20 @@ def _only_layout(path: Path, table: Strings, image_ids: Array, dataset: Dataset)
     is_contest = tuple(map(plain, table.header)) == tuple(map(plain, HEADER))
     if counts <= {0}:  # without a single box, all layouts are the same
         return CONTEST
+    if is_contest and not any(count % CONTEST.num_words for count in counts):
+        grid = make_grid(table.words, CONTEST.num_words)
+        if layout_fits(CONTEST, grid, image_sizes(image_ids[grid.rows], dataset), dataset):
+            return CONTEST
     possible = []
     for num_words in (5, 6):
         if any(count % num_words for count in counts):
             continue
-        grid = make_grid(table, num_words)
+        grid = make_grid(table.words, num_words)
         sizes = image_sizes(image_ids[grid.rows], dataset)
         possible += [
             each for each in LAYOUTS.values() if each.num_words == num_words and layout_fits(each, grid, sizes, dataset)
         ]
-    if is_contest and (CONTEST in possible or not possible):
+    if is_contest and not possible:
         return CONTEST
     names = " or ".join(layout.name for layout in possible)
     if is_contest:
@@ -341,7 +301,7 @@ def _only_layout(path: Path, table: Strings, image_ids: Array, dataset: Dataset)
         _refuse_unknown_word(path, table, dataset)
         one_class = replace(dataset, classes=dataset.classes[:1])
         if not any(count % 5 for count in counts) and len(dataset.classes) > 1:
-            grid = make_grid(table, 5)
+            grid = make_grid(table.words, 5)
             if any(
                 layout_fits(LAYOUTS[f"score_{box}"], grid, image_sizes(image_ids[grid.rows], dataset), one_class)
                 for box in ("xyxy", "xywh")
@@ -382,16 +342,14 @@ def layout_fits(layout: Layout, grid: Grid, sizes: Array, dataset: Dataset) -> b
     numbers, scores = grid.numbers[:, -4:], grid.numbers[:, layout.score_column]
     if not (np.isfinite(numbers).all() and ((scores >= 0) & (scores <= 1)).all()):
         return False
-    keys = None if layout.label_column is None else grid.keys(layout.label_column)
-    kept = ~_stands_for_no_box(keys, numbers, dataset)
-    if keys is not None:
+    kept = ~_stands_for_no_box(grid, layout.label_column, dataset)
+    if layout.label_column is not None:
         names = {name.casefold() for name in dataset.classes}
+        labels, whole = grid.numbers[:, layout.label_column], grid.is_whole(layout.label_column)
         # 1..K may be labels that count from 1: `match_classes` judges them.
-        known = {
-            k for k in set(keys) if (k.casefold() in names if isinstance(k, str) else 0 <= k <= len(dataset.classes))
-        }
-        if any(is_box and key not in known for key, is_box in zip(keys, kept.tolist(), strict=True)):
-            return False
+        for i in np.flatnonzero(kept & ~(whole & (labels >= 0) & (labels <= len(dataset.classes)))).tolist():
+            if whole[i] or grid.word(i, layout.label_column).casefold() not in names:
+                return False
     numbers, sizes = numbers[kept], sizes[kept]
     if len(numbers) and layout.form.normalized != look_normalized(numbers, sizes):
         return False

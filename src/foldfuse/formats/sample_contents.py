@@ -14,6 +14,7 @@ from foldfuse.formats.class_keys import CategoryIds, class_table
 from foldfuse.formats.csv_text import CsvFile
 from foldfuse.formats.prediction_strings import CONTEST, HEADER, LAYOUTS, Layout
 from foldfuse.formats.raw_boxes import as_number
+from foldfuse.formats.word_grid import make_grid
 
 LABELS: tuple[CategoryIds, ...] = ("id", "name", "from_zero", "from_one")
 
@@ -45,8 +46,7 @@ def find_layout(
     possible = []
     for num_words in (5, 6):
         if used and not any(len(w) % num_words for w in used):
-            strings = prediction_strings.Strings((), [], boxes, [], ())
-            grid = prediction_strings.make_grid(strings, num_words)
+            grid = make_grid(boxes, num_words)
             sizes = image_sizes(image_ids[grid.rows], dataset)
             possible += [
                 layout

@@ -77,6 +77,7 @@ _DAMAGED = (  # (bytes, sentence) of files that begin like an image of a format 
     (b"RIFF", "it is a damaged WebP"),
 )
 _PAGED = ("GIF", "TIFF", "WEBP", "PNG")
+_SIZE_TAGS = (256, 257)  # of TIFF: width, height as stored
 _SUBFILE_TAG = 254  # of TIFF: bit 0 marks a page that is a smaller copy of another
 
 _opening = threading.Lock()  # what warnings are shown is the same for all threads
@@ -150,8 +151,8 @@ def header_of(image: Image.Image) -> Header:
     """The header of an opened image that is not loaded yet; pages are not looked for."""
     width, height = image.size
     orientation = orientation_of(image)
-    if image.format == "TIFF" and orientation in SWAPPED:  # Pillow shows the upright size of this format alone
-        width, height = height, width
+    if image.format == "TIFF":  # Pillow shows the upright size of this format alone
+        width, height = (int(image.tag_v2[tag]) for tag in _SIZE_TAGS)  # type: ignore[attr-defined]
     if not width or not height:
         raise ValueError(f"it has {width} x {height} pixels")
     if image.format == "TIFF" and image.tile and max(tile[1][3] for tile in image.tile) < height:  # type: ignore[attr-defined]

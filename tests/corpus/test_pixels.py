@@ -295,7 +295,7 @@ FORMATS = [
     refused("zero_size", png(0, 0, bits=8, colour=2, rows=b""), ending="png"),
     Case("truncated", file_of(encoded("JPEG")[:2000]), CHECK, status=1, says=("the image cannot be decoded │ 1",)),
     Case("truncated_png", file_of(encoded("PNG")[:6000], "png"), CHECK, status=1, says=("cannot be decoded │ 1",)),
-    Case("pipe", pipe, SPLIT, status=2, says=("b.jpg",)),
+    *([Case("pipe", pipe, SPLIT, status=2, says=("b.jpg",))] if hasattr(os, "mkfifo") else []),
     Case("heic_in_a_folder", heic_folder, "check data.yaml", status=1, says=("the image cannot be decoded", "HEIC")),
     Case("endings", endings, CHECK, says=("no faults",)),
     *(

@@ -220,6 +220,10 @@ def _decoded(items: Iterator[Finding | ImageRow], *, ignore_orientation: bool) -
             yield replace(item, orientation=inspection.orientation)
         else:
             yield item
+    flat = [image for image in images if results[id(image)][1].is_flat]
+    if 1 < len(images) < 2 * len(flat):
+        where = f"{len(flat)} of {len(images)} images, such as {flat[0].file_name}"
+        yield Finding("most images have one colour all over", where, fix="")
     usable = [(image.path, results[id(image)][1]) for image in images if results[id(image)][0] is None]
     yield from _depth_findings([(path, inspection.depth) for path, inspection in usable])
 

@@ -117,13 +117,18 @@ def to_8_bits(values: Array, value_range: ValueRange, depth: Depth) -> Array:
     low, high = value_range
     if values.dtype == np.uint16:
         table = _scaled(np.arange(2**16), low, high)
-        shown: Array = (255 - table if depth.is_inverted else table)[values]
+        table = 255 - table if depth.is_inverted else table
+        table[np.arange(2**16) == depth.nodata] = 0
+        shown: Array = table[values]
         return shown
     out = np.empty(values.shape, np.uint8)
     rows = max(1, 2**22 // max(1, values.shape[1]))
     for start in range(0, len(values), rows):  # in blocks, since float64 takes eight times the memory
-        part = _scaled(np.nan_to_num(values[start : start + rows], nan=low), low, high)
-        out[start : start + rows] = 255 - part if depth.is_inverted else part
+        block = values[start : start + rows]
+        part = _scaled(np.nan_to_num(block, nan=low), low, high)
+        part = 255 - part if depth.is_inverted else part
+        part[~np.isfinite(block) | (block == depth.nodata)] = 0
+        out[start : start + rows] = part
     return out
 
 

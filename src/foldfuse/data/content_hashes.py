@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -15,7 +15,7 @@ HASH_DIGITS = 32  # hex digits of the sha256 that are kept: two of 10^9 images s
 
 
 def image_hashes(samples: Sequence[Sample]) -> tuple[str, ...]:
-    """The hash of each sample's image file, in the order of the samples.
+    """The hash of each sample's image file, in the order of the samples: its size in bytes, and the sha256 of its content.
 
     Files are read once and whole, at some 0.2 ms an image where they are cached: a twentieth of decoding them.
 
@@ -23,14 +23,39 @@ def image_hashes(samples: Sequence[Sample]) -> tuple[str, ...]:
         InputError: a file cannot be read.
     """
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        return tuple(pool.map(lambda sample: _file_hash(sample.path), samples))
+        return tuple(pool.map(lambda sample: _hash(sample.path), samples))
 
 
-def _file_hash(path: Path) -> str:
+def known_images(samples: Sequence[Sample], hashes: Collection[str]) -> list[Sample]:
+    """The samples whose hash is among `hashes`. Only files of a size that occurs there are read.
+
+    Raises:
+        InputError: a file cannot be read.
+    """
+    sizes = {hash_.partition("-")[0] for hash_ in hashes}
+
+    def is_known(sample: Sample) -> bool:
+        return _size(sample.path) in sizes and _hash(sample.path) in hashes
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        return [sample for sample, known in zip(samples, pool.map(is_known, samples), strict=True) if known]
+
+
+def _size(path: Path) -> str:
+    try:
+        return str(path.stat().st_size)
+    except OSError as error:
+        raise _unreadable(path, error) from None
+
+
+def _hash(path: Path) -> str:
     try:
         with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()[:HASH_DIGITS]
+            digest = hashlib.file_digest(file, "sha256").hexdigest()[:HASH_DIGITS]
+            return f"{os.fstat(file.fileno()).st_size}-{digest}"
     except OSError as error:
-        raise InputError(
-            f"{path}: the image cannot be read ({error.strerror}). Put it there, or leave it out."
-        ) from None
+        raise _unreadable(path, error) from None
+
+
+def _unreadable(path: Path, error: OSError) -> InputError:
+    return InputError(f"{path}: the image cannot be read ({error.strerror}). Put it there, or leave it out.")

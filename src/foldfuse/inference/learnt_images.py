@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
-from foldfuse.data.content_hashes import image_hashes
+from foldfuse.data.content_hashes import image_hashes, known_images
 from foldfuse.data.dataset import Dataset, Sample
 from foldfuse.storage.run import Run
 
@@ -58,8 +58,4 @@ def learnt_ids(run: Run, dataset: Dataset, *, strict: bool = False) -> frozenset
 
 def ids_of_hashes(dataset: Dataset, hashes: Collection[str]) -> frozenset[int]:
     """The ids of the images of `dataset` whose content is among `hashes`."""
-    if not hashes:
-        return frozenset()
-    return frozenset(
-        s.id for s, own in zip(dataset.samples, image_hashes(dataset.samples), strict=True) if own in hashes
-    )
+    return frozenset(sample.id for sample in known_images(dataset.samples, hashes)) if hashes else frozenset()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from typing import Any
 from foldfuse.data.findings import Finding
 from foldfuse.data.image_file import read_header
 from foldfuse.data.readers.image_names import MAX_DEPTH, UNREAD_SUFFIXES, files_below, is_image_name
-from foldfuse.errors import InputError
+from foldfuse.errors import InputError, shown
 
 MAX_ID = 10**18  # ids are 64-bit integers wherever they are written
 
@@ -47,6 +48,14 @@ def image_files(folder: Path, *, recursive: bool = False) -> list[Path]:
     read = {p.with_suffix("") for p in images}
     unread = [p for p in files if p.suffix.lower() in UNREAD_SUFFIXES and p.with_suffix("") not in read]
     return sorted([*images, *unread])
+
+
+def other_files(folder: Path) -> str:
+    """A sentence on the files of a folder without images, such as .dcm; "" where there are none of them."""
+    known = ("", ".txt", ".json", ".md", ".names", ".data", ".xml", ".csv", ".yaml", ".yml")
+    endings = Counter(path.suffix.lower() for path in files_below(folder))
+    found = next(((ending, count) for ending, count in endings.most_common() if ending not in known), None)
+    return f" There are {found[1]} {shown(found[0])[1:-1]} files, which are not read." if found else ""
 
 
 def size_of(path: Path, *, ignore_orientation: bool = False) -> tuple[int, int]:

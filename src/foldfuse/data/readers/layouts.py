@@ -17,7 +17,7 @@ from foldfuse.data.readers.image_names import ImageFiles, entries, is_hidden
 from foldfuse.data.readers.image_rows import image_files, image_table
 from foldfuse.data.readers.label_files import label_folders
 from foldfuse.data.readers.loaded import Loaded
-from foldfuse.data.readers.voc import read_voc, xml_folder
+from foldfuse.data.readers.voc import XML_FOLDERS, read_voc, xml_folder
 from foldfuse.data.readers.yolo import read_yolo
 from foldfuse.data.readers.yolo_sources import YAML_ENDINGS, describes_yolo, has_names
 from foldfuse.errors import InputError, shown
@@ -111,8 +111,9 @@ def _layout_of_folder(folder: Path, *, is_inner: bool = False) -> Layout | None:
         return Layout("yolo", yaml)
     if (data := _only(folder, ".data")) is not None:
         return Layout("yolo", data)
-    if xml_folder(folder) is not None:
-        return Layout("voc", folder)
+    if (xmls := xml_folder(folder)) is not None:
+        is_inner_folder = xmls == folder and folder.name.lower() in XML_FOLDERS and not image_files(folder)
+        return Layout("voc", folder.absolute().parent if is_inner_folder else folder)
     images = image_files(folder) or image_files(folder / "images", recursive=True)
     if images and has_names(folder) and _has_labels(images[0].parent):
         return Layout("yolo", folder)
@@ -155,6 +156,10 @@ def images_hint(folder: Path) -> str:
     images = image_files(folder, recursive=True)
     if images and _has_labels(images[0].parent):
         return "Text files lie where YOLO's labels do, but nothing names the classes: add a classes.txt or a data.yaml."
+    above = folder.absolute().parent
+    for place in (above, above.parent):
+        if (xmls := xml_folder(place)) is not None and xmls != folder:
+            return f"XML files lie in {xmls}: give {place}."
     return ""
 
 

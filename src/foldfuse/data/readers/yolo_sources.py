@@ -16,7 +16,7 @@ from typing import Any
 
 from foldfuse.data.findings import Finding
 from foldfuse.data.readers.image_names import ImageFiles, entries, is_file, is_image_name, name_parts
-from foldfuse.data.readers.image_rows import image_files
+from foldfuse.data.readers.image_rows import image_files, other_files
 from foldfuse.data.readers.yolo_lines import LabelFormat
 from foldfuse.errors import InputError, shown
 from foldfuse.system.files import read_text, read_yaml
@@ -68,8 +68,10 @@ def read_source(source: Path, *, folder: Path | None, images: Path | None, annot
     else:
         found = _read_list(source, images, annotated=annotated)
     if not found.images and not any(f.error for f in found.findings):
+        root = source if source.is_dir() else source.parent
         raise InputError(
-            f"{source}: names no image to read. Expected images such as .jpg or .png, there or in the folder of --images."
+            f"{source}: names no image to read.{other_files(root)} Expected images such as .jpg or .png, there or in "
+            "the folder of --images."
         )
     first = dict.fromkeys(found.images)
     if len(first) < len(found.images):
@@ -91,11 +93,11 @@ def describes_yolo(path: Path) -> bool:
 def has_names(folder: Path, *, only_here: bool = False) -> bool:
     """Whether a folder has a file of class names, as labelImg, Label Studio and darknet write it; or the folder above."""
     found = _name_file(folder)
-    return found is not None and not (only_here and found.parent == folder.parent)
+    return found is not None and not (only_here and found.parent not in (folder, folder / "labels"))
 
 
 def _name_file(folder: Path) -> Path | None:
-    for place in (folder, folder / "labels", folder.parent):
+    for place in (folder, folder / "labels", folder.parent, folder.parent / "labels"):
         for name in NAME_FILES:
             if (place / name).is_file():
                 return place / name

@@ -181,6 +181,14 @@ def originals(ids: list[Any]) -> Callable[[Path], None]:
     return right
 
 
+def write_yolo(folder: Path) -> None:
+    """Writes a YOLO dataset of one image."""
+    save_image(folder / "images" / "1.jpg")
+    (folder / "labels").mkdir()
+    (folder / "labels" / "1.txt").write_text("0 0.5 0.5 0.25 0.25\n")
+    (folder / "data.yaml").write_text("train: images\nnames: [cat]\n")
+
+
 def write_folds(folder: Path, fold_of: dict[int, int], num_folds: int) -> None:
     """Writes a file of folds as an earlier version did."""
     record = {"format": 1, "num_folds": num_folds, "fold_of": {str(i): fold for i, fold in fold_of.items()}}
@@ -553,6 +561,13 @@ CASES = [
         made(each(bbox=corners)),
         f"{FIX} --box-format xywh",
         right=reads(name="fixed.json", boxes=[[8, 8, 32, 24], [48, 24, 80, 56]]),
+    ),
+    Case(
+        "box_format_of_another_layout",
+        write_yolo,
+        "check data.yaml --box-format xyxy",
+        status=2,
+        says=("--box-format xyxy: tells how COCO JSON is meant, and data.yaml is a dataset of another layout.",),
     ),
     Case(
         "shares",

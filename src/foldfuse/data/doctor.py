@@ -112,8 +112,14 @@ def examine(
     Raises:
         InputError: `data` is not a dataset.
     """
-    has_annotations = require_layout(data).kind != "images"
-    loaded = load(data, images, annotated=has_annotations, ignore_orientation=ignore_orientation)
+    kind = require_layout(data).kind
+    asked = {"--box-format": conventions.box_format, "--category-ids": conventions.category_ids}
+    for option, value in asked.items():
+        if kind != "coco" and value is not None:
+            raise InputError(
+                f"{option} {value}: tells how COCO JSON is meant, and {data} is a dataset of another layout."
+            )
+    loaded = load(data, images, annotated=kind != "images", ignore_orientation=ignore_orientation)
     document, source = loaded.document, loaded.source
     annotated = not isinstance(document, dict) or "annotations" in document  # a test set has none
     walked = walk(

@@ -124,8 +124,9 @@ def image_ids(paths: Sequence[Path]) -> dict[Path, int]:
 
 
 def coco_document(images: Iterable[Row], class_names: Mapping[int, str], annotations: Iterable[Row]) -> Row:
-    """A COCO document; annotations get their ids and areas here."""
+    """A COCO document; annotations get their ids and areas here. It says that its boxes are COCO's."""
     return {
+        "info": {"box_format": "xywh"},
         "images": list(images),
         "categories": [{"id": key, "name": name} for key, name in sorted(class_names.items())],
         "annotations": [

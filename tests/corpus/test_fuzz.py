@@ -211,7 +211,7 @@ FACTS: dict[str, Any] = {
     "ranking": ["a"],
     "plan": {"segments": [{"name": "b", "image_size": 64, "seconds": 3.0}]},
     "left_out": [{"name": "c", "reason": "no time"}],
-    "fingerprints": {"labeled": "x"},
+    "fingerprints": {"data": "x"},
     "fused": {"ap50": 0.5, "ap": 0.3, "metric": "ap50", "value": 0.5},
     "members": [{"name": "a", "ap50": 0.5, "ap": 0.3, "weight": 1.0}],
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -96,3 +97,74 @@ def test_a_folder_is_no_file_to_write(tmp_path):
     with pytest.raises(InputError, match="is a folder, expected a file to write"), atomic(folder):
         pass
     assert list(tmp_path.rglob("*")) == [folder]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="permissions and links of files")
+def test_permissions_follow_the_umask_and_the_file_that_is_replaced(tmp_path: Path) -> None:
+    before = os.umask(0o077)
+    try:
+        write_text(tmp_path / "a.txt", "x")
+        with atomic_folder(tmp_path / "folder"):
+            pass
+    finally:
+        os.umask(before)
+    assert (tmp_path / "a.txt").stat().st_mode & 0o777 == 0o600
+    assert (tmp_path / "folder").stat().st_mode & 0o777 == 0o700
+    (tmp_path / "a.txt").chmod(0o640)
+    write_text(tmp_path / "a.txt", "y")
+    assert (tmp_path / "a.txt").stat().st_mode & 0o777 == 0o640
+
+
+@pytest.mark.skipif(os.name == "nt", reason="permissions and links of files")
+def test_a_link_stays_and_the_file_that_it_names_is_replaced(tmp_path: Path) -> None:
+    (tmp_path / "there").mkdir()
+    link = tmp_path / "link.txt"
+    link.symlink_to("there/a.txt")
+    for text in ("new", "newer"):
+        write_text(link, text)
+        assert link.is_symlink()
+        assert (tmp_path / "there" / "a.txt").read_text() == text
+
+
+@pytest.mark.skipif(os.name == "nt", reason="pipes and devices")
+def test_what_is_no_file_is_never_written_to(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "loop").symlink_to("loop")
+    for path, message in [
+        (tmp_path / "pipe", "is a pipe, expected a file to write"),
+        (tmp_path / "loop", "cannot be written"),
+        (Path("/dev/null"), "is a device"),
+        (Path("/dev/stdout"), "/dev/stdout: is"),
+        (tmp_path / ("n" * 300), "name too long"),
+        (Path("a\0b"), "null character"),
+    ]:
+        with pytest.raises(InputError, match=message):
+            write_text(path, "x")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["loop", "pipe"]
+
+
+def test_a_long_name_has_room_for_the_temporary_one(tmp_path: Path) -> None:
+    path = tmp_path / ("n" * 240 + ".txt")
+    write_text(path, "x")
+    assert [file.name for file in tmp_path.iterdir()] == [path.name]
+
+
+def test_half_of_a_character_is_not_written(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="holds half of a character"):
+        write_text(tmp_path / "a.txt", "name \ud800")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_full_disk_is_one_sentence_and_keeps_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text("before")
+
+    def fill() -> None:
+        with atomic(path) as temporary:
+            temporary.write_text("half")
+            raise OSError(28, "No space left on device")
+
+    with pytest.raises(InputError, match=r"a\.txt: the disk is full\. Nothing was written there"):
+        fill()
+    assert path.read_text() == "before"
+    assert list(tmp_path.iterdir()) == [path]

@@ -993,6 +993,12 @@ def list_outside(folder: Path) -> None:
     text(folder / "set/train.txt", f"../images/train/a.jpg\n{folder}/images/train/b.jpg\n")
 
 
+def two_splits(folder: Path) -> None:
+    """Different images of one name in the folders of both splits that the JSON's name mentions."""
+    for part in ("train", "val"):
+        coco_as(str, json_name="train_val.json", image_name=lambda name, part=part: f"{part}/{name}")(folder)
+
+
 def foreign(words: str) -> Make:
     def make(folder: Path) -> None:
         text(folder / "x.json", words)
@@ -1194,6 +1200,34 @@ OTHERS = [
         "check .",
         2,
         ("names no image to read. There are 2 .dcm files",),
+    ),
+    Case(
+        "stem_of_two_files",
+        table(CORNERS.replace(".jpg", ""), also=lambda f: save_image(f / "train/a.png", seed=7)),
+        "split train.csv --out f.json --folds 2",
+        2,
+        ("may be train/a.jpg and train/a.png",),
+    ),
+    Case(
+        "case_of_two_files",
+        coco_as(
+            lambda n: "a.JPG" if n == "1.jpg" else n, image_name=lambda n: f"images/{'A.jpg' if n == '1.jpg' else n}"
+        ),
+        "check .",
+        says=("another spelling",),
+    ),
+    Case(
+        "two_splits_in_the_name",
+        coco_as(str, json_name="train_val.json", image_name="train/{}".format),
+        "check train_val.json",
+        right=has_coco("train_val.json"),
+    ),
+    Case(
+        "two_splits_fit",
+        two_splits,
+        "split train_val.json --out f.json --folds 2",
+        2,
+        ("may be train/1.jpg and val/1.jpg",),
     ),
     Case("coco_outside", leaving, "check set", 1, ("the image is missing │ 2",)),
     Case("coco_outside_split", leaving, "split set --out f.json", 2, ("leads out of the folder", "--images")),

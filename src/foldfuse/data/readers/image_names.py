@@ -168,8 +168,9 @@ class ImageFiles:
                 paths = [p for p in files.get(spelling(parts[-1]), ()) if _ends_like(p, tail, spelling)]
                 if is_cut and not is_absolute:  # a folder that is named is not simply passed over
                     paths = [p for p in paths if p.parent in self.folders]
-                near = [p for folder in self.folders for p in paths if p.parent == folder][:1] if not is_cut else []
-                paths = near or paths
+                if not is_cut:  # the first folder that has one decides, as for names that are found as written
+                    near = [[p for p in paths if p.parent == folder] for folder in self.folders]
+                    paths = next(filter(None, near), paths)
                 if len(paths) == 1:
                     return Match(paths[0], how=self._how(paths[0], tail, is_stem=spelling is _stem))
                 if paths:
@@ -211,7 +212,10 @@ def image_folders(folder: Path, stem: str) -> Iterator[Path]:
         splits += ["_".join(words[i:]), "_".join(words[:i])]
     seen = set()
     for below in (folder, *(folder / name for name in IMAGE_FOLDERS)):
-        for path in (below, *(below / split for split in splits if split)):
+        parts = [path for split in dict.fromkeys(splits) if split and (path := below / split).is_dir()]
+        if parts and parts[0].name != stem and len(parts) > 1:  # train_val.json: neither train/ nor val/ is meant alone
+            parts = []
+        for path in (below, *parts[:1]):
             if path not in seen and path.is_dir():
                 seen.add(path)
                 yield path

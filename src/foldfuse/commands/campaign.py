@@ -52,7 +52,8 @@ def campaign(
 ) -> Path | None:
     """Make the best submission possible by a deadline.
 
-    The folder then holds submission.csv (`PredictionString,image_id`), submission.json (COCO results) and report.html.
+    The folder then holds submission.csv (`PredictionString,image_id`, or like a sample), submission.json (COCO results) and
+    report.html.
 
     Args:
         data: the annotated images: COCO JSON, YOLO, VOC, CVAT or CSV, or a folder with one of them; a test.json beside a

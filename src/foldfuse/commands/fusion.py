@@ -45,7 +45,7 @@ def fuse(
     """Fuse several files of predictions into one and return its path.
 
     Args:
-        predictions: files of the same images: Parquet, COCO results JSON, or the contest's CSV.
+        predictions: files of the same images: Parquet, COCO results JSON, CSV or YOLO folders.
         data: the images: a dataset of any layout, or a folder of images; annotations are not read.
         out: file to write: .parquet (complete), .json (COCO results) or .csv (the contest's).
         method: wbf, nms, soft_nms or nmw.

@@ -60,7 +60,7 @@ def convert(
     """Write predictions in another format and return the path.
 
     Args:
-        predictions: Parquet, COCO results JSON, CSV of prediction strings or YOLO folder, of the images of `data`.
+        predictions: Parquet, COCO results JSON, a CSV or a YOLO folder, of the images of `data`.
         data: the images: a dataset of any layout, or a folder of images; annotations are not read.
         out: file to write; for yolo a folder.
         format: parquet, coco_json, yolo, csv_boxes (a row for each box), or a layout of prediction strings, such as
@@ -104,7 +104,7 @@ def submit(
     """Write a submission from predictions, read it back, and return its path.
 
     Args:
-        predictions: Parquet, COCO results JSON, CSV of prediction strings or YOLO folder, of the images of `data`.
+        predictions: Parquet, COCO results JSON, a CSV or a YOLO folder, of the images of `data`.
         data: the test images: a dataset of any layout, or a folder of images; annotations are not read.
         out: file to write.
         format: contest_csv (`PredictionString,image_id`), coco_json (COCO results), csv_boxes (a row for each box) or a layout of
@@ -156,7 +156,7 @@ def score(
     """Score predictions against annotations: COCO's numbers, each class, best thresholds, confusion and types of error.
 
     Args:
-        predictions: Parquet, COCO results JSON, or the contest's CSV.
+        predictions: Parquet, COCO results JSON, a CSV or a YOLO folder.
         data: the annotated images, in any layout.
         other: a second file of predictions, to compare with over bootstrap resamples of the images.
 

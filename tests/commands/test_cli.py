@@ -10,8 +10,8 @@ from foldfuse import __version__, cli
 OPTIONS = {  # of every command: its arguments by their place, then its options
     "campaign": (
         "DATA --test --deadline --out --recipe --forbid --image-size --set --folds --external-run "
-        "--external-predictions --seed --metric --pseudo-labels --like --format --labels --images --ignore-orientation "
-        "--device --resume --ray --plan --overwrite"
+        "--external-predictions --seed --metric --pseudo-labels --like --format --labels --image-names "
+        "--images --ignore-orientation --device --resume --ray --plan --overwrite"
     ),
     "watch": "FOLDER",
     "report": "FOLDER --out --overwrite",

@@ -368,9 +368,23 @@ READING = [
     ),
     _refused(
         "contest_header_of_shares",
-        _strings("{label} {score} 0.1 0.1 0.5 0.5", header="image_id,PredictionString\n", rest=""),
-        "fit the layouts",
+        _csv("PredictionString,image_id\n0 0.9 0.1 0.1 0.5 0.5,1\n1 0.9 0.1 0.2 0.3 0.4,2\n,3\n,4\n"),
+        "the header stands for label_score_xyxy, and the numbers fit label_score_xyxy_normalized",
         file="p.csv",
+    ),
+    _score("ids_as_floats_in_a_csv", _long(line="{image}.0,{name},{score},{x1},{y1},{x2},{y2}"), file="p.csv"),
+    _refused(
+        "rows_of_shares",
+        _long(line="{image},{name},{score},0.1,0.1,0.5,0.5"),
+        "look like shares",
+        "csv_boxes_xyxy_normalized",
+        file="p.csv",
+    ),
+    _score(
+        "images_without_boxes",
+        lambda folder: _json(folder, _rows(_data(folder))[:2]),
+        ap="0.2244",
+        says=("3 of 4 images have no box in it",),
     ),
     _score(
         "no_finding",
@@ -449,6 +463,16 @@ VINBIG = "image_id,PredictionString\n3,14 1 0 0 1 1\n1,14 1 0 0 1 1\n2,14 1 0 0 
 FINDINGS = tuple(f"finding {i}" for i in range(14))
 ZINDI = "Image_ID,class,confidence,ymin,xmin,ymax,xmax\n1.jpg,NEG,1.0,0,0,0,0\n3.jpg,NEG,1.0,0,0,0,0\n2.jpg,NEG,1.0,0,0,0,0\n4.jpg,NEG,1.0,0,0,0,0\n"
 ALL = "1,\n2,\n3,\n4,\n"
+
+
+def _two_ways(folder: Path) -> None:
+    """A test set whose ids are the numbers in the names of other images."""
+    _contest("image_id,PredictionString\n" + ALL)(folder)
+    document = json.loads((folder / "test.json").read_text())
+    for row in document["images"]:
+        row["file_name"] = f"{5 - row['id']}.jpg"
+    (folder / "test.json").write_text(json.dumps(document))
+
 
 SUBMISSIONS = [
     _like(
@@ -581,6 +605,34 @@ SUBMISSIONS = [
     ),
     _not_like("sample_of_no_boxes", _contest("id,target\n1,0\n"), "no sample of a submission of boxes"),
     _not_like("sample_is_json", _contest("[]"), "is JSON"),
+    _like(
+        "no_finding_is_a_class",
+        _contest(VINBIG, classes=(*FINDINGS, "No finding")),
+        "image_id,PredictionString\n3,14 0.123456789 48.000 24.000 80.000 56.000\n"
+        "1,0 0.9 8.000 8.000 32.000 24.000 14 1e-07 0.000 1.000 10.000 21.000\n2,14 1 0 0 1 1\n4,14 1 0 0 1 1\n",
+        "--format label_score_xyxy",
+    ),
+    _like(
+        "further_columns",
+        _contest("Usage,image_id,PredictionString\nPublic,1,\nPrivate,2,\nPublic,3,\nPublic,4,\n"),
+        "Usage,image_id,PredictionString\nPublic,1,0 0.9 8.000 8.000 32.000 24.000 2 1e-07 0.000 1.000 10.000 21.000\nPrivate,2,\n"
+        "Public,3,2 0.123456789 48.000 24.000 80.000 56.000\nPublic,4,\n",
+        "--format label_score_xyxy",
+    ),
+    _not_like(
+        "sample_of_ids_or_names",
+        _two_ways,
+        "can be read in two ways",
+        "--image-names id or --image-names name",
+        options="--format label_score_xyxy",
+    ),
+    _like(
+        "sample_of_ids",
+        _two_ways,
+        "image_id,PredictionString\n1,0 0.9 8.000 8.000 32.000 24.000 2 1e-07 0.000 1.000 10.000 21.000\n2,\n"
+        "3,2 0.123456789 48.000 24.000 80.000 56.000\n4,\n",
+        "--format label_score_xyxy --image-names id --image-ids id",
+    ),
     Case(
         "by_the_ending",
         _contest(""),

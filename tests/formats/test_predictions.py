@@ -198,10 +198,10 @@ def test_repeated_boxes_are_noted(tmp_path: Path) -> None:
     path.write_text(json.dumps([row, other, row]))
     file = read_prediction_file(path, DATASET)
     assert len(file.predictions.boxes) == 3
-    assert "1 of 3 boxes repeat another box of the same class and score" in file.notes()[1]
-    assert f"such as in image id {row['image_id']}" in file.notes()[1]
+    assert "1 of 3 boxes repeat another box of the same class and score" in " ".join(file.notes())
+    assert f"such as in image id {row['image_id']}" in " ".join(file.notes())
     path.write_text(json.dumps([row, other]))
-    assert len(read_prediction_file(path, DATASET).notes()) == 1
+    assert "repeat" not in " ".join(read_prediction_file(path, DATASET).notes())
 
 
 def text_file(folder: Path, text: str) -> Path:

@@ -13,6 +13,7 @@ from foldfuse.errors import InputError
 from foldfuse.evaluation.metrics import get_metric
 from foldfuse.formats.class_keys import CategoryIds
 from foldfuse.formats.sample_submission import SampleSubmission, read_sample
+from foldfuse.formats.submission import ImageNames, reading_of
 from foldfuse.recipes import Recipe
 from foldfuse.storage.ledger import Ledger
 from foldfuse.system.durations import duration_option, format_duration
@@ -40,7 +41,8 @@ class CampaignRequest:
         metric: ap50, ap, f2 or wheat.
         pseudo_labels: whether the last members also train on confident predictions of the test images.
         like: sample submission of the contest that submission.csv follows; None for the contest's plain CSV.
-        sample_format, labels: layout of the boxes and meaning of the labels, where `like` leaves them open.
+        sample_format, labels, image_names: layout of the boxes, meaning of the labels and names of images, where `like` leaves
+            them open.
         images: the folder of the images; None where they are found beside the annotations.
         ignore_orientation: whether pixels are taken as stored, whatever an EXIF tag says.
         device: the device of every network: auto, cpu, cuda, cuda:N or mps.
@@ -63,6 +65,7 @@ class CampaignRequest:
     like: Path | None = None
     sample_format: str | None = None
     labels: CategoryIds | None = None
+    image_names: ImageNames | None = None
     images: Path | None = None
     ignore_orientation: bool = False
     device: str = "auto"
@@ -116,14 +119,16 @@ class CampaignRequest:
             InputError: there are no test images, or the sample is not one of them.
         """
         if self.like is None:
-            if self.sample_format is not None or self.labels is not None:
+            if (self.sample_format, self.labels, self.image_names) != (None, None, None):
                 raise InputError(
-                    "--format and --labels say what a sample submission leaves open. Add --like SAMPLE, or leave them out."
+                    "--format, --labels and --image-names say what a sample submission leaves open. Add --like SAMPLE, or "
+                    "leave them out."
                 )
             return None
         if inputs.test is None:
             raise InputError(f"--like {self.like}: shows a submission for test images, and none are given. Add --test.")
-        return read_sample(path or self.like, inputs.test, format=self.sample_format, labels=self.labels)
+        names = None if self.image_names is None else reading_of(self.image_names)
+        return read_sample(path or self.like, inputs.test, format=self.sample_format, labels=self.labels, names=names)
 
     def make_task(self, inputs: Inputs, recipes: dict[str, Recipe], ledger: Ledger) -> Task:
         """The task of the campaign. Raises InputError where its images cannot be used, or its sample submission is no more."""

@@ -237,10 +237,10 @@ Labels = Annotated[
     Parameter(help="what a label is in a submission like a sample that leaves it open; see --category-ids."),
 ]
 ImageNames = Annotated[
-    Literal["file_name", "name", "stem", "id"],
+    Literal["file_name", "name", "stem", "id"] | None,
     Parameter(
-        help="what names an image in a CSV that is written: its file_name in the data, that without folders, that without its "
-        "ending too, or its id."
+        help="what names an image in a CSV that is written: its file_name in the data (the default), that without folders, that "
+        "without its ending too, or its id."
     ),
 ]
 ImageIds = Annotated[

@@ -22,7 +22,7 @@ from foldfuse.evaluation.metrics import measure
 from foldfuse.formats.predictions import write_predictions
 from foldfuse.formats.raw_boxes import ReadAs
 from foldfuse.formats.sample_submission import read_sample
-from foldfuse.formats.submission import image_texts, submission_format, write_submission
+from foldfuse.formats.submission import image_texts, reading_of, submission_format, write_submission
 from foldfuse.system import printing
 
 BACKGROUND = "background"
@@ -48,7 +48,7 @@ def convert(
     *,
     out: options.Out,
     format: str | None = None,
-    image_names: options.ImageNames = "file_name",
+    image_names: options.ImageNames = None,
     input_format: options.InputFormat = None,
     image_ids: options.ImageIds = None,
     category_ids: options.CategoryIds = None,
@@ -79,7 +79,7 @@ def convert(
         data, classes_from=classes_from, predictions=[predictions], images=images, ignore_orientation=ignore_orientation
     )
     found = read_file(predictions, dataset, ReadAs(input_format, image_ids, category_ids))
-    names = None if image_names == "file_name" else image_texts(dataset, image_names)
+    names = None if image_names is None else image_texts(dataset, image_names)
     return write_predictions(found, out, dataset, format=format, names=names)
 
 
@@ -91,7 +91,7 @@ def submit(
     like: options.Like = None,
     format: str | None = None,
     labels: options.Labels = None,
-    image_names: options.ImageNames = "file_name",
+    image_names: options.ImageNames = None,
     max_detections: options.MaxDetections = None,
     input_format: options.InputFormat = None,
     image_ids: options.ImageIds = None,
@@ -124,20 +124,27 @@ def submit(
         raise InputError(
             "--labels says what a label is in a submission like a sample. Add --like SAMPLE, or leave it out."
         )
-    if like is not None and image_names != "file_name":
-        raise InputError("--like shows what names an image. Leave out --image-names.")
     if like is None:
         submission_format(out, format)
     dataset = read_images(
         data, classes_from=classes_from, predictions=[predictions], images=images, ignore_orientation=ignore_orientation
     )
-    sample = None if like is None else read_sample(like, dataset, format=format, labels=labels)
+    sample = None
+    if like is not None:
+        names = None if image_names is None else reading_of(image_names)
+        sample = read_sample(like, dataset, format=format, labels=labels, names=names)
     detections = read_file(predictions, dataset, ReadAs(input_format, image_ids, category_ids))
     if sample is not None:
         for note in sample.notes:
             printing.write(f"{like}: {note}", to_stderr=True)
     return write_submission(
-        detections, dataset, out, format, max_detections=max_detections, like=sample, image_names=image_names
+        detections,
+        dataset,
+        out,
+        format,
+        max_detections=max_detections,
+        like=sample,
+        image_names=image_names or "file_name",
     )
 
 

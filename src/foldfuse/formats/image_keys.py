@@ -87,7 +87,7 @@ class ImageNames:
             return None if whole is None else self._by_number.get(whole)
         if reading == "id":
             if isinstance(key, str):
-                return self._ids.get(key, self._ids.get(key.strip()))
+                return self._ids.get(key, self._ids.get(key.strip().removesuffix(".0")))
             whole = _whole(key)
             return None if whole is None else self._ids.get(whole)
         whole = int(key) if isinstance(key, str) and _is_number(key) else _whole(key)

@@ -43,6 +43,10 @@ def read_like(path: Path, sample: SampleSubmission, dataset: Dataset) -> Predict
     """The predictions in a submission that `write_like` wrote, of the images that it has rows for."""
     csv_file = read_csv(path, what="a submission")
     if sample.kind == "strings":
+        assert sample.empty is not None, "a string stands for an image without boxes"
+        column = sample.value_columns[0]
+        for row in csv_file.rows:  # what stands for no box may be a box of a class of the data
+            row[column] = "" if row[column] == sample.empty[0] else row[column]
         table, _ = read_strings(path, dataset, ReadAs(sample.layout.name, sample.reading, sample.labels_are), csv_file)
     else:
         format = f"csv_boxes_{sample.layout.form.name}"

@@ -237,7 +237,7 @@ def _read_table(path: Path, csv_file: CsvFile) -> Strings:
 def _columns(path: Path, csv_file: CsvFile) -> tuple[int, int]:
     """Indices of the column of strings and of the column of images."""
     strings, images = csv_file.column(STRING_COLUMNS), csv_file.column(IMAGE_COLUMNS)
-    if strings is None or images is None or len(csv_file.header) != 2:
+    if strings is None or images is None or "" in csv_file.names:
         extra = " There is an index column: write the file without one." if "" in csv_file.names else ""
         raise InputError(
             f"{path}: line 1: the header is {shown(','.join(csv_file.header))}, expected {','.join(HEADER)!r}, or a row for "

@@ -59,6 +59,9 @@ class PredictionFile:
         """Sentences for the user: how the file was read, and what may be wrong with it."""
         notes = [f"read as {'; '.join((f'{self.format}: {self.reason}', *self.how))}.", *self.told]
         p = self.predictions
+        without = int((np.diff(p.offsets) == 0).sum())
+        if len(p.boxes) and without and self.format not in ("parquet", *LAYOUTS):
+            notes.append(f"{without} of {len(p)} images have no box in it, and are taken as predicted, without boxes.")
         if not len(p.boxes):
             notes.append(f"holds no box: {len(p)} images are taken as predicted, without boxes.")
         columns = p.image_index, p.labels, p.scores, *p.boxes.T

@@ -20,9 +20,12 @@ LABELS: tuple[CategoryIds, ...] = ("id", "name", "from_zero", "from_one")
 
 
 def is_no_box(words: Sequence[str], dataset: Dataset) -> bool:
-    """Whether the words are one box of a single pixel in a class that the dataset lacks."""
+    """Whether the words are one box of a single pixel, in a class of its own or in one called no finding or the like."""
     if len(words) != 6 or [as_number(w) for w in words[2:]] != list(prediction_strings.NO_BOX):
         return False
+    last = dataset.classes[-1].casefold()
+    if any(word in last for word in ("no ", "none", "negative", "normal", "background")):
+        return as_number(words[0]) == len(dataset.classes) - 1 or words[0].casefold() == last
     names = {name.casefold() for name in dataset.classes}
     for word in words[:2]:
         number = as_number(word)

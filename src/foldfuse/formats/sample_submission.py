@@ -73,7 +73,12 @@ class SampleSubmission:
 
 
 def read_sample(
-    path: Path, dataset: Dataset, *, format: str | None = None, labels: CategoryIds | None = None
+    path: Path,
+    dataset: Dataset,
+    *,
+    format: str | None = None,
+    labels: CategoryIds | None = None,
+    names: ImageIds | None = None,
 ) -> SampleSubmission:
     """The SampleSubmission in a CSV.
 
@@ -82,6 +87,7 @@ def read_sample(
         dataset: the test images.
         format: the layout of the boxes, such as "label_score_xyxy" or "csv_boxes_xywh", where the sample leaves it open.
         labels: what a label is, where the sample leaves it open.
+        names: whether the sample names images by "id" or by "name", where it leaves this open.
 
     Raises:
         InputError: the file is no such sample, its images are not those of `dataset`, or it leaves open what no option settles.
@@ -101,8 +107,8 @@ def read_sample(
     if not csv_file.rows:
         raise InputError(f"{path}: has a header and no rows, expected a row for each test image.")
     if strings is not None:
-        return _sample_of_strings(path, csv_file, images, strings, dataset, format, labels)
-    return _sample_of_boxes(path, csv_file, images, dataset, format, labels)
+        return _sample_of_strings(path, csv_file, images, strings, dataset, format, labels, names)
+    return _sample_of_boxes(path, csv_file, images, dataset, format, labels, names)
 
 
 def _sample_of_strings(
@@ -113,12 +119,13 @@ def _sample_of_strings(
     dataset: Dataset,
     format: str | None,
     labels: CategoryIds | None,
+    names: ImageIds | None,
 ) -> SampleSubmission:
     if format is not None and format not in LAYOUTS:
         raise InputError(f"{path}: has one row an image, so --format is one of {', '.join(LAYOUTS)}; got {format}.")
     keys = [row[images].strip() for row in csv_file.rows]
     copied = [key.endswith(STUDY) for key in keys]
-    image_ids, reading = _images(path, csv_file, keys, copied, dataset)
+    image_ids, reading = _images(path, csv_file, keys, copied, dataset, names)
     _refuse_repeats(path, csv_file, keys, image_ids)
     _refuse_lacking(path, image_ids, dataset)
     cells = [row[strings] for row, is_copied in zip(csv_file.rows, copied, strict=True) if not is_copied]
@@ -165,7 +172,13 @@ def _sample_of_strings(
 
 
 def _sample_of_boxes(
-    path: Path, csv_file: CsvFile, images: int, dataset: Dataset, format: str | None, labels: CategoryIds | None
+    path: Path,
+    csv_file: CsvFile,
+    images: int,
+    dataset: Dataset,
+    format: str | None,
+    labels: CategoryIds | None,
+    names: ImageIds | None,
 ) -> SampleSubmission:
     if format is not None and format not in box_rows.FORMATS:
         raise InputError(
@@ -190,7 +203,7 @@ def _sample_of_boxes(
                 "Leave it out of the sample, or fill it after the submission is written."
             )
     keys = [row[images].strip() for row in csv_file.rows]
-    image_ids, reading = _images(path, csv_file, keys, [False] * len(keys), dataset)
+    image_ids, reading = _images(path, csv_file, keys, [False] * len(keys), dataset, names)
     notes = []
     if len(set(image_ids)) >= FEW * len(dataset):
         _refuse_lacking(path, image_ids, dataset)
@@ -248,17 +261,21 @@ def _sample_of_boxes(
 
 
 def _images(
-    path: Path, csv_file: CsvFile, keys: Sequence[str], copied: Sequence[bool], dataset: Dataset
+    path: Path,
+    csv_file: CsvFile,
+    keys: Sequence[str],
+    copied: Sequence[bool],
+    dataset: Dataset,
+    names: ImageIds | None,
 ) -> tuple[list[int], ImageIds]:
     """The image id of each row, 0 for a copied row, and how the sample names images."""
     rows = [i for i, is_copied in enumerate(copied) if not is_copied]
+    where = lambda i: f"{path}: line {csv_file.lines[rows[i]]}"  # noqa: E731
     try:
-        found = match_images(
-            [keys[i] for i in rows], dataset, where=lambda i: f"{path}: line {csv_file.lines[rows[i]]}"
-        )
+        found = match_images([keys[i] for i in rows], dataset, where=where, reading=names)
     except InputError as error:
         raise InputError(
-            f"{error} A sample submission must name the test images.".replace(" give the data", " Give the data")
+            str(error).replace("--image-ids", "--image-names").replace("data that was predicted", "test images")
         ) from None
     image_ids = [0] * len(keys)
     for i, image_id in zip(rows, found.image_ids.tolist(), strict=True):

@@ -16,6 +16,7 @@ from foldfuse.errors import InputError, shown, unknown_name
 from foldfuse.formats.box_forms import FORMS
 from foldfuse.formats.box_rows import write_box_rows
 from foldfuse.formats.coco_results import write_coco
+from foldfuse.formats.image_keys import ImageIds
 from foldfuse.formats.like import read_like, write_like
 from foldfuse.formats.prediction_strings import CONTEST, HEADER, LAYOUTS, write_strings
 from foldfuse.formats.predictions import read_predictions
@@ -61,6 +62,11 @@ def image_texts(dataset: Dataset, names: ImageNames) -> list[str]:
         twice = next(text for i, text in enumerate(texts) if text in texts[:i])
         raise InputError(f"{dataset.source}: two images have the {names} {shown(twice)}. Name them in another way.")
     return texts
+
+
+def reading_of(names: ImageNames) -> ImageIds:
+    """How a file is read that names images so."""
+    return "id" if names == "id" else "name"
 
 
 def write_submission(

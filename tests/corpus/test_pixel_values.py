@@ -15,6 +15,7 @@ from PIL.TiffImagePlugin import AppendingTiffWriter, ImageFileDirectory_v2
 
 from corpus_samples import Case, parametrize, run
 from foldfuse import cli
+from foldfuse.data.image_file import read_header
 from pixel_samples import CHECK, SPLIT, Make, images_of, loaded, png
 
 RAMP = np.tile(np.linspace(0, 1, 96), (64, 1))  # dark to bright, 96 x 64
@@ -251,3 +252,12 @@ def test_a_run_remembers_the_switch_and_which_values_are_black_and_white(tmp_pat
     printed = " ".join(capsys.readouterr().err.split())
     assert "was trained with --ignore-orientation" in printed
     assert "values beyond 0 to 4095, which the run was trained with" in printed
+
+
+@pytest.mark.parametrize("ending", ["bmp", "tif", "png", "gif", "ppm", "webp", "jpg"])
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+def test_a_size_of_16_is_no_depth_of_16(tmp_path: Path, ending: str, mode: str) -> None:
+    for side in (16, 160, 1616):
+        path = tmp_path / f"{side}.{ending}"
+        Image.new(mode, (side, 16), 5).save(path)
+        assert read_header(path).depth.kind == "8-bit"

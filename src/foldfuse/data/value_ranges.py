@@ -146,7 +146,9 @@ def _kind(image: Image.Image) -> Kind:
         if image.format == "TIFF":
             return "32-bit" if _first(image.tag_v2.get(_BITS_TAG)) == 32 else "16-bit"  # type: ignore[attr-defined]
         return "16-bit" if image.format in ("PPM", "PNG") else "32-bit"
-    return "16-bit colour" if any("16" in str(tile[3]) for tile in getattr(image, "tile", ())) else "8-bit"
+    arguments = [tile[3] for tile in getattr(image, "tile", ())[:1]]
+    modes = [str(each[0] if isinstance(each, tuple) and each else each) for each in arguments]
+    return COLOUR if any(";16" in mode for mode in modes) else "8-bit"
 
 
 def _first(value: object) -> int | None:

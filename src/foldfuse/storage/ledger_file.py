@@ -22,6 +22,7 @@ import msgspec
 from foldfuse.errors import InputError, shown
 from foldfuse.storage.segments import SegmentRecord
 from foldfuse.system.files import kind_of_file, parse_json
+from foldfuse.system.records import in_words
 
 FORMAT = 1  # of the tables and of campaign.json; SQLite keeps it as user_version
 SCHEMA = f"""
@@ -289,7 +290,7 @@ def _check(value: Any, kind: Any, where: str, path: Path) -> Any:
     try:
         converted = msgspec.convert(value, kind)
     except msgspec.ValidationError as error:
-        raise InputError(f"{path}: {where} is not what a campaign writes ({error}). {_ADVICE}") from None
+        raise InputError(f"{path}: {where} is not what a campaign writes: {in_words(str(error))}. {_ADVICE}") from None
     if not _is_finite(value):
         raise InputError(f"{path}: {where} holds a number that is not finite. {_ADVICE}")
     return converted

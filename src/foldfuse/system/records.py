@@ -82,7 +82,7 @@ def from_plain(value: Any, kind: type[R], *, where: str, what: str, version: int
     try:
         return msgspec.convert(value, kind, dec_hook=_typed, str_keys=True)
     except msgspec.ValidationError as error:
-        raise InputError(f"{where}: is not {what}: {_in_words(str(error))}.") from None
+        raise InputError(f"{where}: is not {what}: {in_words(str(error))}.") from None
 
 
 def from_plain_tolerantly(value: Any, kind: type[R]) -> R | None:
@@ -126,16 +126,24 @@ def read_record(path: Path, kind: type[R], *, version: int, what: str, hint: str
     return from_plain(value, kind, where=str(path), what=what, version=version)
 
 
-def _in_words(message: str) -> str:
+def in_words(message: str) -> str:
     """A message of msgspec in the words of JSON, such as "'seed' is null, expected a whole number"."""
-    message = re.sub(r"`([a-z]+)`", lambda match: _WORDS.get(match[1], match[0]), message)
-    found = re.fullmatch(r"Expected (.*?)(?:, got (.*?))? - at `\$\.?(.*)`", message)
+    message = re.sub(
+        r"`([a-z]+(?: \| [a-z]+)*)`",
+        lambda match: " or ".join(_WORDS.get(name, f"`{name}`") for name in match[1].split(" | ")),
+        message,
+    )
+    message = re.sub(r" matching regex .*?(?= - at `|$)", " of another form", message)
+    if unknown := re.fullmatch(r"Invalid enum value (.*?)(?: - at `\$\.?(.*)`)?", message):
+        return f"{repr(unknown[2]) if unknown[2] else 'it'} is {unknown[1]}, which is none of its values"
+    found = re.fullmatch(r"Expected (.*?)(?:, got (.*?))?(?: - at `\$\.?(.*)`)?", message)
     if found is None:
         return message[:1].lower() + message[1:].replace(" - at `$.", " in `")
     expected, got, place = found.groups()
     if got is not None and got.isdigit():
         return f"{place!r} has length {got}, expected {expected}"
-    return f"{place or 'it'!r} is {got or 'something else'}, expected {expected}"
+    subject = repr(place) if place else "it"
+    return f"{subject} is {got or 'something else'}, expected {expected}"
 
 
 def _non_finite(value: Any) -> float | None:

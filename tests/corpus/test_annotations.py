@@ -468,6 +468,21 @@ CASES = [
         says=("class 0 has no boxes and names the project", "left out"),
         right=reads(name="fixed.json"),
     ),
+    Case(
+        "categories_as_texts",
+        made(lambda d: d.update(categories=["cat", "dog", "bird"])),
+        SPLIT,
+        status=2,
+        says=("category 0 of the list: is no object with 'id' and 'name'.", "There are 2 more of this kind"),
+    ),
+    Case(
+        "annotation_as_text",
+        made(lambda d: d["annotations"].append("?")),
+        FIX,
+        status=1,
+        says=("the annotation is of no usable image", "annotation number 8"),
+        right=reads(name="fixed.json"),
+    ),
     # boxes from segmentations
     Case("box_from_polygon", made(without("bbox", segmentation=polygon)), SPLIT, right=reads()),
     Case(

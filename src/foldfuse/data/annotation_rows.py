@@ -248,6 +248,8 @@ def _category(row: Row, known: Known, class_order: Mapping[int, int] | None) -> 
 
 def _no_image(source: Path, name: str, row: Row, known: Known) -> str:
     value = row.get("image_id")
+    if not row:
+        return f"{source}: {name}: is no object with 'image_id', 'category_id' and 'bbox'. {FIX}"
     if known.image_ids.number(value) is None and id_key(value) is None:
         return f"{source}: {name}: 'image_id' is {short(value)}, expected the id of an image. {FIX}"
     return f"{source}: {name}: is of image {short(value)}, which is not in 'images'. Remove it or list the image."

@@ -92,6 +92,13 @@ def walk(
         yield from judge(list(images.values()), list(categories.values()), annotations)
 
 
+def _no_id(row: Row, other: str) -> str:
+    """The sentence on a row without a usable id; `other` is the key that a row needs besides."""
+    if not row:
+        return f"is no object with 'id' and {other!r}."
+    return f"'id' is {short(row.get('id'))}, expected a whole number or a word."
+
+
 def _renumbered(what: str, ids: Ids) -> Iterator[Finding]:
     """A note where ids are no whole numbers within 64 bits."""
     if ids.renumbered:
@@ -140,8 +147,7 @@ def _images(
         raw, name = row.get("id"), row.get("file_name")
         image_id = ids.number(raw)
         if image_id is None:
-            error = f"{source}: {where}: 'id' is {short(raw)}, expected a whole number or a word. {FIX}"
-            yield Finding("the image has no id", where, error)
+            yield Finding("the image has no id", where, f"{source}: {where}: {_no_id(row, 'file_name')} {FIX}")
             continue
         where = f"{source}: image {short(raw)}"
         if not isinstance(name, str) or not name.strip() or not is_text(name):
@@ -265,8 +271,7 @@ def _categories(rows: list[Row], ids: Ids, source: Path) -> Iterator[Finding | C
         raw = row.get("id")
         category_id = ids.number(raw)
         if category_id is None:
-            error = f"{source}: {where}: 'id' is {short(raw)}, expected a whole number or a word. {FIX}"
-            yield Finding("the category has no id", where, error)
+            yield Finding("the category has no id", where, f"{source}: {where}: {_no_id(row, 'name')} {FIX}")
             continue
         where = f"category {short(raw)} ({short(row.get('name'))})"
         if category_id in known:

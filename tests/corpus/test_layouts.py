@@ -999,6 +999,14 @@ def two_splits(folder: Path) -> None:
         coco_as(str, json_name="train_val.json", image_name=lambda name, part=part: f"{part}/{name}")(folder)
 
 
+def two_names(folder: Path) -> None:
+    """Image 2 is called as if another machine had image 1 in another folder, where there is one file of that name."""
+    document = coco()
+    document["images"][1]["file_name"] = "/other/1.jpg"
+    write_coco(folder, {**document, "images": [row for row in document["images"] if row["id"] != 2]})
+    write_coco(folder, document, with_images=False)
+
+
 def foreign(words: str) -> Make:
     def make(folder: Path) -> None:
         text(folder / "x.json", words)
@@ -1228,6 +1236,24 @@ OTHERS = [
         "split train_val.json --out f.json --folds 2",
         2,
         ("may be train/1.jpg and val/1.jpg",),
+    ),
+    Case(
+        "one_file_for_two", two_names, "split . --out f.json --folds 2", 2, ("both seem to be the image images/1.jpg",)
+    ),
+    Case(
+        "one_file_for_two_fixed",
+        two_names,
+        "check . --fix --out fixed.json",
+        1,
+        ("two images of the list seem to be one file │ 1",),
+        right=lambda f: images_are(f / "fixed.json", ["1.jpg", "3.jpg", "4.jpg"]),
+    ),
+    Case(
+        "csv_spelling_told",
+        table(CORNERS.replace("a.jpg", "C:\\x\\a.jpg")),
+        "check train.csv",
+        says=("in another folder than its name says │ 1",),
+        right=has_dogs(),
     ),
     Case("coco_outside", leaving, "check set", 1, ("the image is missing │ 2",)),
     Case("coco_outside_split", leaving, "split set --out f.json", 2, ("leads out of the folder", "--images")),

@@ -87,11 +87,8 @@ def read_box_csv(
     files = ImageFiles(path, images)
     ids = image_ids([Path(name) for name in table.images])
     rows: dict[str, Row] = {}
-    known: dict[str, Path] = {}
     for name, stated in table.images.items():
         match = files.find(name)
-        if match.found:
-            known[name] = match.path
         size = stated
         if size is None and not match.found:
             error = f"{path}: {files.where(name)}"
@@ -108,7 +105,7 @@ def read_box_csv(
     labels = _labels(table)
     annotations = [_annotation(box, rows[box.image], form, labels, is_share=is_share) for box in boxes]
     document = coco_document(rows.values(), {number: name for name, number in labels.items()}, annotations)
-    return Loaded(document, path, tuple(table.findings), ImageFiles(path, images, known), ignore_orientation)
+    return Loaded(document, path, tuple(table.findings), files, ignore_orientation)
 
 
 def _read_table(path: Path, *, annotated: bool) -> CsvTable:

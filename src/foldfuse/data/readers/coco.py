@@ -13,7 +13,8 @@ from __future__ import annotations
 import json
 import logging
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ from foldfuse.data.readers.image_rows import image_files
 from foldfuse.data.readers.layouts import Layout, find_layout, folders_with_layouts, images_hint, read_layout
 from foldfuse.data.readers.loaded import Loaded
 from foldfuse.detections import Annotations
-from foldfuse.errors import InputError
+from foldfuse.errors import InputError, shown
 from foldfuse.system.atomic_files import write_text
 from foldfuse.system.files import read_json
 
@@ -76,13 +77,19 @@ def load(path: Path, images: Path | None = None, *, annotated: bool = True, igno
     if layout.kind == "images" and annotated:
         hint = _inner_datasets(path) or images_hint(path) or "Give the file of the annotations, or its folder."
         raise InputError(f"{path}: holds images, but no annotations. {hint}")
+    if layout.kind in ("coco", "cvat", "csv"):
+        return _with_name_findings(_load_named(layout, images, annotated, ignore_orientation))
+    return read_layout(layout, images=images, annotated=annotated, ignore_orientation=ignore_orientation)
+
+
+def _load_named(layout: Layout, images: Path | None, annotated: bool, ignore_orientation: bool) -> Loaded:
+    """A dataset whose annotations name its images."""
     if layout.kind != "coco":
         return read_layout(layout, images=images, annotated=annotated, ignore_orientation=ignore_orientation)
     document = read_json(layout.path, what="COCO JSON", hint="Give a COCO JSON, or a folder with a dataset.")
     if foreign := foreign_json(document):
         raise InputError(f"{layout.path}: {foreign}.")
-    files = ImageFiles(layout.path, images)
-    return Loaded(document, layout.path, tuple(_name_findings(document, files)), files, ignore_orientation)
+    return Loaded(document, layout.path, (), ImageFiles(layout.path, images), ignore_orientation)
 
 
 def require_layout(path: Path) -> Layout:
@@ -103,8 +110,12 @@ def _inner_datasets(path: Path) -> str:
     return f"Its folders {', '.join(p.name for p in folders[:6])} hold datasets: give one of them." if folders else ""
 
 
-def _name_findings(document: Any, files: ImageFiles) -> Iterator[Finding]:
-    """Findings about images that are found under other names than the document gives them."""
+def _with_name_findings(loaded: Loaded) -> Loaded:
+    """The same with findings about images that are found under other names than the document gives them.
+
+    Two names that seem to be one file have no file any more, so that boxes of two images never come together.
+    """
+    document, files = loaded.document, loaded.files
     rows = document.get("images") if isinstance(document, dict) else None
     rows = rows if isinstance(rows, list) else []
     names = {name for row in rows if isinstance(row, dict) and isinstance(name := row.get("file_name"), str)}
@@ -112,24 +123,27 @@ def _name_findings(document: Any, files: ImageFiles) -> Iterator[Finding]:
     names_of: dict[Path, list[str]] = defaultdict(list)
     for name, match in matches.items():
         names_of[match.path].append(name)
+    findings: list[Finding] = []
+    unclear: dict[str, str] = {}
     for name, match in matches.items():
-        if not match.how:
-            continue
         rivals = [other for other in names_of[match.path] if other != name]
-        if rivals:
+        if match.how and rivals:
+            unclear[name] = f"and {shown(rivals[0])} both seem to be the image {match.path}. Give --images DIR"
             error = (
-                f"{files.source}: {name!r} and {rivals[0]!r} both seem to be the image {match.path}. "
+                f"{files.source}: {shown(name)} and {shown(rivals[0])} both seem to be the image {match.path}. "
                 "Give the folder of the images as --images DIR, or correct 'file_name'."
             )
-            yield Finding("two images of the list seem to be one file", name, error, fix="")
-        else:
-            yield Finding(match.how, f"{name} as {match.path}", fix="", is_fault=False, is_told=True)
-    listed = set(names_of)
-    unlisted = [p for folder in sorted({p.parent for p in listed}) for p in image_files(folder) if p not in listed]
+            findings.append(Finding("two images of the list seem to be one file", name, error))
+        elif match.how:
+            findings.append(Finding(match.how, f"{name} as {match.path}", fix="", is_fault=False, is_told=True))
+    unlisted = [p for folder in sorted({p.parent for p in names_of}) for p in image_files(folder) if p not in names_of]
     if unlisted:
         kind = "image files beside the listed ones are not in the list, so they are not read"
         where = f"{len(unlisted)} files, such as {unlisted[0].name}"
-        yield Finding(kind, where, fix="", is_fault=False)
+        findings.append(Finding(kind, where, fix="", is_fault=False))
+    return replace(
+        loaded, findings=(*loaded.findings, *findings), files=replace(files, unclear=unclear) if unclear else files
+    )
 
 
 def locate(data: Path) -> tuple[Path, Path | None]:

@@ -80,16 +80,20 @@ class ImageFiles:
         source: the file of the annotations; images lie beside it or in a folder below.
         folder: the folder of `--images`, in which images are looked for first; None without the option.
         known: {name: file} of the images whose files the reader of a layout has found already.
+        unclear: {name: why it has no file} of names that seem to be a file that another name has.
     """
 
     source: Path
     folder: Path | None = None
     known: Mapping[str, Path] = field(default_factory=dict)
+    unclear: Mapping[str, str] = field(default_factory=dict)
 
     def find(self, name: str) -> Match:
         """The file of an image that the annotations call `name`."""
         if name in self.known:
             return Match(self.known[name])
+        if name in self.unclear:
+            return Match(self.root / name, found=False, reason=self.unclear[name])
         if self.folder is None:
             return self._find(name)
         match = self._find(name)

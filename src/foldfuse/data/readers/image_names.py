@@ -262,9 +262,13 @@ def files_below(folder: Path, *, depth: int = MAX_DEPTH) -> Iterator[Path]:
         for entry in entries:
             if is_hidden(entry.name):
                 continue
-            if entry.is_dir():
+            try:
+                is_folder, is_file = entry.is_dir(), entry.is_file()
+            except OSError:  # a link to itself
+                continue
+            if is_folder:
                 below.append((here / entry.name, level + 1))
-            elif entry.is_file():
+            elif is_file:
                 count += 1
                 yield here / entry.name
         if count > MAX_FILES:

@@ -6,6 +6,7 @@ See docs/layouts.md for all layouts. A folder may fit several; the order of `fin
 from __future__ import annotations
 
 import mmap
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -52,8 +53,9 @@ def find_layout(path: Path) -> Layout | None:
     """
     try:
         is_folder = path.is_dir()
-    except (OSError, ValueError):
-        raise InputError(f"{shown(str(path))}: is no name of a file.") from None
+    except (OSError, ValueError) as error:
+        reason = (getattr(error, "strerror", None) or "it holds a null character").lower()
+        raise InputError(f"{shown(str(path))}: is no name of a file ({reason}). Give the path of a dataset.") from None
     if is_folder:
         return _layout_of_folder(path)
     ending = path.suffix.lower()
@@ -157,9 +159,10 @@ def images_hint(folder: Path) -> str:
     if images and _has_labels(images[0].parent):
         return "Text files lie where YOLO's labels do, but nothing names the classes: add a classes.txt or a data.yaml."
     above = folder.absolute().parent
-    for place in (above, above.parent):
-        if (xmls := xml_folder(place)) is not None and xmls != folder:
-            return f"XML files lie in {xmls}: give {place}."
+    with suppress(InputError):  # a folder beside it that may not be listed
+        for place in (above, above.parent):
+            if (xmls := xml_folder(place)) is not None and xmls != folder:
+                return f"XML files lie in {xmls}: give {place}."
     return ""
 
 

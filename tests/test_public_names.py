@@ -31,6 +31,7 @@ NAMES = [
     "make_folds",
     "nms",
     "nmw",
+    "open_images",
     "predict_views",
     "read",
     "read_ensemble",

@@ -32,6 +32,7 @@ _MODULE_OF = {  # public name: its module
     "make_folds": "data.folds",
     "nms": "fusion.methods",
     "nmw": "fusion.methods",
+    "open_images": "data.pixels",
     "predict_views": "inference.detector",
     "read": "data.readers.coco",
     "read_ensemble": "ensemble.ensemble",

@@ -7,6 +7,7 @@ import json
 import os
 import struct
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -374,6 +375,16 @@ def test_a_satellite_image_is_read_and_one_beyond_the_memory_is_refused(tmp_path
     monkeypatch.setenv("FOLDFUSE_MAX_IMAGE_GB", "0.5")
     with pytest.raises(InputError, match=r"14000 x 13000 pixels.* 0\.7 GB .*FOLDFUSE_MAX_IMAGE_GB=1 to allow it"):
         load_sample(sample, longest=140)
+
+
+def test_pixels_are_right_even_where_the_images_were_not_looked_at_first(tmp_path):
+    phone((6, 8, 3, 1))(tmp_path)
+    dataset = read(tmp_path / "train.json")
+    for sample, opened in zip(dataset.samples, open_images(dataset).samples, strict=True):
+        np.testing.assert_array_equal(load_sample(sample), load_sample(opened))
+    wrong = replace(dataset.samples[0], width=50)
+    with pytest.raises(InputError, match=r"is 64 x 96 pixels as stored.* say 50 x 64"):
+        load_sample(wrong)
 
 
 def test_images_travel_to_other_machines_with_their_orientation_and_range(tmp_path):

@@ -26,7 +26,7 @@ class Sample:
         width, height: pixels.
         annotations: None for an image without labels, which differs from a labeled image without objects.
         orientation: EXIF orientation that loading applies to the stored pixels, 1 (none) to 8; width, height and boxes are
-            of the image after that. `pixels.open_images` sets it.
+            of the image after that. `pixels.open_images` sets it; 0 before, and loading then decides for the one image.
         value_range: values that become black and white in a file of more than 8 bits that does not state its depth.
         missing: why `path` is no image file, as a sentence; "" where it is one.
         original_id: the organiser's id where it is not `id` itself: text, or a number beyond 64 bits; else None.
@@ -38,7 +38,7 @@ class Sample:
     width: int
     height: int
     annotations: Annotations | None
-    orientation: int = 1
+    orientation: int = 0
     value_range: tuple[float, float] | None = None
     missing: str = ""
     original_id: str | int | None = None

@@ -23,6 +23,7 @@ from PIL import Image
 from foldfuse.data.dataset import Sample
 from foldfuse.data.decoding import decode
 from foldfuse.data.image_file import UPRIGHT
+from foldfuse.data.pixels import open_image
 from foldfuse.data.value_ranges import ValueRange
 from foldfuse.detections import Array, Detections
 
@@ -53,7 +54,13 @@ def load_image(
 
 
 def load_sample(sample: Sample, *, longest: int | None = None) -> ImageArray:
-    """(H, W, 3) uint8 RGB of a sample's image in its orientation; see `load_image`."""
+    """(H, W, 3) uint8 RGB of a sample's image in its orientation; see `load_image`.
+
+    Raises:
+        InputError: the file is missing or cannot be decoded; or it was not looked at yet, and has another size than the sample.
+    """
+    if sample.orientation == 0:
+        sample = open_image(sample)
     return load_image(sample.path, orientation=sample.orientation, longest=longest, value_range=sample.value_range)
 
 

@@ -29,7 +29,7 @@ def near_duplicates(paths: Sequence[Path], orientations: Sequence[int] | None = 
 
     Args:
         paths: the image files.
-        orientations: the EXIF orientation to apply to each; none by default.
+        orientations: the EXIF orientation to apply to each, 0 or 1 for none; none by default.
     """
     turned = orientations if orientations is not None else [1] * len(paths)
     with ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -60,7 +60,7 @@ def difference_hash(path: Path, orientation: int = 1) -> Array | None:
         image = decode_gray(path, (4 * HASH_SIDE, 4 * HASH_SIDE))
     except InputError:
         return None
-    if orientation != 1:
+    if orientation > 1:
         image = image.transpose(UPRIGHT[orientation])
     small = np.asarray(image.resize((HASH_SIDE + 1, HASH_SIDE), Image.Resampling.BOX), np.int16)
     bits = small[:, 1:] > small[:, :-1]

@@ -21,7 +21,6 @@ from foldfuse.data.dataset import Dataset, Sample
 from foldfuse.data.images import canvas_for
 from foldfuse.detections import Array
 from foldfuse.errors import InputError, counted
-from foldfuse.models.detection.yolov5_head import MAX_SIDE_RATIO, YOLOv5Head
 from foldfuse.recipes import MAX_IMAGE_SIZE, Recipe
 
 MOSAIC_MIN, MOSAIC_MAX, MOSAIC_COVER = (
@@ -45,6 +44,8 @@ def check_objects(model: Any, dataset: Dataset, recipe: Recipe) -> None:
     Raises:
         InputError: no object gets one.
     """
+    from foldfuse.models.detection.yolov5_head import YOLOv5Head  # loads torch, which a campaign's first check must not
+
     head = getattr(model, "head", None)
     anchors = head.anchors.reshape(-1, 2).cpu().numpy() if isinstance(head, YOLOv5Head) else None
     if sentence := missing_targets(dataset, recipe, stride=model.stride, anchors=anchors):
@@ -129,6 +130,8 @@ def scale_range(cached: Array, canvas: tuple[int, int], recipe: Recipe) -> tuple
 
 def _is_matched(sides: Array, anchors: Array, low: Array, high: float) -> Array:
     """(N,) whether a scale in `low` (N,) to `high` brings both sides of an object within the ratio of one anchor's sides."""
+    from foldfuse.models.detection.yolov5_head import MAX_SIDE_RATIO  # loads torch
+
     ratio = anchors[None] / sides.clip(min=1e-9)[:, None]  # (N, K, 2): the scale at which the sides are equal
     least = np.maximum(ratio.max(-1) / MAX_SIDE_RATIO, low[:, None])
     most = np.minimum(ratio.min(-1) * MAX_SIDE_RATIO, high)

@@ -39,6 +39,7 @@ from foldfuse.system.atomic_files import atomic
 from foldfuse.system.disk_full import disk_full_as_input_error
 from foldfuse.system.durations import format_duration
 from foldfuse.system.records import from_plain, to_plain
+from foldfuse.training.targets import check_image_sizes
 
 if TYPE_CHECKING:
     from foldfuse.campaign.planning.estimates import CampaignPlan
@@ -118,8 +119,6 @@ def run_campaign(
 
 def _check_image_sizes(inputs: Inputs, recipes: Mapping[str, Recipe], request: CampaignRequest) -> None:
     """Raises InputError where the image sizes make every object too small to be learnt."""
-    from foldfuse.training.targets import check_image_sizes
-
     check_image_sizes(inputs.labeled, recipes.values(), request.image_size)
 
 

@@ -225,6 +225,28 @@ CASES = [
         2,
         ("its optimizer is of other parameters",),
     ),
+    Case("state_rng", _state(lambda s: s["rng"][0].update(cpu=torch.zeros(5))), RESUME, 2, ("rng is of another type",)),
+    Case(
+        "state_group",
+        _state(lambda s: s["optimizer"]["param_groups"][0].pop("betas") and None),
+        RESUME,
+        2,
+        ("its optimizer is of other parameters",),
+    ),
+    Case(
+        "state_averages",
+        _state(lambda s: s["optimizer"]["state"].update({0: {"step": 3}})),
+        RESUME,
+        2,
+        ("its optimizer is of other parameters",),
+    ),
+    Case(
+        "weights_whole_numbers",
+        _weights(lambda w: w.update({STEM: w[STEM].to(torch.int64)})),
+        PREDICT,
+        2,
+        (STEM, "holds whole numbers, and in the network numbers with fractions"),
+    ),
     Case("weights_lack_tensor", _weights(lambda w: w.pop(STEM)), PREDICT, 2, ("lacks the tensor", STEM)),
     Case(
         "weights_extra_tensor",

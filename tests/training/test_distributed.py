@@ -67,7 +67,7 @@ def test_two_processes_train_and_predict_from_the_command_line(data, tmp_path):
     two, one = ([row["loss"] for row in Run(tmp_path / name).log] for name in ("run", "alone"))
     np.testing.assert_allclose(two, one, rtol=1e-3)
     run(*TORCHRUN, "-m", "foldfuse", "predict", tmp_path / "run", data, "--all", "--out", tmp_path / "two.parquet")
-    predict(tmp_path / "run", data, out=tmp_path / "one.parquet")
+    predict(tmp_path / "run", data, all_=True, out=tmp_path / "one.parquet")
     one, two = (read_predictions(tmp_path / f"{name}.parquet", read(data)) for name in ("one", "two"))
     assert list(one.image_ids) == list(two.image_ids)
     for i in one.image_ids:

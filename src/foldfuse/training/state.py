@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
 from foldfuse.errors import InputError
 from foldfuse.models.pretrained.state_dicts import require_same_tensors, shape_of
 
+_SETTINGS = {"params", "lr", "betas", "eps", "weight_decay"}  # later versions of torch add more
+_AVERAGES = ("step", "exp_avg", "exp_avg_sq")  # AdamW's, of each parameter
 _TYPES = {
     "model": dict,
     "ema": dict,
@@ -41,8 +44,10 @@ def check_state(state: Mapping[str, Any], model: Any, optimizer: Optimizer) -> N
     for part in ("model", "ema"):
         require_same_tensors(state[part], own, source=f"its part {part}")
     _check_optimizer(state["optimizer"], optimizer)
+    like = torch.get_rng_state()
     for own_rng in state["rng"]:
-        if not isinstance(own_rng, dict) or not isinstance(own_rng.get("cpu"), Tensor):
+        cpu = own_rng.get("cpu") if isinstance(own_rng, dict) else None
+        if not isinstance(cpu, Tensor) or (cpu.dtype, cpu.shape) != (like.dtype, like.shape):
             raise InputError("is not the state of a training: rng is of another type")
     if not state["rng"]:
         raise InputError("is not the state of a training: rng is empty")
@@ -54,15 +59,20 @@ def _check_optimizer(state: Mapping[str, Any], optimizer: Optimizer) -> None:
     groups, averages = state.get("param_groups"), state.get("state")
     if not isinstance(groups, list) or not isinstance(averages, dict):
         raise InputError("is not the state of a training: optimizer is of another type")
-    sizes = [len(group["params"]) if isinstance(group, dict) and "params" in group else -1 for group in groups]
-    if sizes != [len(group["params"]) for group in optimizer.param_groups]:
+    own_groups = optimizer.param_groups
+    if len(groups) != len(own_groups) or not all(_is_like(*pair) for pair in zip(groups, own_groups, strict=True)):
         raise InputError("its optimizer is of other parameters: another recipe, or another version of the network")
     for index, own in averages.items():
         parameter = parameters[index] if isinstance(index, int) and 0 <= index < len(parameters) else None
-        if parameter is None or not isinstance(own, dict):
+        if parameter is None or not isinstance(own, dict) or not all(isinstance(own.get(n), Tensor) for n in _AVERAGES):
             raise InputError("its optimizer is of other parameters: another recipe, or another version of the network")
         for name, value in own.items():
             if isinstance(value, Tensor) and value.ndim and value.shape != parameter.shape:
                 raise InputError(
                     f"its optimizer has {name} of the shape {shape_of(value)} for a tensor of {shape_of(parameter)}"
                 )
+
+
+def _is_like(group: Any, own: Mapping[str, Any]) -> bool:
+    """Whether a group of an optimizer's state has AdamW's settings, and as many parameters as the optimizer's own group."""
+    return isinstance(group, dict) and group.keys() >= _SETTINGS and len(group["params"]) == len(own["params"])

@@ -56,6 +56,10 @@ def require_same_tensors(state: Any, expected: Mapping[str, Tensor], *, source: 
                 f"{source}: {shown(key)} has the shape {shape_of(state[key])}, and in the network {shape_of(t)}. "
                 "These are the weights of another network."
             )
+        if state[key].is_floating_point() != t.is_floating_point():
+            kinds = ("whole numbers", "numbers with fractions")
+            found, own = kinds[state[key].is_floating_point()], kinds[t.is_floating_point()]
+            raise InputError(f"{source}: {shown(key)} holds {found}, and in the network {own}. The file is damaged.")
 
 
 def require_finite(state: Mapping[str, Tensor], *, source: str) -> None:

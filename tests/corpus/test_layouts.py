@@ -1007,6 +1007,12 @@ def two_names(folder: Path) -> None:
     write_coco(folder, document, with_images=False)
 
 
+def two_vocs(folder: Path) -> None:
+    """A dataset without images beside one that has images of the same names."""
+    voc(images="", xmls="one/Annotations/{}.xml")(folder)
+    voc(images="two/JPEGImages/{}.jpg", xmls="two/Annotations/{}.xml")(folder)
+
+
 def foreign(words: str) -> Make:
     def make(folder: Path) -> None:
         text(folder / "x.json", words)
@@ -1254,6 +1260,13 @@ OTHERS = [
         "check train.csv",
         says=("in another folder than its name says │ 1",),
         right=has_dogs(),
+    ),
+    Case(
+        "voc_images_of_another_dataset",
+        two_vocs,
+        "check one",
+        1,
+        ("the image is missing │ 4",),
     ),
     Case("coco_outside", leaving, "check set", 1, ("the image is missing │ 2",)),
     Case("coco_outside_split", leaving, "split set --out f.json", 2, ("leads out of the folder", "--images")),

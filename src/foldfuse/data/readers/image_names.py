@@ -77,7 +77,7 @@ class ImageFiles:
     """The image files of a dataset.
 
     Attributes:
-        source: the file of the annotations; images lie beside it or in a folder below.
+        source: the file or folder of the annotations; images lie beside the file, or in the folder, or below.
         folder: the folder of `--images`, in which images are looked for first; None without the option.
         known: {name: file} of the images whose files the reader of a layout has found already.
         unclear: {name: why it has no file} of names that seem to be a file that another name has.
@@ -119,10 +119,12 @@ class ImageFiles:
             return self._find_outside(name, parts, is_absolute, expected)
         return self._search(parts, expected, is_absolute=False)
 
-    @property
+    @cached_property
     def root(self) -> Path:
         """The folder that names are relative to."""
-        return self.source.parent if self.folder is None else self.folder
+        if self.folder is not None:
+            return self.folder
+        return self.source if self.source.is_dir() else self.source.parent
 
     @cached_property
     def top(self) -> Path:
@@ -263,12 +265,12 @@ def files_below(folder: Path, *, depth: int = MAX_DEPTH) -> Iterator[Path]:
             if is_hidden(entry.name):
                 continue
             try:
-                is_folder, is_file = entry.is_dir(), entry.is_file()
-            except OSError:  # a link to itself
+                is_folder, is_regular = entry.is_dir(), entry.is_file()
+            except OSError:  # a loop of links
                 continue
             if is_folder:
                 below.append((here / entry.name, level + 1))
-            elif is_file:
+            elif is_regular:
                 count += 1
                 yield here / entry.name
         if count > MAX_FILES:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -12,7 +13,7 @@ from typing import Any
 
 from foldfuse.data.findings import Finding
 from foldfuse.data.image_file import read_header
-from foldfuse.data.readers.image_names import MAX_DEPTH, UNREAD_SUFFIXES, files_below, is_image_name
+from foldfuse.data.readers.image_names import MAX_DEPTH, MAX_SEARCHED, UNREAD_SUFFIXES, files_below, is_image_name
 from foldfuse.errors import InputError, shown
 
 MAX_ID = 10**18  # ids are 64-bit integers wherever they are written
@@ -53,7 +54,7 @@ def image_files(folder: Path, *, recursive: bool = False) -> list[Path]:
 def other_files(folder: Path) -> str:
     """A sentence on the files of a folder without images, such as .dcm; "" where there are none of them."""
     known = ("", ".txt", ".json", ".md", ".names", ".data", ".xml", ".csv", ".yaml", ".yml")
-    endings = Counter(path.suffix.lower() for path in files_below(folder))
+    endings = Counter(path.suffix.lower() for path in itertools.islice(files_below(folder), MAX_SEARCHED))
     found = next(((ending, count) for ending, count in endings.most_common() if ending not in known), None)
     return f" There are {found[1]} {shown(found[0])[1:-1]} files, which are not read." if found else ""
 

@@ -7,6 +7,7 @@ as `image_names` compares them: a file that was packed on another system may be 
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -15,6 +16,7 @@ from pathlib import Path
 
 from foldfuse.data.findings import Finding
 from foldfuse.data.readers.image_names import (
+    MAX_SEARCHED,
     SPELLINGS,
     files_below,
     is_hidden,
@@ -208,7 +210,7 @@ def _all_missing(images: Sequence[Path], source: Path) -> Finding:
     stems = {split_ending(image.name)[0] for image in images}
     folders = Counter(
         path.parent
-        for path in files_below(root)
+        for path in itertools.islice(files_below(root), MAX_SEARCHED)
         if path.suffix.lower() == ".txt" and split_ending(path.name)[0] in stems
     )
     first = images[0]

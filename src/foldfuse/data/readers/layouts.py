@@ -175,7 +175,8 @@ def _read_images(folder: Path, *, ignore_orientation: bool) -> Loaded:
 
 def _yaml_above(folder: Path) -> Path | None:
     """The YAML in one of the three folders above an image folder."""
-    return next((yaml for above in list(folder.absolute().parents)[:3] if (yaml := _yaml_in(above)) is not None), None)
+    found = (_yaml_in(above) for above in list(folder.absolute().parents)[:3])
+    return next((yaml for yaml in found if yaml is not None and describes_yolo(yaml)), None)
 
 
 def _yaml_in(folder: Path) -> Path | None:

@@ -146,7 +146,7 @@ def read_voc(
         ]
     document = coco_document(table.rows, {label: name for name, label in labels.items()}, annotations)
     known = {name: path for name, path in table.known.items() if is_file(path)}
-    return Loaded(document, given, tuple(findings), ImageFiles(given, images, known), ignore_orientation)
+    return Loaded(document, given, tuple(findings), ImageFiles(root, images, known), ignore_orientation)
 
 
 def _read_trees(paths: Sequence[Path], findings: list[Finding]) -> dict[Path, ET.Element]:

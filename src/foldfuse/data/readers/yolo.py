@@ -59,7 +59,7 @@ def read_yolo(
         annotations = [_annotation(line, row, described.form) for row, line in lines]
     document = coco_document(rows, described.form.names, annotations)
     given = folder or source
-    return Loaded(document, given, tuple(findings), ImageFiles(given, images, table.known), ignore_orientation)
+    return Loaded(document, given, tuple(findings), ImageFiles(root, images, table.known), ignore_orientation)
 
 
 def _lines(path: Path, form: LabelFormat, findings: list[Finding]) -> list[LabelLine] | None:

@@ -68,7 +68,7 @@ def read_source(source: Path, *, folder: Path | None, images: Path | None, annot
     else:
         found = _read_list(source, images, annotated=annotated)
     if not found.images and not any(f.error for f in found.findings):
-        root = source if source.is_dir() else source.parent
+        root = folder or (source if source.is_dir() else source.parent)
         raise InputError(
             f"{source}: names no image to read.{other_files(root)} Expected images such as .jpg or .png, there or in "
             "the folder of --images."
@@ -345,7 +345,7 @@ def _listed_images(source: Path, places: _Places, found: YoloSource, images: Pat
     text = read_text(source, what="a list of images, one on each line", limit=2**30)
     entries = [line.strip() for line in text.splitlines() if line.strip()]
     roots = [*dict.fromkeys([*places.roots, source.parent])]
-    files = [ImageFiles(root / "list", images) for root in roots]
+    files = [ImageFiles(root, images) for root in roots]
     listed: list[Path] = []
     for number, entry in enumerate(entries, 1):
         path = next(_places_of(entry, roots, files), None)

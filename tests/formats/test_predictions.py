@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from foldfuse.data.dataset import Dataset, Sample
 from foldfuse.data.readers.coco import read
 from foldfuse.detections import Detections, Predictions
 from foldfuse.errors import InputError
+from foldfuse.formats.parquet import parquet_classes
 from foldfuse.formats.predictions import FORMATS, read_prediction_file, read_predictions, write_predictions
 
 WIDTH, HEIGHT = 200, 100
@@ -171,6 +173,31 @@ def test_parquet_keeps_the_predicted_images(tmp_path: Path) -> None:
     some = predictions_of([[], [(0.1, 0.2, 0.1, 0.2, 0.5, 1)], []]).select_images([11, 3])
     path = write_predictions(some, tmp_path / "run=1" / "found.parquet", DATASET)  # not a partition called run
     assert_same(read_predictions(path, DATASET), some)
+
+
+def test_parquet_is_refused_where_an_id_belongs_to_another_image_than_before(tmp_path: Path) -> None:
+    found = predictions_of([[], [(0.1, 0.2, 0.1, 0.2, 0.5, 1)], []])
+    path = write_predictions(found, tmp_path / "found.parquet", DATASET)
+    moved = replace(
+        DATASET, samples=tuple(replace(s, file_name=f"c/{Path(s.file_name).stem}.png") for s in DATASET.samples)
+    )
+    assert_same(read_predictions(path, moved), found)
+    names = ["a/y.jpg", "a/x.jpg", "b/z.jpg"]
+    swapped = replace(
+        DATASET, samples=tuple(replace(s, file_name=n) for s, n in zip(DATASET.samples, names, strict=True))
+    )
+    with pytest.raises(
+        InputError, match=r"image id 7 was a/x.jpg when it was predicted, and is a/y.jpg.*so are 2 of 3 images"
+    ):
+        read_predictions(path, swapped)
+
+
+def test_parquet_keeps_category_ids_that_are_words(tmp_path: Path) -> None:
+    own = DATASET.with_classes(DATASET.classes, ("c", "d", "o"))
+    assert own.category_ids == (1, 2, 3)
+    assert own.organiser_category_ids == ("c", "d", "o")
+    path = write_predictions(predictions_of([[], [], []], own), tmp_path / "found.parquet", own)
+    assert parquet_classes(path) == (("cat", "dog", "owl"), ("c", "d", "o"))
 
 
 def test_coco_results_use_the_organisers_ids(tmp_path: Path) -> None:

@@ -130,7 +130,7 @@ def read_inputs(
         else None
     )
     if to_predict is not None and not to_predict.classes:
-        to_predict = to_predict.with_classes(labeled.classes, labeled.category_ids)
+        to_predict = to_predict.with_classes(labeled.classes, labeled.organiser_category_ids)
     if isinstance(folds, int):
         check_num_folds(labeled, folds)
         if to_predict is None and folds < 3:

@@ -82,7 +82,7 @@ def rescore(
         None if test is None else read(test, annotated=False, images=images, ignore_orientation=ignore_orientation)
     )
     if test_data is not None and not test_data.classes:
-        test_data = test_data.with_classes(dataset.classes, dataset.category_ids)
+        test_data = test_data.with_classes(dataset.classes, dataset.organiser_category_ids)
     test_boxes = None
     if test_data is not None and test_predictions is not None:
         test_boxes = read_file(test_predictions, test_data, ReadAs(input_format, image_ids, category_ids))

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
+from foldfuse.data.values import Ids
 from foldfuse.detections import Annotations
 from foldfuse.errors import InputError
 
@@ -109,9 +110,13 @@ class Dataset:
         """The same images without annotations."""
         return replace(self, samples=tuple(replace(s, annotations=None) for s in self.samples))
 
-    def with_classes(self, classes: Iterable[str], category_ids: Iterable[int]) -> Dataset:
-        """The same images with other classes, for a test set that has none of its own."""
-        return replace(self, classes=tuple(classes), category_ids=tuple(category_ids))
+    def with_classes(self, classes: Iterable[str], category_ids: Iterable[int | str]) -> Dataset:
+        """The same images with other classes and the organiser's ids of these, for a test set that has none of its own."""
+        raw = tuple(category_ids)
+        ids = Ids(raw)
+        numbers = tuple(number for value in raw if (number := ids.number(value)) is not None)
+        original = () if numbers == raw else raw
+        return replace(self, classes=tuple(classes), category_ids=numbers, original_category_ids=original)
 
     @cached_property
     def fingerprint(self) -> str:

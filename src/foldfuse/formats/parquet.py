@@ -1,9 +1,13 @@
-"""Predictions as Parquet: one row per box, with the class names in the metadata."""
+"""Predictions as Parquet: one row per image, with the class names in the metadata.
+
+Ids alone do not tell an image where Foldfuse has numbered the images itself: the file names are kept, and compared in reading.
+"""
 
 from __future__ import annotations
 
 import json
-from pathlib import Path
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -32,7 +36,7 @@ def is_parquet(path: Path) -> bool:
     return path.is_file() and read_start(path, what="predictions", num_bytes=4) == b"PAR1"
 
 
-def parquet_classes(path: Path) -> tuple[tuple[str, ...], tuple[int, ...]]:
+def parquet_classes(path: Path) -> tuple[tuple[str, ...], tuple[int | str, ...]]:
     """The class names of a Parquet file of predictions, and the category ids, () in files that do not keep them.
 
     Raises:
@@ -41,7 +45,9 @@ def parquet_classes(path: Path) -> tuple[tuple[str, ...], tuple[int, ...]]:
     try:
         with pq.ParquetFile(path) as file:
             about = parse_json(file.schema_arrow.metadata[b"foldfuse"], path, what="the facts of predictions")
-        return tuple(map(str, about["classes"])), tuple(map(int, about.get("category_ids", ())))
+        return tuple(map(str, about["classes"])), tuple(
+            i if isinstance(i, str) else int(i) for i in about.get("category_ids", ())
+        )
     except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
         raise _damaged(path, error) from None
 
@@ -58,6 +64,7 @@ def write_parquet(predictions: Predictions, path: Path, dataset: Dataset) -> Non
     }
     if predictions.learnt_ids:
         facts["learnt_ids"] = sorted(predictions.learnt_ids)
+    name_of = {sample.id: sample.file_name for sample in dataset.samples}
     offsets = pa.array(predictions.offsets, pa.int64())
     boxes = np.ascontiguousarray(predictions.boxes).reshape(-1)
     is_single = bool((boxes.astype(np.float32) == boxes).all())  # as a network's boxes are; files may hold others
@@ -65,6 +72,7 @@ def write_parquet(predictions: Predictions, path: Path, dataset: Dataset) -> Non
     table = pa.table(
         {
             "image_id": pa.array(predictions.image_ids, pa.int64()),
+            "file_name": pa.array([name_of.get(int(i), "") for i in predictions.image_ids], pa.string()),
             "boxes": pa.LargeListArray.from_arrays(offsets, pa.FixedSizeListArray.from_arrays(flat, 4)),
             "scores": pa.LargeListArray.from_arrays(offsets, pa.array(predictions.scores, pa.float64())),
             "labels": pa.LargeListArray.from_arrays(offsets, pa.array(predictions.labels, pa.int64())),
@@ -120,6 +128,8 @@ def read_parquet(path: Path, dataset: Dataset) -> Predictions:
             f"{path}: row {int(np.argmin(known))}: {image_ids[np.argmin(known)]} names no image of {dataset.source} ("
             f"{int((~known).sum())} of the file's {len(known)} images are unknown). Give the data that was predicted."
         )
+    if "file_name" in table.column_names:
+        _check_names(table["file_name"].to_pylist(), image_ids.tolist(), dataset, path)
     distinct, counts = np.unique(image_ids, return_counts=True)
     if (counts > 1).any():
         raise InputError(f"{path}: image id {distinct[counts > 1][0]} has {counts.max()} rows. Keep one row per image.")
@@ -131,3 +141,24 @@ def read_parquet(path: Path, dataset: Dataset) -> Predictions:
     )
     offsets = np.concatenate([[0], np.cumsum(lengths["boxes"])]).astype(np.int64)
     return Predictions(image_ids, offsets, boxes, np.minimum(scores, 1), labels, classes, learnt_ids)
+
+
+def _check_names(names: Sequence[Any], image_ids: Sequence[int], dataset: Dataset, path: Path) -> None:
+    """Raises InputError where an image id belongs to another file than when the image was predicted."""
+    name_of = {sample.id: sample.file_name for sample in dataset.samples}
+    others = [
+        (image_id, name)
+        for image_id, name in zip(image_ids, names, strict=True)
+        if name and _stem(str(name)) != _stem(name_of[image_id])
+    ]
+    if others:
+        image_id, name = others[0]
+        raise InputError(
+            f"{path}: image id {image_id} was {str(name)[:60]} when it was predicted, and is {name_of[image_id][:60]} in "
+            f"{dataset.source}; so are {len(others)} of {len(names)} images. Give the data that was predicted, or predict again."
+        )
+
+
+def _stem(file_name: str) -> str:
+    """The name of an image whatever its folder and its ending."""
+    return PurePosixPath(file_name.replace("\\", "/")).stem

@@ -26,7 +26,7 @@ STAND_INS = {  # functions of commands/campaign.py: what they do here
     "run_campaign": lambda request, *_, **__: Path("night1"),
     "resume_campaign": lambda folder, *_, **__: folder,
     "_print_campaign_plan": lambda request: None,
-    "score": lambda predictions, data: None,  # demo scores what its campaign leaves
+    "score": lambda predictions, data, **__: None,  # demo scores what its campaign leaves
 }
 SIZE = 64  # pixels: every image size of an example becomes this one, or the next multiples of 32
 

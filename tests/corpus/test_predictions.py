@@ -114,6 +114,20 @@ def _from_zero(folder: Path) -> None:
     _json(folder, _rows(document, category_id=lambda a: a["category_id"] + 1))
 
 
+def _small_centres(folder: Path) -> None:
+    document = coco()
+    for a in document["annotations"]:
+        a["bbox"] = [a["bbox"][0], a["bbox"][1], 10, 12]
+    _data(folder, document)
+    _json(folder, _rows(document, bbox=lambda a: [a["bbox"][0] + 5, a["bbox"][1] + 6, 10, 12]))
+
+
+def _classes_from_zero_unseen(folder: Path) -> None:
+    """Classes counted from 0 where the data counts from 1, and the first class is never predicted."""
+    rows = _rows(_data(folder), category_id=lambda a: a["category_id"] - 1)
+    _json(folder, [row for row in rows if row["category_id"]])
+
+
 def _whole_document(folder: Path) -> None:
     document = _data(folder)
     theirs = json.loads(json.dumps(document))
@@ -371,6 +385,18 @@ READING = [
         _csv("PredictionString,image_id\n0 0.9 0.1 0.1 0.5 0.5,1\n1 0.9 0.1 0.2 0.3 0.4,2\n,3\n,4\n"),
         "the header stands for label_score_xyxy, and the numbers fit label_score_xyxy_normalized",
         file="p.csv",
+    ),
+    _score(
+        "small_centres_are_warned_of",
+        _small_centres,
+        ap="0.0000",
+        says=("WARNING: p.json: has AP50 0.0000 as it was read, and 1.0000 with --input-format coco_json_cxcywh",),
+    ),
+    _score(
+        "classes_from_zero_are_warned_of",
+        _classes_from_zero_unseen,
+        ap="0.0000",
+        says=("no box has the category_id 3 (bird)", "WARNING", "with --category-ids from_zero"),
     ),
     _score("ids_as_floats_in_a_csv", _long(line="{image}.0,{name},{score},{x1},{y1},{x2},{y2}"), file="p.csv"),
     _refused(

@@ -36,8 +36,11 @@ def tell_of_better_reading(path: Path, file: PredictionFile, dataset: Dataset) -
     if not file.alternatives or not dataset.num_boxes:
         return
     as_read = score_predictions(file.predictions, dataset).ap50 or 0.0
-    for option, table in file.alternatives.items() if as_read < DOUBTFUL_AP50 else ():
-        other = score_predictions(to_predictions(table, dataset), dataset).ap50 or 0.0
+    for option, make in file.alternatives.items() if as_read < DOUBTFUL_AP50 else ():
+        try:
+            other = score_predictions(to_predictions(make(), dataset), dataset).ap50 or 0.0
+        except InputError:  # some boxes are broken in this reading
+            continue
         if other > max(2 * as_read, as_read + MUCH_BETTER):
             printing.write(
                 f"WARNING: {path}: has AP50 {as_read:.4f} as it was read, and {other:.4f} with {option}. If that is how it is "

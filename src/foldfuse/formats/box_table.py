@@ -28,7 +28,7 @@ class BoxTable:
         where: names the place of box i in the file, for messages.
         how: how images and classes were read, in words.
         notes: sentences for the user on what may be wrong.
-        alternatives: {option: the boxes as they would be with it} of the other readings that are possible for the whole file.
+        alternatives: {option: makes the boxes as they would be with it} of the other readings that are possible for the file.
     """
 
     image_ids: Array
@@ -39,7 +39,7 @@ class BoxTable:
     where: Callable[[int], str]
     how: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
-    alternatives: Mapping[str, BoxTable] = field(default_factory=dict)
+    alternatives: Mapping[str, Callable[[], BoxTable]] = field(default_factory=dict)
 
 
 def to_predictions(table: BoxTable, dataset: Dataset) -> Predictions:

@@ -7,7 +7,7 @@ dataset that they lack counts as predicted, without boxes. A CSV of prediction s
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -45,7 +45,7 @@ class PredictionFile:
         reason: the reason for the format, in words.
         how: how images and classes were read, in words.
         told: sentences on what may be wrong.
-        alternatives: {option: the boxes as they would be with it} of the other readings that are possible for the whole file.
+        alternatives: {option: makes the boxes as they would be with it} of the other readings that are possible for the file.
     """
 
     predictions: Predictions
@@ -53,7 +53,7 @@ class PredictionFile:
     reason: str
     how: tuple[str, ...] = ()
     told: tuple[str, ...] = ()
-    alternatives: Mapping[str, BoxTable] = field(default_factory=dict)
+    alternatives: Mapping[str, Callable[[], BoxTable]] = field(default_factory=dict)
 
     def notes(self) -> list[str]:
         """Sentences for the user: how the file was read, and what may be wrong with it."""

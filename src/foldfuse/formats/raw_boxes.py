@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,7 +14,7 @@ from foldfuse.data.dataset import Dataset
 from foldfuse.detections import Array
 from foldfuse.errors import InputError, shown
 from foldfuse.formats import class_keys, image_keys
-from foldfuse.formats.box_forms import BoxForm, check_form
+from foldfuse.formats.box_forms import FORMS, MIN_OTHER_FIT, BoxForm, check_form
 from foldfuse.formats.box_table import BoxTable, image_sizes
 from foldfuse.formats.class_keys import CategoryIds, match_classes
 from foldfuse.formats.image_keys import ImageIds, match_images
@@ -119,12 +120,21 @@ def to_table(raw: RawBoxes, path: Path, dataset: Dataset, read_as: ReadAs) -> Bo
         how=tuple(notes),
         notes=tuple(note for note in told if note),
     )
-    alternatives = {
-        f"--image-ids {way}": replace(table, image_ids=ids[:n], predicted=np.unique(ids).tolist())
-        for way, ids in images.others.items()
-    }
-    alternatives |= {f"--category-ids {way}": replace(table, labels=labels) for way, labels in others.items()}
+    alternatives: dict[str, Callable[[], BoxTable]] = {}
+    for way, ids in images.others.items():
+        alternatives[f"--image-ids {way}"] = partial(
+            replace, table, image_ids=ids[:n], predicted=np.unique(ids).tolist()
+        )
+    for reading, other_labels in others.items():
+        alternatives[f"--category-ids {reading}"] = partial(replace, table, labels=other_labels)
+    for form in () if raw.is_form_given or not n else FORMS.values():
+        if form != raw.form and form.fits(raw.numbers, sizes).mean() >= MIN_OTHER_FIT:
+            alternatives[f"--input-format {raw.option(form)}"] = partial(_with_form, table, raw, form, sizes)
     return replace(table, alternatives=alternatives)
+
+
+def _with_form(table: BoxTable, raw: RawBoxes, form: BoxForm, sizes: Array) -> BoxTable:
+    return replace(table, boxes=form.to_xyxy(raw.numbers, sizes))
 
 
 def parse_numbers(values: Sequence[Any], where: Callable[[int], str], what: str, expected: str, size: int) -> Array:

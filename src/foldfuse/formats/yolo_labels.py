@@ -79,7 +79,8 @@ def read_yolo(path: Path, dataset: Dataset, read_as: ReadAs) -> BoxTable:
     )
     image_ids = read_as.image_ids or ("name" if is_named else None)
     result = to_table(raw, path, dataset, ReadAs("yolo", image_ids, read_as.category_ids))
-    return replace(result, predicted=dataset.image_ids)
+    how = tuple(text.removesuffix(", as the option says") if read_as.image_ids is None else text for text in result.how)
+    return replace(result, predicted=dataset.image_ids, how=how)
 
 
 def write_yolo(predictions: Predictions, path: Path, dataset: Dataset) -> None:

@@ -218,6 +218,12 @@ DEPTH = [
     Case("tiff_of_pages", pages("tif"), SPLIT, says=("4 of 4 images have several pages",)),
     Case("tiff_pyramid", pages("tif", reduced=1), SPLIT, never=("several pages",)),
     Case(
+        "few_values_outshine_all",
+        images_of(gray(np.where(RAMP > 0.999, 65535, TWELVE // 8).astype(np.uint16))),
+        CHECK,
+        says=("the image is all but black │ 4",),
+    ),
+    Case(
         "one_colour",
         images_of(Image.new("RGB", (96, 64), (9, 9, 9))),
         CHECK,

@@ -17,7 +17,7 @@ from foldfuse.data.annotation_rows import FIX, Known, walk_annotations
 from foldfuse.data.box_formats import AS_FOUND, Conventions
 from foldfuse.data.findings import AnnotationRow, CategoryRow, Finding, ImageRow, Item, Row, fixed_row
 from foldfuse.data.image_file import read_header
-from foldfuse.data.images import has_one_colour, load_image
+from foldfuse.data.images import has_one_colour, is_all_but_black, load_image
 from foldfuse.data.judgement import judge
 from foldfuse.data.pixels import FULL_16_BITS, Inspection, extrema_of_open, judge_header, ranges_of, too_dark
 from foldfuse.data.readers.image_names import ImageFiles
@@ -118,12 +118,14 @@ def _inspected(path: Path, width: int, height: int, *, ignore_orientation: bool)
     try:
         header = read_header(path)
         inspection = judge_header(header, path, (width, height), ignore_orientation=ignore_orientation)
-        is_flat = has_one_colour(load_image(path))
+        image = load_image(path)
+        is_flat = has_one_colour(image)
+        is_black = not is_flat and is_all_but_black(image)
     except InputError as error:
         return Finding("the image cannot be decoded", str(error), str(error)), Inspection(error=str(error))
     if inspection.error:
         return Finding("the size differs from the annotations'", inspection.error, inspection.error), inspection
-    return None, replace(inspection, is_flat=is_flat)
+    return None, replace(inspection, is_flat=is_flat, is_black=is_black)
 
 
 def _list(document: Row, key: str, source: Path) -> list[Row]:
@@ -246,6 +248,8 @@ def _notes(inspection: Inspection) -> Iterator[str]:
         yield "the image has several pages or frames, and the first is used"
     if inspection.is_flat:
         yield "all pixels of the image have one colour"
+    if inspection.is_black:
+        yield "the image is all but black"
 
 
 def _depth_findings(files: Sequence[tuple[Path, Depth]]) -> Iterator[Finding]:

@@ -30,6 +30,7 @@ from foldfuse.detections import Array, Detections
 log = logging.getLogger(__name__)
 
 ImageArray = NDArray[np.uint8]
+BLACK_MEAN = 2.5  # of 255
 PAD_VALUE = 114  # the gray of a canvas outside its image
 
 
@@ -67,6 +68,11 @@ def load_sample(sample: Sample, *, longest: int | None = None) -> ImageArray:
 def has_one_colour(image: ImageArray) -> bool:
     """Whether all pixels of an image (H, W, 3) have the same colour."""
     return bool((image[0] == image[0, 0]).all() and (image == image[0, 0]).all())
+
+
+def is_all_but_black(image: ImageArray) -> bool:
+    """Whether an image (H, W, 3) is so dark that next to nothing can be seen, as where a few values outshine all others."""
+    return bool(image[::4, ::4].mean() < BLACK_MEAN)
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,14 +184,11 @@ class ImageCache:
             images = tuple(pool.map(lambda s: load_sample(s, longest=longest), samples[:in_memory]))
             if cached > in_memory:
                 images += _on_disk(pool.map(lambda s: load_sample(s, longest=longest), samples[in_memory:cached]))
-        flat = [s.file_name for s, image in zip(samples, images, strict=False) if has_one_colour(image)]
-        if flat:
-            log.warning(
-                "%d of %d images have one colour all over, such as %s. Are they what they should be?",
-                len(flat),
-                len(samples),
-                flat[0],
-            )
+        for is_odd, words in ((has_one_colour, "have one colour all over"), (is_all_but_black, "are all but black")):
+            odd = [s.file_name for s, image in zip(samples, images, strict=False) if is_odd(image)]
+            if odd:
+                sentence = "%d of %d images %s, such as %s. Are they what they should be?"
+                log.warning(sentence, len(odd), len(samples), words, odd[0])
         return ImageCache(samples, longest, images)
 
     def __add__(self, more: ImageCache) -> ImageCache:

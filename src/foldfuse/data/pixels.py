@@ -41,7 +41,7 @@ class Inspection:
         is_size_wrong: whether the error is a size that contradicts the file.
         depth: how the file stores the values of its pixels.
         has_pages: whether the file has more pages or frames than the first, which alone is read.
-        is_flat: whether all pixels have one colour, where they were looked at.
+        is_flat, is_black: whether all pixels have one colour or are all but black, where they were looked at.
     """
 
     orientation: int = 1
@@ -53,6 +53,7 @@ class Inspection:
     depth: Depth = EIGHT_BITS
     has_pages: bool = False
     is_flat: bool = False
+    is_black: bool = False
 
 
 def open_images(

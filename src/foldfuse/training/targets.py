@@ -139,11 +139,12 @@ def _is_matched(sides: Array, anchors: Array, low: Array, high: float) -> Array:
 
 
 def _advice(samples: Sequence[Sample], recipe: Recipe, stride: int) -> str:
-    """A sentence with the smallest image size at which nearly all objects reach `MIN_SIDE` pixels."""
+    """A sentence with the smallest image size at which nearly all objects reach `MIN_SIDE` pixels without augmentation."""
     few, many = recipe.image_size // stride, MAX_IMAGE_SIZE // stride
+    plain = replace(recipe, scale_jitter=0.0, mosaic=0.0)
 
     def share(size: int) -> float:
-        return float(have_targets(samples, replace(recipe, image_size=size * stride), stride=stride).mean())
+        return float(have_targets(samples, replace(plain, image_size=size * stride), stride=stride).mean())
 
     if share(many) < ENOUGH:
         return "Cut the images into tiles, with their annotations."
@@ -151,4 +152,4 @@ def _advice(samples: Sequence[Sample], recipe: Recipe, stride: int) -> str:
         middle = (few + many) // 2
         few, many = (few, middle) if share(middle) >= ENOUGH else (middle, many)
     size = many * stride
-    return f"Take --image-size {size}, at which {share(many):.0%} are large enough, or cut the images into tiles."
+    return f"Take --image-size {size} or more ({share(many):.0%} are then large enough), or cut the images into tiles."

@@ -24,7 +24,7 @@ def raise_interrupt(number: int, frame: Any) -> None:
     """
     spec = getattr(sys.modules.get("torch"), "__spec__", None)
     if getattr(spec, "_initializing", False):
-        timer = threading.Timer(RETRY_SECONDS, os.kill, (os.getpid(), number))
+        timer = threading.Timer(RETRY_SECONDS, _send, (number,))
         timer.daemon = True
         timer.start()
         return
@@ -84,6 +84,15 @@ def deferred_interrupts() -> Iterator[Callable[[], bool]]:
 def _has_handler(number: int, handler: Any) -> bool:
     """Whether `handler` is the signal's current handler and this is the main thread, the only one that may set a handler."""
     return threading.current_thread() is threading.main_thread() and signal.getsignal(number) == handler
+
+
+def _send(number: int) -> None:
+    """Sends a signal to the main thread of this process."""
+    main = threading.main_thread().ident
+    if hasattr(signal, "pthread_kill") and main is not None:
+        signal.pthread_kill(main, number)  # wakes a thread that waits, too
+    else:
+        signal.raise_signal(number)
 
 
 def _is_hangup(number: int) -> bool:

@@ -19,13 +19,13 @@ from corpus_samples import coco
 from foldfuse.data.readers.coco import read
 from foldfuse.formats.predictions import read_predictions, write_predictions
 from foldfuse.storage import ledger
-from fuzz_samples import ATOMS, changed, check, damaged, dump, jpeg
+from fuzz_samples import ATOMS, changed, check, damaged, dump, image
 from fuzz_worker import Worker
 from ledger_samples import a_record
 
 pytest.importorskip("resource", reason="limits of memory")
 
-EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "120"))  # of each reader; more find rarer faults
+EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "100"))  # of each reader; more find rarer faults
 fuzz = settings(
     max_examples=EXAMPLES,
     deadline=None,
@@ -43,6 +43,8 @@ def worker() -> Iterator[Worker]:
     started.close()
 
 
+IMAGES = [image(format) for format in ("JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP", "PPM")]
+JPEG = IMAGES[0]
 COCO = coco()
 RESULTS = [
     {"image_id": row["image_id"], "category_id": row["category_id"], "bbox": row["bbox"], "score": 0.5}
@@ -107,17 +109,29 @@ def test_yolo(worker: Worker, yaml: bytes, labels: bytes) -> None:
     files = {
         "data.yaml": yaml,
         "labels/train/a.txt": labels,
-        "images/train/a.jpg": jpeg(),
-        "images/train/b.jpg": jpeg(),
+        "images/train/a.jpg": JPEG,
+        "images/train/b.jpg": JPEG,
     }
     check(worker, files, ["check", "data.yaml", "--json-only"])
+
+
+@fuzz
+@given(content=st.sampled_from(IMAGES).flatmap(damaged))
+def test_images(worker: Worker, content: bytes) -> None:
+    check(worker, {"train.json": dump(coco(1)), "images/1.jpg": content}, ["check", "train.json"])
+
+
+@fuzz
+@given(labels=damaged(b"0 0.5 0.5 0.2 0.2 0.9\n"))
+def test_yolo_predictions(worker: Worker, labels: bytes) -> None:
+    check(worker, {"train.json": dump(coco(1)), "p/1.txt": labels}, ["convert", "p", "train.json", "--out", "o.json"])
 
 
 @fuzz
 @given(xml=damaged(XML))
 def test_voc(worker: Worker, xml: bytes) -> None:
     files = {"Annotations/a.xml": xml, "Annotations/b.xml": XML.replace(b"a.jpg", b"b.jpg")}
-    files |= {"JPEGImages/a.jpg": jpeg(), "JPEGImages/b.jpg": jpeg()}
+    files |= {"JPEGImages/a.jpg": JPEG, "JPEGImages/b.jpg": JPEG}
     check(worker, files, ["check", ".", "--json-only"])
 
 
@@ -144,14 +158,14 @@ SAMPLES = [
 @fuzz
 @given(table=st.sampled_from(ANNOTATION_TABLES).flatmap(damaged))
 def test_annotation_tables(worker: Worker, table: bytes) -> None:
-    files = {"train.csv": table, "images/a.jpg": jpeg(), "images/b.jpg": jpeg()}
+    files = {"train.csv": table, "images/a.jpg": JPEG, "images/b.jpg": JPEG}
     check(worker, files, ["check", "train.csv", "--json-only"])
 
 
 @fuzz
 @given(xml=damaged(CVAT))
 def test_cvat(worker: Worker, xml: bytes) -> None:
-    files = {"annotations.xml": xml, "images/a.jpg": jpeg(), "images/b.jpg": jpeg()}
+    files = {"annotations.xml": xml, "images/a.jpg": JPEG, "images/b.jpg": JPEG}
     check(worker, files, ["check", "annotations.xml", "--json-only"])
 
 

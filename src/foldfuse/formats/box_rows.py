@@ -16,6 +16,7 @@ from foldfuse.detections import Array, Predictions
 from foldfuse.errors import InputError, shown
 from foldfuse.formats.box_forms import FORMS, BoxForm
 from foldfuse.formats.box_table import BoxTable, image_sizes
+from foldfuse.formats.class_keys import CategoryIds, class_table
 from foldfuse.formats.coco_results import score_texts
 from foldfuse.formats.csv_text import (
     BOX_COLUMNS,
@@ -68,7 +69,8 @@ def read_box_rows(path: Path, dataset: Dataset, read_as: ReadAs, csv_file: CsvFi
         )
     header_form, columns = found
     cells = [[row[c].strip() for c in columns] for row in csv_file.rows]
-    kept = [i for i, row in enumerate(csv_file.rows) if not is_empty(row, cells[i], label, dataset)]
+    known = known_words(dataset, read_as.category_ids)
+    kept = [i for i, row in enumerate(csv_file.rows) if not is_empty(row, cells[i], label, known)]
     where: Callable[[int], str] = lambda i: f"{path}: line {csv_file.lines[kept[i]]}"  # noqa: E731
     expected = ", ".join(csv_file.header[c] for c in columns)
     if len(columns) == 1:
@@ -127,18 +129,19 @@ def write_box_rows(
     tell_of_formulas(path, [*texts, *dataset.classes])
 
 
-def is_empty(row: list[str], cells: list[str], label: int | None, dataset: Dataset) -> bool:
-    """Whether a row says that its image has no boxes."""
+def is_empty(row: list[str], cells: list[str], label: int | None, known: set[str]) -> bool:
+    """Whether a row says that its image has no boxes; `known` are the words of classes."""
     if all(cell.lower() in EMPTY for cell in cells):
         return True
     numbers = [as_number(cell) for cell in cells]
     is_point = len(cells) == 4 and numbers in ([0.0] * 4, [0.0, 0.0, 1.0, 1.0])
-    return is_point and label is not None and row[label].strip().casefold() not in _known_words(dataset)
+    return is_point and label is not None and row[label].strip().casefold().removesuffix(".0") not in known
 
 
-def _known_words(dataset: Dataset) -> set[str]:
-    names = {name.casefold() for name in dataset.classes}
-    return names | {str(key).casefold() for key in dataset.organiser_category_ids}
+def known_words(dataset: Dataset, reading: CategoryIds | None = None) -> set[str]:
+    """The words of classes, in lower case: names, and the numbers of a reading; of every reading where it is not known."""
+    readings: tuple[CategoryIds, ...] = ("id", "from_zero", "from_one") if reading is None else (reading,)
+    return {str(key).casefold() for way in ("name", *readings) for key in class_table(dataset, way)}
 
 
 def _class_key(cell: str) -> Any:

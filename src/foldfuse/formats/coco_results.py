@@ -89,7 +89,7 @@ def read_coco(path: Path, dataset: Dataset, read_as: ReadAs) -> BoxTable:
     if document is not None:
         image_keys = _by_own_list(image_keys, document.get("images"), "file_name")
         own = _by_own_list(class_keys, document.get("categories"), "name")
-        class_keys = own if set(own) <= set(dataset.classes) else class_keys
+        class_keys = own if all(isinstance(key, str) and key in dataset.classes for key in own) else class_keys
     raw = RawBoxes(
         image_keys=image_keys,
         class_keys=class_keys,

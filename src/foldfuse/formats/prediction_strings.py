@@ -24,6 +24,7 @@ from foldfuse.detections import Array, Predictions
 from foldfuse.errors import InputError, shown
 from foldfuse.formats.box_forms import FORMS, BoxForm, look_normalized
 from foldfuse.formats.box_table import BoxTable, image_sizes
+from foldfuse.formats.class_keys import CategoryIds, class_table, look_up
 from foldfuse.formats.coco_results import score_texts
 from foldfuse.formats.csv_text import IMAGE_COLUMNS, STRING_COLUMNS, CsvFile, plain
 from foldfuse.formats.formulas import tell_of_formulas
@@ -135,7 +136,7 @@ def read_strings(path: Path, dataset: Dataset, read_as: ReadAs, csv_file: CsvFil
     label_keys = None if layout.label_column is None else grid.keys(layout.label_column)
     numbers = np.column_stack([grid.finite(column, where) for column in range(layout.num_words - 4, layout.num_words)])
     scores = grid.finite(layout.score_column, where)
-    kept = ~_stands_for_no_box(grid, layout.label_column, dataset)
+    kept = ~_stands_for_no_box(grid, layout.label_column, dataset, read_as.category_ids)
     boxes = np.flatnonzero(kept).tolist()
     notes = table.notes
     if not kept.all():
@@ -254,17 +255,14 @@ def _refuse_repeats(table: Strings, image_ids: Array, where: Callable[[int], str
         seen.add(image_id)
 
 
-def _stands_for_no_box(grid: Grid, column: int | None, dataset: Dataset) -> Array:
+def _stands_for_no_box(grid: Grid, column: int | None, dataset: Dataset, reading: CategoryIds | None = None) -> Array:
     """(n,) bool: the boxes of one pixel in the corner of the image whose label, in `column`, is no class."""
     if column is None:
         return np.zeros(len(grid.numbers), bool)
     result: Array = (grid.numbers[:, -4:] == NO_BOX).all(1)
-    names = {name.casefold() for name in dataset.classes}
-    whole = grid.is_whole(column)
+    tables = {way: class_table(dataset, way) for way in ("name", reading or "from_zero")}
     for i in np.flatnonzero(result).tolist():
-        number = grid.numbers[i, column]
-        is_class = 0 <= number < len(dataset.classes) if whole[i] else grid.word(i, column).casefold() in names
-        result[i] = not is_class
+        result[i] = all(look_up(grid.word(i, column), way, table) is None for way, table in tables.items())
     return result
 
 

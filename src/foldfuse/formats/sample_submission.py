@@ -212,7 +212,8 @@ def _sample_of_boxes(
             f"the sample names {len(set(image_ids))} of {len(dataset)} images: the others follow in the order of the data."
         )
     values = (-1 if label is None else label, score, *boxes)
-    is_empty = [box_rows.is_empty(row, [row[c].strip() for c in boxes], label, dataset) for row in csv_file.rows]
+    known = box_rows.known_words(dataset)
+    is_empty = [box_rows.is_empty(row, [row[c].strip() for c in boxes], label, known) for row in csv_file.rows]
     empty = None
     if any(is_empty):
         row = csv_file.rows[is_empty.index(True)]

@@ -117,7 +117,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 result = app(words, exit_on_error=False, print_error=False, result_action="return_value")
             if result is not None and first:
                 printing.write(result)
-            sys.stdout.flush()  # a full disk under standard output shows here
+            if sys.stdout is not None:  # closed
+                sys.stdout.flush()  # a full disk under standard output shows here
             return int(getattr(result, "exit_status", 0))
         except (Exception, KeyboardInterrupt) as error:
             failure = _failure(error, command, words)

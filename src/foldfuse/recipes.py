@@ -44,7 +44,7 @@ class Recipe:
     grad_clip_norm: float = 10.0  # largest norm of the gradient
     frozen_stages: int = 3  # backbone stages that are not trained, counted from the stem
     anchor_scale: float = 3.0  # side of a level's smallest anchor, in strides
-    init_weights: str = "imagenet"  # to start from: "imagenet", "none", the folder of a run, or a checkpoint of effdet
+    init_weights: str = "imagenet"  # "detection" (pre-trained on boxes), "imagenet", "none", a run's folder, or a file
     hflip: float = 0.5  # probability
     vflip: float = 0.0  # probability
     scale_jitter: float = 0.4  # images are enlarged or shrunk by a factor of up to 1 + scale_jitter

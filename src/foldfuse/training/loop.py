@@ -121,7 +121,7 @@ def fit(
                 if soon < 1:
                     logger.info("mosaics end at step %d", mosaic_end)
             next_batch = prefetch(step + 1)  # while the network computes
-            if device.type == "cuda":
+            if device.type == "cuda" and images.device.type == "cpu":
                 images = images.pin_memory()
             images = images.to(device, non_blocking=True, memory_format=config.memory_format).float().div_(255)
             data_wait += budget.elapsed() - wait_began

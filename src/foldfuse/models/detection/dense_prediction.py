@@ -73,10 +73,12 @@ class DensePrediction:
     Attributes:
         num_classes: K.
         per_cell: priors in a cell.
+        has_object_class: whether the last class means any object, and is a target of objects of all classes.
     """
 
     num_classes: int
     per_cell: int
+    has_object_class: bool = False
 
     def priors(self, raw: DenseOutput) -> Tensor:
         """(A, 4): the priors, in the form that `decode_boxes` takes."""
@@ -86,17 +88,21 @@ class DensePrediction:
         """(..., 4) box deltas and (..., 4) priors -> (..., 4) xyxy in input pixels."""
         raise NotImplementedError
 
-    def loss(self, raw: DenseOutput, targets: Sequence[Annotations]) -> dict[str, Tensor]:
+    def loss(
+        self, raw: DenseOutput, targets: Sequence[Annotations], *, known: Tensor | None = None
+    ) -> dict[str, Tensor]:
         """Terms to be summed, each a scalar: "class" (quality focal) and "box" (GIoU), per assigned object.
 
         Args:
             raw: the output of `forward` for B images.
             targets: B Annotations in input pixels, without crowd regions.
+            known: (B, K) bool, the classes that were annotated in each image; the loss leaves out the others, since their
+                objects may be in the image without a box. None if all classes were.
         """
         logits, box_deltas = raw.logits.float(), raw.box_deltas.float()
         class_targets = torch.zeros_like(logits)
         if not sum(len(t) for t in targets):
-            return {"class": _quality_focal(logits, class_targets), "box": box_deltas.sum() * 0}
+            return {"class": _quality_focal(logits, class_targets, known), "box": box_deltas.sum() * 0}
 
         boxes, labels, image = gather_targets(targets, logits.device)
         priors = self.priors(raw)
@@ -108,10 +114,12 @@ class DensePrediction:
             overlap = _iou(candidate_boxes, boxes[:, None])
         positives = task_aligned(candidate_scores, overlap, candidates, inside, image, num_priors=len(priors))
         class_targets[positives.image, positives.prior, labels[positives.object]] = positives.target
+        if self.has_object_class:
+            class_targets[positives.image, positives.prior, -1] = positives.target
         predicted = self.decode_boxes(box_deltas[positives.image, positives.prior], priors[positives.prior])
         box = (generalized_box_iou_loss(predicted, boxes[positives.object]) * positives.target).sum()
         total = positives.target.sum().clamp(min=1)
-        return {"class": _quality_focal(logits, class_targets) / total, "box": 2 * box / total}
+        return {"class": _quality_focal(logits, class_targets, known) / total, "box": 2 * box / total}
 
     def _decode_rows(self, box_deltas: Tensor, priors: Tensor, rows: Tensor) -> Tensor:
         """(n,) indices of priors -> (n, 4) xyxy in input pixels, of one image."""
@@ -143,9 +151,14 @@ class DensePrediction:
         ]
 
 
-def _quality_focal(logits: Tensor, targets: Tensor) -> Tensor:
-    """Sum over (B, A, K) of |target - score|^2 * BCE: section 3 of arXiv:2006.04388 with beta = 2."""
+def _quality_focal(logits: Tensor, targets: Tensor, known: Tensor | None) -> Tensor:
+    """Sum over (B, A, K) of |target - score|^2 * BCE: section 3 of arXiv:2006.04388 with beta = 2.
+
+    The sum leaves out the classes that are False in `known` (B, K).
+    """
     weight = (targets - logits.sigmoid()).square()
+    if known is not None:
+        weight = weight * known[:, None]
     return (weight * F.binary_cross_entropy_with_logits(logits, targets, reduction="none")).sum()
 
 

@@ -1,0 +1,296 @@
+"""Pre-trains detectors on the boxes of many datasets, and proves on datasets left out that training from them is worth it.
+
+    python benchmarks/pretraining.py pretrain POOL --seconds 240 --out runs/lite0_fpn --export lite0_fpn.safetensors
+    python benchmarks/pretraining.py judge --out results.jsonl --start imagenet lite0_fpn.safetensors --steps 200 --seeds 0 1
+    python benchmarks/pretraining.py all --out results
+
+POOL is a folder of datasets: POOL/NAME/instances.json (COCO), images beside it in images/. `pretrain` leaves out the datasets
+in BARRED and EVALUATION and those after --leave-out; in a run folder that is there already it goes on. On a GPU the images lie
+decoded in the card's memory; a CPU does the same, more slowly. `--set image_size=256 --set batch_size=16` suits two cores.
+
+`judge` trains a detector on each dataset of JUDGED from each start, on the CPU, one thread each, as `foldfuse train` would, and
+scores it on the held-out images. A training that is in the results file is not run again.
+
+`all` does everything in turn within STAGES' seconds: it pre-trains on the first device while all other cores judge the starts
+that are ready. `--dry` does the same with tiny numbers. Folders are looked for in $FOLDFUSE_SHARED or ../shared: pool/ and data/.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+SHARED = Path(os.environ.get("FOLDFUSE_SHARED", Path(__file__).parents[2] / "shared"))
+EVALUATION = ("safety_gear", "allergen_food", "car_damage")
+BARRED = (  # images that look like stock, press or film images: in no weights that ship
+    *("indonesian_food", "egg_quality", "endangered_animals", "gym_machines", "military_vehicles", "guns_knives"),
+    *("football_players", "fencing", "hard_hats", "construction_workers"),
+)
+RELATED = (  # datasets of the domains of those that are judged: food, waste, microscopy, damage and defects
+    *("school_meals", "malay_cakes", "food_trays", "burger_parts", "eggs_fertile", "snacks_drinks", "tomatoes"),
+    *("street_garbage", "dumping", "particle_tracks", "laptop_defects", "wagon_defects", "potholes"),
+)
+ONE_CLASS = {"us_road_signs": "road sign", "car_logos": "car logo"}  # many classes with few objects each
+JUDGED = ("bccd", "aquatrash", "playing_cards", *EVALUATION)
+STAGES = (  # name, detector, seconds of training, datasets left out
+    ("lite0_fpn", "lite0_fpn", 200.0, ()),
+    ("lite0_fpn_left_out", "lite0_fpn", 115.0, RELATED),
+    ("lite1_fpn", "lite1_fpn", 115.0, ()),
+)
+JUDGE = ("imagenet", "lite0_fpn", "lite0_fpn_left_out")  # starts of `all`, in the order in which they are ready
+KEY = ("detector", "data", "start", "steps", "seed", "changes")
+Row = dict[str, Any]
+
+
+def main() -> None:
+    """Run what is asked for."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    one = commands.add_parser("pretrain")
+    one.add_argument("pool", type=Path)
+    one.add_argument("--detector", default="lite0_fpn")
+    one.add_argument("--seconds", type=float, default=240.0)
+    one.add_argument("--leave-out", nargs="*", default=[])
+    one.add_argument("--only", nargs="*", help="these datasets of the pool alone")
+    one.add_argument("--out", type=Path, required=True, help="the run folder")
+    one.add_argument("--export", type=Path, required=True, help="the file of weights")
+    one.add_argument("--longest", type=int, default=352, help="pixels: images are kept at this size")
+    one.add_argument("--seed", type=int, default=0)
+    one.add_argument("--device", default="auto")
+    one.add_argument("--set", nargs="*", default=[], dest="changes", metavar="NAME=VALUE")
+    two = commands.add_parser("judge")
+    two.add_argument("--out", type=Path, required=True)
+    two.add_argument("--start", nargs="+", default=["imagenet"], help="imagenet, or files of weights")
+    two.add_argument("--data", nargs="+", default=list(JUDGED), choices=JUDGED)
+    two.add_argument("--detector", default="lite0_fpn")
+    two.add_argument("--steps", type=int, default=200)
+    two.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
+    two.add_argument("--set", nargs="*", default=[], dest="changes", metavar="NAME=VALUE")
+    two.add_argument("--jobs", type=int, default=os.cpu_count())
+    three = commands.add_parser("all")
+    three.add_argument("--out", type=Path, required=True)
+    three.add_argument("--dry", action="store_true")
+    three.add_argument("--limit", type=float, default=555.0, help="seconds after which everything is ended")
+    four = commands.add_parser("worker")
+    four.add_argument("row")
+    asked = parser.parse_args()
+    if asked.command == "pretrain":
+        pretrain_pool(asked)
+    elif asked.command == "judge":
+        rows = [
+            dict(zip(KEY, (asked.detector, data, start, asked.steps, seed, list(asked.changes)), strict=True))
+            for seed in asked.seeds
+            for start in asked.start
+            for data in asked.data
+        ]
+        judge(rows, asked.out, jobs=asked.jobs, deadline=float("inf"))
+        print(table(read_rows(asked.out)))
+    elif asked.command == "all":
+        run_all(asked.out, dry=asked.dry, limit=asked.limit)
+    else:
+        print(json.dumps(worker(json.loads(asked.row))))
+
+
+def pretrain_pool(asked: argparse.Namespace) -> None:
+    """Pre-train one detector on a pool, or go on with it."""
+    import logging
+
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stdout)
+    import torch
+
+    from foldfuse.data.readers.coco import read
+    from foldfuse.recipes import changed, load_recipe
+    from foldfuse.storage.run import Run
+    from foldfuse.training.pretraining import join_sources, pretrain, pretraining_recipe
+    from foldfuse.training.session import open_session, require_same_data, run_metadata
+
+    torch.backends.cudnn.benchmark = True  # every step has the same shapes
+    torch.set_num_threads(min(4, os.cpu_count() or 1))
+    names = sorted(path.parent.name for path in asked.pool.glob("*/instances.json"))
+    out = {*BARRED, *EVALUATION, *asked.leave_out}
+    used = [name for name in names if name not in out and (not asked.only or name in asked.only)]
+    sources = join_sources({name: read(asked.pool / name / "instances.json") for name in used}, one_class=ONE_CLASS)
+    recipe = changed(pretraining_recipe(load_recipe(asked.detector)), asked.changes)
+    run = Run(asked.out)
+    metadata = replace(
+        run_metadata(sources.dataset, data=str(asked.pool), seed=asked.seed),
+        budget={"seconds": asked.seconds},
+        checkpoint_seconds=20.0,
+        device=asked.device,
+    )
+    if run.exists:
+        require_same_data(run, sources.dataset)
+        metadata = replace(run.metadata, budget={"seconds": asked.seconds})
+    new = None if run.exists else recipe
+    with open_session(run, metadata, new=new, title="pre-training") as session:
+        result = pretrain(run, sources, session, export=asked.export, longest=asked.longest)
+    rate = run.metadata.images_per_second or 0.0
+    print(
+        f"{asked.detector}: {result.steps} steps in {result.seconds:.0f} s, {rate:.0f} images a second, to {asked.export}"
+    )
+    print("datasets:", ", ".join(used))
+
+
+def read_rows(path: Path) -> list[Row]:
+    """The rows of a results file."""
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def judge(
+    rows: Sequence[Row], results: Path, *, jobs: int, deadline: float, ready: dict[str, threading.Event] | None = None
+) -> None:
+    """Run the trainings that are not in the results file, `jobs` at a time, until the deadline.
+
+    Args:
+        rows: keys of trainings, in the order in which to run them.
+        results: file that gets a row for each training.
+        jobs: trainings at a time.
+        deadline: of `time.monotonic`; a training that would pass it is ended.
+        ready: set for each start whose file is there; None if all are.
+    """
+    done = {json.dumps([row[key] for key in KEY]) for row in read_rows(results)}
+    lock = threading.Lock()
+
+    def run(row: Row) -> None:
+        event = ready.get(Path(row["start"]).stem) if ready else None
+        if event is not None:
+            event.wait(max(0.0, min(deadline - time.monotonic(), 1e6)))
+        remaining = deadline - time.monotonic()
+        if remaining < 5 or not (row["start"] == "imagenet" or Path(row["start"]).exists()):
+            print("left out:", json.dumps(row), flush=True)
+            return
+        command = [sys.executable, __file__, "worker", json.dumps(row)]
+        env = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+        try:
+            ended = subprocess.run(command, capture_output=True, text=True, env=env, timeout=min(remaining, 1e6))
+        except subprocess.TimeoutExpired:
+            print("no time left:", json.dumps(row), flush=True)
+            return
+        if ended.returncode:
+            print("failed:", json.dumps(row), ended.stderr[-2000:], flush=True)
+            return
+        with lock, results.open("a") as file:
+            file.write(ended.stdout.splitlines()[-1] + "\n")
+            print(ended.stdout.splitlines()[-1], flush=True)
+
+    with ThreadPoolExecutor(jobs) as pool:
+        list(pool.map(run, [row for row in rows if json.dumps([row[key] for key in KEY]) not in done]))
+
+
+def worker(row: Row) -> Row:
+    """Run one training on the CPU: its key with its seconds, AP and AP50 on the held-out images."""
+    began = time.monotonic()
+    import torch
+
+    from foldfuse.data.folds import make_folds
+    from foldfuse.data.readers.coco import read
+    from foldfuse.evaluation.coco import score_predictions
+    from foldfuse.inference.detector import load_detector, predict_views
+    from foldfuse.inference.tta import parse_views
+    from foldfuse.recipes import changed, load_recipe
+    from foldfuse.storage.run import Run
+    from foldfuse.training.budget import Budget
+    from foldfuse.training.detector import train_detector
+    from foldfuse.training.session import TrainingSession, run_metadata
+
+    torch.set_num_threads(1)
+    if row["data"] in EVALUATION:
+        whole = read(SHARED / "pool" / row["data"] / "instances.json")
+        folds = make_folds(whole, num_folds=5, seed=row["seed"])
+        data, held_out = whole.subset(folds.train_ids(0)), whole.subset(folds.val_ids(0))
+    else:
+        data, held_out = (read(SHARED / "data" / row["data"] / f"{part}.json") for part in ("train", "val"))
+    recipe = replace(load_recipe(row["detector"]), init_weights=row["start"])
+    recipe = changed(recipe, row["changes"])
+    with tempfile.TemporaryDirectory() as folder:
+        run = Run.create(Path(folder) / "run", recipe, run_metadata(data, data=str(data.source), seed=row["seed"]))
+        train_detector(run, data, TrainingSession(Budget(steps=row["steps"])))
+        trained = run.metadata
+        model, classes = load_detector(run, "cpu")
+        (view,) = views = parse_views(["1"])
+        found = predict_views(model, held_out.samples, classes, image_size=recipe.image_size, views=views)[view]
+        losses = [entry["loss"] for entry in run.log if "loss" in entry]
+    score = score_predictions(found, held_out)
+    return row | {
+        "ap": round(score.ap or 0, 4),
+        "ap50": round(score.ap50 or 0, 4),
+        "loss": [round(statistics.mean(losses[i : i + 20]), 3) for i in range(0, len(losses), 20)],
+        "images": [len(data), len(held_out)],
+        "training_seconds": trained.seconds,
+        "seconds": round(time.monotonic() - began, 1),
+    }
+
+
+def run_all(out: Path, *, dry: bool, limit: float) -> None:
+    """Pre-train each of STAGES in turn, and judge each start as soon as it is ready."""
+    deadline = time.monotonic() + (240.0 if dry else limit)
+    out.mkdir(parents=True, exist_ok=True)
+    ready = {name: threading.Event() for name, *_ in STAGES}
+    steps, seeds, data = (3, (0,), ("bccd", "safety_gear")) if dry else (200, (0, 1), JUDGED)
+    small = ["image_size=96", "batch_size=4"] if dry else []
+    rows = [
+        dict(zip(KEY, ("lite0_fpn", name, start, steps, seed, list(small)), strict=True))
+        for start in (JUDGE[0], *(str(out / f"{name}.safetensors") for name in JUDGE[1:]))
+        for seed in seeds
+        for name in data
+    ]
+    jobs = 1 if dry else max(1, (os.cpu_count() or 1) - 4)
+    judges = threading.Thread(
+        target=judge, args=(rows, out / "results.jsonl"), kwargs={"jobs": jobs, "deadline": deadline, "ready": ready}
+    )
+    judges.start()
+    with tempfile.TemporaryDirectory() as folder:
+        for name, detector, seconds, left_out in STAGES:
+            export = out / f"{name}.safetensors"
+            command = [sys.executable, __file__, "pretrain", str(SHARED / "pool"), "--detector", detector]
+            command += ["--seconds", str(6.0 if dry else seconds), "--leave-out", *left_out, "--longest", "288"]
+            command += ["--out", str(Path(folder) / name), "--export", str(export)]
+            if dry:
+                command += ["--only", "bottles", "nuts", "car_logos", "street_mixed", "dumping", "--set", *small]
+            began = time.monotonic()
+            try:
+                subprocess.run(command, check=True, timeout=max(1.0, deadline - began - 5))
+            except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
+                print(f"{name}: {error}", flush=True)
+                if not export.exists():  # nothing of it can be used: give the machine back at once
+                    os._exit(1)
+            ready[name].set()
+            print(f"{name}: {time.monotonic() - began:.0f} s in all", flush=True)
+            losses = [row for row in read_rows(Path(folder) / name / "log.jsonl") if "loss" in row]
+            every = max(1, len(losses) // 200)
+            (out / f"{name}.json").write_text(json.dumps(losses[::every]))
+    judges.join()
+    print(table(read_rows(out / "results.jsonl")))
+
+
+def table(rows: list[Row]) -> str:
+    """A Markdown table: for each dataset the means over the seeds of AP / AP50, a column for each start."""
+    starts = list(dict.fromkeys(row["start"] for row in rows))
+    lines = [
+        f"| data | steps | {' | '.join(Path(start).stem for start in starts)} |",
+        "|" + "---|" * (2 + len(starts)),
+    ]
+    for name, steps in dict.fromkeys((row["data"], row["steps"]) for row in rows):
+        cells = []
+        for start in starts:
+            mine = [r for r in rows if (r["data"], r["steps"], r["start"]) == (name, steps, start)]
+            means = (statistics.mean(r[key] for r in mine) for key in ("ap", "ap50")) if mine else ()
+            cells.append(" / ".join(f"{value:.3f}" for value in means) + (f" ({len(mine)})" if mine else ""))
+        lines.append(f"| {name} | {steps} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()

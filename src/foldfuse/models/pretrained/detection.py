@@ -1,0 +1,110 @@
+"""Weights of detectors that were pre-trained on the boxes of many datasets, and how a new detector starts from them.
+
+A file holds the backbone, the neck and the head in half precision, and in its metadata the detector's name and the names of the
+classes. The last class is `OBJECT_CLASS`: its row of the class layer was trained on the objects of all classes. Every class of a
+new dataset starts from that row.
+
+Where we differ from the usual transfer (Ren et al., "Faster R-CNN", arXiv:1506.01497, draws the class layer anew): a new class
+layer that already tells objects from background gives the assignment of the first steps good candidates.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from foldfuse.errors import InputError
+from foldfuse.models.detection.heads import DenseHead
+from foldfuse.system.atomic_files import atomic
+
+OBJECT_CLASS = "object"
+FOLDER = Path(__file__).parent / "weights"  # of the files that come with the package
+_DETECTOR, _CLASSES = "detector", "classes"  # keys of a file's metadata
+_CLASS_LAYER = "head.class_head."
+
+
+def shipped_weights(detector: str) -> Path:
+    """The file of detection weights that comes with the package for a detector.
+
+    Raises:
+        InputError: there is none.
+    """
+    path = FOLDER / f"{detector}.safetensors"
+    if not path.is_file():
+        there = ", ".join(sorted(file.stem for file in FOLDER.glob("*.safetensors"))) or "none yet"
+        raise InputError(
+            f"init_weights is detection, and no such weights of {detector} come with this package ({there}). "
+            "Take init_weights=imagenet, or the path of a file of such weights."
+        )
+    return path
+
+
+def save_detection_weights(path: Path, weights: Mapping[str, Tensor], *, detector: str, classes: Sequence[str]) -> None:
+    """Write a file of detection weights: matrices in half precision, vectors (biases and norms) in single precision.
+
+    Args:
+        path: the file, which is replaced whole.
+        weights: state dict of a detector whose last class is `OBJECT_CLASS`.
+        detector: the name of the detector.
+        classes: names of its classes, the last one included.
+    """
+    assert classes[-1] == OBJECT_CLASS
+    kept = {
+        key: t.detach().cpu().to(torch.float16 if t.ndim > 1 else torch.float32).contiguous()
+        for key, t in weights.items()
+        if t.is_floating_point()
+    }
+    with atomic(path) as temporary:
+        save_file(kept, temporary, metadata={_DETECTOR: detector, _CLASSES: json.dumps(list(classes))})
+
+
+def has_detection_weights(path: Path) -> bool:
+    """Whether a file is one that `save_detection_weights` wrote."""
+    return path.suffix == ".safetensors" and path.is_file() and {_DETECTOR, _CLASSES} <= _metadata(path).keys()
+
+
+def start_from_pretrained(path: Path, model: Any) -> str:
+    """Load a file of detection weights into `model`, and return a sentence on it.
+
+    Each row of the class layer becomes the row of `OBJECT_CLASS`. Its bias is lowered by the logarithm of the number of classes,
+    so that at first the scores of all classes together say how likely an object is.
+
+    Raises:
+        InputError: the file is broken or is of another detector.
+    """
+    theirs, name = _load(path), _metadata(path)[_DETECTOR]
+    if not isinstance(getattr(model, "head", None), DenseHead):
+        raise InputError(
+            f"{path}: has weights of {name}, and only detectors with its anchor-free head can start from them."
+        )
+    count = model.num_classes
+    theirs[f"{_CLASS_LAYER}weight"] = theirs[f"{_CLASS_LAYER}weight"][-1:].repeat(count, 1, 1, 1)
+    theirs[f"{_CLASS_LAYER}bias"] = theirs[f"{_CLASS_LAYER}bias"][-1:].repeat(count) - math.log(count)
+    ours = {key: t for key, t in model.state_dict().items() if t.is_floating_point()}
+    if {key: t.shape for key, t in theirs.items()} != {key: t.shape for key, t in ours.items()}:
+        raise InputError(f"{path}: has weights of {name}, which do not fit. Start from a file of the same detector.")
+    model.load_state_dict(theirs, strict=False)  # the counters of the batch norms are not in the file
+    return f"{path}: all weights were loaded; every class starts from the weights for any object."
+
+
+def _metadata(path: Path) -> dict[str, str]:
+    try:
+        with safe_open(path, "pt") as file:
+            return file.metadata() or {}
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"{path}: is no .safetensors file ({type(error).__name__}). Is it damaged?") from None
+
+
+def _load(path: Path) -> dict[str, Tensor]:
+    try:
+        return {key: t.float() for key, t in load_file(path).items()}
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"{path}: cannot be read ({type(error).__name__}). Is it damaged?") from None

@@ -1,0 +1,230 @@
+"""Pre-trains one detector on the boxes of many datasets, so that detectors of other data can start from it.
+
+The datasets share the network and the class layer. Classes of the same name are one class. Only the classes of an image's own
+dataset take part in its class loss, so an object that one dataset names and another leaves without a box does no harm (the idea
+of Zhou et al., "Simple multi-dataset detection", arXiv:2102.13086, section 3, with one class layer in place of one per dataset).
+A last class, `OBJECT_CLASS`, stands for the objects of all classes: the class layer of a new detector starts from it.
+
+Shapes: D datasets, N images, K classes; B images of a batch.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from foldfuse.boxes import area
+from foldfuse.data.dataset import Dataset, Sample
+from foldfuse.data.images import canvas_for
+from foldfuse.detections import Annotations, Array
+from foldfuse.errors import InputError
+from foldfuse.models.detection.composed import ComposedDetector
+from foldfuse.models.detection.heads import DenseHead
+from foldfuse.models.pretrained.detection import OBJECT_CLASS, save_detection_weights
+from foldfuse.recipes import Recipe
+from foldfuse.storage.run import Run
+from foldfuse.training.checkpoints import Checkpointer, TrainingResult, finish_run
+from foldfuse.training.detector import load_init_weights, new_detector
+from foldfuse.training.device_batches import DeviceBatches, DeviceImages, SourceTarget
+from foldfuse.training.loop import fit
+from foldfuse.training.precision import ComputeConfig, default_config
+from foldfuse.training.session import TrainingSession
+
+log = logging.getLogger(__name__)
+
+SOURCE_EXPONENT = 0.5  # a dataset of n images is drawn in proportion to n^0.5
+SIZE_EXPONENT = 0.5  # an object of a size that is f times as frequent as another weighs f^-0.5 as much
+SIZE_EDGES = (0.05, 0.1, 0.2, 0.4)  # of the kinds of sizes: root of the area, in longest sides of the image
+
+
+@dataclass(frozen=True, eq=False)
+class Sources:
+    """Many datasets as one.
+
+    Attributes:
+        dataset: the images of all datasets, one dataset after the other, with the labels of the shared classes. The last
+            class is `OBJECT_CLASS`, which no object carries as its label.
+        names: D names.
+        source: (N,) int64, the dataset of each image.
+        known: (D, K) bool, the classes that were annotated in each dataset, always with `OBJECT_CLASS`.
+    """
+
+    dataset: Dataset
+    names: tuple[str, ...]
+    source: Array
+    known: Array
+
+
+def join_sources(datasets: Mapping[str, Dataset], *, one_class: Mapping[str, str] | None = None) -> Sources:
+    """The datasets as one, with the classes that they share by name.
+
+    Args:
+        datasets: {name: annotated dataset}.
+        one_class: {name of a dataset: name of the one class that all its objects get}, for datasets of many rare classes.
+
+    Raises:
+        InputError: there is no dataset, or one is not annotated.
+    """
+    if not datasets:
+        raise InputError("there is no dataset to pre-train on. Give at least one.")
+    one_class = one_class or {}
+    own_names = {
+        name: [one_class.get(name, "") or normalized(c) for c in dataset.classes] for name, dataset in datasets.items()
+    }
+    shared = sorted({c for names in own_names.values() for c in names})
+    classes = (*shared, OBJECT_CLASS)
+    label_of = {c: label for label, c in enumerate(shared)}
+    known = np.zeros((len(datasets), len(classes)), bool)
+    known[:, -1] = True
+    samples: list[Sample] = []
+    source: list[int] = []
+    for d, (name, dataset) in enumerate(datasets.items()):
+        labels = np.array([label_of[c] for c in own_names[name]], np.int64)
+        known[d, labels] = True
+        for sample in dataset.samples:
+            if sample.annotations is None:
+                raise InputError(f"{dataset.source}: {sample.file_name} has no annotations. Pre-training needs them.")
+            a = sample.annotations
+            relabeled = Annotations(a.boxes, labels[a.labels], a.crowd, a.area)
+            samples.append(replace(sample, id=len(samples), annotations=relabeled))
+            source.append(d)
+    first = next(iter(datasets.values())).source
+    joined = Dataset(tuple(samples), classes, tuple(range(len(classes))), first)
+    return Sources(joined, tuple(datasets), np.array(source), known)
+
+
+def normalized(name: str) -> str:
+    """A class name in lower case, words joined by one space: "Traffic_Light" and "traffic light" are one class.
+
+    `OBJECT_CLASS` itself is taken, so a class of that name becomes "some object".
+    """
+    plain = re.sub(r"[\W_]+", " ", name.lower()).strip()
+    return f"some {plain}" if plain in (OBJECT_CLASS, "") else plain
+
+
+def sampling_probability(sources: Sources) -> Array:
+    """(N,) probability of each image: balanced over the datasets, and within a dataset over the sizes of the objects."""
+    sizes, image = [np.zeros(0)], [np.zeros(0, np.int64)]
+    for i, sample in enumerate(sources.dataset.samples):
+        assert sample.annotations is not None
+        sizes.append(np.sqrt(area(sample.annotations.boxes)) / max(sample.width, sample.height))
+        image.append(np.full(len(sample.annotations), i))
+    kind, owner = np.digitize(np.concatenate(sizes), SIZE_EDGES), np.concatenate(image)
+    frequency = np.bincount(kind, minlength=len(SIZE_EDGES) + 1) / max(len(kind), 1)
+    weight = np.maximum(frequency, 1e-3)[kind] ** -SIZE_EXPONENT
+    objects = np.bincount(owner, minlength=len(sources.source))
+    sums = np.bincount(owner, weight, minlength=len(sources.source))
+    of_image = np.where(objects > 0, sums / np.maximum(objects, 1), weight.mean() if len(weight) else 1.0)
+    count = np.bincount(sources.source)
+    share = count**SOURCE_EXPONENT / (count**SOURCE_EXPONENT).sum()
+    total = np.bincount(sources.source, of_image)
+    probability: Array = of_image / total[sources.source] * share[sources.source]
+    return probability / probability.sum()
+
+
+def pretraining_recipe(recipe: Recipe) -> Recipe:
+    """The recipe of a pre-training of the detector of `recipe`: larger batches, stronger augmentation, little frozen."""
+    return replace(
+        recipe,
+        image_size=288,
+        batch_size=64,
+        lr=2e-3,
+        backbone_lr_mult=0.3,
+        weight_decay=0.05,
+        warmup_fraction=0.03,
+        ema_decay=0.999,
+        frozen_stages=1 if recipe.init_weights != "none" else 0,
+        scale_jitter=0.6,
+        color_jitter=0.4,
+        mosaic=0.5,
+        mosaic_until=0.85,
+    )
+
+
+class PretrainingDetector(ComposedDetector):
+    """A detector with the loss of many datasets; its parts and tensor names are those of the detector that it is made from.
+
+    Args:
+        detector: a detector with an anchor-free head, for the shared classes.
+        known: (D, K) bool, the classes that were annotated in each dataset.
+
+    Raises:
+        InputError: the detector has another head.
+    """
+
+    known: Tensor
+
+    def __init__(self, detector: Any, known: Array) -> None:
+        if not isinstance(getattr(detector, "head", None), DenseHead):
+            raise InputError("only detectors with the anchor-free head can be pre-trained, such as lite0_fpn.")
+        super().__init__(detector.backbone, detector.neck, detector.head, image_size=detector.image_size)
+        self.head.has_object_class = True
+        self.register_buffer("known", torch.from_numpy(known), persistent=False)
+
+    def loss(self, raw: Any, targets: Sequence[Any]) -> dict[str, Tensor]:
+        """Terms to be summed, each a scalar; `targets` are B `SourceTarget`s."""
+        pairs = [SourceTarget(*target) for target in targets]
+        known = self.known[torch.tensor([pair.source for pair in pairs], device=self.known.device)]
+        terms: dict[str, Tensor] = self.head.loss(raw, [pair.annotations for pair in pairs], known=known)
+        return terms
+
+
+def pretrain(
+    run: Run, sources: Sources, session: TrainingSession, *, export: Path, longest: int = 352
+) -> TrainingResult:
+    """Pre-train the detector of a run folder, which keeps log, checkpoints and weights as those of other trainings.
+
+    Args:
+        run: folder with a recipe and metadata.
+        sources: the datasets.
+        session: budget, device, and the checkpoint to resume from.
+        export: file of detection weights, which is replaced at each checkpoint.
+        longest: images are kept with a longest side of this many pixels.
+
+    Raises:
+        FloatingPointError: the loss is not finite.
+        InputError: the detector cannot be pre-trained, or an image cannot be read.
+    """
+    recipe, seed, dataset = run.recipe, run.metadata.seed, sources.dataset
+    assert session.world.size == 1, "pre-training runs in one process"
+    torch.manual_seed(seed)
+    fresh = session.checkpoint is None
+    detector = new_detector(recipe, len(dataset.classes), initialized=fresh)
+    if fresh:
+        load_init_weights(recipe, detector)
+    model = PretrainingDetector(detector, sources.known).to(session.world.device)
+    canvas = canvas_for(dataset.samples, image_size=recipe.image_size, stride=model.stride)
+    images = DeviceImages.load(dataset.samples, longest=longest, device=session.world.device)
+    batches = DeviceBatches(
+        dataset.samples, images, sources.source, sampling_probability(sources), recipe, canvas, seed
+    )
+    checkpointer = Checkpointer(run, session)
+
+    def save(state: dict[str, Any]) -> None:
+        recent = checkpointer.log[-100:]
+        if recent:
+            means = ", ".join(f"{key} {np.mean([row[key] for row in recent]):.3f}" for key in ("class", "box"))
+            waited = state["data_wait"] / max(state["seconds"], 1e-9)
+            log.info(
+                f"step {state['step']}, {state['seconds']:.0f} s: {means}; {waited:.0%} of the time waited for images."
+            )
+        checkpointer(state)
+        save_detection_weights(export, state["ema"], detector=recipe.detector, classes=dataset.classes)
+
+    config: ComputeConfig = default_config(torch.device(session.world.device))
+    if recipe.precision != "auto":
+        config = replace(config, precision=recipe.precision)
+    log.info(
+        f"{len(dataset)} images of {len(sources.names)} datasets with {dataset.num_boxes} boxes of "
+        f"{len(dataset.classes) - 1} classes, at {canvas[1]}x{canvas[0]} px, in {config}."
+    )
+    last = fit(model, batches, recipe, session, log=checkpointer.log, save=save, config=config)
+    return finish_run(run, session, last, replace(run.metadata, canvas=canvas), batch_size=recipe.batch_size)

@@ -43,13 +43,22 @@ RELATED = (  # datasets of the domains of those that are judged: food, waste, mi
     *("street_garbage", "dumping", "particle_tracks", "laptop_defects", "wagon_defects", "potholes"),
 )
 ONE_CLASS = {"us_road_signs": "road sign", "car_logos": "car logo"}  # many classes with few objects each
+SYNONYMS = {"human": "person", "pedestrian": "person", "vehicle": "car"}
 JUDGED = ("bccd", "aquatrash", "playing_cards", *EVALUATION)
 STAGES = (  # name, detector, seconds of training, datasets left out
     ("lite0_fpn", "lite0_fpn", 220.0, ()),
     ("lite0_fpn_left_out", "lite0_fpn", 125.0, RELATED),
     ("lite1_fpn", "lite1_fpn", 125.0, ()),
 )
-JUDGE = ("imagenet", "lite0_fpn", "lite0_fpn_left_out")  # starts of `all`, in the order in which they are ready
+STARTS = (
+    ("imagenet", 0),
+    ("imagenet", 1),
+    ("lite0_fpn", 0),
+    ("lite0_fpn_boxes", 0),
+    ("lite0_fpn_left_out", 0),
+    ("lite0_fpn_left_out_boxes", 0),
+)
+# Starts and seeds that `all` judges, in the order in which they are ready; "boxes": all weights but the class branch's.
 KEY = ("detector", "data", "start", "steps", "seed", "changes")
 Row = dict[str, Any]
 
@@ -99,7 +108,8 @@ def main() -> None:
         judge(rows, asked.out, jobs=asked.jobs, deadline=float("inf"))
         print(table(read_rows(asked.out)))
     elif asked.command == "all":
-        run_all(asked.out, device=asked.device, dry=asked.dry, limit=asked.limit)
+        with tempfile.TemporaryDirectory() as scratch:
+            run_all(asked.out, Path(scratch), device=asked.device, dry=asked.dry, limit=asked.limit)
     else:
         print(json.dumps(worker(json.loads(asked.row))))
 
@@ -122,7 +132,8 @@ def pretrain_pool(asked: argparse.Namespace) -> None:
     names = sorted(path.parent.name for path in asked.pool.glob("*/instances.json"))
     out = {*BARRED, *EVALUATION, *asked.leave_out}
     used = [name for name in names if name not in out and (not asked.only or name in asked.only)]
-    sources = join_sources({name: read(asked.pool / name / "instances.json") for name in used}, one_class=ONE_CLASS)
+    datasets = {name: read(asked.pool / name / "instances.json") for name in used}
+    sources = join_sources(datasets, one_class=ONE_CLASS, synonyms=SYNONYMS)
     recipe = changed(pretraining_recipe(load_recipe(asked.detector)), asked.changes)
     run = Run(asked.out)
     metadata = replace(
@@ -236,18 +247,22 @@ def worker(row: Row) -> Row:
     }
 
 
-def run_all(out: Path, *, device: str, dry: bool, limit: float) -> None:
-    """Pre-train each of STAGES in turn, and judge each start as soon as it is ready."""
+def run_all(out: Path, scratch: Path, *, device: str, dry: bool, limit: float) -> None:
+    """Pre-train each of STAGES in turn, and judge each start as soon as it is ready; run folders go to `scratch`."""
+    from foldfuse.storage.run import Run
+
     deadline = time.monotonic() + (240.0 if dry else limit)
     out.mkdir(parents=True, exist_ok=True)
-    ready = {name: threading.Event() for name, *_ in STAGES}
+    ready = {start: threading.Event() for start, _ in STARTS if start != "imagenet"}
     curves: dict[str, list[Row]] = {}
-    steps, seeds, data = (3, (0,), ("bccd", "safety_gear")) if dry else (200, (0, 1), JUDGED)
+    steps, data = (3, ("bccd",)) if dry else (200, JUDGED)
     small = ["image_size=96", "batch_size=4"] if dry else []
+    files = {name: (scratch if name.endswith("_boxes") else out) / f"{name}.safetensors" for name, _ in STARTS}
+    starts = [("imagenet" if name == "imagenet" else str(files[name]), seed) for name, seed in STARTS]
     rows = [
         dict(zip(KEY, ("lite0_fpn", name, start, steps, seed, list(small)), strict=True))
-        for start in (JUDGE[0], *(str(out / f"{name}.safetensors") for name in JUDGE[1:]))
-        for seed in seeds
+        for start, seed in starts
+        if seed == 0 or not dry
         for name in data
     ]
     jobs = 1 if dry else max(1, (os.cpu_count() or 1) - 4)
@@ -255,30 +270,44 @@ def run_all(out: Path, *, device: str, dry: bool, limit: float) -> None:
         target=judge, args=(rows, out / "results.jsonl"), kwargs={"jobs": jobs, "deadline": deadline, "ready": ready}
     )
     judges.start()
-    with tempfile.TemporaryDirectory() as folder:
-        for name, detector, seconds, left_out in STAGES:
-            export = out / f"{name}.safetensors"
-            command = [sys.executable, __file__, "pretrain", str(SHARED / "pool"), "--detector", detector]
-            seconds = 6.0 if dry else max(20.0, min(seconds, deadline - time.monotonic() - 35))
-            command += ["--seconds", str(seconds), "--leave-out", *left_out, "--longest", "288", "--device", device]
-            command += ["--out", str(Path(folder) / name), "--export", str(export)]
-            if dry:
-                command += ["--only", "bottles", "nuts", "car_logos", "street_mixed", "dumping", "--set", *small]
-            began = time.monotonic()
-            try:
-                subprocess.run(command, check=True, timeout=max(1.0, deadline - began - 5))
-            except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
-                print(f"{name}: {error}", flush=True)
-                if not export.exists():  # nothing of it can be used: give the machine back at once
-                    os._exit(1)
-            ready[name].set()
-            print(f"{name}: {time.monotonic() - began:.0f} s in all", flush=True)
-            losses = [row for row in read_rows(Path(folder) / name / "log.jsonl") if "loss" in row]
-            every = max(1, len(losses) // 200)
-            curves[name] = losses[::every]
-            (out / "losses.json").write_text(json.dumps(curves))
+    for name, detector, seconds, left_out in STAGES:
+        export = out / f"{name}.safetensors"
+        command = [sys.executable, __file__, "pretrain", str(SHARED / "pool"), "--detector", detector]
+        seconds = 6.0 if dry else max(20.0, min(seconds, deadline - time.monotonic() - 35))
+        command += ["--seconds", str(seconds), "--leave-out", *left_out, "--longest", "288", "--device", device]
+        command += ["--out", str(scratch / name), "--export", str(export)]
+        if dry:
+            command += ["--only", "bottles", "nuts", "car_logos", "street_mixed", "dumping", "--set", *small]
+        began = time.monotonic()
+        try:
+            subprocess.run(command, check=True, timeout=max(1.0, deadline - began - 5))
+        except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
+            print(f"{name}: {error}", flush=True)
+            if not export.exists():  # nothing of it can be used: give the machine back at once
+                os._exit(1)
+        write_without_classes(export, scratch / f"{name}_boxes.safetensors")
+        for start in (name, f"{name}_boxes"):
+            if start in ready:
+                ready[start].set()
+        print(f"{name}: {time.monotonic() - began:.0f} s in all", flush=True)
+        losses = [row for row in Run(scratch / name).log if "loss" in row]
+        every = max(1, len(losses) // 200)
+        curves[name] = losses[::every]
+        (out / "losses.json").write_text(json.dumps(curves))
     judges.join()
     print(table(read_rows(out / "results.jsonl")))
+
+
+def write_without_classes(path: Path, out: Path) -> None:
+    """Write a copy of a file of detection weights without the class branch."""
+    from safetensors import safe_open
+    from safetensors.torch import save_file
+
+    from foldfuse.models.pretrained.detection import CLASS_BRANCH
+
+    with safe_open(path, "pt") as file:
+        kept = {key: file.get_tensor(key) for key in file.keys() if not key.startswith(CLASS_BRANCH)}  # noqa: SIM118
+        save_file(kept, out, metadata=file.metadata())
 
 
 def table(rows: list[Row]) -> str:

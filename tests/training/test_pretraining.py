@@ -13,6 +13,7 @@ from foldfuse.detections import Annotations
 from foldfuse.errors import InputError
 from foldfuse.models import make_detector
 from foldfuse.models.pretrained.detection import (
+    CLASS_BRANCH,
     OBJECT_CLASS,
     has_detection_weights,
     save_detection_weights,
@@ -25,6 +26,7 @@ from foldfuse.training.budget import Budget
 from foldfuse.training.detector import load_init_weights
 from foldfuse.training.device_batches import DeviceBatches, DeviceImages, SourceTarget, jitter_colors
 from foldfuse.training.pretraining import (
+    OBJECT_WEIGHT,
     PretrainingDetector,
     join_sources,
     normalized,
@@ -57,7 +59,8 @@ def batches_of(sources, recipe=RECIPE, longest=96):
 
 def test_sources_agree_by_normalized_names(sources):
     assert sources.dataset.classes == ("blue", "green", "red", OBJECT_CLASS)
-    assert sources.known.tolist() == [[True, False, True, True], [False, True, True, True]]
+    small = pytest.approx(OBJECT_WEIGHT)
+    assert sources.class_weights.tolist() == [[1, 0, 1, small], [0, 1, 1, small]]
     assert sources.source.tolist() == [0] * 12 + [1] * 3
     assert normalized("Traffic_Light ") == normalized("traffic-light") == "traffic light"
     assert normalized("Object") != OBJECT_CLASS
@@ -93,10 +96,10 @@ def test_sampling_is_balanced_over_sources_and_sizes(sources):
     assert p[0] / p[1] == pytest.approx(9**0.5)
 
 
-def test_the_loss_looks_at_the_classes_of_the_source_alone(sources):
+def test_the_background_teaches_the_classes_of_the_source_alone(sources):
     torch.manual_seed(0)
     detector = make_detector("lite0_fpn", 4, pretrained=False)
-    model = PretrainingDetector(detector, sources.known)
+    model = PretrainingDetector(detector, sources.class_weights)
     model.freeze(0)
     images = torch.rand(2, 3, 64, 64)
     box = np.array([[10.0, 10.0, 40.0, 40.0]])
@@ -104,9 +107,15 @@ def test_the_loss_looks_at_the_classes_of_the_source_alone(sources):
     raw = model(images)
     raw.logits.retain_grad()
     sum(model.loss(raw, [SourceTarget(one, 0), SourceTarget(Annotations.empty(), 1)]).values()).backward()
-    touched = raw.logits.grad.abs().sum(1) > 0  # (B, K)
-    assert touched.tolist() == [[True, False, True, True], [False, True, True, True]]
     positive = raw.logits.grad[0] < 0  # the score is to rise
+    touched = raw.logits.grad != 0  # (B, A, K)
+    assert touched[0][:, [0, 2, 3]].all()
+    assert touched[1].all(0).tolist() == [False, True, True, True]
+    assert not touched[1, :, 0].any(), "image 1 has no box, and its source does not know the class blue"
+    foreign = touched[0, :, 1]  # green is a class of the other source
+    assert 0 < foreign.sum() <= 27
+    assert foreign[positive.any(1)].all(), "an object of one class is none of another source's"
+    assert (raw.logits.grad[0, foreign, 1] > 0).all()
     assert positive[:, 2].any()
     assert torch.equal(positive[:, 2], positive[:, 3]), "an object is an example of its class and of any object"
     assert not positive[:, :2].any()
@@ -118,7 +127,7 @@ def test_without_a_mask_the_loss_is_as_before():
     raw = head(torch.rand(1, 3, 64, 64))
     box = np.array([[10.0, 10.0, 40.0, 40.0]])
     one = [Annotations(box, np.array([1]), np.zeros(1, bool), np.array([900.0]))]
-    plain, all_known = head.loss(raw, one), head.head.loss(raw, one, known=torch.ones(1, 3, dtype=torch.bool))
+    plain, all_known = head.loss(raw, one), head.head.loss(raw, one, class_weights=torch.ones(1, 3))
     assert plain["class"] == all_known["class"]
     assert plain["box"] == all_known["box"]
 
@@ -237,6 +246,19 @@ def test_a_pretraining_resumes_and_a_detector_starts_from_it(sources, tmp_path):
     assert (rows == rows[0]).all()
     assert torch.allclose(rows[0], ours["head.class_head.weight"][-1], atol=1e-3)
     assert torch.allclose(bias, ours["head.class_head.bias"][-1] - math.log(5))
+
+
+def test_a_file_without_a_class_branch_leaves_the_new_one_as_it_is(tmp_path):
+    torch.manual_seed(0)
+    theirs, ours = (make_detector("lite0_fpn", k, pretrained=False) for k in (2, 3))
+    path = tmp_path / "w.safetensors"
+    weights = {key: t for key, t in theirs.state_dict().items() if not key.startswith(CLASS_BRANCH)}
+    save_detection_weights(path, weights, detector="lite0_fpn", classes=("a", OBJECT_CLASS))
+    before = {key: t.clone() for key, t in ours.state_dict().items()}
+    assert "the class branch" in start_from_pretrained(path, ours)
+    changed = {key for key, t in ours.state_dict().items() if not torch.equal(t, before[key])}
+    assert not any(key.startswith(CLASS_BRANCH) for key in changed)
+    assert {"head.box_head.weight", "neck.smooth.0.0.weight"} <= changed
 
 
 class _Stop:

@@ -1,9 +1,11 @@
 """Pre-trains one detector on the boxes of many datasets, so that detectors of other data can start from it.
 
-The datasets share the network and the class layer. Classes of the same name are one class. Only the classes of an image's own
-dataset take part in its class loss, so an object that one dataset names and another leaves without a box does no harm (the idea
-of Zhou et al., "Simple multi-dataset detection", arXiv:2102.13086, section 3, with one class layer in place of one per dataset).
-A last class, `OBJECT_CLASS`, stands for the objects of all classes: the class layer of a new detector starts from it.
+The datasets share the network and the class layer. Classes of the same name are one class. Where an image has no box, only the
+classes of its own dataset take part in the loss, so an object that one dataset names and another leaves without a box does no
+harm (the idea of Zhou et al., "Simple multi-dataset detection", arXiv:2102.13086, section 3, with one class layer in place of one
+per dataset). Where it has a box, the box's class is to win over the classes of all datasets, else datasets of one class would
+teach nothing but to tell objects from background. A last class, `OBJECT_CLASS`, stands for the objects of all classes: the class
+layer of a new detector can start from it. Its weight is small, so that the layers below learn the classes and not this one.
 
 Shapes: D datasets, N images, K classes; B images of a batch.
 """
@@ -42,6 +44,7 @@ log = logging.getLogger(__name__)
 
 SOURCE_EXPONENT = 0.5  # a dataset of n images is drawn in proportion to n^0.5
 SIZE_EXPONENT = 0.5  # an object of a size that is f times as frequent as another weighs f^-0.5 as much
+OBJECT_WEIGHT = 0.1  # of `OBJECT_CLASS` in the loss
 SIZE_EDGES = (0.05, 0.1, 0.2, 0.4)  # of the kinds of sizes: root of the area, in longest sides of the image
 
 
@@ -54,41 +57,48 @@ class Sources:
             class is `OBJECT_CLASS`, which no object carries as its label.
         names: D names.
         source: (N,) int64, the dataset of each image.
-        known: (D, K) bool, the classes that were annotated in each dataset, always with `OBJECT_CLASS`.
+        class_weights: (D, K) float32, 1 for the classes of each dataset, `OBJECT_WEIGHT` for `OBJECT_CLASS`, else 0.
     """
 
     dataset: Dataset
     names: tuple[str, ...]
     source: Array
-    known: Array
+    class_weights: Array
 
 
-def join_sources(datasets: Mapping[str, Dataset], *, one_class: Mapping[str, str] | None = None) -> Sources:
+def join_sources(
+    datasets: Mapping[str, Dataset],
+    *,
+    one_class: Mapping[str, str] | None = None,
+    synonyms: Mapping[str, str] | None = None,
+) -> Sources:
     """The datasets as one, with the classes that they share by name.
 
     Args:
         datasets: {name: annotated dataset}.
         one_class: {name of a dataset: name of the one class that all its objects get}, for datasets of many rare classes.
+        synonyms: {normalized class name: name of the same class in other datasets}.
 
     Raises:
         InputError: there is no dataset, or one is not annotated.
     """
     if not datasets:
         raise InputError("there is no dataset to pre-train on. Give at least one.")
-    one_class = one_class or {}
+    one_class, synonyms = one_class or {}, synonyms or {}
     own_names = {
-        name: [one_class.get(name, "") or normalized(c) for c in dataset.classes] for name, dataset in datasets.items()
+        name: [one_class.get(name, "") or synonyms.get(normalized(c), normalized(c)) for c in dataset.classes]
+        for name, dataset in datasets.items()
     }
     shared = sorted({c for names in own_names.values() for c in names})
     classes = (*shared, OBJECT_CLASS)
     label_of = {c: label for label, c in enumerate(shared)}
-    known = np.zeros((len(datasets), len(classes)), bool)
-    known[:, -1] = True
+    class_weights = np.zeros((len(datasets), len(classes)), np.float32)
+    class_weights[:, -1] = OBJECT_WEIGHT
     samples: list[Sample] = []
     source: list[int] = []
     for d, (name, dataset) in enumerate(datasets.items()):
         labels = np.array([label_of[c] for c in own_names[name]], np.int64)
-        known[d, labels] = True
+        class_weights[d, labels] = 1
         for sample in dataset.samples:
             if sample.annotations is None:
                 raise InputError(f"{dataset.source}: {sample.file_name} has no annotations. Pre-training needs them.")
@@ -98,7 +108,7 @@ def join_sources(datasets: Mapping[str, Dataset], *, one_class: Mapping[str, str
             source.append(d)
     first = next(iter(datasets.values())).source
     joined = Dataset(tuple(samples), classes, tuple(range(len(classes))), first)
-    return Sources(joined, tuple(datasets), np.array(source), known)
+    return Sources(joined, tuple(datasets), np.array(source), class_weights)
 
 
 def normalized(name: str) -> str:
@@ -154,26 +164,26 @@ class PretrainingDetector(ComposedDetector):
 
     Args:
         detector: a detector with an anchor-free head, for the shared classes.
-        known: (D, K) bool, the classes that were annotated in each dataset.
+        class_weights: (D, K), see `Sources`.
 
     Raises:
         InputError: the detector has another head.
     """
 
-    known: Tensor
+    class_weights: Tensor
 
-    def __init__(self, detector: Any, known: Array) -> None:
+    def __init__(self, detector: Any, class_weights: Array) -> None:
         if not isinstance(getattr(detector, "head", None), DenseHead):
             raise InputError("only detectors with the anchor-free head can be pre-trained, such as lite0_fpn.")
         super().__init__(detector.backbone, detector.neck, detector.head, image_size=detector.image_size)
         self.head.has_object_class = True
-        self.register_buffer("known", torch.from_numpy(known), persistent=False)
+        self.register_buffer("class_weights", torch.from_numpy(class_weights), persistent=False)
 
     def loss(self, raw: Any, targets: Sequence[Any]) -> dict[str, Tensor]:
         """Terms to be summed, each a scalar; `targets` are B `SourceTarget`s."""
         pairs = [SourceTarget(*target) for target in targets]
-        known = self.known[torch.tensor([pair.source for pair in pairs], device=self.known.device)]
-        terms: dict[str, Tensor] = self.head.loss(raw, [pair.annotations for pair in pairs], known=known)
+        of_image = self.class_weights[torch.tensor([pair.source for pair in pairs], device=self.class_weights.device)]
+        terms: dict[str, Tensor] = self.head.loss(raw, [pair.annotations for pair in pairs], class_weights=of_image)
         return terms
 
 
@@ -200,7 +210,7 @@ def pretrain(
     detector = new_detector(recipe, len(dataset.classes), initialized=fresh)
     if fresh:
         load_init_weights(recipe, detector)
-    model = PretrainingDetector(detector, sources.known).to(session.world.device)
+    model = PretrainingDetector(detector, sources.class_weights).to(session.world.device)
     canvas = canvas_for(dataset.samples, image_size=recipe.image_size, stride=model.stride)
     images = DeviceImages.load(dataset.samples, longest=longest, device=session.world.device)
     batches = DeviceBatches(

@@ -89,20 +89,22 @@ class DensePrediction:
         raise NotImplementedError
 
     def loss(
-        self, raw: DenseOutput, targets: Sequence[Annotations], *, known: Tensor | None = None
+        self, raw: DenseOutput, targets: Sequence[Annotations], *, class_weights: Tensor | None = None
     ) -> dict[str, Tensor]:
         """Terms to be summed, each a scalar: "class" (quality focal) and "box" (GIoU), per assigned object.
 
         Args:
             raw: the output of `forward` for B images.
             targets: B Annotations in input pixels, without crowd regions.
-            known: (B, K) bool, the classes that were annotated in each image; the loss leaves out the others, since their
-                objects may be in the image without a box. None if all classes were.
+            class_weights: (B, K) weights of the classes in each image's loss, 0 for a class that was not annotated there. Its
+                objects may be in the image without a box, so it counts only where a box shows an object of another class,
+                with a weight of 1. None if all classes were annotated.
         """
         logits, box_deltas = raw.logits.float(), raw.box_deltas.float()
         class_targets = torch.zeros_like(logits)
         if not sum(len(t) for t in targets):
-            return {"class": _quality_focal(logits, class_targets, known), "box": box_deltas.sum() * 0}
+            weights = 1.0 if class_weights is None else class_weights[:, None]
+            return {"class": _quality_focal(logits, class_targets, weights), "box": box_deltas.sum() * 0}
 
         boxes, labels, image = gather_targets(targets, logits.device)
         priors = self.priors(raw)
@@ -116,10 +118,15 @@ class DensePrediction:
         class_targets[positives.image, positives.prior, labels[positives.object]] = positives.target
         if self.has_object_class:
             class_targets[positives.image, positives.prior, -1] = positives.target
+        weights: Tensor | float = 1.0
+        if class_weights is not None:
+            weights = class_weights[:, None].expand_as(logits).clone()
+            own = class_weights[positives.image]
+            weights[positives.image, positives.prior] = own.where(own > 0, 1.0)
         predicted = self.decode_boxes(box_deltas[positives.image, positives.prior], priors[positives.prior])
         box = (generalized_box_iou_loss(predicted, boxes[positives.object]) * positives.target).sum()
         total = positives.target.sum().clamp(min=1)
-        return {"class": _quality_focal(logits, class_targets, known) / total, "box": 2 * box / total}
+        return {"class": _quality_focal(logits, class_targets, weights) / total, "box": 2 * box / total}
 
     def _decode_rows(self, box_deltas: Tensor, priors: Tensor, rows: Tensor) -> Tensor:
         """(n,) indices of priors -> (n, 4) xyxy in input pixels, of one image."""
@@ -151,14 +158,9 @@ class DensePrediction:
         ]
 
 
-def _quality_focal(logits: Tensor, targets: Tensor, known: Tensor | None) -> Tensor:
-    """Sum over (B, A, K) of |target - score|^2 * BCE: section 3 of arXiv:2006.04388 with beta = 2.
-
-    The sum leaves out the classes that are False in `known` (B, K).
-    """
-    weight = (targets - logits.sigmoid()).square()
-    if known is not None:
-        weight = weight * known[:, None]
+def _quality_focal(logits: Tensor, targets: Tensor, weights: Tensor | float) -> Tensor:
+    """Sum over (B, A, K) of weights * |target - score|^2 * BCE: section 3 of arXiv:2006.04388 with beta = 2."""
+    weight = (targets - logits.sigmoid()).square() * weights
     return (weight * F.binary_cross_entropy_with_logits(logits, targets, reduction="none")).sum()
 
 

@@ -28,7 +28,8 @@ from foldfuse.system.atomic_files import atomic
 OBJECT_CLASS = "object"
 FOLDER = Path(__file__).parent / "weights"  # of the files that come with the package
 _DETECTOR, _CLASSES = "detector", "classes"  # keys of a file's metadata
-_CLASS_LAYER = "head.class_head."
+CLASS_BRANCH = "head.class_"  # the names of its tensors begin so
+_CLASS_LAYER = f"{CLASS_BRANCH}head."
 
 
 def shipped_weights(detector: str) -> Path:
@@ -75,7 +76,8 @@ def start_from_pretrained(path: Path, model: Any) -> str:
     """Load a file of detection weights into `model`, and return a sentence on it.
 
     Each row of the class layer becomes the row of `OBJECT_CLASS`. Its bias is lowered by the logarithm of the number of classes,
-    so that at first the scores of all classes together say how likely an object is.
+    so that at first the scores of all classes together say how likely an object is. Where a file has no tensors of the class
+    branch, the branch keeps its random initial values.
 
     Raises:
         InputError: the file is broken or is of another detector.
@@ -85,13 +87,20 @@ def start_from_pretrained(path: Path, model: Any) -> str:
         raise InputError(
             f"{path}: has weights of {name}, and only detectors with its anchor-free head can start from them."
         )
-    count = model.num_classes
-    theirs[f"{_CLASS_LAYER}weight"] = theirs[f"{_CLASS_LAYER}weight"][-1:].repeat(count, 1, 1, 1)
-    theirs[f"{_CLASS_LAYER}bias"] = theirs[f"{_CLASS_LAYER}bias"][-1:].repeat(count) - math.log(count)
-    ours = {key: t for key, t in model.state_dict().items() if t.is_floating_point()}
+    count, has_classes = model.num_classes, f"{_CLASS_LAYER}bias" in theirs
+    if has_classes:
+        theirs[f"{_CLASS_LAYER}weight"] = theirs[f"{_CLASS_LAYER}weight"][-1:].repeat(count, 1, 1, 1)
+        theirs[f"{_CLASS_LAYER}bias"] = theirs[f"{_CLASS_LAYER}bias"][-1:].repeat(count) - math.log(count)
+    ours = {
+        key: t
+        for key, t in model.state_dict().items()
+        if t.is_floating_point() and (has_classes or not key.startswith(CLASS_BRANCH))
+    }
     if {key: t.shape for key, t in theirs.items()} != {key: t.shape for key, t in ours.items()}:
         raise InputError(f"{path}: has weights of {name}, which do not fit. Start from a file of the same detector.")
     model.load_state_dict(theirs, strict=False)  # the counters of the batch norms are not in the file
+    if not has_classes:
+        return f"{path}: all weights were loaded; the class branch, which the file does not have, starts from random values."
     return f"{path}: all weights were loaded; every class starts from the weights for any object."
 
 

@@ -251,7 +251,7 @@ def run_all(out: Path, scratch: Path, *, device: str, dry: bool, limit: float) -
     """Pre-train each of STAGES in turn, and judge each start as soon as it is ready; run folders go to `scratch`."""
     from foldfuse.storage.run import Run
 
-    deadline = time.monotonic() + (240.0 if dry else limit)
+    deadline = time.monotonic() + (900.0 if dry else limit)
     out.mkdir(parents=True, exist_ok=True)
     ready = {start: threading.Event() for start, _ in STARTS if start != "imagenet"}
     curves: dict[str, list[Row]] = {}

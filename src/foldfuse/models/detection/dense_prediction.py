@@ -103,8 +103,8 @@ class DensePrediction:
         logits, box_deltas = raw.logits.float(), raw.box_deltas.float()
         class_targets = torch.zeros_like(logits)
         if not sum(len(t) for t in targets):
-            weights = 1.0 if class_weights is None else class_weights[:, None]
-            return {"class": _quality_focal(logits, class_targets, weights), "box": box_deltas.sum() * 0}
+            of_image = 1.0 if class_weights is None else class_weights[:, None]
+            return {"class": _quality_focal(logits, class_targets, of_image), "box": box_deltas.sum() * 0}
 
         boxes, labels, image = gather_targets(targets, logits.device)
         priors = self.priors(raw)

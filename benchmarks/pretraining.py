@@ -11,6 +11,8 @@ decoded in the card's memory; a CPU does the same, more slowly. `--set image_siz
 `judge` trains a detector on each dataset of JUDGED from each start, on the CPU, one thread each, as `foldfuse train` would, and
 scores it on the held-out images. A training that is in the results file is not run again.
 
+`ship FILE OUT` writes the copy of a file that a package ships: without the rows of the classes, but for that of any object.
+
 `all` does everything in turn within STAGES' seconds: it pre-trains on the first device while all other cores judge the starts
 that are ready. `--dry` does the same with tiny numbers. Folders are looked for in $FOLDFUSE_SHARED or ../shared: pool/ and data/.
 """
@@ -93,6 +95,9 @@ def main() -> None:
     three.add_argument("--dry", action="store_true")
     three.add_argument("--device", default="auto", help="of the pre-trainings")
     three.add_argument("--limit", type=float, default=555.0, help="seconds after which everything is ended")
+    ship = commands.add_parser("ship")
+    ship.add_argument("file", type=Path)
+    ship.add_argument("out", type=Path)
     four = commands.add_parser("worker")
     four.add_argument("row")
     asked = parser.parse_args()
@@ -110,6 +115,10 @@ def main() -> None:
     elif asked.command == "all":
         with tempfile.TemporaryDirectory() as scratch:
             run_all(asked.out, Path(scratch), device=asked.device, dry=asked.dry, limit=asked.limit)
+    elif asked.command == "ship":
+        from foldfuse.models.pretrained.detection import keep_object_class
+
+        keep_object_class(asked.file, asked.out)
     else:
         print(json.dumps(worker(json.loads(asked.row))))
 

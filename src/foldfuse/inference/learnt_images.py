@@ -28,7 +28,7 @@ def record_learnt_images(run: Run, samples: Sequence[Sample], *, init_weights: s
 
 def learnt_before(init_weights: str | None) -> frozenset[str]:
     """The hashes of the images behind initial weights; none where they are not of a run that recorded its images."""
-    if init_weights in (None, "imagenet", "none") or not Path(init_weights).is_dir():
+    if init_weights in (None, "detection", "imagenet", "none") or not Path(init_weights).is_dir():
         return frozenset()
     return Run(Path(init_weights)).learnt_images or frozenset()
 

@@ -88,6 +88,8 @@ def train_detector(
         )  # after the anchors: the weights belong to their own
         if sentence:
             log.info(sentence)
+            if world.is_main:
+                run.write_metadata(replace(run.metadata, started_from=sentence))
     if init_state is not None:
         load_exactly(model, init_state["model"], source="the checkpoint to start from")
     model.to(world.device)

@@ -1,4 +1,7 @@
-"""Loads the weights that a recipe names into a new model: those of a run, whose head is matched by class names, or effdet's."""
+"""Loads the weights that a recipe names into a new model.
+
+They are those of a run, whose head is matched by class names, of a detector that was pre-trained on boxes, or effdet's.
+"""
 
 from __future__ import annotations
 
@@ -9,13 +12,14 @@ from torch import nn
 
 from foldfuse.errors import InputError, shown
 from foldfuse.models.pretrained.class_rows import load_by_class_name
+from foldfuse.models.pretrained.detection import has_detection_weights, shipped_weights, start_from_pretrained
 from foldfuse.models.pretrained.effdet import load_effdet
 from foldfuse.recipes import ClassifierRecipe, Recipe
 from foldfuse.storage.run import Run
 
 
 def load_init_weights(recipe: Recipe | ClassifierRecipe, model: nn.Module, classes: Sequence[str]) -> str | None:
-    """Load the weights of the run or checkpoint that the recipe names, and return a sentence on what was taken; None for neither.
+    """Load the weights that the recipe names, and return a sentence on what was taken; None for ImageNet weights and for none.
 
     Args:
         recipe: the recipe of the new run.
@@ -23,17 +27,20 @@ def load_init_weights(recipe: Recipe | ClassifierRecipe, model: nn.Module, class
         classes: names of the model's classes, by label.
 
     Raises:
-        InputError: there is no such run or checkpoint, its weights do not fit, or two classes have the same name.
+        InputError: there are no such weights, they do not fit, or two classes have the same name.
     """
     if recipe.init_weights in ("imagenet", "none"):
         return None
+    if recipe.init_weights == "detection":
+        name = recipe.detector if isinstance(recipe, Recipe) else recipe.classifier
+        return start_from_pretrained(shipped_weights(name), model)
     if "://" in recipe.init_weights:
         raise InputError(
             f"init_weights is {shown(recipe.init_weights)}, a web address. Download the file, and give its path."
         )
     path = Path(recipe.init_weights)
     if isinstance(recipe, Recipe) and not path.is_dir():
-        return load_effdet(path, model)
+        return start_from_pretrained(path, model) if has_detection_weights(path) else load_effdet(path, model)
     run = Run(path)
     require_same_network(recipe, run)
     known = run.metadata.classes

@@ -28,14 +28,16 @@ from foldfuse.data.dataset import Dataset, Sample
 from foldfuse.data.images import canvas_for
 from foldfuse.detections import Annotations, Array
 from foldfuse.errors import InputError
+from foldfuse.inference.learnt_images import record_learnt_images
 from foldfuse.models.detection.composed import ComposedDetector
 from foldfuse.models.detection.heads import DenseHead
 from foldfuse.models.pretrained.detection import OBJECT_CLASS, save_detection_weights
 from foldfuse.recipes import Recipe
 from foldfuse.storage.run import Run
 from foldfuse.training.checkpoints import Checkpointer, TrainingResult, finish_run
-from foldfuse.training.detector import load_init_weights, new_detector
+from foldfuse.training.detector import new_detector
 from foldfuse.training.device_batches import DeviceBatches, DeviceImages, SourceTarget
+from foldfuse.training.init_weights import load_init_weights
 from foldfuse.training.loop import fit
 from foldfuse.training.precision import ComputeConfig, default_config
 from foldfuse.training.session import TrainingSession
@@ -205,11 +207,12 @@ def pretrain(
     """
     recipe, seed, dataset = run.recipe, run.metadata.seed, sources.dataset
     assert session.world.size == 1, "pre-training runs in one process"
+    record_learnt_images(run, dataset.samples, init_weights=recipe.init_weights)
     torch.manual_seed(seed)
     fresh = session.checkpoint is None
     detector = new_detector(recipe, len(dataset.classes), initialized=fresh)
-    if fresh:
-        load_init_weights(recipe, detector)
+    if fresh and (sentence := load_init_weights(recipe, detector, dataset.classes)):
+        log.info(sentence)
     model = PretrainingDetector(detector, sources.class_weights).to(session.world.device)
     canvas = canvas_for(dataset.samples, image_size=recipe.image_size, stride=model.stride)
     images = DeviceImages.load(dataset.samples, longest=longest, device=session.world.device)

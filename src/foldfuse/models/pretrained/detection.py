@@ -2,7 +2,7 @@
 
 A file holds the backbone, the neck and the head in half precision, and in its metadata the detector's name and the names of the
 classes. The last class is `OBJECT_CLASS`: its row of the class layer was trained on the objects of all classes. Every class of a
-new dataset starts from that row.
+new dataset starts from that row. The files that come with the package have no other row, since nothing reads them.
 
 Where we differ from the usual transfer (Ren et al., "Faster R-CNN", arXiv:1506.01497, draws the class layer anew): a new class
 layer that already tells objects from background gives the assignment of the first steps good candidates.
@@ -10,6 +10,7 @@ layer that already tells objects from background gives the assignment of the fir
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -23,13 +24,15 @@ from torch import Tensor
 
 from foldfuse.errors import InputError
 from foldfuse.models.detection.heads import DenseHead
+from foldfuse.models.pretrained.state_dicts import require_finite, require_same_tensors
 from foldfuse.system.atomic_files import atomic
 
 OBJECT_CLASS = "object"
 FOLDER = Path(__file__).parent / "weights"  # of the files that come with the package
-_DETECTOR, _CLASSES = "detector", "classes"  # keys of a file's metadata
 CLASS_BRANCH = "head.class_"  # the names of its tensors begin so
+_DETECTOR, _CLASSES = "detector", "classes"  # keys of a file's metadata
 _CLASS_LAYER = f"{CLASS_BRANCH}head."
+_HALF_MAX = 6e4  # larger numbers stay in single precision
 
 
 def shipped_weights(detector: str) -> Path:
@@ -40,16 +43,16 @@ def shipped_weights(detector: str) -> Path:
     """
     path = FOLDER / f"{detector}.safetensors"
     if not path.is_file():
-        there = ", ".join(sorted(file.stem for file in FOLDER.glob("*.safetensors"))) or "none yet"
+        there = ", ".join(sorted(file.stem for file in FOLDER.glob("*.safetensors"))) or "none"
         raise InputError(
-            f"init_weights is detection, and no such weights of {detector} come with this package ({there}). "
-            "Take init_weights=imagenet, or the path of a file of such weights."
+            f"init_weights is detection, and this package has no detection weights of {detector}, only of: {there}. "
+            "Take one of these, init_weights=imagenet, or the path of a file of detection weights."
         )
     return path
 
 
 def save_detection_weights(path: Path, weights: Mapping[str, Tensor], *, detector: str, classes: Sequence[str]) -> None:
-    """Write a file of detection weights: matrices in half precision, vectors (biases and norms) in single precision.
+    """Write a file of detection weights in half precision; a tensor with numbers too large for it, in single precision.
 
     Args:
         path: the file, which is replaced whole.
@@ -59,7 +62,7 @@ def save_detection_weights(path: Path, weights: Mapping[str, Tensor], *, detecto
     """
     assert classes[-1] == OBJECT_CLASS
     kept = {
-        key: t.detach().cpu().to(torch.float16 if t.ndim > 1 else torch.float32).contiguous()
+        key: t.detach().cpu().to(torch.float16 if t.abs().max() < _HALF_MAX else torch.float32).contiguous()
         for key, t in weights.items()
         if t.is_floating_point()
     }
@@ -67,8 +70,24 @@ def save_detection_weights(path: Path, weights: Mapping[str, Tensor], *, detecto
         save_file(kept, temporary, metadata={_DETECTOR: detector, _CLASSES: json.dumps(list(classes))})
 
 
+def keep_object_class(path: Path, out: Path) -> None:
+    """Write a copy of a file of detection weights that has the row of `OBJECT_CLASS` alone: what a package ships.
+
+    Raises:
+        InputError: the file is broken.
+    """
+    weights = _load(path)
+    for part in (f"{_CLASS_LAYER}weight", f"{_CLASS_LAYER}bias"):
+        weights[part] = weights[part][-1:]
+    save_detection_weights(out, weights, detector=_metadata(path)[_DETECTOR], classes=[OBJECT_CLASS])
+
+
 def has_detection_weights(path: Path) -> bool:
-    """Whether a file is one that `save_detection_weights` wrote."""
+    """Whether a file is one that `save_detection_weights` wrote.
+
+    Raises:
+        InputError: it is called .safetensors and cannot be read as such.
+    """
     return path.suffix == ".safetensors" and path.is_file() and {_DETECTOR, _CLASSES} <= _metadata(path).keys()
 
 
@@ -82,26 +101,29 @@ def start_from_pretrained(path: Path, model: Any) -> str:
     Raises:
         InputError: the file is broken or is of another detector.
     """
-    theirs, name = _load(path), _metadata(path)[_DETECTOR]
+    theirs, name, source = _load(path), _metadata(path)[_DETECTOR], str(path)
+    if path.parent == FOLDER:
+        source = f"{path.name} of this package (SHA-256 {hashlib.sha256(path.read_bytes()).hexdigest()[:12]})"
     if not isinstance(getattr(model, "head", None), DenseHead):
         raise InputError(
-            f"{path}: has weights of {name}, and only detectors with its anchor-free head can start from them."
+            f"{source}: has weights of {name}, and only detectors with its anchor-free head can start from them."
         )
+    require_finite(theirs, source=source)
     count, has_classes = model.num_classes, f"{_CLASS_LAYER}bias" in theirs
     if has_classes:
-        theirs[f"{_CLASS_LAYER}weight"] = theirs[f"{_CLASS_LAYER}weight"][-1:].repeat(count, 1, 1, 1)
+        rows = theirs.get(f"{_CLASS_LAYER}weight", torch.zeros(0))[-1:]
+        theirs[f"{_CLASS_LAYER}weight"] = rows.repeat(count, *[1] * (rows.ndim - 1))
         theirs[f"{_CLASS_LAYER}bias"] = theirs[f"{_CLASS_LAYER}bias"][-1:].repeat(count) - math.log(count)
     ours = {
         key: t
         for key, t in model.state_dict().items()
         if t.is_floating_point() and (has_classes or not key.startswith(CLASS_BRANCH))
     }
-    if {key: t.shape for key, t in theirs.items()} != {key: t.shape for key, t in ours.items()}:
-        raise InputError(f"{path}: has weights of {name}, which do not fit. Start from a file of the same detector.")
+    require_same_tensors(theirs, ours, source=f"{source}, detection weights of {name}")
     model.load_state_dict(theirs, strict=False)  # the counters of the batch norms are not in the file
     if not has_classes:
-        return f"{path}: all weights were loaded; the class branch, which the file does not have, starts from random values."
-    return f"{path}: all weights were loaded; every class starts from the weights for any object."
+        return f"{source}: all weights were loaded; the class branch, which the file does not have, starts from random values."
+    return f"{source}: all weights were loaded; every class starts from the weights for any object."
 
 
 def _metadata(path: Path) -> dict[str, str]:

@@ -130,18 +130,19 @@ def pretrain_pool(asked: argparse.Namespace) -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stdout)
     import torch
 
+    from foldfuse.data.pixels import open_images
     from foldfuse.data.readers.coco import read
     from foldfuse.recipes import changed, load_recipe
     from foldfuse.storage.run import Run
     from foldfuse.training.pretraining import join_sources, pretrain, pretraining_recipe
-    from foldfuse.training.session import open_session, require_same_data, run_metadata
+    from foldfuse.training.session import open_session, run_metadata
 
     torch.backends.cudnn.benchmark = True  # every step has the same shapes
     torch.set_num_threads(min(4, os.cpu_count() or 1))
     names = sorted(path.parent.name for path in asked.pool.glob("*/instances.json"))
     out = {*BARRED, *EVALUATION, *asked.leave_out}
     used = [name for name in names if name not in out and (not asked.only or name in asked.only)]
-    datasets = {name: read(asked.pool / name / "instances.json") for name in used}
+    datasets = {name: open_images(read(asked.pool / name / "instances.json")) for name in used}
     sources = join_sources(datasets, one_class=ONE_CLASS, synonyms=SYNONYMS)
     recipe = changed(pretraining_recipe(load_recipe(asked.detector)), asked.changes)
     run = Run(asked.out)
@@ -152,10 +153,14 @@ def pretrain_pool(asked: argparse.Namespace) -> None:
         device=asked.device,
     )
     if run.exists:
-        require_same_data(run, sources.dataset)
+        if run.metadata.data_fingerprint != sources.dataset.fingerprint:
+            sys.exit(
+                f"{run.folder}: was pre-trained on other data. Give the same pool and the same datasets to leave out."
+            )
         metadata = replace(run.metadata, budget={"seconds": asked.seconds})
-    new = None if run.exists else recipe
-    with open_session(run, metadata, new=new, title="pre-training") as session:
+    is_new = not run.exists
+    recipe = recipe if is_new else run.recipe
+    with open_session(run, metadata, recipe=recipe, is_new=is_new, title="pre-training") as session:
         result = pretrain(run, sources, session, export=asked.export, longest=asked.longest)
     rate = run.metadata.images_per_second or 0.0
     print(
@@ -216,6 +221,7 @@ def worker(row: Row) -> Row:
     import torch
 
     from foldfuse.data.folds import make_folds
+    from foldfuse.data.pixels import open_images
     from foldfuse.data.readers.coco import read
     from foldfuse.evaluation.coco import score_predictions
     from foldfuse.inference.detector import load_detector, predict_views
@@ -230,11 +236,13 @@ def worker(row: Row) -> Row:
     if hasattr(os, "nice"):
         os.nice(10)  # a pre-training beside it comes first
     if row["data"] in EVALUATION:
-        whole = read(SHARED / "pool" / row["data"] / "instances.json")
+        whole = open_images(read(SHARED / "pool" / row["data"] / "instances.json"))
         folds = make_folds(whole, num_folds=5, seed=row["seed"])
         data, held_out = whole.subset(folds.train_ids(0)), whole.subset(folds.val_ids(0))
     else:
-        data, held_out = (read(SHARED / "data" / row["data"] / f"{part}.json") for part in ("train", "val"))
+        data, held_out = (
+            open_images(read(SHARED / "data" / row["data"] / f"{part}.json")) for part in ("train", "val")
+        )
     recipe = replace(load_recipe(row["detector"]), init_weights=row["start"])
     recipe = changed(recipe, row["changes"])
     with tempfile.TemporaryDirectory() as folder:

@@ -87,9 +87,15 @@ class ImageFiles:
     folder: Path | None = None
     known: Mapping[str, Path] = field(default_factory=dict)
     unclear: Mapping[str, str] = field(default_factory=dict)
+    _matches: dict[str, Match] = field(default_factory=dict, init=False, repr=False)  # of the names looked for so far
 
     def find(self, name: str) -> Match:
-        """The file of an image that the annotations call `name`."""
+        """The file of an image that the annotations call `name`; it is looked for once."""
+        if name not in self._matches:
+            self._matches[name] = self._find_anywhere(name)
+        return self._matches[name]
+
+    def _find_anywhere(self, name: str) -> Match:
         if name in self.known:
             return Match(self.known[name])
         if name in self.unclear:

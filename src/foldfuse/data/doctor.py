@@ -115,7 +115,7 @@ def examine(
     kind = require_layout(data).kind
     asked = {"--box-format": conventions.box_format, "--category-ids": conventions.category_ids}
     for option, value in asked.items():
-        if kind != "coco" and value is not None:
+        if kind != "coco" and value is not None and not (kind == "yolo" and option == "--category-ids"):
             raise InputError(
                 f"{option} {value}: tells how COCO JSON is meant, and {data} is a dataset of another layout."
             )

@@ -14,6 +14,7 @@ from foldfuse.data.values import short
 
 FEWEST = 10  # boxes or images from which their majority says something
 MANY = 30  # boxes from which a regularity among all of them is no accident
+MANY_EMPTY = 0.9  # share of images without annotations beyond which these are likely lost; rare objects leave fewer
 REACH = 0.6  # share of the images' sides beyond which boxes usually reach somewhere
 SLIP_PX = 1.0  # by which a box may stick out without being counted
 CROWD_ADVICE = (
@@ -31,7 +32,9 @@ def judge(
     annotated = {a.image_id for a in annotations}
     num_empty = sum(image.id not in annotated for image in images)
     if len(images) >= FEWEST and num_empty > len(images) / 2:
-        yield _fault("most images have no annotations", f"{num_empty} of {len(images)} images")
+        kind, where = "most images have no annotations", f"{num_empty} of {len(images)} images"
+        is_fault = num_empty > MANY_EMPTY * len(images)
+        yield Finding(kind, where, fix="", is_fault=is_fault, is_told=True)
     if annotations:
         yield from _boxes(images, annotations)
 
@@ -56,7 +59,8 @@ def _boxes(images: Sequence[ImageRow], annotations: Sequence[AnnotationRow]) -> 
         _, index, counts = np.unique(sides.round(1), axis=0, return_inverse=True, return_counts=True)
         if counts.max() >= 0.95 * n:
             width, height = sides[index == counts.argmax()][0]
-            yield _fault("the boxes are all of one size", f"{counts.max()} of {n} are {width:g} x {height:g} px")
+            where = f"{counts.max()} of {n} are {width:g} x {height:g} px"  # sound where boxes were put around points
+            yield Finding("the boxes are all of one size", where, fix="", is_fault=False, is_told=True)
     reach = (boxes[:, 2:] / sizes).max(0)
     if n >= MANY and len(images) >= FEWEST and (reach < REACH).all():
         kind = "no box reaches the right or the lower part of its image; were they drawn on smaller images?"

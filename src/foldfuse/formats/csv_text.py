@@ -13,7 +13,7 @@ from foldfuse.errors import InputError, shown
 from foldfuse.system.files import read_text
 
 SEPARATORS = (",", ";", "\t", "|")
-STRING_COLUMNS = {"predictionstring", "predictionstrings", "predictions", "prediction"}
+STRING_COLUMNS = {"predictionstring", "predictionstrings", "predictions", "prediction", "predstring", "annotations"}
 IMAGE_COLUMNS = {
     "imageid",
     "image",
@@ -26,6 +26,7 @@ IMAGE_COLUMNS = {
     "imgid",
     "path",
     "patientid",
+    "videoframe",
     "name",
 }
 CLASS_COLUMNS = {

@@ -10,12 +10,14 @@ from __future__ import annotations
 import csv
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from foldfuse.data.findings import Finding
 from foldfuse.data.readers.csv_columns import (
     CELLS,
+    CLASS,
+    CROWD,
     IMAGE,
     SCORES,
     STRINGS,
@@ -34,20 +36,24 @@ from foldfuse.errors import InputError, shown
 from foldfuse.system.files import read_text
 
 ONE_CLASS = "object"  # the class of a file that names none
+MAX_SHARE = 1.5  # shares of the sides may be a little above 1; pixels of all boxes are never so few
 
 NO_OBJECT = re.compile(r"(no[ _]?(finding|box|object|label)s?|none|nan|null|)$", re.IGNORECASE)
+
+PREDICTION_STRING = re.compile(r"(\S+(\s+[-+.\deE]+){5}\s*)+")  # label score and four numbers, once or more
 
 Four = tuple[float, float, float, float]
 
 
 @dataclass(frozen=True, slots=True)
 class CsvBox:
-    """A box as a row states it: the sentence's beginning, the image, the class, and four numbers."""
+    """A box as a row states it: the sentence's beginning, the image, the class, four numbers, and whether it is a crowd."""
 
     where: str
     image: str
     name: str
     numbers: Four
+    is_crowd: bool = False
 
 
 @dataclass(eq=False)
@@ -87,8 +93,12 @@ def read_box_csv(
     files = ImageFiles(path, images)
     ids = image_ids([Path(name) for name in table.images])
     rows: dict[str, Row] = {}
+    known: dict[str, Path] = {}
     for name, stated in table.images.items():
         match = files.find(name)
+        if not match.found and (other := files.find(_file_of_id(name))).found:
+            match = other
+            known[name] = other.path
         size = stated
         if size is None and not match.found:
             error = f"{path}: {files.where(name)}"
@@ -105,7 +115,7 @@ def read_box_csv(
     labels = _labels(table)
     annotations = [_annotation(box, rows[box.image], form, labels, is_share=is_share) for box in boxes]
     document = coco_document(rows.values(), {number: name for name, number in labels.items()}, annotations)
-    return Loaded(document, path, tuple(table.findings), files, ignore_orientation)
+    return Loaded(document, path, tuple(table.findings), replace(files, known=known), ignore_orientation)
 
 
 def _read_table(path: Path, *, annotated: bool) -> CsvTable:
@@ -123,10 +133,13 @@ def _read_table(path: Path, *, annotated: bool) -> CsvTable:
             f"{path}: has the columns {listed(header)}, and none of them names images. Call one 'image_id'."
         )
     table = CsvTable()
+    strings = _string_columns(columns, rows, image)
     sides = [columns.get(name) for name in ("width", "height")]
     cell = next((name for name in CELLS if name in columns), None)
-    string = next((name for name in STRINGS if name in columns and columns[name] != image), None)
+    string = next((name for name in (*strings, *STRINGS) if name in columns and columns[name] != image), None)
     four, form = four_columns(columns)
+    if strings:
+        four, cell = [], None
     has_sizes = None not in sides and not set(sides) & set(four)
     table.form = form if four else CELLS.get(cell or "")
     if annotated and not (four or cell or string):
@@ -134,14 +147,13 @@ def _read_table(path: Path, *, annotated: bool) -> CsvTable:
             f"{path}: has the columns {listed(header)}, and no boxes. Expected columns such as xmin, ymin, xmax, ymax, or "
             "left, top, width, height, or bbox."
         )
-    named, numbered = class_columns(columns, exclude={image, *four})
+    named, numbered = class_columns(columns, exclude={image, *four, *(columns[name] for name in strings)})
     if annotated and named is None and not string:
         where = f"no column of {listed(header)} names classes"
         kind = f"all boxes are of one class, called {ONE_CLASS}"
         table.findings.append(Finding(kind, where, fix="", is_fault=False, is_told=True))
-    if scores := [name for name in header if plain(name) in SCORES]:
-        kind = "a column of scores is ignored; these may be predictions and no annotations"
-        table.findings.append(Finding(kind, scores[0], fix="left out", is_told=True))
+    table.findings += _score_column(header, rows)
+    crowd = next((columns[name] for name in CROWD if name in columns), None)
     for line, row in rows:
         where = f"{path}: line {line}"
         if len(row) != len(header):
@@ -166,11 +178,11 @@ def _read_table(path: Path, *, annotated: bool) -> CsvTable:
             if four or cell:
                 texts = [row[i] for i in four] if four else _numbers_in(row[columns[cell or ""]])
                 numbers = _four(texts, where)
-                if numbers is None:
+                if numbers is None or not any(numbers):  # "NEG,1.0,0,0,0,0": an image without objects
                     continue
                 if NO_OBJECT.match(class_name):
                     raise InputError(f"{where}: has a box, but no class.")
-                table.boxes.append(CsvBox(where, name, class_name, numbers))
+                table.boxes.append(CsvBox(where, name, class_name, numbers, _is_crowd(row, crowd)))
             else:
                 _read_string(
                     row[columns[string or ""]], where, name, class_name, table, is_pairs=string == "boxesstring"
@@ -181,6 +193,41 @@ def _read_table(path: Path, *, annotated: bool) -> CsvTable:
         if numbered is not None and re.fullmatch(r"\d{1,9}", row[numbered].strip()):
             table.numbers_of.setdefault(class_name, int(row[numbered]))
     return table
+
+
+def _file_of_id(name: str) -> str:
+    """The name of the file that a contest's id stands for: `ID_image`, or `VIDEO-FRAME` of video_VIDEO/FRAME.jpg."""
+    if found := re.fullmatch(r"(\d+)-(\d+)", name):
+        return f"video_{found[1]}/{found[2]}.jpg"
+    return name.removesuffix("_image")
+
+
+def _score_column(header: Sequence[str], rows: Sequence[tuple[int, list[str]]]) -> list[Finding]:
+    """A finding about a column of scores; it is a fault unless all are 1, as organisers give them with annotations."""
+    column = next((i for i, name in enumerate(header) if plain(name) in SCORES), None)
+    if column is None:
+        return []
+    cells = {row[column].strip() for _, row in rows if len(row) == len(header)} - {""}
+    if {number_of(cell) for cell in cells} <= {1.0}:
+        return [Finding("a column of scores is ignored, as all are 1", header[column], fix="left out", is_fault=False)]
+    kind = "a column of scores is ignored; these may be predictions and no annotations"
+    return [Finding(kind, header[column], fix="left out", is_told=True)]
+
+
+def _is_crowd(row: Sequence[str], column: int | None) -> bool:
+    """Whether a row is marked as a group of objects."""
+    return column is not None and (row[column].strip().lower() == "true" or number_of(row[column]) == 1)
+
+
+def _string_columns(columns: Mapping[str, int], rows: Sequence[tuple[int, list[str]]], image: int) -> list[str]:
+    """The columns named like classes that hold prediction strings, "opacity 1 10 20 30 40 ..."."""
+    found = []
+    for name in CLASS:
+        column = columns.get(name, image)
+        cells = [row[column] for _, row in rows if column < len(row) and len(row[column].split()) >= 6]
+        if column != image and cells and all(PREDICTION_STRING.fullmatch(cell.strip()) for cell in cells):
+            found.append(name)
+    return found
 
 
 def _size(cells: Sequence[str]) -> tuple[int, int] | None:
@@ -235,9 +282,9 @@ def _form(boxes: Sequence[CsvBox], rows: Mapping[str, Row], table: CsvTable, pat
     """What the four numbers of all boxes are (xyxy, xywh, cxcywh), and whether they are shares of the sides."""
     if not boxes:
         return "xywh", False
-    is_share = max(max(box.numbers) for box in boxes) <= 1.0
+    is_share = max(max(box.numbers) for box in boxes) <= MAX_SHARE
     if is_share:
-        kind = "the boxes are read as shares of the image's sides, as no number is above 1"
+        kind = f"the boxes are read as shares of the image's sides, as no number is above {MAX_SHARE:g}"
         table.findings.append(Finding(kind, f"{len(boxes)} boxes", fix="", is_fault=False, is_told=True))
     sizes = [(1, 1) if is_share else (rows[box.image]["width"], rows[box.image]["height"]) for box in boxes]
     fits = {form: _fit(boxes, sizes, form) for form in ("xyxy", "xywh", "cxcywh")}
@@ -295,4 +342,4 @@ def _annotation(box: CsvBox, image: Row, form: str, labels: Mapping[str, int], *
     x, y, w, h = _xywh(box.numbers, form)
     across, down = (image["width"], image["height"]) if is_share else (1, 1)
     bbox = [x * across, y * down, w * across, h * down]
-    return {"image_id": image["id"], "category_id": labels[box.name], "bbox": bbox, "iscrowd": 0}
+    return {"image_id": image["id"], "category_id": labels[box.name], "bbox": bbox, "iscrowd": int(box.is_crowd)}

@@ -30,6 +30,8 @@ IMAGE = [
     "imgname",
     "imgpath",
     "photo",
+    "patientid",
+    "videoframe",
     "id",
 ]
 CLASS = [
@@ -70,6 +72,7 @@ FORMS = (  # (columns, what they hold)
     ("x y w h", "xywh"),
     ("x y width height", "xywh"),
 )
+CROWD = ("iscrowd", "isgroupof", "crowd", "groupof")
 SCORES = ("score", "confidence", "conf", "probability", "prob")
 
 
@@ -90,6 +93,7 @@ def is_box_csv(path: Path) -> bool:
 
 def split_rows(text: str) -> tuple[list[str], list[tuple[int, list[str]]]]:
     """The header, and (line, cells) of each row; a file without a header has the columns of keras-retinanet."""
+    text = re.sub(r"\A\s*\"?sep=.\"?[ \t]*\r?\n", "", text)  # as Excel begins a file, to name its separator
     first = text.lstrip("\n").split("\n", 1)[0]
     delimiter = max(",;\t|", key=first.count)
     csv.field_size_limit(MAX_FIELD)

@@ -153,7 +153,7 @@ class ImageFiles:
             return f"there is no image {_short(name)} in {self.folder} nor in the folders below."
         return (
             f"there is no image {self.root / _short(name)} nor {self.root / 'images' / _short(name)}. Put the images beside the "
-            "JSON, or in images/ beside it; or give their folder as --images DIR."
+            "annotations, or in images/ beside it; or give their folder as --images DIR."
         )
 
     def _find_outside(self, name: str, parts: list[str], is_absolute: bool, expected: Path) -> Match:

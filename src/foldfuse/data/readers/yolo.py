@@ -5,6 +5,9 @@ What describes the dataset is read by `yolo_sources`, label files are found by `
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 from foldfuse.data.findings import Finding
@@ -12,7 +15,7 @@ from foldfuse.data.readers.image_names import ImageFiles
 from foldfuse.data.readers.image_rows import Row, coco_document, image_table
 from foldfuse.data.readers.label_files import pair_labels
 from foldfuse.data.readers.loaded import Loaded
-from foldfuse.data.readers.yolo_lines import Box, LabelFormat, LabelLine, box_of, judge_lines, read_lines
+from foldfuse.data.readers.yolo_lines import Box, LabelFormat, LabelLine, box_of, classes_in, judge_lines, read_lines
 from foldfuse.data.readers.yolo_sources import read_source
 from foldfuse.errors import InputError
 
@@ -48,18 +51,53 @@ def read_yolo(
         pairs = pair_labels(described.images, source=folder or source, images=images)
         findings += pairs.findings
         unclear = set(pairs.unclear)
-        lines: list[tuple[Row, LabelLine]] = []
-        for path, row in zip(table.paths, table.rows, strict=True):
-            if path in pairs.label_of:
-                found = _lines(pairs.label_of[path], described.form, findings)
-                lines += [(row, line) for line in found or ()]
-                unclear |= {path} if found is None else set()
+        labeled = [
+            (row, path, pairs.label_of[path])
+            for path, row in zip(table.paths, table.rows, strict=True)
+            if path in pairs.label_of
+        ]
+        lines, unread, broken = _all_lines(labeled, described.form)
+        if broken and (form := _as_counted([label for _, _, label in labeled], described.form)) != described.form:
+            lines, unread, broken = _all_lines(labeled, form)
+        findings += broken
+        unclear |= unread
         rows = [row for path, row in zip(table.paths, table.rows, strict=True) if path not in unclear]
         findings += judge_lines([(line, (row["width"], row["height"])) for row, line in lines], described.form, source)
         annotations = [_annotation(line, row, described.form) for row, line in lines]
     document = coco_document(rows, described.form.names, annotations)
     given = folder or source
     return Loaded(document, given, tuple(findings), ImageFiles(root, images, table.known), ignore_orientation)
+
+
+def _all_lines(
+    labeled: Iterable[tuple[Row, Path, Path]], form: LabelFormat
+) -> tuple[list[tuple[Row, LabelLine]], set[Path], list[Finding]]:
+    """The lines of (image, its path, its label file), the images whose file cannot be read, and findings about both."""
+    lines: list[tuple[Row, LabelLine]] = []
+    unread: set[Path] = set()
+    findings: list[Finding] = []
+    for row, path, label in labeled:
+        found = _lines(label, form, findings)
+        lines += [(row, line) for line in found or ()]
+        unread |= {path} if found is None else set()
+    return lines, unread, findings
+
+
+def _as_counted(paths: Iterable[Path], form: LabelFormat) -> LabelFormat:
+    """The form that also takes the class after the last, where label files seem to count the classes of `names` from one more.
+
+    They do where that class occurs, the first never does, and no other number is unknown. Annotations then keep the unknown
+    class, and the dataset is refused as counting its classes differently.
+    """
+    used: set[int] = set()
+    for path in paths:
+        with suppress(InputError):
+            used |= classes_in(path)
+    first, after = min(form.names), max(form.names) + 1
+    is_shifted = (
+        after in used and first not in used and used <= {*form.names, after} and len(form.names) == after - first
+    )
+    return replace(form, names={**form.names, after: ""}) if is_shifted else form
 
 
 def _lines(path: Path, form: LabelFormat, findings: list[Finding]) -> list[LabelLine] | None:

@@ -83,6 +83,12 @@ def read_lines(path: Path, form: LabelFormat) -> tuple[list[LabelLine], list[Fin
     return lines, findings
 
 
+def classes_in(path: Path) -> set[int]:
+    """The whole numbers with which lines of a label file begin. Raises InputError where the file cannot be read."""
+    text = read_text(path, what="a YOLO label file", limit=MAX_LABEL_BYTES)
+    return {int(found) for found in re.findall(r"^[ \t]*(\d{1,9})(?:\.0*)?[ \t,;]", text, re.MULTILINE)}
+
+
 def _labels_by_name(names: Mapping[int, str]) -> dict[str, int]:
     times = Counter(names.values())
     return {name: label for label, name in names.items() if times[name] == 1}

@@ -1,0 +1,203 @@
+"""Annotations of contests and tools as they are handed out: columns, marks of empty images, and classes counted from one."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from corpus_samples import Case, parametrize, run, save_image
+
+FIX = "--fix --out fixed.json"
+
+
+def csv(text: str, *images: str, name: str = "train.csv") -> Callable[[Path], None]:
+    """Writes a CSV file and the images."""
+
+    def make(folder: Path) -> None:
+        (folder / name).write_text(text, encoding="utf-8")
+        for seed, image in enumerate(images):
+            save_image(folder / image, seed=seed)
+
+    return make
+
+
+def yolo(lines: str, names: str = "[cat, dog]") -> Callable[[Path], None]:
+    """Writes a YOLO dataset of four images with the same lines."""
+
+    def make(folder: Path) -> None:
+        (folder / "data.yaml").write_text(f"names: {names}\ntrain: images\n", encoding="utf-8")
+        (folder / "labels").mkdir()
+        for i in range(4):
+            save_image(folder / "images" / f"{i}.jpg", seed=i)
+            (folder / "labels" / f"{i}.txt").write_text(lines, encoding="utf-8")
+
+    return make
+
+
+def holds(expected: list[tuple[str, str, list[float], int]]) -> Callable[[Path], None]:
+    """Checks (image, class, box, crowd) of all annotations of fixed.json."""
+
+    def right(folder: Path) -> None:
+        document: dict[str, Any] = json.loads((folder / "fixed.json").read_text(encoding="utf-8"))
+        names = {row["id"]: row["file_name"] for row in document["images"]}
+        classes = {row["id"]: row["name"] for row in document["categories"]}
+        found = [
+            (names[a["image_id"]], classes[a["category_id"]], pytest.approx(a["bbox"]), a["iscrowd"])
+            for a in document["annotations"]
+        ]
+        assert expected == found
+
+    return right
+
+
+CASES = [
+    Case(
+        "siim_label_holds_boxes",
+        csv(
+            "id,boxes,label,StudyInstanceUID\n"
+            "\"a_image\",\"[{'x': 10, 'y': 12, 'width': 20, 'height': 30}]\",opacity 1 10 12 30 42,s1\n"
+            "b_image,,none 1 0 0 1 1,s2\n"
+            "\"c_image\",\"[{'x': 1, 'y': 2, 'width': 20, 'height': 30}, {'x': 50, 'y': 2, 'width': 20, 'height': 30}]\","
+            "opacity 1 1 2 21 32 opacity 1 50 2 70 32,s3\n",
+            "train/a.png",
+            "train/b.png",
+            "train/c.png",
+        ),
+        f"check train.csv {FIX}",
+        says=("no faults", "3 images, 3 boxes"),
+        right=holds(
+            [
+                ("train/a.png", "opacity", [10, 12, 20, 30], 0),
+                ("train/c.png", "opacity", [1, 2, 20, 30], 0),
+                ("train/c.png", "opacity", [50, 2, 20, 30], 0),
+            ]
+        ),
+    ),
+    Case(
+        "starfish",
+        csv(
+            "video_id,sequence,video_frame,sequence_frame,image_id,annotations\n0,40258,0,0,0-0,[]\n"
+            "0,40258,16,1,0-16,\"[{'x': 59, 'y': 13, 'width': 20, 'height': 22}]\"\n",
+            "train_images/video_0/0.jpg",
+            "train_images/video_0/16.jpg",
+        ),
+        f"check train.csv {FIX}",
+        says=("no faults", "2 images, 1 boxes"),
+        right=holds([("train_images/video_0/16.jpg", "object", [59, 13, 20, 22], 0)]),
+    ),
+    Case(
+        "rsna_patient_id",
+        csv(
+            "patientId,x,y,width,height,Target\na,,,,,0\nb,14.0,12.0,21.0,37.0,1\nb,52.0,12.0,21.0,37.0,1\n",
+            "stage_2_train_images/a.png",
+            "stage_2_train_images/b.png",
+        ),
+        f"check train.csv {FIX}",
+        says=("no faults", "2 images, 2 boxes"),
+        right=holds(
+            [
+                ("stage_2_train_images/b.png", "object", [14, 12, 21, 37], 0),
+                ("stage_2_train_images/b.png", "object", [52, 12, 21, 37], 0),
+            ]
+        ),
+    ),
+    Case(
+        "open_images_group_is_a_crowd",
+        csv(
+            "ImageID,Source,LabelName,Confidence,XMin,XMax,YMin,YMax,IsOccluded,IsTruncated,IsGroupOf\n"
+            "a,xclick,/m/01,1,0.25,0.5,0.125,0.75,0,0,0\nb,xclick,/m/01,1,0.25,0.5,0.125,0.75,0,0,1\n",
+            "train/a.jpg",
+            "train/b.jpg",
+        ),
+        f"check train.csv {FIX}",
+        says=("no faults", "1 of 2 boxes are crowd regions"),
+        right=holds([("train/a.jpg", "/m/01", [24, 8, 24, 40], 0), ("train/b.jpg", "/m/01", [24, 8, 24, 40], 1)]),
+    ),
+    Case(
+        "zindi_negative_images",
+        csv(
+            "Image_ID,class,confidence,ymin,xmin,ymax,xmax\na.jpg,WBC,1.0,10,20,30,50\nb.jpg,NEG,1.0,0.0,0.0,0.0,0.0\n",
+            "images/a.jpg",
+            "images/b.jpg",
+        ),
+        f"check train.csv {FIX}",
+        says=("no faults", "2 images, 1 boxes", "ignored, as all are 1"),
+        never=("NEG",),
+        right=holds([("images/a.jpg", "WBC", [20, 10, 30, 20], 0)]),
+    ),
+    Case(
+        "scores_that_differ_are_a_fault",
+        csv("image,class,score,xmin,ymin,xmax,ymax\na.jpg,cat,0.9,1,2,30,40\na.jpg,cat,1,9,2,30,40\n", "a.jpg"),
+        "check train.csv",
+        1,
+        ("these may be predictions",),
+    ),
+    Case(
+        "shares_a_little_above_one",
+        csv("image,class,xmin,ymin,xmax,ymax\na.jpg,cat,0.5,0.25,1.0000001,0.75\na.jpg,cat,0,0,0.5,0.5\n", "a.jpg"),
+        f"check train.csv {FIX}",
+        says=("shares of the image's sides",),
+        right=holds([("a.jpg", "cat", [48, 16, 48, 32], 0), ("a.jpg", "cat", [0, 0, 48, 32], 0)]),
+    ),
+    Case(
+        "separator_line_of_excel",
+        csv("sep=;\nfilename;class;xmin;ymin;xmax;ymax\na.jpg;cat;1,5;2;31,5;42\n", "a.jpg"),
+        f"check train.csv {FIX}",
+        says=("no faults",),
+        right=holds([("a.jpg", "cat", [1.5, 2, 30, 40], 0)]),
+    ),
+    Case(
+        "yolo_classes_from_one",
+        yolo("1 0.5 0.5 0.25 0.25\n2 0.25 0.25 0.25 0.25\n"),
+        "split . --out folds.json",
+        2,
+        ("seem to count the classes from 1", "--category-ids from_one"),
+    ),
+    Case(
+        "yolo_classes_from_one_no_copy_by_chance",
+        yolo("1 0.5 0.5 0.25 0.25\n2 0.25 0.25 0.25 0.25\n"),
+        f"check . {FIX}",
+        2,
+        ("seem to count the classes from 1",),
+    ),
+    Case(
+        "yolo_classes_from_one_copy",
+        yolo("1 0.5 0.5 0.25 0.25\n2 0.25 0.25 0.25 0.25\n"),
+        f"check . {FIX} --category-ids from_one",
+        1,
+        right=holds(
+            [
+                row
+                for i in range(4)
+                for row in (
+                    (f"images/{i}.jpg", "cat", [36.0, 24.0, 24.0, 16.0], 0),
+                    (f"images/{i}.jpg", "dog", [12.0, 8.0, 24.0, 16.0], 0),
+                )
+            ]
+        ),
+    ),
+    Case(
+        "yolo_classes_from_one_in_names_too",
+        yolo("1 0.5 0.5 0.25 0.25\n2 0.25 0.25 0.25 0.25\n", "{1: cat, 2: dog}"),
+        "check .",
+        says=("no faults", "4 images, 8 boxes"),
+    ),
+    Case(
+        "yolo_one_class_too_many_is_no_shift",
+        yolo("0 0.5 0.5 0.25 0.25\n2 0.25 0.25 0.25 0.25\n"),
+        "split . --out folds.json",
+        2,
+        ("the class is 2, but 'names' has 0, 1",),
+    ),
+]
+
+
+@parametrize(CASES)
+def test_more_inputs(
+    case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(case, tmp_path, monkeypatch, capsys)

@@ -1088,6 +1088,8 @@ OTHERS = [
         "no_class_names",
         yolo(images="images/{}.jpg", labels="labels/{}.txt", yaml=None),
         "check . --json-only",
+        1,
+        ("nothing names the classes",),
         right=lambda folder: refuses(folder, "nothing names the classes"),
     ),
     Case(

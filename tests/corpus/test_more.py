@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,14 @@ from corpus_samples import Case, parametrize, run, save_image
 FIX = "--fix --out fixed.json"
 
 
-def csv(text: str, *images: str, name: str = "train.csv") -> Callable[[Path], None]:
-    """Writes a CSV file and the images."""
+def csv(
+    text: str, *images: str, name: str = "train.csv", also: Mapping[str, str] | None = None
+) -> Callable[[Path], None]:
+    """Writes a CSV file and the images, and other text files."""
 
     def make(folder: Path) -> None:
+        for other, content in (also or {}).items():
+            (folder / other).write_text(content, encoding="utf-8")
         (folder / name).write_text(text, encoding="utf-8")
         for seed, image in enumerate(images):
             save_image(folder / image, seed=seed)
@@ -34,6 +38,19 @@ def yolo(lines: str, names: str = "[cat, dog]") -> Callable[[Path], None]:
         for i in range(4):
             save_image(folder / "images" / f"{i}.jpg", seed=i)
             (folder / "labels" / f"{i}.txt").write_text(lines, encoding="utf-8")
+
+    return make
+
+
+def beside(labels: str, line: str) -> Callable[[Path], None]:
+    """Writes four images, and text files of their names into the folder `labels`, if any."""
+
+    def make(folder: Path) -> None:
+        for i in range(4):
+            save_image(folder / "images" / f"{i}.jpg", seed=i)
+            if labels:
+                (folder / labels).mkdir(exist_ok=True)
+                (folder / labels / f"{i}.txt").write_text(line + "\n", encoding="utf-8")
 
     return make
 
@@ -192,6 +209,51 @@ CASES = [
         "split . --out folds.json",
         2,
         ("the class is 2, but 'names' has 0, 1",),
+    ),
+    Case(
+        "yolo_pixels_reason_in_check",
+        yolo("0 48 32 20 10\n"),
+        "check .",
+        1,
+        ("0.txt: line 1: holds 48", "These look like pixels"),
+    ),
+    Case(
+        "dota_text_beside_images",
+        beside("labelTxt", "10 10 30 12 28 30 8 28 plane 0"),
+        "check .",
+        1,
+        ("labelTxt/0.txt",),
+    ),
+    Case(
+        "visdrone_text_beside_images",
+        beside("annotations", "10,10,20,20,1,4,0,0"),
+        "check .",
+        1,
+        ("annotations/0.txt",),
+    ),
+    Case("test_images_alone", beside("", ""), "check .", says=("no faults", "4 images, 0 boxes")),
+    Case(
+        "folder_of_a_contest",
+        csv(
+            "Image_ID,class,confidence,ymin,xmin,ymax,xmax\na.jpg,WBC,1.0,10,20,30,50\n",
+            "images/a.jpg",
+            name="Train.csv",
+            also={"SampleSubmission.csv": "Image_ID,class,confidence,ymin,xmin,ymax,xmax\nt.jpg,WBC,0.5,1,2,3,4\n"},
+        ),
+        f"check . {FIX}",
+        says=("Train.csv: no faults",),
+        right=holds([("images/a.jpg", "WBC", [20, 10, 30, 20], 0)]),
+    ),
+    Case(
+        "folder_of_the_starfish_contest",
+        csv(
+            "video_id,sequence,video_frame,sequence_frame,image_id,annotations\n"
+            "0,40258,16,1,0-16,\"[{'x': 59, 'y': 13, 'width': 20, 'height': 22}]\"\n",
+            "train_images/video_0/16.jpg",
+            also={"example_sample_submission.csv": "index,annotations\n0,0.5 0 0 100 100\n"},
+        ),
+        f"check . {FIX}",
+        right=holds([("train_images/video_0/16.jpg", "object", [59, 13, 20, 22], 0)]),
     ),
 ]
 

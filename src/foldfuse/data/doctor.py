@@ -19,6 +19,7 @@ from foldfuse.data.findings import AnnotationRow, CategoryRow, Finding, ImageRow
 from foldfuse.data.judgement import is_project_class
 from foldfuse.data.near_duplicates import near_duplicates
 from foldfuse.data.readers.coco import dataset_of, load, require_layout
+from foldfuse.data.readers.layouts import unread_annotations
 from foldfuse.errors import InputError
 from foldfuse.system.atomic_files import write_text
 
@@ -135,7 +136,9 @@ def examine(
     if not has_images and any(finding.error for finding in loaded.findings):
         walked = iter(())  # the reader has said why no image is left
     items = [item for item in walked if not (isinstance(item, AnnotationRow) and item.is_repeat)]
-    findings = [*loaded.findings, *(item for item in items if isinstance(item, Finding))]
+    unread = unread_annotations(data) if kind == "images" else ""
+    alone = [Finding("only images are found, and no annotations", unread, fix="")] if unread else []
+    findings = [*alone, *loaded.findings, *(item for item in items if isinstance(item, Finding))]
     image_rows = [item for item in items if isinstance(item, ImageRow)]
     categories = [item for item in items if isinstance(item, CategoryRow)]
     annotations = [item for item in items if isinstance(item, AnnotationRow)]

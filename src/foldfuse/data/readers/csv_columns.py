@@ -46,7 +46,8 @@ CLASS = [
     "labelid",
     "species",
 ]
-STRINGS = ["predictionstring", "boxesstring", "boxes", "annotations", "bboxes", "labels"]
+BOX_STRINGS = ("boxesstring", "boxes", "annotations", "bboxes")  # which no sample submission has beside images
+STRINGS = ["predictionstring", *BOX_STRINGS, "labels"]
 CELLS = {"bbox": None, "box": None, "boundingbox": None, "bboxxywh": "xywh", "bboxxyxy": "xyxy", "bboxcxcywh": "cxcywh"}
 CELLS |= {"xywh": "xywh", "xyxy": "xyxy"}
 FORMS = (  # (columns, what they hold)
@@ -87,7 +88,7 @@ def is_box_csv(path: Path) -> bool:
     except csv.Error:
         return False
     columns = {plain(name): i for i, name in enumerate(header)}
-    has_boxes = bool(four_columns(columns)[0]) or any(name in columns for name in (*CELLS, "boxesstring"))
+    has_boxes = bool(four_columns(columns)[0]) or any(name in columns for name in (*CELLS, *BOX_STRINGS))
     return has_boxes and any(name in columns for name in IMAGE)
 
 

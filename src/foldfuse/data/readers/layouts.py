@@ -126,7 +126,7 @@ def _layout_of_folder(folder: Path, *, is_inner: bool = False) -> Layout | None:
     if (cvat := next((p for p in sorted(folder.glob("*.xml")) if is_cvat(p)), None)) is not None:
         return Layout("cvat", cvat)
     tables = [p for p in sorted(folder.glob("*.csv")) if not is_hidden(p.name) and is_box_csv(p)]
-    if table := next((p for p in tables if len(tables) == 1 or p.name == "train.csv"), None):
+    if table := next((p for p in tables if len(tables) == 1 or p.name.lower() == "train.csv"), None):
         return Layout("csv", table)
     if tables:
         raise InputError(
@@ -164,6 +164,18 @@ def images_hint(folder: Path) -> str:
             if (xmls := xml_folder(place)) is not None and xmls != folder:
                 return f"XML files lie in {xmls}: give {place}."
     return ""
+
+
+def unread_annotations(folder: Path) -> str:
+    """What may be the annotations of a folder of images, in no layout that is read; "" where there is nothing."""
+    if hint := images_hint(folder):
+        return hint
+    stems = {path.stem for path in image_files(folder, recursive=True)}
+    endings = (".txt", ".xml", ".json", ".csv")
+    found = [p for p in sorted(folder.rglob("*")) if p.suffix.lower() in endings and p.stem in stems and p.is_file()]
+    if not found:
+        return ""
+    return f"{len(found)} files have the names of images, such as {found[0].relative_to(folder)}, and are not read."
 
 
 def _read_images(folder: Path, *, ignore_orientation: bool) -> Loaded:

@@ -159,7 +159,9 @@ def _read_trees(paths: Sequence[Path], findings: list[Finding]) -> dict[Path, ET
                     f"{path}: begins with <{shown(tree.tag)[1:-1]}>, expected the <annotation> of a VOC dataset."
                 )
         except InputError as error:
-            findings.append(Finding("the XML file cannot be read", path.name, str(error)))
+            findings.append(
+                Finding("the XML file cannot be read", str(error).replace(str(path), path.name, 1), str(error))
+            )
         else:
             trees[path] = tree
     return trees

@@ -105,7 +105,14 @@ def _lines(path: Path, form: LabelFormat, findings: list[Finding]) -> list[Label
     try:
         lines, broken = read_lines(path, form)
     except InputError as error:
-        findings.append(Finding("the label file cannot be read", path.name, str(error), fix="image left out"))
+        findings.append(
+            Finding(
+                "the label file cannot be read",
+                str(error).replace(str(path), path.name, 1),
+                str(error),
+                fix="image left out",
+            )
+        )
         return None
     findings += broken
     return lines

@@ -79,7 +79,9 @@ def read_lines(path: Path, form: LabelFormat) -> tuple[list[LabelLine], list[Fin
         try:
             lines.append(LabelLine(path, number, *_parse(words, f"{path}: line {number}", form, by_name)))
         except InputError as error:
-            findings.append(Finding("the line of a label file is broken", f"{path.name}, line {number}", str(error)))
+            findings.append(
+                Finding("the line of a label file is broken", str(error).replace(str(path), path.name, 1), str(error))
+            )
     return lines, findings
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from corpus_samples import Case, parametrize, run, save_image
+from corpus_samples import Case, coco, parametrize, run, save_image, write_coco
 
 FIX = "--fix --out fixed.json"
 
@@ -69,6 +69,23 @@ def holds(expected: list[tuple[str, str, list[float], int]]) -> Callable[[Path],
         assert expected == found
 
     return right
+
+
+def _roboflow_predictions(folder: Path) -> None:
+    document = coco(6, classes=("cat", "dog"))
+    for row in document["categories"]:
+        row["supercategory"] = "animals"
+    document["categories"].insert(0, {"id": 0, "name": "animals", "supercategory": "none"})
+    annotations = document.pop("annotations")
+    write_coco(folder, document, "test.json", with_images=False)
+    found = [{key: a[key] for key in ("image_id", "category_id", "bbox")} | {"score": 0.5} for a in annotations]
+    (folder / "found.json").write_text(json.dumps(found), encoding="utf-8")
+
+
+def _same_classes(one: Path, other: Path) -> None:
+    rows = [json.loads(path.read_text(encoding="utf-8")) for path in (one, other)]
+    keys = [sorted((row["image_id"], row["category_id"], row["bbox"][0]) for row in each) for each in rows]
+    assert keys[0] == keys[1]
 
 
 CASES = [
@@ -254,6 +271,12 @@ CASES = [
         ),
         f"check . {FIX}",
         right=holds([("train_images/video_0/16.jpg", "object", [59, 13, 20, 22], 0)]),
+    ),
+    Case(
+        "roboflow_project_class_is_never_predicted",
+        _roboflow_predictions,
+        "convert found.json test.json --out same.json",
+        right=lambda folder: _same_classes(folder / "found.json", folder / "same.json"),
     ),
 ]
 

@@ -65,6 +65,7 @@ class Dataset:
         source: the file that the dataset was read from, for error sentences.
         value_ranges: {kind of depth: values that become black and white in its images of more than 8 bits}; see `pixels`.
         original_category_ids: the organiser's id of each class where some are not whole numbers; else ().
+        has_project_class: whether the first class is the name of the project, as Roboflow adds it: no object is of it.
     """
 
     samples: tuple[Sample, ...]
@@ -73,6 +74,7 @@ class Dataset:
     source: Path
     original_category_ids: tuple[str | int, ...] = ()
     value_ranges: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    has_project_class: bool = False
 
     @property
     def organiser_category_ids(self) -> tuple[str | int, ...]:

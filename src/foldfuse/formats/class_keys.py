@@ -2,7 +2,8 @@
 
 COCO results mean category ids, CSV files and YOLO folders mean positions from 0; texts that are no numbers are class names. A
 number that is impossible so is refused with the option that reads it. A file is refused, too, where all of its numbers could be
-shifted by one: the first class is never predicted, and one less is a class for each number.
+shifted by one: the first class is never predicted, and one less is a class for each number. It is not where the first class is
+the project's name, which Roboflow adds.
 """
 
 from __future__ import annotations
@@ -140,7 +141,11 @@ def _read(
             f"{where(0)}: {what} {shown(keys[0])} can be read in two ways, as one of {WORDS[convention]} or of {WORDS['name']}. "
             f"Add --category-ids {convention} or --category-ids name."
         )
-    if _may_be_shifted(convention, possible, dataset) and len(keys) >= MIN_BOXES[convention]:
+    if (
+        not dataset.has_project_class
+        and _may_be_shifted(convention, possible, dataset)
+        and len(keys) >= MIN_BOXES[convention]
+    ):
         first = _first(convention, dataset)
         raise InputError(
             f"{where(0)}: {what} may count from {first + 1} where {dataset.source} counts from {first}: no box has {first} "

@@ -24,6 +24,7 @@ from foldfuse.boxes import xyxy_to_xywh_of_file
 from foldfuse.data.checks import walk
 from foldfuse.data.dataset import Dataset, Sample
 from foldfuse.data.findings import AnnotationRow, CategoryRow, Finding, ImageRow, Item
+from foldfuse.data.judgement import is_project_class
 from foldfuse.data.readers.foreign_json import foreign_json
 from foldfuse.data.readers.image_names import ImageFiles
 from foldfuse.data.readers.image_rows import image_files
@@ -213,6 +214,7 @@ def dataset_of(items: Iterable[Item], source: Path, *, annotated: bool = True) -
             annotations[item.image_id].append(item)
     categories.sort(key=lambda category: category.id)
     label_of = {category.id: label for label, category in enumerate(categories)}
+    used = {row.category_id for rows in annotations.values() for row in rows}
     samples = tuple(
         Sample(
             id=image.id,
@@ -233,6 +235,7 @@ def dataset_of(items: Iterable[Item], source: Path, *, annotated: bool = True) -
         tuple(label_of),
         source,
         () if original_ids == tuple(label_of) else original_ids,
+        has_project_class=any(is_project_class(c, categories, used) for c in categories[:1]),
     )
 
 

@@ -273,6 +273,20 @@ CASES = [
         right=holds([("train_images/video_0/16.jpg", "object", [59, 13, 20, 22], 0)]),
     ),
     Case(
+        "class_in_a_column_called_name",
+        csv("filename,name,xmin,ymin,xmax,ymax\na.jpg,cat,1,2,30,40\na.jpg,dog,50,2,80,40\n", "a.jpg"),
+        f"check train.csv {FIX}",
+        says=("no faults",),
+        right=holds([("a.jpg", "cat", [1, 2, 29, 38], 0), ("a.jpg", "dog", [50, 2, 30, 38], 0)]),
+    ),
+    Case(
+        "csv_row_reason_in_check",
+        csv("filename,label,xmin,ymin,xmax,ymax\na.jpg,,1,2,30,40\na.jpg,dog,50,2,80,40\n", "a.jpg"),
+        "check train.csv",
+        1,
+        ("line 2: has a box, but no class",),
+    ),
+    Case(
         "roboflow_project_class_is_never_predicted",
         _roboflow_predictions,
         "convert found.json test.json --out same.json",

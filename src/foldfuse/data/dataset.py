@@ -158,6 +158,6 @@ def require_annotations(dataset: Dataset) -> Dataset:
         )
     if not objects:
         raise InputError(
-            f"{dataset.source}: not one object is annotated on its {len(dataset)} images. Training needs annotations."
+            f"{dataset.source}: not one object is annotated on its {len(dataset)} images. Training and scoring need annotations."
         )
     return dataset

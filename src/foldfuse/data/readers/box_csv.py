@@ -158,12 +158,12 @@ def _read_table(path: Path, *, annotated: bool) -> CsvTable:
         where = f"{path}: line {line}"
         if len(row) != len(header):
             error = f"{where}: has {len(row)} cells, expected {len(header)}."
-            table.findings.append(Finding("the row of the CSV is broken", f"line {line}", error))
+            table.findings.append(_broken(path, error))
             continue
         name = row[image].strip()
         if not name:
             error = f"{where}: names no image."
-            table.findings.append(Finding("the row of the CSV is broken", f"line {line}", error))
+            table.findings.append(_broken(path, error))
             continue
         size = _size([row[i] for i in sides if i is not None]) if has_sizes else None
         if table.images.setdefault(name, size) != size:
@@ -188,11 +188,15 @@ def _read_table(path: Path, *, annotated: bool) -> CsvTable:
                     row[columns[string or ""]], where, name, class_name, table, is_pairs=string == "boxesstring"
                 )
         except InputError as error:
-            table.findings.append(Finding("the row of the CSV is broken", f"line {line}", str(error)))
+            table.findings.append(_broken(path, str(error)))
             continue
         if numbered is not None and re.fullmatch(r"\d{1,9}", row[numbered].strip()):
             table.numbers_of.setdefault(class_name, int(row[numbered]))
     return table
+
+
+def _broken(path: Path, error: str) -> Finding:
+    return Finding("the row of the CSV is broken", error.removeprefix(f"{path}: "), error)
 
 
 def _file_of_id(name: str) -> str:

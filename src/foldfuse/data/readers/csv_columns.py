@@ -45,6 +45,10 @@ CLASS = [
     "categoryid",
     "labelid",
     "species",
+    "cls",
+    "objectname",
+    "objectclass",
+    "name",
 ]
 BOX_STRINGS = ("boxesstring", "boxes", "annotations", "bboxes")  # which no sample submission has beside images
 STRINGS = ["predictionstring", *BOX_STRINGS, "labels"]

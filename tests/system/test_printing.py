@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 import re
 import subprocess
 import sys
@@ -46,9 +47,8 @@ def test_a_console_shows_names_as_they_are(capsys: pytest.CaptureFixture[str]) -
     assert not re.search("[\x00-\x09\x0b-\x1f\x7f-\x9f\u202e\ud800-\udfff]", out)
 
 
-def test_the_log_and_the_bars_are_clean(capsys: pytest.CaptureFixture[str]) -> None:
-    import logging
-
+def test_the_log_and_the_bars_are_clean(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(logging.getLogger("foldfuse"), "propagate", False)  # pytest-xdist cannot send half a character
     with log_on_standard_error():
         logging.getLogger("foldfuse.data").warning("%s\nerror: spoofed", HOSTILE)
     with progress_bar(HOSTILE) as progress:

@@ -110,8 +110,8 @@ def trained(tmp_path_factory):
 def test_a_run_predicts_a_file_in_one_view_or_several(trained, tmp_path):
     data, run = trained
     dataset = read(data)
-    one = read_predictions(predict(run, data, out=tmp_path / "one.parquet"), dataset)
-    fused = read_predictions(predict(run, data, out=tmp_path / "two.json", view=("1", "1.5+hflip")), dataset)
+    one = read_predictions(predict(run, data, out=tmp_path / "one.parquet", all_=True), dataset)
+    fused = read_predictions(predict(run, data, out=tmp_path / "two.json", view=("1", "1.5+hflip"), all_=True), dataset)
     assert set(one.image_ids) == set(fused.image_ids) == set(dataset.image_ids)
     assert len(one.boxes) > 0
     assert len(fused.boxes) > len(one.boxes) / 2

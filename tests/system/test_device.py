@@ -76,7 +76,7 @@ def test_every_network_goes_to_the_chosen_device(tmp_path, unmoved, monkeypatch)
     assert Run(run).metadata.trained_on == FAKE
     predict(run, data, out=tmp_path / "a.parquet", view=("1", "1+hflip"), all_=True)
     classifier = train(data, out=tmp_path / "c", recipe="classify_lite0", changes=("image_size=32",), steps=1)
-    predict(classifier, data, out=tmp_path / "c.csv")
+    predict(classifier, data, out=tmp_path / "c.csv", all_=True)
     monkeypatch.setattr(sweeping, "seconds_for_each", lambda recipes, val, left, device: 0.1)
     sweep(data, out=tmp_path / "s", image_size=(64,), batch_size=(2,), folds=2)
     dataset = read(data)

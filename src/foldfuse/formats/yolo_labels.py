@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from foldfuse.data.dataset import Dataset
-from foldfuse.detections import Predictions
+from foldfuse.detections import Array, Predictions
 from foldfuse.errors import InputError, shown
 from foldfuse.formats.box_forms import FORMS, MAX_NORMALIZED
 from foldfuse.formats.box_table import BoxTable, image_sizes
@@ -26,6 +26,8 @@ from foldfuse.system.atomic_files import atomic_folder
 from foldfuse.system.files import read_text
 
 FORM = FORMS["cxcywh_normalized"]
+FEWEST = 5  # boxes that show in which order their numbers are
+SLIP = 0.02  # share of the image's side by which a box may stick out without being counted
 
 
 def read_yolo(path: Path, dataset: Dataset, read_as: ReadAs) -> BoxTable:
@@ -61,6 +63,11 @@ def read_yolo(path: Path, dataset: Dataset, read_as: ReadAs) -> BoxTable:
             f"{places[i]}: the box {' '.join(f'{v:g}' for v in table[i, 1:5])} is no share of the image's sides, expected "
             "centre, width and height as numbers in 0..1. Divide pixels by the image's width and height."
         )
+    if _is_score_first(table):
+        raise InputError(
+            f"{places[0]}: the lines look like class, score, cx, cy, w, h: so read, every box lies in its image, and as class, "
+            "cx, cy, w, h, score most do not. Write the score last."
+        )
     names = ImageNames(dataset)
     is_named = all(names.look_up(key, "name") is not None for key in keys)  # a file's name may equal another image's id
     raw = RawBoxes(
@@ -81,6 +88,19 @@ def read_yolo(path: Path, dataset: Dataset, read_as: ReadAs) -> BoxTable:
     result = to_table(raw, path, dataset, ReadAs("yolo", image_ids, read_as.category_ids))
     how = tuple(text.removesuffix(", as the option says") if read_as.image_ids is None else text for text in result.how)
     return replace(result, predicted=dataset.image_ids, how=how)
+
+
+def _is_score_first(table: Array) -> bool:
+    """Whether most boxes lie in their images only if the second of the six numbers (n, 6) is the score."""
+    out = _sticks_out(table[:, 1:5])
+    return len(table) >= FEWEST and 2 * out.sum() > len(table) and not _sticks_out(table[:, 2:6]).any()
+
+
+def _sticks_out(shares: Array) -> Array:
+    """(n,) bool of boxes (n, 4) cx cy w h in shares: whether the box sticks out of its image by more than a slip."""
+    centre, half = shares[:, :2], shares[:, 2:] / 2
+    found: Array = ((centre - half < -SLIP) | (centre + half > 1 + SLIP)).any(1)
+    return found
 
 
 def write_yolo(predictions: Predictions, path: Path, dataset: Dataset) -> None:

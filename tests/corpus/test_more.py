@@ -107,6 +107,13 @@ def boxes_far_outside(folder: Path) -> None:
     write_coco(folder, document)
 
 
+def all_boxes_broken(folder: Path) -> None:
+    document = coco()
+    for row in document["annotations"][:2]:
+        row["bbox"] = [8, 8, 0, 16]
+    write_coco(folder, document)
+
+
 CASES = [
     Case(
         "siim_label_holds_boxes",
@@ -316,6 +323,14 @@ CASES = [
         "yolo_predictions_with_the_score_last",
         yolo_predictions("0 0.3 0.3 0.2 0.25 0.97\n1 0.6 0.5 0.3 0.3 0.88\n"),
         "convert found data.yaml --out found.csv",
+    ),
+    Case(
+        "an_image_whose_boxes_are_all_broken",
+        all_boxes_broken,
+        "check train.json",
+        1,
+        ("the box has no size", "all boxes of the image are left out: it would be learnt from as an image without"),
+        never=("the image has no annotations",),
     ),
     Case(
         "a_fifth_of_the_boxes_far_outside",

@@ -23,6 +23,8 @@ from foldfuse.data.readers.layouts import unread_annotations
 from foldfuse.errors import InputError
 from foldfuse.system.atomic_files import write_text
 
+ALL_LEFT_OUT = "all boxes of the image are left out: it would be learnt from as an image without objects"
+
 
 @dataclass(frozen=True, eq=False)
 class CheckReport:
@@ -145,7 +147,15 @@ def examine(
     if annotated and image_rows:
         boxes_of_image = Counter(a.image_id for a in annotations)
         boxes_of_class = Counter(a.category_id for a in annotations)
-        findings += [_note("the image has no annotations", i.file_name) for i in image_rows if not boxes_of_image[i.id]]
+        listed = document.get("annotations")
+        described = (
+            {str(row.get("image_id")) for row in listed if isinstance(row, dict)} if isinstance(listed, list) else ()
+        )
+        findings += [
+            _note(ALL_LEFT_OUT if str(i.row["id"]) in described else "the image has no annotations", i.file_name)
+            for i in image_rows
+            if not boxes_of_image[i.id]
+        ]
         findings += [_note("the class never occurs", c.name) for c in categories if not boxes_of_class[c.id]]
         kept = [c for c in categories if not is_project_class(c, categories, set(boxes_of_class))]
     else:

@@ -99,8 +99,7 @@ def _is_score_first(table: Array) -> bool:
 def _sticks_out(shares: Array) -> Array:
     """(n,) bool of boxes (n, 4) cx cy w h in shares: whether the box sticks out of its image by more than a slip."""
     centre, half = shares[:, :2], shares[:, 2:] / 2
-    found: Array = ((centre - half < -SLIP) | (centre + half > 1 + SLIP)).any(1)
-    return found
+    return np.asarray(((centre - half < -SLIP) | (centre + half > 1 + SLIP)).any(axis=1))
 
 
 def write_yolo(predictions: Predictions, path: Path, dataset: Dataset) -> None:

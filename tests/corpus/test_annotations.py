@@ -291,7 +291,7 @@ CASES = [
             ("with_null", [8, None, 24, 16], "'bbox' is [8, null, 24, 16], expected [left, top, width, height]"),
             ("with_true", [8, True, 24, 16], "'bbox' is [8, true, 24, 16]"),
             ("of_words", ["a", "b", "c", "d"], "'bbox' is ['a', 'b', 'c', 'd']"),
-            ("huge", [8, 8, 10**90, 16], "'bbox' is [8, 8, a number of very many digits, 16]"),
+            ("huge", [8, 8, 10**90, 16], "'bbox' is [8, 8, a whole number of many digits, 16]"),
             ("infinite", [8, 8, float("inf"), 16], "'bbox' is [8, 8, inf, 16]"),
             ("nan", [8, float("nan"), 24, 16], "'bbox' is [8, nan, 24, 16]"),
             ("object", {"x": 8}, "'bbox' is {'x': 8}"),

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from corpus_samples import coco, write_coco
 from foldfuse.data.dataset import require_annotations
 from foldfuse.data.pixels import open_images
 from foldfuse.data.readers.coco import locate, read, write
@@ -257,3 +258,16 @@ def test_a_folder_is_located(path: Path, make_dataset: Callable[..., Path]) -> N
     assert locate(path.parent) == (path, test)
     with pytest.raises(InputError, match="holds images, but no annotations"):
         read(path.parent / "train")
+
+
+def test_a_finding_names_the_file_as_it_was_given(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    document = coco()
+    for row in document["annotations"]:
+        row["iscrowd"] = 1
+    write_coco(tmp_path, document)
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    read(Path("../train.json"))
+    assert caplog.messages[0].startswith("../train.json: all boxes are crowd regions")

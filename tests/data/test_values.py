@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from foldfuse.data.values import Ids, flag, name, number, numbers, short, whole_number
+from foldfuse.data.values import Ids, flag, name, number, numbers, whole_number
 
 
 @pytest.mark.parametrize(
@@ -107,12 +107,3 @@ def test_ids_that_are_kept_as_they_are_written() -> None:
     assert [ids.fixed(value) for value in ("a", "007", "12", 5)] == ["a", "007", 12, 5]
     assert ids.number("unknown") is None
     assert ids.number(7) == ids.number("007")
-
-
-@pytest.mark.parametrize(
-    "value",
-    [None, pytest.param(10**5000, id="long"), "x" * 10**5, ["x" * 99] * 99, {"a": [{}] * 99}, math.nan, "\x1b[31m"],
-)
-def test_values_are_shown_short(value: Any) -> None:
-    assert len(short(value)) <= 60
-    assert "\x1b" not in short(value)

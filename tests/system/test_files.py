@@ -74,6 +74,15 @@ def test_xml_is_read_in_the_encoding_that_it_names(tmp_path: Path, encoding: str
     assert files.read_xml(path, what="XML").text == word
 
 
+@pytest.mark.parametrize(
+    "value",
+    [None, pytest.param(10**5000, id="long"), "x" * 10**5, ["x" * 99] * 99, {"a": [{}] * 99}, float("nan"), "\x1b[31m"],
+)
+def test_values_are_shown_short(value: object) -> None:
+    assert len(shown(value)) <= 62
+    assert "\x1b" not in shown(value)
+
+
 def test_any_value_can_be_shown() -> None:
     deep: Any = 1
     for _ in range(5000):

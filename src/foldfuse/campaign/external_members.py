@@ -117,7 +117,7 @@ def _read_file(path: str, dataset: Dataset) -> Predictions:
         raise InputError(
             f"{error} Give the option to 'foldfuse convert', and the campaign the .parquet that it writes."
         ) from None
-    for note in file.told:
+    for note in file.warnings:
         logger.warning("%s: %s", path, note)
     return file.predictions
 

@@ -244,7 +244,7 @@ def _check_and_fold(inputs: Inputs, seed: int, ledger: Ledger) -> None:
     """Finds the images that cannot be decoded, folds the others, and records both."""
     undecodable_train = _undecodable(inputs.labeled, ignore_orientation=inputs.ignore_orientation)
     labeled = inputs.labeled.subset(set(inputs.labeled.image_ids) - {row["id"] for row in undecodable_train})
-    labeled = open_images(require_annotations(labeled), ignore_orientation=inputs.ignore_orientation, is_told=False)
+    labeled = open_images(require_annotations(labeled), ignore_orientation=inputs.ignore_orientation, is_logged=False)
     folds = inputs.folds if isinstance(inputs.folds, Folds) else make_folds(labeled, num_folds=inputs.folds, seed=seed)
     folds.write(ledger.folder / "folds.json")
     undecodable_test: list[dict[str, Any]] = []

@@ -67,12 +67,12 @@ def fuse(
     dataset = read_images(
         data, classes_from=classes_from, predictions=predictions, images=images, ignore_orientation=ignore_orientation
     )
+    read_as = ReadAs(input_format, image_ids, category_ids)
     if ensemble is None:
-        members = [read_file(path, dataset, ReadAs(input_format, image_ids, category_ids)) for path in predictions]
+        members = [read_file(path, dataset, read_as) for path in predictions]
         fused = methods.fuse(members, method=method, iou=iou, score_threshold=score_threshold, weights=weight or None)
     else:
         chosen = read_ensemble(ensemble)
-        read_as = ReadAs(input_format, image_ids, category_ids)
         fused = apply_ensemble(chosen, read_members(predictions, dataset, read_as, names=chosen.weights))
     return write_predictions(fused, out, dataset)
 

@@ -247,14 +247,14 @@ ImageIds = Annotated[
     Literal["id", "name", "position"] | None,
     Parameter(
         help="what names an image in the prediction files: the data's image id, its file name (or the number in it), or its "
-        "position in the data from 0; told by the content where only one is possible.",
+        "position in the data from 0; by default the content decides, where only one is possible.",
     ),
 ]
 CategoryIds = Annotated[
     Literal["id", "name", "from_zero", "from_one"] | None,
     Parameter(
         help="what names a class in the prediction files: the data's category id, its name, or its position from 0 or from 1; "
-        "told by the content where only one is possible.",
+        "by default the content decides, where only one is possible.",
     ),
 ]
 

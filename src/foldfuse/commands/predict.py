@@ -90,14 +90,14 @@ def predict(
     views = parse_views(view)
     with open_world(device) as world:
         model, classes = load_detector(Run(run), world.device)
-        views = _distinct_views(views, Run(run).recipe.image_size, model.stride, is_told=world.is_main)
+        views = _distinct_views(views, Run(run).recipe.image_size, model.stride, is_printed=world.is_main)
         dataset = read(data, annotated=False, images=images, ignore_orientation=ignore_orientation)
         if not dataset.classes:
             dataset = dataset.with_classes(classes, Run(run).metadata.category_ids)
         labels = labels_by_name(classes, dataset, run)
         ranges = Run(run).metadata.value_ranges
         dataset = open_images(dataset, ignore_orientation=ignore_orientation, value_ranges=ranges)
-        dataset, learnt = _unlearnt(Run(run), dataset, all_=all_, is_told=world.is_main)
+        dataset, learnt = _unlearnt(Run(run), dataset, all_=all_, is_printed=world.is_main)
         with (
             progress_bar(f"predicting {len(dataset)} images") if world.is_main else nullcontext(no_progress) as progress
         ):
@@ -124,18 +124,18 @@ def predict(
     return out
 
 
-def _distinct_views(views: Sequence[View], image_size: int, stride: int, *, is_told: bool) -> tuple[View, ...]:
-    """The views without those that are the same images to the network as an earlier view; tells the user of these."""
+def _distinct_views(views: Sequence[View], image_size: int, stride: int, *, is_printed: bool) -> tuple[View, ...]:
+    """The views without those that are the same images to the network as an earlier view; logs which these are."""
     same_as = distinct_views(views, image_size=image_size, stride=stride)
     for view, first in same_as.items():
-        if view != first and is_told:
+        if view != first and is_printed:
             pixels = f"{view.image_size(image_size, stride)} px"
             printing.write(f"the view {view} has {pixels} as the view {first} has: it is left out.", to_stderr=True)
     return tuple(dict.fromkeys(same_as.values()))
 
 
-def _unlearnt(run: Run, dataset: Dataset, *, all_: bool, is_told: bool = True) -> tuple[Dataset, frozenset[int]]:
-    """The images to predict, and the ids of the images of `dataset` that the run has learnt from; tells the user of them.
+def _unlearnt(run: Run, dataset: Dataset, *, all_: bool, is_printed: bool = True) -> tuple[Dataset, frozenset[int]]:
+    """The images to predict, and the ids of the images of `dataset` that the run has learnt from; logs how many.
 
     Raises:
         InputError: the run has learnt from all images, and --all is not given.
@@ -156,7 +156,7 @@ def _unlearnt(run: Run, dataset: Dataset, *, all_: bool, is_told: bool = True) -
             f"{run.folder}: has learnt from all {len(dataset)} images of {dataset.source}, so its predictions there say nothing "
             "about new images. Give other images, train with --folds to hold some out, or add --all to predict these."
         )
-    if is_told:
+    if is_printed:
         printing.write(sentence, to_stderr=True)
     return (dataset if all_ else dataset.subset(set(dataset.image_ids) - learnt)), learnt
 

@@ -1,4 +1,4 @@
-"""Reads the prediction files of a command and tells the user, on standard error, how each file was read."""
+"""Reads the prediction files of a command and prints on standard error how each file was read."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ MUCH_BETTER = 0.1  # more AP50 with another reading
 
 def read_file(path: Path, dataset: Dataset, read_as: ReadAs) -> Predictions:
     """The predictions in a file; prints how the file was read, and what may be wrong with it."""
-    return read_and_tell(path, dataset, read_as).predictions
+    return read_and_report(path, dataset, read_as).predictions
 
 
-def read_and_tell(path: Path, dataset: Dataset, read_as: ReadAs) -> PredictionFile:
+def read_and_report(path: Path, dataset: Dataset, read_as: ReadAs) -> PredictionFile:
     """A prediction file; prints how the file was read, and what may be wrong with it."""
     file = read_prediction_file(path, dataset, read_as)
     for note in file.notes():
@@ -31,7 +31,7 @@ def read_and_tell(path: Path, dataset: Dataset, read_as: ReadAs) -> PredictionFi
     return file
 
 
-def tell_of_better_reading(path: Path, file: PredictionFile, dataset: Dataset) -> None:
+def warn_of_better_reading(path: Path, file: PredictionFile, dataset: Dataset) -> None:
     """Warns where the annotations say that another possible reading of the file is the right one."""
     if not file.alternatives or not dataset.num_boxes:
         return

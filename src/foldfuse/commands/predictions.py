@@ -9,7 +9,7 @@ from rich.table import Table
 
 from foldfuse.commands import options
 from foldfuse.commands.image_sets import read_images
-from foldfuse.commands.prediction_files import read_and_tell, read_file, tell_of_better_reading
+from foldfuse.commands.prediction_files import read_and_report, read_file, warn_of_better_reading
 from foldfuse.commands.tables import score_text, text_table
 from foldfuse.data.dataset import Dataset
 from foldfuse.data.readers.coco import read
@@ -28,7 +28,7 @@ from foldfuse.system import printing
 BACKGROUND = "background"
 MATRIX_CLASSES = 8  # a confusion matrix of more classes does not fit 80 columns
 TOP_CONFUSIONS = 15
-MANY_WITHOUT_BOXES = 0.25  # of the images with objects: more are told
+MANY_WITHOUT_BOXES = 0.25  # of the images with objects: more are reported
 COCO_ROWS = {
     "ap": "AP",
     "ap50": "AP50",
@@ -176,9 +176,9 @@ def score(
     """
     dataset = read(data, images=images, ignore_orientation=ignore_orientation)
     paths = [predictions] if other is None else [predictions, other]
-    read_files = [read_and_tell(path, dataset, ReadAs(input_format, image_ids, category_ids)) for path in paths]
+    read_files = [read_and_report(path, dataset, ReadAs(input_format, image_ids, category_ids)) for path in paths]
     for path, file in zip(paths, read_files, strict=True):
-        tell_of_better_reading(path, file, dataset)
+        warn_of_better_reading(path, file, dataset)
     files = [file.predictions for file in read_files]
     dataset = _scored_images(dataset, dict(zip(paths, files, strict=True)))
     files = [each.select_images(dataset.image_ids) for each in files]
@@ -203,7 +203,7 @@ def score(
 
 
 def _scored_images(dataset: Dataset, files: Mapping[Path, Predictions]) -> Dataset:
-    """The images that every file predicts; tells of images that are not scored, and of images that a run has learnt from.
+    """The images that every file predicts; warns of images that are not scored, and of images that a run has learnt from.
 
     Raises:
         InputError: there is no such image.

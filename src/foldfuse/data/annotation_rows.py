@@ -21,7 +21,8 @@ from foldfuse.data.box_formats import (
 )
 from foldfuse.data.box_shapes import box_of_segmentation, mask_size
 from foldfuse.data.findings import AnnotationRow, CategoryRow, Finding, ImageRow, Row, fixed_row
-from foldfuse.data.values import Ids, flag, id_key, number, numbers, short, whole_number
+from foldfuse.data.values import Ids, flag, id_key, number, numbers, whole_number
+from foldfuse.errors import shown
 
 MAX_PX = 1e8  # a coordinate beyond is no pixel of any image
 ROUNDING_PX = 0.01  # boxes written as shares with six digits stick out by less
@@ -52,7 +53,7 @@ class _Parsed:
     def name(self) -> str:
         """The annotation in sentences."""
         own = self.row.get("id")
-        return f"annotation number {self.index}" if own is None else f"annotation {short(own)}"
+        return f"annotation number {self.index}" if own is None else f"annotation {shown(own)}"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -103,13 +104,13 @@ def walk_annotations(
         category = _category(row, known, class_order)
         if category is None:
             error = f"{source}: {where}: {_no_category(row, known)}"
-            yield Finding("the annotation is of no known category", f"{where}, {short(row.get('bbox'))}", error)
+            yield Finding("the annotation is of no known category", f"{where}, {shown(row.get('bbox'))}", error)
             continue
         box = yield from _box(row, entry, image, box_format, f"{source}: {where}")
         if box is None:
             continue
         x, y, w, h = box
-        where = f"{where}, {short(box if row.get('bbox') in EMPTY else row['bbox'])}"
+        where = f"{where}, {shown(box if row.get('bbox') in EMPTY else row['bbox'])}"
         crowd = yield from _crowd(row, where, source, conventions)
         is_as_written = box_format == "xywh" and entry.around is None
         area = yield from _area(row, w * h, where, is_as_written=is_as_written)
@@ -120,7 +121,7 @@ def walk_annotations(
         seen.add(key)
         annotation_id = whole_number(row.get("id"))
         if is_repeat:
-            yield Finding("the box is annotated twice", where, is_told=True)
+            yield Finding("the box is annotated twice", where, is_logged=True)
         elif annotation_id is not None and ids[annotation_id] > 1:
             yield Finding("the annotation id repeats", where, fix="all renumbered")
         if min(w, h) < TINY_PX:
@@ -251,17 +252,17 @@ def _no_image(source: Path, name: str, row: Row, known: Known) -> str:
     if not row:
         return f"{source}: {name}: is no object with 'image_id', 'category_id' and 'bbox'. {FIX}"
     if known.image_ids.number(value) is None and id_key(value) is None:
-        return f"{source}: {name}: 'image_id' is {short(value)}, expected the id of an image. {FIX}"
-    return f"{source}: {name}: is of image {short(value)}, which is not in 'images'. Remove it or list the image."
+        return f"{source}: {name}: 'image_id' is {shown(value)}, expected the id of an image. {FIX}"
+    return f"{source}: {name}: is of image {shown(value)}, which is not in 'images'. Remove it or list the image."
 
 
 def _no_category(row: Row, known: Known) -> str:
     value = row.get("category_id")
     if id_key(value) is None:
-        return f"'category_id' is {short(value)}, expected the id of a category. {FIX}"
-    ids = ", ".join(short(known.categories[i].row["id"]) for i in sorted(known.categories)[:20])
+        return f"'category_id' is {shown(value)}, expected the id of a category. {FIX}"
+    ids = ", ".join(shown(known.categories[i].row["id"]) for i in sorted(known.categories)[:20])
     more = ", ..." if len(known.categories) > 20 else ""
-    return f"category_id {short(value)} is not in 'categories' (known: {ids}{more}). {FIX}"
+    return f"category_id {shown(value)} is not in 'categories' (known: {ids}{more}). {FIX}"
 
 
 def _box(
@@ -279,20 +280,24 @@ def _box(
             entry_box = to_xywh(entry_box, "shares_xywh", width=image.width, height=image.height)
         fix = "box taken from the segmentation"
         if value in EMPTY:
-            yield Finding("the annotation has a segmentation and no box", place, fix=fix, is_fault=False, is_told=True)
+            yield Finding(
+                "the annotation has a segmentation and no box", place, fix=fix, is_fault=False, is_logged=True
+            )
         elif box is not None:
-            yield Finding("the box has no size, and the segmentation has", place, fix=fix, is_fault=False, is_told=True)
+            yield Finding(
+                "the box has no size, and the segmentation has", place, fix=fix, is_fault=False, is_logged=True
+            )
         else:
             error = f"{where}: {_not_a_box(value)} 'foldfuse check --fix' takes the box from the segmentation."
-            yield Finding("the box is not four numbers", f"{place}, {short(value)}", error, fix=fix)
+            yield Finding("the box is not four numbers", f"{place}, {shown(value)}", error, fix=fix)
     else:
         yield _no_box(row, box, image, where, place)
         return None
     x, y, w, h = entry_box
     if x >= image.width or y >= image.height or x + w <= 0 or y + h <= 0:
         size = f"{image.width} x {image.height}"
-        error = f"{where}: the box {short(value)} lies outside its {size} image. {FIX}"
-        yield Finding("the box lies outside its image", f"{place}, {short(value)}", error)
+        error = f"{where}: the box {shown(value)} lies outside its {size} image. {FIX}"
+        yield Finding("the box lies outside its image", f"{place}, {shown(value)}", error)
         return None
     return entry_box
 
@@ -300,9 +305,9 @@ def _box(
 def _no_box(row: Row, box: list[float] | None, image: ImageRow, where: str, place: str) -> Finding:
     """The finding on an annotation whose box cannot be had."""
     value = row.get("bbox")
-    place = f"{place}, {short(value)}"
+    place = f"{place}, {shown(value)}"
     if box is not None:
-        return Finding("the box has no size", place, f"{where}: the box {short(value)} has no size. {FIX}")
+        return Finding("the box has no size", place, f"{where}: the box {shown(value)} has no size. {FIX}")
     values = numbers(value)
     if values is not None and len(values) in (5, 8):
         kind = "the box is oriented"
@@ -311,7 +316,7 @@ def _no_box(row: Row, box: list[float] | None, image: ImageRow, where: str, plac
         )
     if value in EMPTY and isinstance(row.get("segmentation"), dict) and _has_other_size(row, image):
         kind = "the mask has another size than its image"
-        size = short(row["segmentation"]["size"])
+        size = shown(row["segmentation"]["size"])
         there = f"{image.width} x {image.height}"
         error = f"{where}: has no box, and its mask is of [height, width] {size} on a {there} image. Export it again."
         return Finding(kind, place, error)
@@ -325,7 +330,7 @@ def _no_box(row: Row, box: list[float] | None, image: ImageRow, where: str, plac
 
 
 def _not_a_box(value: Any) -> str:
-    return f"'bbox' is {short(value)}, expected [left, top, width, height] in pixels."
+    return f"'bbox' is {shown(value)}, expected [left, top, width, height] in pixels."
 
 
 def _crowd(row: Row, where: str, source: Path, conventions: Conventions) -> Generator[Finding, None, bool]:
@@ -334,9 +339,9 @@ def _crowd(row: Row, where: str, source: Path, conventions: Conventions) -> Gene
     crowd = flag(value)
     if crowd is None:
         error = (
-            f"{source}: {where}: 'iscrowd' is {short(value)}, expected 0 or 1. 'foldfuse check --fix' takes it for 0."
+            f"{source}: {where}: 'iscrowd' is {shown(value)}, expected 0 or 1. 'foldfuse check --fix' takes it for 0."
         )
-        yield Finding("'iscrowd' is neither 0 nor 1", f"{where}: {short(value)}", error, fix="counted as an object")
+        yield Finding("'iscrowd' is neither 0 nor 1", f"{where}: {shown(value)}", error, fix="counted as an object")
     return bool(crowd) and not conventions.ignore_crowd_flags
 
 
@@ -350,8 +355,8 @@ def _area(row: Row, box_area: float, where: str, *, is_as_written: bool) -> Gene
     if is_as_written:
         kind = "the area is not a positive number"
         fix = "area taken from the box"
-        is_told = row["area"] is not None
-        yield Finding(kind, f"{where}: {short(row['area'])}", fix=fix, is_fault=is_told, is_told=is_told)
+        is_logged = row["area"] is not None
+        yield Finding(kind, f"{where}: {shown(row['area'])}", fix=fix, is_fault=is_logged, is_logged=is_logged)
     return box_area
 
 

@@ -27,7 +27,7 @@ WORDS = {
     "shares_cxcywh": "[centre x, centre y, width, height] as shares of the image's sides",
 }
 LARGEST_SHARE = 1.5
-SMALLEST_SIDE_PX = 8  # of an image whose boxes may be told from shares
+SMALLEST_SIDE_PX = 8  # of an image whose boxes may be distinguished from shares
 MOST = 0.95  # of the boxes must fit another format
 NEARLY_ALL = 0.99  # where little else tells two formats apart
 

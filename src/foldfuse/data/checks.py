@@ -22,9 +22,9 @@ from foldfuse.data.judgement import judge
 from foldfuse.data.pixels import FULL_16_BITS, Inspection, extrema_of_open, judge_header, ranges_of, too_dark
 from foldfuse.data.readers.image_names import ImageFiles
 from foldfuse.data.value_ranges import WORDS, Depth
-from foldfuse.data.values import Ids, is_text, short, whole_number
+from foldfuse.data.values import Ids, is_text, whole_number
 from foldfuse.data.values import name as class_name
-from foldfuse.errors import InputError, kind_of
+from foldfuse.errors import InputError, kind_of, shown
 
 MAX_SIDE_PX = 1_000_000
 
@@ -96,7 +96,7 @@ def _no_id(row: Row, other: str) -> str:
     """The sentence on a row without a usable id; `other` is the key that a row needs besides."""
     if not row:
         return f"is no object with 'id' and {other!r}."
-    return f"'id' is {short(row.get('id'))}, expected a whole number or a word."
+    return f"'id' is {shown(row.get('id'))}, expected a whole number or a word."
 
 
 def _renumbered(what: str, ids: Ids) -> Iterator[Finding]:
@@ -104,8 +104,8 @@ def _renumbered(what: str, ids: Ids) -> Iterator[Finding]:
     if ids.renumbered:
         raw, value = next(iter(ids.renumbered.items()))
         kind = f"{what} ids are no whole numbers of 64 bits; Foldfuse numbers them in the order of the list"
-        where = f"{len(ids.renumbered)} ids, such as {short(raw)} as {value}"
-        yield Finding(kind, where, fix="", is_fault=False, is_told=True)
+        where = f"{len(ids.renumbered)} ids, such as {shown(raw)} as {value}"
+        yield Finding(kind, where, fix="", is_fault=False, is_logged=True)
 
 
 def image_finding(path: Path, width: int, height: int, *, ignore_orientation: bool = False) -> Finding | None:
@@ -151,14 +151,14 @@ def _images(
         if image_id is None:
             yield Finding("the image has no id", where, f"{source}: {where}: {_no_id(row, 'file_name')} {FIX}")
             continue
-        where = f"{source}: image {short(raw)}"
+        where = f"{source}: image {shown(raw)}"
         if not isinstance(name, str) or not name.strip() or not is_text(name):
-            error = f"{where}: 'file_name' is {short(name)}, expected the name of an image file. {FIX}"
-            yield Finding("the image has no file_name", f"image {short(raw)}", error)
+            error = f"{where}: 'file_name' is {shown(name)}, expected the name of an image file. {FIX}"
+            yield Finding("the image has no file_name", f"image {shown(raw)}", error)
             continue
         if image_id in first_id:
-            error = f"{source}: image id {short(raw)} is listed twice, expected once. {FIX}"
-            yield Finding("the image id repeats", f"image {short(raw)} ({name})", error)
+            error = f"{source}: image id {shown(raw)} is listed twice, expected once. {FIX}"
+            yield Finding("the image id repeats", f"image {shown(raw)} ({name})", error)
             continue
         match = files.find(name)
         file = os.path.normpath(match.path)
@@ -187,7 +187,7 @@ def _with_size(
         key = "height" if 0 < width <= MAX_SIDE_PX else "width"
         is_unstated = row.get(key) in (None, "", 0, -1)
         error = (
-            f"{where}: {key!r} is {short(row.get(key))}, expected a positive whole number of pixels. "
+            f"{where}: {key!r} is {shown(row.get(key))}, expected a positive whole number of pixels. "
             "'foldfuse check --fix' takes the size from the file."
         )
         try:
@@ -277,31 +277,31 @@ def _categories(rows: list[Row], ids: Ids, source: Path) -> Iterator[Finding | C
         if category_id is None:
             yield Finding("the category has no id", where, f"{source}: {where}: {_no_id(row, 'name')} {FIX}")
             continue
-        where = f"category {short(raw)} ({short(row.get('name'))})"
+        where = f"category {shown(raw)} ({shown(row.get('name'))})"
         if category_id in known:
-            error = f"{source}: category id {short(raw)} is listed twice, expected once. {FIX}"
+            error = f"{source}: category id {shown(raw)} is listed twice, expected once. {FIX}"
             yield Finding("the category id repeats", where, error)
             continue
         known.add(category_id)
         name = class_name(row.get("name"))
         if name is None:
             name = str(raw).strip() if isinstance(raw, str) else str(category_id)
-            fix = f"called {short(name)}"
+            fix = f"called {shown(name)}"
             if row.get("name") in (None, "") or isinstance(row.get("name"), str):
-                yield Finding("the category has no name", where, fix="called by its id", is_told=True)
+                yield Finding("the category has no name", where, fix="called by its id", is_logged=True)
             else:
                 error = (
-                    f"{source}: {where}: 'name' is {short(row.get('name'))}, expected text. "
+                    f"{source}: {where}: 'name' is {shown(row.get('name'))}, expected text. "
                     f"'foldfuse check --fix' writes a copy in which it is {fix}."
                 )
                 yield Finding("the name of the category is no text", where, error, fix="called by its id")
         if name in first_of_name:
             both = f"{first_of_name[name]} and {where}"
-            yield Finding("two categories have one name", both, fix="", is_told=True)
+            yield Finding("two categories have one name", both, fix="", is_logged=True)
         elif (alike := " ".join(name.casefold().split())) in first_alike:
             both = f"{first_alike[alike]} and {where}"
             yield Finding(
-                "two category names differ in case or blanks alone", both, fix="", is_fault=False, is_told=True
+                "two category names differ in case or blanks alone", both, fix="", is_fault=False, is_logged=True
             )
         else:
             first_of_name[name] = first_alike[alike] = where

@@ -19,7 +19,7 @@ class Finding:
         error: the sentence of the InputError with which reading refuses the document; "" where reading accepts the row.
         fix: the change in the fixed copy; "" where the copy keeps the row as it is.
         is_fault: True for a fault, which reading refuses or which misleads training; False for a note.
-        is_told: True for a finding that the user must hear of outside `check` too: reading logs it.
+        is_logged: True for a finding that the user must hear of outside `check` too: reading logs it.
         option: the option of `check` that settles what the document leaves open; without it no fixed copy is written.
     """
 
@@ -28,7 +28,7 @@ class Finding:
     error: str = ""
     fix: str = "left out"
     is_fault: bool = True
-    is_told: bool = False
+    is_logged: bool = False
     option: str = ""
 
 

@@ -116,7 +116,7 @@ class Header:
 
 @contextmanager
 def opened(path: Path) -> Iterator[Image.Image]:
-    """The image in a file, opened but not decoded; errors while the block decodes it are told with the file's name.
+    """The image in a file, opened but not decoded; errors while the block decodes it become InputErrors with the file's name.
 
     Raises:
         InputError: the file is missing, is no regular file, is of no format that is read, or cannot be decoded.

@@ -10,7 +10,7 @@ import numpy as np
 
 from foldfuse.data.annotation_rows import TINY_PX
 from foldfuse.data.findings import AnnotationRow, CategoryRow, Finding, ImageRow
-from foldfuse.data.values import short
+from foldfuse.errors import shown
 
 FEWEST = 10  # boxes or images from which their majority says something
 MANY = 30  # boxes from which a regularity among all of them is no accident
@@ -35,7 +35,7 @@ def judge(
     if len(images) >= FEWEST and num_empty > len(images) / 2:
         kind, where = "most images have no annotations", f"{num_empty} of {len(images)} images"
         is_fault = num_empty > MANY_EMPTY * len(images)
-        yield Finding(kind, where, fix="", is_fault=is_fault, is_told=True)
+        yield Finding(kind, where, fix="", is_fault=is_fault, is_logged=True)
     if annotations:
         yield from _boxes(images, annotations)
 
@@ -65,12 +65,12 @@ def _boxes(images: Sequence[ImageRow], annotations: Sequence[AnnotationRow]) -> 
         if counts.max() >= 0.95 * n:
             width, height = sides[index == counts.argmax()][0]
             where = f"{counts.max()} of {n} are {width:g} x {height:g} px"  # sound where boxes were put around points
-            yield Finding("the boxes are all of one size", where, fix="", is_fault=False, is_told=True)
+            yield Finding("the boxes are all of one size", where, fix="", is_fault=False, is_logged=True)
     reach = (boxes[:, 2:] / sizes).max(0)
     if n >= MANY and len(images) >= FEWEST and (reach < REACH).all():
         kind = "no box reaches the right or the lower part of its image; were they drawn on smaller images?"
         yield Finding(
-            kind, f"the furthest of {n} ends at {reach[0]:.0%} of the width", fix="", is_fault=False, is_told=True
+            kind, f"the furthest of {n} ends at {reach[0]:.0%} of the width", fix="", is_fault=False, is_logged=True
         )
 
 
@@ -80,7 +80,7 @@ def _crowds(categories: Sequence[CategoryRow], annotations: Sequence[AnnotationR
     if not crowds:
         return
     boxes = Counter(a.category_id for a in annotations)
-    counts = [f"{short(c.name)} {crowds[c.id]} of {boxes[c.id]}" for c in categories if crowds[c.id]]
+    counts = [f"{shown(c.name)} {crowds[c.id]} of {boxes[c.id]}" for c in categories if crowds[c.id]]
     some = ", ".join(counts[:8]) + (", ..." if len(counts) > 8 else "")
     where = f"{crowds.total()} of {len(annotations)} boxes are crowd regions ({some})"
     if crowds.total() == len(annotations):
@@ -88,7 +88,7 @@ def _crowds(categories: Sequence[CategoryRow], annotations: Sequence[AnnotationR
         yield _fault(kind, f"{where}. {CROWD_ADVICE}")
         return
     kind = "crowd regions, or objects marked difficult: training and scoring ignore them"
-    yield Finding(kind, where, fix="", is_fault=False, is_told=True)
+    yield Finding(kind, where, fix="", is_fault=False, is_logged=True)
     for category in categories:
         if crowds[category.id] and crowds[category.id] == boxes[category.id]:
             kind = "all boxes of the class are crowd regions, so it is neither trained nor scored"
@@ -119,7 +119,7 @@ def is_project_class(category: CategoryRow, categories: Sequence[CategoryRow], u
 
 
 def _fault(kind: str, where: str) -> Finding:
-    return Finding(kind, where, fix="", is_told=True)
+    return Finding(kind, where, fix="", is_logged=True)
 
 
 def _of(mask: Any) -> str:

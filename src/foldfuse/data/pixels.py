@@ -62,7 +62,7 @@ def open_images(
     ignore_orientation: bool = False,
     value_ranges: Mapping[str, ValueRange] | None = None,
     skip: Collection[int] = frozenset(),
-    is_told: bool = True,
+    is_logged: bool = True,
 ) -> Dataset:
     """The dataset with how to load each image; every command that reads pixels calls this first.
 
@@ -75,7 +75,7 @@ def open_images(
         value_ranges: the values that become black and white in files that do not state their depth, by kind, such as those that
             a run was trained with; by default those of this dataset.
         skip: ids of images that are left as they are, since their pixels are not read.
-        is_told: whether to log.
+        is_logged: whether to log.
 
     Raises:
         InputError: an image is missing or cannot be opened, or its size contradicts the annotations; with the count and an
@@ -89,7 +89,7 @@ def open_images(
     ranges = dict(value_ranges or {}) | {
         kind: each for kind, each in ranges_of(found).items() if kind not in (value_ranges or {})
     }
-    if is_told:
+    if is_logged:
         for sentence in _sentences(dataset, inspections, found, ranges):
             log.warning("%s: %s", dataset.source, sentence)
     samples = (

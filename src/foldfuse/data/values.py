@@ -91,23 +91,6 @@ def numbers(value: Any) -> list[float] | None:
     return None if None in found else [item for item in found if item is not None]
 
 
-def short(value: Any, *, limit: int = 60) -> str:
-    """A value as it is shown in sentences: as JSON writes it, cut to `limit` characters."""
-    if value is None or isinstance(value, bool):
-        return {None: "null", True: "true", False: "false"}[value]
-    if isinstance(value, int) and abs(value) >= 10**limit:
-        return "a number of very many digits"
-    if isinstance(value, (list, tuple)):
-        text = (
-            "[" + ", ".join(short(item, limit=limit) for item in value[:limit]) + ("]" if len(value) <= limit else "")
-        )
-    elif isinstance(value, dict):
-        text = "{" + ", ".join(f"{short(k)}: {short(v)}" for k, v in list(value.items())[:limit]) + "}"
-    else:
-        text = repr(value[: 2 * limit] if isinstance(value, str) else value)
-    return text if len(text) <= limit else f"{text[: limit - 4]} ..."
-
-
 class Ids:
     """The ids of a list as whole numbers within 64 bits.
 

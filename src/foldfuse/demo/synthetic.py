@@ -128,7 +128,7 @@ def compose(rng: Rng, size: int) -> tuple[Image.Image, Array, Array, Array]:
 
 
 def draw_thing(rng: Rng, draw: Draw, length: float) -> Image.Image:
-    """An RGBA picture of a thing about `length` pixels long: turned, seen at a slant, cropped to its outline."""
+    """An RGBA image of a thing about `length` pixels long: turned, seen at a slant, cropped to its outline."""
     sheet = Sheet(rng, int(np.clip(np.ceil(length / 16) * 32, 64, MAX_SHEET_PX)))
     draw(sheet)
     sheet.color.putalpha(sheet.alpha)

@@ -26,7 +26,7 @@ from foldfuse.formats.csv_text import (
     SCORE_COLUMNS,
     CsvFile,
 )
-from foldfuse.formats.formulas import tell_of_formulas
+from foldfuse.formats.formulas import warn_of_formulas
 from foldfuse.formats.image_keys import match_images
 from foldfuse.formats.raw_boxes import RawBoxes, ReadAs, as_number, parse_numbers, to_table
 from foldfuse.system.atomic_files import write_text
@@ -126,7 +126,7 @@ def write_box_rows(
     ):
         writer.writerow([name_of[image_id], dataset.classes[label], score, *(f"{v:.{digits}f}" for v in box)])
     write_text(path, lines.getvalue())
-    tell_of_formulas(path, [*texts, *dataset.classes])
+    warn_of_formulas(path, [*texts, *dataset.classes])
 
 
 def is_empty(row: list[str], cells: list[str], label: int | None, known: set[str]) -> bool:

@@ -108,16 +108,16 @@ def match_classes(
         table = class_table(dataset, way)
         tables[way] = {key: look_up(key, way, table) for key in unique}
     possible = {way: table for way, table in tables.items() if hashable and None not in table.values()}
-    is_told = False
+    is_logged = False
     if reading is None and unique:
         reading = _read(keys, tables, possible, convention, dataset, where, what)
-        is_told = True
+        is_logged = True
     chosen = reading or convention
     if chosen not in possible:
         _refuse_unknown(keys, tables, chosen, possible, dataset, where, what)
     columns = {way: np.array([table[key] for key in keys], np.int64) for way, table in possible.items()}
     others = {way: labels for way, labels in columns.items() if not np.array_equal(labels, columns[chosen])}
-    note = _shift_note(columns[chosen], convention, others, dataset, what) if is_told and chosen == convention else ""
+    note = _shift_note(columns[chosen], convention, others, dataset, what) if is_logged and chosen == convention else ""
     return ClassKeys(columns[chosen], chosen, note, others)
 
 

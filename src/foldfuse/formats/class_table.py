@@ -12,7 +12,7 @@ import pyarrow.parquet
 
 from foldfuse.data.crops import Crops
 from foldfuse.detections import Array
-from foldfuse.formats.formulas import tell_of_formulas
+from foldfuse.formats.formulas import warn_of_formulas
 from foldfuse.system.atomic_files import atomic
 
 
@@ -31,7 +31,7 @@ def write_table(probabilities: Array, crops: Crops, classes: Sequence[str], out:
     columns |= {f"p({name})": probabilities[:, k].astype(np.float64).round(6) for k, name in enumerate(classes)}
     table = pa.table(columns)
     if out.suffix == ".csv":
-        tell_of_formulas(out, [*names, *classes])
+        warn_of_formulas(out, [*names, *classes])
     with atomic(out) as path:
         if out.suffix == ".csv":
             pyarrow.csv.write_csv(table, path)

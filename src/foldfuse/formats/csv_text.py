@@ -4,68 +4,21 @@ from __future__ import annotations
 
 import csv
 import io
-import re
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
+from foldfuse.data.readers.csv_columns import CLASS, FORMS, IMAGE, SCORES, plain
 from foldfuse.errors import InputError, shown
 from foldfuse.system.files import read_text
 
 SEPARATORS = (",", ";", "\t", "|")
 STRING_COLUMNS = {"predictionstring", "predictionstrings", "predictions", "prediction", "predstring", "annotations"}
-IMAGE_COLUMNS = {
-    "imageid",
-    "image",
-    "id",
-    "filename",
-    "imagename",
-    "imagepath",
-    "file",
-    "img",
-    "imgid",
-    "path",
-    "patientid",
-    "videoframe",
-    "name",
-}
-CLASS_COLUMNS = {
-    "class",
-    "label",
-    "category",
-    "classname",
-    "labelname",
-    "categoryname",
-    "classid",
-    "labelid",
-    "categoryid",
-    "cls",
-}
-SCORE_COLUMNS = {"score", "scores", "confidence", "conf", "confidencescore", "probability", "prob"}
+IMAGE_COLUMNS = frozenset(IMAGE)
+CLASS_COLUMNS = frozenset(CLASS) - {"name"}  # which names the image in files of predictions
+SCORE_COLUMNS = frozenset(SCORES)
 BOX_COLUMNS = {  # form: names of its four columns
-    "xyxy": (
-        ("xmin", "ymin", "xmax", "ymax"),
-        ("x1", "y1", "x2", "y2"),
-        ("x0", "y0", "x1", "y1"),
-        ("left", "top", "right", "bottom"),
-        ("bboxxmin", "bboxymin", "bboxxmax", "bboxymax"),
-    ),
-    "xywh": (
-        ("x", "y", "w", "h"),
-        ("x", "y", "width", "height"),
-        ("left", "top", "width", "height"),
-        ("xmin", "ymin", "width", "height"),
-        ("xmin", "ymin", "w", "h"),
-        ("bboxx", "bboxy", "bboxwidth", "bboxheight"),
-        ("bboxx", "bboxy", "bboxw", "bboxh"),
-    ),
-    "cxcywh": (
-        ("xcenter", "ycenter", "width", "height"),
-        ("xcentre", "ycentre", "width", "height"),
-        ("centerx", "centery", "width", "height"),
-        ("cx", "cy", "w", "h"),
-        ("xc", "yc", "w", "h"),
-    ),
+    form: tuple(tuple(names.split()) for names, kind in FORMS if kind == form) for form in ("xyxy", "xywh", "cxcywh")
 }
 LIST_COLUMNS = {"bbox", "box", "boundingbox"}  # one column with all four numbers
 
@@ -101,11 +54,6 @@ class CsvFile:
         """The index of the only column with a name in `known`; None where none or several have one."""
         found = [i for i, name in enumerate(self.names) if name in known]
         return found[0] if len(found) == 1 else None
-
-
-def plain(name: str) -> str:
-    """The name of a column in lower case letters and digits alone."""
-    return re.sub(r"[^a-z0-9]", "", name.lower())
 
 
 def is_csv_header(line: str) -> bool:

@@ -15,7 +15,7 @@ BEGINNINGS = ("=", "+", "-", "@", "\t", "\r")  # OWASP, "CSV injection"
 log = logging.getLogger(__name__)
 
 
-def tell_of_formulas(path: Path, names: Iterable[str]) -> None:
+def warn_of_formulas(path: Path, names: Iterable[str]) -> None:
     """Logs one sentence where some of the names that are written to a CSV begin as formulas do."""
     formulas = sorted({name for name in names if name.startswith(BEGINNINGS)})
     if formulas:

@@ -14,7 +14,7 @@ from foldfuse.formats.box_rows import read_box_rows
 from foldfuse.formats.box_table import image_sizes, to_predictions
 from foldfuse.formats.coco_results import score_texts
 from foldfuse.formats.csv_text import read_csv
-from foldfuse.formats.formulas import tell_of_formulas
+from foldfuse.formats.formulas import warn_of_formulas
 from foldfuse.formats.prediction_strings import box_words, read_strings
 from foldfuse.formats.raw_boxes import ReadAs
 from foldfuse.formats.sample_submission import SampleSubmission, image_texts
@@ -36,7 +36,7 @@ def write_like(predictions: Predictions, sample: SampleSubmission, path: Path, d
     writer.writerows(rows(predictions, sample, dataset))
     text = lines.getvalue()
     write_text(path, text if csv_file.ends_with_newline else text.removesuffix(csv_file.newline))
-    tell_of_formulas(path, [row[sample.image_column] for row in csv_file.rows])
+    warn_of_formulas(path, [row[sample.image_column] for row in csv_file.rows])
 
 
 def read_like(path: Path, sample: SampleSubmission, dataset: Dataset) -> Predictions:

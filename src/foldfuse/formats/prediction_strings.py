@@ -20,14 +20,15 @@ from pathlib import Path
 import numpy as np
 
 from foldfuse.data.dataset import Dataset
+from foldfuse.data.readers.csv_columns import plain
 from foldfuse.detections import Array, Predictions
 from foldfuse.errors import InputError, shown
 from foldfuse.formats.box_forms import FORMS, BoxForm, look_normalized
 from foldfuse.formats.box_table import BoxTable, image_sizes
 from foldfuse.formats.class_keys import CategoryIds, class_table, look_up
 from foldfuse.formats.coco_results import score_texts
-from foldfuse.formats.csv_text import IMAGE_COLUMNS, STRING_COLUMNS, CsvFile, plain
-from foldfuse.formats.formulas import tell_of_formulas
+from foldfuse.formats.csv_text import IMAGE_COLUMNS, STRING_COLUMNS, CsvFile
+from foldfuse.formats.formulas import warn_of_formulas
 from foldfuse.formats.image_keys import match_images
 from foldfuse.formats.raw_boxes import RawBoxes, ReadAs, as_number, to_table
 from foldfuse.formats.word_grid import Grid, make_grid
@@ -195,7 +196,7 @@ def write_strings(
         row = {"PredictionString": "".join(f"{box} " for box in words), "image_id": name}
         writer.writerow([row[column] for column in header])
     write_text(path, lines.getvalue())
-    tell_of_formulas(path, names)
+    warn_of_formulas(path, names)
 
 
 def check_labels(layout: Layout, dataset: Dataset, path: Path) -> None:

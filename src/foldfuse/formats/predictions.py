@@ -44,7 +44,7 @@ class PredictionFile:
         format: one of FORMATS.
         reason: the reason for the format, in words.
         how: how images and classes were read, in words.
-        told: sentences on what may be wrong.
+        warnings: sentences on what may be wrong.
         alternatives: {option: makes the boxes as they would be with it} of the other readings that are possible for the file.
     """
 
@@ -52,12 +52,12 @@ class PredictionFile:
     format: str
     reason: str
     how: tuple[str, ...] = ()
-    told: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
     alternatives: Mapping[str, Callable[[], BoxTable]] = field(default_factory=dict)
 
     def notes(self) -> list[str]:
         """Sentences for the user: how the file was read, and what may be wrong with it."""
-        notes = [f"read as {'; '.join((f'{self.format}: {self.reason}', *self.how))}.", *self.told]
+        notes = [f"read as {'; '.join((f'{self.format}: {self.reason}', *self.how))}.", *self.warnings]
         p = self.predictions
         without = int((np.diff(p.offsets) == 0).sum())
         if len(p.boxes) and without and self.format not in ("parquet", *LAYOUTS):

@@ -89,7 +89,7 @@ def to_table(raw: RawBoxes, path: Path, dataset: Dataset, read_as: ReadAs) -> Bo
     image_ids = images.image_ids[:n]
     notes = [f"images by {image_keys.WORDS[images.reading]}{images.reason and ', ' + images.reason}"] if keys else []
     sizes = image_sizes(image_ids, dataset)
-    told = [] if raw.is_form_given else [check_form(raw.numbers, sizes, raw.form, path, raw.option)]
+    warnings = [] if raw.is_form_given else [check_form(raw.numbers, sizes, raw.form, path, raw.option)]
     if raw.class_keys is None:
         if len(dataset.classes) > 1:
             raise InputError(
@@ -107,7 +107,7 @@ def to_table(raw: RawBoxes, path: Path, dataset: Dataset, read_as: ReadAs) -> Bo
             reading=read_as.category_ids,
         )
         labels, others = classes.labels, classes.others
-        told.append(classes.note)
+        warnings.append(classes.note)
         if n:
             notes.append(f"classes by {class_keys.WORDS[classes.reading]}")
     table = BoxTable(
@@ -118,7 +118,7 @@ def to_table(raw: RawBoxes, path: Path, dataset: Dataset, read_as: ReadAs) -> Bo
         predicted=dataset.image_ids if raw.predicted_keys is None else np.unique(images.image_ids).tolist(),
         where=raw.where,
         how=tuple(notes),
-        notes=tuple(note for note in told if note),
+        notes=tuple(warning for warning in warnings if warning),
     )
     alternatives: dict[str, Callable[[], BoxTable]] = {}
     for way, ids in images.others.items():

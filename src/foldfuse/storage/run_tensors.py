@@ -116,8 +116,8 @@ def _read_state(path: Path) -> dict[str, Any]:
         raise InputError("is no regular file")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a cut or damaged file can fail in any of torch's, zip's or pickle's ways
-        raise InputError(f"is broken ({type(error).__name__})") from None
+    except Exception:  # a cut or damaged file can fail in any of torch's, zip's or pickle's ways
+        raise InputError("is broken") from None
     if not isinstance(state, dict):
         raise InputError("is broken (it holds no state of a training)")
     for key, limit in (("step", MAX_STEPS), ("ema_steps", MAX_STEPS), ("mosaic_end", MAX_STEPS)):

@@ -65,7 +65,7 @@ class CsvTable:
         boxes: the boxes.
         form: what the four numbers are: xyxy, xywh or cxcywh; None where the columns leave it open.
         numbers_of: {class name: number} where the file states both.
-        findings: broken rows, and what is to be told.
+        findings: broken rows, and notes.
     """
 
     images: dict[str, tuple[int, int] | None] = field(default_factory=dict)
@@ -151,7 +151,7 @@ def _read_table(path: Path, *, annotated: bool) -> CsvTable:
     if annotated and named is None and not string:
         where = f"no column of {listed(header)} names classes"
         kind = f"all boxes are of one class, called {ONE_CLASS}"
-        table.findings.append(Finding(kind, where, fix="", is_fault=False, is_told=True))
+        table.findings.append(Finding(kind, where, fix="", is_fault=False, is_logged=True))
     table.findings += _score_column(header, rows)
     crowd = next((columns[name] for name in CROWD if name in columns), None)
     for line, row in rows:
@@ -215,7 +215,7 @@ def _score_column(header: Sequence[str], rows: Sequence[tuple[int, list[str]]]) 
     if {number_of(cell) for cell in cells} <= {1.0}:
         return [Finding("a column of scores is ignored, as all are 1", header[column], fix="left out", is_fault=False)]
     kind = "a column of scores is ignored; these may be predictions and no annotations"
-    return [Finding(kind, header[column], fix="left out", is_told=True)]
+    return [Finding(kind, header[column], fix="left out", is_logged=True)]
 
 
 def _is_crowd(row: Sequence[str], column: int | None) -> bool:
@@ -289,7 +289,7 @@ def _form(boxes: Sequence[CsvBox], rows: Mapping[str, Row], table: CsvTable, pat
     is_share = max(max(box.numbers) for box in boxes) <= MAX_SHARE
     if is_share:
         kind = f"the boxes are read as shares of the image's sides, as no number is above {MAX_SHARE:g}"
-        table.findings.append(Finding(kind, f"{len(boxes)} boxes", fix="", is_fault=False, is_told=True))
+        table.findings.append(Finding(kind, f"{len(boxes)} boxes", fix="", is_fault=False, is_logged=True))
     sizes = [(1, 1) if is_share else (rows[box.image]["width"], rows[box.image]["height"]) for box in boxes]
     fits = {form: _fit(boxes, sizes, form) for form in ("xyxy", "xywh", "cxcywh")}
     if table.form is not None:

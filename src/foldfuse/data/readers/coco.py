@@ -136,7 +136,7 @@ def _with_name_findings(loaded: Loaded) -> Loaded:
             )
             findings.append(Finding("two images of the list seem to be one file", name, error))
         elif match.how:
-            findings.append(Finding(match.how, f"{name} as {match.path}", fix="", is_fault=False, is_told=True))
+            findings.append(Finding(match.how, f"{name} as {match.path}", fix="", is_fault=False, is_logged=True))
     unlisted = [p for folder in sorted({p.parent for p in names_of}) for p in image_files(folder) if p not in names_of]
     if unlisted:
         kind = "image files beside the listed ones are not in the list, so they are not read"
@@ -172,7 +172,7 @@ def parse(loaded: Loaded, *, annotated: bool = True) -> Dataset:
     items = [*loaded.findings, *walked]
     findings = [item for item in items if isinstance(item, Finding)]
     _raise_first(findings)
-    tell(findings, loaded.source)
+    log_findings(findings, loaded.source)
     return dataset_of(items, loaded.source, annotated=annotated)
 
 
@@ -189,15 +189,15 @@ def _raise_first(findings: Sequence[Finding]) -> None:
             raise InputError(first.error + hint)
 
 
-def tell(findings: Iterable[Finding], source: Path) -> None:
+def log_findings(findings: Iterable[Finding], source: Path) -> None:
     """Logs the findings that users must hear of: one line for each kind, with its count and an example."""
     kinds: dict[str, list[Finding]] = defaultdict(list)
     for finding in findings:
-        if finding.is_told:
+        if finding.is_logged:
             kinds[finding.kind].append(finding)
     for kind, found in kinds.items():
         times = f"{len(found)} times, such as " if len(found) > 1 else ""
-        logger.warning(f"{source}: {kind}: {times}{found[0].where}.".replace("..", "."))
+        logger.warning(f"{source}: {kind}: {times}{found[0].where.removesuffix('.')}.")
 
 
 def dataset_of(items: Iterable[Item], source: Path, *, annotated: bool = True) -> Dataset:

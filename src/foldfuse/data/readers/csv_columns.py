@@ -1,4 +1,4 @@
-"""The columns of CSV files of annotations: what they are called, and what their four numbers are."""
+"""The columns of CSV files of annotations and predictions: what they are called, and what their four numbers are."""
 
 from __future__ import annotations
 
@@ -70,6 +70,7 @@ FORMS = (  # (columns, what they hold)
     ("bboxleft bboxtop bboxwidth bboxheight", "xywh"),
     ("xcenter ycenter width height", "cxcywh"),
     ("xcenter ycenter w h", "cxcywh"),
+    ("xcentre ycentre width height", "cxcywh"),
     ("centerx centery width height", "cxcywh"),
     ("cx cy w h", "cxcywh"),
     ("cx cy width height", "cxcywh"),
@@ -78,7 +79,7 @@ FORMS = (  # (columns, what they hold)
     ("x y width height", "xywh"),
 )
 CROWD = ("iscrowd", "isgroupof", "crowd", "groupof")
-SCORES = ("score", "confidence", "conf", "probability", "prob")
+SCORES = ("score", "scores", "confidence", "conf", "confidencescore", "probability", "prob")
 
 
 def is_box_csv(path: Path) -> bool:
@@ -115,10 +116,12 @@ def split_rows(text: str) -> tuple[list[str], list[tuple[int, list[str]]]]:
 
 
 def plain(name: str) -> str:
-    return re.sub(r"[\s_.\-]+", "", name).lower()
+    """The name of a column as it is compared: lower case letters and digits alone."""
+    return re.sub(r"[\W_]+", "", name.lower())
 
 
 def listed(header: Sequence[str]) -> str:
+    """The names of the columns as a message shows them."""
     return shown(", ".join(header))
 
 
@@ -140,6 +143,7 @@ def class_columns(columns: Mapping[str, int], exclude: set[int]) -> tuple[int | 
 
 
 def number_of(text: str) -> float | None:
+    """The finite number in a cell; None where there is none."""
     try:
         value = float(text.strip())
     except ValueError:

@@ -1,7 +1,7 @@
 """Reads the XML of "CVAT for images 1.1": one file for all images, with boxes, polygons and masks in pixels from 0.
 
 Source: https://docs.cvat.ai/docs/dataset_management/formats/format-cvat/. Points, lines and tags are no objects: they
-are left out, and that is told.
+are left out, and that is logged.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def read_cvat(path: Path, *, images: Path | None = None, ignore_orientation: boo
                 annotations.append({"image_id": number, "category_id": labels[name], "bbox": bbox, "iscrowd": 0})
     for tag, count in others.items():
         where = f"{count} <{tag}>" if tag.isidentifier() else f"{count}"
-        findings.append(Finding("shapes that are no boxes are left out", where, is_fault=False, is_told=True))
+        findings.append(Finding("shapes that are no boxes are left out", where, is_fault=False, is_logged=True))
     document = coco_document(rows, {label: name for name, label in labels.items()}, annotations)
     return Loaded(document, path, tuple(findings), ImageFiles(path, images), ignore_orientation)
 

@@ -194,7 +194,7 @@ class ImageFiles:
         return Match(expected, found=False)
 
     def _how(self, path: Path, tail: str, *, is_stem: bool) -> str:
-        """What is to be told about the file of a name; nothing where only its ending was missing."""
+        """The note on how the file of a name was found; "" where only its ending was missing."""
         found = "/".join(path.parts[-len(tail.split("/")) :])
         if is_stem and split_ending(found)[0] == tail:
             return "" if path.parent in self.folders else MOVED

@@ -1,4 +1,4 @@
-"""Pairs image files with the label files of a YOLO dataset, and tells of what is left over on either side.
+"""Pairs image files with the label files of a YOLO dataset, and reports what is left over on either side.
 
 The label file of `.../images/a/b.jpg` is `.../labels/a/b.txt`, with labels/ for the last images/ of the path. Where no label
 file lies there, labels are looked for beside the images, and in a labels/ beside or below their folder. Names are compared
@@ -49,7 +49,7 @@ class LabelPairs:
 
 @dataclass(eq=False)
 class _Pairing:
-    """The pairs found so far, and what is to be told about them."""
+    """The pairs found so far, and the findings about them."""
 
     label_of: dict[Path, Path] = field(default_factory=dict)
     respelled: set[Path] = field(default_factory=set)
@@ -84,7 +84,7 @@ def pair_labels(paths: Sequence[Path], *, source: Path, images: Path | None = No
             f"{_name(label_of[image])} for {image.name}",
             fix="",
             is_fault=False,
-            is_told=True,
+            is_logged=True,
         )
         for image in paths
         if image in pairing.respelled
@@ -93,11 +93,11 @@ def pair_labels(paths: Sequence[Path], *, source: Path, images: Path | None = No
         findings.append(_all_missing(paths, source))
     else:
         findings += [
-            Finding(UNLABELED, _name(image), fix="", is_fault=False, is_told=True)
+            Finding(UNLABELED, _name(image), fix="", is_fault=False, is_logged=True)
             for image in paths
             if image not in label_of and image not in unclear
         ]
-    findings += [Finding(ORPHAN, _name(path), fix="", is_told=True) for path in pairing.orphans]
+    findings += [Finding(ORPHAN, _name(path), fix="", is_logged=True) for path in pairing.orphans]
     return LabelPairs(label_of, frozenset(unclear), tuple(findings))
 
 
@@ -114,7 +114,7 @@ def _pair_folder(folder: Path, chosen: Sequence[Path], far: Sequence[Path], pair
             where = f"{_name(next(iter(pairs.values())))}, others in {used.name}/" if pairs else str(labels)
             pairing.findings.append(
                 Finding(
-                    "label files lie in another folder than the others", where, fix="", is_fault=False, is_told=True
+                    "label files lie in another folder than the others", where, fix="", is_fault=False, is_logged=True
                 )
             )
         used = used or labels
@@ -201,7 +201,7 @@ def _shared(label_of: Mapping[Path, Path]) -> Iterator[Finding]:
     times = Counter(label_of.values())
     for image, label in label_of.items():
         if times[label] > 1:
-            yield Finding("two images share one label file", f"{image.name} and {_name(label)}", fix="", is_told=True)
+            yield Finding("two images share one label file", f"{image.name} and {_name(label)}", fix="", is_logged=True)
 
 
 def _all_missing(images: Sequence[Path], source: Path) -> Finding:

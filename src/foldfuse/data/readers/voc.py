@@ -60,7 +60,7 @@ def _xml_files(folder: Path, *, recursive: bool) -> list[Path]:
 
 
 def _is_voc(path: Path) -> bool:
-    """Whether an XML file is an annotation of VOC; a broken one counts, as it has to be told about."""
+    """Whether an XML file is an annotation of VOC; a broken one counts, as it has to be reported."""
     try:
         return read_xml(path, what="a VOC annotation", limit=MAX_XML_BYTES).tag == "annotation"
     except InputError:
@@ -199,7 +199,7 @@ def _listed(listing: Path, stems: dict[str, Path], findings: list[Finding]) -> t
             chosen[found] = None
     if absent:
         where = f"{absent} of {len(lines)} lines"
-        findings.append(Finding("lines marked -1 (absent) are left out", where, is_fault=False, is_told=True))
+        findings.append(Finding("lines marked -1 (absent) are left out", where, is_fault=False, is_logged=True))
     if not chosen and not without:
         raise InputError(f"{listing}: none of its {len(lines)} lines names an image of the dataset.")
     return list(chosen), without
@@ -224,7 +224,7 @@ def _alike(names: Sequence[str]) -> list[Finding]:
     for name in names:
         groups["".join(name.casefold().split())].append(name)
     kind = "class names differ only in case or blanks, and stay different classes"
-    return [Finding(kind, ", ".join(group), fix="", is_told=True) for group in groups.values() if len(group) > 1]
+    return [Finding(kind, ", ".join(group), fix="", is_logged=True) for group in groups.values() if len(group) > 1]
 
 
 def _names(tree: ET.Element) -> list[str]:
@@ -312,7 +312,7 @@ def _is_zero_based(objects: Sequence[VocObject], findings: list[Finding]) -> boo
     if zero:
         where = f"{len(zero)} of {len(objects)} objects, such as {zero[0].where}"
         kind = "corners count from 0, as some are 0: none is shifted by a pixel"
-        findings.append(Finding(kind, where, fix="", is_fault=False, is_told=True))
+        findings.append(Finding(kind, where, fix="", is_fault=False, is_logged=True))
     return bool(zero)
 
 

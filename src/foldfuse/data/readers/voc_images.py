@@ -1,7 +1,7 @@
 """Finds the image of an XML file of a VOC dataset.
 
 An XML names its image twice: by its own name and by <filename>. Where the two differ, the one whose image exists is taken, and
-that is told; where both exist, neither is believed.
+that is logged; where both exist, neither is believed.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ class VocImages:
             for path in image_files(folder):
                 if path not in used:
                     kind = "the image has no XML file, so it is not read"
-                    yield Finding(kind, path.name, is_fault=False, is_told=True)
+                    yield Finding(kind, path.name, is_fault=False, is_logged=True)
 
     def _folders_for(self, below: Path) -> Iterator[Path]:
         tops = [self.images] if self.images is not None else [*(self.root / n for n in IMAGE_FOLDERS), self.root]
@@ -112,7 +112,7 @@ class VocImages:
 
 
 def image_of(path: Path, stated: str, finder: VocImages) -> tuple[Path | None, list[Finding]]:
-    """The image of an XML file, and what is to be told about it; None where there is none, or where it is not certain."""
+    """(the image of an XML file, None where there is none or it is not certain; the findings about it)."""
     below = path.parent.relative_to(finder.folder)
     name = _last(stated)
     own = finder.find(path.stem, below)
@@ -125,7 +125,7 @@ def image_of(path: Path, stated: str, finder: VocImages) -> tuple[Path | None, l
         if not exact:
             return None, []
         is_same = split_ending(exact[0].name)[0] in (path.stem, stem)
-        how = Finding(RESPELLED, f"{path.name} for {exact[0].name}", fix="", is_fault=False, is_told=True)
+        how = Finding(RESPELLED, f"{path.name} for {exact[0].name}", fix="", is_fault=False, is_logged=True)
         return exact[0], [] if is_same else [how]
     other = finder.find(name, below)
     if own and other and set(own) != set(other):
@@ -139,7 +139,7 @@ def image_of(path: Path, stated: str, finder: VocImages) -> tuple[Path | None, l
             error = f"{path}: its image may be {own[0]} or {own[1].name}. Write its name in <filename>."
             return None, [Finding("two images fit one XML file", path.name, error)]
         kind = "<filename> names no image that is there; the image with the name of the XML file is taken"
-        return own[0], [Finding(kind, f"{path.name}: {name}", fix="", is_fault=False, is_told=True)]
+        return own[0], [Finding(kind, f"{path.name}: {name}", fix="", is_fault=False, is_logged=True)]
     if len(other) == 1:
         return other[0], []
     return None, []

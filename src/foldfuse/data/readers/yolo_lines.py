@@ -238,7 +238,7 @@ def judge_lines(
             f"{extra[0].where} and {len(extra) - 1} more" if len(extra) > 1 else extra[0].where,
             fix="left out",
             is_fault=False,
-            is_told=True,
+            is_logged=True,
         )
     if form.box_format is None:
         yield from _judge_boxes([line for line, _ in lines if len(line.values) in (4, 5)])

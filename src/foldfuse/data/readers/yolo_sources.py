@@ -36,7 +36,7 @@ class YoloSource:
     Attributes:
         form: class names, and the form of the label lines.
         images: the image files, in the order in which they are listed.
-        findings: what is to be told about the description.
+        findings: findings about the description.
     """
 
     form: LabelFormat
@@ -122,7 +122,7 @@ def _read_yaml(source: Path, folder: Path | None, images: Path | None) -> YoloSo
     found = YoloSource(form)
     if (count := value.get("nc")) is not None and str(count) != str(len(names)):
         text = f"'nc' is {shown(str(count))}, and 'names' has {len(names)} classes"
-        found.findings.append(Finding("'nc' differs from the number of 'names'", text, fix="", is_told=True))
+        found.findings.append(Finding("'nc' differs from the number of 'names'", text, fix="", is_logged=True))
     if folder is not None:
         found.images = image_files(folder, recursive=True)
         return found
@@ -212,7 +212,7 @@ def _roots(path: Any, source: Path, images: Path | None, found: YoloSource) -> l
             end = next((end for end in ends if _is_folder(end)), own)
             roots.append(end)
             where = f"'path' is {shown(str(path))}; {end if end.parts else 'the folder of the YAML'} is read"
-            found.findings.append(Finding(OTHER_MACHINE, where, fix="", is_fault=False, is_told=True))
+            found.findings.append(Finding(OTHER_MACHINE, where, fix="", is_fault=False, is_logged=True))
     return [*dict.fromkeys([*roots, own])]
 
 
@@ -236,7 +236,7 @@ def _read_darknet(source: Path, images: Path | None) -> YoloSource:
     count = value.get("classes")
     if count is not None and count != str(len(found.form.names)):
         text = f"'classes' is {shown(count)}, and {name_file.name} has {len(found.form.names)}"
-        found.findings.append(Finding("'classes' differs from the number of names", text, fix="", is_told=True))
+        found.findings.append(Finding("'classes' differs from the number of names", text, fix="", is_logged=True))
     if "train" not in value:
         hint = " It has 'valid': give that list to read it." if "valid" in value else ""
         raise InputError(f"{source}: has no 'train'. Expected the list of the training images.{hint}")
@@ -326,9 +326,9 @@ def _images_of_entry(entry: str, places: _Places, found: YoloSource, images: Pat
         )
     if name_parts(entry)[1] and path != Path(entry):
         where = f"'train' is {shown(entry)}; {path} is read"
-        found.findings.append(Finding(OTHER_MACHINE, where, fix="", is_fault=False, is_told=True))
+        found.findings.append(Finding(OTHER_MACHINE, where, fix="", is_fault=False, is_logged=True))
     if not places.is_inside(path) or not _is_below(path, places.source.parent):
-        found.findings.append(Finding(OUTSIDE, str(path), fix="", is_fault=False, is_told=path != images))
+        found.findings.append(Finding(OUTSIDE, str(path), fix="", is_fault=False, is_logged=path != images))
     if path.is_dir():
         return image_files(path, recursive=True)
     if is_image_name(path.name):
@@ -363,7 +363,7 @@ def _listed_images(source: Path, places: _Places, found: YoloSource, images: Pat
     outside = [path for path in listed if not any(_is_below(path, folder) for folder in allowed)]
     if outside:
         where = f"{len(outside)} of {len(listed)} listed images, such as {outside[0]}"
-        found.findings.append(Finding(OUTSIDE, where, fix="", is_fault=False, is_told=True))
+        found.findings.append(Finding(OUTSIDE, where, fix="", is_fault=False, is_logged=True))
     return listed
 
 

@@ -20,14 +20,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor
 from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
 from foldfuse.errors import InputError
 
-ANY_PACKAGE = (
-    "*",
-)  # for `inert`: every package but Python's own, of which honest checkpoints hold containers and settings alone
+# For `inert`: every package but Python's own, of which honest checkpoints hold containers and settings alone.
+ANY_PACKAGE = ("*",)
 _PLAIN = ("argparse", "collections", "datetime", "decimal", "enum", "fractions", "pathlib", "types", "uuid")
 _LEGACY_PICKLES = 5  # of a file before PyTorch 1.6: magic number, version, system, object, keys of storages
 MAX_PICKLE = 2**24  # bytes of the pickle itself; a large detector's pickle has under a megabyte
@@ -78,14 +79,26 @@ def read_checkpoint(path: Path, *, inert: Sequence[str]) -> Any:
         raise InputError(f"{path}: there is no such file.") from None
     except InputError:
         raise
-    except (
-        Exception
-    ) as error:  # torch, zipfile and pickle raise many types for a damaged or forged file; no code has run
+    except Exception:  # torch, zipfile and pickle raise many types for a damaged or forged file; no code has run
         raise InputError(
-            f"{path}: cannot be read as a checkpoint ({type(error).__name__}). Expected a file of torch.save that holds tensors "
-            "and plain containers; is it damaged?"
+            f"{path}: cannot be read as a checkpoint. Expected a file of torch.save that holds tensors and plain containers; is "
+            "it damaged?"
         ) from None
     return loaded
+
+
+def read_safetensors(path: Path) -> dict[str, Tensor]:
+    """{name: tensor} in a .safetensors file, on the CPU.
+
+    Raises:
+        InputError: the file is missing or is no such file.
+    """
+    try:
+        return load_file(path)
+    except FileNotFoundError:
+        raise InputError(f"{path}: there is no such file.") from None
+    except (SafetensorError, OSError, ValueError):
+        raise InputError(f"{path}: is no .safetensors file, or is damaged. Copy it again.") from None
 
 
 def _stubs(path: Path, inert: Sequence[str]) -> list[Callable[..., Any] | tuple[Callable[..., Any], str]]:

@@ -19,11 +19,12 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from foldfuse.errors import InputError
 from foldfuse.models.detection.heads import DenseHead
+from foldfuse.models.pretrained.checkpoint import read_safetensors
 from foldfuse.models.pretrained.state_dicts import require_finite, require_same_tensors
 from foldfuse.system.atomic_files import atomic
 
@@ -130,12 +131,9 @@ def _metadata(path: Path) -> dict[str, str]:
     try:
         with safe_open(path, "pt") as file:
             return file.metadata() or {}
-    except (OSError, SafetensorError) as error:
-        raise InputError(f"{path}: is no .safetensors file ({type(error).__name__}). Is it damaged?") from None
+    except (OSError, SafetensorError):
+        raise InputError(f"{path}: is no .safetensors file, or is damaged. Copy it again.") from None
 
 
 def _load(path: Path) -> dict[str, Tensor]:
-    try:
-        return {key: t.float() for key, t in load_file(path).items()}
-    except (OSError, SafetensorError) as error:
-        raise InputError(f"{path}: cannot be read ({type(error).__name__}). Is it damaged?") from None
+    return {key: t.float() for key, t in read_safetensors(path).items()}

@@ -6,11 +6,10 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from foldfuse.errors import InputError
-from foldfuse.models.pretrained.checkpoint import ANY_PACKAGE, read_checkpoint, shown
+from foldfuse.models.pretrained.checkpoint import ANY_PACKAGE, read_checkpoint, read_safetensors, shown
 from foldfuse.models.pretrained.state_dicts import require_finite
 
 _CLASS_LAYER = "class_net.predict.conv_pw."
@@ -58,7 +57,7 @@ def _alike(a: Tensor | None, b: Tensor | None) -> bool:
 
 def _effdet_state(path: Path) -> dict[str, Tensor]:
     """The state dict in an effdet checkpoint: the averaged weights if the file has both."""
-    loaded = _read_safetensors(path) if path.suffix == ".safetensors" else read_checkpoint(path, inert=ANY_PACKAGE)
+    loaded = read_safetensors(path) if path.suffix == ".safetensors" else read_checkpoint(path, inert=ANY_PACKAGE)
     for key in ("state_dict_ema", "state_dict"):
         if isinstance(loaded, Mapping) and key in loaded:
             loaded = loaded[key]
@@ -68,12 +67,3 @@ def _effdet_state(path: Path) -> dict[str, Tensor]:
     # effdet's training saves the network inside a benchmark module, and its anchors, which the network computes itself.
     bare = {re.sub(r"^(module\.)?(model\.)?", "", str(key)): t for key, t in dict.items(loaded)}
     return {key: t for key, t in bare.items() if key != "anchors.boxes"}
-
-
-def _read_safetensors(path: Path) -> dict[str, Tensor]:
-    try:
-        return load_file(path)
-    except FileNotFoundError:
-        raise InputError(f"{path}: there is no such file.") from None
-    except Exception as error:  # safetensors raises its own errors and the file system's
-        raise InputError(f"{path}: is no .safetensors file ({type(error).__name__}). Is it damaged?") from None

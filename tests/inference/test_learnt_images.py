@@ -165,7 +165,7 @@ def test_nothing_is_chosen_on_learnt_images(folder, val_ids, all_parquet, tmp_pa
     write_predictions(other, tmp_path / "other.parquet", dataset)
     with pytest.raises(InputError, match=r"no image of .* is predicted by every member"):
         ensemble((names[0], tmp_path / "other.parquet"), data=data, out=tmp_path / "f.json", budget=0.1)
-    oof = read_predictions(all_parquet, dataset).without_learnt()
+    oof = read_predictions(all_parquet, dataset).select_images(sorted(val_ids))
     assert build_ensemble({"run": oof}, dataset.subset(val_ids), seconds=0.1).ensemble.weights == {"run": 1.0}
 
 

@@ -27,10 +27,8 @@ WORDS = {
     "from_zero": "positions in the classes, from 0",
     "from_one": "positions in the classes, from 1",
 }
-MIN_BOXES = {
-    "id": 1,
-    "from_zero": 10,
-}  # the fewest boxes that are refused where they could be shifted by one; fewer are noted
+# The fewest boxes of a file that is refused where its classes could be shifted by one; of fewer boxes there is a note.
+MIN_BOXES = {"id": 1, "from_zero": 10}
 
 
 @dataclass(frozen=True, eq=False)

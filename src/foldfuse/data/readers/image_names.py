@@ -25,22 +25,20 @@ from urllib.parse import unquote
 from foldfuse.errors import InputError
 
 IMAGE_SUFFIXES = (
-    *(
-        ".bmp",
-        ".gif",
-        ".jfif",
-        ".jpe",
-        ".jpeg",
-        ".jpg",
-        ".mpo",
-        ".pbm",
-        ".pgm",
-        ".png",
-        ".pnm",
-        ".ppm",
-        ".tif",
-        ".tiff",
-    ),
+    ".bmp",
+    ".gif",
+    ".jfif",
+    ".jpe",
+    ".jpeg",
+    ".jpg",
+    ".mpo",
+    ".pbm",
+    ".pgm",
+    ".png",
+    ".pnm",
+    ".ppm",
+    ".tif",
+    ".tiff",
     ".webp",
 )
 UNREAD_SUFFIXES = (".avif", ".heic", ".heif", ".jp2", ".jxl")  # images that have to be converted first

@@ -363,5 +363,5 @@ def test_damaged_weights_are_named(tmp_path):
     with pytest.raises(InputError, match=r"head\.box_head\.bias.*NaN"):
         start_from_pretrained(path, model)
     path.write_bytes(path.read_bytes()[:1000])
-    with pytest.raises(InputError, match="or is damaged. Copy it again"):
+    with pytest.raises(InputError, match="or is damaged"):
         load_init_weights(replace(RECIPE, init_weights=str(path)), model, ("a", "b"))

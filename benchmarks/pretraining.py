@@ -13,6 +13,9 @@ scores it on the held-out images. A training that is in the results file is not 
 
 `ship FILE OUT` writes the copy of a file that a package ships: without the rows of the classes, but for that of any object.
 
+`hashes POOL FILE OUT` writes a copy of a file that tells by which images of POOL it was trained, as `pretrain` does by itself, so
+that a training from it tells of held-out images that look like them.
+
 `all` does everything in turn within STAGES' seconds: it pre-trains on the first device while all other cores judge the starts
 that are ready. `--dry` does the same with tiny numbers. Folders are looked for in $FOLDFUSE_SHARED or ../shared: pool/ and data/.
 """
@@ -70,11 +73,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
     one = commands.add_parser("pretrain")
-    one.add_argument("pool", type=Path)
+    hashes = commands.add_parser("hashes")
+    for command in (one, hashes):
+        command.add_argument("pool", type=Path)
+        command.add_argument("--leave-out", nargs="*", default=[])
+        command.add_argument("--only", nargs="*", help="these datasets of the pool alone")
+    hashes.add_argument("file", type=Path)
+    hashes.add_argument("out", type=Path)
     one.add_argument("--detector", default="lite0_fpn")
     one.add_argument("--seconds", type=float, default=240.0)
-    one.add_argument("--leave-out", nargs="*", default=[])
-    one.add_argument("--only", nargs="*", help="these datasets of the pool alone")
     one.add_argument("--out", type=Path, required=True, help="the run folder")
     one.add_argument("--export", type=Path, required=True, help="the file of weights")
     one.add_argument("--longest", type=int, default=352, help="pixels: images are kept at this size")
@@ -119,6 +126,13 @@ def main() -> None:
         from foldfuse.models.pretrained.detection import keep_object_class
 
         keep_object_class(asked.file, asked.out)
+    elif asked.command == "hashes":
+        from foldfuse.inference.pretraining_images import hash_images
+        from foldfuse.models.pretrained.detection import add_pretraining_images
+
+        images = hash_images({name: dataset.samples for name, dataset in datasets_of(asked).items()})
+        add_pretraining_images(asked.file, asked.out, images)
+        print(f"{asked.out}: {len(images.hashes)} images of {len(images.counts)} datasets")
     else:
         print(json.dumps(worker(json.loads(asked.row))))
 
@@ -130,8 +144,6 @@ def pretrain_pool(asked: argparse.Namespace) -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stdout)
     import torch
 
-    from foldfuse.data.pixels import open_images
-    from foldfuse.data.readers.coco import read
     from foldfuse.recipes import changed, load_recipe
     from foldfuse.storage.run import Run
     from foldfuse.training.pretraining import join_sources, pretrain, pretraining_recipe
@@ -139,10 +151,7 @@ def pretrain_pool(asked: argparse.Namespace) -> None:
 
     torch.backends.cudnn.benchmark = True  # every step has the same shapes
     torch.set_num_threads(min(4, os.cpu_count() or 1))
-    names = sorted(path.parent.name for path in asked.pool.glob("*/instances.json"))
-    out = {*BARRED, *EVALUATION, *asked.leave_out}
-    used = [name for name in names if name not in out and (not asked.only or name in asked.only)]
-    datasets = {name: open_images(read(asked.pool / name / "instances.json")) for name in used}
+    datasets = datasets_of(asked)
     sources = join_sources(datasets, one_class=ONE_CLASS, synonyms=SYNONYMS)
     recipe = changed(pretraining_recipe(load_recipe(asked.detector)), asked.changes)
     run = Run(asked.out)
@@ -166,7 +175,18 @@ def pretrain_pool(asked: argparse.Namespace) -> None:
     print(
         f"{asked.detector}: {result.steps} steps in {result.seconds:.0f} s, {rate:.0f} images a second, to {asked.export}"
     )
-    print("datasets:", ", ".join(used))
+    print("datasets:", ", ".join(datasets))
+
+
+def datasets_of(asked: argparse.Namespace) -> dict[str, Any]:
+    """{name: dataset} of the pool, without those that are left out."""
+    from foldfuse.data.pixels import open_images
+    from foldfuse.data.readers.coco import read
+
+    names = sorted(path.parent.name for path in asked.pool.glob("*/instances.json"))
+    out = {*BARRED, *EVALUATION, *asked.leave_out}
+    used = [name for name in names if name not in out and (not asked.only or name in asked.only)]
+    return {name: open_images(read(asked.pool / name / "instances.json")) for name in used}
 
 
 def read_rows(path: Path) -> list[Row]:

@@ -9,7 +9,8 @@ from __future__ import annotations
 import logging
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from foldfuse.campaign import constants as c
@@ -58,6 +59,8 @@ def add_all(runs: Sequence[Path], predictions: Sequence[str], task: Task, ledger
             )
     for name, run in checked.items():
         _add_run(name, run, ledger)
+    for sentence in _likeness_warnings(checked, task):
+        ledger.log(sentence)
     for name, (val, test) in read.items():
         _add_predictions(name, val, test, task, ledger)
     ledger.set(external_members_added=True)
@@ -81,6 +84,15 @@ def _check_run(run: Run, task: Task) -> Run:
             f"{min(seen)}. Train it with --folds FILE --fold 0, and give the campaign the same --folds FILE."
         )
     return run
+
+
+def _likeness_warnings(runs: Mapping[str, Run], task: Task) -> list[str]:
+    """Sentences on runs whose first weights have learnt from images that look like held-out ones, by the member's name."""
+    from foldfuse.inference.pretraining_images import likeness_warnings  # loads torch
+
+    with suppress(InputError):  # the files that a run began from are not needed to join
+        return likeness_warnings({name: run.recipe for name, run in runs.items()}, task.val)
+    return []
 
 
 def _split_pair(pair: str) -> tuple[str, str]:

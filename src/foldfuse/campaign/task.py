@@ -199,6 +199,7 @@ def prepare_task(
     train = require_annotations(labeled.subset(train_ids))
     if first:
         _check_init_weights(recipes, val)
+        _note_likeness(recipes, val, ledger)
         if inputs.test is None:
             ledger.log(
                 f"No test images were given: {len(test)} labeled images (fold 1) are used instead; no member trains on them."
@@ -238,6 +239,15 @@ def _check_init_weights(recipes: Mapping[str, Recipe], val: Dataset) -> None:
                 f"images, such as image id {min(learnt)}. Train it with --folds FILE --fold 0, and give the campaign the same "
                 "--folds FILE."
             )
+
+
+def _note_likeness(recipes: Mapping[str, Recipe], val: Dataset, ledger: Ledger) -> None:
+    """Notes that held-out images look like those that the recipes' detection weights have learnt from."""
+    from foldfuse.inference.pretraining_images import likeness_warnings  # loads torch
+
+    starts = {f"init_weights={recipe.init_weights}": recipe for recipe in recipes.values()}
+    for sentence in likeness_warnings(starts, val):
+        ledger.log(sentence)
 
 
 def _check_and_fold(inputs: Inputs, seed: int, ledger: Ledger) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
@@ -24,6 +24,7 @@ from foldfuse.fusion.methods import wbf
 from foldfuse.inference.classifier import accuracy, classify
 from foldfuse.inference.detector import concat_shards, labels_by_name, load_detector, predict_views, relabel
 from foldfuse.inference.learnt_images import learnt_ids
+from foldfuse.inference.pretraining_images import likeness_warnings
 from foldfuse.inference.tta import View, distinct_views, parse_views
 from foldfuse.storage.run import Run
 from foldfuse.system import printing
@@ -98,6 +99,8 @@ def predict(
         ranges = Run(run).metadata.value_ranges
         dataset = open_images(dataset, ignore_orientation=ignore_orientation, value_ranges=ranges)
         dataset, learnt = _unlearnt(Run(run), dataset, all_=all_, is_printed=world.is_main)
+        if world.is_main:
+            _warn_of_likeness(Run(run), dataset)
         with (
             progress_bar(f"predicting {len(dataset)} images") if world.is_main else nullcontext(no_progress) as progress
         ):
@@ -159,6 +162,13 @@ def _unlearnt(run: Run, dataset: Dataset, *, all_: bool, is_printed: bool = True
     if is_printed:
         printing.write(sentence, to_stderr=True)
     return (dataset if all_ else dataset.subset(set(dataset.image_ids) - learnt)), learnt
+
+
+def _warn_of_likeness(run: Run, dataset: Dataset) -> None:
+    """Tells of images that look like those of the pre-training that the run began from; says nothing if these are not known."""
+    with suppress(InputError):  # the files that the run began from are not needed to predict
+        for sentence in likeness_warnings({str(run.folder): run.recipe}, dataset, what=f"images of {dataset.source}"):
+            printing.write(f"WARNING: {sentence}", to_stderr=True)
 
 
 def _run_ignores_orientation(run: Run) -> bool:

@@ -27,6 +27,7 @@ from foldfuse.data.images import ImageCache
 from foldfuse.data.pixels import open_images
 from foldfuse.data.readers.coco import read
 from foldfuse.errors import InputError, counted
+from foldfuse.inference.pretraining_images import likeness_warnings
 from foldfuse.models.pretrained.yolov5 import category_ids, read_yolov5
 from foldfuse.recipes import ClassifierRecipe, load_recipe
 from foldfuse.reporting.sweep_page import sweep_page, sweep_rows
@@ -234,6 +235,9 @@ def sweep(
     out = Path(out)
     if overwrite:
         options.refuse_overwrite(out, overwrite, inputs=[data, images], made_by=["sweep.json"])
+    starts = {f"init_weights={each.init_weights}": each for each in grid.values()}
+    for sentence in likeness_warnings(starts, dataset, what="images"):
+        printing.write(f"WARNING: {sentence}", to_stderr=True)
 
     def write_page(so_far: Sweep) -> None:
         write_text(out / "sweep.html", sweep_page(so_far, data.name))

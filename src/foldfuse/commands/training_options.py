@@ -14,6 +14,7 @@ from foldfuse.data.readers.coco import read
 from foldfuse.data.readers.image_folder import read_classification
 from foldfuse.errors import InputError, shown
 from foldfuse.inference.learnt_images import ids_of_hashes, learnt_before
+from foldfuse.inference.pretraining_images import likeness_warnings
 from foldfuse.recipes import (
     CLASSIFIER_RECIPES,
     ClassifierRecipe,
@@ -240,9 +241,13 @@ def new_metadata(
 
 
 def warn_of_learnt(recipe: Recipe | ClassifierRecipe, data: TrainingData) -> None:
-    """Tell of held-out images that the run to start from has learnt from: their predictions will not be out-of-fold."""
-    learnt = ids_of_hashes(data.val, learnt_before(recipe.init_weights)) if data.val is not None else ()
-    if data.val is not None and learnt:
+    """Tell of held-out images that the weights to start from know: those of a run surely, those of a pre-training by likeness."""
+    if data.val is None:
+        return
+    for sentence in likeness_warnings({f"init_weights={recipe.init_weights}": recipe}, data.val):
+        printing.write(f"WARNING: {sentence}", to_stderr=True)
+    learnt = ids_of_hashes(data.val, learnt_before(recipe.init_weights))
+    if learnt:
         share = f"{len(learnt)} of the {len(data.val)} held-out images"
         warning = f"has learnt from {share}, so that predictions of them will not be out-of-fold"
         printing.write(f"WARNING: {recipe.init_weights}: {warning}.", to_stderr=True)

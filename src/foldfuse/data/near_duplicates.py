@@ -1,4 +1,4 @@
-"""Finds near-duplicate images by their hashes.
+"""Finds near-duplicate images by their hashes, in a dataset or among the hashes of other images.
 
 Source: the difference hash (N. Krawetz, "Kind of Like That", 2013), here of 16 x 16 bits instead of 8 x 8.
 """
@@ -31,11 +31,9 @@ def near_duplicates(paths: Sequence[Path], orientations: Sequence[int] | None = 
         paths: the image files.
         orientations: the EXIF orientation to apply to each, 0 or 1 for none; none by default.
     """
-    turned = orientations if orientations is not None else [1] * len(paths)
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        hashes = list(pool.map(difference_hash, paths, turned))
+    hashes = difference_hashes(paths, orientations)
     known = [i for i, bits in enumerate(hashes) if bits is not None]
-    words = np.array([hashes[i] for i in known], np.uint8).reshape(-1, HASH_SIDE**2 // 8).view(np.uint64)  # (n, 4)
+    words = _words([bits for bits in hashes if bits is not None])
     pairs = []
     group = np.arange(
         len(known)
@@ -49,6 +47,28 @@ def near_duplicates(paths: Sequence[Path], orientations: Sequence[int] | None = 
             pairs += [(known[row], known[j]) for j in sorted(near[first].tolist())]
             group[np.isin(group, others)] = group[row]
     return pairs
+
+
+def nearest_hashes(hashes: Sequence[Array] | Array, known: Sequence[Array] | Array) -> tuple[Array, Array]:
+    """For each of n hashes the position of the most similar one in `known`, which is not empty, and the bits that differ.
+
+    Returns:
+        positions: (n,) int64.
+        bits: (n,) int64, 0..256.
+    """
+    words, others = _words(hashes), _words(known)
+    nearest = np.zeros((2, len(words)), np.int64)
+    for row, word in enumerate(words):
+        bits = np.bitwise_count(others ^ word).sum(1, dtype=np.int64)
+        nearest[:, row] = bits.argmin(), bits.min()
+    return nearest[0], nearest[1]
+
+
+def difference_hashes(paths: Sequence[Path], orientations: Sequence[int] | None = None) -> list[Array | None]:
+    """The `difference_hash` of each image file; of images as they are stored where no orientations are given."""
+    turned = orientations if orientations is not None else [1] * len(paths)
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        return list(pool.map(difference_hash, paths, turned))
 
 
 def difference_hash(path: Path, orientation: int = 1) -> Array | None:
@@ -65,3 +85,8 @@ def difference_hash(path: Path, orientation: int = 1) -> Array | None:
     small = np.asarray(image.resize((HASH_SIDE + 1, HASH_SIDE), Image.Resampling.BOX), np.int16)
     bits = small[:, 1:] > small[:, :-1]
     return np.packbits(bits) if 2 * MAX_BITS <= bits.sum() <= bits.size - 2 * MAX_BITS else None
+
+
+def _words(hashes: Sequence[Array] | Array) -> Array:
+    """(n, 4) uint64 of n hashes, whose bits are counted faster."""
+    return np.array(hashes, np.uint8).reshape(-1, HASH_SIDE**2 // 8).view(np.uint64)

@@ -29,6 +29,7 @@ from foldfuse.data.images import canvas_for
 from foldfuse.detections import Annotations, Array
 from foldfuse.errors import InputError
 from foldfuse.inference.learnt_images import record_learnt_images
+from foldfuse.inference.pretraining_images import hash_images
 from foldfuse.models.detection.composed import ComposedDetector
 from foldfuse.models.detection.heads import DenseHead
 from foldfuse.models.pretrained.detection import OBJECT_CLASS, save_detection_weights
@@ -66,6 +67,13 @@ class Sources:
     names: tuple[str, ...]
     source: Array
     class_weights: Array
+
+    def samples_by_name(self) -> dict[str, list[Sample]]:
+        """{name of a dataset: its samples}."""
+        by_name: dict[str, list[Sample]] = {name: [] for name in self.names}
+        for d, sample in zip(self.source.tolist(), self.dataset.samples, strict=True):
+            by_name[self.names[d]].append(sample)
+        return by_name
 
 
 def join_sources(
@@ -198,7 +206,7 @@ def pretrain(
         run: folder with a recipe and metadata.
         sources: the datasets.
         session: budget, device, and the checkpoint to resume from.
-        export: file of detection weights, which is replaced at each checkpoint.
+        export: file of detection weights, which is replaced at each checkpoint; it also holds hashes of the images.
         longest: images are kept with a longest side of this many pixels.
 
     Raises:
@@ -208,6 +216,7 @@ def pretrain(
     recipe, seed, dataset = run.recipe, run.metadata.seed, sources.dataset
     assert session.world.size == 1, "pre-training runs in one process"
     record_learnt_images(run, dataset.samples, init_weights=recipe.init_weights)
+    hashed = hash_images(sources.samples_by_name())
     torch.manual_seed(seed)
     fresh = session.checkpoint is None
     detector = new_detector(recipe, len(dataset.classes), initialized=fresh)
@@ -230,7 +239,7 @@ def pretrain(
                 f"step {state['step']}, {state['seconds']:.0f} s: {means}; {waited:.0%} of the time waited for images."
             )
         checkpointer(state)
-        save_detection_weights(export, state["ema"], detector=recipe.detector, classes=dataset.classes)
+        save_detection_weights(export, state["ema"], detector=recipe.detector, classes=dataset.classes, images=hashed)
 
     config: ComputeConfig = default_config(torch.device(session.world.device))
     if recipe.precision != "auto":

@@ -4,6 +4,9 @@ A file holds the backbone, the neck and the head in half precision, and in its m
 classes. The last class is `OBJECT_CLASS`: its row of the class layer was trained on the objects of all classes. Every class of a
 new dataset starts from that row. The files that come with the package have no other row, since nothing reads them.
 
+A file can also hold hashes of the images that the weights have learnt from, so that a training tells of held-out images that
+look like them; see `inference.pretraining_images`.
+
 Where we differ from the usual transfer (Ren et al., "Faster R-CNN", arXiv:1506.01497, draws the class layer anew): a new class
 layer that already tells objects from background gives the assignment of the first steps good candidates.
 """
@@ -14,14 +17,17 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from foldfuse.detections import Array
 from foldfuse.errors import InputError
 from foldfuse.models.detection.heads import DenseHead
 from foldfuse.models.pretrained.checkpoint import read_safetensors
@@ -32,8 +38,23 @@ OBJECT_CLASS = "object"
 FOLDER = Path(__file__).parent / "weights"  # of the files that come with the package
 CLASS_BRANCH = "head.class_"  # the names of its tensors begin so
 _DETECTOR, _CLASSES = "detector", "classes"  # keys of a file's metadata
+_IMAGES = "pretraining_images"  # name of the tensor of hashes, and key of the numbers of hashes by dataset
 _CLASS_LAYER = f"{CLASS_BRANCH}head."
 _HALF_MAX = 6e4  # larger numbers stay in single precision
+_HASH_BYTES = 32
+
+
+@dataclass(frozen=True, eq=False)
+class PretrainingImages:
+    """What is kept of the images that detection weights have learnt from.
+
+    Attributes:
+        hashes: (n, 32) uint8, the difference hashes of the images, one dataset after the other.
+        counts: {name of a dataset: number of its hashes}, in the same order.
+    """
+
+    hashes: Array
+    counts: Mapping[str, int]
 
 
 def shipped_weights(detector: str) -> Path:
@@ -52,7 +73,14 @@ def shipped_weights(detector: str) -> Path:
     return path
 
 
-def save_detection_weights(path: Path, weights: Mapping[str, Tensor], *, detector: str, classes: Sequence[str]) -> None:
+def save_detection_weights(
+    path: Path,
+    weights: Mapping[str, Tensor],
+    *,
+    detector: str,
+    classes: Sequence[str],
+    images: PretrainingImages | None = None,
+) -> None:
     """Write a file of detection weights in half precision; a tensor with numbers too large for it, in single precision.
 
     Args:
@@ -60,6 +88,7 @@ def save_detection_weights(path: Path, weights: Mapping[str, Tensor], *, detecto
         weights: state dict of a detector whose last class is `OBJECT_CLASS`.
         detector: the name of the detector.
         classes: names of its classes, the last one included.
+        images: the images that the weights have learnt from; None to tell nothing of them.
     """
     assert classes[-1] == OBJECT_CLASS
     kept = {
@@ -67,8 +96,12 @@ def save_detection_weights(path: Path, weights: Mapping[str, Tensor], *, detecto
         for key, t in weights.items()
         if t.is_floating_point()
     }
+    metadata = {_DETECTOR: detector, _CLASSES: json.dumps(list(classes))}
+    if images is not None:
+        kept[_IMAGES] = torch.from_numpy(images.hashes)
+        metadata[_IMAGES] = json.dumps(dict(images.counts))
     with atomic(path) as temporary:
-        save_file(kept, temporary, metadata={_DETECTOR: detector, _CLASSES: json.dumps(list(classes))})
+        save_file(kept, temporary, metadata=metadata)
 
 
 def keep_object_class(path: Path, out: Path) -> None:
@@ -80,7 +113,43 @@ def keep_object_class(path: Path, out: Path) -> None:
     weights = _load(path)
     for part in (f"{_CLASS_LAYER}weight", f"{_CLASS_LAYER}bias"):
         weights[part] = weights[part][-1:]
-    save_detection_weights(out, weights, detector=_metadata(path)[_DETECTOR], classes=[OBJECT_CLASS])
+    images = pretraining_images(path)
+    save_detection_weights(out, weights, detector=_metadata(path)[_DETECTOR], classes=[OBJECT_CLASS], images=images)
+
+
+def add_pretraining_images(path: Path, out: Path, images: PretrainingImages) -> None:
+    """Write a copy of a file of detection weights that tells which images they have learnt from.
+
+    Raises:
+        InputError: the file is broken.
+    """
+    metadata = _metadata(path)
+    classes = json.loads(metadata[_CLASSES])
+    save_detection_weights(out, _load(path), detector=metadata[_DETECTOR], classes=classes, images=images)
+
+
+def pretraining_images(path: Path) -> PretrainingImages | None:
+    """What a file of detection weights tells of the images that they have learnt from; None where it tells nothing.
+
+    Raises:
+        InputError: the file is broken.
+    """
+    damaged = InputError(f"{path}: its hashes of the pre-training images are damaged. Copy the file again.")
+    metadata = _metadata(path)
+    if _IMAGES not in metadata:
+        return None
+    try:
+        counts = json.loads(metadata[_IMAGES])
+        with safe_open(path, "np") as file:
+            hashes = file.get_tensor(_IMAGES)
+    except (OSError, SafetensorError, ValueError, RecursionError):
+        raise damaged from None
+    numbers = list(counts.values()) if isinstance(counts, dict) else [-1]
+    if not all(type(n) is int and n >= 0 for n in numbers):
+        raise damaged
+    if hashes.dtype != np.uint8 or hashes.shape != (sum(numbers), _HASH_BYTES):
+        raise damaged
+    return PretrainingImages(hashes, counts)
 
 
 def has_detection_weights(path: Path) -> bool:
@@ -136,4 +205,4 @@ def _metadata(path: Path) -> dict[str, str]:
 
 
 def _load(path: Path) -> dict[str, Tensor]:
-    return {key: t.float() for key, t in read_safetensors(path).items()}
+    return {key: t.float() for key, t in read_safetensors(path).items() if key != _IMAGES}

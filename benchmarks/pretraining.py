@@ -263,7 +263,7 @@ def worker(row: Row) -> Row:
         data, held_out = (
             open_images(read(SHARED / "data" / row["data"] / f"{part}.json")) for part in ("train", "val")
         )
-    recipe = replace(load_recipe(row["detector"]), init_weights=row["start"])
+    recipe = replace(load_recipe(row["detector"], ["image_size=320"]), init_weights=row["start"])
     recipe = changed(recipe, row["changes"])
     with tempfile.TemporaryDirectory() as folder:
         run = Run.create(Path(folder) / "run", recipe, run_metadata(data, data=str(data.source), seed=row["seed"]))

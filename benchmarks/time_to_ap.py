@@ -93,6 +93,7 @@ def ours(training: Row) -> Row:
     from foldfuse.storage.run import Run
     from foldfuse.training.budget import Budget
     from foldfuse.training.detector import train_detector
+    from foldfuse.training.image_sizes import with_image_size
     from foldfuse.training.session import TrainingSession, run_metadata
 
     data, held = (read(ROOT / training["data"] / f"{part}.json") for part in ("train", "val"))
@@ -104,9 +105,10 @@ def ours(training: Row) -> Row:
     budget = Budget(seconds=training["seconds"], clock=CLOCKS[training["clock"]])
     with tempfile.TemporaryDirectory() as folder:
         os.environ["XDG_CACHE_HOME"] = folder  # so that every training pays for its own autotuning
+        budget.elapsed()  # the clock starts here: the choice of a size, decoding and the making of the network are paid for
+        recipe, reason = with_image_size(recipe, data, seconds=training["seconds"])
         metadata = run_metadata(data, data=str(data.source), seed=training["seed"])
-        run = Run.create(Path(folder) / "run", recipe, metadata)
-        budget.elapsed()  # the clock starts here: decoding and the making of the network are paid for
+        run = Run.create(Path(folder) / "run", recipe, replace(metadata, image_size_reason=reason))
         train_detector(run, data, TrainingSession(budget))
         metadata = run.metadata
         model, classes = load_detector(run)
@@ -116,6 +118,7 @@ def ours(training: Row) -> Row:
     start = "ImageNet" if recipe.init_weights == "imagenet" else "from scratch"
     return {
         "start": start,
+        "image_size": recipe.image_size,
         "steps": metadata.steps,
         "data_wait_share": metadata.data_wait_share,
         "compute": metadata.compute,

@@ -30,11 +30,11 @@ from foldfuse.storage.ledger import Ledger
 from foldfuse.storage.segments import SegmentRecord
 from foldfuse.system.records import to_plain
 
-RECIPE = load_recipe("efficientdet_lite0")
+RECIPE = load_recipe("efficientdet_lite0", ["image_size=320"])
 THREE_RECIPES = {
     "lite0_fpn": replace(RECIPE, detector="lite0_fpn"),
     "lite0": RECIPE,
-    "yolov5n": load_recipe("yolov5n"),
+    "yolov5n": load_recipe("yolov5n", ["image_size=320"]),
 }
 STEP_SECONDS = {"lite0_fpn": 0.4, "lite0": 0.5, "yolov5n": 0.3}
 

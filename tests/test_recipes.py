@@ -8,7 +8,7 @@ import pytest
 from foldfuse.commands.recipes import recipes
 from foldfuse.errors import InputError
 from foldfuse.models import DETECTORS
-from foldfuse.recipes import RECIPES, Recipe, load_recipe, read_recipe, write_recipe
+from foldfuse.recipes import AUTO, RECIPES, Recipe, load_recipe, read_recipe, write_recipe
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -44,6 +44,8 @@ def test_changes_replace_fields_and_keep_their_types():
         ("scale_jitter=1e9", "0 or more, at most 10"),
         ("image_size=300", "nearest are 288 and 320"),
         ("image_size=-32", "nearest are 32 and 64"),
+        ("image_size=0", "image_size is 0.*nearest are 32 and 64"),
+        ("image_size=Auto", "'Auto' is not a whole number"),
         ("hflip=1.5", r"in 0\.\.1"),
         ("ema_decay=-0.1", r"in 0\.\.1"),
         ("frozen_stages=9", r"frozen_stages is 9.*0\.\.3"),
@@ -64,6 +66,14 @@ def test_a_change_that_cannot_be_is_named(change, message):
         load_recipe("efficientdet_lite0", [change])
 
 
+def test_an_image_size_may_be_left_to_the_data():
+    left_open = {name for name in RECIPES if load_recipe(name).image_size == AUTO}
+    assert left_open == {"lite0_fpn", "lite1_fpn", "lite2_fpn", "efficientdet_lite0", "yolov5n", "yolov5s"}
+    assert load_recipe("efficientdet_lite1", ["image_size=auto"]).image_size == AUTO
+    assert load_recipe("lite0_fpn", ["image_size=256"]).image_size == 256
+    assert Recipe("lite0_fpn").image_size == 320
+
+
 def test_one_small_image_a_step_is_refused():
     # The coarsest level would be a single pixel, on which batch norm cannot be trained.
     with pytest.raises(InputError, match="batch_size is 1"):
@@ -77,7 +87,7 @@ def test_a_misspelt_recipe_is_named_with_its_neighbour():
 
 
 def test_a_recipe_comes_back_from_its_file(tmp_path):
-    made = load_recipe("efficientdet_lite0", ["lr=3e-4", "mosaic=0"])
+    made = load_recipe("efficientdet_lite0", ["lr=3e-4", "mosaic=0", "image_size=320"])
     write_recipe(made, tmp_path / "recipe.json")
     assert read_recipe(tmp_path / "recipe.json") == made
     assert set(json.loads((tmp_path / "recipe.json").read_text())) == {"format", *(f.name for f in fields(Recipe))}
@@ -93,6 +103,7 @@ def test_a_recipe_comes_back_from_its_file(tmp_path):
         ('{"detector": "a", "lr": "x"}', r"is not a recipe: .*lr"),
         ('{"detector": "a", "mosaik": 1}', "no field is called 'mosaik'. Did you mean 'mosaic'"),
         ('{"detector": "a", "image_size": 100}', "image_size is 100, and must be a positive multiple of 32"),
+        ('{"detector": "a", "image_size": 0}', "image_size is 0, and must be a positive multiple of 32"),
         ('{"format": 2, "detector": "a"}', "is a recipe of format 2, and this version of Foldfuse reads up to 1"),
     ],
 )
@@ -111,6 +122,8 @@ def test_recipes_are_shown_with_what_they_are_for(capsys):
     recipes()
     shown = capsys.readouterr().out
     assert all(name in shown for name in RECIPES)
+    (line,) = (line for line in shown.splitlines() if line.split()[:1] == ["lite0_fpn"])
+    assert line.split()[1] == "auto"
 
 
 @pytest.mark.parametrize("order", [1, -1])

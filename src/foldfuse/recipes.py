@@ -14,6 +14,9 @@ from foldfuse.system.records import read_record, write_record
 
 MAX_IMAGE_SIZE = 4096  # pixels; one image then takes some gigabytes of memory in a small network
 MAX_BATCH_SIZE = 4096
+AUTO = 0  # image_size that `training.image_sizes` chooses from the data; people give and see the word
+AUTO_WORD = "auto"
+BATCH_IMAGE_SIZE = 320  # pixels: the image size that the batch size of a recipe with AUTO is meant for
 # {field: the largest value that is not a slip of the pen}
 POSITIVE = {
     "lr": 100.0,
@@ -32,7 +35,7 @@ class Recipe:
     """The recipe of one detector's training. The run folder keeps it, so that the run can be repeated."""
 
     detector: str
-    image_size: int = 320  # pixels: the longest side of an image as the network sees it
+    image_size: int = 320  # pixels: the longest side of an image as the network sees it; AUTO until the data are read
     batch_size: int = 8  # images per optimizer step
     lr: float = 2e-3  # base learning rate
     backbone_lr_mult: float = 1.0  # learning rate of the backbone, as a share of `lr`
@@ -58,19 +61,11 @@ class Recipe:
     )
 
     def __post_init__(self) -> None:
-        if self.image_size > MAX_IMAGE_SIZE:
-            raise InputError(
-                f"image_size is {shown(self.image_size)}, and must be {MAX_IMAGE_SIZE} or less. Cut larger images into tiles."
-            )
-        if self.image_size < 32 or self.image_size % 32:
-            below = max(32, self.image_size // 32 * 32)
-            raise InputError(
-                f"image_size is {self.image_size}, and must be a positive multiple of 32, the detector's stride. "
-                f"The nearest are {below} and {below + 32}."
-            )
+        if self.image_size != AUTO:
+            check_image_size(self.image_size)
         if not 1 <= self.batch_size <= MAX_BATCH_SIZE:
             raise InputError(f"batch_size is {shown(self.batch_size)}, and must be in 1..{MAX_BATCH_SIZE}.")
-        if self.batch_size == 1 and self.image_size <= 128:
+        if self.batch_size == 1 and AUTO < self.image_size <= 128:
             raise InputError(
                 f"batch_size is 1 at {self.image_size} px: the coarsest level would be one pixel of one image, which batch "
                 "norm cannot train on. Take 2 or more."
@@ -88,8 +83,8 @@ class Recipe:
 
 
 def efficientdet_lite0() -> Recipe:
-    """EfficientDet-Lite0 at 320 px on ImageNet weights: the one to start with on a CPU."""
-    return Recipe("efficientdet_lite0")
+    """EfficientDet-Lite0 on ImageNet weights: the one to start with on a CPU."""
+    return Recipe("efficientdet_lite0", image_size=AUTO)
 
 
 def efficientdet_lite0_256() -> Recipe:
@@ -118,17 +113,17 @@ def efficientdet_d0() -> Recipe:
 
 
 def yolov5n() -> Recipe:
-    """YOLOv5-style, the smallest, at 320 px from scratch: give it more time, or the weights of an imported run."""
-    return Recipe("yolov5n", init_weights="none", frozen_stages=0, lr=1e-3, warmup_fraction=0.1)
+    """YOLOv5-style, the smallest, from scratch: give it more time, or the weights of an imported run."""
+    return Recipe("yolov5n", image_size=AUTO, init_weights="none", frozen_stages=0, lr=1e-3, warmup_fraction=0.1)
 
 
 def yolov5s() -> Recipe:
-    """YOLOv5-style, small, at 320 px from scratch: give it more time, or the weights of an imported run."""
+    """YOLOv5-style, small, from scratch: give it more time, or the weights of an imported run."""
     return replace(yolov5n(), detector="yolov5s")
 
 
 def lite0_fpn() -> Recipe:
-    """lite0_fpn at 320 px on ImageNet weights: EfficientNet-Lite0, a light FPN, an anchor-free head."""
+    """lite0_fpn on ImageNet weights: EfficientNet-Lite0, a light FPN, an anchor-free head."""
     return replace(efficientdet_lite0(), detector="lite0_fpn")
 
 
@@ -243,6 +238,20 @@ def _check_numbers(recipe: Recipe | ClassifierRecipe) -> None:
             raise InputError(f"{name} is {shown(value)}, and must be in 0..1.")
 
 
+def check_image_size(image_size: int) -> None:
+    """Raise InputError for a detector's image size that is not a multiple of the stride, or too large."""
+    if image_size > MAX_IMAGE_SIZE:
+        raise InputError(
+            f"image_size is {shown(image_size)}, and must be {MAX_IMAGE_SIZE} or less. Cut larger images into tiles."
+        )
+    if image_size < 32 or image_size % 32:
+        below = max(32, image_size // 32 * 32)
+        raise InputError(
+            f"image_size is {image_size}, and must be a positive multiple of 32, the detector's stride. "
+            f"The nearest are {below} and {below + 32}."
+        )
+
+
 def load_recipe(name: str, changes: Sequence[str] = ()) -> Recipe:
     """The recipe called `name`, with fields replaced by `changes` such as "lr=3e-4".
 
@@ -274,7 +283,12 @@ def changed(recipe: R, changes: Sequence[str]) -> R:
             raise InputError(f"a change is NAME=VALUE, such as lr=3e-4; got {shown(change)}.")
         if key not in {f.name for f in fields(recipe)}:
             raise unknown_name("recipe field", key, [f.name for f in fields(recipe)])
-        values[key] = _value(key, text, type(getattr(recipe, key)))
+        if key == "image_size" and isinstance(recipe, Recipe) and text == AUTO_WORD:
+            values[key] = AUTO
+        else:
+            values[key] = _value(key, text, type(getattr(recipe, key)))
+            if key == "image_size" and isinstance(recipe, Recipe):
+                check_image_size(values[key])  # here 0 is a mistake
     return replace(recipe, **values)  # at once: one change may need another
 
 
@@ -296,7 +310,8 @@ def _value(key: str, text: str, kind: type) -> Any:
 
 
 def write_recipe(recipe: Recipe | ClassifierRecipe, path: Path) -> None:
-    """Write `recipe` as JSON."""
+    """Write `recipe` as JSON, with an image size in pixels."""
+    assert recipe.image_size != AUTO, "a size is chosen before a run folder is written"
     write_record(path, recipe, version=RECIPE_FORMAT)
 
 
@@ -306,7 +321,10 @@ def read_recipe(path: Path) -> Recipe:
     Raises:
         InputError: the file is missing, broken, or no recipe.
     """
-    return _read(Recipe, path)
+    recipe = _read(Recipe, path)
+    if recipe.image_size == AUTO:
+        raise InputError(f"{path}: image_size is 0, and must be a positive multiple of 32. Restore the file.")
+    return recipe
 
 
 def read_classifier_recipe(path: Path) -> ClassifierRecipe:

@@ -18,6 +18,7 @@ from foldfuse.ensemble.ensemble import Ensemble
 from foldfuse.recipes import load_recipe
 from foldfuse.storage.ledger import create
 from foldfuse.storage.run import Run, RunMetadata
+from foldfuse.training import step_cost
 from learning_samples import write_dataset
 
 DEVICE = "cuda:1"
@@ -30,7 +31,7 @@ class DeviceSeen(Exception):
 @pytest.fixture
 def task(tmp_path, monkeypatch):
     """A task on a device that need not exist: choosing it always succeeds."""
-    for module in (jobs, submissions, rescoring, estimates):
+    for module in (jobs, submissions, rescoring, step_cost):
         monkeypatch.setattr(module, "choose_device", lambda name: name, raising=False)
     whole = read(write_dataset(tmp_path / "d", 16))
     train, val, test = (whole.subset(whole.image_ids[part]) for part in (slice(6), slice(6, 12), slice(12, 16)))
@@ -58,7 +59,7 @@ def seen_by(monkeypatch, module, name, device_of):
 def test_measuring_a_candidate(task, monkeypatch):
     model = SimpleNamespace(stride=32)
     devices = seen_by(monkeypatch, model, "to", lambda device, **_: device)
-    monkeypatch.setattr(estimates, "make_detector", lambda *_, **__: model)
+    monkeypatch.setattr(step_cost, "make_detector", lambda *_, **__: model)
     with pytest.raises(DeviceSeen):
         estimates.measure_candidates(campaign_state(recipes=task.recipes), task.train, device=task.device)
     assert devices == [DEVICE]

@@ -261,6 +261,24 @@ def test_with_pseudo_labels_the_last_cooldown_runs_wait_for_the_others_and_keep_
     assert end.remaining >= 0
 
 
-def test_the_default_recipes_can_be_planned_at_any_size():
-    state = campaign_state(recipes={"lite0_fpn": load_recipe("lite0_fpn")})
-    assert all(s.recipe.image_size % 32 == 0 for s in plan_segments(state))
+@pytest.mark.parametrize(
+    ("chosen", "sizes", "batches"),
+    [(256, [192, 256, 320], [8, 8, 8]), (320, [256, 320, 384], [8, 8, 6]), (512, [416, 512, 608], [5, 3, 2])],
+)
+def test_segments_go_around_the_image_size_that_was_chosen_from_the_data(chosen, sizes, batches):
+    state = campaign_state(recipes={"lite0_fpn": load_recipe("lite0_fpn")}, auto_image_size=chosen)
+    recipes = [s.recipe for s in plan_segments(state)]
+    assert [recipe.image_size for recipe in recipes] == sizes
+    assert [recipe.batch_size for recipe in recipes] == batches, "as much memory as the recipe's batch at 320 px"
+    assert largest_image_size(state) == max(sizes)
+    assert {s.recipe.image_size for s in plan_segments(replace(state, image_sizes=(96,)))} == {96}
+    assert [line.image_size for line in make_plan(state).segments] == sizes
+
+
+def test_recipes_with_an_image_size_of_their_own_keep_it_beside_others():
+    recipes = {name: load_recipe(name) for name in ("lite0_fpn", "efficientdet_lite1", "yolov5n")}
+    steps = dict.fromkeys(recipes, 0.1)
+    bases = base_runs(campaign_state(3 * 3600.0, recipes=recipes, step_seconds=steps, auto_image_size=512))
+    assert [(s.recipe.detector, s.recipe.image_size) for s in bases[:3]] == [
+        *(("lite0_fpn", 416), ("efficientdet_lite1", 320), ("yolov5n", 416)),
+    ]

@@ -10,6 +10,7 @@ from foldfuse.cli import make_app
 from foldfuse.commands import options
 from foldfuse.errors import InputError
 from foldfuse.evaluation.metrics import METRICS
+from foldfuse.recipes import AUTO
 
 
 def command(
@@ -19,6 +20,8 @@ def command(
     set: options.Set = (),
     image_size: options.ImageSize = None,
     image_sizes: options.ImageSizes = (256,),
+    auto_size: options.AutoImageSize = None,
+    auto_sizes: options.AutoImageSizes = (),
     recipe: options.Names = (),
     weight: options.Weights = (),
     budget: options.Duration = 5400.0,
@@ -44,6 +47,10 @@ def run(*words):
         (["--set", "lr=1e-3", "--set", "betas=0.9,0.99"], "set", ("lr=1e-3", "betas=0.9,0.99")),
         (["--image-size", "320"], "image_size", 320),
         (["--image-sizes", "256,320", "--image-sizes", "512"], "image_sizes", (256, 320, 512)),
+        (["--auto-size", "auto"], "auto_size", AUTO),
+        (["--auto-size", "320"], "auto_size", 320),
+        (["--auto-sizes", "auto"], "auto_sizes", (AUTO,)),
+        (["--auto-sizes", "256,320"], "auto_sizes", (256, 320)),
         (["--recipe", "a,b", "--recipe", "c"], "recipe", ("a", "b", "c")),
         (["--weight", "2,0.5"], "weight", (2.0, 0.5)),
         (["--budget", "1h30m"], "budget", 5400.0),
@@ -63,6 +70,9 @@ def test_options_convert(words, name, value):
         (["--image-size", "0"], "0 is not in 1..4096"),
         (["--image-sizes", "256,0"], "0 is not in 1..4096"),
         (["--image-sizes", "256;320"], "'256;320' are not whole numbers"),
+        (["--auto-size", "0"], "0 is not in 1..4096"),
+        (["--auto-size", "large"], "'large' is neither a whole number nor auto"),
+        (["--auto-sizes", "auto,320"], "'auto,320': auto stands alone. Give it, or the sizes in pixels"),
         (["--recipe", "a,,b"], "a comma has no value before or after it"),
         (["--weight", "2,many"], "'2,many' are not numbers"),
         (["--budget", "soon"], "the time 'soon' is no duration"),
@@ -98,6 +108,7 @@ def test_durations_are_shown_as_they_are_given(text):
 def test_options_of_their_own_win_over_set():
     changes = options.recipe_changes(("lr=1", "seed=2"), lr=0.5, image_size=320)
     assert changes == ("lr=1", "seed=2", "lr=0.5", "image_size=320")
+    assert options.recipe_changes((), image_size=AUTO) == ("image_size=auto",)
 
 
 def test_nothing_is_overwritten_unasked(tmp_path):

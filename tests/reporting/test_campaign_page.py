@@ -299,6 +299,7 @@ def test_a_ledger_takes_precedence_over_campaign_json(campaign):
     record = json.loads((campaign / "campaign.json").read_text())
     part = {"name": "base-256", "image_size": 256, "batch_size": 8, "state": "running", "seconds": 211.0}
     record |= {"state": "interrupted", "plan": {"segments": [part], "reserved": {"choose the ensemble": 7.0}}}
+    record["image_size_choice"] = {"size": 256, "reason": "The image size is 256 px: the smallest that is chosen."}
     made = ledger.create(campaign, record, deadline=600.0, start=0.0)
     with made.timed("train base-256", "train"):
         made.log("A base run is trained.")
@@ -311,6 +312,7 @@ def test_a_ledger_takes_precedence_over_campaign_json(campaign):
         in page
     )
     assert "choose the ensemble" in page
+    assert "<p>The image size is 256 px: the smallest that is chosen.</p>" in page
     assert record["command"].split(" --out")[0] in page
     (campaign / ledger.NAME).write_bytes(b"broken" * 200)
     assert "cannot be read as a campaign&#39;s ledger" in write_campaign_page(campaign).read_text()

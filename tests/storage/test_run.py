@@ -7,7 +7,7 @@ from foldfuse.errors import InputError
 from foldfuse.recipes import load_recipe
 from foldfuse.storage.run import Run, RunMetadata
 
-RECIPE = load_recipe("efficientdet_lite0")
+RECIPE = load_recipe("efficientdet_lite0", ["image_size=320"])
 
 
 @pytest.fixture

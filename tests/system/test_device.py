@@ -59,11 +59,11 @@ def unmoved(monkeypatch):
 def fake_device(monkeypatch):
     """`choose_device` finds the fake device wherever it is asked."""
     for room in (
-        "campaign.planning.estimates",
         "inference.classifier",
         "inference.crop_features",
         "inference.detector",
         "system.processes",
+        "training.step_cost",
         "training.sweep",
     ):
         monkeypatch.setattr(f"foldfuse.{room}.choose_device", lambda name="auto": FAKE)

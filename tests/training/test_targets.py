@@ -84,7 +84,7 @@ def test_an_object_outside_its_image_and_a_crowd(tmp_path):
     outside = replace(dataset.samples[0].annotations, boxes=np.array([[1100, 10, 1200, 90]], np.float32))
     crowd = replace(dataset.samples[1].annotations, crowd=np.ones(1, bool))
     samples = [replace(s, annotations=a) for s, a in zip(dataset.samples, (outside, crowd), strict=False)]
-    found = have_targets([*samples, dataset.samples[2]], load_recipe("lite0_fpn"), stride=32)
+    found = have_targets([*samples, dataset.samples[2]], load_recipe("lite0_fpn", ("image_size=320",)), stride=32)
     assert found.tolist() == [False, True]
 
 

@@ -17,6 +17,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,7 +30,7 @@ from foldfuse.campaign.planning.allocation import successive_halving
 from foldfuse.campaign.request import SAMPLE, CampaignRequest, command_line
 from foldfuse.campaign.task import Inputs
 from foldfuse.errors import InputError
-from foldfuse.recipes import Recipe
+from foldfuse.recipes import AUTO, Recipe
 from foldfuse.reporting.campaign_page import write_campaign_page
 from foldfuse.reporting.live import live
 from foldfuse.storage import ledger as ledgers
@@ -39,6 +40,7 @@ from foldfuse.system.atomic_files import atomic
 from foldfuse.system.disk_full import disk_full_as_input_error
 from foldfuse.system.durations import format_duration
 from foldfuse.system.records import from_plain, to_plain
+from foldfuse.training.image_sizes import choose_image_size
 from foldfuse.training.targets import check_image_sizes
 
 if TYPE_CHECKING:
@@ -119,7 +121,11 @@ def run_campaign(
 
 def _check_image_sizes(inputs: Inputs, recipes: Mapping[str, Recipe], request: CampaignRequest) -> None:
     """Raises InputError where the image sizes make every object too small to be learnt."""
-    check_image_sizes(inputs.labeled, recipes.values(), request.image_size)
+    sized = list(recipes.values())
+    if left_open := [recipe for recipe in sized if recipe.image_size == AUTO]:
+        size = choose_image_size(inputs.labeled, left_open[0]).size
+        sized = [replace(recipe, image_size=size) if recipe.image_size == AUTO else recipe for recipe in sized]
+    check_image_sizes(inputs.labeled, sized, request.image_size)
 
 
 def resume_campaign(

@@ -12,7 +12,11 @@ SEGMENT_OVERHEAD = 4.0  # seconds a segment: loading, checkpoints, the first cho
 TRAINING_SHARE = 0.7  # of the deadline that goes into training, as observed; decides how many segments are planned
 
 # schedule of the segments
-IMAGE_SCALES = (0.8, 1.0, 1.2)  # image sizes of a base run and its cooldown runs, relative to the recipe's
+IMAGE_SCALES = (
+    0.8,
+    1.0,
+    1.2,
+)  # image sizes of a base run and its cooldown runs, relative to the recipe's or the data's
 SCALE_STEP = 0.2  # added to the scale in each round, where several base runs are compared
 MIN_IMAGE_SIZE = 128  # pixels: smaller images do not show the objects
 SINGLE_BASE_SHARE = 0.5  # of the training time for a base run without rivals; its cooldown runs share the rest equally
@@ -34,6 +38,7 @@ VIEWS = parse_views(["1", "1+hflip", "1.25"])  # TTA views in the order of their
 PLAIN_VIEW = VIEWS[0]
 MAX_PREDICTION_SHARE = 0.3  # of the deadline: predictions that would take more are made in fewer views
 DEFAULT_PIXEL_SECONDS = 0.03 / 256**2  # seconds of one pixel's prediction on one slow core, until measured
+WARM_UP_IMAGES = 16  # that a card predicts before its time is measured
 CACHE_MARGIN = 1.1  # decoded images are larger than the largest image size by this, for scale jitter
 
 # ensemble and crop rescoring
@@ -44,10 +49,6 @@ RESCORING_CROPS_PER_IMAGE = 30  # detections of an image that are rescored, by s
 RESCORING_CROP_SECONDS = 0.007  # on one slow core
 MAX_RESCORING_SHARE = 0.1  # of the deadline: crop rescoring that would take more is left out
 RESCORING_PACE_SHARE = 0.1  # of the rescorer's training, after which its pace can be trusted
-
-# measuring the candidates
-TIMED_STEPS = 2  # steps of a candidate, after one that is not timed; the fastest counts
-TIMED_IMAGES = 16  # images that a candidate is measured on
 
 # checks of the input
 MAX_UNDECODABLE_SHARE = 0.1  # of the images; more broken images point to another mistake

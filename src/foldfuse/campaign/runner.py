@@ -251,6 +251,7 @@ def campaign_state(task: Task, ledger: Ledger, workers: Workers) -> CampaignStat
         busy=workers.busy,
         num_workers=max(1, workers.capacity),
         pseudo_labels=task.pseudo_labels,
+        auto_image_size=task.auto_image_size,
         max_views=ledger.get("max_views"),
     )
 

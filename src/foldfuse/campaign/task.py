@@ -18,8 +18,10 @@ from foldfuse.data.readers.coco import locate, read
 from foldfuse.errors import InputError
 from foldfuse.formats.sample_submission import SampleSubmission
 from foldfuse.inference.learnt_images import ids_of_hashes, learnt_before
-from foldfuse.recipes import Recipe
-from foldfuse.storage.ledger import Ledger
+from foldfuse.recipes import AUTO, BATCH_IMAGE_SIZE, Recipe
+from foldfuse.storage.ledger import NAME, Ledger
+from foldfuse.system.records import from_plain, to_plain
+from foldfuse.training.image_sizes import ImageSizeChoice, measured_choice
 
 Split = Literal["val", "test"]
 VAL: Split = "val"
@@ -64,6 +66,7 @@ class Task:
         undecodable: ids of test images that cannot be decoded; they are submitted without a box.
         recipes: {name: recipe} of the candidates, the default first.
         image_sizes: allowed image sizes; empty for all.
+        image_size_choice: the image size of the recipes that leave it open; None where none does.
         seed: the seed of every random choice.
         num_folds: number of folds, of which fold 0 is held out.
         metric: promotes base runs and chooses the ensemble: ap50, ap, f2 or wheat.
@@ -86,6 +89,7 @@ class Task:
     device: str = "auto"
     ignore_orientation: bool = False
     sample: SampleSubmission | None = None
+    image_size_choice: ImageSizeChoice | None = None
 
     @property
     def test_samples(self) -> tuple[Sample, ...]:
@@ -96,6 +100,11 @@ class Task:
     def labeled(self) -> Dataset:
         """All annotated images, the held-out images last."""
         return replace(self.train, samples=(*self.train.samples, *self.val.samples))
+
+    @property
+    def auto_image_size(self) -> int | None:
+        """The image size in pixels of the recipes that leave it open; None where none does."""
+        return None if self.image_size_choice is None else self.image_size_choice.size
 
     @cached_property
     def train_hashes(self) -> tuple[str, ...]:
@@ -166,7 +175,7 @@ def prepare_task(
     Args:
         inputs: the data.
         recipes, image_sizes, seed, metric, pseudo_labels, device: see `Task`.
-        ledger: remembers the undecodable images; folds.json lies in its folder.
+        ledger: remembers the undecodable images and the image size chosen from the data; folds.json lies in its folder.
 
     Raises:
         InputError: too many images cannot be decoded, or there are too few to fold.
@@ -221,7 +230,28 @@ def prepare_task(
         pseudo_labels=pseudo_labels,
         device=device,
         ignore_orientation=inputs.ignore_orientation,
+        image_size_choice=_image_size_choice(recipes, train, ledger, device=device),
     )
+
+
+def _image_size_choice(
+    recipes: Mapping[str, Recipe], train: Dataset, ledger: Ledger, *, device: str
+) -> ImageSizeChoice | None:
+    """The image size of the recipes that leave it open, chosen once and recorded; None where every recipe has a number."""
+    left_open = [recipe for recipe in recipes.values() if recipe.image_size == AUTO]
+    if not left_open:
+        return None
+    stored = ledger.get("image_size_choice")
+    if stored is not None:
+        return from_plain(stored, ImageSizeChoice, where=str(ledger.folder / NAME), what="the choice of an image size")
+    if ledger.segments():
+        reason = f"The image size is {BATCH_IMAGE_SIZE} px, as the version that began the campaign had it."
+        return ImageSizeChoice(BATCH_IMAGE_SIZE, "default", None, 0.0, reason)
+    seconds = c.SINGLE_BASE_SHARE * c.TRAINING_SHARE * ledger.deadline
+    choice = measured_choice(train, left_open[0], seconds=seconds, device=device)
+    ledger.set(image_size_choice=to_plain(choice))
+    ledger.log(choice.reason)
+    return choice
 
 
 def _check_init_weights(recipes: Mapping[str, Recipe], val: Dataset) -> None:

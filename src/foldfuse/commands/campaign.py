@@ -16,6 +16,7 @@ from foldfuse.commands import options
 from foldfuse.commands.predictions import score
 from foldfuse.demo import synthetic
 from foldfuse.errors import InputError
+from foldfuse.recipes import AUTO, AUTO_WORD
 from foldfuse.reporting.live import follow
 from foldfuse.storage import notes
 from foldfuse.system import host, printing
@@ -31,7 +32,7 @@ def campaign(
     out: options.Out = Path("campaign"),
     recipe: options.Names = (),
     forbid: options.Names = (),
-    image_size: options.ImageSizes = (),
+    image_size: options.AutoImageSizes = (),
     set: options.Set = (),
     folds: options.Folds = 5,
     external_run: tuple[Path, ...] = (),
@@ -66,7 +67,8 @@ def campaign(
         recipe: recipes allowed for members; lite0_fpn, lite1_fpn and yolov5n by default. With little time only the first
             is used. `foldfuse recipes` lists them.
         forbid: recipes that are not allowed.
-        image_size: image sizes that are allowed, in pixels; all by default.
+        image_size: image sizes that are allowed, in pixels, all by default; or auto to choose sizes from the data for every
+            recipe, as most recipes do.
         folds: number of folds, of which one is held out to choose the ensemble on; or a file of `foldfuse split`, whose
             fold 0 is held out.
         external_run: folder of a run that was trained without the held-out images; it joins the ensemble. Repeat for more.
@@ -105,8 +107,8 @@ def campaign(
         out=out,
         recipe=tuple(recipe),
         forbid=tuple(forbid),
-        image_size=tuple(image_size),
-        set=tuple(set),
+        image_size=tuple(size for size in image_size if size != AUTO),
+        set=(*set, f"image_size={AUTO_WORD}") if AUTO in image_size else tuple(set),
         folds=folds if isinstance(folds, int) else str(folds),
         external_run=tuple(external_run),
         external_predictions=tuple(external_predictions),
@@ -161,6 +163,8 @@ def _print_campaign_plan(request: CampaignRequest) -> None:
     console = printing.console()
     console.print(table)
     console.print(_plan_table(estimate.plan, f"The plan for {format_duration(estimate.deadline)}"))
+    if estimate.image_size_reason is not None:
+        console.print(estimate.image_size_reason)
     members = len(estimate.plan.segments)
     console.print(f"{members} members; fold 0 of {estimate.num_folds} is held out from all of them.")
 

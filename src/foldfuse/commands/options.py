@@ -27,6 +27,7 @@ from typing import Annotated, Any, Literal
 from cyclopts import Parameter, Token
 
 from foldfuse.errors import InputError, shown
+from foldfuse.recipes import AUTO, AUTO_WORD
 from foldfuse.system.atomic_files import check_target
 from foldfuse.system.durations import duration_option, parse_duration
 from foldfuse.system.outputs import OWN_FILES, is_own_folder, refuse_input, refuse_loss
@@ -64,6 +65,25 @@ def _to_counts(type_: Any, tokens: Sequence[Token]) -> tuple[int, ...]:
     for count in counts:
         _check_size(int, count)
     return counts
+
+
+def _to_image_size(type_: Any, tokens: Sequence[Token]) -> int:
+    text = tokens[-1].value.strip()
+    if text == AUTO_WORD:
+        return AUTO
+    if not re.fullmatch(r"[+-]?[0-9]{1,18}", text):
+        raise InputError(f"{shown(text)} is neither a whole number nor {AUTO_WORD}.")
+    _check_size(int, int(text))
+    return int(text)
+
+
+def _to_auto_or_image_sizes(type_: Any, tokens: Sequence[Token]) -> tuple[int, ...]:
+    values = _split_values(tokens)
+    if AUTO_WORD not in values:
+        return _to_counts(type_, tokens)
+    if len(values) > 1:
+        raise InputError(f"{shown(','.join(values))}: {AUTO_WORD} stands alone. Give it, or the sizes in pixels.")
+    return (AUTO,)
 
 
 def _to_weights(type_: Any, tokens: Sequence[Token]) -> tuple[float, ...]:
@@ -179,6 +199,8 @@ Set = Annotated[
 ]
 Lr = Annotated[float | None, Parameter(validator=_check_finite, help="learning rate; short for --set lr=.")]
 ImageSize = Annotated[int | None, Parameter(validator=_check_size, metavar="PX")]
+AutoImageSize = Annotated[int | None, Parameter(converter=_to_image_size, metavar="PX|auto")]
+AutoImageSizes = Annotated[tuple[int, ...], Parameter(converter=_to_auto_or_image_sizes, metavar="PX,...|auto")]
 ImageSizes = Annotated[tuple[int, ...], Parameter(converter=_to_counts, metavar="PX,...")]
 BatchSize = Annotated[int | None, Parameter(validator=_check_count, metavar="N")]
 BatchSizes = Annotated[tuple[int, ...], Parameter(converter=_to_counts, metavar="N,...")]
@@ -269,7 +291,7 @@ def recipe_changes(
     changes: Sequence[str], *, lr: float | None = None, image_size: int | None = None, batch_size: int | None = None
 ) -> tuple[str, ...]:
     """The changes of --set, followed by the changes from other options; the last change of a field wins."""
-    own = {"lr": lr, "image_size": image_size, "batch_size": batch_size}
+    own = {"lr": lr, "image_size": AUTO_WORD if image_size == AUTO else image_size, "batch_size": batch_size}
     return (*changes, *(f"{key}={value}" for key, value in own.items() if value is not None))
 
 

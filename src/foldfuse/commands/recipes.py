@@ -7,7 +7,7 @@ from collections.abc import Callable
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from foldfuse.recipes import CLASSIFIER_RECIPES, RECIPES, ClassifierRecipe, Recipe
+from foldfuse.recipes import AUTO, AUTO_WORD, CLASSIFIER_RECIPES, RECIPES, ClassifierRecipe, Recipe
 from foldfuse.system import printing
 
 
@@ -22,6 +22,7 @@ def recipes() -> None:
     for name, maker in makers.items():
         recipe = maker()
         purpose = (maker.__doc__ or "").split("\n")[0]
-        table.add_row(name, str(recipe.image_size), str(recipe.batch_size), purpose)
+        size = AUTO_WORD if recipe.image_size == AUTO else str(recipe.image_size)
+        table.add_row(name, size, str(recipe.batch_size), purpose)
     table.columns[0].no_wrap = True
     printing.console().print(table)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -29,7 +30,7 @@ from foldfuse.data.readers.coco import read
 from foldfuse.errors import InputError, counted
 from foldfuse.inference.pretraining_images import likeness_warnings
 from foldfuse.models.pretrained.yolov5 import category_ids, read_yolov5
-from foldfuse.recipes import ClassifierRecipe, load_recipe
+from foldfuse.recipes import ClassifierRecipe, Recipe, load_recipe
 from foldfuse.reporting.sweep_page import sweep_page, sweep_rows
 from foldfuse.storage.run import Run, RunMetadata
 from foldfuse.storage.run_tensors import Check
@@ -40,8 +41,9 @@ from foldfuse.system.durations import format_duration
 from foldfuse.system.progress import progress_bar
 from foldfuse.training.classifier import train_classifier, training_crops, val_accuracy
 from foldfuse.training.detector import longest_side, train_detector
+from foldfuse.training.image_sizes import with_image_size
 from foldfuse.training.preparation import check_new_model, state_check
-from foldfuse.training.session import open_session, require_resumable
+from foldfuse.training.session import DEFAULT_BUDGET, open_session, require_resumable
 from foldfuse.training.sweep import Sweep, combinations, run_sweep
 from foldfuse.training.trackers import check_trackers
 
@@ -88,7 +90,7 @@ def train(
     recipe: str | None = None,
     init_from: Path | None = None,
     changes: Annotated[options.Set, Parameter(name="--set")] = (),
-    image_size: options.ImageSize = None,
+    image_size: options.AutoImageSize = None,
     batch_size: options.BatchSize = None,
     lr: options.Lr = None,
     budget: options.OptionalDuration = None,
@@ -113,7 +115,8 @@ def train(
         recipe: name of a recipe; `foldfuse recipes` lists them. By default the recipe of `init_from`, else lite0_fpn.
         init_from: folder of a run whose weights to start from. Its classes are matched by name; the head's rows of other
             classes start from random values.
-        image_size: longest side of an image as the network sees it; short for --set image_size=.
+        image_size: longest side of an image as the network sees it, in pixels, or auto to choose it from the data; short
+            for --set image_size=.
         batch_size: images per step; short for --set batch_size=.
         budget: time that training may take, such as 90s, 10m or 1h30m; 10m by default.
         steps: train this many steps instead, however long they take: such a training is repeatable bit by bit.
@@ -167,6 +170,11 @@ def train(
     )
     check_trackers(metadata.trackers)
     choose_device(metadata.device or "auto")
+    if resume is None and isinstance(its_recipe, Recipe):
+        alone = os.environ.get("WORLD_SIZE", "1") == "1"  # several processes would measure different times
+        seconds = (metadata.budget or DEFAULT_BUDGET).get("seconds", math.inf) if alone else math.inf
+        its_recipe, reason = with_image_size(its_recipe, found.train, seconds=seconds, device=metadata.device or "auto")
+        metadata = replace(metadata, image_size_reason=reason)
     if resume is None:
         check_new_model(its_recipe, found.train)
         warn_of_learnt(its_recipe, found)

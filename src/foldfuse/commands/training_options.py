@@ -16,6 +16,7 @@ from foldfuse.errors import InputError, shown
 from foldfuse.inference.learnt_images import ids_of_hashes, learnt_before
 from foldfuse.inference.pretraining_images import likeness_warnings
 from foldfuse.recipes import (
+    AUTO,
     CLASSIFIER_RECIPES,
     ClassifierRecipe,
     Recipe,
@@ -160,7 +161,14 @@ def resumed_recipe(run: Run, given: Given) -> Recipe | ClassifierRecipe:
     for field in fields(own):
         found, asked = getattr(own, field.name), getattr(wanted, field.name, None)
         same_path = field.name == "init_weights" and Path(str(found)).resolve() == Path(str(asked)).resolve()
-        if found == asked or same_path or field.name == "lr" or (field.name == "init_weights" and not has_init):
+        is_auto = field.name == "image_size" and asked == AUTO  # whatever number was chosen when the run began
+        if (
+            found == asked
+            or same_path
+            or is_auto
+            or field.name == "lr"
+            or (field.name == "init_weights" and not has_init)
+        ):
             continue
         raise InputError(
             f"--resume {run.folder}: the run has {field.name}={found}, and the options ask for {shown(asked)}. A run keeps its "

@@ -65,6 +65,14 @@ class Plan:
 
 
 @dataclass(frozen=True)
+class ImageSizeChoice:
+    """The image size in pixels that was chosen from the data, and a sentence or two with the reason."""
+
+    size: int | None = None
+    reason: str | None = None
+
+
+@dataclass(frozen=True)
 class ClassScore:
     """The scores of one class in the fused predictions."""
 
@@ -241,6 +249,8 @@ class CampaignRecord:
     timeline: tuple[Stage, ...] = ()
     members: tuple[Member, ...] = ()
     plan: Plan = Plan()
+    image_size_choice: ImageSizeChoice = ImageSizeChoice()
+    image_size_reason: str | None = None
     fused: FusedScore | None = None
     rescoring: Rescoring | None = None
     best_member: str | None = None

@@ -94,6 +94,11 @@ class _Plan(TypedDict):
     segments: list[_Planned]
 
 
+class _ImageSizeChoice(TypedDict):
+    size: Annotated[int, msgspec.Meta(ge=32, le=4096, multiple_of=32)]
+    reason: str
+
+
 class _Fused(TypedDict):
     metric: NotRequired[str]
     value: NotRequired[float | None]
@@ -114,6 +119,7 @@ _FACTS: dict[str, Any] = {
     "reported": bool,
     "plan": _Plan | None,
     "step_seconds": dict[str, Annotated[float, msgspec.Meta(gt=0)]] | None,
+    "image_size_choice": _ImageSizeChoice,
     "ranking": list[str] | None,
     "max_views": Annotated[int, msgspec.Meta(ge=1)] | None,
     "chosen_from": list[str] | None,

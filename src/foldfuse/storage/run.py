@@ -70,6 +70,7 @@ class RunMetadata:
         value_ranges: values that become black and white in images of more than 8 bits; see `Dataset`.
         crop_context: side of a classifier's crops, as a multiple of the box's longer side.
         origin: file, sha256 and licence of imported weights.
+        image_size_reason: why the recipe's image size was chosen from the data; None where it was given.
         started_from: which weights a detector's training took and how they fitted, where it did not start from ImageNet's.
         trained_on: the device of the training, such as "cuda".
         compute: fields of the compute configuration.
@@ -102,6 +103,7 @@ class RunMetadata:
     value_ranges: dict[str, tuple[float, float]] = field(default_factory=dict)
     crop_context: float | None = None
     origin: dict[str, str] | None = None
+    image_size_reason: str | None = None
     started_from: str | None = None
     trained_on: str | None = None
     compute: dict[str, Any] | None = None

@@ -21,7 +21,7 @@ from foldfuse.data.dataset import Dataset, Sample
 from foldfuse.data.images import canvas_for
 from foldfuse.detections import Array
 from foldfuse.errors import InputError, counted
-from foldfuse.recipes import MAX_IMAGE_SIZE, Recipe
+from foldfuse.recipes import AUTO, MAX_IMAGE_SIZE, Recipe
 
 MOSAIC_MIN, MOSAIC_MAX, MOSAIC_COVER = (
     0.3,
@@ -80,7 +80,7 @@ def missing_targets(dataset: Dataset, recipe: Recipe, *, stride: int = 32, ancho
         return None
     reason = f"at image_size {recipe.image_size}: each has a shorter side of under {MIN_SIDE:g} pixels as the network sees it"
     reason += ", or sides unlike those of every anchor" if anchors is not None else ""
-    advice = _advice(dataset.samples, recipe, stride)
+    advice = size_advice(dataset.samples, recipe, stride)
     if not found.any():
         raise InputError(
             f"{dataset.source}: none of the {counted(len(found), 'object')} gets a target {reason}. {advice}"
@@ -98,6 +98,7 @@ def have_targets(samples: Sequence[Sample], recipe: Recipe, *, stride: int, anch
         stride: the detector's.
         anchors: (K, 2) widths and heights in pixels of the anchors that alone match; None where every object is matched.
     """
+    assert recipe.image_size != AUTO, "the image size is chosen first"
     canvas = canvas_for(samples, image_size=recipe.image_size, stride=stride)
     longest = round(recipe.image_size * (1 + recipe.scale_jitter))  # of a cached image
     found = [np.zeros(0, bool)]
@@ -138,7 +139,7 @@ def _is_matched(sides: Array, anchors: Array, low: Array, high: float) -> Array:
     return (least <= most).any(1)
 
 
-def _advice(samples: Sequence[Sample], recipe: Recipe, stride: int) -> str:
+def size_advice(samples: Sequence[Sample], recipe: Recipe, stride: int) -> str:
     """A sentence with the smallest image size at which nearly all objects reach `MIN_SIDE` pixels without augmentation."""
     few, many = recipe.image_size // stride, MAX_IMAGE_SIZE // stride
     plain = replace(recipe, scale_jitter=0.0, mosaic=0.0)

@@ -90,7 +90,7 @@ def predict_held_out(run: Run, val: Dataset, state: CampaignState, *, device: st
     model, classes = load_detector(run, device)
     image_size = run.recipe.image_size
     if next(model.parameters()).device.type != "cpu":  # a card loads its libraries and kernels at the first image
-        predict_views(model, val.samples[: c.TIMED_IMAGES], classes, image_size=image_size, views=[c.PLAIN_VIEW])
+        predict_views(model, val.samples[: c.WARM_UP_IMAGES], classes, image_size=image_size, views=[c.PLAIN_VIEW])
     start = time.monotonic()
     plain = predict_views(model, val.samples, classes, image_size=image_size, views=[c.PLAIN_VIEW])
     seconds = (time.monotonic() - start) / len(val)

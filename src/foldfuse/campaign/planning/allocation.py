@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from foldfuse.campaign import constants as c
-from foldfuse.campaign.planning.segments import at_image_size, constant_lr, plan_segments
+from foldfuse.campaign.planning.segments import at_image_size, constant_lr, image_size_at, plan_segments
 from foldfuse.campaign.planning.state import CampaignState, Segment
 from foldfuse.inference.tta import View
 
@@ -123,7 +123,7 @@ def image_seconds(segment: Segment, state: CampaignState) -> float:
         record.result["image_seconds"] / record.recipe["image_size"] ** 2 for record in alike or measured.values()
     ]
     if not per_pixel and state.image_seconds is not None:
-        per_pixel = [state.image_seconds / state.default_recipe.image_size**2]
+        per_pixel = [state.image_seconds / image_size_at(state.default_recipe, c.IMAGE_SCALES[0], state) ** 2]
     return segment.recipe.image_size**2 * max(per_pixel, default=c.DEFAULT_PIXEL_SECONDS)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from foldfuse.errors import InputError, unknown_name
-from foldfuse.recipes import RECIPES, Recipe, load_recipe
+from foldfuse.recipes import RECIPES, Recipe, check_image_size, load_recipe
 
 DEFAULT_RECIPES = ("lite0_fpn", "lite1_fpn", "yolov5n")  # cheap detectors with different backbones
 
@@ -37,4 +37,5 @@ def candidate_recipes(
 def check_image_sizes(image_sizes: Sequence[int], recipe: Recipe) -> None:
     """Raises InputError unless the recipe can be trained at each of these image sizes."""
     for image_size in image_sizes:
+        check_image_size(image_size)
         replace(recipe, image_size=image_size)

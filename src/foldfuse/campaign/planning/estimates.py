@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-
-import torch
 
 from foldfuse.campaign import constants as c
 from foldfuse.campaign.planning.allocation import Plan, make_plan
@@ -14,11 +11,8 @@ from foldfuse.campaign.planning.segments import at_image_size, image_size_at, pl
 from foldfuse.campaign.planning.state import CampaignState
 from foldfuse.campaign.task import Task
 from foldfuse.data.dataset import Dataset
-from foldfuse.data.images import ImageCache, canvas_for
-from foldfuse.models import make_detector
 from foldfuse.recipes import Recipe
-from foldfuse.system.device import choose_device
-from foldfuse.training.batches import Batches
+from foldfuse.training.step_cost import measure_step
 
 
 @dataclass(frozen=True)
@@ -48,6 +42,7 @@ class CampaignPlan:
         plan: the segments and the reserved time.
         deadline: seconds.
         num_folds: number of folds, of which fold 0 is held out.
+        image_size_reason: why the image size was chosen from the data; None where every recipe has its own.
     """
 
     costs: Sequence[CandidateCost]
@@ -55,39 +50,13 @@ class CampaignPlan:
     plan: Plan
     deadline: float
     num_folds: int
+    image_size_reason: str | None = None
 
 
 def measure_candidate(name: str, recipe: Recipe, dataset: Dataset, *, device: str = "auto") -> CandidateCost:
     """Seconds of a training step and of a prediction with `recipe`, on images of `dataset`."""
-    samples = dataset.samples[: c.TIMED_IMAGES]
-    target = torch.device(choose_device(device))
-    model = make_detector(recipe.detector, len(dataset.classes), anchor_scale=recipe.anchor_scale, pretrained=False)
-    canvas = canvas_for(samples, image_size=recipe.image_size, stride=model.stride)
-    batches = Batches(samples, ImageCache.load(samples, longest=recipe.image_size), recipe, canvas, 0)
-    model.to(target, memory_format=torch.channels_last)
-    model.freeze(recipe.frozen_stages)
-    times = []
-    for step in range(1 + c.TIMED_STEPS):
-        start = time.perf_counter()
-        images, targets = batches.batch(step)
-        inputs = images.to(target, memory_format=torch.channels_last).float().div_(255)
-        sum(model.loss(model(inputs), targets).values()).backward()
-        model.zero_grad(set_to_none=True)
-        _wait_for(target)
-        times.append(time.perf_counter() - start)
-    model.eval()
-    with torch.inference_mode():
-        start = time.perf_counter()
-        model.decode(model(inputs))
-        _wait_for(target)
-        image_seconds = (time.perf_counter() - start) / len(inputs)
-    return CandidateCost(name, recipe, min(times[1:]), image_seconds)
-
-
-def _wait_for(device: torch.device) -> None:
-    """Waits until a GPU has finished its work, which is asynchronous."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    cost = measure_step(recipe, dataset, device=device)
+    return CandidateCost(name, recipe, cost.step_seconds, cost.image_seconds)
 
 
 def measure_candidates(state: CampaignState, dataset: Dataset, *, device: str = "auto") -> list[CandidateCost]:
@@ -111,10 +80,12 @@ def estimate_campaign(task: Task, deadline: float) -> CampaignPlan:
         num_val=len(task.val),
         num_test=len(task.test),
         pseudo_labels=task.pseudo_labels,
+        auto_image_size=task.auto_image_size,
     )
     costs = measure_candidates(state, task.train, device=task.device)
     step_seconds = {cost.name: cost.step_seconds for cost in costs}
     state = replace(state, step_seconds=step_seconds, image_seconds=costs[0].image_seconds)
     detectors = {segment.recipe.detector for segment in plan_segments(state)}
     tried = frozenset(cost.name for cost in costs if cost.recipe.detector in detectors)
-    return CampaignPlan(costs, tried, make_plan(state), deadline, task.num_folds)
+    reason = None if task.image_size_choice is None else task.image_size_choice.reason
+    return CampaignPlan(costs, tried, make_plan(state), deadline, task.num_folds, reason)

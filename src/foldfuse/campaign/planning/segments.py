@@ -15,7 +15,7 @@ from itertools import product
 
 from foldfuse.campaign import constants as c
 from foldfuse.campaign.planning.state import CampaignState, Segment
-from foldfuse.recipes import Recipe
+from foldfuse.recipes import AUTO, BATCH_IMAGE_SIZE, Recipe
 from foldfuse.storage.segments import Role
 
 
@@ -145,8 +145,9 @@ def is_segment_name(name: str) -> bool:
 
 def image_size_at(recipe: Recipe, scale: float, state: CampaignState) -> int:
     """The allowed image size closest to `scale` times the recipe's, in pixels; a multiple of 32 where all are allowed."""
-    scaled = max(c.MIN_IMAGE_SIZE, round(recipe.image_size * scale / 32) * 32)
-    wanted = recipe.image_size if scale == 1 else scaled
+    size = state.auto_image_size if recipe.image_size == AUTO else recipe.image_size
+    assert size is not None, "the task chooses the image size that a recipe leaves open"
+    wanted = size if scale == 1 else max(c.MIN_IMAGE_SIZE, round(size * scale / 32) * 32)
     return min(state.image_sizes or (wanted,), key=lambda allowed: (abs(allowed - wanted), allowed))
 
 
@@ -164,7 +165,8 @@ def at_image_size(recipe: Recipe, image_size: int) -> Recipe:
 
 def batch_size_at(recipe: Recipe, image_size: int) -> int:
     """Batch size at another image size: memory grows with the pixels, so larger images make smaller batches."""
-    return max(2, min(recipe.batch_size, round(recipe.batch_size * (recipe.image_size / image_size) ** 2)))
+    own = BATCH_IMAGE_SIZE if recipe.image_size == AUTO else recipe.image_size
+    return max(2, min(recipe.batch_size, round(recipe.batch_size * (own / image_size) ** 2)))
 
 
 def constant_lr(recipe: Recipe) -> Recipe:

@@ -49,10 +49,12 @@ class CampaignState:
         segments: records of the segments so far.
         step_seconds: {recipe name: seconds of a step of its base run}, as measured; unmeasured recipes are not tried.
         ranking: promoted base runs, best first; empty until the base runs have been compared.
-        image_seconds: seconds of one image in the plain view at the default recipe's size, where the plan measured it.
+        image_seconds: seconds of one image in the plain view at the size of the default recipe's base run, where the plan
+            measured it.
         busy: names of segments that a worker trains now.
         num_workers: segments that can be trained at once.
         pseudo_labels: whether the last cooldown runs also train on pseudo-labels.
+        auto_image_size: pixels, of the recipes that leave the image size open; None where none does.
         max_views: limit on the TTA views, set when time runs short; None for no limit.
     """
 
@@ -70,6 +72,7 @@ class CampaignState:
     busy: frozenset[str] = frozenset()
     num_workers: int = 1
     pseudo_labels: bool = False
+    auto_image_size: int | None = None
     max_views: int | None = None
 
     @property

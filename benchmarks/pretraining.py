@@ -9,7 +9,7 @@ in BARRED and EVALUATION and those after --leave-out; in a run folder that is th
 decoded in the card's memory; a CPU does the same, more slowly. `--set image_size=256 --set batch_size=16` suits two cores.
 
 `judge` trains a detector on each dataset of JUDGED from each start, on the CPU, one thread each, as `foldfuse train` would, and
-scores it on the held-out images. A training that is in the results file is not run again.
+scores it on the held-out images (`trainings.py`). A training that is in the results file is not run again.
 
 `ship FILE OUT` writes the copy of a file that a package ships: without the rows of the classes, but for that of any object.
 
@@ -35,10 +35,9 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-SHARED = Path(os.environ.get("FOLDFUSE_SHARED", Path(__file__).parents[2] / "shared"))
-EVALUATION = ("safety_gear", "allergen_food", "car_damage")
+from trainings import EVALUATION, SHARED, Row, datasets, train_and_score
+
 BARRED = (  # images that look like stock, press or film images: in no weights that ship
     *("indonesian_food", "egg_quality", "endangered_animals", "gym_machines", "military_vehicles", "guns_knives"),
     *("football_players", "fencing", "hard_hats", "construction_workers"),
@@ -65,7 +64,6 @@ STARTS = (
 )
 # Starts and seeds that `all` judges, in the order in which they are ready; "boxes": all weights but the class branch's.
 KEY = ("detector", "data", "start", "steps", "seed", "changes")
-Row = dict[str, Any]
 
 
 def main() -> None:
@@ -236,52 +234,18 @@ def judge(
 
 
 def worker(row: Row) -> Row:
-    """Run one training on the CPU: its key with its seconds, AP and AP50 on the held-out images."""
-    began = time.monotonic()
+    """Run one training on the CPU: its key with what `train_and_score` returns."""
     import torch
 
-    from foldfuse.data.folds import make_folds
-    from foldfuse.data.pixels import open_images
-    from foldfuse.data.readers.coco import read
-    from foldfuse.evaluation.coco import score_predictions
-    from foldfuse.inference.detector import load_detector, predict_views
-    from foldfuse.inference.tta import parse_views
     from foldfuse.recipes import changed, load_recipe
-    from foldfuse.storage.run import Run
     from foldfuse.training.budget import Budget
-    from foldfuse.training.detector import train_detector
-    from foldfuse.training.session import TrainingSession, run_metadata
 
     torch.set_num_threads(1)
     if hasattr(os, "nice"):
         os.nice(10)  # a pre-training beside it comes first
-    if row["data"] in EVALUATION:
-        whole = open_images(read(SHARED / "pool" / row["data"] / "instances.json"))
-        folds = make_folds(whole, num_folds=5, seed=row["seed"])
-        data, held_out = whole.subset(folds.train_ids(0)), whole.subset(folds.val_ids(0))
-    else:
-        data, held_out = (
-            open_images(read(SHARED / "data" / row["data"] / f"{part}.json")) for part in ("train", "val")
-        )
-    recipe = replace(load_recipe(row["detector"], ["image_size=320"]), init_weights=row["start"])
-    recipe = changed(recipe, row["changes"])
-    with tempfile.TemporaryDirectory() as folder:
-        run = Run.create(Path(folder) / "run", recipe, run_metadata(data, data=str(data.source), seed=row["seed"]))
-        train_detector(run, data, TrainingSession(Budget(steps=row["steps"])))
-        trained = run.metadata
-        model, classes = load_detector(run, "cpu")
-        (view,) = views = parse_views(["1"])
-        found = predict_views(model, held_out.samples, classes, image_size=recipe.image_size, views=views)[view]
-        losses = [entry["loss"] for entry in run.log if "loss" in entry]
-    score = score_predictions(found, held_out)
-    return row | {
-        "ap": round(score.ap or 0, 4),
-        "ap50": round(score.ap50 or 0, 4),
-        "loss": [round(statistics.mean(losses[i : i + 20]), 3) for i in range(0, len(losses), 20)],
-        "images": [len(data), len(held_out)],
-        "training_seconds": trained.seconds,
-        "seconds": round(time.monotonic() - began, 1),
-    }
+    data, held_out = datasets(row["data"], row["seed"])
+    recipe = changed(replace(load_recipe(row["detector"], ["image_size=320"]), init_weights=row["start"]), row["changes"])
+    return row | train_and_score(data, held_out, recipe, Budget(steps=row["steps"]), seed=row["seed"])
 
 
 def run_all(out: Path, scratch: Path, *, device: str, dry: bool, limit: float) -> None:

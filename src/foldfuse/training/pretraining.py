@@ -152,8 +152,10 @@ def sampling_probability(sources: Sources) -> Array:
 
 def pretraining_recipe(recipe: Recipe) -> Recipe:
     """The recipe of a pre-training of the detector of `recipe`: larger batches, stronger augmentation, little frozen."""
+    scratch = recipe.init_weights == "none"
     return replace(
         recipe,
+        init_weights="none" if scratch else "imagenet",
         image_size=288,
         batch_size=64,
         lr=2e-3,
@@ -161,7 +163,7 @@ def pretraining_recipe(recipe: Recipe) -> Recipe:
         weight_decay=0.05,
         warmup_fraction=0.03,
         ema_decay=0.999,
-        frozen_stages=1 if recipe.init_weights != "none" else 0,
+        frozen_stages=0 if scratch else 1,
         scale_jitter=0.6,
         color_jitter=0.4,
         mosaic=0.5,

@@ -263,13 +263,13 @@ def test_with_pseudo_labels_the_last_cooldown_runs_wait_for_the_others_and_keep_
 
 @pytest.mark.parametrize(
     ("chosen", "sizes", "batches"),
-    [(256, [192, 256, 320], [8, 8, 8]), (320, [256, 320, 384], [8, 8, 6]), (512, [416, 512, 608], [5, 3, 2])],
+    [(256, [192, 256, 320], [8, 8, 8]), (320, [256, 320, 384], [8, 8, 6]), (512, [416, 512, 608], [5, 4, 4])],
 )
 def test_segments_go_around_the_image_size_that_was_chosen_from_the_data(chosen, sizes, batches):
     state = campaign_state(recipes={"lite0_fpn": load_recipe("lite0_fpn")}, auto_image_size=chosen)
     recipes = [s.recipe for s in plan_segments(state)]
     assert [recipe.image_size for recipe in recipes] == sizes
-    assert [recipe.batch_size for recipe in recipes] == batches, "as much memory as the recipe's batch at 320 px"
+    assert [recipe.batch_size for recipe in recipes] == batches, "the memory of the recipe's batch at 320 px, but 4 images or more"
     assert largest_image_size(state) == max(sizes)
     assert {s.recipe.image_size for s in plan_segments(replace(state, image_sizes=(96,)))} == {96}
     assert [line.image_size for line in make_plan(state).segments] == sizes

@@ -19,6 +19,7 @@ IMAGE_SCALES = (
 )  # image sizes of a base run and its cooldown runs, relative to the recipe's or the data's
 SCALE_STEP = 0.2  # added to the scale in each round, where several base runs are compared
 MIN_IMAGE_SIZE = 128  # pixels: smaller images do not show the objects
+MIN_BATCH_SIZE = 4  # images of a segment at a large image size: batch norm's statistics of fewer are too noisy
 SINGLE_BASE_SHARE = 0.5  # of the training time for a base run without rivals; its cooldown runs share the rest equally
 BASE_SHARE, EXTENDED_SHARE, COOLDOWN_SHARE = 0.15, 0.4, 0.45  # of the training time, where base runs are compared
 COMPARE_DEADLINE = 900.0  # seconds: below, measuring the candidates costs more than a comparison brings

@@ -247,7 +247,8 @@ def _image_size_choice(
     if ledger.segments():
         reason = f"The image size is {BATCH_IMAGE_SIZE} px, as the version that began the campaign had it."
         return ImageSizeChoice(BATCH_IMAGE_SIZE, "default", None, 0.0, reason)
-    seconds = c.SINGLE_BASE_SHARE * c.TRAINING_SHARE * ledger.deadline
+    smaller = c.IMAGE_SCALES[0] ** 2  # a base run's pixels, as a share of those at the chosen size
+    seconds = c.SINGLE_BASE_SHARE * c.TRAINING_SHARE * ledger.deadline / smaller
     choice = measured_choice(train, left_open[0], seconds=seconds, device=device)
     ledger.set(image_size_choice=to_plain(choice))
     ledger.log(choice.reason)

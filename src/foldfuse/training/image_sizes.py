@@ -24,8 +24,14 @@ from foldfuse.training.targets import have_targets, size_advice
 STRIDE = 32  # pixels: image sizes are multiples of it, as the detectors' strides need
 OBJECT_QUANTILE = 0.25  # of the objects may be smaller than OBJECT_PX
 OBJECT_PX = 28.0  # pixels: side of an object that is large enough; some cells of the finest level, whose stride is 8
-MIN_AUTO, MAX_AUTO = 256, 640  # pixels: below, the coarsest level has few cells; above, a step on a CPU takes too long
-MIN_STEPS = 150  # steps that the budget must give at the size: fewer do not train a new head
+MIN_AUTO, MAX_AUTO = (
+    320,
+    640,
+)  # pixels: large objects gain nothing above the first; above the second a CPU's steps take too long
+LEAST_AUTO = (
+    256  # pixels: where time is too short for MIN_STEPS at MIN_AUTO; more steps on smaller images then learn more
+)
+MIN_STEPS = 100  # steps that the budget must give at the size: with half as many, a larger size was worse (benchmarks/image_sizes.md)
 ADVISED_SHARE = 0.03  # of the objects too small to be taught, above which larger sizes or tiles are advised
 
 Bound = Literal["objects", "images", "budget", "smallest", "largest", "default"]
@@ -73,23 +79,23 @@ def choose_image_size(
     limits: dict[Bound, float] = {
         "objects": math.ceil(OBJECT_PX / quartile / STRIDE) * STRIDE,
         "images": math.ceil(longest / STRIDE) * STRIDE,
-        "budget": math.inf,
         "largest": MAX_AUTO,
     }
+    bound = min(limits, key=lambda name: limits[name])
+    size = int(limits[bound])
+    if size < MIN_AUTO:
+        size, bound = MIN_AUTO, "smallest"
     if step_seconds is not None and seconds < math.inf:
         affordable = MIN_AUTO * math.sqrt(seconds / (MIN_STEPS * step_seconds))  # a step's time grows with the pixels
-        limits["budget"] = affordable // STRIDE * STRIDE
-    bound = min(limits, key=lambda name: limits[name])
-    if limits[bound] < MIN_AUTO and bound != "budget":
-        bound = "smallest"
-    size = int(max(MIN_AUTO, min(limits.values())))
+        if affordable < size:
+            size, bound = max(LEAST_AUTO, int(affordable // STRIDE) * STRIDE), "budget"
     found = have_targets(dataset.samples, replace(recipe, image_size=size), stride=STRIDE)
     too_small = 1 - float(found.mean())
     why = {
         "objects": f"the smallest at which three quarters of the objects measure {OBJECT_PX:g} px or more",
         "images": "half of the images are not larger, and enlarging them shows nothing new",
         "budget": f"at a larger size the time would be too short for {counted(MIN_STEPS, 'step')}",
-        "smallest": "the smallest that is chosen",
+        "smallest": "large objects need no more",
         "largest": "the largest that is chosen; --image-size gives a larger one",
     }[bound]
     reason = f"The image size is {size} px: {why}."
@@ -118,9 +124,9 @@ def relative_sizes(samples: Sequence[Sample]) -> Array:
 
 
 def measured_choice(dataset: Dataset, recipe: Recipe, *, seconds: float, device: str) -> ImageSizeChoice:
-    """The image size for a training of so many seconds; the step is timed on this machine where time may bound the size."""
+    """The image size for a training of so many seconds; a budget of time bounds it, so a step is timed on this machine."""
     choice = choose_image_size(dataset, recipe)
-    if choice.size <= MIN_AUTO or seconds == math.inf:
+    if seconds == math.inf:
         return choice
     from foldfuse.training.step_cost import measure_step  # loads torch
 

@@ -35,6 +35,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from trainings import EVALUATION, SHARED, Row, datasets, train_and_score
 
@@ -244,7 +245,9 @@ def worker(row: Row) -> Row:
     if hasattr(os, "nice"):
         os.nice(10)  # a pre-training beside it comes first
     data, held_out = datasets(row["data"], row["seed"])
-    recipe = changed(replace(load_recipe(row["detector"], ["image_size=320"]), init_weights=row["start"]), row["changes"])
+    recipe = changed(
+        replace(load_recipe(row["detector"], ["image_size=320"]), init_weights=row["start"]), row["changes"]
+    )
     return row | train_and_score(data, held_out, recipe, Budget(steps=row["steps"]), seed=row["seed"])
 
 

@@ -269,7 +269,9 @@ def test_segments_go_around_the_image_size_that_was_chosen_from_the_data(chosen,
     state = campaign_state(recipes={"lite0_fpn": load_recipe("lite0_fpn")}, auto_image_size=chosen)
     recipes = [s.recipe for s in plan_segments(state)]
     assert [recipe.image_size for recipe in recipes] == sizes
-    assert [recipe.batch_size for recipe in recipes] == batches, "the memory of the recipe's batch at 320 px, but 4 images or more"
+    assert [recipe.batch_size for recipe in recipes] == batches, (
+        "the memory of the recipe's batch at 320 px, but 4 images or more"
+    )
     assert largest_image_size(state) == max(sizes)
     assert {s.recipe.image_size for s in plan_segments(replace(state, image_sizes=(96,)))} == {96}
     assert [line.image_size for line in make_plan(state).segments] == sizes

@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 from foldfuse.campaign import constants as c
-from foldfuse.campaign.planning.candidates import candidate_recipes, check_image_sizes
+from foldfuse.campaign.planning.candidates import candidate_recipes, check_image_sizes, check_start
 from foldfuse.campaign.task import Inputs, Task, prepare_task, read_inputs
 from foldfuse.errors import InputError
 from foldfuse.evaluation.metrics import get_metric
@@ -90,7 +90,8 @@ class CampaignRequest:
         """Checks the request, and returns {name: recipe} of the candidates.
 
         Raises:
-            InputError: the deadline is too short, or there is no such recipe, image size, metric or device.
+            InputError: the deadline is too short, there is no such recipe, image size, metric or device, or a recipe's initial
+                weights are missing.
         """
         if self.deadline < c.MIN_DEADLINE:
             raise InputError(
@@ -100,6 +101,8 @@ class CampaignRequest:
         recipes = candidate_recipes(self.recipe, forbidden=self.forbid, changes=self.set)
         for recipe in recipes.values():
             check_image_sizes(self.image_size, recipe)
+            if recipe.init_weights == "imagenet" or any(change.startswith("init_weights=") for change in self.set):
+                check_start(recipe)  # loads torch; a default's detection weights come with the package
         get_metric(self.metric)
         if self.device != "auto":
             from foldfuse.system.device import choose_device  # loads torch

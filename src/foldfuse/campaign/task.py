@@ -256,12 +256,7 @@ def _image_size_choice(
 
 
 def _check_init_weights(recipes: Mapping[str, Recipe], val: Dataset) -> None:
-    """Raises InputError where a recipe's weights are not in the package, or are of a run that knows held-out images."""
-    from foldfuse.models.pretrained.detection import shipped_weights
-
-    for recipe in recipes.values():
-        if recipe.init_weights == "detection":
-            shipped_weights(recipe.detector)
+    """Raises InputError where a recipe's initial weights are of a run that knows held-out images."""
     for init_weights in {recipe.init_weights for recipe in recipes.values()}:
         learnt = ids_of_hashes(val, learnt_before(init_weights))
         if learnt:

@@ -24,14 +24,10 @@ from foldfuse.training.targets import have_targets, size_advice
 STRIDE = 32  # pixels: image sizes are multiples of it, as the detectors' strides need
 OBJECT_QUANTILE = 0.25  # of the objects may be smaller than OBJECT_PX
 OBJECT_PX = 28.0  # pixels: side of an object that is large enough; some cells of the finest level, whose stride is 8
-MIN_AUTO, MAX_AUTO = (
-    320,
-    640,
-)  # pixels: large objects gain nothing above the first; above the second a CPU's steps take too long
-LEAST_AUTO = (
-    256  # pixels: where time is too short for MIN_STEPS at MIN_AUTO; more steps on smaller images then learn more
-)
-MIN_STEPS = 100  # steps that the budget must give at the size: with half as many, a larger size was worse (benchmarks/image_sizes.md)
+MIN_AUTO = 320  # pixels: large objects gain nothing above it in short trainings
+MAX_AUTO = 640  # pixels: above, steps on a CPU take too long
+LEAST_AUTO = 256  # pixels, where time is too short for MIN_AUTO: more steps on smaller images then learn more
+MIN_STEPS = 100  # that the budget must give at the size: with half as many, larger sizes were worse
 ADVISED_SHARE = 0.03  # of the objects too small to be taught, above which larger sizes or tiles are advised
 
 Bound = Literal["objects", "images", "budget", "smallest", "largest", "default"]

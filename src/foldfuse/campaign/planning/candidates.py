@@ -31,7 +31,26 @@ def candidate_recipes(
             f"every default recipe of a campaign ({', '.join(DEFAULT_RECIPES)}) is forbidden. Allow another one with --recipe; "
             "'foldfuse recipes' lists them."
         )
-    return {name: load_recipe(name, tuple(changes)) for name in allowed}
+    return {name: load_recipe(name, tuple(changes) if names else _changes_for(name, changes)) for name in allowed}
+
+
+def _changes_for(name: str, changes: Sequence[str]) -> tuple[str, ...]:
+    """The changes to a default recipe: one that starts from random weights has no others in the package, and goes on so."""
+    random = RECIPES[name]().init_weights == "none"
+    return tuple(
+        change for change in changes if not (random and change in ("init_weights=detection", "init_weights=imagenet"))
+    )
+
+
+def check_start(recipe: Recipe) -> None:
+    """Raise InputError where this machine does not have the initial weights that the recipe names."""
+    from foldfuse.models.pretrained.detection import shipped_weights  # loads torch
+    from foldfuse.training.detector import new_detector
+
+    if recipe.init_weights == "detection":
+        shipped_weights(recipe.detector)
+    elif recipe.init_weights == "imagenet":
+        new_detector(recipe, 1)
 
 
 def check_image_sizes(image_sizes: Sequence[int], recipe: Recipe) -> None:

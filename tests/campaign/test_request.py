@@ -1,0 +1,41 @@
+"""What a campaign may start from: the recipes' initial weights are checked before anything is written."""
+
+from __future__ import annotations
+
+import pytest
+
+from foldfuse import cli
+from foldfuse.campaign.planning.candidates import DEFAULT_RECIPES, candidate_recipes
+from foldfuse.recipes import RECIPES
+from learning_samples import write_dataset
+
+
+@pytest.mark.parametrize("start", ["detection", "imagenet"])
+def test_a_default_recipe_without_such_weights_goes_on_from_random_ones(start):
+    recipes = candidate_recipes(changes=[f"init_weights={start}", "lr=1e-3"])
+    assert {name: recipe.init_weights for name, recipe in recipes.items()} == {
+        "lite0_fpn": start,
+        "lite1_fpn": start,
+        "yolov5n": "none",
+    }
+    assert {recipe.lr for recipe in recipes.values()} == {1e-3}
+    assert candidate_recipes(["yolov5n"], changes=[f"init_weights={start}"])["yolov5n"].init_weights == start
+
+
+def test_the_defaults_that_have_detection_weights_start_from_them():
+    starts = {name: RECIPES[name]().init_weights for name in DEFAULT_RECIPES}
+    assert starts == {"lite0_fpn": "detection", "lite1_fpn": "detection", "yolov5n": "none"}
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (["--recipe", "yolov5n", "--set", "init_weights=imagenet"], "yolov5n has no ImageNet weights"),
+        (["--recipe", "efficientdet_lite0", "--set", "init_weights=detection"], "only of: lite0_fpn, lite1_fpn"),
+    ],
+)
+def test_missing_weights_are_told_before_anything_is_written(tmp_path, capsys, options, sentence):
+    data, out = write_dataset(tmp_path / "data", 16), tmp_path / "out"
+    assert cli.main(["campaign", str(data), "--out", str(out), *options]) == 2
+    assert sentence in " ".join(capsys.readouterr().err.split())
+    assert not out.exists()

@@ -35,6 +35,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--deadline", default="10m")
     parser.add_argument("--single", metavar="RECIPE", help="one training of this recipe instead of campaigns")
+    parser.add_argument("--set", nargs="*", default=[], dest="changes", metavar="NAME=VALUE", help="of the recipes")
     parser.add_argument("--out", type=Path, default=Path("runs"))
     arguments = parser.parse_args()
     print("| data | way | seed | AP50 | AP | out-of-fold AP50 | seconds |")
@@ -42,10 +43,12 @@ def main() -> None:
     for seed in arguments.seeds:
         for name in arguments.names:
             folder = arguments.out / f"{arguments.single or 'campaign'}-{name}-{seed}"
-            run_one = single if arguments.single else campaign
-            predictions, out_of_fold, seconds = run_one(
-                name, seed, parse_duration(arguments.deadline), folder, arguments.single
-            )
+            deadline = parse_duration(arguments.deadline)
+            changes = [word for change in arguments.changes for word in ("--set", change)]
+            if arguments.single:
+                predictions, out_of_fold, seconds = single(name, seed, deadline, folder, arguments.single, changes)
+            else:
+                predictions, out_of_fold, seconds = campaign(name, seed, deadline, folder, changes)
             truth = read(ROOT / name / "val.json")
             score = score_predictions(read_predictions(predictions, truth), truth)
             way = arguments.single or "campaign"
@@ -56,19 +59,22 @@ def main() -> None:
             )
 
 
-def campaign(name: str, seed: int, deadline: float, folder: Path, _: str | None) -> tuple[Path, float | None, float]:
+def campaign(
+    name: str, seed: int, deadline: float, folder: Path, changes: list[str]
+) -> tuple[Path, float | None, float]:
     """The submission of a campaign, its AP50 out-of-fold, and its seconds."""
     data, test = str(ROOT / name / "train.json"), str(ROOT / name / "val.json")
     if not (folder / "submission.json").is_file():
         options = ["--test", test, "--deadline", f"{deadline:.0f}s", "--seed", str(seed), "--out", str(folder)]
-        run("campaign", data, *options)
+        run("campaign", data, *options, *changes)
     facts = json.loads((folder / "campaign.json").read_text(encoding="utf-8"))
     return folder / "submission.json", facts["fused"]["ap50"], facts["seconds_used"]
 
 
-def single(name: str, seed: int, deadline: float, folder: Path, recipe: str | None) -> tuple[Path, None, float]:
+def single(
+    name: str, seed: int, deadline: float, folder: Path, recipe: str, changes: list[str]
+) -> tuple[Path, None, float]:
     """The predictions of one training, and its seconds, prediction included."""
-    assert recipe is not None
     data, test, predictions = (
         str(ROOT / name / "train.json"),
         str(ROOT / name / "val.json"),
@@ -78,7 +84,8 @@ def single(name: str, seed: int, deadline: float, folder: Path, recipe: str | No
     if not took.is_file():
         start = time.monotonic()
         budget = f"{deadline - SPARE:.0f}s"
-        run("train", data, "--out", str(folder), "--recipe", recipe, "--budget", budget, "--seed", str(seed))
+        options = ["--recipe", recipe, "--budget", budget, "--seed", str(seed), *changes]
+        run("train", data, "--out", str(folder), *options)
         run("predict", str(folder), test, "--out", str(predictions))
         took.write_text(json.dumps(time.monotonic() - start))
     return predictions, None, json.loads(took.read_text())

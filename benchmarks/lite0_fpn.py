@@ -80,7 +80,8 @@ def main() -> None:
 
 def recipe_of(name: str) -> Recipe:
     """The recipe called `name`, or that of EfficientDet-Lite0 with the composed detector of that name in its place."""
-    return load_recipe(name) if name in RECIPES else load_recipe("efficientdet_lite0", [f"detector={name}"])
+    recipe = load_recipe(name) if name in RECIPES else load_recipe("efficientdet_lite0", [f"detector={name}"])
+    return replace(recipe, init_weights="imagenet") if recipe.init_weights == "detection" else recipe  # compared alike
 
 
 def run(data: Dataset, val: Dataset, images: ImageCache, recipe: Recipe, seed: int, seconds: float) -> dict[str, Any]:

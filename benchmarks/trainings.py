@@ -23,6 +23,7 @@ if TYPE_CHECKING:  # torch is loaded once the allocator is tuned
 
 SHARED = Path(os.environ.get("FOLDFUSE_SHARED", Path(__file__).parents[2] / "shared"))
 EVALUATION = ("safety_gear", "allergen_food", "car_damage")
+GRID = "_2x2"
 Row = dict[str, Any]
 
 
@@ -32,7 +33,7 @@ def datasets(name: str, seed: int) -> tuple[Dataset, Dataset]:
     from foldfuse.data.pixels import open_images
     from foldfuse.data.readers.coco import read
 
-    name, _, grid = name.partition("_2x2") if name.endswith("_2x2") else (name, "", None)
+    is_grid, name = name.endswith(GRID), name.removesuffix(GRID)
     if name in EVALUATION:
         whole = open_images(read(SHARED / "pool" / name / "instances.json"))
         folds = make_folds(whole, num_folds=5, seed=seed)
@@ -40,7 +41,7 @@ def datasets(name: str, seed: int) -> tuple[Dataset, Dataset]:
     else:
         train, val = (open_images(read(SHARED / "data" / name / f"{part}.json")) for part in ("train", "val"))
         parts = train, val
-    if grid is None:
+    if not is_grid:
         return parts
     folder = Path(tempfile.gettempdir()) / "foldfuse_grids" / f"{name}-{seed}"
     return grids(parts[0], folder / "train", copies=4), grids(parts[1], folder / "val", copies=1)
@@ -74,9 +75,11 @@ def grids(dataset: Dataset, folder: Path, *, copies: int, side: int = 2) -> Data
                 with Image.open(sample.path) as image:
                     canvas.paste(image.convert("RGB"), (left, top))
                 assert sample.annotations is not None
-                for box, label in zip(sample.annotations.boxes.tolist(), sample.annotations.labels, strict=True):
-                    x0, y0, x1, y1 = box
-                    ids = {"id": len(rows) + 1, "image_id": number, "category_id": int(label), "iscrowd": 0}
+                found = sample.annotations
+                for (x0, y0, x1, y1), label, crowd in zip(
+                    found.boxes.tolist(), found.labels.tolist(), found.crowd.tolist(), strict=True
+                ):
+                    ids = {"id": len(rows) + 1, "image_id": number, "category_id": label, "iscrowd": int(crowd)}
                     rows.append(ids | {"bbox": [left + x0, top + y0, x1 - x0, y1 - y0], "area": (x1 - x0) * (y1 - y0)})
             canvas.save(folder / f"{number}.jpg", quality=90)
             images.append({"id": number, "file_name": f"{number}.jpg", "width": canvas.width, "height": canvas.height})

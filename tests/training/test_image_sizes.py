@@ -214,4 +214,7 @@ def test_the_plan_tells_the_size_and_why(tmp_path, capsys):
     shown = " ".join(capsys.readouterr().out.split())
     assert "train base-256" in shown
     assert "train cooldown2-384" in shown
-    assert "The image size is 320 px: large objects need no more. Three quarters of the objects then measure" in shown
+    assert (
+        "The image size is 320 px: the smallest that is chosen where time suffices. Three quarters of the objects then measure"
+        in shown
+    )

@@ -12,11 +12,7 @@ SEGMENT_OVERHEAD = 4.0  # seconds a segment: loading, checkpoints, the first cho
 TRAINING_SHARE = 0.7  # of the deadline that goes into training, as observed; decides how many segments are planned
 
 # schedule of the segments
-IMAGE_SCALES = (
-    0.8,
-    1.0,
-    1.2,
-)  # image sizes of a base run and its cooldown runs, relative to the recipe's or the data's
+IMAGE_SCALES = (0.8, 1.0, 1.2)  # image sizes of a base run and its cooldown runs, relative to that of the recipe
 SCALE_STEP = 0.2  # added to the scale in each round, where several base runs are compared
 MIN_IMAGE_SIZE = 128  # pixels: smaller images do not show the objects
 MIN_BATCH_SIZE = 4  # images of a segment at a large image size: batch norm's statistics of fewer are too noisy

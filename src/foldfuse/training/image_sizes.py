@@ -91,7 +91,7 @@ def choose_image_size(
         "objects": f"the smallest at which three quarters of the objects measure {OBJECT_PX:g} px or more",
         "images": "half of the images are not larger, and enlarging them shows nothing new",
         "budget": f"at a larger size the time would be too short for {counted(MIN_STEPS, 'step')}",
-        "smallest": "large objects need no more",
+        "smallest": "the smallest that is chosen where time suffices",
         "largest": "the largest that is chosen; --image-size gives a larger one",
     }[bound]
     reason = f"The image size is {size} px: {why}."

@@ -164,7 +164,7 @@ def at_image_size(recipe: Recipe, image_size: int) -> Recipe:
 
 
 def batch_size_at(recipe: Recipe, image_size: int) -> int:
-    """Batch size at another image size: memory grows with the pixels, so larger images make smaller batches, down to a least."""
+    """Batch size at another image size: memory grows with the pixels, so larger images make smaller batches, of 4 at least."""
     own = BATCH_IMAGE_SIZE if recipe.image_size == AUTO else recipe.image_size
     same_memory = round(recipe.batch_size * (own / image_size) ** 2)
     return min(recipe.batch_size, max(c.MIN_BATCH_SIZE, same_memory))

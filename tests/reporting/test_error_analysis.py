@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -16,7 +15,6 @@ from foldfuse.reporting.error_analysis import (
     ALL_CLASSES,
     ERROR_NAMES,
     analyse_errors,
-    confusion_matrix,
     dominant_error,
     error_costs,
     precision_chart,
@@ -90,16 +88,6 @@ def test_images_without_annotated_objects_have_no_costs():
         analysis = analyse_errors(dataset, predictions, warnings)
         assert (analysis.precision, analysis.costs, analysis.confusion) == (None, (), None)
         assert len(warnings) == 1, "the image does not exist"
-
-
-def test_the_confusion_matrix_sums_up_rare_classes():
-    confusion = np.diag(np.arange(15)) + 1  # 14 classes and the background; class 13 is the most frequent
-    diagnosis = replace(diagnose(*reversed(dataset_of((annotated(BOX), detected((BOX, 0, 0.9)))))), confusion=confusion)
-    matrix = confusion_matrix(replace(diagnosis, classes=tuple(map(str, range(14)))))
-    assert matrix.names == (*map(str, range(13, 1, -1)), "other classes", "background")
-    assert sum(map(sum, matrix.counts)) == confusion.sum()
-    assert matrix.counts[0][:2] == (14, 1)
-    assert matrix.counts[12] == (*(2,) * 12, 5, 2)  # classes 0 and 1
 
 
 def test_the_mean_over_all_classes_is_drawn_above_the_others():

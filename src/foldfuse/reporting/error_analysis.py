@@ -17,6 +17,7 @@ from foldfuse.errors import InputError
 from foldfuse.evaluation.diagnosis import ERRORS, Curve, Diagnosis, diagnose, tide_delta_ap
 from foldfuse.reporting.axes import linear_axis
 from foldfuse.reporting.charts import Chart, Line, line_chart
+from foldfuse.reporting.confusion import ConfusionMatrix, confusion_matrix
 from foldfuse.reporting.images import Figure, draw_comparison, draw_predictions, evenly_spaced, pick_examples
 
 ALL_CLASSES = "all classes"
@@ -29,7 +30,6 @@ ERROR_NAMES = {  # of the ERRORS, written out
     "Miss": "missed",
 }
 _MAX_CURVES = 8
-_MAX_CLASSES = 12  # rows of the confusion matrix; the other classes are summed up
 _TEST_IMAGES = 6
 
 
@@ -49,19 +49,6 @@ class ErrorCost:
     meaning: str
     ap50: float
     count: int
-
-
-@dataclass(frozen=True)
-class ConfusionMatrix:
-    """Numbers of boxes by annotated class (rows) and predicted class (columns).
-
-    Attributes:
-        names: names of the rows and columns. The last one is the background: its row counts false positives, its column misses.
-        counts: (n, n).
-    """
-
-    names: tuple[str, ...]
-    counts: tuple[tuple[int, ...], ...]
 
 
 @dataclass(frozen=True)
@@ -178,20 +165,6 @@ def error_costs(diagnosis: Diagnosis, dataset: Dataset, predictions: Predictions
     gains = diagnosis.tide_delta_ap
     costs = [ErrorCost(ERROR_NAMES[kind], ERRORS[kind], gains[kind], counts[kind]) for kind in ERRORS]
     return tuple(sorted(costs, key=lambda cost: -cost.ap50))
-
-
-def confusion_matrix(diagnosis: Diagnosis) -> ConfusionMatrix:
-    """The confusion of the most frequent annotated classes; one row and column sum up the others."""
-    background = len(diagnosis.classes)
-    order = np.argsort(-diagnosis.confusion[:-1].sum(1), kind="stable")
-    groups = [[int(k)] for k in order[:_MAX_CLASSES]]
-    names = [diagnosis.classes[k] for k in order[:_MAX_CLASSES]]
-    if len(order) > _MAX_CLASSES:
-        groups.append(order[_MAX_CLASSES:].tolist())
-        names.append("other classes")
-    groups.append([background])
-    counts = tuple(tuple(int(diagnosis.confusion[np.ix_(row, column)].sum()) for column in groups) for row in groups)
-    return ConfusionMatrix((*names, "background"), counts)
 
 
 def dominant_error(dataset: Dataset, predictions: Predictions, sample: Sample, threshold: float) -> str:

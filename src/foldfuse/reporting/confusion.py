@@ -76,7 +76,9 @@ class ConfusionMatrix:
         if row == background == column:
             return ConfusionCell(count, 0.0, "none", "")
         if row == background:
-            return ConfusionCell(count, share, "false", f"{counted(count, 'detection')} of {predicted} where nothing is")
+            return ConfusionCell(
+                count, share, "false", f"{counted(count, 'detection')} of {predicted} where nothing is"
+            )
         of = f"{count:,} of {counted(total, 'object')} annotated as {annotated}"
         if column == background:
             return ConfusionCell(count, share, "missed", f"{of}: missed")

@@ -10,14 +10,22 @@ from rich.table import Table
 from foldfuse.commands import options
 from foldfuse.commands.image_sets import read_images
 from foldfuse.commands.prediction_files import read_and_report, read_file, warn_of_better_reading
-from foldfuse.commands.tables import score_text, text_table
+from foldfuse.commands.score_tables import (
+    COCO_ROWS,
+    class_table,
+    confusion_table,
+    error_table,
+    scores_table,
+    threshold_table,
+)
+from foldfuse.commands.tables import text_table
 from foldfuse.data.dataset import Dataset
 from foldfuse.data.readers.coco import read
 from foldfuse.detections import Predictions
 from foldfuse.errors import InputError
 from foldfuse.evaluation.bootstrap import bootstrap_difference
-from foldfuse.evaluation.coco import Score, score_predictions
-from foldfuse.evaluation.diagnosis import ERRORS, Diagnosis, diagnose
+from foldfuse.evaluation.coco import score_predictions
+from foldfuse.evaluation.diagnosis import diagnose
 from foldfuse.evaluation.metrics import measure
 from foldfuse.formats.predictions import write_predictions
 from foldfuse.formats.raw_boxes import ReadAs
@@ -25,21 +33,7 @@ from foldfuse.formats.sample_submission import read_sample
 from foldfuse.formats.submission import image_texts, reading_of, submission_format, write_submission
 from foldfuse.system import printing
 
-BACKGROUND = "background"
-MATRIX_CLASSES = 8  # a confusion matrix of more classes does not fit 80 columns
-TOP_CONFUSIONS = 15
 MANY_WITHOUT_BOXES = 0.25  # of the images with objects: more are reported
-COCO_ROWS = {
-    "ap": "AP",
-    "ap50": "AP50",
-    "ap75": "AP75",
-    "ap_small": "AP small",
-    "ap_medium": "AP medium",
-    "ap_large": "AP large",
-    "ar1": "AR1",
-    "ar10": "AR10",
-    "ar100": "AR100",
-}
 
 
 def convert(
@@ -189,17 +183,17 @@ def score(
     summary = [(head, *(getattr(each, field) for each in scores)) for field, head in COCO_ROWS.items()]
     if metric not in COCO_ROWS:
         summary.append((metric, *(measure(each, dataset, metric=metric) for each in files)))
-    console.print(_scores_table("COCO scores", ["", *names], summary))
+    console.print(scores_table("COCO scores", ["", *names], summary))
     by_iou = [(f"IoU {iou:.2f}", *(d.ap_by_iou[iou] for d in diagnoses)) for iou in diagnoses[0].ap_by_iou]
-    console.print(_scores_table("AP by IoU threshold", ["", *names], by_iou))
-    console.print(_class_table(scores, names))
+    console.print(scores_table("AP by IoU threshold", ["", *names], by_iou))
+    console.print(class_table(scores, names))
     if other is not None:
         console.print(_comparison_table(files, dataset, names, metric))
     for name, diagnosis in zip(names, diagnoses, strict=True):
         of = "" if other is None else f" of {name}"
-        console.print(_threshold_table(diagnosis, of))
-        console.print(_confusion_table(diagnosis, of))
-        console.print(_error_table(diagnosis, of))
+        console.print(threshold_table(diagnosis, of))
+        console.print(confusion_table(diagnosis, of))
+        console.print(error_table(diagnosis, of))
 
 
 def _scored_images(dataset: Dataset, files: Mapping[Path, Predictions]) -> Dataset:
@@ -249,59 +243,6 @@ def _file_names(paths: Sequence[Path]) -> list[str]:
     """The names of the files, or their whole paths where the names are the same."""
     names = [path.name for path in paths]
     return names if len(set(names)) == len(names) else [str(path) for path in paths]
-
-
-def _scores_table(title: str, heads: Sequence[str], rows: Sequence[tuple[str | float | None, ...]]) -> Table:
-    cells = [[str(name), *(score_text(value) for value in values)] for name, *values in rows]  # type: ignore[arg-type]
-    return text_table(title, heads, cells)
-
-
-def _class_table(scores: Sequence[Score], names: Sequence[str]) -> Table:
-    heads = [head if len(names) == 1 else f"{head} {name}" for name in names for head in ("AP", "AP50")]
-    rows = [
-        [of[0].name, str(of[0].boxes), *(score_text(value) for each in of for value in (each.ap, each.ap50))]
-        for of in zip(*(each.per_class for each in scores), strict=True)
-    ]
-    return text_table("By class", ["class", "boxes", *heads], rows)
-
-
-def _threshold_table(diagnosis: Diagnosis, of: str) -> Table:
-    """Precision and recall at the score threshold with the best F1, of all classes and of each annotated class."""
-    best = [("all classes", diagnosis.best), *zip(diagnosis.classes, diagnosis.best_by_class, strict=True)]
-    rows = [
-        [name, *(score_text(value) for value in (b.score, b.f1, b.precision, b.recall))]
-        for name, b in best
-        if b is not None
-    ]
-    return text_table(
-        f"Score threshold with the best F1{of}, IoU 0.50", ["class", "threshold", "F1", "precision", "recall"], rows
-    )
-
-
-def _confusion_table(diagnosis: Diagnosis, of: str) -> Table:
-    """The confusion matrix; of many classes its largest entries off the diagonal."""
-    names = [*diagnosis.classes, BACKGROUND]
-    at = f"{of} at score {diagnosis.best.score:.4f}, IoU 0.50"
-    if len(diagnosis.classes) > MATRIX_CLASSES:
-        rows = [[names[i], names[j], str(count)] for i, j, count in diagnosis.top_confusions(TOP_CONFUSIONS)]
-        return text_table(
-            f"Most frequent confusions{at}", ["annotated", "predicted", "boxes"], rows, words=["predicted"]
-        )
-    keys = [*(str(k) for k in range(1, len(names))), "bg"]
-    rows = [
-        [f"{key} {name}" if name != BACKGROUND else name, *map(str, counts)]
-        for key, name, counts in zip(keys, names, diagnosis.confusion.tolist(), strict=True)
-    ]
-    return text_table(f"Confusion matrix{at}", ["annotated \\ predicted", *keys], rows)
-
-
-def _error_table(diagnosis: Diagnosis, of: str) -> Table:
-    rows = [
-        [kind, f"+{diagnosis.tide_delta_ap[kind]:.4f}", str(diagnosis.tide_counts[kind]), meaning]
-        for kind, meaning in ERRORS.items()
-    ]
-    title = f"AP50 gained if all errors of one type were fixed (TIDE){of}"
-    return text_table(title, ["error", "AP50", "count", "meaning"], rows, words=["meaning"])
 
 
 def _comparison_table(files: Sequence[Predictions], dataset: Dataset, names: Sequence[str], metric: str) -> Table:

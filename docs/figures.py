@@ -30,6 +30,7 @@ ROOMS = [  # from the top down; the rooms of one row do not know each other: (na
     ([("recipes", False)], "what decides a run"),
     ([("system", True)], "files, signals, processes, devices"),
     ([("detections", False)], "the types that travel"),
+    ([("drawing", False)], "boxes drawn onto an image"),
     ([("errors", False), ("boxes", False)], "InputError; arithmetic on boxes"),
 ]
 

@@ -83,3 +83,14 @@ def test_wrong_shapes_fail_an_assertion() -> None:
         Predictions(np.int64([1, 1]), np.int64([0, 0, 0]), np.zeros((0, 4)), np.zeros(0), np.zeros(0, np.int64), ())
     with pytest.raises(AssertionError, match="offsets must end at 0"):
         Predictions(np.int64([1]), np.int64([0, 1]), np.zeros((0, 4)), np.zeros(0), np.zeros(0, np.int64), ())
+
+
+def test_predictions_know_classes_and_images() -> None:
+    predictions = Predictions.of(
+        {1: Detections(np.zeros((1, 4)), np.ones(1), np.zeros(1, int), image="a.jpg"), 2: some()}, ["cat"]
+    )
+    assert (predictions[1].classes, predictions[1].image, predictions[2].image) == (("cat",), "a.jpg", None)
+    assert predictions.select_images([1])[1].image == "a.jpg"
+    assert repr(predictions) == "Predictions(2 images, 1 box: 1 cat)"
+    assert repr(some()) == "Detections(no boxes)"
+    assert len(repr(Predictions.of({i: some(0.5) for i in range(20_000)}, ["cat"] * 10))) < 200

@@ -7,6 +7,7 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent / "src" / "foldfuse"
 LAYERS = [  # rooms of one line do not know each other
     {"errors", "boxes"},
+    {"drawing"},
     {"detections"},
     {"system"},
     {"recipes"},
@@ -24,7 +25,7 @@ LAYERS = [  # rooms of one line do not know each other
 RANK = {room: i for i, layer in enumerate(LAYERS) for room in layer}
 OUTSIDE = {"__init__", "__main__", "ensemble_boxes"}  # the front door; nothing inside imports them
 NEEDS_NO_TORCH = {  # rooms, and modules of others
-    *("errors", "boxes", "detections", "recipes", "data", "fusion", "evaluation", "formats", "ensemble", "cli"),
+    *("errors", "boxes", "drawing", "detections", "recipes", "data", "fusion", "evaluation", "formats", "ensemble", "cli"),
     *(
         "commands.data",
         "commands.fusion",

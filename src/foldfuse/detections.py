@@ -13,10 +13,14 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from PIL import Image
+
 from foldfuse.boxes import clip
-from foldfuse.errors import InputError
+from foldfuse.drawing import draw_boxes, open_rgb
+from foldfuse.errors import InputError, counted
 
 Array = NDArray[Any]
+ImageSource = Any  # a path, a Pillow image, (H, W, 3) uint8 values, or what numpy reads as such, as a Sample
 
 
 class MemberView(NamedTuple):
@@ -38,11 +42,15 @@ class Detections:
             `decode` returns them, of the original image everywhere after `predict`.
         scores: (n,) float32 or float64 in [0, 1].
         labels: (n,) int64, positions in the list of class names.
+        classes: the class names, where they are known; for people who look at the boxes.
+        image: the image that the boxes are of, where it is known: a path, a Pillow image or an (H, W, 3) array.
     """
 
     boxes: Array
     scores: Array
     labels: Array
+    classes: tuple[str, ...] = ()
+    image: ImageSource = None
 
     def __post_init__(self) -> None:
         n = len(self.boxes)
@@ -55,7 +63,34 @@ class Detections:
 
     def __getitem__(self, index: Array | slice) -> Detections:
         """The detections at a mask, an index array or a slice: `detections[detections.scores > 0.5]`."""
-        return Detections(self.boxes[index], self.scores[index], self.labels[index])
+        return Detections(self.boxes[index], self.scores[index], self.labels[index], self.classes, self.image)
+
+    def __repr__(self) -> str:
+        """Such as "Detections(3 boxes: 2 Metal, 1 Paper; best score 0.91)"."""
+        if not len(self):
+            return "Detections(no boxes)"
+        counts = counts_by_class(self.labels, self.classes)
+        return f"Detections({_boxes(len(self))}: {counts}; best score {self.scores.max():.2f})"
+
+    def plot(
+        self, image: ImageSource = None, *, score_threshold: float = 0.3, max_detections: int = 100
+    ) -> Image.Image:
+        """The image with the boxes drawn on it, as a Pillow image.
+
+        Args:
+            image: the image; by default the one that the detections know.
+            score_threshold: boxes of lower score are not drawn.
+            max_detections: at most so many boxes are drawn, those of the highest scores.
+
+        Raises:
+            InputError: the image is not known, or cannot be read.
+        """
+        image = self.image if image is None else image
+        if image is None:
+            raise InputError("these detections do not know their image. Give it: detections.plot('image.jpg').")
+        one = self[np.argsort(-self.scores, kind="stable")[:max_detections]]
+        one = one[one.scores >= score_threshold]
+        return draw_boxes(open_rgb(image), one.boxes, one.labels, scores=one.scores, classes=one.classes)
 
     @staticmethod
     def empty() -> Detections:
@@ -71,6 +106,8 @@ class Detections:
             np.concatenate([p.boxes for p in parts]),
             np.concatenate([p.scores for p in parts]),
             np.concatenate([p.labels for p in parts]),
+            next((p.classes for p in parts if p.classes), ()),
+            next((p.image for p in parts if p.image is not None), None),
         )
 
 
@@ -132,6 +169,7 @@ class Predictions(Mapping[int, Detections]):
         classes: class names, as in the Dataset that was predicted.
         learnt_ids: ids of images that the network behind the predictions has learnt from, whether they are predicted or were
             left out for that; unknown for other tools' predictions, and then empty.
+        images: {image id: the image, such as its path or Sample}, where they are known; for people who look at the boxes.
     """
 
     image_ids: Array
@@ -141,6 +179,7 @@ class Predictions(Mapping[int, Detections]):
     labels: Array
     classes: tuple[str, ...]
     learnt_ids: frozenset[int] = frozenset()
+    images: Mapping[int, ImageSource] = field(default_factory=dict, repr=False)
     _row: dict[int, int] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -159,7 +198,13 @@ class Predictions(Mapping[int, Detections]):
         """The detections of one image. Raises KeyError for an image that was not predicted."""
         i = self._row[int(image_id)]
         rows = slice(int(self.offsets[i]), int(self.offsets[i + 1]))
-        return Detections(self.boxes[rows], self.scores[rows], self.labels[rows])
+        image = self.images.get(int(image_id))
+        return Detections(self.boxes[rows], self.scores[rows], self.labels[rows], self.classes, image)
+
+    def __repr__(self) -> str:
+        """Such as "Predictions(300 images, 1,204 boxes: 800 Metal, 404 Paper)"."""
+        boxes = f"{_boxes(len(self.boxes))}: {counts_by_class(self.labels, self.classes)}" if len(self.boxes) else "no boxes"
+        return f"Predictions({counted(len(self), 'image')}, {boxes})"
 
     def __iter__(self) -> Iterator[int]:
         return iter(self._row)
@@ -185,6 +230,7 @@ class Predictions(Mapping[int, Detections]):
             scores=joined.scores.astype(np.float64),
             labels=joined.labels.astype(np.int64),
             classes=tuple(classes),
+            images={i: one.image for i, one in detections.items() if one.image is not None},
         )
 
     def filter(self, mask: Array) -> Predictions:
@@ -216,3 +262,23 @@ class Predictions(Mapping[int, Detections]):
             scores=self.scores[rows],
             labels=self.labels[rows],
         )
+
+
+def counts_by_class(labels: Array, classes: Sequence[str], *, most: int = 5) -> str:
+    """How many labels are of each class, the most frequent first, such as "2 Metal, 1 Paper"; at most `most` classes are named."""
+    found, counts = np.unique(labels, return_counts=True)
+    order = np.argsort(-counts, kind="stable")
+    named = [f"{counts[i]:,} {class_name(classes, int(found[i]))}" for i in order[:most]]
+    rest = len(found) - len(named)
+    return ", ".join(named) + (f", {counts[order[most:]].sum():,} of {rest} other class{'' if rest == 1 else 'es'}" if rest > 0 else "")
+
+
+def class_name(classes: Sequence[str], label: int) -> str:
+    """The name of a class on one short line; its number where it has no name."""
+    name = classes[label] if 0 <= label < len(classes) else f"class {label}"
+    name = "".join(letter if letter.isprintable() else " " for letter in name[:60])
+    return name if len(name) <= 40 else name[:39] + "…"
+
+
+def _boxes(number: int) -> str:
+    return f"{number:,} box{'' if number == 1 else 'es'}"

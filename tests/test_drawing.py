@@ -104,7 +104,10 @@ def test_images_of_any_kind_are_opened_upright(tmp_path: Path) -> None:
 
 def test_detections_plot_themselves() -> None:
     found = Detections(
-        np.float32([[100, 100, 180, 160], [10, 10, 20, 20]]), np.float32([0.9, 0.1]), np.int64([0, 1]), ("Metal", "Paper")
+        np.float32([[100, 100, 180, 160], [10, 10, 20, 20]]),
+        np.float32([0.9, 0.1]),
+        np.int64([0, 1]),
+        ("Metal", "Paper"),
     )
     assert repr(found) == "Detections(2 boxes: 1 Metal, 1 Paper; best score 0.90)"
     with pytest.raises(InputError, match="do not know their image"):

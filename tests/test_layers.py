@@ -25,7 +25,19 @@ LAYERS = [  # rooms of one line do not know each other
 RANK = {room: i for i, layer in enumerate(LAYERS) for room in layer}
 OUTSIDE = {"__init__", "__main__", "ensemble_boxes"}  # the front door; nothing inside imports them
 NEEDS_NO_TORCH = {  # rooms, and modules of others
-    *("errors", "boxes", "drawing", "detections", "recipes", "data", "fusion", "evaluation", "formats", "ensemble", "cli"),
+    *(
+        "errors",
+        "boxes",
+        "drawing",
+        "detections",
+        "recipes",
+        "data",
+        "fusion",
+        "evaluation",
+        "formats",
+        "ensemble",
+        "cli",
+    ),
     *(
         "commands.data",
         "commands.fusion",

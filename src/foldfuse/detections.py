@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-
 from PIL import Image
 
 from foldfuse.boxes import clip
@@ -203,7 +202,11 @@ class Predictions(Mapping[int, Detections]):
 
     def __repr__(self) -> str:
         """Such as "Predictions(300 images, 1,204 boxes: 800 Metal, 404 Paper)"."""
-        boxes = f"{_boxes(len(self.boxes))}: {counts_by_class(self.labels, self.classes)}" if len(self.boxes) else "no boxes"
+        boxes = (
+            f"{_boxes(len(self.boxes))}: {counts_by_class(self.labels, self.classes)}"
+            if len(self.boxes)
+            else "no boxes"
+        )
         return f"Predictions({counted(len(self), 'image')}, {boxes})"
 
     def __iter__(self) -> Iterator[int]:
@@ -265,12 +268,14 @@ class Predictions(Mapping[int, Detections]):
 
 
 def counts_by_class(labels: Array, classes: Sequence[str], *, most: int = 5) -> str:
-    """How many labels are of each class, the most frequent first, such as "2 Metal, 1 Paper"; at most `most` classes are named."""
+    """How many labels are of each class, the most frequent first, as "2 Metal, 1 Paper"; at most `most` classes are named."""
     found, counts = np.unique(labels, return_counts=True)
     order = np.argsort(-counts, kind="stable")
     named = [f"{counts[i]:,} {class_name(classes, int(found[i]))}" for i in order[:most]]
     rest = len(found) - len(named)
-    return ", ".join(named) + (f", {counts[order[most:]].sum():,} of {rest} other class{'' if rest == 1 else 'es'}" if rest > 0 else "")
+    return ", ".join(named) + (
+        f", {counts[order[most:]].sum():,} of {rest} other class{'' if rest == 1 else 'es'}" if rest > 0 else ""
+    )
 
 
 def class_name(classes: Sequence[str], label: int) -> str:

@@ -103,7 +103,9 @@ def open_rgb(image: Any) -> Image.Image:
         except (OSError, ValueError, SyntaxError) as error:
             raise InputError(f"{image}: cannot be decoded as an image ({shown(str(error), 100)}).") from None
     if isinstance(image, Image.Image):
-        if image.mode.startswith(("I", "F")):  # more than 8 bits: from the lowest value as black to the highest as white
+        if image.mode.startswith(
+            ("I", "F")
+        ):  # more than 8 bits: from the lowest value as black to the highest as white
             values = np.asarray(image, np.float64)
             low, high = values.min(), values.max()
             image = Image.fromarray(((values - low) / max(high - low, 1e-9) * 255).astype(np.uint8))
@@ -164,7 +166,7 @@ def draw_boxes(
                 text = text.replace(name, f"class {int(labels[i])}")
                 font = _font_for(text, size)
                 assert font is not None, "Pillow's font has ASCII"
-            left, top, right, bottom = font.getbbox(text)
+            left, _, right, _ = font.getbbox(text)
             pad = max(2, size // 5)
             width, height = right - left + 2 * pad, round(size * 1.1) + 2 * (pad // 2)
             place = _free_place(boxes[i], (width, height), image.size, line, boxes, areas, taken)
@@ -191,7 +193,7 @@ def _outline(pen: ImageDraw.ImageDraw, size: tuple[int, int], box: Array, line: 
 def _free_place(
     box: Array, label: tuple[float, float], size: tuple[int, int], line: int, boxes: Array, areas: Array, taken: Array
 ) -> Array | None:
-    """(4,) xyxy of a label of this (width, height) inside the image, on no other label and no small box; None without such a place."""
+    """(4,) xyxy of a label of this (width, height) inside the image, on no other label and no small box; None where none is free."""
     small = boxes[areas < _SMALL * label[0] * label[1]]
     for place in _places(box, label, size, line):
         x1, y1, x2, y2 = place
@@ -202,7 +204,7 @@ def _free_place(
 
 
 def _places(box: Array, label: tuple[float, float], size: tuple[int, int], line: int) -> Iterator[Array]:
-    """Places of a label by preference: above and below the box, inside it, beside it; shifted along the box to lie in the image."""
+    """Places of a label by preference: above and below the box, inside it, beside it; shifted to lie in the image."""
     width, height = label
     seen = np.clip(box, 0, [*size, *size])
     x = min(max(seen[0] - line, 0), max(size[0] - width, 0))  # the label begins where the outline does

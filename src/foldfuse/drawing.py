@@ -193,7 +193,7 @@ def _outline(pen: ImageDraw.ImageDraw, size: tuple[int, int], box: Array, line: 
 def _free_place(
     box: Array, label: tuple[float, float], size: tuple[int, int], line: int, boxes: Array, areas: Array, taken: Array
 ) -> Array | None:
-    """(4,) xyxy of a label of this (width, height) inside the image, on no other label and no small box; None where none is free."""
+    """(4,) xyxy of a label of this (width, height) inside the image, on no label and no small box; None where none is free."""
     small = boxes[areas < _SMALL * label[0] * label[1]]
     for place in _places(box, label, size, line):
         x1, y1, x2, y2 = place

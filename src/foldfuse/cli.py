@@ -45,6 +45,7 @@ COMMANDS = {  # name: (function, summary)
         "Import a YOLOv5 .pt checkpoint; no code in the file is executed.",
     ),
     "predict": ("foldfuse.commands.predict:predict", "Predict a dataset with a trained run, in one TTA view or more."),
+    "evaluate": ("foldfuse.commands.evaluate:evaluate", "Predict and score annotated images with a trained run."),
     "fuse": ("foldfuse.commands.fusion:fuse", "Fuse several prediction files into one: WBF, NMS, Soft-NMS, NMW."),
     "ensemble": ("foldfuse.commands.fusion:ensemble", "Choose the best ensemble on out-of-fold predictions."),
     "rescore": ("foldfuse.commands.rescore:rescore", "Rescore detections with a classifier of their crops."),
@@ -59,7 +60,7 @@ COMMANDS = {  # name: (function, summary)
 GROUPS = {  # heading in the help: its commands
     "Campaigns": ("campaign", "watch", "report", "compare", "note", "demo"),
     "Data": ("check", "split"),
-    "Training": ("train", "sweep", "import", "predict"),
+    "Training": ("train", "sweep", "import", "predict", "evaluate"),
     "Predictions": ("fuse", "ensemble", "rescore", "convert", "score", "submit"),
     "Models": ("models", "recipes", "profile", "export"),
 }

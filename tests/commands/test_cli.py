@@ -25,7 +25,7 @@ OPTIONS = {  # of every command: its arguments by their place, then its options
     "split": "DATA --out --folds --seed --group --ignore-near-duplicates --images --ignore-orientation --overwrite",
     "train": (
         "DATA --out --recipe --init-from --set --image-size --batch-size --lr --budget --steps --seed --folds "
-        "--fold --images --ignore-orientation --resume --checkpoint-every --tracker --device --overwrite"
+        "--fold --val --images --ignore-orientation --resume --checkpoint-every --eval-every --tracker --device --overwrite"
     ),
     "sweep": (
         "DATA --out --recipe --image-size --batch-size --budget --folds --seed --images "
@@ -33,6 +33,7 @@ OPTIONS = {  # of every command: its arguments by their place, then its options
     ),
     "import": "WEIGHTS --out --overwrite",
     "predict": "RUN DATA --out --view --batch-size --all --images --ignore-orientation --device --overwrite",
+    "evaluate": ("RUN DATA --out --predictions --batch-size --images --ignore-orientation --device --overwrite"),
     "fuse": (
         "PREDICTIONS --data --out --method --iou --score-threshold --weight --ensemble --input-format --image-ids --category-ids "
         "--classes-from --images --ignore-orientation --overwrite"

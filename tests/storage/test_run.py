@@ -46,7 +46,7 @@ def test_a_line_that_a_crash_cut_short_is_no_row_of_the_log(run):
 def test_metadata_of_a_later_version_is_refused(run):
     (run.folder / "run.json").write_text('{"format": 99}')
     with pytest.raises(
-        InputError, match="is the metadata of a run of format 99, and this version of Foldfuse reads up to 1"
+        InputError, match="is the metadata of a run of format 99, and this version of Foldfuse reads up to 2"
     ):
         _ = run.metadata
 

@@ -8,6 +8,8 @@ from foldfuse.commands import options
 from foldfuse.commands.tables import text_table
 from foldfuse.reporting.campaign_page import write_campaign_page
 from foldfuse.reporting.compare import compare_campaigns, comparison_page
+from foldfuse.reporting.records import is_campaign
+from foldfuse.reporting.run_page import write_run_page
 from foldfuse.system import printing
 from foldfuse.system.atomic_files import write_text
 
@@ -28,7 +30,7 @@ def report(folder: Path, *, out: options.OptionalOut = None, overwrite: options.
     """
     if out is not None:
         options.refuse_overwrite(out, overwrite, is_file=True, inputs=[folder])
-    return write_campaign_page(folder, out=out)
+    return write_campaign_page(folder, out=out) if is_campaign(folder) else write_run_page(folder, out=out)
 
 
 def compare(

@@ -13,6 +13,7 @@ from cyclopts import Parameter
 from rich.table import Table
 
 from foldfuse.commands import options
+from foldfuse.commands.training_end import report_end
 from foldfuse.commands.training_options import (
     Given,
     chosen_recipe,
@@ -21,13 +22,14 @@ from foldfuse.commands.training_options import (
     resumed_data,
     resumed_recipe,
     training_budget,
+    training_command,
     warn_of_learnt,
 )
 from foldfuse.data.dataset import require_annotations
 from foldfuse.data.images import ImageCache
 from foldfuse.data.pixels import open_images
 from foldfuse.data.readers.coco import read
-from foldfuse.errors import InputError, counted
+from foldfuse.errors import InputError
 from foldfuse.inference.pretraining_images import likeness_warnings
 from foldfuse.models.pretrained.yolov5 import category_ids, read_yolov5
 from foldfuse.recipes import ClassifierRecipe, Recipe, load_recipe
@@ -37,15 +39,16 @@ from foldfuse.storage.run_tensors import Check
 from foldfuse.system import printing
 from foldfuse.system.atomic_files import write_text
 from foldfuse.system.device import choose_device
-from foldfuse.system.durations import format_duration
+from foldfuse.system.durations import duration_option, format_duration
 from foldfuse.system.progress import progress_bar
-from foldfuse.training.classifier import train_classifier, training_crops, val_accuracy
+from foldfuse.training.classifier import train_classifier, training_crops
 from foldfuse.training.detector import longest_side, train_detector
 from foldfuse.training.image_sizes import with_image_size
 from foldfuse.training.preparation import check_new_model, state_check
 from foldfuse.training.session import DEFAULT_BUDGET, open_session, require_resumable
 from foldfuse.training.sweep import Sweep, combinations, run_sweep
 from foldfuse.training.trackers import check_trackers
+from foldfuse.training.validation import held_out_scorer
 
 
 def import_weights(weights: Path, *, out: options.Out, overwrite: options.Overwrite = False) -> Path:
@@ -98,10 +101,12 @@ def train(
     seed: options.OptionalSeed = None,
     folds: options.FoldsFile = None,
     fold: int | None = None,
+    val: Annotated[Path | None, Parameter(metavar="DATA")] = None,
     images: options.Images = None,
     ignore_orientation: options.IgnoreOrientation = False,
     resume: Path | None = None,
     checkpoint_every: options.OptionalDuration = None,
+    eval_every: options.OptionalDuration = None,
     tracker: tuple[str, ...] = (),
     device: options.Device = "auto",
     overwrite: options.Overwrite = False,
@@ -122,10 +127,14 @@ def train(
         steps: train this many steps instead, however long they take: such a training is repeatable bit by bit.
         seed: the seed of every random choice, 0 by default.
         folds: JSON that `foldfuse split` wrote; without it, training uses all images.
-        fold: the held-out one of `folds`, 0 by default.
+        fold: the held-out one of `folds`, 0 by default. Training ends with its score.
+        val: annotated images to score instead of a fold, in any layout; their classes are matched by name. None of them is
+            trained on.
         resume: folder of a stopped run to resume, with its own data, folds, recipe and options; an option that contradicts them
             is refused, but for --lr. A new --budget or --steps counts from the start of the run.
         checkpoint_every: time between checkpoints, 60s by default; a crash loses the steps since the last one.
+        eval_every: score the held-out images each time so much was trained, at the next checkpoint, for the bar and the log. The
+            time for it does not count against the budget. By default they are scored once, at the end.
         tracker: a second place for the log: tensorboard:DIR or mlflow:URI.
 
     Raises:
@@ -133,6 +142,7 @@ def train(
 
     Examples:
         foldfuse train data/train.json --out run1 --budget 10m
+        foldfuse train data/train.json --folds folds.json --out run0 --budget 10m
         foldfuse train data/train.json --out run2 --recipe yolov5n --budget 10m
         foldfuse train data/train.json --out run3 --init-from run1 --budget 5m
         foldfuse train --resume run1 --budget 20m
@@ -140,20 +150,26 @@ def train(
     """
     limits = training_budget(budget, steps)
     all_changes = options.recipe_changes(changes, lr=lr, image_size=image_size, batch_size=batch_size)
-    given = Given(data, out, recipe, init_from, all_changes, images, ignore_orientation, folds, fold, seed, overwrite)
+    given = Given(
+        data, out, recipe, init_from, all_changes, images, ignore_orientation, folds, fold, seed, overwrite, val
+    )
     check: Check | None = None
     if resume is None:
         if data is None or out is None:
             raise InputError("a new training needs DATA and --out; give both, or --resume FOLDER alone.")
         run = Run(Path(out))
+        if val is not None and folds is not None:
+            raise InputError(
+                f"--val {val}: the run would be scored on these images, and --folds {folds} holds out others. Give one of them."
+            )
         if fold and folds is None:
             raise InputError(f"--fold {fold}: there are no folds. Add --folds FILE, a file of 'foldfuse split'.")
         its_recipe = chosen_recipe(recipe, all_changes, init_from)
-        inputs = [data, images, folds, init_from, Path(its_recipe.init_weights)]
+        inputs = [data, images, folds, val, init_from, Path(its_recipe.init_weights)]
         options.refuse_overwrite(run.folder, overwrite, inputs=inputs, made_by=["run.json", "recipe.json"])
         classifier = isinstance(its_recipe, ClassifierRecipe)
         found = read_data(
-            data, folds, fold or 0, images=images, classifier=classifier, ignore_orientation=ignore_orientation
+            data, folds, fold or 0, images=images, classifier=classifier, ignore_orientation=ignore_orientation, val=val
         )
         metadata = new_metadata(found, given, its_recipe, seed=seed or 0, fold=fold or 0)
     else:
@@ -165,9 +181,17 @@ def train(
         metadata,
         budget=limits or metadata.budget,
         checkpoint_seconds=checkpoint_every or metadata.checkpoint_seconds,
+        eval_seconds=eval_every or metadata.eval_seconds,
         trackers=tuple(tracker) or metadata.trackers,
         device=metadata.device if resume is not None and device == "auto" else device,
     )
+    if eval_every is not None and (found.val is None or isinstance(its_recipe, ClassifierRecipe)):
+        reason = "nothing is held out" if found.val is None else "a classifier is scored at its end alone"
+        raise InputError(
+            f"--eval-every {duration_option(eval_every)}: {reason}. Leave it out, or give --folds or --val."
+        )
+    if resume is None:
+        metadata = replace(metadata, command=training_command(given, metadata))
     check_trackers(metadata.trackers)
     choose_device(metadata.device or "auto")
     if resume is None and isinstance(its_recipe, Recipe):
@@ -190,12 +214,16 @@ def train(
     title = f"training {run.folder.name}"
     with open_session(run, metadata, recipe=its_recipe, is_new=resume is None, check=check, title=title) as session:
         if crops is None:
+            if found.val is not None and metadata.eval_seconds is not None and session.world.is_main:
+                device = session.world.device
+                scorer = held_out_scorer(run.recipe, found.train.classes, found.val, device=device)
+                session = replace(session, evaluate=scorer, evaluate_seconds=metadata.eval_seconds)
             train_detector(run, found.train, session, images=decoded)
-            return run.folder
-        train_classifier(run, found.train, session, images=crops)
-        if found.val is not None and session.world.is_main:
-            accuracy, objects = val_accuracy(run, found.val, device=session.world.device)
-            printing.write(f"accuracy on the {counted(objects, 'held-out object')}: {accuracy:.4f}")
+        else:
+            train_classifier(run, found.train, session, images=crops)
+        world = session.world
+    if world.is_main:
+        report_end(run, found.val, num_learnt=found.num_learnt, device=world.device)
     return run.folder
 
 

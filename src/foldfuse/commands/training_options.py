@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -26,8 +27,10 @@ from foldfuse.recipes import (
 )
 from foldfuse.storage.run import Run, RunMetadata
 from foldfuse.system import printing
+from foldfuse.system.durations import duration_option
 from foldfuse.training.init_weights import require_same_network
 from foldfuse.training.session import run_metadata
+from foldfuse.training.validation import read_validation, without_training_images
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,13 +39,17 @@ class TrainingData:
 
     Attributes:
         train: the images to train on.
-        val: the held-out images; None where all images are trained on.
+        val: the images to score on, of a held-out fold or of --val; None where there are none.
         whole_images: whether a classifier's data are whole images rather than objects.
+        val_fingerprint: the fingerprint of the data given as --val.
+        num_learnt: images of --val that are training images too, and not in `val`.
     """
 
     train: Dataset
     val: Dataset | None
     whole_images: bool
+    val_fingerprint: str | None = None
+    num_learnt: int = 0
 
 
 @dataclass(frozen=True)
@@ -64,6 +71,7 @@ class Given:
     fold: int | None
     seed: int | None
     overwrite: bool
+    val: Path | None = None
 
 
 def chosen_recipe(name: str | None, changes: Sequence[str], init_from: Path | None) -> Recipe | ClassifierRecipe:
@@ -100,9 +108,10 @@ def read_data(
     images: Path | None,
     ignore_orientation: bool,
     classifier: bool,
+    val: Path | None = None,
     run: RunMetadata | None = None,
 ) -> TrainingData:
-    """The images to train on and the held-out ones.
+    """The images to train on and the ones to score on.
 
     Args:
         data: the annotated data.
@@ -111,6 +120,7 @@ def read_data(
         images: the folder of the images.
         ignore_orientation: whether pixels are taken as stored, whatever an EXIF tag says.
         classifier: whether a classifier is to be trained.
+        val: annotated data to score on, where there are no folds.
         run: of a run to resume: its value ranges are used, and its held-out images where the file of folds is gone.
 
     Raises:
@@ -126,14 +136,19 @@ def read_data(
         ignore_orientation=ignore_orientation,
         value_ranges=None if run is None else run.value_ranges,
     )
+    if val is not None:
+        found = read_validation(
+            val, dataset, images=images, ignore_orientation=ignore_orientation, classifier=classifier
+        )
+        new = without_training_images(found, dataset, where=f"--val {val}")
+        return TrainingData(dataset, new, whole_images, found.fingerprint, len(found) - len(new))
     if folds is None:
         return TrainingData(dataset, None, whole_images)
     if run is not None and run.val_ids and not folds.exists():
         held_out = set(run.val_ids)
-        train, val = dataset.subset(set(dataset.image_ids) - held_out), dataset.subset(held_out)
-    else:
-        train, val = divide(dataset, read_folds(folds), fold, where=str(folds))
-    return TrainingData(train, val, whole_images)
+        return TrainingData(dataset.subset(set(dataset.image_ids) - held_out), dataset.subset(held_out), whole_images)
+    train, held_out_fold = divide(dataset, read_folds(folds), fold, where=str(folds))
+    return TrainingData(train, held_out_fold, whole_images)
 
 
 def resumed_recipe(run: Run, given: Given) -> Recipe | ClassifierRecipe:
@@ -201,11 +216,14 @@ def resumed_data(run: Run, given: Given) -> tuple[TrainingData, RunMetadata]:
         raise InputError(f"{where}: the run follows the images' orientation tags. Leave --ignore-orientation out.")
     if given.folds is not None and metadata.folds is None:
         raise InputError(f"{where}: the run trains on all images, and --folds {given.folds} was given. Leave it out.")
+    if given.val is not None and metadata.folds is not None:
+        raise InputError(f"{where}: the run holds out a fold, and --val {given.val} was given. Leave it out.")
     moved = replace(
         metadata,
         data=metadata.data if given.data is None else str(given.data.resolve()),
         folds=metadata.folds if given.folds is None else str(given.folds.resolve()),
         images=metadata.images if given.images is None else str(given.images.resolve()),
+        val=metadata.val if given.val is None else str(given.val.resolve()),
     )
     data = read_data(
         Path(moved.data),
@@ -214,15 +232,20 @@ def resumed_data(run: Run, given: Given) -> tuple[TrainingData, RunMetadata]:
         images=None if moved.images is None else Path(moved.images),
         ignore_orientation=metadata.ignore_orientation,
         classifier=run.is_classifier,
+        val=None if moved.val is None else Path(moved.val),
         run=metadata,
     )
-    val_ids = set(data.val.image_ids) if data.val is not None else set()
+    val_ids = set(data.val.image_ids) if data.val is not None and moved.val is None else set()
     if not data.train.has_fingerprint(metadata.data_fingerprint) or val_ids != set(metadata.val_ids):
         raise InputError(
             f"{run.folder}: was trained on other data than {moved.data}"
             f"{f' with the folds of {moved.folds}' if moved.folds else ''} holds now. Restore the data, or train a new run."
         )
-    return data, moved
+    if metadata.val_fingerprint is not None and data.val_fingerprint != metadata.val_fingerprint:
+        raise InputError(
+            f"{run.folder}: is scored on other images than --val {moved.val} holds now. Restore the data, or train a new run."
+        )
+    return data, replace(moved, val_fingerprint=data.val_fingerprint)
 
 
 def new_metadata(
@@ -234,13 +257,15 @@ def new_metadata(
         data.train,
         data=str(given.data.resolve()),
         seed=seed,
-        val_ids=data.val.image_ids if data.val is not None else (),
+        val_ids=data.val.image_ids if data.val is not None and given.val is None else (),
     )
     metadata = replace(
         metadata,
         images=None if given.images is None else str(given.images.resolve()),
         folds=None if given.folds is None else str(given.folds.resolve()),
         fold=fold,
+        val=None if given.val is None else str(given.val.resolve()),
+        val_fingerprint=data.val_fingerprint,
         ignore_orientation=given.ignore_orientation,
     )
     if isinstance(recipe, ClassifierRecipe):
@@ -268,3 +293,33 @@ def training_budget(seconds: float | None, steps: int | None) -> dict[str, float
     if steps is not None:
         return {"steps": steps}
     return None if seconds is None else {"seconds": seconds}
+
+
+def training_command(given: Given, metadata: RunMetadata) -> str:
+    """The command that begins a new run, with absolute paths."""
+    assert given.data is not None
+    paths = {
+        "--out": given.out,
+        "--init-from": given.init_from,
+        "--images": given.images,
+        "--folds": given.folds,
+        "--val": given.val,
+    }
+    budget = metadata.budget or {}
+    texts = {
+        "--recipe": given.recipe,
+        "--fold": None if given.folds is None else given.fold,
+        "--budget": duration_option(budget["seconds"]) if "seconds" in budget else None,
+        "--steps": int(budget["steps"]) if "steps" in budget else None,
+        "--seed": given.seed,
+        "--eval-every": None if metadata.eval_seconds is None else duration_option(metadata.eval_seconds),
+        "--device": None if metadata.device == "auto" else metadata.device,
+    }
+    words = ["foldfuse", "train", str(given.data.resolve())]
+    for flag, path in paths.items():
+        words += [] if path is None else [flag, str(path.resolve())]
+    for flag, value in texts.items():
+        words += [] if value is None else [flag, str(value)]
+    words += [word for change in given.changes for word in ("--set", change)]
+    words += [word for tracker in metadata.trackers for word in ("--tracker", tracker)]
+    return shlex.join([*words, *(["--ignore-orientation"] if given.ignore_orientation else [])])

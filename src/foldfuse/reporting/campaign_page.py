@@ -88,7 +88,7 @@ def write_campaign_page(folder: Path, *, out: Path | None = None) -> Path:
         test_examples=examples,
         num_test_images=len(submitted) if submitted else None,
         origin=_origin(record),
-        versions=_versions(),
+        versions=installed_versions(),
         warnings=warnings,
     )
     write_text(out, page)
@@ -260,7 +260,7 @@ def _origin(record: CampaignRecord) -> list[tuple[str, object]]:
     return [(name, value) for name, value in values.items() if value is not None]
 
 
-def _versions() -> list[tuple[str, str]]:
+def installed_versions() -> list[tuple[str, str]]:
     """(name, version) of Python and of the packages that decide the numbers, as installed where the page is written."""
     versions = [("python", platform.python_version())]
     for name in _PACKAGES:

@@ -60,12 +60,14 @@ class ErrorAnalysis:
         costs: the costs of the types of error, in falling order.
         confusion: the confusion matrix of the boxes that score at least the threshold of the examples.
         examples: the best, typical and worst images.
+        diagnosis: what these come from; None for images without annotated objects.
     """
 
     precision: Chart | None
     costs: tuple[ErrorCost, ...]
     confusion: ConfusionMatrix | None
     examples: Examples
+    diagnosis: Diagnosis | None = None
 
 
 def analyse_errors(
@@ -96,6 +98,7 @@ def analyse_errors(
         error_costs(diagnosis, annotated, predictions) if diagnosis else (),
         confusion_matrix(diagnosis) if diagnosis else None,
         Examples(_figures(draw, pick_examples(annotated, predictions, threshold), warnings), threshold),
+        diagnosis,
     )
 
 

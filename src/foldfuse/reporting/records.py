@@ -211,6 +211,7 @@ class LearningCurves:
         seconds, loss: (n,) of the steps.
         eval_seconds, scores: (m,) of the evaluations.
         metric: the metric of the scores: "AP50", or a classifier's "accuracy".
+        lr_seconds, lr: (k,) learning rates of the steps.
     """
 
     name: str
@@ -219,6 +220,8 @@ class LearningCurves:
     eval_seconds: Array
     scores: Array
     metric: str
+    lr_seconds: Array
+    lr: Array
 
 
 @dataclass(frozen=True, eq=False)
@@ -290,14 +293,14 @@ def read_campaign_record(folder: Path) -> CampaignRecord:
     if not folder.is_dir():
         raise InputError(f"{folder}: there is no such folder. Give the folder of a campaign or of a run.")
     warnings: list[str] = []
-    if any((folder / name).exists() for name in (ledger.NAME, "campaign.json", "members")):
+    if is_campaign(folder):
         record = record_from(_campaign_facts(folder, warnings))
         runs = sorted(p for p in (folder / "members").glob("*") if p.is_dir())
         curves = {run.name: read_learning_curves(run / "log.jsonl", run.name, warnings) for run in runs}
         names = dict.fromkeys([*(m.name for m in record.members if m.name in curves), *curves])
         return replace(record, folder=folder, curves=tuple(curves[n] for n in names), warnings=tuple(warnings))
     if any((folder / name).exists() for name in ("run.json", "recipe.json", "log.jsonl")):
-        facts, recipe = (_read_object(folder / name, warnings) for name in ("run.json", "recipe.json"))
+        facts, recipe = (read_object(folder / name, warnings) for name in ("run.json", "recipe.json"))
         recipe.pop(VERSION_KEY, None)
         record = record_from(facts | {"seconds_used": facts.get("seconds")})
         run_curves = read_learning_curves(folder / "log.jsonl", folder.name, warnings)
@@ -306,6 +309,11 @@ def read_campaign_record(folder: Path) -> CampaignRecord:
     raise InputError(
         f"{folder}: holds neither a campaign.json nor a run.json. Give the folder of a campaign or of a run."
     )
+
+
+def is_campaign(folder: Path) -> bool:
+    """Whether a folder is a campaign's, running or finished, rather than a run's."""
+    return any((folder / name).exists() for name in (ledger.NAME, "campaign.json", "members"))
 
 
 def read_or_warn(read: Callable[[Path], T], path: Path | None, warnings: list[str]) -> T | None:
@@ -327,11 +335,11 @@ def record_from(facts: Mapping[str, Any]) -> CampaignRecord:
 def _campaign_facts(folder: Path, warnings: list[str]) -> dict[str, Any]:
     """The facts of the ledger, or of campaign.json where there is no ledger; {} and a warning for an unreadable file."""
     if not (folder / ledger.NAME).exists():
-        return _read_object(folder / "campaign.json", warnings)
+        return read_object(folder / "campaign.json", warnings)
     return read_or_warn(ledger.snapshot, folder, warnings) or {}
 
 
-def _read_object(path: Path, warnings: list[str]) -> dict[str, Any]:
+def read_object(path: Path, warnings: list[str]) -> dict[str, Any]:
     """The object in a JSON file; {} for a missing file, {} and a warning for one without an object."""
     if not path.exists():
         return {}
@@ -359,6 +367,7 @@ def _decode_object(text: str) -> dict[str, Any]:
 class _LogRow:
     seconds: float
     loss: float | None = None
+    lr: float | None = None
     ap50: float | None = None
     accuracy: float | None = None
 
@@ -373,7 +382,8 @@ def read_learning_curves(path: Path, name: str, warnings: list[str]) -> Learning
     readable = [row for row in rows if row is not None]
     metric = "accuracy" if any(row.accuracy is not None for row in readable) else "ap50"
     loss, scores = _columns(readable, "loss"), _columns(readable, metric)
-    return LearningCurves(name, *loss, *scores, metric="AP50" if metric == "ap50" else metric)
+    metric = "AP50" if metric == "ap50" else metric
+    return LearningCurves(name, *loss, *scores, metric, *_columns(readable, "lr"))
 
 
 def _columns(rows: Sequence[_LogRow], key: str) -> tuple[Array, Array]:

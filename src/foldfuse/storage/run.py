@@ -5,6 +5,8 @@ run.json             data, classes, seed, budget, and the results of the trainin
 run.lock             locked while a process trains the run
 log.jsonl            a row for each step; a row with "ap50" or "accuracy" for each evaluation
 weights.safetensors  the averaged (EMA) weights, for prediction
+oof.parquet, val.parquet  predictions of the held-out images: of the fold, or of the data given as --val
+evaluation.json      their score, and what was scored: see `evaluation.record`
 learnt_images.json   hashes of the images that the weights have learnt from, those of the runs it started from included
 checkpoint.pt        the training state at the last checkpoint, read with weights_only
 checkpoint.previous.pt  the training state at the checkpoint before
@@ -34,7 +36,7 @@ from foldfuse.system.records import read_record, write_record
 if TYPE_CHECKING:
     from torch import Tensor
 
-RUN_FORMAT = 1
+RUN_FORMAT = 2  # 1 had no val, val_fingerprint, eval_seconds and command
 LEARNT_FORMAT = 1
 LOCK = "run.lock"
 MAX_CLASSES = 100_000  # more than any dataset has; a network has memory for each
@@ -62,8 +64,11 @@ class RunMetadata:
         val_ids: ids of the held-out images.
         folds: file of the folds that the run was trained with; None where it trained on all images.
         fold: the held-out one of `folds`.
+        val: annotated data that the run is scored on and does not train on; None where a fold is held out, or nothing.
+        val_fingerprint: the fingerprint of the data in `val`.
         budget: {"seconds": number} or {"steps": number}.
         checkpoint_seconds: seconds between checkpoints.
+        eval_seconds: seconds of training between scores of the held-out images; None for one at the end.
         trackers: trackers that got the log too, such as "tensorboard:DIR".
         device: the device that the user asked for, such as "auto".
         ignore_orientation: whether pixels are taken as stored, whatever an EXIF tag says.
@@ -83,6 +88,7 @@ class RunMetadata:
         data_wait_share: share of the time that was spent waiting for batches.
         processes: number of processes that trained together.
         crops: crops that a classifier trained on.
+        command: the command that began the run.
         lr_changes: learning rates that a resume gave; before the first, training had the rate that the log's rows show.
     """
 
@@ -95,8 +101,11 @@ class RunMetadata:
     val_ids: tuple[int, ...] = ()
     folds: str | None = None
     fold: int = 0
+    val: str | None = None
+    val_fingerprint: str | None = None
     budget: dict[str, float] | None = None
     checkpoint_seconds: float = 60.0
+    eval_seconds: float | None = None
     trackers: tuple[str, ...] = ()
     device: str | None = None
     ignore_orientation: bool = False
@@ -116,6 +125,7 @@ class RunMetadata:
     data_wait_share: float | None = None
     processes: int | None = None
     crops: int | None = None
+    command: str | None = None
     lr_changes: tuple[LrChange, ...] = ()
 
     def __post_init__(self) -> None:

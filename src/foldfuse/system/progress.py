@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Protocol
 
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 Progress = Callable[[float], None]
+Status = Callable[[Mapping[str, str]], None]  # {name: value as text}; values of other names stay as they were
 
 
 class ProgressDisplay(Protocol):
@@ -32,6 +33,10 @@ _displays: list[ProgressDisplay] = []  # the last one shows the bars
 
 def no_progress(share: float) -> None:
     """A Progress that ignores the share."""
+
+
+def no_status(values: Mapping[str, str]) -> None:
+    """A Status that ignores the values."""
 
 
 @contextmanager
@@ -70,6 +75,35 @@ def progress_bar(text: str) -> Iterator[Progress]:
     with RichProgress(*columns, console=error_console(), transient=True) as bars:
         task = bars.add_task(text, total=1.0)
         yield lambda share: bars.update(task, completed=min(1.0, share))
+
+
+@contextmanager
+def status_bar(text: str) -> Iterator[tuple[Progress, Status]]:
+    """Shows a bar with named values beside it, such as "step 120 loss 1.25", and the remaining time, where that is a terminal."""
+    if _displays:
+        with progress_bar(text) as progress:
+            yield progress, no_status
+        return
+    from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as RichProgress
+
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(bar_width=12),
+        TaskProgressColumn(),
+        TextColumn("{task.fields[status]}", markup=False),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
+    shown: dict[str, str] = {}
+    with RichProgress(*columns, console=error_console(), transient=True) as bars:
+        task = bars.add_task(text, total=1.0, status="")
+
+        def status(values: Mapping[str, str]) -> None:
+            shown.update(values)
+            bars.update(task, status="  ".join(f"{name} {value}" for name, value in shown.items()))
+
+        yield lambda share: bars.update(task, completed=min(1.0, share)), status
 
 
 class _StandardError(logging.Handler):

@@ -42,6 +42,7 @@ class Checkpointer:
         if session.world.is_main and (run.folder / "log.jsonl").exists():
             run.write_log(self.log)
         self._written = len(self.log)
+        self._evaluated_at = max((row.get("seconds") or 0.0 for row in self.log if "loss" not in row), default=0.0)
 
     def __call__(self, state: Mapping[str, Any]) -> None:
         """Evaluate where the session asks for it, then write the log's new rows and the checkpoint.
@@ -55,10 +56,12 @@ class Checkpointer:
                 f"after {counted(state['step'], 'step')}: {name} holds NaN or infinity, though every loss was finite. This state "
                 "is not kept."
             )
-        if session.evaluate is not None and (not self.log or "loss" in self.log[-1]):
+        if session.evaluate is not None and self._is_due(state):
             with session.budget.paused():
                 scores = session.evaluate(state["ema"])
-            self.log.append({"step": state["step"], "seconds": round(state["seconds"], 3), **scores})
+            self._evaluated_at = round(state["seconds"], 3)
+            self.log.append({"step": state["step"], "seconds": self._evaluated_at, **scores})
+            session.status({name.upper(): f"{score:.3f}" for name, score in scores.items() if score is not None})
         rows, self._written = self.log[self._written :], len(self.log)
         if session.world.is_main:
             # The log goes first: rows beyond the checkpoint can be cut, missing rows could not be made again.
@@ -66,6 +69,16 @@ class Checkpointer:
             self.run.save_checkpoint(state)
         if session.tracker is not None:
             session.tracker(rows)
+
+    def _is_due(self, state: Mapping[str, Any]) -> bool:
+        """Whether to evaluate a state: it was not evaluated before, and the time for it has come."""
+        session = self.session
+        if self.log and "loss" not in self.log[-1]:
+            return False
+        if session.evaluate_seconds is None:
+            return True
+        is_last = session.budget.spent(state["step"]) >= 1
+        return not is_last and state["seconds"] - self._evaluated_at >= session.evaluate_seconds
 
 
 def finish_run(

@@ -28,6 +28,8 @@ from foldfuse.training.precision import ComputeConfig, default_config
 from foldfuse.training.session import TrainingSession
 from foldfuse.training.state import check_state
 
+SMOOTHING = 0.95  # of the loss that is shown: about the mean of the last 20 steps
+
 logger = logging.getLogger(__name__)
 
 
@@ -73,6 +75,7 @@ def fit(
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer, scaler = make_optimizer(model, recipe), config.scaler(device)
     ema, step, data_wait = Ema(model, recipe.ema_decay), 0, 0.0
+    shown_loss: float | None = None
     mosaic_end: int | None = None
     if resumed is not None:
         check_state(resumed, model, optimizer)
@@ -147,8 +150,10 @@ def fit(
             row |= {name: term.item() for name, term in terms.items()}
             log.append(row | {"data_wait": round(data_wait, 3)})
             step += 1
+            shown_loss = SMOOTHING * (shown_loss or row["loss"]) + (1 - SMOOTHING) * row["loss"]
             spent = world.broadcast(budget.spent(step))
             session.progress(spent)
+            session.status({"step": f"{step:,}", "loss": f"{shown_loss:.3f}", "lr": f"{100 * scale:.0f} %"})
             if world.broadcast(interrupted()):
                 if save is not None:
                     save(state())

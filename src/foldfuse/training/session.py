@@ -18,7 +18,7 @@ from foldfuse.storage.run import LOCK, LrChange, Run, RunMetadata
 from foldfuse.storage.run_tensors import Check
 from foldfuse.system.durations import duration_option
 from foldfuse.system.processes import SINGLE_PROCESS, World, open_world
-from foldfuse.system.progress import Progress, no_progress, progress_bar
+from foldfuse.system.progress import Progress, Status, no_progress, no_status, status_bar
 from foldfuse.training.budget import Budget
 from foldfuse.training.precision import stored_config
 from foldfuse.training.trackers import Tracker, open_trackers
@@ -39,9 +39,12 @@ class TrainingSession:
         checkpoint: the last checkpoint of the same run, to resume from; None starts at step 0.
         checkpoint_seconds: seconds between checkpoints; the last one is written at the end.
         progress: gets the share of the budget that is spent.
+        status: gets the step, the loss, the learning rate and the scores, as texts to show beside the progress.
         tracker: receives the new rows of the log at each checkpoint.
-        evaluate: gives the scores of averaged weights. The session calls it at each checkpoint, outside the budget, and
-            logs the scores.
+        evaluate: gives the scores of averaged weights. The session calls it at checkpoints, outside the budget, and logs the
+            scores.
+        evaluate_seconds: seconds of training between two evaluations, the last state excepted, which the caller scores itself;
+            None evaluates at every checkpoint, the last one included.
     """
 
     budget: Budget
@@ -49,8 +52,10 @@ class TrainingSession:
     checkpoint: Mapping[str, Any] | None = None
     checkpoint_seconds: float = 60.0
     progress: Progress = no_progress
+    status: Status = no_status
     tracker: Tracker | None = None
     evaluate: Evaluate | None = None
+    evaluate_seconds: float | None = None
 
 
 @contextmanager
@@ -104,8 +109,10 @@ def open_session(
         world.barrier()
         limits = Budget(budget.get("seconds", math.inf), budget.get("steps", math.inf))
         try:
-            with progress_bar(title) if world.is_main else nullcontext(no_progress) as progress:
-                yield TrainingSession(limits, world, checkpoint, metadata.checkpoint_seconds, progress, tracker)
+            silent = nullcontext((no_progress, no_status))
+            with status_bar(title) if world.is_main else silent as (progress, status):
+                seconds = min(metadata.checkpoint_seconds, metadata.eval_seconds or math.inf)
+                yield TrainingSession(limits, world, checkpoint, seconds, progress, status, tracker)
         except KeyboardInterrupt:
             raise KeyboardInterrupt(f"{run.folder}: {_progress_kept(run)}") from None
         except FloatingPointError as error:

@@ -17,15 +17,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from foldfuse.data.dataset import Dataset, require_annotations
 from foldfuse.data.folds import make_folds
 from foldfuse.data.images import ImageCache
 from foldfuse.errors import InputError
-from foldfuse.evaluation.coco import score_predictions
-from foldfuse.inference.detector import detector_with_weights, predict_views
-from foldfuse.inference.tta import View
+from foldfuse.inference.detector import predict_views
 from foldfuse.models import make_detector
 from foldfuse.recipes import Recipe, load_recipe
 from foldfuse.storage.run import Run
@@ -39,11 +36,11 @@ from foldfuse.training.budget import Budget
 from foldfuse.training.detector import longest_side, train_detector
 from foldfuse.training.preparation import check_new_model, state_check
 from foldfuse.training.session import TrainingSession, run_metadata
+from foldfuse.training.validation import PLAIN_VIEW, held_out_scorer
 
 EVALUATIONS = 4  # of each training on the held-out fold, the last at its end
 OVERHEAD = 3.0  # seconds that a training takes besides its steps: it makes a model and writes files
 MIN_SECONDS = 5.0  # of training, below which there is nothing to compare
-PLAIN_VIEW = View.parse("1")
 SWEEP_FORMAT = 1
 
 log = logging.getLogger(__name__)
@@ -235,20 +232,13 @@ def _train_one(
         metadata = run_metadata(train, data=str(train.source), seed=seed, val_ids=val.image_ids)
         Run.create(run.folder, recipe, replace(metadata, ignore_orientation=sweep.request.ignore_orientation))
 
-    def evaluate(weights: Mapping[str, Tensor]) -> dict[str, float | None]:
-        with torch.random.fork_rng([device] if device.startswith("cuda") else []):  # a new model draws random weights
-            model = detector_with_weights(recipe, val.classes, weights, device=device)
-        views = predict_views(model, val.samples, val.classes, image_size=recipe.image_size, views=[PLAIN_VIEW])
-        score = score_predictions(views[PLAIN_VIEW], val)
-        return {"ap": score.ap, "ap50": score.ap50}
-
     session = TrainingSession(
         Budget(seconds=seconds),
         World(device=device),
         checkpoint=checkpoint,
         checkpoint_seconds=seconds / EVALUATIONS * 0.99,
         progress=progress,
-        evaluate=evaluate,
+        evaluate=held_out_scorer(recipe, train.classes, val, device=device),
     )
     failed = None
     try:  # without halving the batch: one combination would be trained under the name of another

@@ -1,0 +1,105 @@
+"""The evaluate command: predicts and scores in one."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from foldfuse.commands import options
+from foldfuse.commands.score_tables import (
+    COCO_ROWS,
+    class_table,
+    confusion_table,
+    error_table,
+    scores_table,
+    threshold_table,
+)
+from foldfuse.commands.tables import score_text
+from foldfuse.errors import InputError, counted
+from foldfuse.formats.predictions import write_predictions
+from foldfuse.inference.evaluation import RunEvaluation, evaluate_run, held_out_images, keep_evaluation
+from foldfuse.reporting.run_page import Evaluated, write_run_page
+from foldfuse.storage.ledger import NAME
+from foldfuse.storage.run import Run
+from foldfuse.system import printing
+from foldfuse.system.progress import progress_bar
+
+PAGE = "evaluation.html"
+
+
+def evaluate(
+    run: Path,
+    data: Path | None = None,
+    *,
+    out: options.OptionalOut = None,
+    predictions: Annotated[Path | None, Parameter(metavar="FILE")] = None,
+    batch_size: options.BatchSize = None,
+    images: options.Images = None,
+    ignore_orientation: options.IgnoreOrientation = False,
+    device: options.Device = "auto",
+    overwrite: options.Overwrite = False,
+) -> Path:
+    """Predict annotated images with a trained detector, score the predictions, and return the page that shows them.
+
+    Prints COCO's numbers, AP by class, the best thresholds, the confusion matrix and the types of error. Images that the run
+    has learnt from are left out.
+
+    Args:
+        run: folder of a trained run.
+        data: annotated images, in any layout. By default the run's own held-out images: its fold, or its --val data.
+        out: HTML page to write. By default evaluation.html in the run's folder, which replaces an earlier page.
+        predictions: file to keep the predictions in: .parquet (keeps everything), or .json (COCO results).
+        batch_size: images of 256 px at a time, 16 by default; fewer larger ones, so that memory stays the same.
+
+    Raises:
+        InputError: the run is not trained or held nothing out, the data do not fit it, or it has learnt from all of them.
+
+    Examples:
+        foldfuse evaluate run1
+        foldfuse evaluate run1 data/test.json --out test.html --predictions test.parquet
+    """
+    folder = Run(run)
+    if (run / NAME).exists() and not folder.exists:
+        raise InputError(
+            f"{run}: is a campaign, whose page shows its score on held-out images: foldfuse report {run}. Give the folder of a "
+            f"run, such as one in {run / 'members'}."
+        )
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        raise InputError("evaluate works in one process. Give the command without torchrun.")
+    inputs = [run, data, images]
+    if out is not None:
+        options.refuse_overwrite(out, overwrite, is_file=True, inputs=inputs)
+    if predictions is not None:
+        options.refuse_overwrite(predictions, overwrite, inputs=inputs)
+    held_out = held_out_images(folder, data, images=images, ignore_orientation=ignore_orientation)
+    with progress_bar(f"predicting {counted(len(held_out.dataset), 'image')}") as progress:
+        found = evaluate_run(folder, held_out, device=device, batch_size=batch_size or 16, progress=progress)
+    if found.record.predictions is not None:
+        keep_evaluation(folder, found)
+    if predictions is not None:
+        write_predictions(found.predictions, predictions, held_out.dataset)
+    _print(found)
+    return write_run_page(
+        run,
+        out=out if out is not None else run / PAGE,
+        evaluated=Evaluated(held_out.dataset, found.predictions, found.record),
+    )
+
+
+def _print(found: RunEvaluation) -> None:
+    """Print the scores, as `score` does."""
+    console, diagnosis, score = printing.console(), found.diagnosis, found.score
+    console.print(
+        scores_table("COCO scores", ["", "score"], [(head, getattr(score, field)) for field, head in COCO_ROWS.items()])
+    )
+    console.print(class_table([score], ["score"]))
+    console.print(threshold_table(diagnosis, ""))
+    console.print(confusion_table(diagnosis, ""))
+    console.print(error_table(diagnosis, ""))
+    number = counted(found.record.num_images, "image")
+    printing.write(
+        f"AP {score_text(score.ap)}, AP50 {score_text(score.ap50)} (COCO's) on {number}: {found.record.held_out}"
+    )

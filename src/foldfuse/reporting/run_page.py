@@ -1,0 +1,243 @@
+"""The HTML page on a run's folder: its score, its errors, its curves, and how it was trained; without network or script.
+
+The page shows the folder at that moment. A section without data is left out, and warnings at the end name files that cannot be
+read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from foldfuse.data.dataset import Dataset
+from foldfuse.data.readers.coco import read
+from foldfuse.detections import Predictions
+from foldfuse.errors import InputError, counted
+from foldfuse.evaluation.coco import Score
+from foldfuse.evaluation.record import OOF, VAL, Evaluation, read_evaluation
+from foldfuse.formats.predictions import read_predictions
+from foldfuse.reporting.axes import linear_axis, log_axis, time_axis
+from foldfuse.reporting.campaign_page import installed_versions, score_curves, template
+from foldfuse.reporting.charts import Chart, Line, downsampled, duration_text, line_chart
+from foldfuse.reporting.dataset_stats import dataset_stats
+from foldfuse.reporting.error_analysis import ErrorAnalysis, analyse_errors
+from foldfuse.reporting.next_commands import next_commands
+from foldfuse.reporting.records import LearningCurves, read_campaign_record, read_object, read_or_warn
+from foldfuse.storage.run import Run, RunMetadata
+from foldfuse.storage.run_tensors import WEIGHTS
+from foldfuse.system.atomic_files import write_text
+from foldfuse.system.records import from_plain_tolerantly
+
+_SIZES = (  # field of a score, its name, what it is
+    ("ap", "AP", "mean over IoU 0.50 to 0.95"),
+    ("ap50", "AP50", "at IoU 0.50"),
+    ("ap75", "AP75", "at IoU 0.75"),
+    ("ap_small", "AP small", "objects under 32 × 32 px"),
+    ("ap_medium", "AP medium", "objects of 32 × 32 to 96 × 96 px"),
+    ("ap_large", "AP large", "objects over 96 × 96 px"),
+    ("ar1", "AR1", "recall with 1 box an image"),
+    ("ar10", "AR10", "recall with 10 boxes an image"),
+    ("ar100", "AR100", "recall with 100 boxes an image"),
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Evaluated:
+    """The images that a run was evaluated on, its predictions of them, and their score."""
+
+    dataset: Dataset
+    predictions: Predictions
+    record: Evaluation
+
+
+@dataclass(frozen=True)
+class ClassRow:
+    """A class with its scores, and its best score threshold with precision and recall there; None where nothing is annotated."""
+
+    name: str
+    objects: int
+    ap50: float | None
+    ap: float | None
+    threshold: float | None = None
+    precision: float | None = None
+    recall: float | None = None
+
+
+def write_run_page(folder: Path, *, out: Path | None = None, evaluated: Evaluated | None = None) -> Path:
+    """Write the page on a run's folder, and return its path.
+
+    Args:
+        folder: the folder of a run.
+        out: HTML file to write; `report.html` in the folder by default.
+        evaluated: what to show as the run's score; by default the run's own held-out images, from the files in its folder.
+
+    Raises:
+        InputError: the folder holds no run, or `out` cannot be written.
+    """
+    folder = Path(folder)
+    out = folder / "report.html" if out is None else Path(out)
+    record = read_campaign_record(folder)
+    warnings = list(record.warnings)
+    metadata = _metadata(folder, warnings)
+    ignore_orientation = metadata.ignore_orientation
+    read_data = partial(
+        read, images=Path(metadata.images) if metadata.images else None, ignore_orientation=ignore_orientation
+    )
+    dataset = read_or_warn(read_data, Path(metadata.data) if metadata.data else None, warnings)
+    stored = None
+    if evaluated is None:
+        stored = read_or_warn(read_evaluation, folder, warnings)
+        evaluated = _stored_predictions(folder, stored, metadata, dataset, read_data, warnings)
+    evaluation = evaluated.record if evaluated is not None else stored
+    errors = None
+    if evaluated is not None:
+        errors = analyse_errors(
+            evaluated.dataset, evaluated.predictions, warnings, ignore_orientation=ignore_orientation
+        )
+    is_classifier = "classifier" in record.recipe
+    page = template("run.html").render(
+        name=folder.resolve().name,
+        is_trained=(folder / WEIGHTS).exists(),
+        summary=_summary(evaluation, record.curves[0]),
+        evaluation=evaluation,
+        metadata=metadata,
+        scores=[(name, getattr(evaluation.score, field), what) for field, name, what in _SIZES] if evaluation else [],
+        classes=_class_rows(evaluation.score, errors) if evaluation else [],
+        errors=errors,
+        curves=_curves(record.curves[0]),
+        data=dataset_stats(dataset, {}) if dataset is not None else None,
+        next_commands=next_commands(
+            folder,
+            is_classifier=is_classifier,
+            has_held_out=bool(metadata.val or metadata.val_ids),
+            budget=metadata.budget,
+        ),
+        recipe=record.recipe,
+        facts=_facts(metadata, record.recipe),
+        versions=installed_versions(),
+        warnings=warnings,
+    )
+    write_text(out, page)
+    return out
+
+
+def _metadata(folder: Path, warnings: list[str]) -> RunMetadata:
+    """The metadata in run.json; of a broken one as much as can be read."""
+    if not (folder / "run.json").exists():
+        return RunMetadata()
+    try:
+        return Run(folder).metadata
+    except InputError as error:
+        warnings.append(str(error))
+    try:
+        return from_plain_tolerantly(read_object(folder / "run.json", []), RunMetadata) or RunMetadata()
+    except InputError:
+        return RunMetadata()
+
+
+def _stored_predictions(
+    folder: Path,
+    stored: Evaluation | None,
+    metadata: RunMetadata,
+    dataset: Dataset | None,
+    read_data: partial[Dataset],
+    warnings: list[str],
+) -> Evaluated | None:
+    """The predictions in the run's folder with the images that they are of; None without a score or one of them."""
+    if stored is None or stored.predictions not in (OOF, VAL):
+        return None
+    if stored.predictions == VAL:
+        dataset = read_or_warn(read_data, Path(metadata.val) if metadata.val else None, warnings)
+    path = folder / stored.predictions
+    if dataset is None or not path.exists():
+        return None
+    predictions = read_or_warn(partial(read_predictions, dataset=dataset), path, warnings)
+    return None if predictions is None else Evaluated(dataset.subset(predictions), predictions, stored)
+
+
+def _summary(evaluation: Evaluation | None, curves: LearningCurves) -> str:
+    """The result in one sentence."""
+    if evaluation is not None and evaluation.score.ap50 is not None:
+        score = evaluation.score
+        return (
+            f"AP50 {score.ap50:.3f} and AP {score.ap:.3f} on {counted(evaluation.num_images, 'image')} that the run has not "
+            f"learnt from: {evaluation.held_out}."
+        )
+    if len(curves.scores):
+        return f"At its last evaluation the run reached {curves.metric} {curves.scores[-1]:.3f}."
+    return "No image was held out, or none was scored yet, so the run has no score."
+
+
+def _class_rows(score: Score, errors: ErrorAnalysis | None) -> list[ClassRow]:
+    """The classes, those with most objects first."""
+    best = errors.diagnosis.best_by_class if errors is not None and errors.diagnosis is not None else ()
+    rows = []
+    for k, each in enumerate(score.per_class):
+        threshold = best[k] if k < len(best) else None
+        numbers = (threshold.score, threshold.precision, threshold.recall) if threshold is not None else ()
+        rows.append(ClassRow(each.name, each.boxes, each.ap50, each.ap, *numbers))
+    return sorted(rows, key=lambda row: -row.objects)
+
+
+def _curves(run: LearningCurves) -> tuple[Chart, ...]:
+    """Loss, learning rate and score over the training time, as far as they are known."""
+    charts = []
+    shown = (run.loss > 0) & np.isfinite(run.loss)
+    if shown.any():
+        line = Line(run.name, *downsampled(run.seconds[shown], run.loss[shown]), 0)
+        svg = line_chart(
+            [line],
+            time_axis(float(run.seconds.max())),
+            log_axis(float(line.y.min()), float(line.y.max())),
+            titles=("training time", "loss"),
+            label=f"Training loss over training time: from {line.y[0]:.3g} to {line.y[-1]:.3g}.",
+        )
+        charts.append(Chart("Training loss", svg, "Means over short intervals; the scale is logarithmic."))
+    known = (run.lr >= 0) & np.isfinite(run.lr)
+    if known.sum() > 1:
+        line = Line("learning rate", *downsampled(run.lr_seconds[known], run.lr[known]), 1)
+        svg = line_chart(
+            [line],
+            time_axis(float(line.x.max())),
+            linear_axis(0, max(float(line.y.max()), 1e-12), count=4),
+            titles=("training time", "learning rate"),
+            label=f"Learning rate over training time: at most {line.y.max():.3g}.",
+        )
+        charts.append(Chart("Learning rate", svg, "The base rate; parts of the network may have a share of it."))
+    if len(run.scores) > 1:
+        line = Line(run.name, run.eval_seconds, run.scores, 2)
+        charts.append(score_curves([line], run.metric, f"{run.metric} on held-out images.", ()))
+    return tuple(charts)
+
+
+def _facts(metadata: RunMetadata, recipe: Mapping[str, Any]) -> list[tuple[str, object]]:
+    """(name, value) of how the run was trained, as far as it is known."""
+    size = recipe.get("image_size")
+    canvas = f"{metadata.canvas[1]} × {metadata.canvas[0]} px" if metadata.canvas else None
+    rate = metadata.images_per_second
+    values = {
+        "data": metadata.data or None,
+        "held out": f"fold {metadata.fold} of {metadata.folds}" if metadata.folds else metadata.val,
+        "start": metadata.started_from or recipe.get("init_weights"),
+        "image size": f"{size} px" if isinstance(size, int) else None,
+        "why this size": metadata.image_size_reason,
+        "network's input": canvas,
+        "steps": f"{metadata.steps:,}" if metadata.steps is not None else None,
+        "time": duration_text(metadata.seconds) if metadata.seconds is not None else None,
+        "images per second": f"{rate:.3g}" if rate is not None else None,
+        "device": metadata.trained_on or metadata.device,
+        "processes": metadata.processes if (metadata.processes or 1) > 1 else None,
+        "precision": (metadata.compute or {}).get("precision"),
+        "seed": metadata.seed,
+        "learning rates given later": "; ".join(
+            f"{each.lr:g} from step {each.step:,} on" for each in metadata.lr_changes
+        )
+        or None,
+        "origin": metadata.origin,
+    }
+    return [(name, value) for name, value in values.items() if value is not None]

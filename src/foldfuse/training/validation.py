@@ -1,0 +1,145 @@
+"""The images that a training is scored on and does not train on: a held-out fold, or validation data of their own (--val)."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from foldfuse.data.content_hashes import image_hashes
+from foldfuse.data.dataset import Dataset, Sample, require_annotations
+from foldfuse.data.near_duplicates import MAX_BITS, difference_hashes, nearest_hashes
+from foldfuse.data.pixels import open_images
+from foldfuse.data.readers.coco import read
+from foldfuse.data.readers.image_folder import read_classification
+from foldfuse.errors import InputError, counted
+from foldfuse.evaluation.coco import score_predictions
+from foldfuse.inference.detector import detector_with_weights, labels_by_name, predict_views, relabel
+from foldfuse.inference.learnt_images import ids_of_hashes
+from foldfuse.inference.tta import View
+from foldfuse.recipes import Recipe
+from foldfuse.training.session import Evaluate
+
+PLAIN_VIEW = View()
+MAX_COMPARED = 2000  # images of each side that are compared by their looks, so that it takes seconds
+
+log = logging.getLogger(__name__)
+
+
+def read_validation(
+    val: Path, train: Dataset, *, images: Path | None, ignore_orientation: bool, classifier: bool
+) -> Dataset:
+    """The annotated images at `val`, opened as the training images were; their classes are some of the training data's.
+
+    Args:
+        val: annotated data in any layout.
+        train: the training images, opened.
+        images: the folder of the images, where they are not found beside the annotations.
+        ignore_orientation: whether pixels are taken as stored, whatever an EXIF tag says.
+        classifier: whether they are for a classifier.
+
+    Raises:
+        InputError: the data cannot be read, no object is annotated, or a class is unknown to the training data.
+    """
+    if classifier:
+        dataset, _ = read_classification(
+            val, classes=train.classes, images=images, ignore_orientation=ignore_orientation
+        )
+    else:
+        dataset = read(val, images=images, ignore_orientation=ignore_orientation)
+    _require_known_classes(dataset, train)
+    return open_images(
+        require_annotations(dataset), ignore_orientation=ignore_orientation, value_ranges=train.value_ranges
+    )
+
+
+def without_training_images(val: Dataset, train: Dataset, *, where: str) -> Dataset:
+    """The validation images that are not among the training images, by the content of their files; warns of the others.
+
+    Images that only look like training images are kept, with a warning too.
+
+    Args:
+        val, train: opened datasets.
+        where: what the sentences begin with, such as "--val val.json".
+
+    Raises:
+        InputError: all are training images, or no object is annotated on the others.
+    """
+    same = ids_of_hashes(val, set(image_hashes(train.samples)))
+    if len(same) == len(val):
+        raise InputError(
+            f"{where}: all {len(val)} images are training images too, so a score on them says nothing about new images. Give "
+            "other images, or hold some out with 'foldfuse split' and --folds."
+        )
+    others = val.subset(set(val.image_ids) - same)
+    if same:
+        log.warning(
+            f"WARNING: {where}: {len(same)} of the {len(val)} images {'is a' if len(same) == 1 else 'are'} training "
+            f"image{'' if len(same) == 1 else 's'} too, and left out of the score."
+        )
+        require_annotations(others)
+    compared, alike = _alike(others.samples, train.samples)
+    if alike:
+        log.warning(
+            f"WARNING: {where}: {alike} of {'the ' if compared == len(others) else ''}{counted(compared, 'image')} "
+            f"look{'s' if alike == 1 else ''} almost like training images, so that the score may be too good. 'foldfuse split' "
+            "keeps such images in one fold."
+        )
+    return others
+
+
+def held_out_scorer(recipe: Recipe, classes: Sequence[str], val: Dataset, *, device: str) -> Evaluate:
+    """A function that gives AP and AP50 of averaged weights on held-out images. Random states stay as they were.
+
+    Args:
+        recipe: the recipe of the detector.
+        classes: names of the classes that it is trained for.
+        val: held-out annotated images.
+        device: the device to predict on.
+    """
+    labels = labels_by_name(classes, val, Path("the training data"))
+
+    def evaluate(weights: Mapping[str, Tensor]) -> dict[str, float | None]:
+        with torch.random.fork_rng([device] if device.startswith("cuda") else []):  # a new model draws random weights
+            model = detector_with_weights(recipe, classes, weights, device=device)
+        found = predict_views(model, val.samples, classes, image_size=recipe.image_size, views=[PLAIN_VIEW])
+        score = score_predictions(relabel(found[PLAIN_VIEW], labels, val), val)
+        return {"ap": score.ap, "ap50": score.ap50}
+
+    return evaluate
+
+
+def _require_known_classes(val: Dataset, train: Dataset) -> None:
+    """Raise InputError unless the classes of the validation data can be matched with the training data's by name."""
+    if val.classes == train.classes:
+        return
+    for dataset in (val, train):
+        name, times = Counter(dataset.classes).most_common(1)[0]
+        if times > 1:
+            raise InputError(
+                f"{dataset.source}: two classes are called {name!r}, so that the classes of {val.source} and {train.source} "
+                "cannot be matched by name. Rename one of them."
+            )
+    if unknown := [name for name in val.classes if name not in train.classes]:
+        raise InputError(
+            f"--val {val.source}: has the class{'es' if len(unknown) > 1 else ''} {', '.join(unknown)}, which the training data "
+            f"do not have ({', '.join(train.classes)}). Give data whose classes are some of these."
+        )
+
+
+def _alike(val: Sequence[Sample], train: Sequence[Sample]) -> tuple[int, int]:
+    """Number of validation images that were compared with training images, and of those that are near-duplicates of one."""
+    samples, others = (each[:: -(-len(each) // MAX_COMPARED) or 1] for each in (val, train))
+    hashes, known = (
+        [bits for bits in difference_hashes([s.path for s in each], [s.orientation for s in each]) if bits is not None]
+        for each in (samples, others)
+    )
+    if not hashes or not known:
+        return len(samples), 0
+    _, bits = nearest_hashes(hashes, known)
+    return len(samples), int(np.count_nonzero(bits <= MAX_BITS))

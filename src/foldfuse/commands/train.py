@@ -186,9 +186,9 @@ def train(
         device=metadata.device if resume is not None and device == "auto" else device,
     )
     if eval_every is not None and (found.val is None or isinstance(its_recipe, ClassifierRecipe)):
-        reason = "nothing is held out" if found.val is None else "a classifier is scored at its end alone"
+        why = "nothing is held out" if found.val is None else "a classifier is scored at its end alone"
         raise InputError(
-            f"--eval-every {duration_option(eval_every)}: {reason}. Leave it out, or give --folds or --val."
+            f"--eval-every {duration_option(eval_every)}: {why}. Leave it out, or give --folds or --val."
         )
     if resume is None:
         metadata = replace(metadata, command=training_command(given, metadata))

@@ -187,9 +187,7 @@ def train(
     )
     if eval_every is not None and (found.val is None or isinstance(its_recipe, ClassifierRecipe)):
         why = "nothing is held out" if found.val is None else "a classifier is scored at its end alone"
-        raise InputError(
-            f"--eval-every {duration_option(eval_every)}: {why}. Leave it out, or give --folds or --val."
-        )
+        raise InputError(f"--eval-every {duration_option(eval_every)}: {why}. Leave it out, or give --folds or --val.")
     if resume is None:
         metadata = replace(metadata, command=training_command(given, metadata))
     check_trackers(metadata.trackers)

@@ -21,6 +21,19 @@ PAGES = [
     *sorted((ROOT / "docs").rglob("*.md")),
 ]
 OF_OTHER_TOOLS = {"--help", "--index-url", "--no-deps", "--nproc-per-node"}
+OF_OTHER_TOOLS |= {
+    "--constraint",
+    "--dest",
+    "--dry-run",
+    "--find-links",
+    "--inplace",
+    "--no-index",
+    "--quiet",
+    "--report",
+    "--requirement",
+}
+OF_OTHER_TOOLS |= {"--signal", "--wheel-dir"}
+COMMAND = re.compile(r"(?:timeout --signal INT \S+ |torchrun --nproc-per-node \d -m )?(foldfuse [a-z])")
 BUDGET = "90s"  # in place of the README's deadline
 
 
@@ -39,9 +52,13 @@ def files(tmp_path, monkeypatch):
 
 
 def command_lines(page: Path) -> list[str]:
-    """The command lines of a page, those that go on after a backslash as one."""
+    """The command lines of a page, indented or in ```bash, after timeout or torchrun too; after a backslash a line goes on."""
     text = page.read_text(encoding="utf-8").replace("\\\n", " ")
-    return [line.partition("#")[0].strip() for line in text.splitlines() if line.startswith("    foldfuse ")]
+    lines = [line for line in text.splitlines() if line.startswith("    ")]
+    for block in re.findall(r"^```bash\n(.*?)^```", text, re.DOTALL | re.MULTILINE):
+        lines += block.splitlines()
+    lines = [line.partition(" #")[0].strip().removesuffix(" &") for line in lines]
+    return [line[found.start(1) :] for line in lines if (found := COMMAND.match(line))]
 
 
 def test_it_names_every_command():

@@ -34,24 +34,24 @@ SHARES |= {"mosaic", "mosaic_until", "copy_paste"}
 class Recipe:
     """The recipe of one detector's training. The run folder keeps it, so that the run can be repeated."""
 
-    detector: str
-    image_size: int = 320  # pixels: the longest side of an image as the network sees it; AUTO until the data are read
+    detector: str  # a name of the registry, or "compose:" and a backbone, neck and head
+    image_size: int = 320  # pixels: the longest side of an image as the network sees it; auto: chosen from the data
     batch_size: int = 8  # images per optimizer step
     lr: float = 2e-3  # base learning rate
     backbone_lr_mult: float = 1.0  # learning rate of the backbone, as a share of `lr`
     layer_decay: float = 1.0  # learning rate of each backbone layer, as a share of the rate of the next layer
-    weight_decay: float = 0.01
-    warmup_fraction: float = 0.05  # share of the budget for the warmup, 0..1
+    weight_decay: float = 0.01  # of AdamW
+    warmup_fraction: float = 0.05  # share of the budget for the warmup
     lr_decay_start: float = 0.05  # share of the budget from which the learning rate falls to 0; 1 keeps it constant
     ema_decay: float = 0.99  # of the moving average of the weights, per step
     grad_clip_norm: float = 10.0  # largest norm of the gradient
     frozen_stages: int = 3  # backbone stages that are not trained, counted from the stem
     anchor_scale: float = 3.0  # side of a level's smallest anchor, in strides
     init_weights: str = "imagenet"  # "detection" (pre-trained on boxes), "imagenet", "none", a run's folder, or a file
-    hflip: float = 0.5  # probability
-    vflip: float = 0.0  # probability
+    hflip: float = 0.5  # probability of mirroring left and right
+    vflip: float = 0.0  # probability of mirroring top and bottom
     scale_jitter: float = 0.4  # images are enlarged or shrunk by a factor of up to 1 + scale_jitter
-    translate: float = 0.1  # in sides of the canvas
+    translate: float = 0.1  # images are moved by up to this share of the canvas's side
     color_jitter: float = 0.3  # half-range of the factors of brightness, contrast and saturation
     mosaic: float = 0.3  # probability of four images on one canvas
     mosaic_until: float = 0.7  # share of the budget after which there are no more mosaics
@@ -176,8 +176,8 @@ class ClassifierRecipe:
     batch_size: int = 32  # crops per optimizer step
     lr: float = 1e-3  # base learning rate of the head
     layer_decay: float = 1.0  # learning rate of each layer, as a share of the rate of the next layer
-    weight_decay: float = 0.02
-    warmup_fraction: float = 0.1  # share of the budget for the warmup, 0..1
+    weight_decay: float = 0.02  # of AdamW
+    warmup_fraction: float = 0.1  # share of the budget for the warmup
     lr_decay_start: float = 0.1  # share of the budget from which the learning rate falls to 0; 1 keeps it constant
     ema_decay: float = 0.99  # of the moving average of the weights, per step
     grad_clip_norm: float = 5.0  # largest norm of the gradient
@@ -185,10 +185,10 @@ class ClassifierRecipe:
     label_smoothing: float = 0.1  # share of a target that is spread over all classes
     init_weights: str = "imagenet"  # to start from: "imagenet", "none", or the folder of a classifier's run
     crop_context: float = 1.3  # side of an object's crop, as a multiple of its box's longer side
-    hflip: float = 0.5  # probability
-    vflip: float = 0.0  # probability
+    hflip: float = 0.5  # probability of mirroring left and right
+    vflip: float = 0.0  # probability of mirroring top and bottom
     scale_jitter: float = 0.25  # crops are enlarged or shrunk by a factor of up to 1 + scale_jitter
-    translate: float = 0.1  # in sides of the canvas
+    translate: float = 0.1  # images are moved by up to this share of the canvas's side
     color_jitter: float = 0.3  # half-range of the factors of brightness, contrast and saturation
 
     def __post_init__(self) -> None:

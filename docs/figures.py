@@ -30,8 +30,8 @@ ROOMS = [  # from the top down; the rooms of one row do not know each other: (na
     ([("recipes", False)], "what decides a run"),
     ([("system", True)], "files, signals, processes, devices"),
     ([("detections", False)], "the types that travel"),
-    ([("drawing", False)], "boxes drawn onto an image"),
-    ([("errors", False), ("boxes", False)], "InputError; arithmetic on boxes"),
+    ([("drawing", False), ("exchange", False)], "boxes on an image; boxes for pandas"),
+    ([("errors", False), ("boxes", False), ("display", False)], "InputError; arithmetic; HTML for notebooks"),
 ]
 
 HOPS = [  # (title, call, what comes out, whether torch tensors travel)

@@ -6,8 +6,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent / "src" / "foldfuse"
 LAYERS = [  # rooms of one line do not know each other
-    {"errors", "boxes"},
-    {"drawing"},
+    {"errors", "boxes", "display"},
+    {"drawing", "exchange"},
     {"detections"},
     {"system"},
     {"recipes"},

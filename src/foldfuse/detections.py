@@ -8,18 +8,39 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple
+from pathlib import PurePath
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from foldfuse import exchange
 from foldfuse.boxes import clip
+from foldfuse.display import image_html, note_html, value_html
 from foldfuse.drawing import draw_boxes, open_rgb
 from foldfuse.errors import InputError, counted
 
 Array = NDArray[Any]
 ImageSource = Any  # a path, a Pillow image, (H, W, 3) uint8 values, or what numpy reads as such, as a Sample
+
+
+class HasOrganiserId(Protocol):
+    """An image with the organiser's id, as a Sample has it."""
+
+    @property
+    def id(self) -> int: ...
+    @property
+    def organiser_id(self) -> str | int: ...
+
+
+class HasOrganiserIds(Protocol):
+    """Images and classes with the organiser's ids, as a Dataset has them."""
+
+    @property
+    def samples(self) -> Sequence[HasOrganiserId]: ...
+    @property
+    def organiser_category_ids(self) -> Sequence[str | int]: ...
 
 
 class MemberView(NamedTuple):
@@ -68,7 +89,7 @@ class Detections:
         """Such as "Detections(3 boxes: 2 Metal, 1 Paper; best score 0.91)"."""
         if not len(self):
             return "Detections(no boxes)"
-        counts = counts_by_class(self.labels, self.classes)
+        counts = exchange.counts_by_class(self.labels, self.classes)
         return f"Detections({_boxes(len(self))}: {counts}; best score {self.scores.max():.2f})"
 
     def plot(
@@ -87,9 +108,56 @@ class Detections:
         image = self.image if image is None else image
         if image is None:
             raise InputError("these detections do not know their image. Give it: detections.plot('image.jpg').")
-        one = self[np.argsort(-self.scores, kind="stable")[:max_detections]]
-        one = one[one.scores >= score_threshold]
+        one = self[self.scores >= score_threshold]
+        one = one[np.argsort(-one.scores, kind="stable")[:max_detections]]
         return draw_boxes(open_rgb(image), one.boxes, one.labels, scores=one.scores, classes=one.classes)
+
+    def to_pandas(self) -> Any:
+        """A pandas DataFrame with a row for each box: class, label, score, x1, y1, x2, y2.
+
+        Raises:
+            InputError: pandas is not installed.
+        """
+        return exchange.to_frame(exchange.columns(self.boxes, self.scores, self.labels, self.classes))
+
+    def to_supervision(self) -> Any:
+        """The same boxes as a `supervision.Detections`. Raises InputError where supervision is not installed."""
+        names = [exchange.class_name(self.classes, int(label)) for label in self.labels]
+        return exchange.to_supervision(self.boxes, self.scores, self.labels, names)
+
+    @staticmethod
+    def from_supervision(detections: Any, *, classes: Sequence[str] = (), image: ImageSource = None) -> Detections:
+        """Detections with the boxes of a `supervision.Detections`.
+
+        Args:
+            detections: boxes without a confidence get the score 1, boxes without a class_id the label 0.
+            classes: class names by class_id; by default the names that the boxes bring.
+            image: the image that the boxes are of.
+
+        Raises:
+            InputError: a class_id is no position in `classes`.
+        """
+        return Detections(*exchange.of_supervision(detections, classes), image)
+
+    def to_coco(self, image_id: int | str, category_ids: Sequence[int | str] = ()) -> list[dict[str, Any]]:
+        """COCO results: a dict of image_id, category_id, bbox [left, top, width, height] and score for each box.
+
+        Args:
+            image_id: the organiser's id of the image.
+            category_ids: the organiser's id of each class; by default labels count from 1.
+        """
+        return exchange.coco_rows([image_id] * len(self), self.boxes, self.scores, self.labels, category_ids)
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the boxes on their image, where it is known, and a table of the best."""
+        table = exchange.boxes_html(self.boxes, self.scores, self.labels, self.classes)
+        parts = [table] if len(self) else []
+        if self.image is not None:
+            try:
+                parts = [image_html(self.plot()), *parts]
+            except InputError as error:  # such as a file that was moved since
+                parts = [*parts, note_html(str(error))]
+        return value_html(repr(self), *parts)
 
     @staticmethod
     def empty() -> Detections:
@@ -138,6 +206,22 @@ class Annotations:
     def __getitem__(self, index: Array | slice) -> Annotations:
         """The annotations at a mask, an index array or a slice."""
         return Annotations(self.boxes[index], self.labels[index], self.crowd[index], self.area[index])
+
+    def __repr__(self) -> str:
+        crowd = int(self.crowd.sum())
+        return f"Annotations({_boxes(len(self))}{f', {crowd} of them crowd regions' if crowd else ''})"
+
+    def plot(self, image: ImageSource, *, classes: Sequence[str] = ()) -> Image.Image:
+        """An image with the annotated boxes drawn on it, as a Pillow image.
+
+        Args:
+            image: the image: a path, a Pillow image, an (H, W, 3) array or a Sample.
+            classes: class names by label.
+
+        Raises:
+            InputError: the image cannot be read.
+        """
+        return draw_boxes(open_rgb(image), self.boxes, self.labels, classes=classes)
 
     def clipped(self, width: float, height: float) -> Annotations:
         """The annotations with boxes clipped to an image of this size, as training, crops and drawings need them.
@@ -203,7 +287,7 @@ class Predictions(Mapping[int, Detections]):
     def __repr__(self) -> str:
         """Such as "Predictions(300 images, 1,204 boxes: 800 Metal, 404 Paper)"."""
         boxes = (
-            f"{_boxes(len(self.boxes))}: {counts_by_class(self.labels, self.classes)}"
+            f"{_boxes(len(self.boxes))}: {exchange.counts_by_class(self.labels, self.classes)}"
             if len(self.boxes)
             else "no boxes"
         )
@@ -236,6 +320,49 @@ class Predictions(Mapping[int, Detections]):
             images={i: one.image for i, one in detections.items() if one.image is not None},
         )
 
+    def file_name(self, image_id: int) -> str | None:
+        """The file name of an image, where it is known."""
+        image = self.images.get(image_id)
+        if isinstance(image, str | PurePath):
+            return PurePath(image).name
+        return getattr(image, "file_name", None)
+
+    def to_pandas(self) -> Any:
+        """A pandas DataFrame with a row for each box: image_id, file_name, class, label, score, x1, y1, x2, y2.
+
+        Raises:
+            InputError: pandas is not installed.
+        """
+        ids = self.image_ids[self.image_index]
+        names = {} if not self.images else {"file_name": [self.file_name(int(i)) for i in ids]}
+        boxes = exchange.columns(self.boxes, self.scores, self.labels, self.classes)
+        return exchange.to_frame({"image_id": ids, **names, **boxes})
+
+    def to_supervision(self) -> dict[int, Any]:
+        """{image id: its boxes as a `supervision.Detections`}. Raises InputError where supervision is not installed."""
+        return {image_id: one.to_supervision() for image_id, one in self.items()}
+
+    def to_coco(self, dataset: HasOrganiserIds | None = None) -> list[dict[str, Any]]:
+        """COCO results: a dict of image_id, category_id, bbox [left, top, width, height] and score for each box.
+
+        Args:
+            dataset: the Dataset that was predicted, whose ids are taken; by default the image ids, and labels from 1.
+        """
+        ids = {} if dataset is None else {s.id: s.organiser_id for s in dataset.samples}
+        image_ids = [ids.get(i, i) for i in self.image_ids[self.image_index].tolist()]
+        categories = () if dataset is None else dataset.organiser_category_ids
+        return exchange.coco_rows(image_ids, self.boxes, self.scores, self.labels, categories)
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: how many boxes each class has, and the boxes of the highest scores."""
+        classes = exchange.counts_html(self.labels, self.classes)
+        names = [self.file_name(i) or str(i) for i in self.image_ids.tolist()]
+        index = self.image_index
+        boxes = exchange.boxes_html(
+            self.boxes, self.scores, self.labels, self.classes, most=8, images=lambda i: names[index[i]]
+        )
+        return value_html(repr(self), classes, boxes if len(self.boxes) else "")
+
     def filter(self, mask: Array) -> Predictions:
         """The same images with only the boxes where the (n,) bool `mask` is True."""
         kept = np.concatenate([[0], np.cumsum(mask, dtype=np.int64)])[self.offsets]
@@ -265,24 +392,6 @@ class Predictions(Mapping[int, Detections]):
             scores=self.scores[rows],
             labels=self.labels[rows],
         )
-
-
-def counts_by_class(labels: Array, classes: Sequence[str], *, most: int = 5) -> str:
-    """How many labels are of each class, the most frequent first, as "2 Metal, 1 Paper"; at most `most` classes are named."""
-    found, counts = np.unique(labels, return_counts=True)
-    order = np.argsort(-counts, kind="stable")
-    named = [f"{counts[i]:,} {class_name(classes, int(found[i]))}" for i in order[:most]]
-    rest = len(found) - len(named)
-    return ", ".join(named) + (
-        f", {counts[order[most:]].sum():,} of {rest} other class{'' if rest == 1 else 'es'}" if rest > 0 else ""
-    )
-
-
-def class_name(classes: Sequence[str], label: int) -> str:
-    """The name of a class on one short line; its number where it has no name."""
-    name = classes[label] if 0 <= label < len(classes) else f"class {label}"
-    name = "".join(letter if letter.isprintable() else " " for letter in name[:60])
-    return name if len(name) <= 40 else name[:39] + "…"
 
 
 def _boxes(number: int) -> str:

@@ -6,9 +6,7 @@ letters grow with the image. Pillow and numpy only.
 
 from __future__ import annotations
 
-import base64
 import functools
-import io
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -117,16 +115,6 @@ def open_rgb(image: Any) -> Image.Image:
             "RGB values from 0 to 255."
         )
     return Image.fromarray(pixels[..., 0] if pixels.ndim == 3 and pixels.shape[2] == 1 else pixels).convert("RGB")
-
-
-def jpeg_data_uri(image: Image.Image, *, longest: int = 900, quality: int = 80) -> str:
-    """An image as a JPEG in a data: address, shrunk so that no side is longer than `longest` pixels."""
-    if max(image.size) > longest:
-        image = image.copy()
-        image.thumbnail((longest, longest), Image.Resampling.LANCZOS)
-    memory = io.BytesIO()
-    image.save(memory, "JPEG", quality=quality)
-    return "data:image/jpeg;base64," + base64.b64encode(memory.getvalue()).decode("ascii")
 
 
 def draw_boxes(

@@ -18,8 +18,9 @@ from foldfuse.data.box_formats import AS_FOUND, Conventions
 from foldfuse.data.findings import AnnotationRow, CategoryRow, Finding, ImageRow, Item, Row, fixed_row
 from foldfuse.data.image_file import read_header
 from foldfuse.data.images import has_one_colour, is_all_but_black, load_image
+from foldfuse.data.inspection import Inspection, judge_header
 from foldfuse.data.judgement import judge
-from foldfuse.data.pixels import FULL_16_BITS, Inspection, extrema_of_open, judge_header, ranges_of, too_dark
+from foldfuse.data.pixels import FULL_16_BITS, extrema_of_open, ranges_of, too_dark
 from foldfuse.data.readers.image_names import ImageFiles
 from foldfuse.data.value_ranges import WORDS, Depth
 from foldfuse.data.values import Ids, is_text, whole_number

@@ -4,15 +4,25 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
+import numpy as np
+from PIL import Image
+
+from foldfuse.data.decoding import decode
+from foldfuse.data.image_file import UPRIGHT
+from foldfuse.data.inspection import inspect
 from foldfuse.data.values import Ids
-from foldfuse.detections import Annotations
+from foldfuse.detections import Annotations, Array
+from foldfuse.display import MAX_ROWS, image_html, note_html, short, table_html, value_html
+from foldfuse.drawing import draw_boxes
 from foldfuse.errors import InputError
 
+NUM_THUMBNAILS = 6  # that a notebook shows of a dataset
+THUMBNAIL_SIDE = 220  # pixels
 FINGERPRINT_VERSION = 2  # 1 left out crowd flags and areas, and took boxes clipped to their images; it had no prefix
 
 
@@ -51,7 +61,47 @@ class Sample:
 
     def __repr__(self) -> str:
         boxes = "no annotations" if self.annotations is None else f"{len(self.annotations)} boxes"
-        return f"Sample(id={self.id}, {self.file_name!r}, {self.width}x{self.height}, {boxes})"
+        return f"Sample(id={self.id}, {short(self.file_name)!r}, {self.width}x{self.height}, {boxes})"
+
+    def load(self, *, longest: int | None = None) -> Image.Image:
+        """The image as a Pillow image of mode RGB, in the orientation of its boxes.
+
+        Args:
+            longest: pixels of the longest side, to shrink larger images to; None for the size of the file.
+
+        Raises:
+            InputError: the file is missing or cannot be decoded; or it was not looked at yet, and has another size than stated.
+        """
+        orientation = self.orientation
+        if orientation == 0:
+            inspection = inspect(self.path, (self.width, self.height), missing=self.missing)
+            if inspection.error:
+                raise InputError(inspection.error)
+            orientation = inspection.orientation
+        image = decode(self.path, longest=longest, value_range=self.value_range)
+        return image.transpose(UPRIGHT[orientation]) if orientation != 1 else image
+
+    def plot(self, *, classes: Iterable[str] = (), longest: int | None = None) -> Image.Image:
+        """The image with its annotated boxes drawn on it, as a Pillow image; without annotations the image alone.
+
+        Args:
+            classes: class names by label; `dataset.plot(image_id)` knows them.
+            longest: see `load`.
+
+        Raises:
+            InputError: as `load` does.
+        """
+        image, annotations = self.load(longest=longest), self.annotations or Annotations.empty()
+        scale = np.array([image.width / self.width, image.height / self.height] * 2)
+        return draw_boxes(image, annotations.boxes * scale, annotations.labels, classes=tuple(classes))
+
+    def __array__(self, dtype: np.dtype[np.generic] | None = None, copy: bool | None = None) -> Array:
+        """(height, width, 3) uint8 RGB of the image."""
+        return np.array(self.load(), dtype=dtype)
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the image with its annotations."""
+        return value_html(repr(self), _image_or_error(self, ()))
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,7 +136,51 @@ class Dataset:
 
     def __repr__(self) -> str:
         boxes = f"{self.num_boxes} boxes of {len(self.classes)} classes"
-        return f"Dataset({len(self)} images, {boxes}, source={str(self.source)!r})"
+        return f"Dataset({len(self)} images, {boxes}, source={short(str(self.source), 200)!r})"
+
+    def __iter__(self) -> Iterator[Sample]:
+        """The samples, in the organiser's order."""
+        return iter(self.samples)
+
+    def __getitem__(self, image_id: int) -> Sample:
+        """The sample with an image id. Raises InputError for an id that no image has."""
+        place = self._places.get(image_id)
+        if place is None:
+            raise InputError(
+                f"{self.source}: no image has the id {image_id!r}; the first has the id {self.image_ids[0] if self else None}. "
+                "Take images by their place from dataset.samples."
+            )
+        return self.samples[place]
+
+    @cached_property
+    def _places(self) -> dict[int, int]:
+        return {sample.id: place for place, sample in enumerate(self.samples)}
+
+    def plot(self, image_id: int, *, longest: int | None = None) -> Image.Image:
+        """One image with its annotated boxes and their classes drawn on it, as a Pillow image.
+
+        Args:
+            image_id: the id of the image.
+            longest: pixels of the longest side, to shrink larger images to; None for the size of the file.
+
+        Raises:
+            InputError: no image has this id, or its file cannot be read.
+        """
+        return self[image_id].plot(classes=self.classes, longest=longest)
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the boxes and images of each class, and a few images with their annotations."""
+        boxes, images = np.zeros(len(self.classes), np.int64), np.zeros(len(self.classes), np.int64)
+        for sample in self.samples:
+            if sample.annotations is not None and len(sample.annotations):
+                counts = np.bincount(sample.annotations.labels, minlength=len(self.classes))
+                boxes, images = boxes + counts, images + (counts > 0)
+        order = np.argsort(-boxes, kind="stable")[:MAX_ROWS].tolist()
+        rows = [(self.classes[k], str(self.organiser_category_ids[k]), int(boxes[k]), int(images[k])) for k in order]
+        table = table_html(["class", "category id", "boxes", "images"], rows, more=len(self.classes) - len(rows))
+        steps = np.unique(np.linspace(0, len(self) - 1, min(NUM_THUMBNAILS, len(self))).round().astype(int)).tolist()
+        strip = "".join(_image_or_error(self.samples[i], self.classes, longest=THUMBNAIL_SIDE) for i in steps)
+        return value_html(repr(self), table if rows else "", f"<div>{strip}</div>")
 
     @cached_property
     def image_ids(self) -> tuple[int, ...]:
@@ -141,6 +235,14 @@ class Dataset:
             if s.annotations is not None:
                 digest.update(s.annotations.clipped(s.width, s.height).boxes.tobytes() + s.annotations.labels.tobytes())
         return stored == digest.hexdigest()[:16]
+
+
+def _image_or_error(sample: Sample, classes: tuple[str, ...], *, longest: int = 800) -> str:
+    """A sample's image with its annotations as HTML; the reason where it cannot be read."""
+    try:
+        return image_html(sample.plot(classes=classes, longest=longest), longest=longest, title=sample.file_name)
+    except InputError as error:
+        return note_html(str(error))
 
 
 def require_annotations(dataset: Dataset) -> Dataset:

@@ -23,7 +23,6 @@ from PIL import Image
 from foldfuse.data.dataset import Sample
 from foldfuse.data.decoding import decode
 from foldfuse.data.image_file import UPRIGHT
-from foldfuse.data.pixels import open_image
 from foldfuse.data.value_ranges import ValueRange
 from foldfuse.detections import Array, Detections
 
@@ -60,9 +59,7 @@ def load_sample(sample: Sample, *, longest: int | None = None) -> ImageArray:
     Raises:
         InputError: the file is missing or cannot be decoded; or it was not looked at yet, and has another size than the sample.
     """
-    if sample.orientation == 0:
-        sample = open_image(sample)
-    return load_image(sample.path, orientation=sample.orientation, longest=longest, value_range=sample.value_range)
+    return np.array(sample.load(longest=longest))
 
 
 def has_one_colour(image: ImageArray) -> bool:

@@ -15,10 +15,11 @@ import numpy as np
 
 from foldfuse.data.dataset import Dataset
 from foldfuse.detections import Predictions
+from foldfuse.display import MAX_ROWS, short, table_html, value_html
 from foldfuse.ensemble import search as ensemble_search
 from foldfuse.ensemble import trials
 from foldfuse.ensemble.search import Candidate
-from foldfuse.errors import InputError
+from foldfuse.errors import InputError, counted
 from foldfuse.evaluation.bootstrap import Difference, difference
 from foldfuse.evaluation.matching import check_compatible, ground_truth, require_unlearnt
 from foldfuse.evaluation.metrics import get_metric, measure
@@ -28,7 +29,7 @@ from foldfuse.system.records import read_record, write_record
 VERSION = 1  # of ensemble.json
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Ensemble:
     """The members of an ensemble and the settings of their fusion.
 
@@ -45,6 +46,24 @@ class Ensemble:
     iou: float = 0.55
     score_threshold: float = 0.0
     score_exponents: Mapping[str, float] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        """Such as "Ensemble(wbf of 3 members: a 0.50, b 0.30, c 0.20; IoU threshold 0.55)"."""
+        total, most = sum(self.weights.values()), sorted(self.weights.items(), key=lambda item: -item[1])[:5]
+        shown = ", ".join(f"{short(name, 40)} {weight / total:.2f}" for name, weight in most)
+        rest = f", … and {len(self.weights) - len(most)} more" if len(self.weights) > len(most) else ""
+        members = counted(len(self.weights), "member")
+        return f"Ensemble({self.method} of {members}: {shown}{rest}; IoU threshold {self.iou:g})"
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the members with their shares of the weight."""
+        total, ranked = sum(self.weights.values()), sorted(self.weights.items(), key=lambda item: -item[1])
+        rows = [
+            (name, weight / total, float(self.score_exponents.get(name, 1.0))) for name, weight in ranked[:MAX_ROWS]
+        ]
+        return value_html(
+            repr(self), table_html(["member", "weight", "score exponent"], rows, more=len(ranked) - len(rows))
+        )
 
     def write(self, path: Path) -> None:
         """Write as a small JSON file."""

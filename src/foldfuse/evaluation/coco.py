@@ -5,7 +5,7 @@ hotcoco, a Rust implementation of COCO's evaluation, computes the numbers. Check
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ import numpy as np
 from foldfuse.boxes import xyxy_to_xywh_of_file
 from foldfuse.data.dataset import Dataset
 from foldfuse.detections import Annotations, Array, Predictions
+from foldfuse.display import MAX_ROWS, table_html, value_html
 from foldfuse.evaluation.matching import check_compatible
 
 
@@ -26,7 +27,7 @@ class ClassScore:
     ap50: float | None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Score:
     """COCO's numbers, each in 0..1, or None where no annotated box is of the size or class.
 
@@ -51,6 +52,21 @@ class Score:
     def to_dict(self) -> dict[str, Any]:
         """The score as JSON holds it."""
         return asdict(self)
+
+    def __repr__(self) -> str:
+        """Such as "Score(AP 0.4120, AP50 0.7031, AP75 0.4410; 60 classes)"."""
+        numbers = (("AP", self.ap), ("AP50", self.ap50), ("AP75", self.ap75))
+        shown = ", ".join(f"{name} {'–' if value is None else f'{value:.4f}'}" for name, value in numbers)
+        return f"Score({shown}; {len(self.per_class)} class{'' if len(self.per_class) == 1 else 'es'})"
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: COCO's numbers, and the scores of the classes."""
+        names = [field.name for field in fields(self) if field.name != "per_class"]
+        heads = [name.upper().replace("_", " ") for name in names]
+        totals = table_html(heads, [[getattr(self, name) for name in names]])
+        rows = [(one.name, one.boxes, one.ap, one.ap50) for one in self.per_class[:MAX_ROWS]]
+        classes = table_html(["class", "boxes", "AP", "AP50"], rows, more=len(self.per_class) - len(rows))
+        return value_html(repr(self), totals, classes if rows else "")
 
 
 def score_predictions(predictions: Predictions, dataset: Dataset) -> Score:

@@ -25,11 +25,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from foldfuse.display import note_html, table_html, value_html
 from foldfuse.errors import InputError, kind_of, shown
 from foldfuse.recipes import ClassifierRecipe, Recipe, read_classifier_recipe, read_recipe, write_recipe
 from foldfuse.storage import run_tensors
 from foldfuse.system import locks
 from foldfuse.system.atomic_files import write_text
+from foldfuse.system.durations import format_duration
 from foldfuse.system.files import parse_json, read_json, read_text
 from foldfuse.system.records import read_record, write_record
 
@@ -92,13 +94,13 @@ class RunMetadata:
         lr_changes: learning rates that a resume gave; before the first, training had the rate that the log's rows show.
     """
 
-    classes: tuple[str, ...] = ()
-    category_ids: tuple[int, ...] = ()
+    classes: tuple[str, ...] = field(default=(), repr=False)
+    category_ids: tuple[int, ...] = field(default=(), repr=False)
     data: str = ""
     images: str | None = None
     data_fingerprint: str = ""
     seed: int = 0
-    val_ids: tuple[int, ...] = ()
+    val_ids: tuple[int, ...] = field(default=(), repr=False)
     folds: str | None = None
     fold: int = 0
     val: str | None = None
@@ -152,14 +154,42 @@ class RunMetadata:
 class LearntImages:
     """What learnt_images.json holds: `data.content_hashes` of the images, in rising order."""
 
-    hashes: tuple[str, ...]
+    hashes: tuple[str, ...] = field(repr=False)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Run:
     """The folder of one run; every method reads or writes one file in it."""
 
     folder: Path
+
+    def __fspath__(self) -> str:
+        """The folder, so that a run stands where a path may stand."""
+        return str(self.folder)
+
+    def __repr__(self) -> str:
+        return f"Run({str(self.folder)!r})"
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: what was trained, on what, and for how long."""
+        try:
+            metadata = self.metadata
+            recipe: Recipe | ClassifierRecipe = self.classifier_recipe if self.is_classifier else self.recipe
+        except InputError as error:
+            return value_html(repr(self), note_html(str(error)))
+        seconds, rate = metadata.seconds, metadata.images_per_second
+        rows = {
+            "network": recipe.classifier if isinstance(recipe, ClassifierRecipe) else recipe.detector,
+            "image size": str(recipe.image_size),
+            "classes": ", ".join(metadata.classes),
+            "data": metadata.data,
+            "held-out images": str(len(metadata.val_ids)),
+            "steps": "–" if metadata.steps is None else f"{metadata.steps:,}",
+            "time": "–" if seconds is None else format_duration(seconds),
+            "images/s": "–" if rate is None else f"{rate:.1f}",
+            "weights": "weights.safetensors" if self.is_trained else "none yet",
+        }
+        return value_html(repr(self), table_html(["", ""], rows.items()))
 
     @staticmethod
     def create(folder: Path, recipe: Recipe | ClassifierRecipe, metadata: RunMetadata) -> Run:

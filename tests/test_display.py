@@ -1,4 +1,4 @@
-"""What people see of a value: short reprs however large it is, HTML of bounded size in a notebook, and boxes for other libraries."""
+"""Reprs are short and notebook pages small, however large a value is; boxes go to other libraries and come back."""
 
 from __future__ import annotations
 
@@ -72,10 +72,7 @@ def test_short_texts() -> None:
     )
     assert repr(found) == "Detections(3 boxes: 2 Metal, 1 Paper; best score 0.91)"
     assert repr(Score(0.4, 0.7, None, *[None] * 6, ())) == "Score(AP 0.4000, AP50 0.7000, AP75 –; 0 classes)"
-    assert (
-        repr(Ensemble({"a": 3.0, "b": 1.0}))
-        == "Ensemble(wbf of 2 members: a 0.75, b 0.25; IoU threshold 0.55)"
-    )
+    assert repr(Ensemble({"a": 3.0, "b": 1.0})) == "Ensemble(wbf of 2 members: a 0.75, b 0.25; IoU threshold 0.55)"
 
 
 def test_a_dataset_is_shown_with_images(make_dataset: Callable[..., Path]) -> None:
@@ -102,7 +99,9 @@ def test_boxes_on_a_turned_image_are_drawn_where_they_were_annotated(tmp_path: P
     Image.new("RGB", (120, 60)).save(tmp_path / "a.jpg", exif=exif)
     document = {
         "images": [{"id": 1, "file_name": "a.jpg", "width": 60, "height": 120}],
-        "annotations": [{"id": 1, "image_id": 1, "category_id": 1, "bbox": [10, 90, 20, 20], "area": 400, "iscrowd": 0}],
+        "annotations": [
+            {"id": 1, "image_id": 1, "category_id": 1, "bbox": [10, 90, 20, 20], "area": 400, "iscrowd": 0}
+        ],
         "categories": [{"id": 1, "name": "a"}],
     }
     (tmp_path / "train.json").write_text(json.dumps(document))
@@ -156,7 +155,9 @@ def test_boxes_of_supervision_come_in() -> None:
 
 
 def test_supervision_and_back() -> None:
-    supervision = pytest.importorskip("supervision", reason="it needs matplotlib and PyAV: not among the tests' packages")
+    supervision = pytest.importorskip(
+        "supervision", reason="it needs matplotlib and PyAV: not among the tests' packages"
+    )
     ours = Detections(np.float32([[1, 2, 3, 4], [5, 6, 7, 8]]), np.float32([0.9, 0.5]), np.int64([1, 0]), ("a", "b"))
     theirs = ours.to_supervision()
     assert isinstance(theirs, supervision.Detections)

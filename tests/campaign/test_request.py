@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from contextlib import closing
+
 import pytest
 
 from foldfuse import cli
 from foldfuse.campaign.planning.candidates import DEFAULT_RECIPES, candidate_recipes
+from foldfuse.campaign.request import CampaignRequest
 from foldfuse.recipes import RECIPES
+from foldfuse.storage import ledger as ledgers
 from learning_samples import write_dataset
 
 
@@ -39,3 +43,17 @@ def test_missing_weights_are_told_before_anything_is_written(tmp_path, capsys, o
     assert cli.main(["campaign", str(data), "--out", str(out), *options]) == 2
     assert sentence in " ".join(capsys.readouterr().err.split())
     assert not out.exists()
+
+
+def test_the_test_images_may_be_a_folder_of_images_whose_number_is_told(tmp_path):
+    data = write_dataset(tmp_path / "data", 16)
+    photos = write_dataset(tmp_path / "photos", 5, seed=7).parent / "images"
+    request = CampaignRequest(data=data, test=photos, recipe=("yolov5n",), image_size=(192,))
+    (tmp_path / "out").mkdir()
+    with closing(ledgers.create(tmp_path / "out", {}, deadline=600.0, start=0.0)) as ledger:
+        task = request.make_task(request.read_inputs(), request.check(), ledger)
+        notes = " ".join(ledgers.snapshot(tmp_path / "out")["notes"])
+    assert "; 5 images to predict, from images." in notes
+    assert [sample.file_name for sample in task.test.samples] == [f"{i:03}.png" for i in range(5)]
+    assert (task.test.classes, task.test.category_ids) == (("red", "blue"), (3, 7))
+    assert all(sample.annotations is None for sample in task.test_samples)

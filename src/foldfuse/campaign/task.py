@@ -209,13 +209,15 @@ def prepare_task(
     if first:
         _check_init_weights(recipes, val)
         _note_likeness(recipes, val, ledger)
+        source = "" if inputs.test is None else f", from {inputs.test.source.name}"
         if inputs.test is None:
             ledger.log(
                 f"No test images were given: {len(test)} labeled images (fold 1) are used instead; no member trains on them."
             )
         ledger.log(
             f"{len(train)} images with {train.num_boxes} boxes of {len(train.classes)} classes to train on; {len(val)} "
-            f"with {val.num_boxes} boxes held out (fold 0 of {folds.num_folds}) to choose the ensemble; {len(test)} to predict."
+            f"with {val.num_boxes} boxes held out (fold 0 of {folds.num_folds}) to choose the ensemble; {len(test)} "
+            f"images to predict{source}."
         )
     return Task(
         train=train,

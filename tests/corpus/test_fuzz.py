@@ -322,6 +322,20 @@ RUN: dict[str, Any] = {
     "run.json": {"format": 1, **METADATA},
     "recipe.json": {"format": 1, "detector": "lite0_fpn", "image_size": 64},
     "log.jsonl": {"step": 1, "seconds": 0.1, "loss": 1.5},
+    "evaluation.json": {
+        "format": 1,
+        "held_out": "fold 0 of folds.json",
+        "data": "train.json",
+        "num_images": 2,
+        "num_objects": 3,
+        "num_learnt": 0,
+        "steps": 10,
+        "predictions": "oof.parquet",
+        "score": {
+            **dict.fromkeys(("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large", "ar1", "ar10", "ar100"), 0.5),
+            "per_class": [{"name": "cat", "boxes": 3, "ap": 0.5, "ap50": None}],
+        },
+    },
 }
 
 

@@ -88,7 +88,7 @@ def test_the_page_shows_score_errors_images_curves_and_how_the_run_was_trained(f
         "Learning rate",
         "AP50 during training",
         "24 images with",
-        "8 of them are held out",
+        "8 of the images are held out",
         f"foldfuse evaluate {finished}",
         f"foldfuse train --resume {finished} --steps 600",
         "--folds folds.json --steps 300",

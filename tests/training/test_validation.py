@@ -189,4 +189,4 @@ def test_the_bar_shows_named_values_beside_the_progress(monkeypatch):
         status({"AP50": "0.411"})
         status({"step": "1,201"})
     text = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", screen.getvalue())
-    assert "step 1,201  loss 1.250  AP50 0.411" in text
+    assert "step 1,201 loss 1.250 AP50 0.411" in text

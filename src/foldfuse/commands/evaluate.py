@@ -70,23 +70,33 @@ def evaluate(
     if os.environ.get("WORLD_SIZE", "1") != "1":
         raise InputError("evaluate works in one process. Give the command without torchrun.")
     inputs = [run, data, images]
-    if out is not None:
-        options.refuse_overwrite(out, overwrite, is_file=True, inputs=inputs)
+    page = out if out is not None else run / PAGE
+    options.refuse_overwrite(page, overwrite or out is None, is_file=True, inputs=inputs)
     if predictions is not None:
         options.refuse_overwrite(predictions, overwrite, inputs=inputs)
     held_out = held_out_images(folder, data, images=images, ignore_orientation=ignore_orientation)
     with progress_bar(f"predicting {counted(len(held_out.dataset), 'image')}") as progress:
         found = evaluate_run(folder, held_out, device=device, batch_size=batch_size or 16, progress=progress)
     if found.record.predictions is not None:
-        keep_evaluation(folder, found)
+        _keep(folder, found)
     if predictions is not None:
         write_predictions(found.predictions, predictions, held_out.dataset)
     _print(found)
     return write_run_page(
         run,
-        out=out if out is not None else run / PAGE,
+        out=page,
         evaluated=Evaluated(held_out.dataset, found.predictions, found.record),
     )
+
+
+def _keep(run: Run, found: RunEvaluation) -> None:
+    """Keep the score and the predictions in the run's folder, unless that cannot be written to, which is told."""
+    try:
+        if not os.access(run.folder, os.W_OK):
+            raise InputError(f"{run.folder}: cannot be written to.")
+        keep_evaluation(run, found)
+    except InputError as error:
+        printing.write(f"{error} The score is not kept there.", to_stderr=True)
 
 
 def _print(found: RunEvaluation) -> None:

@@ -150,17 +150,22 @@ def evaluate_run(
 
 
 def keep_evaluation(run: Run, evaluation: RunEvaluation) -> None:
-    """Write the predictions of a run's own held-out images, their score, and a row of the log with it into its folder."""
+    """Write the predictions of a run's own held-out images, their score, and a row of the log with it into its folder.
+
+    Raises:
+        InputError: another process trains in the folder.
+    """
     record, score = evaluation.record, evaluation.score
     assert record.predictions is not None
-    write_predictions(evaluation.predictions, run.folder / record.predictions, evaluation.held_out.dataset)
-    write_evaluation(run.folder, record)
-    metadata = run.metadata
-    if metadata.steps is None or metadata.seconds is None or score.ap50 is None:
-        return
-    rows = [row for row in run.log if "loss" in row or row["step"] != metadata.steps]
-    row = {"step": metadata.steps, "seconds": metadata.seconds, "ap": score.ap, "ap50": score.ap50}
-    run.write_log([*rows, row])
+    with run.exclusive():
+        write_predictions(evaluation.predictions, run.folder / record.predictions, evaluation.held_out.dataset)
+        write_evaluation(run.folder, record)
+        metadata = run.metadata
+        if metadata.steps is None or metadata.seconds is None or score.ap50 is None:
+            return
+        rows = [row for row in run.log if "loss" in row or row["step"] != metadata.steps]
+        row = {"step": metadata.steps, "seconds": metadata.seconds, "ap": score.ap, "ap50": score.ap50}
+        run.write_log([*rows, row])
 
 
 def held_out_images(

@@ -79,21 +79,20 @@ def progress_bar(text: str) -> Iterator[Progress]:
 
 @contextmanager
 def status_bar(text: str) -> Iterator[tuple[Progress, Status]]:
-    """Shows a bar with named values beside it, such as "step 120 loss 1.25", and the remaining time, where that is a terminal."""
+    """Shows a bar, named values such as "step 120 loss 1.25" and the remaining time on standard error, if it is a terminal."""
     if _displays:
         with progress_bar(text) as progress:
             yield progress, no_status
         return
-    from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
     from rich.progress import Progress as RichProgress
 
     columns = (
         TextColumn("{task.description}", markup=False),
-        BarColumn(bar_width=12),
-        TaskProgressColumn(),
+        BarColumn(bar_width=10),
         TextColumn("{task.fields[status]}", markup=False),
-        TextColumn("left"),
         TimeRemainingColumn(),
+        TextColumn("left"),
     )
     shown: dict[str, str] = {}
     with RichProgress(*columns, console=error_console(), transient=True) as bars:
@@ -101,7 +100,7 @@ def status_bar(text: str) -> Iterator[tuple[Progress, Status]]:
 
         def status(values: Mapping[str, str]) -> None:
             shown.update(values)
-            bars.update(task, status="  ".join(f"{name} {value}" for name, value in shown.items()))
+            bars.update(task, status=" ".join(f"{name} {value}" for name, value in shown.items()))
 
         yield lambda share: bars.update(task, completed=min(1.0, share)), status
 

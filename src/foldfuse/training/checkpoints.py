@@ -61,7 +61,8 @@ class Checkpointer:
                 scores = session.evaluate(state["ema"])
             self._evaluated_at = round(state["seconds"], 3)
             self.log.append({"step": state["step"], "seconds": self._evaluated_at, **scores})
-            session.status({name.upper(): f"{score:.3f}" for name, score in scores.items() if score is not None})
+            if (ap50 := scores.get("ap50")) is not None:
+                session.status({"AP50": f"{ap50:.3f}"})
         rows, self._written = self.log[self._written :], len(self.log)
         if session.world.is_main:
             # The log goes first: rows beyond the checkpoint can be cut, missing rows could not be made again.

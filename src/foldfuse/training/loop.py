@@ -153,7 +153,7 @@ def fit(
             shown_loss = SMOOTHING * (shown_loss or row["loss"]) + (1 - SMOOTHING) * row["loss"]
             spent = world.broadcast(budget.spent(step))
             session.progress(spent)
-            session.status({"step": f"{step:,}", "loss": f"{shown_loss:.3f}", "lr": f"{100 * scale:.0f} %"})
+            session.status({"step": f"{step:,}", "loss": f"{shown_loss:.3f}", "lr": f"{100 * scale:.0f}%"})
             if world.broadcast(interrupted()):
                 if save is not None:
                     save(state())

@@ -70,7 +70,14 @@ def rescore_submission(task: Task, ledger: Ledger, members: MemberPredictions) -
         new_facts = {**facts, "rescoring": result.to_dict(), "fused": fused}
         ensemble = read_ensemble(folder / "ensemble.json")
         write_submission_folder(
-            result.predictions, rescored, ensemble, result.after, new_facts, task=task, ledger=ledger
+            result.predictions,
+            rescored,
+            ensemble,
+            result.after,
+            new_facts,
+            task=task,
+            ledger=ledger,
+            rescorer=result.rescorer,
         )
     members.score = result.after
     ledger.log(

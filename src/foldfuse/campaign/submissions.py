@@ -14,13 +14,16 @@ from typing import Any
 from foldfuse.campaign import constants as c
 from foldfuse.campaign.planning.allocation import search_seconds
 from foldfuse.campaign.task import TEST, VAL, Task, predictions_path
+from foldfuse.data.content_hashes import image_hashes
 from foldfuse.detections import Detections, MemberView, Predictions
 from foldfuse.ensemble.ensemble import Ensemble, EnsembleReport, apply_ensemble, build_ensemble
 from foldfuse.evaluation.coco import Score, score_predictions
 from foldfuse.evaluation.metrics import measure
 from foldfuse.formats.predictions import read_predictions, write_predictions
 from foldfuse.formats.submission import write_submission
+from foldfuse.inference import rescorer_file
 from foldfuse.inference.detector import load_detector, predict_views
+from foldfuse.inference.rescoring import Rescorer
 from foldfuse.inference.tta import View
 from foldfuse.reporting.campaign_page import write_campaign_page
 from foldfuse.storage.ledger import Ledger
@@ -156,6 +159,7 @@ def write_submission_folder(
     *,
     task: Task,
     ledger: Ledger,
+    rescorer: Rescorer | None = None,
 ) -> None:
     """Writes a submission, records it in the ledger, and replaces the previous submission.
 
@@ -165,6 +169,7 @@ def write_submission_folder(
         score: the campaign's metric of `val`.
         facts: the facts for the ledger and the report.
         task, ledger: the task and the ledger of the campaign.
+        rescorer: the crop rescorer that the predictions went through, kept for further images; None without rescoring.
     """
     fused = fill_missing_images(test, task)
     latest = ledger.latest_submission()
@@ -177,6 +182,8 @@ def write_submission_folder(
         write_predictions(replace(val, learnt_ids=learnt_ids), temporary / "fused_oof.parquet", task.val)
         write_predictions(fused, temporary / "fused_test.parquet", task.test)
         ensemble.write(temporary / "ensemble.json")
+        if rescorer is not None:
+            rescorer_file.write_rescorer(temporary, rescorer, task.train.classes, image_hashes(task.val.samples))
     ledger.add_submission(score, facts)
     publish(ledger)
 
@@ -186,6 +193,8 @@ def publish(ledger: Ledger) -> None:
     latest = ledger.latest_submission()
     if latest is None:
         return
+    for name in (rescorer_file.SETTINGS, rescorer_file.TENSORS):  # of an earlier submission
+        (ledger.folder / name).unlink(missing_ok=True)
     for path in sorted((ledger.folder / "submissions" / str(latest[0])).iterdir()):
         with atomic(ledger.folder / path.name) as temporary:
             shutil.copyfile(path, temporary)

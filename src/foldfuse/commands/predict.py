@@ -21,8 +21,9 @@ from foldfuse.errors import InputError
 from foldfuse.formats.class_table import write_table
 from foldfuse.formats.predictions import write_predictions
 from foldfuse.fusion.methods import wbf
+from foldfuse.inference.class_labels import concat_shards, labels_by_name, relabel
 from foldfuse.inference.classifier import accuracy, classify
-from foldfuse.inference.detector import concat_shards, labels_by_name, load_detector, predict_views, relabel
+from foldfuse.inference.detector import load_detector, predict_views
 from foldfuse.inference.learnt_images import learnt_ids
 from foldfuse.inference.pretraining_images import likeness_warnings
 from foldfuse.inference.tta import View, distinct_views, parse_views

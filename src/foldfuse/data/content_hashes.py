@@ -27,7 +27,7 @@ def image_hashes(samples: Sequence[Sample]) -> tuple[str, ...]:
 
 
 def known_images(samples: Sequence[Sample], hashes: Collection[str]) -> list[Sample]:
-    """The samples whose hash is among `hashes`. Only files of a size that occurs there are read.
+    """The samples whose hash is among `hashes`. Only files of a size that occurs there are read; images in memory have no hash.
 
     Raises:
         InputError: a file cannot be read.
@@ -35,7 +35,7 @@ def known_images(samples: Sequence[Sample], hashes: Collection[str]) -> list[Sam
     sizes = {hash_.partition("-")[0] for hash_ in hashes}
 
     def is_known(sample: Sample) -> bool:
-        return _size(sample.path) in sizes and _hash(sample.path) in hashes
+        return sample.pixels is None and _size(sample.path) in sizes and _hash(sample.path) in hashes
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         return [sample for sample, known in zip(samples, pool.map(is_known, samples), strict=True) if known]

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from foldfuse.data.decoding import decode
+from foldfuse.data.decoding import decode, shrunk
 from foldfuse.data.image_file import UPRIGHT
 from foldfuse.data.inspection import inspect
 from foldfuse.data.values import Ids
@@ -41,6 +41,7 @@ class Sample:
         value_range: values that become black and white in a file of more than 8 bits that does not state its depth.
         missing: why `path` is no image file, as a sentence; "" where it is one.
         original_id: the organiser's id where it is not `id` itself: text, or a number beyond 64 bits; else None.
+        pixels: (height, width, 3) uint8 RGB of an image that is in memory; None for an image in a file.
     """
 
     id: int
@@ -53,6 +54,7 @@ class Sample:
     value_range: tuple[float, float] | None = None
     missing: str = ""
     original_id: str | int | None = None
+    pixels: Array | None = None
 
     @property
     def organiser_id(self) -> str | int:
@@ -72,6 +74,9 @@ class Sample:
         Raises:
             InputError: the file is missing or cannot be decoded; or it was not looked at yet, and has another size than stated.
         """
+        if self.pixels is not None:
+            image, size = Image.fromarray(self.pixels), shrunk((self.width, self.height), longest)
+            return image if image.size == size else image.resize(size, Image.Resampling.BILINEAR, reducing_gap=2.0)
         orientation = self.orientation
         if orientation == 0:
             inspection = inspect(self.path, (self.width, self.height), missing=self.missing)

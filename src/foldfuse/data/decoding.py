@@ -97,11 +97,11 @@ def _to_8_bits(image: Image.Image, header: Header, value_range: ValueRange | Non
         assert shown is not None, "profileToProfile changes an image in place only where it is asked to"
         return shown
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
-        return _on_white(image)
+        return on_white(image)
     return image if image.mode in ("L", "RGB") else image.convert("RGB")
 
 
-def _on_white(image: Image.Image) -> Image.Image:
+def on_white(image: Image.Image) -> Image.Image:
     """An image with transparent pixels, shown on white; where no pixel is visible at all, the colours as they are stored."""
     image = image.convert("RGBA")
     low, high = image.getchannel("A").getextrema()

@@ -30,6 +30,7 @@ def open_images(
     ignore_orientation: bool = False,
     value_ranges: Mapping[str, ValueRange] | None = None,
     skip: Collection[int] = frozenset(),
+    measured: Collection[int] = frozenset(),
     is_logged: bool = True,
 ) -> Dataset:
     """The dataset with how to load each image; every command that reads pixels calls this first.
@@ -43,6 +44,7 @@ def open_images(
         value_ranges: the values that become black and white in files that do not state their depth, by kind, such as those that
             a run was trained with; by default those of this dataset.
         skip: ids of images that are left as they are, since their pixels are not read.
+        measured: ids of images whose size was read from their file, since no annotation states it.
         is_logged: whether to log.
 
     Raises:
@@ -58,7 +60,7 @@ def open_images(
         kind: each for kind, each in ranges_of(found).items() if kind not in (value_ranges or {})
     }
     if is_logged:
-        for sentence in _sentences(dataset, inspections, found, ranges):
+        for sentence in _sentences(dataset, inspections, found, ranges, measured):
             log.warning("%s: %s", dataset.source, sentence)
     samples = (
         replace(s, orientation=i.orientation, value_range=ranges.get(i.depth.kind) if i.depth.is_open else None)
@@ -144,10 +146,16 @@ def _sentences(
     inspections: Sequence[Inspection],
     found: Sequence[tuple[Depth, Path, ValueRange]],
     ranges: Mapping[str, ValueRange],
+    measured: Collection[int],
 ) -> Iterator[str]:
     """What users should know of the image files."""
     pairs = list(zip(dataset.samples, inspections, strict=True))
-    if assumed := [s.file_name for s, i in pairs if i.is_assumed]:
+    if turned := [s.file_name for s, i in pairs if i.orientation != 1 and s.id in measured]:
+        yield (
+            f"{len(turned)} of {len(dataset)} images are turned or mirrored as their EXIF tag says, such as {turned[0]}; their "
+            "boxes are in pixels of the upright image."
+        )
+    if assumed := [s.file_name for s, i in pairs if i.is_assumed and s.id not in measured]:
         yield (
             f"{len(assumed)} of {len(dataset)} images are turned or mirrored as their EXIF tag says, such as {assumed[0]}; their "
             "size does not tell whether the boxes were drawn so. If they were drawn on the pixels as stored, add "
@@ -169,6 +177,8 @@ def _sentences(
 
 
 def inspect_sample(sample: Sample, *, ignore_orientation: bool = False) -> Inspection:
-    """What the header of a sample's file says."""
+    """What the header of a sample's file says; an image in memory has nothing to be said of."""
+    if sample.pixels is not None:
+        return Inspection()
     size = (sample.width, sample.height)
     return inspect(sample.path, size, missing=sample.missing, ignore_orientation=ignore_orientation)

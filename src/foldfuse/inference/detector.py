@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from foldfuse.data.dataset import Dataset, Sample
-from foldfuse.data.images import Letterbox, canvas_for, load_sample
+from foldfuse.data.dataset import Sample
 from foldfuse.detections import Array, Detections, Predictions
 from foldfuse.errors import InputError
 from foldfuse.inference.tta import View
+from foldfuse.inference.views import predict_images
 from foldfuse.models import make_detector
 from foldfuse.models.cpu.fold_batch_norm import fold_batch_norms
 from foldfuse.models.pretrained.state_dicts import load_exactly
@@ -65,6 +61,7 @@ def predict_views(
     image_size: int,
     views: Sequence[View],
     batch_size: int = 16,
+    longest: int | None = None,
     progress: Progress = no_progress,
 ) -> dict[View, Predictions]:
     """The predictions of a detector on every image in each of `views`; boxes in pixels of the original images.
@@ -76,94 +73,28 @@ def predict_views(
         image_size: the longest side, in pixels, that the model was trained at.
         views: TTA views of each image.
         batch_size: images of 256 px at a time; fewer larger ones, so that memory stays the same.
+        longest: see `predict_images`.
         progress: gets the finished share of the work.
 
     Raises:
         InputError: an image is missing or cannot be decoded.
     """
     device = next(model.parameters()).device
-    detections: dict[View, dict[int, Detections]] = {
-        view: {s.id: Detections.empty() for s in samples} for view in views
-    }
-    sizes = [view.image_size(image_size, model.stride) for view in views]
-    max_batch = max(1, round(batch_size * (256 / max(sizes)) ** 2))
-    done = 0
-    with ThreadPoolExecutor(2) as pool, torch.inference_mode():
-        for batch, canvases in _batches_of_one_shape(samples, sizes, model.stride, max_batch):
-            images = list(pool.map(lambda s: load_sample(s, longest=max(sizes)), batch))
-            for view, canvas in zip(views, canvases, strict=True):
-                letterboxes = [Letterbox(s.width, s.height, canvas) for s in batch]
-                shown = view.apply(np.stack([box.apply(i) for box, i in zip(letterboxes, images, strict=True)]))
-                inputs = torch.from_numpy(np.ascontiguousarray(shown)).permute(0, 3, 1, 2)
-                raw = model(inputs.to(device).float().div_(255))
-                for sample, letterbox, one in zip(batch, letterboxes, model.decode(raw), strict=True):
-                    detections[view][sample.id] = letterbox.invert_boxes(view.invert(one, canvas))
-            done += len(batch)
-            progress(done / len(samples))
-    return {view: Predictions.of(by_image, classes) for view, by_image in detections.items()}
 
+    def detect(images: Array) -> list[Detections]:
+        inputs = torch.from_numpy(images).permute(0, 3, 1, 2)
+        with torch.inference_mode():
+            found: list[Detections] = model.decode(model(inputs.to(device).float().div_(255)))
+        return found
 
-def _batches_of_one_shape(
-    samples: Sequence[Sample], sizes: Sequence[int], stride: int, max_batch: int
-) -> Iterator[tuple[list[Sample], list[tuple[int, int]]]]:
-    """Batches of samples that have the same canvas at each of `sizes`, and those canvases.
-
-    The detections in an image thus do not depend on the other images of its batch.
-    """
-    groups: dict[tuple[tuple[int, int], ...], list[Sample]] = {}
-    for sample in samples:
-        canvases = tuple(canvas_for([sample], image_size=size, stride=stride) for size in sizes)
-        groups.setdefault(canvases, []).append(sample)
-    for canvases, group in groups.items():
-        for start in range(0, len(group), max_batch):
-            yield group[start : start + max_batch], list(canvases)
-
-
-def concat_shards(shards: Sequence[Predictions], image_ids: Sequence[int]) -> Predictions:
-    """The predictions on all images, in the order of `image_ids`, from each process's predictions on its share of the images."""
-    if len(shards) == 1:
-        return shards[0]
-    by_image = {i: shard[i] for shard in shards for i in shard.image_ids}
-    return Predictions.of({i: by_image[i] for i in image_ids}, shards[0].classes)
-
-
-def labels_by_name(classes: Sequence[str], dataset: Dataset, run: Path) -> Array:
-    """(K,) int64: the dataset's label of each of a run's classes, by name; -1 for a class that the data does not have.
-
-    Raises:
-        InputError: the run does not know all classes of the dataset, or two classes have one name.
-    """
-    if tuple(classes) == dataset.classes:
-        return np.arange(len(classes))
-    repeated = [name for names in (classes, dataset.classes) for name, times in Counter(names).items() if times > 1]
-    if repeated:
-        raise InputError(
-            f"{dataset.source}: its classes are not the same as those of {run}, and cannot be matched by name: two are called "
-            f"{repeated[0]!r}. Rename one of them."
-        )
-    unknown = [name for name in dataset.classes if name not in classes]
-    if unknown:
-        raise InputError(
-            f"{run}: was trained for the classes {', '.join(classes)}, and does not know {', '.join(unknown)} of "
-            f"{dataset.source}. Give data whose classes it knows, or train a run on this data."
-        )
-    label_of = {name: label for label, name in enumerate(dataset.classes)}
-    return np.array([label_of.get(name, -1) for name in classes])
-
-
-def relabel(predictions: Predictions, labels: Array, dataset: Dataset) -> Predictions:
-    """`predictions` with the dataset's labels; boxes of a class that the dataset does not have are left out.
-
-    Args:
-        predictions: predictions with a run's labels.
-        labels: the dataset's label of each of the run's classes; see `labels_by_name`.
-        dataset: the dataset whose classes to use.
-    """
-    if predictions.classes == dataset.classes:
-        return predictions
-    relabeled = {}
-    for i in predictions.image_ids:
-        one = predictions[i]
-        own = labels[one.labels]
-        relabeled[i] = Detections(one.boxes[own >= 0], one.scores[own >= 0], own[own >= 0])
-    return Predictions.of(relabeled, dataset.classes)
+    return predict_images(
+        detect,
+        samples,
+        classes,
+        image_size=image_size,
+        stride=model.stride,
+        views=views,
+        batch_size=batch_size,
+        longest=longest,
+        progress=progress,
+    )

@@ -1,0 +1,152 @@
+"""The predictor of a whole campaign: its current submission's members, views, fusion and crop rescoring, for any images."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from foldfuse.data.folds import read_folds
+from foldfuse.data.readers.coco import read
+from foldfuse.detections import MemberView, Predictions
+from foldfuse.ensemble.ensemble import Ensemble, apply_ensemble, read_ensemble
+from foldfuse.errors import InputError
+from foldfuse.evaluation.metrics import measure
+from foldfuse.formats.predictions import read_predictions
+from foldfuse.inference import rescorer_file
+from foldfuse.inference.ensemble_predictor import EnsemblePredictor, Part, predictor_of
+from foldfuse.inference.tta import View
+from foldfuse.storage.ledger import snapshot
+from foldfuse.storage.run import Run
+from foldfuse.storage.segments import Role
+
+logger = logging.getLogger(__name__)
+
+
+def load_campaign(folder: Path, *, device: str = "auto") -> EnsemblePredictor:
+    """The predictor of a campaign's current submission; logs what of the submission cannot be had for new images.
+
+    Members that are another toolkit's predictions are left out, and the weights of the others keep their proportions. The
+    campaign may be running or stopped.
+
+    Raises:
+        InputError: the campaign has no submission yet, the folder of a member is missing, or every member is another toolkit's.
+    """
+    facts = snapshot(folder)
+    number = int(facts["submissions"])
+    if not number:
+        raise InputError(
+            f"{folder}: this campaign has no submission yet, so there is no ensemble to predict with. Wait for its first "
+            f"member, or resume it: foldfuse campaign --resume {folder}"
+        )
+    submission = folder / "submissions" / str(number)
+    submission = submission if submission.is_dir() else folder
+    whole = read_ensemble(submission / "ensemble.json")
+    keys = {name: _key(name, submission / "ensemble.json") for name in whole.weights}
+    external = {row["name"] for row in facts["segments"] if row["role"] == Role.EXTERNAL_PREDICTIONS}
+    left_out = [name for name, key in keys.items() if key.member in external]
+    if len(left_out) == len(keys):
+        raise InputError(
+            f"{folder}: every member of its ensemble ({', '.join(left_out)}) is predictions of another toolkit, which cannot be "
+            "had for new images. Predict with that toolkit."
+        )
+    ensemble = _without(whole, left_out)
+    if left_out:
+        logger.warning("%s", _loss(folder, facts, whole, ensemble, left_out))
+    parts = _parts(folder, number, {name: keys[name] for name in ensemble.weights})
+    rescorer, learnt = None, frozenset[str]()
+    if facts.get("rescoring"):
+        if (submission / rescorer_file.SETTINGS).is_file():
+            classes = parts[0].run.metadata.classes
+            rescorer, learnt = rescorer_file.read_rescorer(submission, classes, device=device)
+        else:
+            logger.warning(
+                "%s: its submission was rescored by a classifier of crops, which this campaign did not store; these "
+                "predictions are not rescored.",
+                folder,
+            )
+    return predictor_of(
+        folder, ensemble, parts, device=device, rescorer=rescorer, learnt_hashes=learnt, noun="campaign"
+    )
+
+
+def _key(name: str, path: Path) -> MemberView:
+    """The member and the view in "member@view"."""
+    member, at, view = name.rpartition("@")
+    if not at:
+        raise InputError(
+            f"{path}: the member {name!r} is not named as a campaign does, such as base@1. Restore the file."
+        )
+    return MemberView(member, view)
+
+
+def _without(ensemble: Ensemble, names: list[str]) -> Ensemble:
+    """An ensemble without some members; the weights of the others have the same sum as all had."""
+    kept = {name: weight for name, weight in ensemble.weights.items() if name not in names}
+    factor = sum(ensemble.weights.values()) / sum(kept.values())
+    exponents = {name: value for name, value in ensemble.score_exponents.items() if name in kept}
+    weights = {name: weight * factor for name, weight in kept.items()} if names else kept
+    return replace(ensemble, weights=weights, score_exponents=exponents)
+
+
+def _parts(folder: Path, number: int, keys: Mapping[str, MemberView]) -> list[Part]:
+    """Who predicts what, in the passes that the campaign made: the views that a submission asked for first, together.
+
+    Images are decoded once for all views of a pass, at the size of the largest, so that the passes decide on pixels.
+    """
+    passes: dict[tuple[str, int], dict[str, View]] = {}
+    placed: set[str] = set()
+    for i in range(1, number + 1):
+        path = folder / "submissions" / str(i) / "ensemble.json"
+        asked = [name for name in (read_ensemble(path).weights if path.is_file() else ()) if name not in placed]
+        placed.update(asked)
+        for name in asked:
+            key = _key(name, path)
+            passes.setdefault((key.member, i), {})[name] = View.parse(key.view)
+    for name, key in keys.items():
+        if name not in placed:
+            passes.setdefault((key.member, number + 1), {})[name] = View.parse(key.view)
+    parts = []
+    for (member, _), views in passes.items():
+        wanted = {name: (view,) for name, view in views.items() if name in keys}
+        run = Run(folder / "members" / member)
+        if wanted and not (run.folder / "run.json").is_file():
+            raise InputError(
+                f"{run.folder}: holds no run, and the campaign's ensemble needs this member. Restore the folder from a copy of "
+                "the campaign."
+            )
+        if wanted:
+            parts.append(Part(run, wanted, tuple(views.values())))
+    return parts
+
+
+def _loss(folder: Path, facts: Mapping[str, Any], whole: Ensemble, rest: Ensemble, left_out: list[str]) -> str:
+    """A sentence on the members that are left out, and what that costs out-of-fold where this can be computed."""
+    members = {_key(name, folder).member for name in left_out}
+    what = (
+        f"{folder}: {', '.join(sorted(members))} joined as predictions of another toolkit, which cannot be had for new images; "
+        "the ensemble is applied without them, with the weights of the others in proportion."
+    )
+    metric = str((facts.get("fused") or {}).get("metric") or "ap50")
+    with suppress(InputError, KeyError, TypeError):
+        request = facts["request"]
+        images = request.get("images")
+        data = Path(request["data"])
+        data = data / "train.json" if (data / "train.json").is_file() else data
+        dataset = read(
+            data,
+            images=None if images is None else Path(images),
+            ignore_orientation=bool(request.get("ignore_orientation")),
+        )
+        held_out = set(read_folds(folder / "folds.json").val_ids(0)) - set(facts.get("undecodable_train") or ())
+        val = dataset.subset(held_out)
+        found: dict[str, Predictions] = {}
+        for name in whole.weights:
+            key = _key(name, folder)
+            found[name] = read_predictions(folder / "members" / key.member / f"val@{key.view}.parquet", val)
+        before, after = (measure(apply_ensemble(one, found), val, metric=metric) for one in (whole, rest))
+        return f"{what} Out-of-fold, {metric.upper()} is {before:.3f} with them and {after:.3f} without."
+    return f"{what} What this costs is not known: the campaign's data or its out-of-fold predictions are not there any more."

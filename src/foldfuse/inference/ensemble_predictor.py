@@ -107,7 +107,8 @@ class EnsemblePredictor(Predictor):
         """The fused predictions of opened samples. Raises InputError where an image is missing or cannot be decoded."""
         end = 1.0 if self.rescorer is None else 1 - RESCORING_SHARE
         costs = [sum(view.scale**2 for view in part.views) for part in self.parts]
-        done, members = 0.0, {}
+        done = 0.0
+        members: dict[str, Predictions] = {}
         for part, cost in zip(self.parts, costs, strict=True):
             share = end * cost / sum(costs)
             members |= self._predict_part(part, samples, batch_size, span(progress, done, done + share))

@@ -19,7 +19,8 @@ from foldfuse.evaluation.coco import Score, score_predictions
 from foldfuse.evaluation.diagnosis import Diagnosis, diagnose
 from foldfuse.evaluation.record import OOF, VAL, Evaluation, write_evaluation
 from foldfuse.formats.predictions import write_predictions
-from foldfuse.inference.detector import labels_by_name, load_detector, predict_views, relabel
+from foldfuse.inference.class_labels import labels_by_name, relabel
+from foldfuse.inference.detector import load_detector, predict_views
 from foldfuse.inference.learnt_images import learnt_ids
 from foldfuse.inference.tta import View
 from foldfuse.storage.run import Run, RunMetadata

@@ -19,7 +19,8 @@ from foldfuse.data.readers.coco import read
 from foldfuse.data.readers.image_folder import read_classification
 from foldfuse.errors import InputError, counted
 from foldfuse.evaluation.coco import score_predictions
-from foldfuse.inference.detector import detector_with_weights, labels_by_name, predict_views, relabel
+from foldfuse.inference.class_labels import labels_by_name, relabel
+from foldfuse.inference.detector import detector_with_weights, predict_views
 from foldfuse.inference.learnt_images import ids_of_hashes
 from foldfuse.inference.tta import View
 from foldfuse.recipes import Recipe

@@ -8,6 +8,7 @@ from __future__ import annotations
 import atexit
 import gc
 import inspect
+import logging
 import os
 import re
 import signal
@@ -108,6 +109,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     command = words[0] if words and words[0] in COMMANDS else None
     host.tune_malloc()
     first = os.environ.get("RANK", "0") == "0"  # of torchrun's processes, one speaks
+    if not first:
+        logging.getLogger("foldfuse").addHandler(logging.NullHandler())  # else logging itself prints warnings
     with printing.printable_streams():
         try:
             with signals_as_interrupts(), log_on_standard_error() if first else nullcontext():

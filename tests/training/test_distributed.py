@@ -13,8 +13,10 @@ import torch.nn.functional as F
 
 from foldfuse.commands.predict import predict
 from foldfuse.commands.train import train
+from foldfuse.data.folds import make_folds
 from foldfuse.data.readers.coco import read
 from foldfuse.errors import InputError
+from foldfuse.evaluation.record import read_evaluation
 from foldfuse.formats.predictions import read_predictions
 from foldfuse.storage.run import Run
 from foldfuse.system.processes import SINGLE_PROCESS, World, open_world
@@ -36,6 +38,7 @@ def run(*command):
         [str(part) for part in command], env=QUIET, capture_output=True, text=True, timeout=900
     )  # a busy machine is no failure
     assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
 
 
 @pytest.mark.slow
@@ -60,11 +63,16 @@ def test_two_processes_train_and_predict_from_the_command_line(data, tmp_path):
         "lr=1e-4",
     )  # at the usual rate, rounding alone parts two runs in ten steps
     flags = [word for change in changes for word in ("--set", change)]
-    run(*TORCHRUN, "-m", "foldfuse", "train", data, "--out", tmp_path / "run", *flags, "--steps", "20")
-    train(data, out=tmp_path / "alone", changes=changes, steps=20)
+    folds = tmp_path / "folds.json"
+    make_folds(read(data), num_folds=3).write(folds)
+    out = ["--out", tmp_path / "run", "--folds", folds]
+    printed = run(*TORCHRUN, "-m", "foldfuse", "train", data, *out, *flags, "--steps", "20")
+    assert printed.count("(COCO's) on 2 held-out images") == 1, "one process scores and prints"
+    assert read_evaluation(tmp_path / "run").steps == 20
+    train(data, out=tmp_path / "alone", folds=folds, changes=changes, steps=20)
     metadata = Run(tmp_path / "run").metadata
     assert (metadata.steps, metadata.processes) == (20, 2)
-    two, one = ([row["loss"] for row in Run(tmp_path / name).log] for name in ("run", "alone"))
+    two, one = ([row["loss"] for row in Run(tmp_path / name).log if "loss" in row] for name in ("run", "alone"))
     np.testing.assert_allclose(two, one, rtol=1e-3)
     run(*TORCHRUN, "-m", "foldfuse", "predict", tmp_path / "run", data, "--all", "--out", tmp_path / "two.parquet")
     predict(tmp_path / "run", data, all_=True, out=tmp_path / "one.parquet")

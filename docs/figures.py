@@ -17,6 +17,7 @@ text { font: 14px system-ui, sans-serif; fill: var(--ink); }
 <path d="M0 0 L8 4 L0 8 z" style="fill: var(--line)"/></marker>"""
 
 ROOMS = [  # from the top down; the rooms of one row do not know each other: (name, whether it imports torch), ..., what it holds
+    ([("api", False)], "the commands as Python functions"),
     ([("cli", False)], "the command line"),
     ([("commands", True)], "parse, call, print"),
     ([("demo", False)], "the drawn dataset"),

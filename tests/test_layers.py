@@ -21,6 +21,7 @@ LAYERS = [  # rooms of one line do not know each other
     {"demo"},
     {"commands"},
     {"cli"},
+    {"api"},
 ]
 RANK = {room: i for i, layer in enumerate(LAYERS) for room in layer}
 OUTSIDE = {"__init__", "__main__", "ensemble_boxes"}  # the front door; nothing inside imports them

@@ -13,6 +13,7 @@ import foldfuse
 NAMES = [
     "Annotations",
     "Budget",
+    "Campaign",
     "DETECTORS",
     "Dataset",
     "Detections",
@@ -25,6 +26,8 @@ NAMES = [
     "Sample",
     "Score",
     "View",
+    "fuse",
+    "load",
     "load_detector",
     "load_recipe",
     "make_detector",
@@ -37,8 +40,11 @@ NAMES = [
     "read_ensemble",
     "read_folds",
     "read_predictions",
+    "run_campaign",
+    "score",
     "score_predictions",
     "soft_nms",
+    "train",
     "train_detector",
     "validate_submission",
     "wbf",
@@ -47,6 +53,7 @@ NAMES = [
     "write_submission",
 ]
 WITHOUT_TORCH = [
+    "api",
     "cli",
     "commands.campaign",
     "commands.data",

@@ -14,6 +14,18 @@ class InputError(ValueError):
     message without a traceback and exits with status 2. A mistake in Foldfuse itself is an `assert`, never an InputError.
     """
 
+    def _render_traceback_(self) -> list[str]:
+        """What a notebook shows in place of a traceback: the sentence."""
+        return [f"{type(self).__name__}: {self}"]
+
+
+class Interrupted(KeyboardInterrupt):
+    """Work that was interrupted from a notebook or a program; the message says what is kept and how to resume."""
+
+    def _render_traceback_(self) -> list[str]:
+        """What a notebook shows in place of a traceback: the sentence."""
+        return [f"{type(self).__name__}: {self}"]
+
 
 def shown(value: object, limit: int = 60) -> str:
     """A value as a message shows it: text in quotes, other values as JSON writes them, shortened to `limit` characters.

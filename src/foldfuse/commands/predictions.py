@@ -174,7 +174,7 @@ def score(
     for path, file in zip(paths, read_files, strict=True):
         warn_of_better_reading(path, file, dataset)
     files = [file.predictions for file in read_files]
-    dataset = _scored_images(dataset, dict(zip(paths, files, strict=True)))
+    dataset = scored_images(dataset, dict(zip(paths, files, strict=True)))
     files = [each.select_images(dataset.image_ids) for each in files]
     names = ["score"] if other is None else _file_names(paths)
     scores = [score_predictions(each, dataset) for each in files]
@@ -196,7 +196,7 @@ def score(
         console.print(error_table(diagnosis, of))
 
 
-def _scored_images(dataset: Dataset, files: Mapping[Path, Predictions]) -> Dataset:
+def scored_images(dataset: Dataset, files: Mapping[Path, Predictions]) -> Dataset:
     """The images that every file predicts; warns of images that are not scored, and of images that a run has learnt from.
 
     Raises:

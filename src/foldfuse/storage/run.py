@@ -163,6 +163,9 @@ class Run:
 
     folder: Path
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "folder", Path(self.folder))
+
     def __fspath__(self) -> str:
         """The folder, so that a run stands where a path may stand."""
         return str(self.folder)

@@ -6,7 +6,7 @@ import logging
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from foldfuse.system import printing
 
@@ -26,6 +26,14 @@ class ProgressDisplay(Protocol):
 
     def progress_bar(self, text: str) -> AbstractContextManager[Progress]:
         """Shows the progress of the block."""
+
+
+@runtime_checkable
+class StatusDisplay(Protocol):
+    """A ProgressDisplay that can show named values beside its bars."""
+
+    def status_bar(self, text: str) -> AbstractContextManager[tuple[Progress, Status]]:
+        """Shows the progress of the block, and named values."""
 
 
 _displays: list[ProgressDisplay] = []  # the last one shows the bars
@@ -80,6 +88,10 @@ def progress_bar(text: str) -> Iterator[Progress]:
 @contextmanager
 def status_bar(text: str) -> Iterator[tuple[Progress, Status]]:
     """Shows a bar, named values such as "step 120 loss 1.25" and the remaining time on standard error, if it is a terminal."""
+    if _displays and isinstance(display := _displays[-1], StatusDisplay):
+        with display.status_bar(text) as bar:
+            yield bar
+        return
     if _displays:
         with progress_bar(text) as progress:
             yield progress, no_status

@@ -39,7 +39,7 @@ logger = logging.getLogger(__name__)
 
 
 def read(
-    path: Path | str, *, annotated: bool = True, images: Path | None = None, ignore_orientation: bool = False
+    path: Path | str, *, annotated: bool = True, images: Path | str | None = None, ignore_orientation: bool = False
 ) -> Dataset:
     """The dataset in a COCO JSON file, in `train.json` of a folder, or in any other layout (see `layouts`).
 
@@ -58,7 +58,9 @@ def read(
         InputError: the file is missing or not COCO; an entry is broken (it is named); an image whose size is not stated does
             not exist.
     """
-    loaded = load(Path(path), images, annotated=annotated, ignore_orientation=ignore_orientation)
+    loaded = load(
+        Path(path), None if images is None else Path(images), annotated=annotated, ignore_orientation=ignore_orientation
+    )
     return parse(loaded, annotated=annotated)
 
 

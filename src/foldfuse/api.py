@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -302,7 +303,11 @@ def _as_command() -> Iterator[None]:
         with signals_as_interrupts(), log_on_standard_error(), notebook_progress():
             yield
     except KeyboardInterrupt as error:
-        raise Interrupted(str(error) or "interrupted") from None
+        sentence = str(error) or "interrupted"
+        if found := re.search(r"foldfuse (train|campaign) --resume (.+)$", sentence):
+            name = {"campaign": "run_campaign"}.get(found[1], found[1])
+            sentence += f", or in Python: foldfuse.{name}(resume={found[2]!r})"
+        raise Interrupted(sentence) from None
 
 
 def _named_members(predictions: Sequence[Members]) -> dict[str, Predictions | AnyPath]:

@@ -76,7 +76,9 @@ def test_a_notebook(make_dataset: Callable[..., Path], tmp_path: Path, monkeypat
     assert raised["wrong"][0].startswith("InputError: gone.json")
     assert len(raised["wrong"][0].splitlines()) == 1
     assert "lite0" in shown(outputs["train"], "text/html")
-    assert any(output["output_type"] == "display_data" for output in outputs["interrupted"]), "a bar, cleared at the end"
+    assert any(output["output_type"] == "display_data" for output in outputs["interrupted"]), (
+        "a bar, cleared at the end"
+    )
     assert shown(outputs["load"], "text/plain").startswith("Detections(")
     assert "data:image/jpeg" in shown(outputs["load"], "text/html")
     assert shown(outputs["plot"], "image/png")

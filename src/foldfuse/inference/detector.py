@@ -25,7 +25,7 @@ from foldfuse.system.progress import Progress, no_progress
 def load_detector(run: Run, device: str = "auto") -> tuple[Any, tuple[str, ...]]:
     """The detector of a run with its weights on a device, ready to predict, and the names of its classes.
 
-    The detector is a network: it takes letterboxed batches, as `predict_views` makes them. `foldfuse.load(run)` gives a predictor,
+    The detector is a network for letterboxed batches, as `predict_views` makes them. `foldfuse.load(run)` gives a predictor,
     which takes images and paths.
 
     Raises:

@@ -32,7 +32,10 @@ OPTIONS = {  # of every command: its arguments by their place, then its options
         "--ignore-orientation --device --overwrite"
     ),
     "import": "WEIGHTS --out --overwrite",
-    "predict": "RUN DATA --out --view --batch-size --all --images --ignore-orientation --device --overwrite",
+    "predict": (
+        "RUN DATA --out --draw --score-threshold --max-detections --view --member --batch-size --all --images "
+        "--ignore-orientation --device --overwrite"
+    ),
     "evaluate": ("RUN DATA --out --predictions --batch-size --images --ignore-orientation --device --overwrite"),
     "fuse": (
         "PREDICTIONS --data --out --method --iou --score-threshold --weight --ensemble --input-format --image-ids --category-ids "

@@ -132,7 +132,8 @@ def duration_text(seconds: float | None) -> str | None:
     return None if seconds is None else duration_option(seconds)
 
 
-def _check_fraction(type_: Any, value: float | None) -> None:
+def check_fraction(type_: Any, value: float | None) -> None:
+    """Raises InputError for a number that is not in 0..1."""
     if value is not None and not 0 <= value <= 1:  # NaN too
         raise InputError(f"{value:g} is not in 0..1.")
 
@@ -229,8 +230,8 @@ Metric = Annotated[
     Parameter(help="the competition's metric: AP50, COCO's AP, the best F2, or the wheat competition's."),
 ]
 Weights = Annotated[tuple[float, ...], Parameter(converter=_to_weights, metavar="X,...")]
-Iou = Annotated[float, Parameter(validator=_check_fraction)]
-ScoreThreshold = Annotated[float, Parameter(validator=_check_fraction, help="leave out boxes whose score is lower.")]
+Iou = Annotated[float, Parameter(validator=check_fraction)]
+ScoreThreshold = Annotated[float, Parameter(validator=check_fraction, help="leave out boxes whose score is lower.")]
 MaxDetections = Annotated[
     int | None,
     Parameter(

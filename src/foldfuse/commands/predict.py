@@ -1,224 +1,292 @@
-"""The predict command, for detectors and classifiers."""
+"""The predict command: a run, an ONNX file, an ensemble or a campaign on any images."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import nullcontext, suppress
-from dataclasses import replace
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 from cyclopts import Parameter
 
-from foldfuse.commands import options
-from foldfuse.data.crops import image_crops, object_crops
+from foldfuse.commands import drawn_images, options
+from foldfuse.commands.learnt import unlearnt
 from foldfuse.data.dataset import Dataset
-from foldfuse.data.pixels import open_images
-from foldfuse.data.readers.coco import read
-from foldfuse.data.readers.image_folder import read_classification
-from foldfuse.errors import InputError
-from foldfuse.formats.class_table import write_table
-from foldfuse.formats.predictions import write_predictions
-from foldfuse.fusion.methods import wbf
-from foldfuse.inference.class_labels import concat_shards, labels_by_name, relabel
-from foldfuse.inference.classifier import accuracy, classify
-from foldfuse.inference.detector import load_detector, predict_views
-from foldfuse.inference.learnt_images import learnt_ids
-from foldfuse.inference.pretraining_images import likeness_warnings
-from foldfuse.inference.tta import View, distinct_views, parse_views
+from foldfuse.data.image_inputs import read_paths
+from foldfuse.detections import Predictions
+from foldfuse.errors import InputError, counted
+from foldfuse.formats.predictions import ENDINGS, write_predictions
+from foldfuse.inference.class_labels import concat_shards
+from foldfuse.inference.predictor import BATCH_SIZE, Predictor, load
 from foldfuse.storage.run import Run
 from foldfuse.system import printing
-from foldfuse.system.processes import open_world
 from foldfuse.system.progress import no_progress, progress_bar
-
-CLASSIFIER_VIEWS = ("1", "1+hflip")
 
 
 def predict(
     run: Path,
-    data: Path,
+    data: tuple[Path, ...],
     *,
-    out: options.Out,
-    view: Annotated[options.Names, Parameter(metavar="VIEW,...")] = ("1",),
+    out: options.OptionalOut = None,
+    draw: Annotated[Path | None, Parameter(metavar="DIR")] = None,
+    score_threshold: Annotated[float | None, Parameter(validator=options.check_fraction, metavar="X")] = None,
+    max_detections: options.MaxDetections = None,
+    view: Annotated[options.Names, Parameter(metavar="VIEW,...")] = (),
+    member: Annotated[tuple[str, ...], Parameter(metavar="NAME=RUN")] = (),
     batch_size: options.BatchSize = None,
     all_: Annotated[bool, Parameter(name="--all", negative="")] = False,
     images: options.Images = None,
     ignore_orientation: options.IgnoreOrientation = False,
     device: options.Device = "auto",
     overwrite: options.Overwrite = False,
-) -> Path:
-    """Predict a dataset with a trained run, fuse several TTA views by WBF, and return the path of the predictions.
+) -> Path | None:
+    """Predict images with anything trained: a run, an ONNX file, an ensemble or a whole campaign.
+
+    A campaign's folder applies the members, TTA views, fusion and crop rescoring of its current submission. Several TTA views
+    of a run are fused by WBF. Boxes of images without annotations are in pixels of the upright image.
 
     The run of a classifier takes images in sub-folders by class, images in one folder, or a dataset whose annotated objects
     it classifies. It writes a table of probabilities, .csv or .parquet; its views are 1 and 1+hflip.
 
-    Images that the run has learnt from are left out, unless --all is given: a score or an ensemble must not rest on them.
+    Images that the networks have learnt from are left out, unless --all is given: a score or an ensemble must not rest on them.
 
     Under torchrun each process predicts its share of the images.
 
     Args:
-        run: folder of a trained run.
-        data: the images: a dataset of any layout, a folder of images or a list of them. Annotations are not read, except by a
-            classifier.
-        out: file to write: .parquet (keeps everything), or .json (COCO results).
-        view: TTA views: scales of the recipe's image size, with +hflip or +vflip.
+        run: folder of a trained run or of a campaign, an .onnx file of `foldfuse export`, or the ensemble.json of
+            `foldfuse ensemble`.
+        data: the images: files, folders, patterns in quotes such as 'photos/*.jpg', or datasets of any layout, whose annotations
+            are not read, except by a classifier.
+        out: file to write: .parquet (keeps everything), .json (COCO results), or .csv; `foldfuse submit` makes submissions.
+        draw: folder to write images with boxes drawn on them to; those with a score of 0.3 and more, or of --score-threshold.
+        score_threshold: leave out boxes whose score is lower; all are kept by default, since scores such as AP need them.
+        view: TTA views of a run: scales of the recipe's image size, with +hflip or +vflip; 1 by default.
+        member: the run of a member of an ensemble, where it does not lie beside ensemble.json; NAME=RUN@1,1+hflip where the
+            member was predicted in several views. Repeat for more.
         batch_size: images of 256 px at a time, 16 by default; fewer larger ones, so that memory stays the same.
         all_: predict also the images that the run has learnt from. A .parquet remembers which images these are.
 
     Raises:
-        InputError: the run is not trained, its classes differ from the data's, it has learnt from all images, or an image cannot
-            be decoded.
+        InputError: nothing trained is there, its classes differ from the data's, it has learnt from all images, or an image
+            cannot be decoded.
 
     Examples:
-        foldfuse predict run1 data/test.json --out predictions.parquet
+        foldfuse predict run1 photos/ --draw drawn/
+        foldfuse predict campaign1 data/test.json --out predictions.parquet
+        foldfuse predict run1 'photos/**/*.jpg' one.png --out found.json --draw drawn/ --score-threshold 0.25
         foldfuse predict run1 data/test.json --out views.parquet --view 1,1+hflip
+        foldfuse predict ensemble.json data/test.json --member a_oof=run1 --member b_oof=run2 --out fused.parquet
         foldfuse predict classifier1 data/train.json --out classes.csv
     """
-    out = Path(out)
-    options.refuse_overwrite(out, overwrite, inputs=[run, data, images])
-    ignore_orientation = ignore_orientation or _run_ignores_orientation(Run(run))
-    if Run(run).is_classifier:
+    run, paths = Path(run), [Path(data)] if isinstance(data, str | Path) else [Path(path) for path in data]
+    out, draw = (None if path is None else Path(path) for path in (out, draw))
+    is_classifier = Run(run).is_classifier
+    _check_outputs(run, paths, out, draw, images=images, overwrite=overwrite, is_classifier=is_classifier)
+    if is_classifier:
+        assert out is not None, "_check_outputs refuses a classifier without it"
         return _predict_classes(
             Run(run),
-            data,
+            paths,
             out,
-            views=view,
+            given={
+                "--score-threshold": score_threshold,
+                "--max-detections": max_detections,
+                "--member": member or None,
+            },
+            views=view or ("1",),
             images=images,
             device=device,
             all_=all_,
             ignore_orientation=ignore_orientation,
         )
-    views = parse_views(view)
-    with open_world(device) as world:
-        model, classes = load_detector(Run(run), world.device)
-        views = _distinct_views(views, Run(run).recipe.image_size, model.stride, is_printed=world.is_main)
-        dataset = read(data, annotated=False, images=images, ignore_orientation=ignore_orientation)
-        if not dataset.classes:
-            dataset = dataset.with_classes(classes, Run(run).metadata.category_ids)
-        labels = labels_by_name(classes, dataset, run)
-        ranges = Run(run).metadata.value_ranges
-        dataset = open_images(dataset, ignore_orientation=ignore_orientation, value_ranges=ranges)
-        dataset, learnt = _unlearnt(Run(run), dataset, all_=all_, is_printed=world.is_main)
+    with _world(run, device) as world:
+        predictor = load(run, device=world.device, members=_members(member))
+        views = predictor.parse_views(view)
         if world.is_main:
-            _warn_of_likeness(Run(run), dataset)
-        with (
-            progress_bar(f"predicting {len(dataset)} images") if world.is_main else nullcontext(no_progress) as progress
-        ):
-            own = predict_views(
-                model,
+            for sentence in predictor.repeated_views(views):
+                printing.write(sentence, to_stderr=True)
+        predictor = replace(predictor, ignore_orientation=_ignores_orientation(predictor, ignore_orientation))
+        given = read_paths(paths, images=images, ignore_orientation=predictor.ignore_orientation)
+        if given.repeated and world.is_main:
+            times = counted(given.repeated, "image")
+            printing.write(f"{times} given more than once; each is predicted once.", to_stderr=True)
+        dataset = predictor.open(given)
+        learnt = predictor.learnt_ids(dataset)
+        dataset, learnt = unlearnt(predictor.source, learnt, dataset, all_=all_, is_printed=world.is_main)
+        if world.is_main:
+            _warn_of_likeness(predictor, dataset)
+        text, start = f"predicting {counted(len(dataset), 'image')}", time.monotonic()
+        with progress_bar(text, num_images=len(dataset)) if world.is_main else nullcontext(no_progress) as progress:
+            own = predictor.predict_samples(
                 dataset.samples[world.rank :: world.size],
-                classes,
-                image_size=Run(run).recipe.image_size,
                 views=views,
-                batch_size=batch_size or 16,
+                batch_size=batch_size or BATCH_SIZE,
                 progress=progress,
             )
         shards = world.all_gather(own)
+        seconds = time.monotonic() - start
         if world.is_main:
-            by_view = [concat_shards([shard[each] for shard in shards], dataset.image_ids) for each in views]
-            members = [relabel(predictions, labels, dataset) for predictions in by_view]
-            fused = replace(members[0] if len(members) == 1 else wbf(members), learnt_ids=learnt)
-            write_predictions(fused, out, dataset)
-            if learnt and out.suffix != ".parquet":
-                loss = "which images the run has learnt from" if all_ else "that images were left out"
-                printing.write(
-                    f"{out}: only a .parquet can say {loss}; write one for score, ensemble and rescore.", to_stderr=True
-                )
-    return out
+            found = replace(predictor.relabel(concat_shards(shards, dataset.image_ids), dataset), learnt_ids=learnt)
+            found = _best(found, score_threshold, max_detections)
+            _write(found, dataset, out, draw, score_threshold=score_threshold, is_all=all_)
+            rate = f"{len(dataset) / max(seconds, 1e-9):.1f} images/s"
+            boxes = "1 box" if len(found.boxes) == 1 else f"{len(found.boxes):,} boxes"
+            places = ", ".join(str(path) for path in (out, draw) if path is not None)
+            printing.write(f"{counted(len(dataset), 'image')}, {boxes}, {rate}: {places}", to_stderr=True)
+    return out or draw
 
 
-def _distinct_views(views: Sequence[View], image_size: int, stride: int, *, is_printed: bool) -> tuple[View, ...]:
-    """The views without those that are the same images to the network as an earlier view; logs which these are."""
-    same_as = distinct_views(views, image_size=image_size, stride=stride)
-    for view, first in same_as.items():
-        if view != first and is_printed:
-            pixels = f"{view.image_size(image_size, stride)} px"
-            printing.write(f"the view {view} has {pixels} as the view {first} has: it is left out.", to_stderr=True)
-    return tuple(dict.fromkeys(same_as.values()))
+@dataclass(frozen=True)
+class _OneProcess:
+    """The world of a predictor without torch: this process; see `system.processes.World`."""
+
+    device: str
+    rank: int = 0
+    size: int = 1
+    is_main: bool = True
+
+    def all_gather(self, value: Predictions) -> list[Predictions]:
+        """The value of the one process."""
+        return [value]
 
 
-def _unlearnt(run: Run, dataset: Dataset, *, all_: bool, is_printed: bool = True) -> tuple[Dataset, frozenset[int]]:
-    """The images to predict, and the ids of the images of `dataset` that the run has learnt from; logs how many.
+@contextmanager
+def _world(run: Path, device: str) -> Iterator[Any]:
+    """The processes that predict; one for an ONNX file, which needs no torch."""
+    if run.suffix.lower() == ".onnx":
+        yield _OneProcess(device)
+        return
+    from foldfuse.system.processes import open_world
 
-    Raises:
-        InputError: the run has learnt from all images, and --all is not given.
-    """
-    learnt = learnt_ids(run, dataset)
-    if not learnt:
-        return dataset, learnt
-    number = f"{len(learnt)} of the {len(dataset)} images of {dataset.source}"
-    if all_:
-        sentence = f"{run.folder}: has learnt from {number}; they are predicted as well, as --all says."
-    elif len(learnt) < len(dataset):
-        sentence = (
-            f"{run.folder}: has learnt from {number}. The {len(dataset) - len(learnt)} others are predicted; add --all to "
-            "predict every image."
-        )
-    else:
-        raise InputError(
-            f"{run.folder}: has learnt from all {len(dataset)} images of {dataset.source}, so its predictions there say nothing "
-            "about new images. Give other images, train with --folds to hold some out, or add --all to predict these."
-        )
-    if is_printed:
-        printing.write(sentence, to_stderr=True)
-    return (dataset if all_ else dataset.subset(set(dataset.image_ids) - learnt)), learnt
+    with open_world(device) as world:
+        yield world
 
 
-def _warn_of_likeness(run: Run, dataset: Dataset) -> None:
-    """Tells of images that look like those of the pre-training that the run began from; says nothing if these are not known."""
-    with suppress(InputError):  # the files that the run began from are not needed to predict
-        for sentence in likeness_warnings({str(run.folder): run.recipe}, dataset, what=f"images of {dataset.source}"):
+def _check_outputs(
+    run: Path,
+    data: Sequence[Path],
+    out: Path | None,
+    draw: Path | None,
+    *,
+    images: Path | None,
+    overwrite: bool,
+    is_classifier: bool,
+) -> None:
+    """Raises InputError where an output is missing or cannot be written."""
+    if is_classifier and draw is not None:
+        raise InputError(f"--draw {draw}: {run} is the run of a classifier, which finds no boxes. Leave out --draw.")
+    if out is None and (draw is None or is_classifier):
+        drawn = "" if is_classifier else ", or --draw DIR for images with boxes drawn on them"
+        example = "classes.csv" if is_classifier else "predictions.parquet"
+        raise InputError(f"neither --out nor --draw is given, so nothing would be kept. Add --out {example}{drawn}.")
+    inputs = [run, *data, images]
+    if out is not None:
+        options.refuse_overwrite(out, overwrite, inputs=inputs)
+        if not (is_classifier or out.is_dir() or out.suffix.lower() in ENDINGS):
+            raise InputError(f"{out}: predictions are written as {', '.join(ENDINGS)}; choose one of these endings.")
+    if draw is not None:
+        drawn_images.check_folder(draw, overwrite, inputs)
+
+
+def _members(given: Sequence[str]) -> dict[str, str]:
+    """{member: run} of --member NAME=RUN. Raises InputError for another form, or for a name given twice."""
+    members: dict[str, str] = {}
+    for text in given:
+        name, sign, run = text.partition("=")
+        if not (name and sign and run):
+            raise InputError(f"--member {text}: is no NAME=RUN, such as a_oof=run1.")
+        if name in members:
+            raise InputError(f"--member {text}: the member {name} is given twice. Give one run for each member.")
+        members[name] = run
+    return members
+
+
+def _best(predictions: Predictions, score_threshold: float | None, max_detections: int | None) -> Predictions:
+    """The boxes at or above a score, and at most so many an image, those of the highest scores."""
+    if score_threshold is not None:
+        predictions = predictions.filter(predictions.scores >= score_threshold)
+    if max_detections is None:
+        return predictions
+    index = predictions.image_index
+    order = np.lexsort((-predictions.scores, index))  # image after image, as the rows are
+    rank = np.empty(len(order), np.int64)
+    rank[order] = np.arange(len(order)) - predictions.offsets[:-1][index]
+    return predictions.filter(rank < max_detections)
+
+
+def _write(
+    predictions: Predictions,
+    dataset: Dataset,
+    out: Path | None,
+    draw: Path | None,
+    *,
+    score_threshold: float | None,
+    is_all: bool,
+) -> None:
+    """Writes the file and the drawn images that are asked for."""
+    if out is not None:
+        write_predictions(predictions, out, dataset)
+        if predictions.learnt_ids and out.suffix != ".parquet":
+            loss = "which images the run has learnt from" if is_all else "that images were left out"
+            printing.write(
+                f"{out}: only a .parquet can say {loss}; write one for score, ensemble and rescore.", to_stderr=True
+            )
+        if out.suffix.lower() == ".csv":
+            printing.write(
+                f"{out}: has the columns PredictionString and image_id. For a contest's own columns and order, write a .parquet, "
+                "and give it to 'foldfuse submit' with --like sample_submission.csv.",
+                to_stderr=True,
+            )
+    if draw is not None:
+        with progress_bar(f"drawing {counted(len(predictions), 'image')}", num_images=len(predictions)) as progress:
+            drawn_images.draw_images(predictions, dataset, draw, score_threshold=score_threshold, progress=progress)
+
+
+def _warn_of_likeness(predictor: Predictor, dataset: Dataset) -> None:
+    """Tells of images that look like those of the pre-training behind a run; says nothing if these are not known."""
+    if not predictor.runs:
+        return
+    from foldfuse.inference.pretraining_images import likeness_warnings
+
+    with suppress(InputError):  # the files that a run began from are not needed to predict
+        recipes = {str(run.folder): run.recipe for run in predictor.runs}
+        for sentence in dict.fromkeys(likeness_warnings(recipes, dataset, what=f"images of {dataset.source}")):
             printing.write(f"WARNING: {sentence}", to_stderr=True)
 
 
-def _run_ignores_orientation(run: Run) -> bool:
-    """Whether a run was trained with --ignore-orientation, which then holds for its predictions too; says so."""
+def _ignores_orientation(predictor: Predictor, asked: bool) -> bool:
+    """Whether orientation tags are ignored: as asked, or since the predictor was trained so, which is then said."""
+    if predictor.ignore_orientation:
+        printing.write(
+            f"{predictor.source}: was trained with --ignore-orientation, so the orientation tags of these images are ignored "
+            "too.",
+            to_stderr=True,
+        )
+    return asked or predictor.ignore_orientation
+
+
+def _predict_classes(
+    run: Run, data: Sequence[Path], out: Path, *, given: dict[str, Any], ignore_orientation: bool, **choices: Any
+) -> Path:
+    """Classifies one folder or dataset with the run of a classifier. Raises InputError for several, or a detector's option."""
+    from foldfuse.commands.predict_classes import predict_classes
+
+    if len(data) != 1:
+        raise InputError(
+            f"{run.folder}: is the run of a classifier, which takes one folder or dataset; {len(data)} are given."
+        )
+    for option, value in given.items():
+        if value is not None:
+            raise InputError(
+                f"{option}: {run.folder} is the run of a classifier, which finds no boxes. Leave out {option}."
+            )
     ignores = run.metadata.ignore_orientation
     if ignores:
         printing.write(
             f"{run.folder}: was trained with --ignore-orientation, so the orientation tags of these images are ignored too.",
             to_stderr=True,
         )
-    return ignores
-
-
-def _predict_classes(
-    run: Run,
-    data: Path,
-    out: Path,
-    *,
-    views: Sequence[str],
-    images: Path | None,
-    device: str,
-    all_: bool,
-    ignore_orientation: bool,
-) -> Path:
-    """Classify a dataset with a classifier's run, and return the path of the table of probabilities."""
-    if out.suffix not in (".csv", ".parquet"):
-        raise InputError(
-            f"{out}: a classifier's probabilities are written as .csv or .parquet; choose one of these endings."
-        )
-    if unknown := set(views) - set(CLASSIFIER_VIEWS):
-        raise InputError(f"no view of a classifier is called {min(unknown)!r}. Known: {', '.join(CLASSIFIER_VIEWS)}.")
-    classes = run.metadata.classes
-    dataset, whole_images = read_classification(
-        data, classes=classes, images=images, ignore_orientation=ignore_orientation
-    )
-    ranges = run.metadata.value_ranges
-    dataset = open_images(dataset, ignore_orientation=ignore_orientation, value_ranges=ranges)
-    dataset, learnt = _unlearnt(run, dataset, all_=all_)
-    crops = image_crops(dataset) if whole_images else object_crops(dataset)
-    if not len(crops):
-        raise InputError(f"{data}: no object is annotated, so there is no crop to classify.")
-    with progress_bar(f"classifying {len(crops)} {'images' if whole_images else 'objects'}") as progress:
-        probabilities = classify(run, crops, views=tuple(views), device=device, progress=progress)
-    write_table(probabilities, crops, classes, out, boxes=not whole_images)
-    if (crops.labels >= 0).all():
-        labels = crops.labels
-        by_class = [accuracy(probabilities[labels == k], labels[labels == k]) for k in np.unique(labels)]
-        score = accuracy(probabilities, labels)
-        printing.write(f"accuracy {score:.4f} of {len(crops)}; mean of the classes {np.mean(by_class):.4f}")
-        if learnt and all_:
-            printing.write("This accuracy is not of new images: the run has learnt from some of them.", to_stderr=True)
-    return out
+    return predict_classes(run, data[0], out, ignore_orientation=ignore_orientation or ignores, **choices)

@@ -93,7 +93,7 @@ def read_anything(images: Any, *, ignore_orientation: bool = False) -> ImageInpu
     is_one = isinstance(images, Image.Image | Sample) or (isinstance(images, np.ndarray) and images.ndim != 4)
     if not is_one and not isinstance(images, Iterable):
         raise InputError(
-            f"a {type(images).__name__} is no image. Give a path, a Pillow image, an array, or a list of them."
+            f"{shown(images)} is no image. Give a path, a Pillow image, an array, or a list of them."
         )
     samples: list[Sample] = []
     measured: set[int] = set()

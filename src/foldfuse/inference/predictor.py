@@ -19,7 +19,7 @@ from foldfuse.detections import Detections, Predictions
 from foldfuse.errors import InputError
 from foldfuse.inference.class_labels import labels_by_name, relabel
 from foldfuse.inference.learnt_images import learnt_ids
-from foldfuse.inference.tta import View, parse_views
+from foldfuse.inference.tta import View, distinct_views, parse_views
 from foldfuse.storage.ledger import NAME as LEDGER
 from foldfuse.storage.run import Run
 from foldfuse.system.progress import Progress, no_progress
@@ -84,6 +84,10 @@ class Predictor(ABC):
         Raises:
             InputError: a name is no view, or the predictor has views of its own.
         """
+
+    def repeated_views(self, views: Sequence[View]) -> list[str]:
+        """A sentence for each view that shows the network the same images as an earlier view, and is left out."""
+        return []
 
     def learnt_ids(self, dataset: Dataset) -> frozenset[int]:
         """The ids of the images of `dataset` that the predictor has learnt from, as far as this is recorded."""
@@ -165,6 +169,15 @@ class Predictor(ABC):
         named = ", ".join(self.classes[:5]) + (", ..." if len(self.classes) > 5 else "")
         plural = "class" if len(self.classes) == 1 else "classes"
         return f"Predictor({self.kind}, {len(self.classes)} {plural}: {named})"
+
+
+def repeated_views(views: Sequence[View], *, image_size: int, stride: int) -> list[str]:
+    """See `Predictor.repeated_views`."""
+    return [
+        f"the view {view} has {view.image_size(image_size, stride)} px as the view {first} has: it is left out."
+        for view, first in distinct_views(views, image_size=image_size, stride=stride).items()
+        if view != first
+    ]
 
 
 def own_views(names: Sequence[str]) -> tuple[View, ...]:

@@ -11,7 +11,7 @@ from foldfuse.detections import Predictions
 from foldfuse.errors import InputError
 from foldfuse.fusion.methods import wbf
 from foldfuse.inference.detector import load_detector, predict_views
-from foldfuse.inference.predictor import BATCH_SIZE, PLAIN, Predictor, own_views
+from foldfuse.inference.predictor import BATCH_SIZE, PLAIN, Predictor, own_views, repeated_views
 from foldfuse.inference.tta import View, distinct_views
 from foldfuse.storage.run import Run
 from foldfuse.system.progress import Progress, no_progress
@@ -47,9 +47,9 @@ class RunPredictor(Predictor):
         """The TTA views of these names; by default the plain one. Raises InputError for a name that is no view."""
         return own_views(names)
 
-    def distinct_views(self, views: Sequence[View]) -> dict[View, View]:
-        """{view: the first of `views` that shows the network the same images}."""
-        return distinct_views(views, image_size=self.image_size, stride=self.model.stride)
+    def repeated_views(self, views: Sequence[View]) -> list[str]:
+        """A sentence for each view that shows the network the same images as an earlier view, and is left out."""
+        return repeated_views(views, image_size=self.image_size, stride=self.model.stride)
 
     def predict_each(
         self,
@@ -81,7 +81,8 @@ class RunPredictor(Predictor):
         progress: Progress = no_progress,
     ) -> Predictions:
         """The predictions of opened samples; several views are fused by WBF. Raises InputError as `predict_views` does."""
-        distinct = tuple(dict.fromkeys(self.distinct_views(views or PLAIN).values()))
+        first = distinct_views(views or PLAIN, image_size=self.image_size, stride=self.model.stride)
+        distinct = tuple(dict.fromkeys(first.values()))
         by_view = self.predict_each(samples, distinct, batch_size=batch_size, progress=progress)
         return by_view[distinct[0]] if len(distinct) == 1 else wbf([by_view[view] for view in distinct])
 

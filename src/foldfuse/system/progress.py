@@ -63,8 +63,13 @@ def error_console() -> Console:
 
 
 @contextmanager
-def progress_bar(text: str) -> Iterator[Progress]:
-    """Shows a bar with the elapsed and the remaining time on standard error, where that is a terminal."""
+def progress_bar(text: str, *, num_images: int | None = None) -> Iterator[Progress]:
+    """Shows a bar with the elapsed and the remaining time on standard error, where that is a terminal.
+
+    Args:
+        text: the work.
+        num_images: the images that the whole work is of; the bar then shows images per second.
+    """
     if _displays:
         with _displays[-1].progress_bar(text) as progress:
             yield progress
@@ -80,9 +85,16 @@ def progress_bar(text: str) -> Iterator[Progress]:
         TextColumn("left:"),
         TimeRemainingColumn(),
     )
-    with RichProgress(*columns, console=error_console(), transient=True) as bars:
-        task = bars.add_task(text, total=1.0)
-        yield lambda share: bars.update(task, completed=min(1.0, share))
+    rate = (TextColumn("{task.fields[rate]}", markup=False),) if num_images is not None else ()
+    with RichProgress(*columns, *rate, console=error_console(), transient=True) as bars:
+        task = bars.add_task(text, total=1.0, rate="")
+
+        def show(share: float) -> None:
+            elapsed = bars.tasks[0].elapsed
+            rate = f"{share * num_images / elapsed:.1f} images/s" if num_images is not None and elapsed else ""
+            bars.update(task, completed=min(1.0, share), rate=rate)
+
+        yield show
 
 
 @contextmanager

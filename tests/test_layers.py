@@ -46,6 +46,9 @@ NEEDS_NO_TORCH = {  # rooms, and modules of others
         "commands.campaign",
         "commands.report",
         "commands.recipes",
+        "commands.predict",
+        "inference.onnx_predictor",
+        "inference.predictor",
     ),
 }
 

@@ -123,6 +123,7 @@ def test_a_campaign_predicts_its_submission(campaign, made, tmp_path):
     predictor = load(ledger.folder, device="cpu")
     assert repr(predictor).endswith("crop rescoring, 2 classes: red, blue)")
     equal(predictor.predict(made / "t" / "train.json"), rescored)
+    assert repr(load(ledger.folder / "ensemble.json", device="cpu")) == repr(predictor)
     out = tmp_path / "p.parquet"
     assert cli.main(["predict", str(ledger.folder), str(made / "t"), "--out", str(out), "--device", "cpu"]) == 0
     equal(read_predictions(out, task.test), rescored)

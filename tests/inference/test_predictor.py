@@ -98,6 +98,7 @@ def test_a_turned_image_has_boxes_in_its_upright_pixels(trained, predictor, tmp_
         ("gone.png", "there is no such image"),
         (5, "5 is no image"),
         (np.zeros((4, 4), np.float32), "uint8"),
+        (np.zeros((0, 5, 3), np.uint8), "no pixels"),
     ],
 )
 def test_what_is_no_image_is_refused(predictor, images, message):

@@ -23,7 +23,7 @@ from foldfuse.inference.cost import (
     scaling_exponents,
 )
 from foldfuse.inference.detector import load_detector
-from foldfuse.inference.onnx_export import PACKAGES, write_onnx
+from foldfuse.inference.onnx_export import PACKAGES, run_facts, write_onnx
 from foldfuse.models.cpu.fold_batch_norm import fold_batch_norms
 from foldfuse.reporting.profile_page import page
 from foldfuse.storage.run import Run
@@ -127,6 +127,7 @@ def export(
         run = Run(Path(model))
         net, classes = load_detector(run, "cpu")
         size, metadata = run.recipe.image_size, {"model": run.recipe.detector, "classes": json.dumps(classes)}
+        metadata |= run_facts(run, net)
     else:
         net = make_model(model, num_classes)
         if is_detector(model):

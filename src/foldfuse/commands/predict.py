@@ -81,7 +81,8 @@ def predict(
         foldfuse predict ensemble.json data/test.json --member a_oof=run1 --member b_oof=run2 --out fused.parquet
         foldfuse predict classifier1 data/train.json --out classes.csv
     """
-    run, paths = Path(run), [Path(data)] if isinstance(data, str | Path) else [Path(path) for path in data]
+    given_data: Any = data  # one path is taken too
+    run, paths = Path(run), [Path(p) for p in ([given_data] if isinstance(given_data, str | Path) else given_data)]
     out, draw = (None if path is None else Path(path) for path in (out, draw))
     is_classifier = Run(run).is_classifier
     _check_outputs(run, paths, out, draw, images=images, overwrite=overwrite, is_classifier=is_classifier)

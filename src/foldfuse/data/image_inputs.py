@@ -92,9 +92,7 @@ def read_anything(images: Any, *, ignore_orientation: bool = False) -> ImageInpu
         return read_paths([images], ignore_orientation=ignore_orientation)
     is_one = isinstance(images, Image.Image | Sample) or (isinstance(images, np.ndarray) and images.ndim != 4)
     if not is_one and not isinstance(images, Iterable):
-        raise InputError(
-            f"{shown(images)} is no image. Give a path, a Pillow image, an array, or a list of them."
-        )
+        raise InputError(f"{shown(images)} is no image. Give a path, a Pillow image, an array, or a list of them.")
     samples: list[Sample] = []
     measured: set[int] = set()
     for item in [images] if is_one else images:
@@ -130,7 +128,10 @@ def pixels_of(image: Any, *, ignore_orientation: bool = False) -> Any:
         if upright.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in upright.info:
             upright = on_white(upright)
         return np.array(open_rgb(upright))
-    return np.array(open_rgb(image))
+    pixels = np.asarray(image)
+    if not pixels.size:
+        raise InputError(f"the image is an array of shape {pixels.shape}, which has no pixels. Give one that has some.")
+    return np.array(open_rgb(pixels))
 
 
 def _dataset_at(path: str | Path, images: Path | None, ignore_orientation: bool) -> ImageInputs | None:

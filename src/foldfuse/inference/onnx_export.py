@@ -1,11 +1,13 @@
 """Writes a network as an ONNX file and checks it in ONNX Runtime. Inputs are images in 0..1, outputs as of `forward`.
 
 Boxes are not decoded in the file: the detector's `decode` does it, from the outputs by their names. The file's metadata holds the
-model's name, its classes, its anchor scale and its stride.
+model's name, its classes, its anchor scale and its stride; that of a run also what `onnx_predictor` needs.
 """
 
 from __future__ import annotations
 
+import inspect
+import json
 import math
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,10 +17,41 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from foldfuse.inference.numpy_decoding import Decoding, Head
+from foldfuse.inference.onnx_predictor import KEY, VERSION, OnnxFacts
+from foldfuse.models.detection.heads import AnchorPrediction
+from foldfuse.models.detection.yolov5_head import YOLOv5Head
+from foldfuse.storage.run import Run
 from foldfuse.system.atomic_files import atomic
+from foldfuse.system.records import to_plain
 
 PACKAGES = ("onnx", "onnxruntime", "onnxscript")
 TOLERANCE = 1e-3  # difference from PyTorch's output, relative to the largest output
+
+
+def run_facts(run: Run, net: Any) -> dict[str, str]:
+    """The metadata entry that lets `onnx_predictor` predict with the file of a run, whose detector is `net`."""
+    head = getattr(net, "head", net)
+    options = inspect.signature(head.decode).parameters
+    chosen = {name: options[name].default for name in ("score_threshold", "nms_iou", "max_detections", "pre_nms_topk")}
+    if isinstance(head, YOLOv5Head):
+        levels = head.anchors.double().tolist()
+        decoding = Decoding("yolov5", anchors=tuple(tuple((w, h) for w, h in level) for level in levels), **chosen)
+    else:
+        kind: Head = "anchors" if isinstance(head, AnchorPrediction) else "anchor_free"
+        decoding = Decoding(kind, anchor_scale=float(head.anchor_scale), **chosen)
+    metadata, recipe = run.metadata, run.recipe
+    facts = OnnxFacts(
+        recipe.detector,
+        metadata.classes,
+        metadata.category_ids,
+        recipe.image_size,
+        int(net.stride),
+        decoding,
+        metadata.ignore_orientation,
+        dict(metadata.value_ranges),
+    )
+    return {KEY: json.dumps(to_plain(facts, version=VERSION))}
 
 
 class FlatOutputs(nn.Module):

@@ -198,11 +198,22 @@ def load(path: str | Path, *, device: str = "auto", members: Mapping[str, str | 
         InputError: there is nothing of these kinds, or a part of it is missing.
     """
     path = Path(path)
+    if path.name == "ensemble.json" and (path.parent / LEDGER).is_file() and not members:
+        path = path.parent  # the campaign's current submission
+    if not path.exists():
+        raise InputError(
+            f"{path}: there is nothing of that name. Is {path} the folder of a run or of a campaign, an .onnx file or an "
+            "ensemble.json? Check the name."
+        )
     is_campaign = (path / LEDGER).is_file()
     is_ensemble = path.suffix.lower() == ".json" or (path.is_dir() and (path / "ensemble.json").is_file())
     is_run = (path / "run.json").is_file()
     if members and (is_campaign or is_run or not is_ensemble):
         raise InputError(f"{path}: is no ensemble.json, and only the members of an ensemble are named by --member.")
+    if path.suffix.lower() == ".onnx":
+        from foldfuse.inference.onnx_predictor import load_onnx
+
+        return load_onnx(path, device=device)
     if is_campaign:
         from foldfuse.inference.campaign_predictor import load_campaign
 

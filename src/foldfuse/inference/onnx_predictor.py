@@ -1,0 +1,202 @@
+"""The predictor of an ONNX file of `foldfuse export`, in ONNX Runtime and numpy: torch is not needed."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from foldfuse.data.dataset import Sample
+from foldfuse.data.images import PAD_VALUE
+from foldfuse.detections import Array, Detections, Predictions
+from foldfuse.errors import InputError
+from foldfuse.fusion.methods import wbf
+from foldfuse.inference.numpy_decoding import Decoding, decode
+from foldfuse.inference.predictor import BATCH_SIZE, PLAIN, Predictor, own_views, repeated_views
+from foldfuse.inference.tta import View, distinct_views
+from foldfuse.inference.views import predict_images
+from foldfuse.storage.run import Run
+from foldfuse.system.files import parse_json
+from foldfuse.system.progress import Progress, no_progress
+from foldfuse.system.records import from_plain
+
+KEY = "foldfuse"  # of the metadata entry that holds an `OnnxFacts` as JSON
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class OnnxFacts:
+    """What an exported file says of itself.
+
+    Attributes:
+        detector: the detector's name.
+        classes, category_ids: see `RunMetadata`.
+        image_size: the longest side, in pixels, that it was trained at.
+        stride: sides of its input are multiples of it.
+        decoding: how its outputs become boxes.
+        ignore_orientation, value_ranges: see `RunMetadata`.
+    """
+
+    detector: str
+    classes: tuple[str, ...]
+    category_ids: tuple[int, ...]
+    image_size: int
+    stride: int
+    decoding: Decoding
+    ignore_orientation: bool
+    value_ranges: dict[str, tuple[float, float]]
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class OnnxPredictor(Predictor):
+    """A detector in ONNX Runtime.
+
+    Attributes:
+        facts: what the file says of itself.
+        session: the runtime's session.
+        fixed: the side of the only image that the file takes, in pixels; None for any sizes.
+    """
+
+    facts: OnnxFacts
+    session: Any
+    fixed: int | None
+
+    @property
+    def kind(self) -> str:
+        """Such as "ONNX file of lite0_fpn at 320 px"."""
+        return f"ONNX file of {self.facts.detector} at {self.facts.image_size} px"
+
+    @property
+    def runs(self) -> tuple[Run, ...]:
+        """None: the file does not say which run it is of, nor which images that has learnt from."""
+        return ()
+
+    def parse_views(self, names: Sequence[str]) -> tuple[View, ...]:
+        """The TTA views of these names. Raises InputError for a name that is no view, or a scale that the file does not take."""
+        views = own_views(names)
+        if self.fixed is not None and any(view.scale > 1 for view in views):
+            raise InputError(
+                f"{self.source}: takes images of {self.fixed} px alone, and the view {max(views, key=lambda v: v.scale)} is "
+                "larger. Leave it out, or export the run without --fixed-size."
+            )
+        return views
+
+    def repeated_views(self, views: Sequence[View]) -> list[str]:
+        """See `Predictor.repeated_views`."""
+        return repeated_views(views, image_size=self.facts.image_size, stride=self.facts.stride)
+
+    def predict_samples(
+        self,
+        samples: Sequence[Sample],
+        *,
+        views: Sequence[View] = (),
+        batch_size: int = BATCH_SIZE,
+        progress: Progress = no_progress,
+    ) -> Predictions:
+        """The predictions of opened samples; several views are fused by WBF.
+
+        Raises:
+            InputError: an image is missing or cannot be decoded, or the outputs are not those of the file's head.
+        """
+        first = distinct_views(views or PLAIN, image_size=self.facts.image_size, stride=self.facts.stride)
+        distinct = tuple(dict.fromkeys(first.values()))
+        by_view = predict_images(
+            self.detect,
+            samples,
+            self.classes,
+            image_size=self.facts.image_size,
+            stride=self.facts.stride,
+            views=distinct,
+            batch_size=batch_size,
+            progress=progress,
+        )
+        return by_view[distinct[0]] if len(distinct) == 1 else wbf([by_view[view] for view in distinct])
+
+    def detect(self, images: Array) -> list[Detections]:
+        """(B, H, W, 3) uint8 -> the detections in each, in its pixels. Raises InputError where the file cannot do it."""
+        batches = [images]
+        if self.fixed is not None:
+            square = np.full((len(images), self.fixed, self.fixed, 3), PAD_VALUE, np.uint8)
+            square[:, : images.shape[1], : images.shape[2]] = images
+            batches = [square[i : i + 1] for i in range(len(square))]
+        found: list[Detections] = []
+        try:
+            for batch in batches:
+                inputs = np.ascontiguousarray(batch.transpose(0, 3, 1, 2).astype(np.float32) / 255)
+                outputs = self.session.run(None, {self.session.get_inputs()[0].name: inputs})
+                found += decode(outputs, self.facts.decoding, (batch.shape[1], batch.shape[2]))
+        except Exception as error:  # the runtime's errors have no common parent
+            raise InputError(
+                f"{self.source}: cannot be run on images of {images.shape[2]} x {images.shape[1]} px ({str(error)[:100]}). "
+                "Export the run again."
+            ) from None
+        return found
+
+
+def load_onnx(path: Path, *, device: str = "auto") -> OnnxPredictor:
+    """The predictor of an ONNX file.
+
+    Args:
+        path: a file of `foldfuse export`.
+        device: auto, cpu, or cuda, which needs the runtime's package for it.
+
+    Raises:
+        InputError: the file is missing or broken, does not say how it is decoded, or the runtime or device is missing.
+    """
+    if not path.is_file():
+        raise InputError(f"{path}: there is no such file. Write one: foldfuse export RUN --out {path}")
+    if importlib.util.find_spec("onnxruntime") is None:
+        raise InputError(f"{path}: onnxruntime must be installed to predict with it: pip install onnxruntime.")
+    import onnxruntime
+
+    cuda = "CUDAExecutionProvider"
+    if device.partition(":")[0] not in ("auto", "cpu") and (
+        not device.startswith("cuda") or cuda not in onnxruntime.get_available_providers()
+    ):
+        raise InputError(
+            f"--device {device}: the installed ONNX Runtime cannot compute on it. Leave out the option, or install "
+            "onnxruntime-gpu."
+        )
+    has_cuda = device != "cpu" and cuda in onnxruntime.get_available_providers()
+    providers: list[Any] = ["CPUExecutionProvider"]
+    if has_cuda:
+        providers.insert(0, (cuda, {"device_id": int(device.partition(":")[2] or 0)}))
+    try:
+        session = onnxruntime.InferenceSession(str(path), providers=providers)
+    except Exception as error:  # the runtime's errors have no common parent
+        reason = " ".join(str(error).split())[:100]
+        raise InputError(f"{path}: cannot be read as an ONNX file ({reason}). Export the run again.") from None
+    facts = _facts(path, session.get_modelmeta().custom_metadata_map)
+    height = session.get_inputs()[0].shape[2]
+    return OnnxPredictor(
+        path,
+        facts.classes,
+        facts.category_ids,
+        facts.ignore_orientation,
+        facts.value_ranges,
+        facts,
+        session,
+        height if isinstance(height, int) else None,
+    )
+
+
+def _facts(path: Path, metadata: dict[str, str]) -> OnnxFacts:
+    """What a file says of itself. Raises InputError for one that does not, as of an earlier version."""
+    if KEY not in metadata:
+        raise InputError(
+            f"{path}: does not say its classes and how its boxes are decoded, as the files of 'foldfuse export RUN' do from "
+            "this version on. Export the run again."
+        )
+    plain = parse_json(metadata[KEY], f"{path}: its metadata", what="JSON")
+    facts = from_plain(plain, OnnxFacts, where=str(path), what="the metadata of an exported detector", version=VERSION)
+    decoding = facts.decoding
+    is_usable = facts.classes and 0 < facts.image_size <= 4096 and 0 < facts.stride <= 512
+    if not is_usable or not (0 < decoding.max_detections <= decoding.pre_nms_topk and 0 <= decoding.nms_iou <= 1):
+        raise InputError(f"{path}: its metadata hold a value out of its range. Export the run again.")
+    if decoding.head == "yolov5" and [len(level) for level in decoding.anchors] != [3, 3, 3]:
+        raise InputError(f"{path}: its metadata lack the anchors. Export the run again.")
+    return facts

@@ -17,10 +17,11 @@ from foldfuse.commands.learnt import unlearnt
 from foldfuse.data.dataset import Dataset
 from foldfuse.data.image_inputs import read_paths
 from foldfuse.detections import Predictions
-from foldfuse.errors import InputError, counted
+from foldfuse.errors import InputError, counted, shown
 from foldfuse.formats.predictions import ENDINGS, write_predictions
 from foldfuse.inference.class_labels import concat_shards
 from foldfuse.inference.predictor import BATCH_SIZE, Predictor, load
+from foldfuse.inference.tta import View
 from foldfuse.storage.run import Run
 from foldfuse.system import printing
 from foldfuse.system.progress import no_progress, progress_bar
@@ -176,7 +177,11 @@ def _check_outputs(
     overwrite: bool,
     is_classifier: bool,
 ) -> None:
-    """Raises InputError where an output is missing or cannot be written."""
+    """Raises InputError where an output is missing or cannot be written, or a view is taken for an image."""
+    if view := next((str(path) for path in data if not path.exists() and _is_view(str(path))), None):
+        raise InputError(
+            f"{shown(view)} belongs to no argument. Several values of one option stand in one word, with commas between them."
+        )
     if is_classifier and draw is not None:
         raise InputError(f"--draw {draw}: {run} is the run of a classifier, which finds no boxes. Leave out --draw.")
     if out is None and (draw is None or is_classifier):
@@ -190,6 +195,14 @@ def _check_outputs(
             raise InputError(f"{out}: predictions are written as {', '.join(ENDINGS)}; choose one of these endings.")
     if draw is not None:
         drawn_images.check_folder(draw, overwrite, inputs)
+
+
+def _is_view(text: str) -> bool:
+    try:
+        View.parse(text)
+    except InputError:
+        return False
+    return True
 
 
 def _members(given: Sequence[str]) -> dict[str, str]:

@@ -19,8 +19,9 @@ from foldfuse.data.image_inputs import read_paths
 from foldfuse.detections import Predictions
 from foldfuse.errors import InputError, counted, shown
 from foldfuse.formats.predictions import ENDINGS, write_predictions
+from foldfuse.inference.base_predictor import BATCH_SIZE, Predictor
 from foldfuse.inference.class_labels import concat_shards
-from foldfuse.inference.predictor import BATCH_SIZE, Predictor, load
+from foldfuse.inference.predictor import load
 from foldfuse.inference.tta import View
 from foldfuse.storage.run import Run
 from foldfuse.system import printing

@@ -16,7 +16,7 @@ from foldfuse.detections import Predictions
 from foldfuse.ensemble.ensemble import Ensemble, apply_ensemble, read_ensemble
 from foldfuse.errors import InputError, counted, unknown_name
 from foldfuse.fusion.methods import wbf
-from foldfuse.inference.predictor import BATCH_SIZE, PLAIN, Predictor
+from foldfuse.inference.base_predictor import BATCH_SIZE, PLAIN, Predictor
 from foldfuse.inference.rescoring import Rescorer, apply_rescorer
 from foldfuse.inference.rescoring_data import span
 from foldfuse.inference.run_predictor import RunPredictor, load_run

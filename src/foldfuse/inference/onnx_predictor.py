@@ -15,8 +15,8 @@ from foldfuse.data.images import PAD_VALUE
 from foldfuse.detections import Array, Detections, Predictions
 from foldfuse.errors import InputError
 from foldfuse.fusion.methods import wbf
+from foldfuse.inference.base_predictor import BATCH_SIZE, PLAIN, Predictor, own_views, repeated_views
 from foldfuse.inference.numpy_decoding import Decoding, decode
-from foldfuse.inference.predictor import BATCH_SIZE, PLAIN, Predictor, own_views, repeated_views
 from foldfuse.inference.tta import View, distinct_views
 from foldfuse.inference.views import predict_images
 from foldfuse.storage.run import Run

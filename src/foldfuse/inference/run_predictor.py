@@ -10,8 +10,8 @@ from foldfuse.data.dataset import Sample
 from foldfuse.detections import Predictions
 from foldfuse.errors import InputError
 from foldfuse.fusion.methods import wbf
+from foldfuse.inference.base_predictor import BATCH_SIZE, PLAIN, Predictor, own_views, repeated_views
 from foldfuse.inference.detector import load_detector, predict_views
-from foldfuse.inference.predictor import BATCH_SIZE, PLAIN, Predictor, own_views, repeated_views
 from foldfuse.inference.tta import View, distinct_views
 from foldfuse.storage.run import Run
 from foldfuse.system.progress import Progress, no_progress

@@ -1,4 +1,4 @@
-"""The notebooks in examples/ run in a fresh kernel from the first cell to the last, and hold the outputs of a real run."""
+"""The notebooks in examples/ run in a fresh kernel from the first cell to the last, and hold the outputs of one run or none."""
 
 from pathlib import Path
 
@@ -11,10 +11,11 @@ MAX_BYTES = 500_000
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_it_is_small_and_holds_the_outputs_of_one_run_from_top_to_bottom(path):
+def test_it_is_small_and_holds_the_outputs_of_one_run_or_none(path):
     assert path.stat().st_size < MAX_BYTES
     cells = [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
-    assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1))
+    counts = [cell.execution_count for cell in cells]
+    assert counts in (list(range(1, len(cells) + 1)), [None] * len(cells))
     assert not [out for cell in cells for out in cell.outputs if out.output_type == "error"]
 
 

@@ -53,6 +53,7 @@ COMMANDS = {  # name: (function, summary)
     "convert": ("foldfuse.commands.predictions:convert", "Write predictions in another format."),
     "score": ("foldfuse.commands.predictions:score", "Score predictions against annotations."),
     "submit": ("foldfuse.commands.predictions:submit", "Write predictions as a submission, and read it back."),
+    "browse": ("foldfuse.commands.browse:browse", "Write a page to look at images, annotations and predictions."),
     "models": ("foldfuse.commands.model_table:models", "List the models with their cost."),
     "recipes": ("foldfuse.commands.recipes:recipes", "List the recipes."),
     "profile": ("foldfuse.commands.models:profile", "Measure how a model's cost grows with the image size."),
@@ -60,7 +61,7 @@ COMMANDS = {  # name: (function, summary)
 }
 GROUPS = {  # heading in the help: its commands
     "Campaigns": ("campaign", "watch", "report", "compare", "note", "demo"),
-    "Data": ("check", "split"),
+    "Data": ("check", "split", "browse"),
     "Training": ("train", "sweep", "import", "predict", "evaluate"),
     "Predictions": ("fuse", "ensemble", "rescore", "convert", "score", "submit"),
     "Models": ("models", "recipes", "profile", "export"),

@@ -1,0 +1,109 @@
+"""The browser page: a static viewer of a dataset and of predictions, which needs no server and no network."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import jinja2
+from markupsafe import Markup
+
+from foldfuse.data.dataset import Dataset
+from foldfuse.detections import Predictions
+from foldfuse.reporting.browser_data import page_data
+from foldfuse.reporting.browser_images import embedded_images, write_images
+from foldfuse.system.atomic_files import check_target, write_text
+from foldfuse.system.progress import Progress, no_progress
+
+MARKER = "foldfuse_browse.json"  # in a folder of images that `browse` made
+EMBED_MAX = 60  # images; more lie in a folder beside the page
+_TEMPLATES = Path(__file__).parent / "templates"
+_STYLES = ("browse.css",)
+_SCRIPTS = ("data.js", "matching.js", "selection.js", "drawing.js", "grid.js", "viewer.js", "controls.js", "main.js")
+
+
+def images_folder(out: Path) -> Path:
+    """The folder of images of a page: NAME_files beside NAME.html."""
+    return out.with_name(f"{out.stem}_files")
+
+
+def needs_folder(dataset: Dataset) -> bool:
+    """Whether the images of a dataset lie in a folder beside the page; those of a small one are embedded."""
+    return len(dataset) > EMBED_MAX
+
+
+def write_browser(
+    dataset: Dataset,
+    layers: Mapping[str, Predictions],
+    out: Path,
+    *,
+    title: str,
+    progress: Progress = no_progress,
+) -> Path:
+    """Writes the browser page of a dataset and returns its path; an existing page and its folder of images are replaced.
+
+    Args:
+        dataset: opened (see `data.pixels`), with or without annotations.
+        layers: {name: predictions of some images of `dataset`}.
+        out: the HTML file.
+        title: the heading of the page.
+        progress: called with the share of the images done.
+
+    Raises:
+        InputError: there is no way to write there.
+    """
+    check_target(out)
+    data = page_data(dataset, layers, title=title)
+    if not needs_folder(dataset):
+        data["embedded"], data["broken"] = embedded_images(dataset, progress)
+        write_text(out, browser_page(data))
+        return out
+    folder = images_folder(out)
+    check_target(folder, is_folder=True)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".foldfuse-browse.", dir=out.parent) as temporary:
+        made = Path(temporary) / "images"
+        made.mkdir()
+        data["files"], data["broken"] = quote(folder.name), write_images(dataset, made, progress)
+        (made / MARKER).write_text(json.dumps({"format_version": 1, "page": out.name}) + "\n", encoding="utf-8")
+        page = browser_page(data)
+        shutil.rmtree(folder, ignore_errors=True)
+        made.rename(folder)
+    write_text(out, page)
+    return out
+
+
+def browser_page(data: Mapping[str, Any]) -> str:
+    """The HTML page with its data, styles and scripts inlined; only scripts of this package can run in it."""
+    script = "\n".join(_source(name) for name in _SCRIPTS)
+    script = f'"use strict";\n{script}'
+    digest = base64.b64encode(hashlib.sha256(f"\n{script}\n".encode()).digest()).decode("ascii")
+    template = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined).from_string(
+        (_TEMPLATES / "browse.html").read_text(encoding="utf-8")
+    )
+    return template.render(
+        title=data["title"],
+        style=Markup("\n".join(_source(name) for name in _STYLES)),
+        script=Markup(script),
+        digest=digest,
+        data=Markup(script_safe_json(data)),
+    )
+
+
+def script_safe_json(value: object) -> str:
+    """JSON that is safe within a <script> element: ASCII alone, and no text in it can end the element."""
+    text = json.dumps(value, separators=(",", ":"), allow_nan=False)
+    for letter in "<>&":
+        text = text.replace(letter, f"\\u{ord(letter):04x}")
+    return text
+
+
+def _source(name: str) -> str:
+    return (_TEMPLATES / "browse" / name).read_text(encoding="utf-8")

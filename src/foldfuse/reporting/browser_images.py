@@ -1,0 +1,95 @@
+"""The thumbnails and previews of the browser page, as JPEG files or embedded in the page."""
+
+from __future__ import annotations
+
+import base64
+import io
+import logging
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from PIL import Image
+
+from foldfuse.data.dataset import Dataset, Sample
+from foldfuse.data.images import load_sample
+from foldfuse.errors import InputError
+from foldfuse.system.progress import Progress
+
+THUMBNAIL, PREVIEW = 256, 1280  # longest sides in pixels
+_QUALITY = {THUMBNAIL: 75, PREVIEW: 82}
+KINDS = {"thumbs": THUMBNAIL, "previews": PREVIEW}
+
+T = TypeVar("T")
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class RenderedImage:
+    """An image as JPEG bytes; both are empty where the file cannot be decoded."""
+
+    thumbs: bytes = b""
+    previews: bytes = b""
+
+
+def write_images(dataset: Dataset, folder: Path, progress: Progress) -> list[int]:
+    """Writes thumbs/NUMBER.jpg and previews/NUMBER.jpg of each image; returns the numbers of those that cannot be decoded.
+
+    Args:
+        dataset: opened (see `data.pixels`).
+        folder: an existing folder.
+        progress: called with the share done.
+    """
+    for kind in KINDS:
+        (folder / kind).mkdir()
+
+    def write(number: int, image: RenderedImage) -> bool:
+        for kind in KINDS if image.thumbs else ():
+            (folder / kind / f"{number:06}.jpg").write_bytes(getattr(image, kind))
+        return bool(image.thumbs)
+
+    written = _render_all(dataset, write, progress)
+    return [number for number, good in enumerate(written) if not good]
+
+
+def embedded_images(dataset: Dataset, progress: Progress) -> tuple[dict[str, list[str]], list[int]]:
+    """{"thumbs" | "previews": JPEGs in base64}, and the numbers of the images that cannot be decoded; see `write_images`."""
+    images = _render_all(dataset, lambda number, image: image, progress)
+    encoded = {kind: [base64.b64encode(getattr(i, kind)).decode("ascii") for i in images] for kind in KINDS}
+    return encoded, [number for number, image in enumerate(images) if not image.thumbs]
+
+
+def _render_all(dataset: Dataset, use: Callable[[int, RenderedImage], T], progress: Progress) -> list[T]:
+    """What `use` makes of each image, in order."""
+    results = []
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        try:
+            for result in pool.map(lambda pair: use(pair[0], _render(pair[1])), enumerate(dataset.samples)):
+                results.append(result)
+                progress(len(results) / len(dataset))
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)  # Ctrl-C does not wait for thousands of images
+            raise
+    return results
+
+
+def _render(sample: Sample) -> RenderedImage:
+    """The image in both sizes, upright; an empty one and a line in the log where it cannot be decoded."""
+    try:
+        image = Image.fromarray(load_sample(sample, longest=PREVIEW))
+    except InputError as error:
+        log.warning("%s It is shown without its pixels.", error)
+        return RenderedImage()
+    small = image.copy()
+    small.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.BILINEAR, reducing_gap=2.0)
+    return RenderedImage(_jpeg(small, _QUALITY[THUMBNAIL]), _jpeg(image, _QUALITY[PREVIEW]))
+
+
+def _jpeg(image: Image.Image, quality: int) -> bytes:
+    memory = io.BytesIO()
+    image.save(memory, "JPEG", quality=quality)
+    return memory.getvalue()

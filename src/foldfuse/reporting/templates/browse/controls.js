@@ -14,6 +14,7 @@ function makeControls(app, change) {
   byId("help-kinds").replaceChildren(...KINDS.flatMap((kind) => [make("dt", { textContent: kind.name }), make("dd", { textContent: kind.text })]));
   const classes = data.classes.map((name, label) => makeChip(app.choices, "classes", label, name, classColour(label), name, change));
   byId("classes").replaceChildren(...classes.map((chip) => chip.button));
+  byId("found-swatch").style.setProperty("--swatch", RESULT_COLOURS[HIT]);
   const canJudge = Boolean(data.annotations && data.layers.length);
   byId("errors").hidden = byId("iou-row").hidden = !canJudge;
   byId("thresholds").hidden = !data.layers.length;
@@ -37,8 +38,8 @@ function makeControls(app, change) {
     byId("best").hidden = best === false || best === undefined || best === choices.score;
     if (!byId("best").hidden) byId("best").textContent = `best F1 from ${best.toFixed(2)}`;
     if (canJudge) {
-      const known = data.layers.length > 1 ? `of ${layer.name}: ` : "";
-      byId("errors-of").textContent = `${known}${totals[HIT].toLocaleString("en")} objects found`;
+      byId("errors-title").textContent = data.layers.length > 1 ? `Errors of ${layer.name}` : "Errors";
+      byId("found-count").textContent = totals[HIT].toLocaleString("en");
       KINDS.forEach((kind, i) => kinds[i].update(totals[kind.kind]));
     }
     const counts = countClasses(app);
@@ -75,17 +76,21 @@ function makeLayers(app, place, change) {
   const { data } = app, names = layerNames(data), rows = [];
   names.forEach((name, i) => {
     if (!i && !data.annotations) return;
-    const box = make("input", { type: "checkbox" });
+    const box = make("input", { type: "checkbox" }), swatch = make("i", { className: "swatch" });
     box.addEventListener("change", () => ((app.choices.shown[i] = box.checked), change()));
     const known = i ? data.layers[i - 1].known : data.annotations.known;
     const images = known.reduce((sum, one) => sum + one, 0);
     const aside = images < data.size ? `${images.toLocaleString("en")} of ${data.size.toLocaleString("en")} images` : "";
-    const label = make("label", {}, box, make("span", { textContent: name }), make("kbd", { textContent: i < 9 ? i + (data.annotations ? 1 : 0) : "" }));
+    const label = make("label", {}, box, swatch, make("span", { textContent: name }), make("kbd", { textContent: i < 9 ? i + (data.annotations ? 1 : 0) : "" }));
     const row = make("div", { className: "layer" }, label);
     if (aside) row.append(make("span", { className: "soft", textContent: aside }));
     if (i && data.layers.length > 1 && data.annotations) row.append(makeJudge(app, i - 1, change));
     rows.push(row);
-    app.layerUpdates.push(() => (box.checked = app.choices.shown[i]));
+    app.layerUpdates.push(() => {
+      box.checked = app.choices.shown[i];
+      const isJudge = data.annotations && i - 1 === app.choices.judge;
+      swatch.style.setProperty("--swatch", !i ? ANNOTATION_COLOUR : isJudge ? RESULT_COLOURS[HIT] : layerColour(i - 1));
+    });
   });
   place.replaceChildren(...rows);
 }

@@ -22,9 +22,12 @@ function makeGrid(app, scroller, place, open) {
     grid.width = Math.floor(wide / grid.columns) - GAP;
     grid.height = Math.round(grid.width * ASPECT) + CAPTION;
     place.style.height = `${Math.ceil(grid.images.length / grid.columns) * (grid.height + GAP) + GAP}px`;
+    const hadFocus = place.contains(document.activeElement);
     for (const cell of grid.cells.values()) retire(cell);
     grid.cells.clear();
     grid.render();
+    const cell = grid.cells.get(grid.cursor);
+    if (hadFocus && cell) cell.button.focus({ preventScroll: true });
   };
 
   /** Makes the cells that came into sight, and puts those aside that left it. */
@@ -37,7 +40,12 @@ function makeGrid(app, scroller, place, open) {
       retire(cell);
       grid.cells.delete(index);
     }
-    for (let index = first; index < last; index++) if (!grid.cells.has(index)) grid.cells.set(index, fill(index));
+    for (let index = last - 1; index >= first; index--) {
+      if (grid.cells.has(index)) continue;
+      const cell = fill(index), next = grid.cells.get(index + 1);
+      place.insertBefore(cell.button, next ? next.button : null); // read in order
+      grid.cells.set(index, cell);
+    }
   };
 
   /** Moves the cursor, brings it into sight, and focuses its cell. */
@@ -103,7 +111,6 @@ function makeGrid(app, scroller, place, open) {
       grid.moveTo(cell.index);
       open(grid.images[cell.index]);
     });
-    place.append(button);
     return cell;
   }
 

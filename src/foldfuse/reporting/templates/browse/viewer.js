@@ -134,7 +134,7 @@ function makeViewer(app, dialog, close) {
     const facts = factsOf(app, viewer.image).map((fact) => fact.words);
     facts.push(`${app.data.widths[viewer.image]} × ${app.data.heights[viewer.image]} px`);
     document.getElementById("panel-text").textContent = facts.join(" · ");
-    boxes.sort((a, b) => b.isError - a.isError || (b.score ?? 2) - (a.score ?? 2));
+    boxes.sort((a, b) => b.isError - a.isError || (b.score ?? -1) - (a.score ?? -1));
     list.replaceChildren(...boxes.filter((box) => !box.isFaint).map((box) => {
       const swatch = make("i", { className: "swatch" });
       swatch.style.setProperty("--swatch", box.colour);

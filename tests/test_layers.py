@@ -40,6 +40,7 @@ NEEDS_NO_TORCH = {  # rooms, and modules of others
         "cli",
     ),
     *(
+        "commands.browse",
         "commands.data",
         "commands.fusion",
         "commands.predictions",

@@ -19,7 +19,13 @@ from score_samples import CLASSES, dataset, noisy, predictions, random_dataset
 
 HOSTILE = '</script><img src=x onerror="window.hacked=1">'
 A, B, C = [10, 10, 60, 60], [200, 200, 300, 300], [400, 20, 500, 90]
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update", "--disable-sync"]
+FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +78,12 @@ def shown(tmp_path):
         [[*A, 0.9, 0], [*A, 0.5, 0], [*B, 0.8, 0], [*shifted, 0.7, 2]], [[*A, 0.9, 1]], [[*B, 0.9, 2], [*A, 0.4, 1]], [],
         classes=truth.classes,
     )  # fmt: skip
-    path = write_browser(truth, {"run": found.filter(np.ones(len(found.boxes), bool)), HOSTILE: found}, tmp_path / "page #1.html", title=HOSTILE)
+    path = write_browser(
+        truth,
+        {"run": found.filter(np.ones(len(found.boxes), bool)), HOSTILE: found},
+        tmp_path / "page #1.html",
+        title=HOSTILE,
+    )
     return path, truth
 
 
@@ -217,7 +228,9 @@ def test_a_click_names_a_box_and_the_list_zooms_to_it(shown, open_page):
     rows.filter(has_text="badly placed").click()
     assert page.evaluate("viewer.zoom") > 1
     page.click("#zoom-fit")
-    view = page.evaluate("(() => {const f = viewer.panes[0].frame.getBoundingClientRect(); return [f.left, f.top, f.width, f.height]})()")
+    view = page.evaluate(
+        "(() => {const f = viewer.panes[0].frame.getBoundingClientRect(); return [f.left, f.top, f.width, f.height]})()"
+    )
     scale = min(view[2], view[3]) / 640
     page.mouse.click(view[0] + view[2] / 2 + (50 - 320) * scale, view[1] + view[3] / 2 + (440 - 320) * scale)
     assert "missed" in page.locator("#panel-list button[aria-pressed=true]").text_content()
@@ -259,7 +272,9 @@ def test_large_sets_lie_in_a_folder_and_only_cells_in_sight_exist(tmp_path, open
     (sample,) = dataset([[*A, 0]]).samples
     path = tmp_path / "one.png"
     Image.new("RGB", (640, 640), (200, 30, 30)).save(path)
-    truth = replace(dataset([]), samples=tuple(replace(sample, id=i, path=path, file_name=f"{i}.png") for i in range(400)))
+    truth = replace(
+        dataset([]), samples=tuple(replace(sample, id=i, path=path, file_name=f"{i}.png") for i in range(400))
+    )
     out = write_browser(truth, {}, tmp_path / "page #1 ü.html", title="many")
     assert (images_folder(out) / MARKER).is_file()
     assert len(list((images_folder(out) / "previews").iterdir())) == 400

@@ -102,7 +102,9 @@ def prediction_files(words: Sequence[str]) -> dict[str, Path]:
     for i, (name, path) in enumerate(named):
         twice = next((other for earlier, other in named[:i] if earlier == name), None)
         if twice is not None:
-            raise InputError(f"{path}: has the name {name!r}, as {twice} has. Name one of them: --predictions NAME={path}.")
+            raise InputError(
+                f"{path}: has the name {name!r}, as {twice} has. Name one of them: --predictions NAME={path}."
+            )
     return dict(named)
 
 

@@ -99,11 +99,11 @@ def prediction_files(words: Sequence[str]) -> dict[str, Path]:
             raise InputError(f"{folder}: this campaign has no {FUSED} yet. Wait for its end, or give another file.")
         several = sum(Path(other.split("=", 1)[-1]).is_dir() for other in words) > 1
         named.append((name if _is_named(word) or several else "campaign", folder / FUSED))
-    for i, (name, path) in enumerate(named):
+    for i, (name, file) in enumerate(named):
         twice = next((other for earlier, other in named[:i] if earlier == name), None)
         if twice is not None:
             raise InputError(
-                f"{path}: has the name {name!r}, as {twice} has. Name one of them: --predictions NAME={path}."
+                f"{file}: has the name {name!r}, as {twice} has. Name one of them: --predictions NAME={file}."
             )
     return dict(named)
 

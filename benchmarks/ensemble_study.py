@@ -136,7 +136,7 @@ def run(
     return {
         "values": values,
         "nested": report.nested_score,
-        "against_all": [gain.mean, gain.low, gain.high],
+        "against_all": [gain.value, gain.low, gain.high],
         "ensemble": describe(report.ensemble),
         "candidates": report.num_candidates,
         "images": [len(val), len(test)],

@@ -141,6 +141,7 @@ def write_campaign(folder: Path, train: Path, test: Path) -> Path:
             "ap75": 0.331,
             "method": "wbf",
             "iou": 0.55,
+            "best_single": [f"{names[1]}@1", 0.628],
             "interval": [0.012, 0.044],
             "parts": [
                 {"name": names[1], "view": "1", "weight": 0.6, "leave_one_out_gain": 0.017},

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from foldfuse.evaluation.diagnosis import BestThreshold, best_threshold, diagnose
+from foldfuse.evaluation.diagnosis import BestThreshold, best_threshold, count_errors, diagnose
 from foldfuse.evaluation.matching import ground_truth, match_image, match_predictions
 from score_samples import dataset, noisy, predictions, random_dataset
 
@@ -18,8 +18,10 @@ def test_error_types_are_told_apart():
     truth = dataset([[*A, 0], [*B, 1], [*C, 2], [10, 400, 90, 480, 0]])
     found = predictions([[*A, 0.9, 0], [*A, 0.5, 0], [*B, 0.8, 0], [*shifted, 0.7, 2], [*far, 0.6, 1]])
     got = diagnose(found, truth)
-    assert got.tide_counts == {"Cls": 1, "Loc": 1, "Both": 0, "Dupe": 1, "Bkg": 1, "Miss": 1}
-    assert got.tide_delta_ap["Loc"] == pytest.approx(1 / 3, abs=1e-9)  # the eels' AP50 would rise from 0 to 1
+    counts = count_errors(found, truth)
+    assert counts == {"Cls": 1, "Loc": 1, "Both": 0, "Dupe": 1, "Bkg": 1, "Miss": 1}
+    costs = {cost.name: cost for cost in got.error_costs}
+    assert costs["localisation"].ap50 == pytest.approx(1 / 3, abs=1e-9)  # the eels' AP50 would rise from 0 to 1
 
 
 def test_the_confusion_matrix_has_annotated_classes_in_rows_and_starts_at_the_best_threshold():

@@ -68,7 +68,7 @@ def test_the_difference_is_measured_on_the_images_that_both_held_out(shapes, tmp
     assert ap.difference == bootstrap.bootstrap_difference(second, first, both, "ap")
     assert ap50.difference == bootstrap.bootstrap_difference(second, first, both, "ap50")
     assert (ap.first, ap.second) == tuple(metrics.measure(p, both, metric="ap") for p in (first, second))
-    assert ap.difference.mean > 0, "the second one is nearer to the annotations"
+    assert ap.difference.value > 0, "the second one is nearer to the annotations"
 
 
 def test_the_terminal_and_the_page_show_the_same(shapes, tmp_path, capsys, monkeypatch):

@@ -8,15 +8,14 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
+from foldfuse.commands.score_tables import error_table
 from foldfuse.data.dataset import Dataset, Sample
 from foldfuse.detections import Annotations, Detections, Predictions
 from foldfuse.evaluation.diagnosis import ERRORS, Curve, diagnose
 from foldfuse.reporting.error_analysis import (
     ALL_CLASSES,
-    ERROR_NAMES,
     analyse_errors,
     dominant_error,
-    error_costs,
     precision_chart,
 )
 
@@ -71,11 +70,13 @@ def test_costs_agree_with_the_diagnosis_and_are_counted_at_the_threshold():
         (annotated(BOX, FAR), detected((BOX, 0, 0.8))),
     )
     diagnosis = diagnose(predictions, dataset)
-    rows = error_costs(diagnosis, dataset, predictions)
+    rows = diagnosis.error_costs
     assert diagnosis.best.score == pytest.approx(0.8)
-    assert {row.name: row.ap50 for row in rows} == {
-        ERROR_NAMES[kind]: value for kind, value in diagnosis.tide_delta_ap.items()
-    }
+    assert analyse_errors(dataset, predictions, []).costs == rows
+    printed = [list(column.cells) for column in error_table(diagnosis, "").columns]
+    assert [str(cell) for cell in printed[0]] == [row.name for row in rows]
+    assert [str(cell) for cell in printed[1]] == [f"{row.ap50:.3f}" for row in rows]
+    assert [str(cell) for cell in printed[2]] == [str(row.count) for row in rows]
     assert [row.ap50 for row in rows] == sorted((row.ap50 for row in rows), reverse=True)
     assert {row.name: row.count for row in rows if row.count} == {"classification": 1, "background": 1, "missed": 1}
     assert {row.meaning for row in rows} == set(ERRORS.values())

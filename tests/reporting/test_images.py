@@ -107,7 +107,7 @@ def test_a_detection_in_a_crowd_is_no_false_positive(sample):
 def test_embedded_images_are_small(sample):
     jpeg = base64.b64decode(data_uri(sample).removeprefix("data:image/jpeg;base64,"))
     with Image.open(io.BytesIO(jpeg)) as image:
-        assert (image.format, image.size) == ("JPEG", (480, 192))
+        assert (image.format, image.size) == ("JPEG", (960, 384))
 
 
 def test_an_unreadable_image_is_an_input_error(tmp_path):

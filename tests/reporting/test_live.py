@@ -52,8 +52,8 @@ def test_the_view_shows_clock_score_and_segments(campaign):
     text = shown(ledgers.snapshot(campaign.folder))
     assert "3 min 20 s of 10 min" in text
     assert "6 min 40 s left" in text
-    assert "AP50 0.512 out-of-fold, AP 0.260: submission 1; best member base-64 0.500" in text
-    assert line_with("base-64  ", text) == ["base-64", "64", "done", "2:00", "0.500", "0.250", "0.75", "+0.013"]
+    assert "AP50 0.512 out-of-fold, AP 0.260: submission 1" in text
+    assert line_with("base-64  ", text) == ["base-64", "64", "done", "2:00", "0.500", "0.250", "75", "%", "+0.013"]
     assert line_with("cooldown1-96", text) == ["cooldown1-96", "96", "planned", "~1:30"]
 
 
@@ -95,7 +95,7 @@ def test_in_80_columns_names_shrink_and_numbers_stay(campaign):
     campaign.put_segment(record)
     campaign.set(ranking=[record.name])
     line = line_with("base-efficientdet_lite0", shown(ledgers.snapshot(campaign.folder), width=80))
-    assert line[-7:] == ["1024", "promoted", "1:02:05", "0.500", "0.250", "0.75", "+0.013"]
+    assert line[-8:] == ["1024", "promoted", "1:02:05", "0.500", "0.250", "75", "%", "+0.013"]
 
 
 def test_names_are_not_markup_and_lines_fit_a_narrow_terminal(campaign):

@@ -66,11 +66,6 @@ def test_the_score_is_a_step_curve_over_time(tmp_path):
     assert "fused ends at 0.800, best single member ends at 0.600" in root.attrib["aria-label"]
 
 
-def test_the_best_single_score_is_shown_only_for_ap50(tmp_path):
-    rows = [{"at": 1, "ap50": 0.5, "best_single": ["a@1", 0.3], "metric": metric} for metric in ("ap50", "f2", None)]
-    assert [s.best_ap50 for s in record_of(tmp_path, history=rows).history] == [0.3, None, None]
-
-
 def test_the_history_comes_from_the_ledger(tmp_path):
     clock = iter(np.arange(0.0, 1000.0, 10.0).tolist())
     made = ledger.create(
@@ -87,7 +82,7 @@ def test_the_history_comes_from_the_ledger(tmp_path):
     assert [row["at"] for row in facts["history"]] == sorted(row["at"] for row in facts["history"])
     record = read_campaign_record(tmp_path)
     first, second = record.history
-    assert (first.ap50, first.best_ap50, first.best_name, first.num_members) == (0.5, 0.45, "a@1", 1)
+    assert (first.ap50, first.best_single, first.num_members) == (0.5, ("a@1", 0.45), 1)
     assert (second.ap50, second.best_ap50, second.num_members) == (None, None, None)
     assert record.decisions[0].text == "First."
     assert record.decisions[0].at is not None

@@ -165,6 +165,7 @@ def resume_campaign(
         closing(ledgers.resume(out, start=start)) as ledger,
     ):
         remove_leftovers(out)
+        ledger.set(resumed=(ledger.get("resumed") or 0) + 1)
         if ray is not None:
             ledger.set(command=command_line(request, ray=ray))
         if ledger.get("undecodable_train") is not None:

@@ -6,6 +6,7 @@ from foldfuse.campaign import constants as c
 from foldfuse.campaign.submissions import MemberPredictions, write_submission_folder
 from foldfuse.campaign.task import Task
 from foldfuse.ensemble.ensemble import read_ensemble
+from foldfuse.ensemble.gain import interval_text
 from foldfuse.evaluation.coco import score_predictions
 from foldfuse.formats.predictions import read_predictions
 from foldfuse.inference import rescoring
@@ -65,8 +66,7 @@ def rescore_submission(task: Task, ledger: Ledger, members: MemberPredictions) -
         rescored = rescoring.apply_rescorer(result.rescorer, test, task.test_samples)
     with ledger.timed("submit", "submit"):
         score = score_predictions(result.predictions, task.val)
-        own = {"value": result.after, "interval": None}  # the interval of the fusion's gain does not hold for rescoring
-        fused = {**facts["fused"], **score.to_dict(), **own}
+        fused = {**facts["fused"], **score.to_dict(), "value": result.after}  # nested score and interval: of the fusion
         new_facts = {**facts, "rescoring": result.to_dict(), "fused": fused}
         ensemble = read_ensemble(folder / "ensemble.json")
         write_submission_folder(
@@ -80,9 +80,10 @@ def rescore_submission(task: Task, ledger: Ledger, members: MemberPredictions) -
             rescorer=result.rescorer,
         )
     members.score = result.after
+    gain = interval_text(result.gain.value, result.gain.low, result.gain.high)
     ledger.log(
-        f"Crop rescoring lifts {metric} from {score_before:.3f} to {result.after:.3f} out-of-fold (nested cross-validation: "
-        f"{result.gain.low:+.3f} to {result.gain.high:+.3f}). Submitted with crop rescoring."
+        f"Crop rescoring lifts {metric} from {score_before:.3f} to {result.after:.3f} out-of-fold. In nested cross-validation it "
+        f"gains {gain} over the fusion. Submitted with crop rescoring."
     )
 
 

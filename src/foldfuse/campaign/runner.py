@@ -214,8 +214,7 @@ def record_result(result: SegmentResult, ledger: Ledger, losses: Counter[str]) -
     if result.error is None:
         ledger.put_segment(replace(record, state="trained", seconds=result.seconds))
         return
-    ledger.put_segment(replace(record, state="failed", ended=ledger.elapsed))
-    ledger.log(f"{result.name} is left out: {result.error}")
+    leave_out(record, str(result.error), ledger)
 
 
 def drop_unaffordable(state: CampaignState, ledger: Ledger) -> None:
@@ -226,8 +225,15 @@ def drop_unaffordable(state: CampaignState, ledger: Ledger) -> None:
             continue
         if record is None:
             record = new_record(segment, ledger)
-        ledger.put_segment(replace(record, state="failed", ended=ledger.elapsed))
-        ledger.log(f"{segment.name} is left out: no time is left to train it.")
+        leave_out(record, "no time is left to train it.", ledger)
+
+
+def leave_out(record: SegmentRecord, reason: str, ledger: Ledger) -> None:
+    """Records a segment as failed, with the reason, and logs it."""
+    ledger.put_segment(
+        replace(record, state="failed", ended=ledger.elapsed, result={**record.result, "reason": reason})
+    )
+    ledger.log(f"{record.name} is left out: {reason}")
 
 
 def save_plan(task: Task, ledger: Ledger, workers: Workers) -> None:
@@ -278,7 +284,8 @@ def make_job(segment: Segment, seconds: float, task: Task, ledger: Ledger, worke
     record = new_record(segment, ledger)
     if previous is not None:
         record = replace(record, parent=previous.parent, started=previous.started)
-    record = replace(record, budget=seconds, seconds=trained)
+    resumed = (previous.result.get("resumed", 0) if previous is not None else 0) + (checkpoint is not None)
+    record = replace(record, budget=seconds, seconds=trained, result={"resumed": resumed} if resumed else {})
     ledger.put_segment(record)
     if checkpoint is not None:
         ledger.log(f"{segment.name} resumes from its checkpoint after {format_duration(trained)} of training.")
@@ -353,6 +360,7 @@ def add_member(
     run.write_log([*rows, {"step": metadata.steps, "seconds": seconds, "ap": score.ap, "ap50": score.ap50}])
     views = [str(view) for view in predicted.views]
     result: dict[str, Any] = {
+        **record.result,
         "name": record.name,
         "recipe": recipe.detector,
         "image_size": recipe.image_size,

@@ -147,7 +147,9 @@ def drop_unaffordable_views(
     in_order = [name for name in report.ensemble.weights if name not in names]
     ledger.log(f"Left out of the ensemble, because predicting with it would take too long: {', '.join(in_order)}.")
     score = measure(apply_ensemble(ensemble, by_name(candidates)), task.val, metric=report.metric)
-    return replace(report, ensemble=ensemble, score=score)
+    table = tuple(replace(row, leave_one_out_gain=None) for row in report.table)
+    # the nested score, its interval and the gains were those of the larger ensemble
+    return replace(report, ensemble=ensemble, score=score, nested_score=None, interval=None, table=table)
 
 
 def write_submission_folder(
@@ -284,13 +286,12 @@ def log_ensemble(report: EnsembleReport, candidates: Mapping[MemberView, Predict
             "views": [key.view for key in keys] or record.result.get("views", []),
         }
         ledger.put_segment(replace(record, result={**record.result, **part}))
-    metric, (best_name, best_score) = report.metric.upper(), report.best_single
-    members = ", ".join(f"{weight:g} x {name}" for name, weight in ensemble.weights.items())
-    nested = "" if report.nested_score is None else f" ({report.nested_score:.3f} in nested cross-validation)"
+    members = ", ".join(f"{100 * weight / total:.0f} % {name}" for name, weight in ensemble.weights.items())
+    (best_name, best_score), gain = report.best_single, report.gain
+    sentence = f"The best single member, {best_name}, has {best_score:.3f}." if gain is None else gain.sentence()
     ledger.log(
-        f"Submitted {ensemble.method.upper()} at IoU {ensemble.iou:g} of {members}: {metric} {report.score:.3f} out-of-fold"
-        f"{nested}; the best member in one view, {best_name}, has {best_score:.3f}, plain WBF of all "
-        f"{report.uniform_score:.3f}."
+        f"Submitted {ensemble.method.upper()} at IoU {ensemble.iou:g} of {members}: {report.metric.upper()} {report.score:.3f} "
+        f"out-of-fold, where plain WBF of all members has {report.uniform_score:.3f}. {sentence}"
     )
 
 

@@ -148,7 +148,7 @@ def _print_report(report: EnsembleReport, console: Console) -> None:
         (
             row.name,
             f"{row.single_score:.4f}",
-            f"{row.weight:.2f}" if row.weight else "–",
+            f"{100 * row.weight:.0f} %" if row.weight else "–",
             f"{exponents.get(row.name, 1.0):g}" if row.weight else "–",
             "–" if row.leave_one_out_gain is None else f"{row.leave_one_out_gain:+.4f}",
         )
@@ -160,14 +160,9 @@ def _print_report(report: EnsembleReport, console: Console) -> None:
     settings = f"{chosen.method.upper()}, IoU threshold {chosen.iou:g}"
     if chosen.score_threshold:
         settings += f", score threshold {chosen.score_threshold:g}"
-    lines = [
-        f"best single member, {name}: {score:.4f}; WBF of all members: {report.uniform_score:.4f}",
-        f"best of {report.num_candidates} candidates, {settings}: {report.score:.4f} on the images that chose it",
-    ]
-    if report.nested_score is not None and report.interval is not None:
-        gain = report.interval
-        lines.append(
-            f"nested cross-validation: {report.nested_score:.4f}; minus the best single member {gain.mean:+.4f} "
-            f"(95 % interval {gain.low:+.4f} to {gain.high:+.4f})"
-        )
+    at_choice = f"{report.score:.4f} on the images that chose it"
+    others = f"the best single member, {name}, has {score:.4f}, and WBF of all members {report.uniform_score:.4f}"
+    lines = [f"Best of {report.num_candidates} candidates, {settings}: {at_choice}. There {others}."]
+    if report.gain is not None:
+        lines.append(report.gain.sentence(digits=4))
     console.print("\n".join(lines), soft_wrap=True)

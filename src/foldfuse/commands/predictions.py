@@ -250,6 +250,6 @@ def _comparison_table(files: Sequence[Predictions], dataset: Dataset, names: Seq
     for name in dict.fromkeys((metric, "ap", "ap50")):
         gain = bootstrap_difference(files[0], files[1], dataset, name)
         interval = f"{gain.low:+.4f} to {gain.high:+.4f}"
-        rows.append([name.upper(), f"{gain.mean:+.4f}", interval, f"{100 * gain.prob_better:.1f} %"])
+        rows.append([name.upper(), f"{gain.value:+.4f}", interval, f"{100 * gain.prob_better:.1f} %"])
     title = f"{names[0]} minus {names[1]}, 1000 bootstrap resamples of the images"
-    return text_table(title, ["metric", "mean", "95 % interval", "better in"], rows)
+    return text_table(title, ["metric", "difference", "95 % interval", "better in"], rows)

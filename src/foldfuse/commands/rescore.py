@@ -11,6 +11,7 @@ from foldfuse.data.folds import fit_folds, read_folds
 from foldfuse.data.pixels import open_images
 from foldfuse.data.readers.coco import read
 from foldfuse.detections import Predictions
+from foldfuse.ensemble.gain import interval_text
 from foldfuse.errors import InputError
 from foldfuse.formats.predictions import write_predictions
 from foldfuse.formats.raw_boxes import ReadAs
@@ -121,7 +122,7 @@ def _run_encoder(run: Run, predictions: Predictions, dataset: Dataset, device: s
 def summary(result: RescoringResult) -> str:
     """The gain of crop rescoring in two sentences."""
     facts, gain = result.facts, result.facts.gain
-    nested = f"nested cross-validation: {gain.mean:+.4f} (95 % interval {gain.low:+.4f} to {gain.high:+.4f})"
+    nested = f"nested cross-validation: {interval_text(gain.value, gain.low, gain.high, digits=4)}"
     accuracy = f"Accuracy of the classifier on boxes that match an object, cross-validated: {facts.accuracy:.0%}. "
     if not facts.accepted:
         return accuracy + f"There is no significant gain in {facts.metric}, and scores are unchanged; {nested}."

@@ -8,7 +8,7 @@ from rich.table import Table
 
 from foldfuse.commands.tables import score_text, text_table
 from foldfuse.evaluation.coco import Score
-from foldfuse.evaluation.diagnosis import ERRORS, Diagnosis
+from foldfuse.evaluation.diagnosis import Diagnosis
 
 BACKGROUND = "background"
 MATRIX_CLASSES = 8  # a confusion matrix of more classes does not fit 80 columns
@@ -73,10 +73,7 @@ def confusion_table(diagnosis: Diagnosis, of: str) -> Table:
 
 
 def error_table(diagnosis: Diagnosis, of: str) -> Table:
-    """The AP50 gained if all errors of one type were fixed, and the number of such errors."""
-    rows = [
-        [kind, f"+{diagnosis.tide_delta_ap[kind]:.4f}", str(diagnosis.tide_counts[kind]), meaning]
-        for kind, meaning in ERRORS.items()
-    ]
-    title = f"AP50 gained if all errors of one type were fixed (TIDE){of}"
-    return text_table(title, ["error", "AP50", "count", "meaning"], rows, words=["meaning"])
+    """The AP50 gained if all errors of one type were fixed, and the number of such errors above the best threshold."""
+    rows = [[cost.name, f"{cost.ap50:.3f}", str(cost.count), cost.meaning] for cost in diagnosis.error_costs]
+    title = f"Errors by type{of} (TIDE), counted at score {diagnosis.best.score:.2f} or more"
+    return text_table(title, ["error type", "AP50 gained", "number", "meaning"], rows, words=["meaning"])

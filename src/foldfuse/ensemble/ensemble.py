@@ -18,6 +18,7 @@ from foldfuse.detections import Predictions
 from foldfuse.display import MAX_ROWS, short, table_html, value_html
 from foldfuse.ensemble import search as ensemble_search
 from foldfuse.ensemble import trials
+from foldfuse.ensemble.gain import Gain, make_gain
 from foldfuse.ensemble.search import Candidate
 from foldfuse.errors import InputError, counted
 from foldfuse.evaluation.bootstrap import Difference, difference
@@ -141,8 +142,9 @@ class EnsembleReport:
         ensemble: the best candidate.
         metric: the metric that the ensemble maximises.
         score: the score of the ensemble on the images that chose it, which is optimistic.
-        nested_score: nested cross-validation: each fold is scored with an ensemble chosen without it; None with one image.
-        interval: the nested score minus the best single member's, over bootstrap resamples; None with one image.
+        nested_score: nested cross-validation: each fold is scored with an ensemble chosen without it; None with one image, and
+            where the ensemble was changed after the choice.
+        interval: the nested score minus the best single member's, over bootstrap resamples; None where `nested_score` is.
         best_single: the best member, and its score.
         uniform_score: the score of WBF of all members with equal weights.
         table: the scores of all members, by falling single score.
@@ -158,6 +160,12 @@ class EnsembleReport:
     uniform_score: float
     table: tuple[MemberScore, ...]
     num_candidates: int
+
+    @property
+    def gain(self) -> Gain | None:
+        """The gain over the best single member, with the interval of this very difference; None without a nested score."""
+        interval = (self.interval.low, self.interval.high) if self.interval else None
+        return make_gain(self.metric, self.nested_score, self.best_single, interval)
 
     @property
     def leave_one_out_gain(self) -> dict[str, float]:

@@ -18,12 +18,13 @@ class Difference:
     """The difference of two metric values over bootstrap resamples of the images.
 
     Attributes:
-        mean: the mean of the differences.
-        low, high: the 95 % interval (quantiles 0.025 and 0.975).
+        value: the difference on the images themselves, each counted once.
+        low, high: the 95 % interval (quantiles 0.025 and 0.975 of the resamples); it is widened to `value` in the rare case
+            that the resamples are so skewed that `value` lies outside.
         prob_better: the share of the resamples in which the first value is higher.
     """
 
-    mean: float
+    value: float
     low: float
     high: float
     prob_better: float
@@ -54,4 +55,6 @@ def difference(
     image_counts = rng.multinomial(num_images, np.full(num_images, 1 / num_images), size=samples)  # (S, I)
     gain = first(image_counts) - second(image_counts)
     low, high = np.quantile(gain, (0.025, 0.975))
-    return Difference(float(gain.mean()), float(low), float(high), float((gain > 0).mean()))
+    once = np.ones((1, num_images), np.int64)
+    value = float(first(once)[0] - second(once)[0])
+    return Difference(value, min(float(low), value), max(float(high), value), float((gain > 0).mean()))

@@ -29,6 +29,25 @@ ERRORS = {  # TIDE's type of error: its meaning
     "Miss": "object that no box is near",
 }
 
+ERROR_NAMES = {  # of the ERRORS, written out
+    "Cls": "classification",
+    "Loc": "localisation",
+    "Both": "class and localisation",
+    "Dupe": "duplicate",
+    "Bkg": "background",
+    "Miss": "missed",
+}
+
+
+@dataclass(frozen=True)
+class ErrorCost:
+    """A type of error: the AP50 gained if all its errors were fixed, and their number at the best score threshold."""
+
+    name: str
+    meaning: str
+    ap50: float
+    count: int
+
 
 @dataclass(frozen=True, eq=False)
 class Curve:
@@ -72,8 +91,7 @@ class Diagnosis:
         best_by_class: the threshold of each class; None where nothing is annotated.
         confusion: (K + 1, K + 1) counts of boxes with a score of at least best.score: rows are annotated classes, columns
             predicted ones; the last row and the last column are the background.
-        tide_delta_ap: {type of error: AP50 gained if all errors of the type were fixed}.
-        tide_counts: {type of error: number of such boxes or objects}.
+        error_costs: the cost of each type of error, in falling order; the numbers are of boxes that score at least best.score.
     """
 
     classes: tuple[str, ...]
@@ -82,8 +100,7 @@ class Diagnosis:
     best: BestThreshold
     best_by_class: tuple[BestThreshold | None, ...]
     confusion: Array
-    tide_delta_ap: dict[str, float]
-    tide_counts: dict[str, int]
+    error_costs: tuple[ErrorCost, ...]
 
     def top_confusions(self, num: int) -> list[tuple[int, int, int]]:
         """(row, column, count) of the largest counts of `confusion` off the diagonal, at most `num`, by falling count."""
@@ -106,7 +123,8 @@ def diagnose(predictions: Predictions, dataset: Dataset) -> Diagnosis:
     matches = match_predictions(predictions, truth, ious=(MATCH_IOU,), max_detections=NO_LIMIT)
     annotated = np.bincount(truth.objects[1], minlength=truth.num_classes)
     best = best_threshold(matches)
-    delta_ap, counts = _tide(evaluation)
+    gains, counts = _tide(evaluation)[0], count_errors(_above(predictions, best.score), dataset)
+    costs = [ErrorCost(ERROR_NAMES[kind], ERRORS[kind], gains[kind], counts[kind]) for kind in ERRORS]
     return Diagnosis(
         classes=dataset.classes,
         ap_by_iou={round(iou, 2): defined_mean(precision[t, :, :, 0, 2]) for t, iou in enumerate(COCO_IOUS)},
@@ -114,8 +132,7 @@ def diagnose(predictions: Predictions, dataset: Dataset) -> Diagnosis:
         best=best,
         best_by_class=tuple(best_threshold(matches, label=k) if n else None for k, n in enumerate(annotated)),
         confusion=np.asarray(evaluation.confusion_matrix(iou_thr=MATCH_IOU, min_score=best.score)["matrix"], np.int64),
-        tide_delta_ap=delta_ap,
-        tide_counts=counts,
+        error_costs=tuple(sorted(costs, key=lambda cost: -cost.ap50)),
     )
 
 
@@ -147,13 +164,19 @@ def best_threshold(matches: Matches, *, label: int | None = None) -> BestThresho
     return BestThreshold(float(scores[order][i]), float(tp[i] / kept[i]), float(tp[i] / len(objects)), float(f1[i]))
 
 
-def tide_delta_ap(predictions: Predictions, dataset: Dataset) -> tuple[dict[str, float], dict[str, int]]:
-    """For each type of error in ERRORS, the AP50 gained if all its errors were fixed, and the number of its errors.
+def count_errors(predictions: Predictions, dataset: Dataset) -> dict[str, int]:
+    """{type of error: number of such boxes or objects}.
 
     Raises:
         InputError: as for `diagnose`.
     """
-    return _tide(evaluate(predictions, dataset))
+    return _tide(evaluate(predictions, dataset))[1]
+
+
+def _above(predictions: Predictions, threshold: float) -> Predictions:
+    """The boxes with a score of at least `threshold`."""
+    kept = {i: predictions[i][predictions[i].scores >= threshold] for i in predictions}
+    return Predictions.of(kept, predictions.classes)
 
 
 def _tide(evaluation: Any) -> tuple[dict[str, float], dict[str, int]]:

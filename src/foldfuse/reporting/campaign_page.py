@@ -16,23 +16,27 @@ from pathlib import Path
 
 import jinja2
 import numpy as np
+from markupsafe import Markup, escape
 
 from foldfuse.data.dataset import Dataset
 from foldfuse.data.folds import read_folds
 from foldfuse.data.readers.coco import read
 from foldfuse.detections import Predictions
+from foldfuse.ensemble.gain import interval_text
 from foldfuse.formats.predictions import read_predictions
 from foldfuse.reporting.axes import linear_axis, log_axis, time_axis
 from foldfuse.reporting.charts import PALETTE_SIZE, Bar, Chart, Line, bar_chart, downsampled, duration_text, line_chart
 from foldfuse.reporting.dataset_stats import dataset_stats
 from foldfuse.reporting.error_analysis import analyse_errors, submission_examples
 from foldfuse.reporting.leaderboard import leaderboard_chart
+from foldfuse.reporting.next_commands import next_steps
 from foldfuse.reporting.records import CampaignRecord, LearningCurves, read_campaign_record, read_or_warn
 from foldfuse.reporting.timeline import timeline
 from foldfuse.storage.notes import read_notes
 from foldfuse.system.atomic_files import write_text
 
 _PACKAGES = ("foldfuse", "torch", "torchvision", "timm", "numpy", "numba", "hotcoco", "scikit-learn", "pillow")
+NESTED = "fused, nested cross-validation"
 _SCORE_THRESHOLD = 0.3  # for test images of a campaign without held-out predictions to choose a threshold on
 
 
@@ -71,17 +75,20 @@ def write_campaign_page(folder: Path, *, out: Path | None = None) -> Path:
     examples = None
     if test and submitted:
         examples = submission_examples(test, submitted, threshold, warnings, ignore_orientation=ignore_orientation)
-    user_notes = read_notes(folder, warnings)
+    user_notes, submissions = read_notes(folder, warnings), _submissions(folder, out)
     page = template("report.html").render(
         record=record,
-        name=record.data.parent.name or record.data.stem if record.data else folder.resolve().name,
+        name=folder.resolve().name,
+        data_name=data_name(record.data) if record.data else None,
         summary=summary(record),
-        submissions=_submissions(folder, out),
+        submissions=submissions,
         noted=user_notes,
         leaderboard=leaderboard_chart({"": user_notes.scores}),
         timeline=timeline(record),
         score_charts=_score_charts(record),
         members=sorted(record.members, key=lambda m: -1.0 if m.ap50 is None else m.ap50, reverse=True),
+        unfinished=record.unfinished,
+        advice=next_steps(record, errors, user_notes),
         learning_curves=_learning_charts(record.curves),
         errors=errors,
         data=dataset_stats(dataset, folds.fold_of if folds else {}) if dataset else None,
@@ -97,7 +104,7 @@ def write_campaign_page(folder: Path, *, out: Path | None = None) -> Path:
 
 def summary(record: CampaignRecord) -> str:
     """The result in one or two sentences."""
-    fused, best = record.fused, record.best
+    fused = record.fused
     if record.kind == "run":
         scores = [f"{run.metric} {run.scores[-1]:.3f}" for run in record.curves if len(run.scores)]
         return f"At its last evaluation the run reached {scores[0]}." if scores else "No evaluation yet."
@@ -106,20 +113,21 @@ def summary(record: CampaignRecord) -> str:
             return "The campaign is running; it has no fused predictions yet."
         return "No fused score: the campaign ended before its first fusion."
     number = sum(m.weight is not None and m.weight > 0 for m in record.members)
-    subject = f"{number} members fused reach" if number > 1 else "The fused predictions reach"
-    text = f"{subject} {fused.metric.upper()} {fused.value:.3f} on held-out images"
-    single = getattr(best, fused.metric, None)  # None for f2 and wheat, which members are not scored by
-    if best is None or single is None:
-        return text + "."
-    gain = fused.value - single
-    if abs(gain) < 0.0005:
-        return f"{text}, the same as the best single member, {best.name}."
-    text += f", {abs(gain):.3f} {'above' if gain > 0 else 'below'} the best single member, {best.name}."
-    if fused.interval and gain > 0:
-        low, high = fused.interval
-        doubt = "" if low > 0 else ": it may be chance"
-        text += f" On images not used to choose the ensemble, the gain is {low:+.3f} to {high:+.3f}{doubt}."
+    subject = f"{number} members fused" if number > 1 else "The fused predictions"
+    rescoring = record.rescoring
+    subject += " and rescored by their crops" if rescoring else ""
+    text = f"{subject} reach {fused.metric.upper()} {fused.value:.3f} on held-out images."
+    if fused.gain is not None:
+        text += f" {fused.gain.sentence()}"
+    if rescoring and rescoring.gain:
+        gain = interval_text(rescoring.gain.value, rescoring.gain.low, rescoring.gain.high)
+        text += f" Crop rescoring then gains {gain} over the fusion, also in nested cross-validation."
     return text
+
+
+def data_name(path: Path) -> str:
+    """The last parts of a dataset's path, which tell it from other datasets: "trash/data/train.json"."""
+    return "/".join(path.parts[-3:]).removeprefix("//").removeprefix("/")
 
 
 @cache
@@ -138,6 +146,7 @@ def template(name: str) -> jinja2.Template:
     environment.filters["count"] = lambda value: "–" if value is None else f"{value:,.0f}"
     environment.filters["percent"] = lambda value: "–" if value is None else f"{100 * value:.0f} %"
     environment.filters["moment"] = _moment
+    environment.filters["with_id"] = lambda svg, key: Markup(str(svg).replace("<svg ", f'<svg id="{escape(key)}" ', 1))
     environment.filters["words"] = _words
     environment.globals["palette_size"] = PALETTE_SIZE
     return environment.get_template(name)
@@ -187,20 +196,21 @@ def _score_charts(record: CampaignRecord) -> tuple[Chart, ...]:
     for key, title, meaning in (("ap50", "AP50", "at IoU 0.50"), ("ap", "AP", "averaged over IoU 0.50 to 0.95")):
         ranked = [(value, m.name) for m in record.members if (value := getattr(m, key)) is not None]
         bars = [Bar(name, value, f"{value:.3f}") for value, name in sorted(ranked, key=lambda pair: -pair[0])]
-        fused = getattr(record.fused, key, None)
-        interval = None
-        if fused is not None and record.fused is not None:
-            single = getattr(record.best, key, None)
-            if record.fused.metric == key and record.fused.interval and single is not None:
-                low, high = record.fused.interval
-                interval = (single + low, single + high)
-            bars.insert(0, Bar("fused", fused, f"{fused:.3f}", strong=True, interval=interval))
+        fused, gain = getattr(record.fused, key, None), record.fused.gain if record.fused else None
+        if gain is not None and gain.metric == key:
+            interval = (gain.baseline_score + gain.low, gain.baseline_score + gain.high)
+            bars.insert(0, Bar(NESTED, gain.nested, f"{gain.nested:.3f}", strong=True, interval=interval))
+        if fused is not None:
+            bars.insert(0, Bar("fused", fused, f"{fused:.3f}", strong=True))
         if bars:
             values = ", ".join(f"{b.label} {b.text}" for b in bars)
             svg = bar_chart(bars, label=f"{title} of each member: {values}.")
-            caption = f"Average precision {meaning}, on held-out images."
-            if interval:
-                caption += " The whisker is the gain over the best member on images not used to choose the ensemble."
+            caption = f"Average precision {meaning}, on held-out images; members in their plain view."
+            if gain is not None and gain.metric == key:
+                caption += (
+                    f" The whisker is the 95 % interval of the gain over {gain.baseline} ({gain.baseline_score:.3f}), added to "
+                    "that score."
+                )
             charts.append(Chart(title, svg, caption))
     return tuple(charts)
 

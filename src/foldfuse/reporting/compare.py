@@ -14,13 +14,15 @@ from pathlib import Path
 from foldfuse.data.dataset import Dataset
 from foldfuse.data.readers.coco import read
 from foldfuse.detections import Predictions
+from foldfuse.ensemble.gain import interval_text
 from foldfuse.errors import InputError
 from foldfuse.evaluation.bootstrap import Difference, bootstrap_difference
 from foldfuse.evaluation.metrics import measure
 from foldfuse.formats.predictions import read_predictions
 from foldfuse.reporting.campaign_page import template
 from foldfuse.reporting.leaderboard import leaderboard_chart
-from foldfuse.reporting.records import CampaignRecord, FusedScore, record_from
+from foldfuse.reporting.records import CampaignRecord, record_from
+from foldfuse.reporting.score_records import FusedScore
 from foldfuse.storage.notes import Notes, read_notes, read_snapshot
 from foldfuse.system.durations import format_duration
 
@@ -33,7 +35,8 @@ FACTS = (
     "AP50 out-of-fold",
     "AP out-of-fold",
     "nested score",
-    "best single AP50",
+    "best single member",
+    "nested score minus best single",
     "gain of crop rescoring",
     "leaderboard",
 )
@@ -191,9 +194,9 @@ def comparison_page(comparison: Comparison) -> str:
 
 def _facts(campaign: ComparedCampaign) -> list[str]:
     """The values of a campaign, in the order of FACTS."""
-    record, best, scores = campaign.record, campaign.record.best, campaign.notes.scores
+    record, scores = campaign.record, campaign.notes.scores
     fused = record.fused or FusedScore()
-    rescoring = record.rescoring
+    rescoring, gain = record.rescoring, fused.gain
     return [
         _duration(record.deadline_seconds),
         _duration(record.seconds_used),
@@ -202,7 +205,8 @@ def _facts(campaign: ComparedCampaign) -> list[str]:
         _score(fused.ap50),
         _score(fused.ap),
         _score(fused.nested),
-        f"{_score(best.ap50)} {best.name}" if best else "–",
+        f"{fused.best_single[1]:.4f} {fused.best_single[0]}" if fused.best_single else "–",
+        interval_text(gain.value, gain.low, gain.high, digits=4) if gain else "–",
         f"{rescoring.after - rescoring.before:+.4f}" if rescoring else "–",
         f"{scores[-1].leaderboard:.4f} (submission {scores[-1].submission})" if scores else "–",
     ]

@@ -14,21 +14,13 @@ from foldfuse.data.dataset import Dataset, Sample
 from foldfuse.data.pixels import open_image
 from foldfuse.detections import Detections, Predictions
 from foldfuse.errors import InputError
-from foldfuse.evaluation.diagnosis import ERRORS, Curve, Diagnosis, diagnose, tide_delta_ap
+from foldfuse.evaluation.diagnosis import ERROR_NAMES, Curve, Diagnosis, ErrorCost, count_errors, diagnose
 from foldfuse.reporting.axes import linear_axis
 from foldfuse.reporting.charts import Chart, Line, line_chart
 from foldfuse.reporting.confusion import ConfusionMatrix, confusion_matrix
 from foldfuse.reporting.images import Figure, draw_comparison, draw_predictions, evenly_spaced, pick_examples
 
 ALL_CLASSES = "all classes"
-ERROR_NAMES = {  # of the ERRORS, written out
-    "Cls": "classification",
-    "Loc": "localisation",
-    "Both": "class and localisation",
-    "Dupe": "duplicate",
-    "Bkg": "background",
-    "Miss": "missed",
-}
 _MAX_CURVES = 8
 _TEST_IMAGES = 6
 
@@ -39,16 +31,6 @@ class Examples:
 
     figures: tuple[Figure, ...]
     threshold: float
-
-
-@dataclass(frozen=True)
-class ErrorCost:
-    """A type of error: the AP50 gained if all errors of the type were fixed, and their number at the threshold."""
-
-    name: str
-    meaning: str
-    ap50: float
-    count: int
 
 
 @dataclass(frozen=True)
@@ -95,7 +77,7 @@ def analyse_errors(
 
     return ErrorAnalysis(
         precision_chart(diagnosis.curves) if diagnosis else None,
-        error_costs(diagnosis, annotated, predictions) if diagnosis else (),
+        diagnosis.error_costs if diagnosis else (),
         confusion_matrix(diagnosis) if diagnosis else None,
         Examples(_figures(draw, pick_examples(annotated, predictions, threshold), warnings), threshold),
         diagnosis,
@@ -162,14 +144,6 @@ def precision_chart(curves: Sequence[Curve]) -> Chart | None:
     return Chart("Precision and recall", svg, caption, legend, ALL_CLASSES if len(curves) > 1 else None)
 
 
-def error_costs(diagnosis: Diagnosis, dataset: Dataset, predictions: Predictions) -> tuple[ErrorCost, ...]:
-    """The cost of each type of error, in falling order, counted among the boxes above the best threshold."""
-    counts = tide_delta_ap(_select(predictions, dataset.samples, diagnosis.best.score), dataset)[1]
-    gains = diagnosis.tide_delta_ap
-    costs = [ErrorCost(ERROR_NAMES[kind], ERRORS[kind], gains[kind], counts[kind]) for kind in ERRORS]
-    return tuple(sorted(costs, key=lambda cost: -cost.ap50))
-
-
 def dominant_error(dataset: Dataset, predictions: Predictions, sample: Sample, threshold: float) -> str:
     """The most frequent type of error on one image: "mostly localisation (3 of 4 errors)"; "" without errors.
 
@@ -177,7 +151,7 @@ def dominant_error(dataset: Dataset, predictions: Predictions, sample: Sample, t
     """
     selected = _select(predictions, [sample], threshold)
     background = {"Bkg": len(selected.scores)}  # every detection on an image without objects is one
-    counts = tide_delta_ap(selected, dataset.subset([sample.id]))[1] if _num_objects([sample]) else background
+    counts = count_errors(selected, dataset.subset([sample.id])) if _num_objects([sample]) else background
     most, number = max(counts.values()), sum(counts.values())
     if not number:
         return ""

@@ -17,7 +17,7 @@ from foldfuse.data.images import load_sample
 from foldfuse.detections import Annotations, Detections, Predictions
 from foldfuse.evaluation.matching import f1_score, match_image
 
-_LONGEST_SIDE = 480  # pixels of an embedded image
+_LONGEST_SIDE = 960  # pixels of an embedded image, which can be enlarged on the page
 _JPEG_QUALITY = 72
 _MAX_LABELLED = 12  # an image with more boxes shows no labels, which would cover it
 _DRAWING_ORDER = ("annotation", "tp", "fn", "fp")  # errors on top
@@ -25,11 +25,13 @@ _DRAWING_ORDER = ("annotation", "tp", "fn", "fp")  # errors on top
 
 @dataclass(frozen=True)
 class Figure:
-    """An image with boxes as SVG, its title and its caption."""
+    """An image with boxes as SVG, its title and its caption, and its size in pixels."""
 
     markup: Markup
     title: str
     caption: str
+    width: int
+    height: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,7 +125,7 @@ def draw_comparison(sample: Sample, detections: Detections, classes: Sequence[st
     boxes = int((~annotations.crowd).sum())
     caption = f"{sample.file_name}: {hits} of {boxes} found, {false or 'no'} false positive{'s' * (false != 1)}"
     title = f"{kind.capitalize()}, F1 {f1_score(detections, annotations):.2f}"
-    return Figure(_draw(sample, drawn, caption), title, caption)
+    return Figure(_draw(sample, drawn, caption), title, caption, sample.width, sample.height)
 
 
 def draw_predictions(sample: Sample, detections: Detections, classes: Sequence[str]) -> Figure:
@@ -131,7 +133,8 @@ def draw_predictions(sample: Sample, detections: Detections, classes: Sequence[s
     texts = [f"{classes[label]} {score:.2f}" for label, score in zip(detections.labels, detections.scores)]
     drawn = [_DrawnBox(box, "tp", text, text) for box, text in zip(detections.boxes, texts)]
     title = f"{len(detections)} box{'es' * (len(detections) != 1)}"
-    return Figure(_draw(sample, drawn, f"{sample.file_name}: {title}"), title, sample.file_name)
+    markup = _draw(sample, drawn, f"{sample.file_name}: {title}")
+    return Figure(markup, title, sample.file_name, sample.width, sample.height)
 
 
 def data_uri(sample: Sample) -> str:

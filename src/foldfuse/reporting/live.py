@@ -21,10 +21,12 @@ from rich.table import Table
 from rich.text import Text
 
 from foldfuse.errors import InputError
+from foldfuse.reporting.score_records import FusedScore
 from foldfuse.storage import ledger
 from foldfuse.storage.ledger_file import check_facts
 from foldfuse.system.durations import format_duration
 from foldfuse.system.progress import Progress, progress_on
+from foldfuse.system.records import from_plain_tolerantly
 
 REFRESHES = 1.0  # a second; drawing takes some milliseconds of a core that trains
 DEAD_SECONDS = 10.0  # without a heartbeat, after which the campaign's process seems to be gone
@@ -155,18 +157,16 @@ def _bar_line(left: RenderableType, bar: RenderableType, right: str) -> Renderab
 
 def _score(facts: Mapping[str, Any]) -> RenderableType:
     """The scores of the current submission."""
-    fused, members = facts.get("fused"), list(facts.get("members", ()))
+    fused = facts.get("fused")
     if not fused:
         return Text("no submission yet", style="dim")
-    best_text = ""
-    if members:
-        best = max(members, key=lambda member: float(member.get("ap50") or 0.0))
-        best_text = f"; best member {best.get('name')} {_three_digits(best.get('ap50'))}"
+    record = from_plain_tolerantly(fused, FusedScore)
+    gain = f". {record.gain.sentence()}" if record is not None and record.gain is not None else ""
     metric = str(fused.get("metric", "ap50"))
     chosen = "" if metric in ("ap50", "ap") else f"{metric.upper()} {_three_digits(fused.get('value'))}, "
     return Text.assemble(
         (f"{chosen}AP50 {_three_digits(fused.get('ap50'))}", "bold green"),
-        f" out-of-fold, AP {_three_digits(fused.get('ap'))}: submission {facts.get('submissions', 1)}{best_text}",
+        f" out-of-fold, AP {_three_digits(fused.get('ap'))}: submission {facts.get('submissions', 1)}{gain}",
     )
 
 
@@ -216,7 +216,7 @@ def _segments(facts: Mapping[str, Any]) -> RenderableType:
             _minutes(segment["seconds"] if state != "running" else segment["budget"]),
             _three_digits(result.get("ap50")),
             _three_digits(result.get("ap")),
-            "" if result.get("weight") is None else f"{result['weight']:.2f}",
+            "" if result.get("weight") is None else f"{100 * result['weight']:.0f} %",
             "" if result.get("leave_one_out_gain") is None else f"{result['leave_one_out_gain']:+.3f}",
         )
     return table

@@ -19,6 +19,7 @@ from foldfuse.boxes import Array
 from foldfuse.ensemble.ranking import RankedRun
 from foldfuse.errors import InputError
 from foldfuse.reporting.charts import Span
+from foldfuse.reporting.score_records import FusedScore, Rescoring, Submission
 from foldfuse.storage import ledger
 from foldfuse.system.files import read_text
 from foldfuse.system.records import VERSION_KEY, from_plain_tolerantly
@@ -43,6 +44,8 @@ class Member:
     ap50: float | None = None
     leave_one_out_gain: float | None = None
     weight: float | None = None  # share of all weights; None or 0 for a member outside the ensemble
+    device: str | None = None
+    resumed: int | None = None
 
 
 @dataclass(frozen=True)
@@ -73,30 +76,12 @@ class ImageSizeChoice:
 
 
 @dataclass(frozen=True)
-class ClassScore:
-    """The scores of one class in the fused predictions."""
-
-    name: str = "?"
-    boxes: int | None = None
-    ap: float | None = None
-    ap50: float | None = None
-
-
-@dataclass(frozen=True)
-class EnsembleView:
-    """A member in one TTA view: its share of all weights, and the score that the ensemble loses without it."""
-
-    name: str = "?"
-    view: str = "?"
-    weight: float | None = None
-    leave_one_out_gain: float | None = None
-
-
-@dataclass(frozen=True)
 class SegmentResult:
-    """Scores of a segment on the held-out images."""
+    """The result of a segment: AP50 on the held-out images, why it was left out, and how often it was resumed."""
 
     ap50: float | None = None
+    reason: str | None = None
+    resumed: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,7 +91,10 @@ class Segment:
     name: str = "?"
     role: str | None = None
     parent: str | None = None
+    seed: int | None = None
+    fold: int | None = None
     state: str | None = None
+    seconds: float | None = None
     started: float
     ended: float | None = None
     result: SegmentResult = SegmentResult()
@@ -127,33 +115,12 @@ class Stage:
     end: float | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
-class Submission:
-    """One of the submissions, each better than the one before it.
+@dataclass(frozen=True)
+class UnfinishedSegment:
+    """A segment that is no member, how long it was trained, and the reason in words."""
 
-    Attributes:
-        at: seconds since the start.
-        ap50: AP50 of the ensemble.
-        metric: the metric that chose the ensemble.
-        best_single: best member in one view, with its score by that metric.
-        num_members: members in the ensemble, each counted once whatever its views.
-    """
-
-    at: float
-    ap50: float | None = None
-    metric: str | None = None
-    best_single: tuple[str, float] | None = None
-    num_members: int | None = None
-
-    @property
-    def best_name(self) -> str | None:
-        """The best member in one view."""
-        return self.best_single[0] if self.best_single else None
-
-    @property
-    def best_ap50(self) -> float | None:
-        """AP50 of the best member in one view; None where the campaign chose by another metric."""
-        return self.best_single[1] if self.best_single and self.metric == "ap50" else None
+    segment: Segment
+    reason: str
 
 
 class DecisionNote(NamedTuple):
@@ -161,37 +128,6 @@ class DecisionNote(NamedTuple):
 
     text: str
     at: float | None
-
-
-@dataclass(frozen=True)
-class FusedScore:
-    """Scores of the fused predictions on held-out images, and how they were fused.
-
-    Attributes:
-        metric: the metric that chose the ensemble; `value` is the ensemble's score by it.
-        interval: the 95 % interval of the gain over the best member, on images not used to choose the ensemble.
-        parts: the members in their views.
-    """
-
-    metric: str = "ap50"
-    value: float | None = None
-    nested: float | None = None
-    ap: float | None = None
-    ap50: float | None = None
-    ap75: float | None = None
-    method: str | None = None
-    iou: float | None = None
-    interval: tuple[float, float] | None = None
-    per_class: tuple[ClassScore, ...] = ()
-    parts: tuple[EnsembleView, ...] = ()
-
-
-@dataclass(frozen=True)
-class Rescoring:
-    """The metric of the fused predictions on held-out images before and after crop rescoring."""
-
-    before: float
-    after: float
 
 
 @dataclass(frozen=True)
@@ -240,6 +176,7 @@ class CampaignRecord:
     fingerprints: Mapping[str, str] = field(default_factory=dict)
     deadline_seconds: float | None = None
     seconds_used: float | None = None
+    resumed: int | None = None
     started: str | None = None
     finished: str | None = None
     state: str = "unknown"
@@ -271,6 +208,21 @@ class CampaignRecord:
     def best(self) -> Member | None:
         """The member with the highest single score."""
         return next((m for m in self.members if m.name == self.best_member), None)
+
+    @property
+    def unfinished(self) -> tuple[UnfinishedSegment, ...]:
+        """The segments that are no members, with the reasons."""
+        return tuple(UnfinishedSegment(s, self._reason(s)) for s in self.segments if s.state not in ("done", None))
+
+    def _reason(self, segment: Segment) -> str:
+        """Why a segment is no member, or not yet."""
+        if segment.state == "failed":
+            said = f"{segment.name} is left out: "  # in the ledgers of earlier versions only a note has the reason
+            noted = [note.removeprefix(said) for note in self.notes if note.startswith(said)]
+            return f"left out: {segment.result.reason or (noted[-1] if noted else 'the ledger gives no reason')}"
+        if self.state == "running":
+            return "training" if segment.state == "running" else f"{segment.state}, not predicted yet"
+        return "the campaign was stopped before its training ended"
 
     @property
     def spans(self) -> tuple[Span, ...]:

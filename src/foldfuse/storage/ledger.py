@@ -273,7 +273,10 @@ def _snapshot(db: sqlite3.Connection, path: Path) -> dict[str, Any]:
             {
                 "at": at,
                 "score": score,
-                **{key: fused.get(key) for key in ("metric", "ap50", "best_single", "num_members")},
+                **{
+                    key: fused.get(key)
+                    for key in ("metric", "ap50", "best_single", "num_members", "nested", "interval")
+                },
             }
             for at, score, fused in ((at, score, result.get("fused") or {}) for at, score, result in submissions)
         ],

@@ -1,0 +1,69 @@
+"""The gain of an ensemble over its best single member, and the one sentence that the log, the terminal and the page say about it.
+
+Both scores are of the same images. The nested score fuses each fold by an ensemble chosen without the fold, and the interval
+is of the difference of these two scores: gain = nested score - score of the best single member.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Gain:
+    """The nested cross-validation score of an ensemble minus the score of the best single member.
+
+    Attributes:
+        metric: the metric of both scores.
+        nested: the nested cross-validation score of the ensemble.
+        baseline: the best single member, in one view.
+        baseline_score: the score of the baseline on the same images.
+        low, high: the 95 % interval of `value` over bootstrap resamples of the images; low <= value <= high.
+    """
+
+    metric: str
+    nested: float
+    baseline: str
+    baseline_score: float
+    low: float
+    high: float
+
+    @property
+    def value(self) -> float:
+        """The gain."""
+        return self.nested - self.baseline_score
+
+    @property
+    def verdict(self) -> str:
+        """What the interval says about the gain, in a few words."""
+        if self.low == self.high == 0:
+            return "there is no difference"
+        if self.low > 0:
+            return "better than chance"
+        return "worse than this member" if self.high < 0 else "it may be chance"
+
+    def sentence(self, *, digits: int = 3) -> str:
+        """The gain with its baseline, its interval and the verdict."""
+        return (
+            f"In nested cross-validation {self.metric.upper()} {self.nested:.{digits}f}: a gain of "
+            f"{interval_text(self.value, self.low, self.high, digits=digits)} over the best single member, {self.baseline}, "
+            f"with {self.baseline_score:.{digits}f}; {self.verdict}."
+        )
+
+
+def interval_text(value: float, low: float, high: float, *, digits: int = 3) -> str:
+    """A difference and its 95 % interval: "+0.019 (95 % interval -0.006 to +0.042)"."""
+    return f"{value:+.{digits}f} (95 % interval {low:+.{digits}f} to {high:+.{digits}f})"
+
+
+def make_gain(
+    metric: str,
+    nested: float | None,
+    best_single: tuple[str, float] | None,
+    interval: tuple[float, float] | None,
+) -> Gain | None:
+    """The Gain from these scores; None where one of them is not known, as for a single image."""
+    if nested is None or best_single is None or interval is None:
+        return None
+    (baseline, score), (low, high) = best_single, interval
+    return Gain(metric, nested, baseline, score, min(low, nested - score), max(high, nested - score))

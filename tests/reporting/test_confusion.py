@@ -10,7 +10,7 @@ from foldfuse.evaluation.diagnosis import BestThreshold, Diagnosis
 from foldfuse.reporting.campaign_page import template
 from foldfuse.reporting.confusion import MAX_CLASSES, ConfusionMatrix, confusion_matrix
 
-DIAGNOSIS = Diagnosis((), {}, (), BestThreshold(0.5, 1.0, 1.0, 1.0), (), np.zeros((1, 1), int), {}, {})
+DIAGNOSIS = Diagnosis((), {}, (), BestThreshold(0.5, 1.0, 1.0, 1.0), (), np.zeros((1, 1), int), ())
 
 
 def diagnosis_of(confusion: np.ndarray) -> Diagnosis:

@@ -83,7 +83,7 @@ def test_the_history_comes_from_the_ledger(tmp_path):
     record = read_campaign_record(tmp_path)
     first, second = record.history
     assert (first.ap50, first.best_single, first.num_members) == (0.5, ("a@1", 0.45), 1)
-    assert (second.ap50, second.best_ap50, second.num_members) == (None, None, None)
+    assert (second.ap50, second.best_single, second.num_members) == (None, None, None)
     assert record.decisions[0].text == "First."
     assert record.decisions[0].at is not None
     assert record.decisions[0].at < first.at < second.at

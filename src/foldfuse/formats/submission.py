@@ -72,7 +72,7 @@ def reading_of(names: ImageNames) -> ImageIds:
 def write_submission(
     predictions: Predictions,
     dataset: Dataset,
-    path: Path,
+    path: Path | str,
     format: str | None = None,
     *,
     max_detections: int | None = None,
@@ -96,6 +96,7 @@ def write_submission(
     Raises:
         InputError: the format is unknown, or an image was not predicted.
     """
+    path = Path(path)
     chosen = None if like is not None else submission_format(path, format)
     if max_detections is not None and max_detections < 1:
         raise InputError(f"max_detections is {max_detections}, and must be 1 or more.")

@@ -14,20 +14,24 @@ from foldfuse.commands.prediction_files import member_names, read_file
 from foldfuse.data.dataset import Dataset
 from foldfuse.data.pixels import open_images
 from foldfuse.data.readers.coco import load, read, require_layout
+from foldfuse.detections import Predictions
 from foldfuse.errors import InputError, counted
+from foldfuse.formats.parquet import read_parquet
 from foldfuse.formats.raw_boxes import ReadAs
 from foldfuse.reporting.browser import MARKER, images_folder, needs_folder, write_browser
+from foldfuse.reporting.browser_sources import PredictionSource, find_sources
 from foldfuse.system import printing
 from foldfuse.system.progress import progress_bar
-
-FUSED = "fused_oof.parquet"  # in the folder of a campaign
 
 
 def browse(
     data: Path,
     *,
-    predictions: Annotated[tuple[str, ...], Parameter(name=("--predictions", "-p"), metavar="[NAME=]FILE")] = (),
+    predictions: Annotated[
+        tuple[str, ...], Parameter(name=("--predictions", "-p"), metavar="[NAME=]FILE|CAMPAIGN")
+    ] = (),
     out: options.Out = Path("browse.html"),
+    score_threshold: options.ScoreThreshold = 0.05,
     input_format: options.InputFormat = None,
     image_ids: options.ImageIds = None,
     category_ids: options.CategoryIds = None,
@@ -44,8 +48,9 @@ def browse(
 
     Args:
         data: the images: a dataset of any layout, or a folder of images.
-        predictions: predictions to show, of some images of `data` or of all: Parquet, COCO results JSON, a CSV, a YOLO folder, or
-            the folder of a campaign (its fused out-of-fold predictions). NAME= before it names the layer; repeat for more layers.
+        predictions: predictions to show, of some images of `data` or of all: Parquet, COCO results JSON, a CSV, a YOLO folder; or
+            the folder of a campaign (its fused out-of-fold predictions, and those of its members) or of a run. NAME= before it
+            names the layer; repeat for more layers.
         out: HTML file to write.
 
     Raises:
@@ -57,12 +62,12 @@ def browse(
         foldfuse browse data/train.json --predictions small=a_oof.parquet --predictions large=b_oof.parquet --overwrite
     """
     options.check_ending(out, ".html", ".htm")
-    files = prediction_files(predictions)
-    inputs = [data, images, classes_from, *files.values()]
+    sources = prediction_sources(predictions)
+    inputs = [data, images, classes_from, *(s.path for s in sources)]
     options.refuse_overwrite(out, overwrite, is_file=True, inputs=inputs)
     dataset = _read_dataset(
         data,
-        list(files.values()),
+        [s.path for s in sources],
         classes_from=classes_from,
         images=images,
         ignore_orientation=ignore_orientation,
@@ -70,8 +75,7 @@ def browse(
     if needs_folder(dataset):
         samples = [s.path for s in dataset.samples]
         options.refuse_overwrite(images_folder(out), overwrite, inputs=[*inputs, samples[0]], made_by=(MARKER,))
-    read_as = ReadAs(input_format, image_ids, category_ids)
-    layers = {name: read_file(path, dataset, read_as) for name, path in files.items()}
+    layers = _read_layers(sources, dataset, ReadAs(input_format, image_ids, category_ids), score_threshold)
     dataset = open_images(dataset, ignore_orientation=ignore_orientation)
     with progress_bar(f"reading {counted(len(dataset), 'image')}") as progress:
         page = write_browser(dataset, layers, out, title=_title(data), progress=progress)
@@ -80,32 +84,53 @@ def browse(
     return page
 
 
-def prediction_files(words: Sequence[str]) -> dict[str, Path]:
-    """{name of the layer: file} of words such as "large=b.parquet", "b.parquet" or the folder of a campaign.
+def prediction_sources(words: Sequence[str]) -> list[PredictionSource]:
+    """The layers of words such as "large=b.parquet", "b.parquet", or the folder of a campaign or a run.
 
     Raises:
-        InputError: two layers have one name, or a campaign has no fused predictions yet.
+        InputError: two layers have one name, or a campaign or a run has no predictions.
     """
-    named: list[tuple[str, Path]] = []
-    plain = [Path(word) for word in words if not _is_named(word)]
-    names = iter(member_names(plain))
+    names = iter(member_names([Path(word) for word in words if not _is_named(word)]))
+    sources: list[PredictionSource] = []
     for word in words:
         name, path = word.split("=", 1) if _is_named(word) else (next(names), word)
-        folder = Path(path)
-        if not (folder / "campaign.sqlite").exists() and not (folder / FUSED).exists():
-            named.append((name, folder))
-            continue
-        if not (folder / FUSED).exists():
-            raise InputError(f"{folder}: this campaign has no {FUSED} yet. Wait for its end, or give another file.")
-        several = sum(Path(other.split("=", 1)[-1]).is_dir() for other in words) > 1
-        named.append((name if _is_named(word) or several else "campaign", folder / FUSED))
-    for i, (name, file) in enumerate(named):
-        twice = next((other for earlier, other in named[:i] if earlier == name), None)
+        is_prefixed = _is_named(word) or sum(Path(other.split("=", 1)[-1]).is_dir() for other in words) > 1
+        sources += find_sources(Path(path), name, is_prefixed=is_prefixed)
+    for i, source in enumerate(sources):
+        twice = next((earlier.path for earlier in sources[:i] if earlier.name == source.name), None)
         if twice is not None:
             raise InputError(
-                f"{file}: has the name {name!r}, as {twice} has. Name one of them: --predictions NAME={file}."
+                f"{source.path}: has the name {source.name!r}, as {twice} has. Name one of them: --predictions "
+                f"NAME={source.path}."
             )
-    return dict(named)
+    return sources
+
+
+def _read_layers(
+    sources: Sequence[PredictionSource], dataset: Dataset, read_as: ReadAs, score_threshold: float
+) -> dict[str, Predictions]:
+    """{name: predictions}, without boxes below the score threshold; prints how many are left out."""
+    layers, left_out = {}, 0
+    for source in sources:
+        found = _read_source(source, dataset, read_as)
+        layers[source.name] = found.filter(found.scores >= score_threshold)
+        left_out += int((found.scores < score_threshold).sum())
+    if left_out:
+        text = f"{left_out:,} predicted boxes with scores below {score_threshold:g} are left out; --score-threshold 0 keeps them."
+        printing.write(text, to_stderr=True)
+    return layers
+
+
+def _read_source(source: PredictionSource, dataset: Dataset, read_as: ReadAs) -> Predictions:
+    """The predictions of a source; of a campaign or a run those of the test images, where the others are of other images."""
+    if source.test is None:
+        return read_file(source.path, dataset, read_as)
+    try:
+        return read_parquet(source.path, dataset)
+    except InputError:
+        if not source.test.is_file() or source.test == source.path:
+            raise
+    return read_parquet(source.test, dataset)
 
 
 def _is_named(word: str) -> bool:

@@ -127,10 +127,10 @@ function classify(matcher, d, first, last) {
     if (isSame && overlap >= iou && states[g] === FOUND) onFound = true;
   }
   let target = -1;
-  if (same >= NEAR_IOU && same < iou) [kinds[d], target] = [BADLY_PLACED, sameBox];
+  if (same >= NEAR_IOU && same <= iou) [kinds[d], target] = [BADLY_PLACED, sameBox];
   else if (other >= iou) [kinds[d], target] = [WRONG_CLASS, otherBox];
   else if (onFound) kinds[d] = DUPLICATE;
-  else if (Math.max(same, other) < NEAR_IOU) kinds[d] = FALSE_ALARM;
+  else if (other <= NEAR_IOU) kinds[d] = FALSE_ALARM;
   else kinds[d] = BOTH;
   const isOther = kinds[d] === WRONG_CLASS || (kinds[d] === BOTH && other > same);
   matcher.partners[d] = kinds[d] === FALSE_ALARM ? -1 : isOther ? otherBox : sameBox;

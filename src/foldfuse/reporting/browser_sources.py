@@ -1,0 +1,68 @@
+"""Where predictions to look at come from: a file, the folder of a campaign, or the folder of a run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from foldfuse.ensemble.ensemble import read_ensemble
+from foldfuse.errors import InputError
+
+FUSED = "fused"
+PLAIN_VIEW = "1"  # the TTA view of the image as it is
+
+
+@dataclass(frozen=True)
+class PredictionSource:
+    """One layer of predictions.
+
+    Attributes:
+        name: its name on the page.
+        path: the file; of a campaign or a run, its out-of-fold predictions.
+        test: where a campaign or a run has its predictions of test images; None for other files.
+    """
+
+    name: str
+    path: Path
+    test: Path | None = None
+
+
+def find_sources(path: Path, name: str, *, is_prefixed: bool) -> list[PredictionSource]:
+    """The layers at a path: the fused predictions of a campaign and its members' plain ones, a run's, or those of a file.
+
+    Args:
+        path: a file of predictions, a folder of YOLO files, a campaign or a run.
+        name: the name of the layer.
+        is_prefixed: whether the name stands before the names of a campaign's layers.
+
+    Raises:
+        InputError: a campaign or a run has no predictions, or its ensemble cannot be read.
+    """
+    if (path / "campaign.sqlite").is_file() or (path / "fused_oof.parquet").is_file():
+        return _campaign_sources(path, f"{name}: " if is_prefixed else "")
+    if (path / "run.json").is_file():
+        advice = f"Predict with it first: foldfuse predict {path} DATA --out predictions.parquet."
+        return [
+            _source(name, path / "oof.parquet", path / "test.parquet", f"{path}: this run has no predictions. {advice}")
+        ]
+    return [PredictionSource(name, path)]
+
+
+def _campaign_sources(folder: Path, prefix: str) -> list[PredictionSource]:
+    """The fused predictions, then those of each member of the ensemble in the view of the image as it is."""
+    missing = f"{folder}: this campaign has no predictions yet. Wait for its first submission."
+    sources = [_source(f"{prefix}{FUSED}", folder / "fused_oof.parquet", folder / "fused_test.parquet", missing)]
+    ensemble = folder / "ensemble.json"
+    weights = read_ensemble(ensemble).weights if ensemble.is_file() else {}
+    used = {key.rpartition("@")[0] for key, weight in weights.items() if weight > 0}
+    for member in sorted((folder / "members").glob("*/")):
+        out_of_fold, test = (member / f"{split}@{PLAIN_VIEW}.parquet" for split in ("val", "test"))
+        if out_of_fold.is_file() and (not used or member.name in used):
+            sources.append(PredictionSource(f"{prefix}{member.name}", out_of_fold, test))
+    return sources
+
+
+def _source(name: str, out_of_fold: Path, test: Path, missing: str) -> PredictionSource:
+    if not out_of_fold.is_file() and not test.is_file():
+        raise InputError(missing)
+    return PredictionSource(name, out_of_fold if out_of_fold.is_file() else test, test)

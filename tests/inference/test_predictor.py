@@ -173,6 +173,7 @@ def test_the_command_draws_writes_and_tells(trained, tmp_path, capsys, monkeypat
         ("run1 photos --out found.txt", "predictions are written as .parquet"),
         ("run1 photos --draw d", "holds files already"),
         ("run1 d/train.json --draw d --overwrite", "holds the images or the network"),
+        ("run1 new/train.json --draw new/images --overwrite", "holds images that are given, such as"),
         ("run1 photos --draw new1 --member a", "is no NAME=RUN"),
         ("run1 photos --draw new1 --member a=b", "is no ensemble"),
         ("run1 nothing*.png --draw new1", "no image has a name of this pattern"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
@@ -31,6 +32,14 @@ def check_folder(folder: Path, overwrite: bool, inputs: Iterable[Path | None]) -
         raise InputError(f"{folder}: holds the images or the network that are given. Choose another --draw.") from None
     if not overwrite:
         raise InputError(f"{folder}: holds files already. Choose another --draw, or add --overwrite to write into it.")
+
+
+def refuse_originals(folder: Path, samples: Iterable[Sample]) -> None:
+    """Raises InputError where one of the images to predict lies in the folder to draw to: it could be replaced."""
+    top = Path(os.path.realpath(folder))
+    for sample in samples if top.is_dir() else ():
+        if top in Path(os.path.realpath(sample.path)).parents:
+            raise InputError(f"{folder}: holds images that are given, such as {sample.path}. Choose another --draw.")
 
 
 def drawn_names(samples: Iterable[Sample]) -> dict[int, PurePosixPath]:

@@ -113,6 +113,8 @@ def predict(
                 printing.write(sentence, to_stderr=True)
         predictor = replace(predictor, ignore_orientation=_ignores_orientation(predictor, ignore_orientation))
         given = read_paths(paths, images=images, ignore_orientation=predictor.ignore_orientation)
+        if draw is not None:
+            drawn_images.refuse_originals(draw, given.dataset.samples)
         if given.repeated and world.is_main:
             times = counted(given.repeated, "image")
             printing.write(f"{times} given more than once; each is predicted once.", to_stderr=True)

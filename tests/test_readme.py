@@ -62,7 +62,8 @@ def command_lines(page: Path) -> list[str]:
 
 
 def test_it_names_every_command():
-    assert not [name for name in cli.COMMANDS if f"| `{name}` |" not in TEXT]
+    cells = " ".join(re.findall(r"^\| (`.*?`) \|", TEXT, re.MULTILINE))
+    assert not [name for name in cli.COMMANDS if f"`{name}`" not in cells]
 
 
 def test_it_is_short():

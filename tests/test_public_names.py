@@ -26,6 +26,7 @@ NAMES = [
     "Sample",
     "Score",
     "View",
+    "evaluate",
     "fuse",
     "load",
     "load_detector",

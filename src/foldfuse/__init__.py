@@ -27,6 +27,7 @@ _MODULE_OF = {  # public name: its module
     "Sample": "data.dataset",
     "Score": "evaluation.coco",
     "View": "inference.tta",
+    "evaluate": "inference.evaluation",
     "fuse": "api",
     "load": "inference.predictor",
     "load_detector": "inference.detector",

@@ -42,7 +42,7 @@ def campaign(folder, path, *, held_out, noise):
         book.add_submission(
             0.5,
             {
-                "fused": {"ap50": 0.5123, "ap": 0.25, "nested": 0.4777},
+                "fused": {"ap50": 0.5123, "ap": 0.25, "nested": 0.4777, "best_single": ["base-256@1", 0.4]},
                 "best_member": "base-256",
                 "rescoring": {"before": 0.48, "after": 0.5},
             },
@@ -82,12 +82,14 @@ def test_the_terminal_and_the_page_show_the_same(shapes, tmp_path, capsys, monke
     out = tmp_path / "c.html"
     assert cli.main(["compare", *map(str, folders), "--out", str(out)]) == 0
     printed, page = capsys.readouterr().out, out.read_text()
-    for text in ("10 min", "1 of 1", "0.5123", "0.4777", "0.4000 base-256", "+0.0200", "0.6100 (submission 1)"):
+    for text in ("10 min", "1 of 1", "0.5123", "0.4777", "0.4000 base-256@1", "+0.0200", "0.6100 (submission 1)"):
         assert text in printed
         assert text in page
     assert "far and a held out no image in common (6 and 10 of their own)" in printed
     assert "far and a held out no image in common" in page
     assert "a &lt;hunch&gt;" in page
+    assert "AP50 minus that of a" in page
+    assert "AP minus that of a" in page
     assert "in 0 of 1 pairs" in page, "both have the same score out-of-fold"
     assert "<script" not in page
     assert "https://" not in page

@@ -20,6 +20,8 @@ from foldfuse.evaluation.bootstrap import Difference, bootstrap_difference
 from foldfuse.evaluation.metrics import measure
 from foldfuse.formats.predictions import read_predictions
 from foldfuse.reporting.campaign_page import template
+from foldfuse.reporting.charts import Chart
+from foldfuse.reporting.interval_chart import Interval, interval_chart
 from foldfuse.reporting.leaderboard import leaderboard_chart
 from foldfuse.reporting.records import CampaignRecord, record_from
 from foldfuse.reporting.score_records import FusedScore
@@ -186,10 +188,29 @@ def comparison_page(comparison: Comparison) -> str:
         differences_title=comparison.title,
         differences=list(comparison.differences),
         difference_rows=comparison.difference_rows(),
+        difference_charts=difference_charts(comparison),
         chart=leaderboard_chart({campaign.name: campaign.notes.scores for campaign in campaigns}),
         noted=[(campaign.name, campaign.notes.notes) for campaign in campaigns if campaign.notes.notes],
         warnings=comparison.warnings,
     )
+
+
+def difference_charts(comparison: Comparison) -> list[Chart]:
+    """For AP50 and for AP, a chart of the differences from the first campaign with their intervals."""
+    charts, first = [], comparison.campaigns[0].name
+    for place, metric in enumerate(map(str.upper, METRICS)):
+        rows = [
+            Interval(f"{name}: {found[place].second:.4f}", one.value, one.low, one.high)
+            for name, found in comparison.differences.items()
+            for one in [found[place].difference]
+        ]
+        if rows:
+            title = f"{metric} minus that of {first}"
+            caption = (
+                "Dots right of 0 are better than the first campaign; whiskers are 95 % intervals of the bootstrap."
+            )
+            charts.append(Chart(title, interval_chart(rows, label=title), caption))
+    return charts
 
 
 def _facts(campaign: ComparedCampaign) -> list[str]:

@@ -18,6 +18,7 @@ from foldfuse import cli, recipes
 from foldfuse.data.folds import make_folds
 from foldfuse.data.readers.coco import read
 from foldfuse.detections import Annotations, Detections, Predictions
+from foldfuse.ensemble.ensemble import Ensemble
 from foldfuse.formats.predictions import write_predictions
 from foldfuse.storage import ledger
 from learning_samples import write_dataset
@@ -45,6 +46,7 @@ def make_files(folder: Path) -> None:
     for seed, name in enumerate(("a_oof", "b_oof")):
         write_predictions(_predictions(train, seed=seed), folder / f"{name}.parquet", dataset)
     tested = read(folder / "data" / "test.json")
+    shutil.copytree(folder / "data" / "images_test", folder / "photos")
     rows = "".join(f",{sample.file_name}\n" for sample in tested.samples)
     (folder / "sample_submission.csv").write_text(f"PredictionString,image_id\n{rows}")
     for seed, name in enumerate(("a", "b", "predictions")):
@@ -78,14 +80,16 @@ def _make_campaign(folder: Path, data: Path) -> None:
 
 
 def make_runs(folder: Path, line: Callable[[str], int]) -> None:
-    """Makes ensemble.json, and trains the runs that examples name, for a step each."""
+    """Makes ensemble.json, and trains the runs that examples name, for a step each; one becomes the member of campaign1."""
+    Ensemble({"a": 1.0, "b": 2.0}).write(folder / "ensemble.json")
     for words in (
-        "ensemble a.parquet b.parquet --data data/test.json --budget 1s --out ensemble.json",
         "train data/train.json --recipe lite0_fpn --folds folds.json --steps 1 --out run1",
         "train data/train.json --recipe classify_lite0 --folds folds.json --steps 1 --out classifier1",
     ):
         assert line(f"foldfuse {words}") == 0, words
     shutil.copytree(folder / "run1", folder / "run2")
+    shutil.copytree(folder / "run1", folder / "campaign1" / "members" / "base-256")
+    Ensemble({"base-256@1": 1.0}).write(folder / "campaign1" / "ensemble.json")
 
 
 def make_everything_small(monkeypatch: pytest.MonkeyPatch, *, campaigns: bool = False) -> None:

@@ -37,6 +37,10 @@ OPTIONS = {  # of every command: its arguments by their place, then its options
         "--ignore-orientation --device --overwrite"
     ),
     "evaluate": ("RUN DATA --out --predictions --batch-size --images --ignore-orientation --device --overwrite"),
+    "browse": (
+        "DATA --predictions --out --score-threshold --input-format --image-ids --category-ids --classes-from --images "
+        "--ignore-orientation --overwrite"
+    ),
     "fuse": (
         "PREDICTIONS --data --out --method --iou --score-threshold --weight --ensemble --input-format --image-ids --category-ids "
         "--classes-from --images --ignore-orientation --overwrite"

@@ -58,8 +58,8 @@ def test_numpy_decodes_as_torch_does(tmp_path, detector, shape):
     for a, b in zip(found, expected, strict=True):
         assert len(a) == len(b) > 5
         np.testing.assert_allclose(a.scores, b.scores, atol=1e-6)
-        np.testing.assert_allclose(a.boxes, b.boxes, atol=1e-3)
-        assert a.labels.tolist() == b.labels.tolist()
+        apart = np.abs(a.boxes[:, None] - b.boxes).max(-1) + (a.labels[:, None] != b.labels)
+        assert max(apart.min(0).max(), apart.min(1).max()) < 1e-3, "equal scores may come in another order"
 
 
 @pytest.mark.slow

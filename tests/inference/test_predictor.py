@@ -83,7 +83,8 @@ def test_a_turned_image_has_boxes_in_its_upright_pixels(trained, predictor, tmp_
     exif[0x0112] = 6
     image.transpose(Image.Transpose.ROTATE_90).save(tmp_path / "turned.png", exif=exif)
     from_file, upright = predictor(tmp_path / "turned.png"), predictor(image)
-    np.testing.assert_allclose(from_file.boxes[:5], upright.boxes[:5], atol=1.5)  # a file is shrunk before it is turned
+    apart = np.abs(from_file.boxes[:5, None] - upright.boxes).max(-1).min(1)
+    assert (apart < 1.5).all(), "a file is shrunk before it is turned, so close scores may change places"
     same(predictor(Image.open(tmp_path / "turned.png")), predictor(image))
     caplog.clear()
     predictor.predict([tmp_path / "turned.png", tmp_path / "turned.png"])

@@ -152,6 +152,7 @@ def test_filters_of_error_class_and_name(shown, open_page):
     page.fill("#search", "Ü.JPG")
     assert status(page).startswith("1 of 4 images")
     page.fill("#search", "none such")
+    assert status(page).startswith("0 of 4 images")
     assert page.locator("#nothing").is_visible()
     page.click("#reset-too")
     page.select_option("#sort", "errors")

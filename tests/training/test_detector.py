@@ -366,8 +366,9 @@ def test_a_run_tells_what_it_was_trained_on(data, tmp_path):
     assert run.metadata.classes == ("red", "blue")
     assert run.metadata.canvas == (64, 64)
     assert run.recipe == TINY
-    rows = run.log
+    *rows, score = run.log
     assert [row["step"] for row in rows] == [0, 1]
+    assert (score["step"], {"ap", "ap50"} <= score.keys()) == (2, True)
     assert all({"loss", "class", "box", "lr", "seconds", "spent", "data_wait"} <= row.keys() for row in rows)
     assert not list(run.folder.glob(".*")), "a temporary file was left"
 

@@ -59,7 +59,7 @@ def browse(
     Examples:
         foldfuse browse data/train.json
         foldfuse browse data/train.json --predictions campaign --out errors.html
-        foldfuse browse data/train.json --predictions small=a_oof.parquet --predictions large=b_oof.parquet --overwrite
+        foldfuse browse data/train.json -p small=a_oof.parquet -p large=b_oof.parquet --out both.html
     """
     options.check_ending(out, ".html", ".htm")
     sources = prediction_sources(predictions)

@@ -78,9 +78,9 @@ def predict(
     Examples:
         foldfuse predict run1 photos/ --draw drawn/
         foldfuse predict campaign1 data/test.json --out predictions.parquet
-        foldfuse predict run1 'photos/**/*.jpg' one.png --out found.json --draw drawn/ --score-threshold 0.25
+        foldfuse predict run1 'photos/*.png' data/images_test --out found.json --score-threshold 0.25
         foldfuse predict run1 data/test.json --out views.parquet --view 1,1+hflip
-        foldfuse predict ensemble.json data/test.json --member a_oof=run1 --member b_oof=run2 --out fused.parquet
+        foldfuse predict ensemble.json data/test.json --member a=run1 --member b=run2 --out fused.parquet
         foldfuse predict classifier1 data/train.json --out classes.csv
     """
     given_data: Any = data  # one path is taken too

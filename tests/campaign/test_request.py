@@ -9,6 +9,9 @@ import pytest
 from foldfuse import cli
 from foldfuse.campaign.planning.candidates import DEFAULT_RECIPES, candidate_recipes
 from foldfuse.campaign.request import CampaignRequest
+from foldfuse.campaign.task import Inputs, prepare_task
+from foldfuse.data.folds import make_folds
+from foldfuse.data.readers.coco import read
 from foldfuse.recipes import RECIPES
 from foldfuse.storage import ledger as ledgers
 from learning_samples import write_dataset
@@ -57,3 +60,24 @@ def test_the_test_images_may_be_a_folder_of_images_whose_number_is_told(tmp_path
     assert [sample.file_name for sample in task.test.samples] == [f"{i:03}.png" for i in range(5)]
     assert (task.test.classes, task.test.category_ids) == (("red", "blue"), (3, 7))
     assert all(sample.annotations is None for sample in task.test_samples)
+
+
+def test_image_sizes_that_are_given_are_not_told_as_chosen_from_the_data(tmp_path):
+    labeled = read(write_dataset(tmp_path / "d"))
+    with closing(ledgers.create(tmp_path, {}, deadline=60, start=0.0)) as ledger:
+        task = prepare_task(
+            Inputs(labeled, None, make_folds(labeled, num_folds=3)),
+            candidate_recipes(["yolov5n"]),
+            image_sizes=(64, 96),
+            seed=0,
+            metric="ap50",
+            pseudo_labels=False,
+            device="cpu",
+            ledger=ledger,
+        )
+    assert task.image_size_choice is not None
+    assert task.image_size_choice.reason.startswith(
+        "Image sizes are limited to 64 px, 96 px, as --image-size says; the"
+    )
+    notes = ledgers.snapshot(tmp_path)["notes"]
+    assert not [note for note in notes if note.startswith("The image size is")]

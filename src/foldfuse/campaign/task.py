@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -232,12 +232,12 @@ def prepare_task(
         pseudo_labels=pseudo_labels,
         device=device,
         ignore_orientation=inputs.ignore_orientation,
-        image_size_choice=_image_size_choice(recipes, train, ledger, device=device),
+        image_size_choice=_image_size_choice(recipes, train, ledger, allowed=image_sizes, device=device),
     )
 
 
 def _image_size_choice(
-    recipes: Mapping[str, Recipe], train: Dataset, ledger: Ledger, *, device: str
+    recipes: Mapping[str, Recipe], train: Dataset, ledger: Ledger, *, allowed: Sequence[int], device: str
 ) -> ImageSizeChoice | None:
     """The image size of the recipes that leave it open, chosen once and recorded; None where every recipe has a number."""
     left_open = [recipe for recipe in recipes.values() if recipe.image_size == AUTO]
@@ -252,6 +252,10 @@ def _image_size_choice(
     smaller = c.IMAGE_SCALES[0] ** 2  # a base run's pixels, as a share of those at the chosen size
     seconds = c.SINGLE_BASE_SHARE * c.TRAINING_SHARE * ledger.deadline / smaller
     choice = measured_choice(train, left_open[0], seconds=seconds, device=device)
+    if allowed:
+        sizes = ", ".join(f"{size} px" for size in allowed)
+        reason = f"Image sizes are limited to {sizes}, as --image-size says; the data ask for {choice.size} px."
+        choice = replace(choice, reason=reason)
     ledger.set(image_size_choice=to_plain(choice))
     ledger.log(choice.reason)
     return choice

@@ -142,7 +142,9 @@ def _compute_config(run: Run, model: Any, batches: Batches, session: TrainingSes
     Only a single process with a time budget is autotuned: a training with a step budget must give the same bits every time.
     """
     recipe, metadata, world, budget = run.recipe, run.metadata, session.world, session.budget
-    if (stored := stored_config(run)) is not None:
+    stored = stored_config(run)
+    world.barrier()  # every process has read run.json before process 0 writes it, so all take the same way
+    if stored is not None:
         return stored
     config, result = default_config(torch.device(world.device)), None
     if recipe.precision != "auto":

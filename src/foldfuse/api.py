@@ -7,9 +7,10 @@ A path may be text, a duration a text such as "10m" or a number of seconds, and 
 from __future__ import annotations
 
 import functools
+import inspect
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -163,7 +164,7 @@ def fuse(
     placeholder = {"predictions": paths or [Path("members")], "data": "data", "out": "out.parquet"}
     given = {"method": method, "iou": iou, "score_threshold": score_threshold, "weight": weight, "ensemble": ensemble}
     reading = {"input_format": input_format, "image_ids": image_ids, "category_ids": category_ids}
-    checked = _parsed("fuse", placeholder | given | reading).arguments
+    checked = _parsed("fuse", placeholder | given | reading)[1].arguments
     weights, is_default = checked.get("weight", ()), (method, iou, score_threshold) == ("wbf", 0.55, 0.0)
     if ensemble is not None and (weights or not is_default):
         raise InputError("the ensemble decides method, iou, score_threshold and weight. Leave these out.")
@@ -222,7 +223,7 @@ def score(
     """
     path = Path("predictions") if isinstance(predictions, Predictions) else Path(predictions)
     reading = {"input_format": input_format, "image_ids": image_ids, "category_ids": category_ids}
-    checked = _parsed("score", {"predictions": path, "data": data, "images": images, **reading}).arguments
+    checked = _parsed("score", {"predictions": path, "data": data, "images": images, **reading})[1].arguments
     with _as_command():
         dataset = data
         if not isinstance(dataset, Dataset):
@@ -239,23 +240,16 @@ def score(
 
 def _run(command: str, arguments: Mapping[str, Any]) -> Any:
     """The result of a command."""
-    call = _parsed(command, arguments)
+    function, bound = _parsed(command, arguments)
     for value in arguments.values():
         if isinstance(value, Dataset):
             _require_unchanged(value, arguments["images"])
     with _as_command():
-        return call.function(*call.args, **call.kwargs)
+        return function(*bound.args, **bound.kwargs)
 
 
-class _Call:
-    """A command's function with its converted and checked arguments."""
-
-    def __init__(self, function: Any, bound: Any) -> None:
-        self.function, self.args, self.kwargs, self.arguments = function, bound.args, bound.kwargs, bound.arguments
-
-
-def _parsed(command: str, arguments: Mapping[str, Any]) -> _Call:
-    """A command's call with arguments that the command line has converted and checked."""
+def _parsed(command: str, arguments: Mapping[str, Any]) -> tuple[Callable[..., Any], inspect.BoundArguments]:
+    """A command's function, and its arguments as the command line converts and checks them."""
     words = [command]
     for name, value in arguments.items():
         option = f"--{name.replace('_', '-')}"
@@ -271,7 +265,7 @@ def _parsed(command: str, arguments: Mapping[str, Any]) -> _Call:
         function, bound, _ = _app().parse_args(words, exit_on_error=False, print_error=False)
     except cyclopts.CycloptsError as error:
         raise InputError(f"{str(error).rstrip('.')}. See: foldfuse {command} --help") from None
-    return _Call(function, bound)
+    return function, bound
 
 
 @functools.cache

@@ -15,6 +15,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from foldfuse.boxes import Array
+from foldfuse.display import short
 from foldfuse.errors import InputError, shown
 
 Colour = tuple[int, int, int]
@@ -101,9 +102,7 @@ def open_rgb(image: Any) -> Image.Image:
         except (OSError, ValueError, SyntaxError) as error:
             raise InputError(f"{image}: cannot be decoded as an image ({shown(str(error), 100)}).") from None
     if isinstance(image, Image.Image):
-        if image.mode.startswith(
-            ("I", "F")
-        ):  # more than 8 bits: from the lowest value as black to the highest as white
+        if image.mode.startswith(("I", "F")):  # more than 8 bits: the lowest value becomes black, the highest white
             values = np.asarray(image, np.float64)
             low, high = values.min(), values.max()
             image = Image.fromarray(((values - low) / max(high - low, 1e-9) * 255).astype(np.uint8))
@@ -237,11 +236,9 @@ def _label(
 
 
 def _class_text(classes: Sequence[str], label: int) -> str:
-    """The name of a class as it is drawn: one line, not too long."""
-    if not 0 <= label < len(classes):
-        return f"class {label}"
-    name = " ".join("".join(letter if letter.isprintable() else " " for letter in classes[label]).split())
-    return (name if len(name) <= _LONGEST_NAME else name[: _LONGEST_NAME - 1] + "…") or f"class {label}"
+    """The name of a class as it is drawn: one line, not too long; its number where it has no name."""
+    name = short(classes[label], _LONGEST_NAME) if 0 <= label < len(classes) else ""
+    return name or f"class {label}"
 
 
 @functools.lru_cache(maxsize=512)

@@ -1,4 +1,4 @@
-"""Boxes as tables, as COCO results, and as pandas and supervision hold them; these two are imported when they are asked for."""
+"""Boxes as tables, as COCO results, and for pandas and supervision, which are imported only when they are used."""
 
 from __future__ import annotations
 

@@ -62,7 +62,7 @@ def open_page(chromium):
 
 @pytest.fixture
 def shown(tmp_path):
-    """A small page: (path, dataset). Image 0 has one error of each kind but two, image 1 none, image 2 a false alarm."""
+    """A small page: (path, dataset). Image 0 has one error of each kind but two, image 1 none, image 2 a background error."""
     truth = dataset(
         [[*A, 0], [*B, 1], [*C, 2], [10, 400, 90, 480, 0]], [[*A, 1]], [[*B, 2]], [], classes=("cat", "dog", HOSTILE)
     )
@@ -146,7 +146,7 @@ def test_filters_of_error_class_and_name(shown, open_page):
     page.click("#reset")
     page.click("#classes button:has-text('dog')")
     assert status(page).startswith("3 of 4 images"), "of annotations and of predictions"
-    page.click("#kinds button:has-text('false alarm')")
+    page.click("#kinds button:has-text('background')")
     assert status(page).startswith("1 of 4 images")
     page.click("#reset")
     page.fill("#search", "Ü.JPG")
@@ -170,7 +170,7 @@ def test_the_score_slider_changes_errors_and_boxes(shown, open_page):
     assert missed.text_content() == "3"
     set_slider(page, "score", 0)
     set_slider(page, "iou", 0.3)
-    assert page.locator("#kinds button:has-text('badly placed') .count").text_content() == "0"
+    assert page.locator("#kinds button:has(:text-is('localisation')) .count").text_content() == "0"
 
 
 def test_keys_open_turn_zoom_toggle_and_close(shown, open_page):
@@ -208,7 +208,7 @@ def test_keys_open_turn_zoom_toggle_and_close(shown, open_page):
 def test_a_link_holds_image_filters_and_thresholds(shown, open_page):
     page = open_page(shown[0])
     page.click("#classes button:has-text('cat')")
-    page.click("#errors button:has-text('wrong class')")
+    page.click("#errors button:has-text('classification')")
     set_slider(page, "score", 0.33)
     page.click(".cell:visible")
     page.click("#sides")
@@ -226,7 +226,7 @@ def test_a_click_names_a_box_and_the_list_zooms_to_it(shown, open_page):
     rows = page.locator("#panel-list button")
     assert rows.count() == 8
     assert "annotated as dog, IoU 1.00" in page.text_content("#panel-list")
-    rows.filter(has_text="badly placed").click()
+    rows.filter(has_text=re.compile("(?<!and )localisation error")).click()
     assert page.evaluate("viewer.zoom") > 1
     page.click("#zoom-fit")
     view = page.evaluate(

@@ -13,6 +13,7 @@ import pytest
 from foldfuse.errors import InputError
 from foldfuse.reporting.campaign_page import summary, write_campaign_page
 from foldfuse.reporting.records import read_campaign_record
+from foldfuse.reporting.run_page import write_run_page
 from foldfuse.storage import ledger
 from page_samples import CLASSES, draw_dataset, read_page, write_campaign
 
@@ -225,37 +226,12 @@ def test_an_unreadable_image_is_named(finished, campaign, tmp_path):
     assert sum(a.startswith("data:") for a in page.addresses) == 6 + 5
 
 
-def test_a_run_has_a_page_too(finished, tmp_path):
-    run = Path(shutil.copytree(finished / "members" / "lite0-256-s0", tmp_path / "run"))
-    (run / "recipe.json").write_text(json.dumps({"format": 1, "detector": "efficientdet_lite0", "lr": 0.002}))
-    (run / "run.json").write_text(
-        json.dumps({"data": str(finished.parent / "shapes" / "train.json"), "seed": 3, "seconds": 80})
-    )
-    text = " ".join(read_page(write_campaign_page(run)).text)
-    for words in (
-        "Foldfuse run",
-        "the run reached AP50 0.5",
-        "efficientdet_lite0",
-        "24 images with",
-        "Training loss",
-        "1 min 20 s",
-    ):
-        assert words in text
-
-
-def test_the_page_of_a_classifier_shows_its_accuracy(tmp_path):
-    rows = [{"step": 0, "seconds": 1.0, "loss": 2.0}, {"step": 9, "seconds": 9.0, "accuracy": 0.875}]
-    (tmp_path / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    text = " ".join(read_page(write_campaign_page(tmp_path)).text)
-    assert "the run reached accuracy 0.875" in text
-    assert "Accuracy during training" in text
-
-
-def test_another_folder_is_refused(tmp_path):
+@pytest.mark.parametrize("write_page", [write_campaign_page, write_run_page])
+def test_another_folder_is_refused(tmp_path, write_page):
     with pytest.raises(InputError, match=r"holds neither a campaign\.json nor a run\.json"):
-        write_campaign_page(tmp_path)
+        write_page(tmp_path)
     with pytest.raises(InputError, match="there is no such folder"):
-        write_campaign_page(tmp_path / "nowhere")
+        write_page(tmp_path / "nowhere")
     assert list(tmp_path.iterdir()) == []
 
 

@@ -44,7 +44,7 @@ def campaign(folder, path, *, held_out, noise):
             {
                 "fused": {"ap50": 0.5123, "ap": 0.25, "nested": 0.4777, "best_single": ["base-256@1", 0.4]},
                 "best_member": "base-256",
-                "rescoring": {"before": 0.48, "after": 0.5},
+                "rescoring": {"before": 0.48, "after": 0.5, "gain": {"value": 0.015, "low": 0.004, "high": 0.027}},
             },
         )
     seen = dataset.subset(held_out)
@@ -82,7 +82,8 @@ def test_the_terminal_and_the_page_show_the_same(shapes, tmp_path, capsys, monke
     out = tmp_path / "c.html"
     assert cli.main(["compare", *map(str, folders), "--out", str(out)]) == 0
     printed, page = capsys.readouterr().out, out.read_text()
-    for text in ("10 min", "1 of 1", "0.5123", "0.4777", "0.4000 base-256@1", "+0.0200", "0.6100 (submission 1)"):
+    facts = ("10 min", "1 of 1", "0.5123", "0.4777", "0.4000 base-256@1", "0.6100 (submission 1)")
+    for text in (*facts, "+0.0150 (95 % interval +0.0040 to +0.0270)"):
         assert text in printed
         assert text in page
     assert "far and a held out no image in common (6 and 10 of their own)" in printed

@@ -8,7 +8,8 @@ from foldfuse.reporting.interval_chart import Interval, interval_chart
 def positions(svg):
     """The per cents of the whisker's ends of each row, of its dot, and of the line at 0."""
     zero = float(re.search(r'<line class="whisker" x1="([\d.]+)%" y1="4"', svg)[1])
-    whiskers = re.findall(r'<line class="whisker rim" x1="([\d.]+)%" y1="\d+" x2="([\d.]+)%"', svg)
+    strokes = re.findall(r'<line class="whisker rim" x1="([\d.]+)%" y1="\d+" x2="([\d.]+)%"', svg)
+    whiskers = strokes[::3]  # each is followed by the strokes at its ends
     dots = re.findall(r'<circle class="bar strong" cx="([\d.]+)%"', svg)
     return zero, [(float(low), float(dot), float(high)) for (low, high), dot in zip(whiskers, dots, strict=True)]
 

@@ -21,7 +21,7 @@ class Campaign:
         object.__setattr__(self, "folder", Path(self.folder))
 
     def __fspath__(self) -> str:
-        """The folder, so that a campaign stands where a path may stand."""
+        """The folder: a Campaign can be given wherever a path is expected."""
         return str(self.folder)
 
     @property

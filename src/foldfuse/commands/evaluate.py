@@ -10,7 +10,6 @@ from cyclopts import Parameter
 
 from foldfuse.commands import options
 from foldfuse.commands.score_tables import (
-    COCO_ROWS,
     class_table,
     confusion_table,
     error_table,
@@ -19,6 +18,7 @@ from foldfuse.commands.score_tables import (
 )
 from foldfuse.commands.tables import score_text
 from foldfuse.errors import InputError, counted
+from foldfuse.evaluation.coco import SCORE_NAMES
 from foldfuse.formats.predictions import write_predictions
 from foldfuse.inference.evaluation import RunEvaluation, evaluate_run, held_out_images, keep_evaluation
 from foldfuse.reporting.run_page import Evaluated, write_run_page
@@ -103,7 +103,9 @@ def _print(found: RunEvaluation) -> None:
     """Print the scores, as `score` does."""
     console, diagnosis, score = printing.console(), found.diagnosis, found.score
     console.print(
-        scores_table("COCO scores", ["", "score"], [(head, getattr(score, field)) for field, head in COCO_ROWS.items()])
+        scores_table(
+            "COCO scores", ["", "score"], [(head, getattr(score, field)) for field, head in SCORE_NAMES.items()]
+        )
     )
     console.print(class_table([score], ["score"]))
     console.print(threshold_table(diagnosis, ""))

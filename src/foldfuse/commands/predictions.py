@@ -11,7 +11,6 @@ from foldfuse.commands import options
 from foldfuse.commands.image_sets import read_images
 from foldfuse.commands.prediction_files import read_and_report, read_file, warn_of_better_reading
 from foldfuse.commands.score_tables import (
-    COCO_ROWS,
     class_table,
     confusion_table,
     error_table,
@@ -24,7 +23,7 @@ from foldfuse.data.readers.coco import read
 from foldfuse.detections import Predictions
 from foldfuse.errors import InputError
 from foldfuse.evaluation.bootstrap import bootstrap_difference
-from foldfuse.evaluation.coco import score_predictions
+from foldfuse.evaluation.coco import SCORE_NAMES, score_predictions
 from foldfuse.evaluation.diagnosis import diagnose
 from foldfuse.evaluation.metrics import measure
 from foldfuse.formats.predictions import write_predictions
@@ -180,8 +179,8 @@ def score(
     scores = [score_predictions(each, dataset) for each in files]
     diagnoses = [diagnose(each, dataset) for each in files]
     console = printing.console()
-    summary = [(head, *(getattr(each, field) for each in scores)) for field, head in COCO_ROWS.items()]
-    if metric not in COCO_ROWS:
+    summary = [(head, *(getattr(each, field) for each in scores)) for field, head in SCORE_NAMES.items()]
+    if metric not in SCORE_NAMES:
         summary.append((metric, *(measure(each, dataset, metric=metric) for each in files)))
     console.print(scores_table("COCO scores", ["", *names], summary))
     by_iou = [(f"IoU {iou:.2f}", *(d.ap_by_iou[iou] for d in diagnoses)) for iou in diagnoses[0].ap_by_iou]

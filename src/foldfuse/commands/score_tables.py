@@ -13,17 +13,6 @@ from foldfuse.evaluation.diagnosis import Diagnosis
 BACKGROUND = "background"
 MATRIX_CLASSES = 8  # a confusion matrix of more classes does not fit 80 columns
 TOP_CONFUSIONS = 15
-COCO_ROWS = {
-    "ap": "AP",
-    "ap50": "AP50",
-    "ap75": "AP75",
-    "ap_small": "AP small",
-    "ap_medium": "AP medium",
-    "ap_large": "AP large",
-    "ar1": "AR1",
-    "ar10": "AR10",
-    "ar100": "AR100",
-}
 
 
 def scores_table(title: str, heads: Sequence[str], rows: Sequence[tuple[str | float | None, ...]]) -> Table:

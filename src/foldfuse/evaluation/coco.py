@@ -5,7 +5,7 @@ hotcoco, a Rust implementation of COCO's evaluation, computes the numbers. Check
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,18 @@ from foldfuse.data.dataset import Dataset
 from foldfuse.detections import Annotations, Array, Predictions
 from foldfuse.display import MAX_ROWS, table_html, value_html
 from foldfuse.evaluation.matching import check_compatible
+
+SCORE_NAMES = {  # of the fields of a Score
+    "ap": "AP",
+    "ap50": "AP50",
+    "ap75": "AP75",
+    "ap_small": "AP small",
+    "ap_medium": "AP medium",
+    "ap_large": "AP large",
+    "ar1": "AR1",
+    "ar10": "AR10",
+    "ar100": "AR100",
+}
 
 
 @dataclass(frozen=True)
@@ -61,9 +73,7 @@ class Score:
 
     def _repr_html_(self) -> str:
         """What a notebook shows: COCO's numbers, and the scores of the classes."""
-        names = [field.name for field in fields(self) if field.name != "per_class"]
-        heads = [name.upper().replace("_", " ") for name in names]
-        totals = table_html(heads, [[getattr(self, name) for name in names]])
+        totals = table_html(list(SCORE_NAMES.values()), [[getattr(self, field) for field in SCORE_NAMES]])
         rows = [(one.name, one.boxes, one.ap, one.ap50) for one in self.per_class[:MAX_ROWS]]
         classes = table_html(["class", "boxes", "AP", "AP50"], rows, more=len(self.per_class) - len(rows))
         return value_html(repr(self), totals, classes if rows else "")

@@ -1,4 +1,4 @@
-"""The HTML page on a campaign's or a run's folder, one file that opens anywhere without network or script.
+"""The HTML page on a campaign's folder, one file that opens anywhere without network or script.
 
 The page shows the folder at that moment, so a running campaign writes it again and again. A section without data is left
 out, and warnings at the end name files that cannot be read.
@@ -6,17 +6,9 @@ out, and warnings at the end name files that cannot be read.
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
-import platform
-from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
-
-import jinja2
-import numpy as np
-from markupsafe import Markup, escape
 
 from foldfuse.data.dataset import Dataset
 from foldfuse.data.folds import read_folds
@@ -24,31 +16,31 @@ from foldfuse.data.readers.coco import read
 from foldfuse.detections import Predictions
 from foldfuse.ensemble.gain import interval_text
 from foldfuse.formats.predictions import read_predictions
-from foldfuse.reporting.axes import linear_axis, log_axis, time_axis
-from foldfuse.reporting.charts import PALETTE_SIZE, Bar, Chart, Line, bar_chart, downsampled, duration_text, line_chart
+from foldfuse.reporting.charts import Bar, Chart, bar_chart
 from foldfuse.reporting.dataset_stats import dataset_stats
 from foldfuse.reporting.error_analysis import analyse_errors, submission_examples
 from foldfuse.reporting.leaderboard import leaderboard_chart
+from foldfuse.reporting.learning_charts import loss_chart, score_chart
 from foldfuse.reporting.next_commands import next_steps
-from foldfuse.reporting.records import CampaignRecord, LearningCurves, read_campaign_record, read_or_warn
+from foldfuse.reporting.page_template import installed_versions, moment_text, template
+from foldfuse.reporting.records import CampaignRecord, read_campaign_record, read_or_warn
 from foldfuse.reporting.timeline import timeline
 from foldfuse.storage.notes import read_notes
 from foldfuse.system.atomic_files import write_text
 
-_PACKAGES = ("foldfuse", "torch", "torchvision", "timm", "numpy", "numba", "hotcoco", "scikit-learn", "pillow")
 NESTED = "fused, nested cross-validation"
 _SCORE_THRESHOLD = 0.3  # for test images of a campaign without held-out predictions to choose a threshold on
 
 
 def write_campaign_page(folder: Path, *, out: Path | None = None) -> Path:
-    """Write the page on a campaign's or a run's folder, and return the path of the page.
+    """Write the page on a campaign's folder, and return the path of the page.
 
     Args:
-        folder: the folder of a campaign or of a run.
+        folder: the folder of a campaign.
         out: HTML file to write; `report.html` in the folder by default.
 
     Raises:
-        InputError: the folder does not exist, or is neither a campaign's nor a run's; `out` cannot be written.
+        InputError: the folder does not exist, or holds no campaign; `out` cannot be written.
     """
     folder = Path(folder)
     out = folder / "report.html" if out is None else Path(out)
@@ -64,9 +56,8 @@ def write_campaign_page(folder: Path, *, out: Path | None = None) -> Path:
     if test is not None and not test.classes and dataset is not None:
         test = test.with_classes(dataset.classes, dataset.category_ids)
     folds = read_or_warn(read_folds, _existing(folder / "folds.json"), warnings)
-    prefix = "fused_" if record.kind == "campaign" else ""
-    held_out = _read_predictions(folder / f"{prefix}oof.parquet", dataset, warnings)
-    submitted = _read_predictions(folder / f"{prefix}test.parquet", test, warnings)
+    held_out = _read_predictions(folder / "fused_oof.parquet", dataset, warnings)
+    submitted = _read_predictions(folder / "fused_test.parquet", test, warnings)
 
     errors = None
     if dataset and held_out:
@@ -89,7 +80,7 @@ def write_campaign_page(folder: Path, *, out: Path | None = None) -> Path:
         members=sorted(record.members, key=lambda m: -1.0 if m.ap50 is None else m.ap50, reverse=True),
         unfinished=record.unfinished,
         advice=next_steps(record, errors, user_notes),
-        learning_curves=_learning_charts(record.curves),
+        learning_curves=[chart for chart in (loss_chart(record.curves), score_chart(record.curves)) if chart],
         errors=errors,
         data=dataset_stats(dataset, folds.fold_of if folds else {}) if dataset else None,
         test_examples=examples,
@@ -105,9 +96,6 @@ def write_campaign_page(folder: Path, *, out: Path | None = None) -> Path:
 def summary(record: CampaignRecord) -> str:
     """The result in one or two sentences."""
     fused = record.fused
-    if record.kind == "run":
-        scores = [f"{run.metric} {run.scores[-1]:.3f}" for run in record.curves if len(run.scores)]
-        return f"At its last evaluation the run reached {scores[0]}." if scores else "No evaluation yet."
     if fused is None or fused.value is None:
         if record.state == "running":
             return "The campaign is running; it has no fused predictions yet."
@@ -128,48 +116,6 @@ def summary(record: CampaignRecord) -> str:
 def data_name(path: Path) -> str:
     """The last parts of a dataset's path, which tell it from other datasets: "trash/data/train.json"."""
     return "/".join(path.parts[-3:]).removeprefix("//").removeprefix("/")
-
-
-@cache
-def template(name: str) -> jinja2.Template:
-    """A page of `templates/`, with the filters that the templates use."""
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("foldfuse.reporting", "templates"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["duration"] = lambda value: "–" if value is None else duration_text(value)
-    environment.filters["score"] = lambda value: "–" if value is None else f"{value:.3f}"
-    environment.filters["change"] = lambda value: "–" if value is None else f"{value:+.3f}"
-    environment.filters["count"] = lambda value: "–" if value is None else f"{value:,.0f}"
-    environment.filters["percent"] = lambda value: "–" if value is None else f"{100 * value:.0f} %"
-    environment.filters["moment"] = _moment
-    environment.filters["with_id"] = lambda svg, key: Markup(str(svg).replace("<svg ", f'<svg id="{escape(key)}" ', 1))
-    environment.filters["words"] = _words
-    environment.globals["palette_size"] = PALETTE_SIZE
-    return environment.get_template(name)
-
-
-def _moment(text: str) -> str:
-    """An ISO moment to the minute, in UTC if it has a time zone; any other text unchanged."""
-    try:
-        moment = datetime.fromisoformat(text)
-    except ValueError:
-        return text
-    return f"{moment.astimezone(UTC):%Y-%m-%d %H:%M} UTC" if moment.tzinfo else f"{moment:%Y-%m-%d %H:%M}"
-
-
-def _words(value: object) -> str:
-    """A JSON value as text for people."""
-    if isinstance(value, Mapping):
-        return ", ".join(f"{key} {_words(v)}" for key, v in value.items())
-    if isinstance(value, list):
-        return ", ".join(map(_words, value))
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    return "none" if value is None else str(value)
 
 
 def _existing(path: Path) -> Path | None:
@@ -215,46 +161,6 @@ def _score_charts(record: CampaignRecord) -> tuple[Chart, ...]:
     return tuple(charts)
 
 
-def _learning_charts(runs: Sequence[LearningCurves]) -> tuple[Chart, ...]:
-    """Loss and score over training time; a member has the same colour in both."""
-    losses, scores = [], []
-    for colour, run in enumerate(runs):
-        shown = (run.loss > 0) & np.isfinite(run.loss)
-        if shown.any():
-            losses.append(Line(run.name, *downsampled(run.seconds[shown], run.loss[shown]), colour))
-        if len(run.scores):
-            scores.append(Line(run.name, run.eval_seconds, run.scores, colour))
-    names = tuple(run.name for run in runs) if len(runs) > 1 else ()
-    charts = []
-    if losses:
-        values = np.concatenate([line.y for line in losses])
-        svg = line_chart(
-            losses,
-            time_axis(max(line.x.max() for line in losses)),
-            log_axis(float(values.min()), float(values.max())),
-            titles=("training time", "loss"),
-            label=f"Training loss of {len(losses)} runs over training time.",
-        )
-        charts.append(Chart("Training loss", svg, "Means over short intervals; the scale is logarithmic.", names))
-    if scores:
-        charts.append(score_curves(scores, runs[0].metric, f"{runs[0].metric} on held-out images.", names))
-    return tuple(charts)
-
-
-def score_curves(lines: Sequence[Line], metric: str, caption: str, legend: tuple[str, ...]) -> Chart:
-    """A chart of a score on held-out images over training time."""
-    svg = line_chart(
-        lines,
-        time_axis(max(line.x.max() for line in lines)),
-        linear_axis(0, max(0.01, *(float(line.y.max()) for line in lines))),
-        titles=("training time", metric),
-        label=f"{metric} on held-out images over training time: "
-        + ", ".join(f"{line.name} ends at {line.y[-1]:.3f}" for line in lines),
-        dots=True,
-    )
-    return Chart(f"{metric[0].upper()}{metric[1:]} during training", svg, caption, legend)
-
-
 def _origin(record: CampaignRecord) -> list[tuple[str, object]]:
     """(name, value) of the inputs, the times and the machine, as far as they are known."""
     moments = {"started": record.started, "finished": record.finished}
@@ -262,20 +168,9 @@ def _origin(record: CampaignRecord) -> list[tuple[str, object]]:
         "data": record.data,
         "test": record.test,
         "seed": record.seed,
-        **{name: moment and _moment(moment) for name, moment in moments.items()},
+        **{name: moment and moment_text(moment) for name, moment in moments.items()},
         "device": record.device,
         **record.machine,
         "peak memory": record.peak_memory_mb and f"{record.peak_memory_mb:.0f} MB",
     }
     return [(name, value) for name, value in values.items() if value is not None]
-
-
-def installed_versions() -> list[tuple[str, str]]:
-    """(name, version) of Python and of the packages that decide the numbers, as installed where the page is written."""
-    versions = [("python", platform.python_version())]
-    for name in _PACKAGES:
-        try:
-            versions.append((name, importlib.metadata.version(name)))
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return versions

@@ -2,7 +2,7 @@
 
 Heights are in pixels and horizontal positions in per cent: a chart is as wide as its container on the page, and its
 text has the page's font size. The page's style sheet sets colours, strokes and fonts: the classes `c0`..`c7` (strokes) and
-`f0`..`f7` (fills) are the palette, and curves beyond the eighth are dashed. Every text passes through `escape`.
+`f0`..`f7` (fills) are the palette, and curves beyond the eighth are dashed. `Markup.format` escapes every text.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from markupsafe import Markup, escape
+from markupsafe import Markup
 
 from foldfuse.boxes import Array
 from foldfuse.reporting.axes import Axis, linear_axis, time_axis
@@ -144,7 +144,7 @@ def line_chart(
     if deadline is not None:
         at = _PLOT_LEFT + _PLOT_WIDTH * x.position(deadline)
         marks = _deadline(at, _PLOT_TOP, _PLOT_TOP + _PLOT_HEIGHT, label_y=_PLOT_TOP - 8)
-    return _chart(_frame(x, y, titles) + marks + _stretched(curves), _PLOT_TOP + _PLOT_HEIGHT + _PLOT_FOOT, label)
+    return chart_svg(_frame(x, y, titles) + marks + _stretched(curves), _PLOT_TOP + _PLOT_HEIGHT + _PLOT_FOOT, label)
 
 
 def histogram(counts: Sequence[int], edges: Sequence[float], x: Axis, *, titles: tuple[str, str], label: str) -> Markup:
@@ -164,7 +164,7 @@ def histogram(counts: Sequence[int], edges: Sequence[float], x: Axis, *, titles:
                 f"{low:.4g} to {high:.4g}: {count}",
             )
         )
-    return _chart(_frame(x, y, titles) + _stretched(bars), _PLOT_TOP + _PLOT_HEIGHT + _PLOT_FOOT, label)
+    return chart_svg(_frame(x, y, titles) + _stretched(bars), _PLOT_TOP + _PLOT_HEIGHT + _PLOT_FOOT, label)
 
 
 def bar_chart(bars: Sequence[Bar], *, label: str) -> Markup:
@@ -181,14 +181,14 @@ def bar_chart(bars: Sequence[Bar], *, label: str) -> Markup:
         )
         if bar.interval:
             low, high = (75 * min(max(v, 0), top) / top for v in bar.interval)
-            parts += _whisker(low, high, y + 19 + _BAR / 2)
+            parts += whisker(low, high, y + 19 + _BAR / 2)
             end = max(end, high)
         parts.append(Markup('<text x="{:.2f}%" dx="6" y="{}">{}</text>').format(end, y + 19 + _BAR - 1, bar.text))
-    return _chart(Markup("").join(parts), max(len(bars), 1) * _ROW, label)
+    return chart_svg(Markup("").join(parts), max(len(bars), 1) * _ROW, label)
 
 
-def _whisker(low: float, high: float, y: float) -> list[Markup]:
-    """A line from low to high per cent with a stroke at each end, and an outline that keeps the whisker visible over its bar."""
+def whisker(low: float, high: float, y: float) -> list[Markup]:
+    """A line from low to high per cent with a stroke at each end, and an outline that keeps it visible over other marks."""
     strokes = [
         Markup('x1="{:.2f}%" y1="{:g}" x2="{:.2f}%" y2="{:g}"').format(x1, y + y1, x2, y + y2)
         for x1, y1, x2, y2 in ((low, 0, high, 0), (low, -4, low, 4), (high, -4, high, 4))
@@ -258,9 +258,10 @@ def _deadline(at: float, top: int, bottom: int, *, label_y: int | None) -> Marku
     return line + label.format(at, label_y)
 
 
-def _chart(inside: Markup, height: int, label: str) -> Markup:
+def chart_svg(inside: Markup, height: int, label: str) -> Markup:
+    """An SVG as wide as its container and `height` pixels high; `label` is the chart in words, for screen readers."""
     return Markup('<svg class="chart" role="img" aria-label="{}" width="100%" height="{}">{}</svg>').format(
-        escape(label), height, inside
+        label, height, inside
     )
 
 

@@ -19,10 +19,10 @@ from foldfuse.errors import InputError
 from foldfuse.evaluation.bootstrap import Difference, bootstrap_difference
 from foldfuse.evaluation.metrics import measure
 from foldfuse.formats.predictions import read_predictions
-from foldfuse.reporting.campaign_page import template
 from foldfuse.reporting.charts import Chart
 from foldfuse.reporting.interval_chart import Interval, interval_chart
 from foldfuse.reporting.leaderboard import leaderboard_chart
+from foldfuse.reporting.page_template import template
 from foldfuse.reporting.records import CampaignRecord, record_from
 from foldfuse.reporting.score_records import FusedScore
 from foldfuse.storage.notes import Notes, read_notes, read_snapshot
@@ -39,7 +39,7 @@ FACTS = (
     "nested score",
     "best single member",
     "nested score minus best single",
-    "gain of crop rescoring",
+    "gain of crop rescoring, nested",
     "leaderboard",
 )
 
@@ -217,7 +217,7 @@ def _facts(campaign: ComparedCampaign) -> list[str]:
     """The values of a campaign, in the order of FACTS."""
     record, scores = campaign.record, campaign.notes.scores
     fused = record.fused or FusedScore()
-    rescoring, gain = record.rescoring, fused.gain
+    gain, rescored = fused.gain, record.rescoring.gain if record.rescoring else None
     return [
         _duration(record.deadline_seconds),
         _duration(record.seconds_used),
@@ -228,7 +228,7 @@ def _facts(campaign: ComparedCampaign) -> list[str]:
         _score(fused.nested),
         f"{fused.best_single[1]:.4f} {fused.best_single[0]}" if fused.best_single else "–",
         interval_text(gain.value, gain.low, gain.high, digits=4) if gain else "–",
-        f"{rescoring.after - rescoring.before:+.4f}" if rescoring else "–",
+        interval_text(rescored.value, rescored.low, rescored.high, digits=4) if rescored else "–",
         f"{scores[-1].leaderboard:.4f} (submission {scores[-1].submission})" if scores else "–",
     ]
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from markupsafe import Markup, escape
+from markupsafe import Markup
 
 from foldfuse.reporting.axes import linear_axis
+from foldfuse.reporting.charts import chart_svg, whisker
 
 _ROW, _TOP, _FOOT = 40, 4, 24  # pixels: the height of a row, above the first row, below the last one
 _LEFT, _WIDTH = 2.0, 96.0  # per cent of the chart's width
@@ -28,33 +29,22 @@ def interval_chart(rows: Sequence[Interval], *, label: str) -> Markup:
     axis = linear_axis(min(0.0, *(row.low for row in rows)), max(0.0, *(row.high for row in rows)))
     bottom = _TOP + _ROW * len(rows)
 
-    def at(value: float) -> str:
-        return f"{_LEFT + _WIDTH * axis.position(value):.2f}%"
+    def at(value: float) -> float:
+        """The horizontal position of a value in per cent."""
+        return _LEFT + _WIDTH * axis.position(value)
 
     parts = []
     for value, text in axis.ticks:
-        style = "whisker" if value == 0 else "grid"
-        parts.append(
-            Markup('<line class="{}" x1="{}" y1="{}" x2="{}" y2="{}"/>').format(
-                style, at(value), _TOP, at(value), bottom
-            )
-        )
         anchor = "start" if axis.position(value) < 0.03 else "end" if axis.position(value) > 0.97 else "middle"
         parts.append(
-            Markup('<text class="tick" x="{}" y="{}" text-anchor="{}">{}</text>').format(
-                at(value), bottom + 16, anchor, text
-            )
+            Markup(
+                '<line class="{0}" x1="{1:.2f}%" y1="{2}" x2="{1:.2f}%" y2="{3}"/>'
+                '<text class="tick" x="{1:.2f}%" y="{4}" text-anchor="{5}">{6}</text>'
+            ).format("whisker" if value == 0 else "grid", at(value), _TOP, bottom, bottom + 16, anchor, text)
         )
     for i, row in enumerate(rows):
         name_y, y = _TOP + i * _ROW + 14, _TOP + i * _ROW + 28
         parts.append(Markup('<text class="name" x="0" y="{}">{}</text>').format(name_y, row.name))
-        for style in ("whisker rim", "whisker"):
-            parts.append(
-                Markup('<line class="{}" x1="{}" y1="{}" x2="{}" y2="{}"/>').format(
-                    style, at(row.low), y, at(row.high), y
-                )
-            )
-        parts.append(Markup('<circle class="bar strong" cx="{}" cy="{}" r="5"/>').format(at(row.value), y))
-    return Markup('<svg class="chart" role="img" aria-label="{}" width="100%" height="{}">{}</svg>').format(
-        escape(label), bottom + _FOOT, Markup("").join(parts)
-    )
+        parts += whisker(at(row.low), at(row.high), y)
+        parts.append(Markup('<circle class="bar strong" cx="{:.2f}%" cy="{}" r="5"/>').format(at(row.value), y))
+    return chart_svg(Markup("").join(parts), bottom + _FOOT, label)

@@ -16,7 +16,7 @@ from foldfuse.system.durations import duration_option
 def next_commands(
     folder: Path, *, is_classifier: bool, has_held_out: bool, budget: Mapping[str, float] | None
 ) -> tuple[str, ...]:
-    """The commands that evaluate a run, predict with it, and train it on for as long as it was trained.
+    """The commands that evaluate a run, predict with it, and resume its training for as long again.
 
     Args:
         folder: the folder of the run.
@@ -51,7 +51,7 @@ def next_steps(record: CampaignRecord, errors: ErrorAnalysis | None, notes: Note
         errors: the errors on the held-out images, where they are known.
         notes: the notes of its users.
     """
-    if record.kind == "run" or record.state == "running":
+    if record.state == "running":
         return ()
     steps, folder = [], record.folder.resolve()
     if record.state != "finished":

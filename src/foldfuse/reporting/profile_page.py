@@ -8,8 +8,8 @@ import numpy as np
 
 from foldfuse.inference.cost import PATCH, QUANTITIES, CostPoint, scaling_exponents
 from foldfuse.reporting.axes import Axis, log_axis
-from foldfuse.reporting.campaign_page import template
 from foldfuse.reporting.charts import Chart, Line, line_chart
+from foldfuse.reporting.page_template import template
 
 
 def page(costs: Mapping[str, Sequence[CostPoint]]) -> str:

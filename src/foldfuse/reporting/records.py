@@ -164,10 +164,9 @@ class LearningCurves:
 class CampaignRecord:
     """All facts on the page but the images and the data; the fields carry the names of the ledger's facts.
 
-    `kind` is "campaign" or "run", `state` running, finished, interrupted or unknown.
+    `state` is running, finished, interrupted or unknown.
     """
 
-    kind: str = "campaign"
     folder: Path = Path()
     command: str | None = None
     data: Path | None = None
@@ -190,7 +189,6 @@ class CampaignRecord:
     members: tuple[Member, ...] = ()
     plan: Plan = Plan()
     image_size_choice: ImageSizeChoice = ImageSizeChoice()
-    image_size_reason: str | None = None
     fused: FusedScore | None = None
     rescoring: Rescoring | None = None
     best_member: str | None = None
@@ -201,7 +199,6 @@ class CampaignRecord:
     gains: tuple[RankedRun, ...] = ()
     ranking: tuple[str, ...] = ()
     curves: tuple[LearningCurves, ...] = ()
-    recipe: Mapping[str, Any] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
 
     @property
@@ -236,31 +233,52 @@ class CampaignRecord:
         return tuple(map(DecisionNote, self.notes, times))
 
 
+@dataclass(frozen=True, eq=False)
+class RunRecord:
+    """A run's recipe as its file has it, and its learning curves."""
+
+    recipe: Mapping[str, Any]
+    curves: LearningCurves
+    warnings: tuple[str, ...]
+
+
 def read_campaign_record(folder: Path) -> CampaignRecord:
-    """The CampaignRecord of a campaign's folder (one with a ledger, or its export campaign.json) or of a run's.
+    """The CampaignRecord of a campaign's folder: one with a ledger, or with its export campaign.json.
 
     Raises:
-        InputError: the folder does not exist, or is neither.
+        InputError: the folder does not exist, or holds no campaign.
     """
+    _require(folder, is_campaign(folder))
+    warnings: list[str] = []
+    record = record_from(_campaign_facts(folder, warnings))
+    runs = sorted(p for p in (folder / "members").glob("*") if p.is_dir())
+    curves = {run.name: read_learning_curves(run / "log.jsonl", run.name, warnings) for run in runs}
+    names = dict.fromkeys([*(m.name for m in record.members if m.name in curves), *curves])
+    return replace(record, folder=folder, curves=tuple(curves[n] for n in names), warnings=tuple(warnings))
+
+
+def read_run_record(folder: Path) -> RunRecord:
+    """The RunRecord of a run's folder.
+
+    Raises:
+        InputError: the folder does not exist, or holds no run.
+    """
+    _require(folder, any((folder / name).exists() for name in ("run.json", "recipe.json", "log.jsonl")))
+    warnings: list[str] = []
+    recipe = read_object(folder / "recipe.json", warnings)
+    recipe.pop(VERSION_KEY, None)
+    curves = read_learning_curves(folder / "log.jsonl", folder.name, warnings)
+    return RunRecord(recipe, curves, tuple(warnings))
+
+
+def _require(folder: Path, is_known: bool) -> None:
+    """Raises InputError for a folder that does not exist, or has none of the files that the page is made of."""
     if not folder.is_dir():
         raise InputError(f"{folder}: there is no such folder. Give the folder of a campaign or of a run.")
-    warnings: list[str] = []
-    if is_campaign(folder):
-        record = record_from(_campaign_facts(folder, warnings))
-        runs = sorted(p for p in (folder / "members").glob("*") if p.is_dir())
-        curves = {run.name: read_learning_curves(run / "log.jsonl", run.name, warnings) for run in runs}
-        names = dict.fromkeys([*(m.name for m in record.members if m.name in curves), *curves])
-        return replace(record, folder=folder, curves=tuple(curves[n] for n in names), warnings=tuple(warnings))
-    if any((folder / name).exists() for name in ("run.json", "recipe.json", "log.jsonl")):
-        facts, recipe = (read_object(folder / name, warnings) for name in ("run.json", "recipe.json"))
-        recipe.pop(VERSION_KEY, None)
-        record = record_from(facts | {"seconds_used": facts.get("seconds")})
-        run_curves = read_learning_curves(folder / "log.jsonl", folder.name, warnings)
-        warned = tuple(warnings)
-        return replace(record, kind="run", folder=folder, curves=(run_curves,), recipe=recipe, warnings=warned)
-    raise InputError(
-        f"{folder}: holds neither a campaign.json nor a run.json. Give the folder of a campaign or of a run."
-    )
+    if not is_known:
+        raise InputError(
+            f"{folder}: holds neither a campaign.json nor a run.json. Give the folder of a campaign or of a run."
+        )
 
 
 def is_campaign(folder: Path) -> bool:
@@ -278,7 +296,7 @@ def read_or_warn(read: Callable[[Path], T], path: Path | None, warnings: list[st
 
 
 def record_from(facts: Mapping[str, Any]) -> CampaignRecord:
-    """The CampaignRecord with these facts of a ledger or a run; without folder and learning curves."""
+    """The CampaignRecord with these facts of a ledger; without folder and learning curves."""
     record = from_plain_tolerantly(_decode_object(json.dumps(facts)), CampaignRecord)
     assert record is not None, "every field has a default"
     return record

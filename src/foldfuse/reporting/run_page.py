@@ -12,38 +12,36 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from foldfuse.data.dataset import Dataset
 from foldfuse.data.readers.coco import read
 from foldfuse.detections import Predictions
 from foldfuse.errors import InputError, counted
-from foldfuse.evaluation.coco import Score
+from foldfuse.evaluation.coco import SCORE_NAMES, Score
 from foldfuse.evaluation.record import OOF, VAL, Evaluation, read_evaluation
 from foldfuse.formats.predictions import read_predictions
-from foldfuse.reporting.axes import linear_axis, log_axis, time_axis
-from foldfuse.reporting.campaign_page import installed_versions, score_curves, template
-from foldfuse.reporting.charts import Chart, Line, downsampled, duration_text, line_chart
+from foldfuse.reporting.charts import Chart, duration_text
 from foldfuse.reporting.dataset_stats import dataset_stats
 from foldfuse.reporting.error_analysis import ErrorAnalysis, analyse_errors
+from foldfuse.reporting.learning_charts import loss_chart, lr_chart, score_chart
 from foldfuse.reporting.next_commands import next_commands
-from foldfuse.reporting.records import LearningCurves, read_campaign_record, read_object, read_or_warn
+from foldfuse.reporting.page_template import installed_versions, template
+from foldfuse.reporting.records import LearningCurves, read_object, read_or_warn, read_run_record
 from foldfuse.storage.run import Run, RunMetadata
 from foldfuse.storage.run_tensors import WEIGHTS
 from foldfuse.system.atomic_files import write_text
 from foldfuse.system.records import from_plain_tolerantly
 
-_SIZES = (  # field of a score, its name, what it is
-    ("ap", "AP", "mean over IoU 0.50 to 0.95"),
-    ("ap50", "AP50", "at IoU 0.50"),
-    ("ap75", "AP75", "at IoU 0.75"),
-    ("ap_small", "AP small", "objects under 32 × 32 px"),
-    ("ap_medium", "AP medium", "objects of 32 × 32 to 96 × 96 px"),
-    ("ap_large", "AP large", "objects over 96 × 96 px"),
-    ("ar1", "AR1", "recall with 1 box an image"),
-    ("ar10", "AR10", "recall with 10 boxes an image"),
-    ("ar100", "AR100", "recall with 100 boxes an image"),
-)
+_MEANINGS = {  # of the fields of a score
+    "ap": "mean over IoU 0.50 to 0.95",
+    "ap50": "at IoU 0.50",
+    "ap75": "at IoU 0.75",
+    "ap_small": "objects under 32 × 32 px",
+    "ap_medium": "objects of 32 × 32 to 96 × 96 px",
+    "ap_large": "objects over 96 × 96 px",
+    "ar1": "recall with 1 box an image",
+    "ar10": "recall with 10 boxes an image",
+    "ar100": "recall with 100 boxes an image",
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,7 +79,7 @@ def write_run_page(folder: Path, *, out: Path | None = None, evaluated: Evaluate
     """
     folder = Path(folder)
     out = folder / "report.html" if out is None else Path(out)
-    record = read_campaign_record(folder)
+    record = read_run_record(folder)
     warnings = list(record.warnings)
     metadata = _metadata(folder, warnings)
     ignore_orientation = metadata.ignore_orientation
@@ -99,21 +97,22 @@ def write_run_page(folder: Path, *, out: Path | None = None, evaluated: Evaluate
         errors = analyse_errors(
             evaluated.dataset, evaluated.predictions, warnings, ignore_orientation=ignore_orientation
         )
-    is_classifier = "classifier" in record.recipe
     page = template("run.html").render(
         name=folder.resolve().name,
         is_trained=(folder / WEIGHTS).exists(),
-        summary=_summary(evaluation, record.curves[0]),
+        summary=_summary(evaluation, record.curves),
         evaluation=evaluation,
         metadata=metadata,
-        scores=[(name, getattr(evaluation.score, field), what) for field, name, what in _SIZES] if evaluation else [],
+        scores=[(name, getattr(evaluation.score, field), _MEANINGS[field]) for field, name in SCORE_NAMES.items()]
+        if evaluation
+        else [],
         classes=_class_rows(evaluation.score, errors) if evaluation else [],
         errors=errors,
-        curves=_curves(record.curves[0]),
+        curves=_curves(record.curves),
         data=dataset_stats(dataset, {}) if dataset is not None else None,
         next_commands=next_commands(
             folder,
-            is_classifier=is_classifier,
+            is_classifier="classifier" in record.recipe,
             has_held_out=bool(metadata.val or metadata.val_ids),
             budget=metadata.budget,
         ),
@@ -184,35 +183,10 @@ def _class_rows(score: Score, errors: ErrorAnalysis | None) -> list[ClassRow]:
     return sorted(rows, key=lambda row: -row.objects)
 
 
-def _curves(run: LearningCurves) -> tuple[Chart, ...]:
-    """Loss, learning rate and score over the training time, as far as they are known."""
-    charts = []
-    shown = (run.loss > 0) & np.isfinite(run.loss)
-    if shown.any():
-        line = Line(run.name, *downsampled(run.seconds[shown], run.loss[shown]), 0)
-        svg = line_chart(
-            [line],
-            time_axis(float(run.seconds.max())),
-            log_axis(float(line.y.min()), float(line.y.max())),
-            titles=("training time", "loss"),
-            label=f"Training loss over training time: from {line.y[0]:.3g} to {line.y[-1]:.3g}.",
-        )
-        charts.append(Chart("Training loss", svg, "Means over short intervals; the scale is logarithmic."))
-    known = (run.lr >= 0) & np.isfinite(run.lr)
-    if known.sum() > 1:
-        line = Line("learning rate", *downsampled(run.lr_seconds[known], run.lr[known]), 1)
-        svg = line_chart(
-            [line],
-            time_axis(float(line.x.max())),
-            linear_axis(0, max(float(line.y.max()), 1e-12), count=4),
-            titles=("training time", "learning rate"),
-            label=f"Learning rate over training time: at most {line.y.max():.3g}.",
-        )
-        charts.append(Chart("Learning rate", svg, "The base rate; parts of the network may have a share of it."))
-    if len(run.scores) > 1:
-        line = Line(run.name, run.eval_seconds, run.scores, 2)
-        charts.append(score_curves([line], run.metric, f"{run.metric} on held-out images.", ()))
-    return tuple(charts)
+def _curves(run: LearningCurves) -> list[Chart]:
+    """Loss, learning rate and score over the training time, as far as they are known; a score of one moment is no curve."""
+    charts = (loss_chart([run]), lr_chart(run), score_chart([run]) if len(run.scores) > 1 else None)
+    return [chart for chart in charts if chart is not None]
 
 
 def _facts(metadata: RunMetadata, recipe: Mapping[str, Any]) -> list[tuple[str, object]]:

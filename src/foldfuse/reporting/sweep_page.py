@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from foldfuse.reporting.campaign_page import score_curves, template
 from foldfuse.reporting.charts import Line
+from foldfuse.reporting.learning_charts import score_curves
+from foldfuse.reporting.page_template import template
 from foldfuse.system.durations import format_duration
 from foldfuse.training.sweep import Sweep
 

@@ -68,7 +68,7 @@ def progress_bar(text: str, *, num_images: int | None = None) -> Iterator[Progre
 
     Args:
         text: the work.
-        num_images: the images that the whole work is of; the bar then shows images per second.
+        num_images: the number of images of the whole work; with it the bar shows images per second.
     """
     if _displays:
         with _displays[-1].progress_bar(text) as progress:

@@ -65,7 +65,7 @@ function makeGrid(app, scroller, place, open) {
 
   function retire(cell) {
     cell.button.hidden = true;
-    cell.picture.removeAttribute("src");
+    cell.img.removeAttribute("src");
     grid.spare.push(cell);
   }
 
@@ -87,8 +87,8 @@ function makeGrid(app, scroller, place, open) {
     cell.facts.replaceChildren(...facts.map(makeFact));
     const isBroken = app.broken.has(image);
     cell.broken.hidden = !isBroken;
-    cell.picture.hidden = isBroken;
-    if (!isBroken) cell.picture.src = imageAddress(data, "thumbs", image);
+    cell.img.hidden = isBroken;
+    if (!isBroken) cell.img.src = imageAddress(data, "thumbs", image);
     const height = grid.height - CAPTION;
     const scale = Math.min(grid.width / data.widths[image], height / data.heights[image]);
     const view = { scale, left: (grid.width - data.widths[image] * scale) / 2, top: (height - data.heights[image] * scale) / 2 };
@@ -101,11 +101,11 @@ function makeGrid(app, scroller, place, open) {
     const button = make("button", { type: "button", className: "cell" });
     button.setAttribute("role", "listitem");
     const cell = {
-      button, frame: make("span", { className: "frame" }), picture: make("img", { alt: "", decoding: "async", draggable: false }),
+      button, frame: make("span", { className: "frame" }), img: make("img", { alt: "", decoding: "async", draggable: false }),
       canvas: make("canvas"), broken: make("span", { className: "broken", textContent: "cannot be decoded" }),
       name: make("span", { className: "name" }), facts: make("span", { className: "facts" }), index: 0,
     };
-    cell.frame.append(cell.picture, cell.canvas, cell.broken);
+    cell.frame.append(cell.img, cell.canvas, cell.broken);
     button.append(cell.frame, cell.name, cell.facts);
     button.addEventListener("click", () => {
       grid.moveTo(cell.index);

@@ -3,7 +3,7 @@
 // Boxes choose in falling order of score; each takes the free annotated box of its class with the highest IoU, if that reaches
 // the threshold. The errors are those of TIDE (Bolya et al., arXiv:2008.08115).
 
-const HIT = 0, WRONG_CLASS = 1, BADLY_PLACED = 2, BOTH = 3, DUPLICATE = 4, FALSE_ALARM = 5, MISSED = 6;
+const HIT = 0, CLASSIFICATION = 1, LOCALISATION = 2, BOTH = 3, DUPLICATE = 4, BACKGROUND = 5, MISSED = 6;
 const IGNORED = 7, BELOW = 8; // of a box that only a crowd region covers; of a box under the score threshold
 const FOUND = 0, NEAR = 1, CROWD = 2; // of an annotated box: found; not found, but a box with another error is on it; MISSED
 const NEAR_IOU = 0.1; // below, a box has nothing to do with an object
@@ -11,13 +11,13 @@ const MAX_DETECTIONS = 100; // of a class and an image count, as in COCO's score
 
 const KINDS = [
   { kind: MISSED, key: "missed", name: "missed", text: "object that no box is near" },
-  { kind: FALSE_ALARM, key: "false", name: "false alarm", text: "nothing is there" },
-  { kind: WRONG_CLASS, key: "class", name: "wrong class", text: "right place, wrong class" },
-  { kind: BADLY_PLACED, key: "place", name: "badly placed", text: "right class, box is off" },
-  { kind: BOTH, key: "both", name: "class and place", text: "wrong class, and the box is off" },
+  { kind: BACKGROUND, key: "false", name: "background", text: "nothing is there" },
+  { kind: CLASSIFICATION, key: "class", name: "classification", text: "right place, wrong class" },
+  { kind: LOCALISATION, key: "place", name: "localisation", text: "right class, IoU from 0.1 to the threshold" },
+  { kind: BOTH, key: "both", name: "class and localisation", text: "wrong class, and the box is off" },
   { kind: DUPLICATE, key: "double", name: "duplicate", text: "a second box on a found object" },
 ];
-const KIND_NAMES = ["found", "wrong class", "badly placed", "wrong class, badly placed", "duplicate", "false alarm", "missed", "in a crowd region", ""];
+const KIND_NAMES = ["found", "classification error", "localisation error", "class and localisation error", "duplicate", "background error", "missed", "in a crowd region", ""];
 
 /** IoU of box d of `boxes` with box g of `truth`; with a crowd region, the part of the box inside it. */
 function overlapOf(boxes, d, truth, g, isCrowd) {
@@ -127,13 +127,13 @@ function classify(matcher, d, first, last) {
     if (isSame && overlap >= iou && states[g] === FOUND) onFound = true;
   }
   let target = -1;
-  if (same >= NEAR_IOU && same <= iou) [kinds[d], target] = [BADLY_PLACED, sameBox];
-  else if (other >= iou) [kinds[d], target] = [WRONG_CLASS, otherBox];
+  if (same >= NEAR_IOU && same <= iou) [kinds[d], target] = [LOCALISATION, sameBox];
+  else if (other >= iou) [kinds[d], target] = [CLASSIFICATION, otherBox];
   else if (onFound) kinds[d] = DUPLICATE;
-  else if (other <= NEAR_IOU) kinds[d] = FALSE_ALARM;
+  else if (other <= NEAR_IOU) kinds[d] = BACKGROUND;
   else kinds[d] = BOTH;
-  const isOther = kinds[d] === WRONG_CLASS || (kinds[d] === BOTH && other > same);
-  matcher.partners[d] = kinds[d] === FALSE_ALARM ? -1 : isOther ? otherBox : sameBox;
+  const isOther = kinds[d] === CLASSIFICATION || (kinds[d] === BOTH && other > same);
+  matcher.partners[d] = kinds[d] === BACKGROUND ? -1 : isOther ? otherBox : sameBox;
   matcher.overlaps[d] = isOther ? other : same;
   return target;
 }
@@ -151,7 +151,7 @@ function matchAll(matcher, size) {
 /** The number of errors on an image, once it is matched. */
 function countErrors(matcher, image) {
   let errors = 0;
-  for (let kind = WRONG_CLASS; kind <= MISSED; kind++) errors += matcher.counts[kind][image];
+  for (let kind = CLASSIFICATION; kind <= MISSED; kind++) errors += matcher.counts[kind][image];
   return errors;
 }
 
@@ -159,6 +159,6 @@ function countErrors(matcher, image) {
 function f1Of(matcher, image, objects) {
   const hits = matcher.counts[HIT][image];
   let boxes = 0;
-  for (let kind = HIT; kind <= FALSE_ALARM; kind++) boxes += matcher.counts[kind][image];
+  for (let kind = HIT; kind <= BACKGROUND; kind++) boxes += matcher.counts[kind][image];
   return boxes + objects ? (2 * hits) / (boxes + objects) : 1;
 }

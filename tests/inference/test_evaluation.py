@@ -66,7 +66,7 @@ def test_learnt_images_are_left_out(trained, caplog):
     assert set(held_out.dataset.image_ids) == set(run.metadata.val_ids)
     assert held_out.num_learnt == 4
     assert (
-        "has learnt from 4 of the 6 images: train.json. They are left out, and the score is of the 2 others"
+        "has learnt from 4 of the 6 images (train.json). They are left out, and the score is of the 2 others"
         in caplog.text
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -91,6 +92,19 @@ def test_a_turned_image_has_boxes_in_its_upright_pixels(trained, predictor, tmp_
     assert caplog.text.count("their boxes are in pixels of the upright image") == 1
 
 
+def test_16_bit_values_in_memory_are_shown_as_those_of_a_file(trained, predictor, tmp_path):
+    gray = np.asarray(Image.open(trained / "photos" / "x.png").convert("L")).astype(np.uint16)
+    image = Image.fromarray(gray * 4 + 100)
+    image.save(tmp_path / "deep.png")
+    for ranges in ({"16-bit": (100.0, 1120.0)}, {"16-bit": (0.0, 65535.0)}, {}):
+        own = replace(predictor, value_ranges=ranges)
+        expected = own(tmp_path / "deep.png")
+        for form in (image, Image.open(tmp_path / "deep.png"), [image]):
+            found = own(form)
+            same(found, expected)
+            assert (np.asarray(found.image) == np.asarray(expected.image)).all()
+
+
 @pytest.mark.parametrize(
     ("images", "message"),
     [
@@ -156,7 +170,7 @@ def test_the_command_draws_writes_and_tells(trained, tmp_path, capsys, monkeypat
     )
     told = capsys.readouterr().err
     assert "1 image given more than once" in told
-    assert "has learnt from 1 of the 6 images" in told
+    assert "has learnt from 1 of the 6 images of photos and 3 other paths." in told
     assert "foldfuse submit" in told
     assert "5 images, 10 boxes" in told
     assert f"images/s: {out}, {drawn}" in told

@@ -159,7 +159,7 @@ def test_an_evaluation_is_due_when_its_time_has_come_and_never_at_the_last_step(
         checkpointer.log.append({"step": step - 1, "seconds": seconds, "loss": 1.0})
         due[step] = checkpointer._is_due({"step": step, "seconds": seconds})
         if due[step]:
-            checkpointer._evaluated_at = seconds
+            checkpointer.log.append({"step": step, "seconds": seconds, "ap50": 0.5})
     assert due == {1: False, 2: True, 3: False, 4: True, 9: False}
 
 

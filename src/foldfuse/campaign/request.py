@@ -16,6 +16,7 @@ from foldfuse.formats.sample_submission import SampleSubmission, read_sample
 from foldfuse.formats.submission import ImageNames, reading_of
 from foldfuse.recipes import Recipe
 from foldfuse.storage.ledger import Ledger
+from foldfuse.system.device import choose_device
 from foldfuse.system.durations import duration_option, format_duration
 
 SAMPLE = "sample_submission.csv"  # the copy of the sample in the campaign's folder
@@ -105,9 +106,7 @@ class CampaignRequest:
                 check_start(recipe)  # loads torch; a default's detection weights come with the package
         get_metric(self.metric)
         if self.device != "auto":
-            from foldfuse.system.device import choose_device  # loads torch
-
-            choose_device(self.device)
+            choose_device(self.device)  # loads torch
         return recipes
 
     def read_inputs(self) -> Inputs:

@@ -21,6 +21,7 @@ from foldfuse.errors import InputError, counted
 from foldfuse.evaluation.coco import SCORE_NAMES
 from foldfuse.formats.predictions import write_predictions
 from foldfuse.inference.evaluation import RunEvaluation, evaluate_run, held_out_images, keep_evaluation
+from foldfuse.inference.views import BATCH_SIZE
 from foldfuse.reporting.run_page import Evaluated, write_run_page
 from foldfuse.storage.ledger import NAME
 from foldfuse.storage.run import Run
@@ -76,7 +77,7 @@ def evaluate(
         options.refuse_overwrite(predictions, overwrite, inputs=inputs)
     held_out = held_out_images(folder, data, images=images, ignore_orientation=ignore_orientation)
     with progress_bar(f"predicting {counted(len(held_out.dataset), 'image')}") as progress:
-        found = evaluate_run(folder, held_out, device=device, batch_size=batch_size or 16, progress=progress)
+        found = evaluate_run(folder, held_out, device=device, batch_size=batch_size or BATCH_SIZE, progress=progress)
     if found.record.predictions is not None:
         _keep(folder, found)
     if predictions is not None:

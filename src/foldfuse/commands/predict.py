@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,12 +19,14 @@ from foldfuse.data.image_inputs import read_paths
 from foldfuse.detections import Predictions
 from foldfuse.errors import InputError, counted, shown
 from foldfuse.formats.predictions import ENDINGS, write_predictions
-from foldfuse.inference.base_predictor import BATCH_SIZE, Predictor
+from foldfuse.inference.base_predictor import Predictor
 from foldfuse.inference.class_labels import concat_shards
 from foldfuse.inference.predictor import load
 from foldfuse.inference.tta import View
+from foldfuse.inference.views import BATCH_SIZE
 from foldfuse.storage.run import Run
 from foldfuse.system import printing
+from foldfuse.system.processes import World, open_world
 from foldfuse.system.progress import no_progress, progress_bar
 
 
@@ -90,15 +92,18 @@ def predict(
     _check_outputs(run, paths, out, draw, images=images, overwrite=overwrite, is_classifier=is_classifier)
     if is_classifier:
         assert out is not None, "_check_outputs refuses a classifier without it"
-        return _predict_classes(
-            Run(run),
+        _check_classifier(
+            run,
             paths,
+            {"--score-threshold": score_threshold, "--max-detections": max_detections, "--member": member or None},
+        )
+        from foldfuse.commands.predict_classes import predict_classes  # needs torch
+
+        ignore_orientation = _ignores_orientation(run, Run(run).metadata.ignore_orientation, ignore_orientation)
+        return predict_classes(
+            Run(run),
+            paths[0],
             out,
-            given={
-                "--score-threshold": score_threshold,
-                "--max-detections": max_detections,
-                "--member": member or None,
-            },
             views=view or ("1",),
             images=images,
             device=device,
@@ -111,7 +116,10 @@ def predict(
         if world.is_main:
             for sentence in predictor.repeated_views(views):
                 printing.write(sentence, to_stderr=True)
-        predictor = replace(predictor, ignore_orientation=_ignores_orientation(predictor, ignore_orientation))
+        ignore_orientation = _ignores_orientation(
+            predictor.source, predictor.ignore_orientation, ignore_orientation, is_printed=world.is_main
+        )
+        predictor = replace(predictor, ignore_orientation=ignore_orientation)
         given = read_paths(paths, images=images, ignore_orientation=predictor.ignore_orientation)
         if draw is not None:
             drawn_images.refuse_originals(draw, given.dataset.samples)
@@ -144,30 +152,9 @@ def predict(
     return out or draw
 
 
-@dataclass(frozen=True)
-class _OneProcess:
-    """The world of a predictor without torch: this process; see `system.processes.World`."""
-
-    device: str
-    rank: int = 0
-    size: int = 1
-    is_main: bool = True
-
-    def all_gather(self, value: Predictions) -> list[Predictions]:
-        """The value of the one process."""
-        return [value]
-
-
-@contextmanager
-def _world(run: Path, device: str) -> Iterator[Any]:
+def _world(run: Path, device: str) -> AbstractContextManager[World]:
     """The processes that predict; one for an ONNX file, which needs no torch."""
-    if run.suffix.lower() == ".onnx":
-        yield _OneProcess(device)
-        return
-    from foldfuse.system.processes import open_world
-
-    with open_world(device) as world:
-        yield world
+    return nullcontext(World(device=device)) if run.suffix.lower() == ".onnx" else open_world(device)
 
 
 def _check_outputs(
@@ -274,36 +261,22 @@ def _warn_of_likeness(predictor: Predictor, dataset: Dataset) -> None:
             printing.write(f"WARNING: {sentence}", to_stderr=True)
 
 
-def _ignores_orientation(predictor: Predictor, asked: bool) -> bool:
-    """Whether orientation tags are ignored: as asked, or since the predictor was trained so, which is then said."""
-    if predictor.ignore_orientation:
+def _ignores_orientation(source: Path, trained_so: bool, asked: bool, *, is_printed: bool = True) -> bool:
+    """Whether orientation tags are ignored: as asked, or since the network was trained so, which is then said."""
+    if trained_so and is_printed:
         printing.write(
-            f"{predictor.source}: was trained with --ignore-orientation, so the orientation tags of these images are ignored "
-            "too.",
+            f"{source}: was trained with --ignore-orientation, so the orientation tags of these images are ignored too.",
             to_stderr=True,
         )
-    return asked or predictor.ignore_orientation
+    return asked or trained_so
 
 
-def _predict_classes(
-    run: Run, data: Sequence[Path], out: Path, *, given: dict[str, Any], ignore_orientation: bool, **choices: Any
-) -> Path:
-    """Classifies one folder or dataset with the run of a classifier. Raises InputError for several, or a detector's option."""
-    from foldfuse.commands.predict_classes import predict_classes
-
+def _check_classifier(run: Path, data: Sequence[Path], given: Mapping[str, object]) -> None:
+    """Raises InputError for several datasets, or for an option of detectors whose value is given."""
     if len(data) != 1:
         raise InputError(
-            f"{run.folder}: is the run of a classifier, which takes one folder or dataset; {len(data)} are given."
+            f"{run}: is the run of a classifier, which takes one folder or dataset; {len(data)} are given."
         )
     for option, value in given.items():
         if value is not None:
-            raise InputError(
-                f"{option}: {run.folder} is the run of a classifier, which finds no boxes. Leave out {option}."
-            )
-    ignores = run.metadata.ignore_orientation
-    if ignores:
-        printing.write(
-            f"{run.folder}: was trained with --ignore-orientation, so the orientation tags of these images are ignored too.",
-            to_stderr=True,
-        )
-    return predict_classes(run, data[0], out, ignore_orientation=ignore_orientation or ignores, **choices)
+            raise InputError(f"{option}: {run} is the run of a classifier, which finds no boxes. Leave out {option}.")

@@ -39,7 +39,7 @@ def report_end(run: Run, val: Dataset | None, *, num_learnt: int, device: str) -
     except InputError as error:
         printing.write(f"{run.folder}: is trained, but its held-out images are not scored. {error}", to_stderr=True)
     except KeyboardInterrupt:
-        again = f" Score it with: {shell_command('evaluate', run.folder)}" * (not run.is_classifier)
+        again = "" if run.is_classifier else f" Score it with: {shell_command('evaluate', run.folder)}"
         raise KeyboardInterrupt(f"{run.folder}: is trained; scoring was stopped.{again}") from None
     for line in _summary(run, val):
         printing.write(line)

@@ -16,8 +16,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageCms
 
-from foldfuse.data.image_file import Header, header_of, opened, stored_pixels
-from foldfuse.data.value_ranges import ValueRange, extrema_of, range_of, to_8_bits, values_of
+from foldfuse.data.image_file import header_of, opened, stored_pixels
+from foldfuse.data.value_ranges import Depth, ValueRange, extrema_of, range_of, to_8_bits, values_of
 from foldfuse.errors import InputError
 
 MEMORY_SHARE = 0.5  # of the machine's, for the largest image
@@ -46,7 +46,7 @@ def decode(path: Path, *, longest: int | None = None, value_range: ValueRange | 
         if size != header.stored_size:
             file.draft("RGB", size)
         with _within_memory(file, path):
-            image = _to_8_bits(stored_pixels(file), header, value_range)
+            image = eight_bits(stored_pixels(file), header.depth, value_range)
             if size != header.stored_size:
                 image = image.resize(size, Image.Resampling.BILINEAR, reducing_gap=2.0)
             return image.convert("RGB")
@@ -55,10 +55,10 @@ def decode(path: Path, *, longest: int | None = None, value_range: ValueRange | 
 def decode_gray(path: Path, size: tuple[int, int]) -> Image.Image:
     """The stored pixels of an image file as a Pillow image of mode L, of `size` (width, height) or larger; see `decode`."""
     with opened(path) as file:
-        header = header_of(file)
+        depth = header_of(file).depth
         file.draft("L", size)
         with _within_memory(file, path):
-            return _to_8_bits(stored_pixels(file), header, None).convert("L")
+            return eight_bits(stored_pixels(file), depth, None).convert("L")
 
 
 def extrema(path: Path) -> ValueRange:
@@ -84,9 +84,14 @@ def shrunk(size: tuple[int, int], longest: int | None) -> tuple[int, int]:
     return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
 
 
-def _to_8_bits(image: Image.Image, header: Header, value_range: ValueRange | None) -> Image.Image:
-    """A loaded image as an image of mode L or RGB."""
-    depth = header.depth
+def eight_bits(image: Image.Image, depth: Depth, value_range: ValueRange | None) -> Image.Image:
+    """A loaded image as an image of mode L or RGB.
+
+    Args:
+        image: the image.
+        depth: how it stores its values.
+        value_range: values that become black and white where the depth is open; None for those of the image alone.
+    """
     if depth.kind in ("16-bit", "32-bit", "float"):
         values = values_of(image, depth)
         own = value_range if value_range is not None and depth.is_open else None
@@ -97,11 +102,11 @@ def _to_8_bits(image: Image.Image, header: Header, value_range: ValueRange | Non
         assert shown is not None, "profileToProfile changes an image in place only where it is asked to"
         return shown
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
-        return on_white(image)
+        return _on_white(image)
     return image if image.mode in ("L", "RGB") else image.convert("RGB")
 
 
-def on_white(image: Image.Image) -> Image.Image:
+def _on_white(image: Image.Image) -> Image.Image:
     """An image with transparent pixels, shown on white; where no pixel is visible at all, the colours as they are stored."""
     image = image.convert("RGBA")
     low, high = image.getchannel("A").getextrema()

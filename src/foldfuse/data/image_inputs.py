@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import glob
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,10 +13,12 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from foldfuse.data.dataset import Dataset, Sample
-from foldfuse.data.decoding import on_white
+from foldfuse.data.decoding import eight_bits
 from foldfuse.data.readers.coco import read, require_layout
 from foldfuse.data.readers.image_names import IMAGE_SUFFIXES, UNREAD_SUFFIXES, split_ending
 from foldfuse.data.readers.image_rows import image_ids, relative_names, size_of
+from foldfuse.data.value_ranges import ValueRange, depth_of
+from foldfuse.detections import Array
 from foldfuse.drawing import open_rgb
 from foldfuse.errors import InputError, counted, shown
 
@@ -67,25 +69,27 @@ def read_paths(
         by_file.setdefault(os.path.realpath(sample.path), sample)
     samples = tuple(by_file.values())
     files = [s.path for s in samples]
-    ids, names = image_ids(files), relative_names(files, Path(os.path.commonpath([p.absolute().parent for p in files])))
+    ids, names = image_ids(files), relative_names(files, files[0].parent if files else Path())
     renamed = tuple(replace(s, id=ids[s.path], file_name=names[s.path], original_id=None) for s in samples)
     measured = frozenset(s.id for s in renamed if s.path in measured_paths)
-    return ImageInputs(Dataset(renamed, (), (), Path(paths[0])), measured, len(given) - len(samples))
+    source = str(paths[0]) if len(paths) == 1 else f"{paths[0]} and {counted(len(paths) - 1, 'other path')}"
+    return ImageInputs(Dataset(renamed, (), (), Path(source)), measured, len(given) - len(samples))
 
 
-def read_anything(images: Any, *, ignore_orientation: bool = False) -> ImageInputs:
+def read_anything(
+    images: Any, *, ignore_orientation: bool = False, value_ranges: Mapping[str, ValueRange] | None = None
+) -> ImageInputs:
     """The images that a caller in Python gives.
 
     Args:
         images: a path or glob pattern as `read_paths` takes one; a Dataset; one Pillow image or array; or a sequence of paths,
             Pillow images and (height, width, 3) uint8 RGB arrays, whose ids are their positions, from 0.
         ignore_orientation: see `read_paths`.
+        value_ranges: values that become black and white in Pillow images of more than 8 bits; see `data.pixels.open_images`.
 
     Raises:
         InputError: see `read_paths`; or an item is nothing that shows an image.
     """
-    if isinstance(images, ImageInputs):
-        return images
     if isinstance(images, Dataset):
         return ImageInputs(images)
     if isinstance(images, str | Path):
@@ -96,7 +100,7 @@ def read_anything(images: Any, *, ignore_orientation: bool = False) -> ImageInpu
     samples: list[Sample] = []
     measured: set[int] = set()
     for item in [images] if is_one else images:
-        found, is_measured = _item(item, len(samples), ignore_orientation)
+        found, is_measured = _item(item, len(samples), ignore_orientation, value_ranges or {})
         for sample in found:
             if is_measured:
                 measured.add(len(samples))
@@ -106,28 +110,31 @@ def read_anything(images: Any, *, ignore_orientation: bool = False) -> ImageInpu
     return ImageInputs(Dataset(tuple(samples), (), (), Path("images")), frozenset(measured))
 
 
-def _item(item: Any, position: int, ignore_orientation: bool) -> tuple[Sequence[Sample], bool]:
+def _item(
+    item: Any, position: int, ignore_orientation: bool, value_ranges: Mapping[str, ValueRange]
+) -> tuple[Sequence[Sample], bool]:
     """The samples of an item of a list, and whether their sizes were read from their files."""
     if isinstance(item, Sample):
         return [item], False
     if isinstance(item, str | Path):
         return _part(item, None, ignore_orientation)
-    pixels = pixels_of(item, ignore_orientation=ignore_orientation)
+    pixels = _pixels(item, ignore_orientation, value_ranges)
     name = f"image_{position}"
     return [Sample(0, Path(name), name, pixels.shape[1], pixels.shape[0], None, 1, pixels=pixels)], False
 
 
-def pixels_of(image: Any, *, ignore_orientation: bool = False) -> Any:
+def _pixels(image: Any, ignore_orientation: bool, value_ranges: Mapping[str, ValueRange]) -> Array:
     """(height, width, 3) uint8 RGB of a Pillow image, upright as its orientation tag says, or of an array.
+
+    Values of more than 8 bits become what they become in a file: black and white are those of `value_ranges`.
 
     Raises:
         InputError: it is neither, or an array of another shape or type.
     """
     if isinstance(image, Image.Image):
+        depth = depth_of(image)  # before the image is turned, which drops the tags of its file
         upright = image if ignore_orientation else ImageOps.exif_transpose(image)
-        if upright.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in upright.info:
-            upright = on_white(upright)
-        return np.array(open_rgb(upright))
+        return np.array(eight_bits(upright, depth, value_ranges.get(depth.kind)).convert("RGB"))
     pixels = np.asarray(image)
     if not pixels.size:
         raise InputError(f"the image is an array of shape {pixels.shape}, which has no pixels. Give one that has some.")
@@ -155,7 +162,11 @@ def _part(path: str | Path, images: Path | None, ignore_orientation: bool) -> tu
     found = [Path(name) for name in sorted(glob.glob(str(path), recursive=True))]  # noqa: PTH207, of any folder
     files = [p for p in found if p.is_file() and _is_image(p)]
     if not files:
-        others = f" ({counted(len(found), 'other file or folder')} fit)" if found else ""
+        others = (
+            f"; {counted(len(found), 'path')} that it matches {'is' if len(found) == 1 else 'are'} no image"
+            if found
+            else ""
+        )
         raise InputError(
             f"{path}: no image has a name of this pattern{others}. Check the folder, and the endings: names are compared "
             "letter by letter."

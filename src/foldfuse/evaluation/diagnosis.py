@@ -123,7 +123,7 @@ def diagnose(predictions: Predictions, dataset: Dataset) -> Diagnosis:
     matches = match_predictions(predictions, truth, ious=(MATCH_IOU,), max_detections=NO_LIMIT)
     annotated = np.bincount(truth.objects[1], minlength=truth.num_classes)
     best = best_threshold(matches)
-    gains, counts = _tide(evaluation)[0], count_errors(_above(predictions, best.score), dataset)
+    gains, counts = _tide(evaluation)[0], count_errors(predictions.filter(predictions.scores >= best.score), dataset)
     costs = [ErrorCost(ERROR_NAMES[kind], ERRORS[kind], gains[kind], counts[kind]) for kind in ERRORS]
     return Diagnosis(
         classes=dataset.classes,
@@ -171,12 +171,6 @@ def count_errors(predictions: Predictions, dataset: Dataset) -> dict[str, int]:
         InputError: as for `diagnose`.
     """
     return _tide(evaluate(predictions, dataset))[1]
-
-
-def _above(predictions: Predictions, threshold: float) -> Predictions:
-    """The boxes with a score of at least `threshold`."""
-    kept = {i: predictions[i][predictions[i].scores >= threshold] for i in predictions}
-    return Predictions.of(kept, predictions.classes)
 
 
 def _tide(evaluation: Any) -> tuple[dict[str, float], dict[str, int]]:

@@ -16,12 +16,10 @@ from foldfuse.detections import Detections, Predictions
 from foldfuse.errors import InputError
 from foldfuse.inference.class_labels import labels_by_name, relabel
 from foldfuse.inference.learnt_images import learnt_ids
-from foldfuse.inference.tta import View, distinct_views, parse_views
+from foldfuse.inference.tta import View
+from foldfuse.inference.views import BATCH_SIZE
 from foldfuse.storage.run import Run
 from foldfuse.system.progress import Progress, no_progress
-
-BATCH_SIZE = 16  # images of 256 px at a time
-PLAIN = (View(),)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -33,7 +31,7 @@ class Predictor(ABC):
         classes: the class names, in the order of the labels.
         category_ids: the organiser's id of each class.
         ignore_orientation: whether pixels are taken as they are stored, whatever an EXIF tag says.
-        value_ranges: values that become black and white in images of more than 8 bits, as in training.
+        value_ranges: {kind of depth: values that become black and white in images of more than 8 bits}, as in training.
     """
 
     source: Path
@@ -106,6 +104,9 @@ class Predictor(ABC):
             measured=inputs.measured,
         )
 
+    def _read(self, images: Any) -> ImageInputs:
+        return read_anything(images, ignore_orientation=self.ignore_orientation, value_ranges=self.value_ranges)
+
     def relabel(self, predictions: Predictions, dataset: Dataset) -> Predictions:
         """`predictions` with the labels of a dataset; boxes of a class that the dataset does not have are left out."""
         return relabel(predictions, labels_by_name(self.classes, dataset, self.source), dataset)
@@ -131,7 +132,7 @@ class Predictor(ABC):
             InputError: an image cannot be read, or a class of a dataset is unknown.
         """
         chosen = self.parse_views(tuple(views or ()))
-        dataset = self.open(read_anything(images, ignore_orientation=self.ignore_orientation))
+        dataset = self.open(self._read(images))
         predicted = self.predict_samples(
             dataset.samples, views=chosen, batch_size=batch_size or BATCH_SIZE, progress=progress
         )
@@ -149,7 +150,7 @@ class Predictor(ABC):
         Raises:
             InputError: the image cannot be read, or there are several.
         """
-        inputs = read_anything(image, ignore_orientation=self.ignore_orientation)
+        inputs = self._read(image)
         if len(inputs.dataset) != 1:
             raise InputError(
                 f"{inputs.dataset.source}: is {len(inputs.dataset)} images, expected one. Call predict() with many images."
@@ -165,17 +166,3 @@ class Predictor(ABC):
         named = ", ".join(self.classes[:5]) + (", ..." if len(self.classes) > 5 else "")
         plural = "class" if len(self.classes) == 1 else "classes"
         return f"Predictor({self.kind}, {len(self.classes)} {plural}: {named})"
-
-
-def repeated_views(views: Sequence[View], *, image_size: int, stride: int) -> list[str]:
-    """See `Predictor.repeated_views`."""
-    return [
-        f"the view {view} has {view.image_size(image_size, stride)} px as the view {first} has: it is left out."
-        for view, first in distinct_views(views, image_size=image_size, stride=stride).items()
-        if view != first
-    ]
-
-
-def own_views(names: Sequence[str]) -> tuple[View, ...]:
-    """The TTA views of a single network: those of these names, by default the plain one."""
-    return parse_views(names) if names else PLAIN

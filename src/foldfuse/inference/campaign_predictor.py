@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 
 def load_campaign(folder: Path, *, device: str = "auto") -> EnsemblePredictor:
-    """The predictor of a campaign's current submission; logs what of the submission cannot be had for new images.
+    """The predictor of a campaign's current submission; logs which parts of it cannot predict new images.
 
     Members that are another toolkit's predictions are left out, and the weights of the others keep their proportions. The
     campaign may be running or stopped.
@@ -50,8 +50,8 @@ def load_campaign(folder: Path, *, device: str = "auto") -> EnsemblePredictor:
     left_out = [name for name, key in keys.items() if key.member in external]
     if len(left_out) == len(keys):
         raise InputError(
-            f"{folder}: every member of its ensemble ({', '.join(left_out)}) is predictions of another toolkit, which cannot be "
-            "had for new images. Predict with that toolkit."
+            f"{folder}: every member of its ensemble ({', '.join(left_out)}) was added as predictions of another toolkit, "
+            "which alone can predict new images. Predict with that toolkit."
         )
     ensemble = _without(whole, left_out)
     if left_out:
@@ -127,8 +127,8 @@ def _loss(folder: Path, facts: Mapping[str, Any], whole: Ensemble, rest: Ensembl
     """A sentence on the members that are left out, and what that costs out-of-fold where this can be computed."""
     members = {_key(name, folder).member for name in left_out}
     what = (
-        f"{folder}: {', '.join(sorted(members))} joined as predictions of another toolkit, which cannot be had for new images; "
-        "the ensemble is applied without them, with the weights of the others in proportion."
+        f"{folder}: {', '.join(sorted(members))} joined as predictions of another toolkit, which alone can predict new images. "
+        "The ensemble is applied without them; the weights of the others keep their proportions."
     )
     metric = str((facts.get("fused") or {}).get("metric") or "ap50")
     with suppress(InputError, KeyError, TypeError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,7 +13,7 @@ from foldfuse.data.dataset import Sample
 from foldfuse.detections import Array, Detections, Predictions
 from foldfuse.errors import InputError
 from foldfuse.inference.tta import View
-from foldfuse.inference.views import predict_images
+from foldfuse.inference.views import BATCH_SIZE, predict_images
 from foldfuse.models import make_detector
 from foldfuse.models.cpu.fold_batch_norm import fold_batch_norms
 from foldfuse.models.pretrained.state_dicts import load_exactly
@@ -56,6 +57,19 @@ def detector_with_weights(
     return model.to(device).to(memory_format=torch.channels_last).eval()
 
 
+def detect(model: Any, images: Array) -> list[Detections]:
+    """The detections in each of a batch of letterboxed images, in pixels of these.
+
+    Args:
+        model: a model with the detector contract, in eval mode. Images are moved to its device.
+        images: (B, H, W, 3) uint8 RGB; H and W are multiples of the model's stride.
+    """
+    inputs = torch.from_numpy(images).permute(0, 3, 1, 2)
+    with torch.inference_mode():
+        found: list[Detections] = model.decode(model(inputs.to(next(model.parameters()).device).float().div_(255)))
+    return found
+
+
 def predict_views(
     model: Any,
     samples: Sequence[Sample],
@@ -63,7 +77,7 @@ def predict_views(
     *,
     image_size: int,
     views: Sequence[View],
-    batch_size: int = 16,
+    batch_size: int = BATCH_SIZE,
     longest: int | None = None,
     progress: Progress = no_progress,
 ) -> dict[View, Predictions]:
@@ -82,16 +96,8 @@ def predict_views(
     Raises:
         InputError: an image is missing or cannot be decoded.
     """
-    device = next(model.parameters()).device
-
-    def detect(images: Array) -> list[Detections]:
-        inputs = torch.from_numpy(images).permute(0, 3, 1, 2)
-        with torch.inference_mode():
-            found: list[Detections] = model.decode(model(inputs.to(device).float().div_(255)))
-        return found
-
     return predict_images(
-        detect,
+        functools.partial(detect, model),
         samples,
         classes,
         image_size=image_size,

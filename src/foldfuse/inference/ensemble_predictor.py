@@ -16,11 +16,12 @@ from foldfuse.detections import Predictions
 from foldfuse.ensemble.ensemble import Ensemble, apply_ensemble, read_ensemble
 from foldfuse.errors import InputError, counted, unknown_name
 from foldfuse.fusion.methods import wbf
-from foldfuse.inference.base_predictor import BATCH_SIZE, PLAIN, Predictor
+from foldfuse.inference.base_predictor import Predictor
 from foldfuse.inference.rescoring import Rescorer, apply_rescorer
 from foldfuse.inference.rescoring_data import span
 from foldfuse.inference.run_predictor import RunPredictor, load_run
-from foldfuse.inference.tta import View, parse_views
+from foldfuse.inference.tta import PLAIN_VIEW, View, parse_views
+from foldfuse.inference.views import BATCH_SIZE
 from foldfuse.storage.run import Run
 from foldfuse.system.device import choose_device
 from foldfuse.system.progress import Progress, no_progress
@@ -104,7 +105,7 @@ class EnsemblePredictor(Predictor):
         batch_size: int = BATCH_SIZE,
         progress: Progress = no_progress,
     ) -> Predictions:
-        """The fused predictions of opened samples. Raises InputError where an image is missing or cannot be decoded."""
+        """The fused predictions of opened samples, always in the views of the ensemble; see `Predictor.predict_samples`."""
         end = 1.0 if self.rescorer is None else 1 - RESCORING_SHARE
         costs = [sum(view.scale**2 for view in part.views) for part in self.parts]
         done = 0.0
@@ -125,7 +126,7 @@ class EnsemblePredictor(Predictor):
         if part.run.folder not in self._loaded:
             self._loaded[part.run.folder] = load_run(part.run, device=self.device)
         one = self._loaded[part.run.folder]
-        sizes = [view.image_size(one.image_size, one.model.stride) for view in part.decoded_for or part.views]
+        sizes = [view.image_size(one.image_size, one.stride) for view in part.decoded_for or part.views]
         by_view = one.predict_each(samples, part.views, batch_size=batch_size, longest=max(sizes), progress=progress)
         return {
             name: by_view[views[0]] if len(views) == 1 else wbf([by_view[view] for view in views])
@@ -160,17 +161,17 @@ def predictor_of(
                 f"{', '.join(first.classes)}. The members of an ensemble have the same classes in the same order."
             )
     return EnsemblePredictor(
-        source,
-        first.classes,
-        tuple(first.category_ids),
-        first.ignore_orientation,
-        first.value_ranges,
-        ensemble,
-        tuple(parts),
-        choose_device(device),
-        rescorer,
-        learnt_hashes,
-        noun,
+        source=source,
+        classes=first.classes,
+        category_ids=tuple(first.category_ids),
+        ignore_orientation=first.ignore_orientation,
+        value_ranges=first.value_ranges,
+        ensemble=ensemble,
+        parts=tuple(parts),
+        device=choose_device(device),
+        rescorer=rescorer,
+        learnt_hashes=learnt_hashes,
+        noun=noun,
     )
 
 
@@ -212,7 +213,7 @@ def find_run(member: str, folder: Path) -> tuple[Path | None, tuple[View, ...]]:
     "NAME@VIEW", as campaigns name their members, is the view of the run NAME.
     """
     stem, _, view = member.rpartition("@")
-    for name, views in ((member, PLAIN), (stem, _view(view))):
+    for name, views in ((member, (PLAIN_VIEW,)), (stem, _view(view))):
         for place in (
             folder,
             folder / "members",
@@ -237,5 +238,5 @@ def _given(text: str) -> tuple[Path, tuple[View, ...]]:
     """The run and the TTA views in RUN or RUN@VIEW,..."""
     folder, at, names = text.rpartition("@")
     if Path(text).exists() or not at:
-        return Path(text), PLAIN
+        return Path(text), (PLAIN_VIEW,)
     return Path(folder), parse_views(names.split(","))

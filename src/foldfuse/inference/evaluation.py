@@ -22,11 +22,10 @@ from foldfuse.formats.predictions import write_predictions
 from foldfuse.inference.class_labels import labels_by_name, relabel
 from foldfuse.inference.detector import load_detector, predict_views
 from foldfuse.inference.learnt_images import learnt_ids
-from foldfuse.inference.tta import View
+from foldfuse.inference.tta import PLAIN_VIEW
+from foldfuse.inference.views import BATCH_SIZE
 from foldfuse.storage.run import Run, RunMetadata
 from foldfuse.system.progress import Progress, no_progress
-
-PLAIN_VIEW = View()
 
 log = logging.getLogger(__name__)
 
@@ -87,7 +86,7 @@ def evaluate(
     images: Path | str | None = None,
     ignore_orientation: bool = False,
     device: str = "auto",
-    batch_size: int = 16,
+    batch_size: int = BATCH_SIZE,
     progress: Progress = no_progress,
 ) -> RunEvaluation:
     """Predict annotated images with a trained run and score the predictions; nothing is written.
@@ -116,7 +115,7 @@ def evaluate(
 
 
 def evaluate_run(
-    run: Run, held_out: HeldOut, *, device: str = "auto", batch_size: int = 16, progress: Progress = no_progress
+    run: Run, held_out: HeldOut, *, device: str = "auto", batch_size: int = BATCH_SIZE, progress: Progress = no_progress
 ) -> RunEvaluation:
     """The predictions of a trained detector on annotated images, and their score.
 
@@ -233,8 +232,8 @@ def _without_learnt(run: Run, held_out: HeldOut) -> HeldOut:
         )
     others = dataset.subset(set(dataset.image_ids) - learnt)
     log.warning(
-        f"{run.folder}: has learnt from {len(learnt)} of the {len(dataset)} images: {held_out.words}. They are left out, and the "
-        f"score is of the {len(others)} others."
+        f"{run.folder}: has learnt from {len(learnt)} of the {len(dataset)} images ({held_out.words}). They are left out, and "
+        f"the score is of the {len(others)} others."
     )
     return replace(held_out, dataset=require_annotations(others), num_learnt=held_out.num_learnt + len(learnt))
 

@@ -10,18 +10,14 @@ from typing import Any
 
 import numpy as np
 
-from foldfuse.data.dataset import Sample
 from foldfuse.data.images import PAD_VALUE
-from foldfuse.detections import Array, Detections, Predictions
+from foldfuse.detections import Array, Detections
 from foldfuse.errors import InputError
-from foldfuse.fusion.methods import wbf
-from foldfuse.inference.base_predictor import BATCH_SIZE, PLAIN, Predictor, own_views, repeated_views
+from foldfuse.inference.network_predictor import NetworkPredictor
 from foldfuse.inference.numpy_decoding import Decoding, decode
-from foldfuse.inference.tta import View, distinct_views
-from foldfuse.inference.views import predict_images
+from foldfuse.inference.tta import View
 from foldfuse.storage.run import Run
 from foldfuse.system.files import parse_json
-from foldfuse.system.progress import Progress, no_progress
 from foldfuse.system.records import from_plain
 
 KEY = "foldfuse"  # of the metadata entry that holds an `OnnxFacts` as JSON
@@ -52,75 +48,44 @@ class OnnxFacts:
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class OnnxPredictor(Predictor):
+class OnnxPredictor(NetworkPredictor):
     """A detector in ONNX Runtime.
 
     Attributes:
-        facts: what the file says of itself.
+        decoding: how the outputs become boxes.
         session: the runtime's session.
-        fixed: the side of the only image that the file takes, in pixels; None for any sizes.
+        fixed_size: the side of the only image that the file takes, in pixels; None for any sizes.
     """
 
-    facts: OnnxFacts
+    decoding: Decoding
     session: Any
-    fixed: int | None
+    fixed_size: int | None
 
     @property
     def kind(self) -> str:
         """Such as "ONNX file of lite0_fpn at 320 px"."""
-        return f"ONNX file of {self.facts.detector} at {self.facts.image_size} px"
+        return f"ONNX file of {self.detector} at {self.image_size} px"
 
     @property
     def runs(self) -> tuple[Run, ...]:
-        """None: the file does not say which run it is of, nor which images that has learnt from."""
+        """None: the file does not say which run it was exported from, nor which images that run has learnt from."""
         return ()
 
     def parse_views(self, names: Sequence[str]) -> tuple[View, ...]:
         """The TTA views of these names. Raises InputError for a name that is no view, or a scale that the file does not take."""
-        views = own_views(names)
-        if self.fixed is not None and any(view.scale > 1 for view in views):
+        views = super().parse_views(names)
+        if self.fixed_size is not None and any(view.scale > 1 for view in views):
             raise InputError(
-                f"{self.source}: takes images of {self.fixed} px alone, and the view {max(views, key=lambda v: v.scale)} is "
+                f"{self.source}: takes images of {self.fixed_size} px alone, and the view {max(views, key=lambda v: v.scale)} is "
                 "larger. Leave it out, or export the run without --fixed-size."
             )
         return views
 
-    def repeated_views(self, views: Sequence[View]) -> list[str]:
-        """See `Predictor.repeated_views`."""
-        return repeated_views(views, image_size=self.facts.image_size, stride=self.facts.stride)
-
-    def predict_samples(
-        self,
-        samples: Sequence[Sample],
-        *,
-        views: Sequence[View] = (),
-        batch_size: int = BATCH_SIZE,
-        progress: Progress = no_progress,
-    ) -> Predictions:
-        """The predictions of opened samples; several views are fused by WBF.
-
-        Raises:
-            InputError: an image is missing or cannot be decoded, or the outputs are not those of the file's head.
-        """
-        first = distinct_views(views or PLAIN, image_size=self.facts.image_size, stride=self.facts.stride)
-        distinct = tuple(dict.fromkeys(first.values()))
-        by_view = predict_images(
-            self.detect,
-            samples,
-            self.classes,
-            image_size=self.facts.image_size,
-            stride=self.facts.stride,
-            views=distinct,
-            batch_size=batch_size,
-            progress=progress,
-        )
-        return by_view[distinct[0]] if len(distinct) == 1 else wbf([by_view[view] for view in distinct])
-
     def detect(self, images: Array) -> list[Detections]:
-        """(B, H, W, 3) uint8 -> the detections in each, in its pixels. Raises InputError where the file cannot do it."""
+        """See `NetworkPredictor.detect`. Raises InputError where the runtime fails, or the outputs are not those of the head."""
         batches = [images]
-        if self.fixed is not None:
-            square = np.full((len(images), self.fixed, self.fixed, 3), PAD_VALUE, np.uint8)
+        if self.fixed_size is not None:
+            square = np.full((len(images), self.fixed_size, self.fixed_size, 3), PAD_VALUE, np.uint8)
             square[:, : images.shape[1], : images.shape[2]] = images
             batches = [square[i : i + 1] for i in range(len(square))]
         found: list[Detections] = []
@@ -128,7 +93,7 @@ class OnnxPredictor(Predictor):
             for batch in batches:
                 inputs = np.ascontiguousarray(batch.transpose(0, 3, 1, 2).astype(np.float32) / 255)
                 outputs = self.session.run(None, {self.session.get_inputs()[0].name: inputs})
-                found += decode(outputs, self.facts.decoding, (batch.shape[1], batch.shape[2]))
+                found += decode(outputs, self.decoding, (batch.shape[1], batch.shape[2]))
         except Exception as error:  # the runtime's errors have no common parent
             raise InputError(
                 f"{self.source}: cannot be run on images of {images.shape[2]} x {images.shape[1]} px ({str(error)[:100]}). "
@@ -173,19 +138,22 @@ def load_onnx(path: Path, *, device: str = "auto") -> OnnxPredictor:
     facts = _facts(path, session.get_modelmeta().custom_metadata_map)
     height = session.get_inputs()[0].shape[2]
     return OnnxPredictor(
-        path,
-        facts.classes,
-        facts.category_ids,
-        facts.ignore_orientation,
-        facts.value_ranges,
-        facts,
-        session,
-        height if isinstance(height, int) else None,
+        source=path,
+        classes=facts.classes,
+        category_ids=facts.category_ids,
+        ignore_orientation=facts.ignore_orientation,
+        value_ranges=facts.value_ranges,
+        detector=facts.detector,
+        image_size=facts.image_size,
+        stride=facts.stride,
+        decoding=facts.decoding,
+        session=session,
+        fixed_size=height if isinstance(height, int) else None,
     )
 
 
 def _facts(path: Path, metadata: dict[str, str]) -> OnnxFacts:
-    """What a file says of itself. Raises InputError for one that does not, as of an earlier version."""
+    """What a file says of itself. Raises InputError for a file that says too little, such as one of an earlier version."""
     if KEY not in metadata:
         raise InputError(
             f"{path}: does not say its classes and how its boxes are decoded, as the files of 'foldfuse export RUN' do from "

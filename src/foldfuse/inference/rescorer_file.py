@@ -1,6 +1,6 @@
 """Stores a crop rescorer: the classifier's numbers as safetensors, its settings as JSON. Nothing in them is executed.
 
-Only rescorers on the package's own ImageNet network are stored, of which the weights are had again.
+Only rescorers on the package's own ImageNet network can be stored: the files lack its weights, which every installation has.
 """
 
 from __future__ import annotations

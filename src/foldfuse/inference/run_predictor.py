@@ -2,36 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from foldfuse.data.dataset import Sample
-from foldfuse.detections import Predictions
+from foldfuse.detections import Array, Detections
 from foldfuse.errors import InputError
-from foldfuse.fusion.methods import wbf
-from foldfuse.inference.base_predictor import BATCH_SIZE, PLAIN, Predictor, own_views, repeated_views
-from foldfuse.inference.detector import load_detector, predict_views
-from foldfuse.inference.tta import View, distinct_views
+from foldfuse.inference.detector import detect, load_detector
+from foldfuse.inference.network_predictor import NetworkPredictor
 from foldfuse.storage.run import Run
-from foldfuse.system.progress import Progress, no_progress
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class RunPredictor(Predictor):
+class RunPredictor(NetworkPredictor):
     """The detector of a run.
 
     Attributes:
         run: the run.
         model: its detector, with weights, on a device.
-        detector: the detector's name.
-        image_size: the longest side, in pixels, that it was trained at.
     """
 
     run: Run
     model: Any
-    detector: str
-    image_size: int
 
     @property
     def kind(self) -> str:
@@ -43,48 +34,9 @@ class RunPredictor(Predictor):
         """The run."""
         return (self.run,)
 
-    def parse_views(self, names: Sequence[str]) -> tuple[View, ...]:
-        """The TTA views of these names; by default the plain one. Raises InputError for a name that is no view."""
-        return own_views(names)
-
-    def repeated_views(self, views: Sequence[View]) -> list[str]:
-        """A sentence for each view that shows the network the same images as an earlier view, and is left out."""
-        return repeated_views(views, image_size=self.image_size, stride=self.model.stride)
-
-    def predict_each(
-        self,
-        samples: Sequence[Sample],
-        views: Sequence[View],
-        *,
-        batch_size: int = BATCH_SIZE,
-        longest: int | None = None,
-        progress: Progress = no_progress,
-    ) -> dict[View, Predictions]:
-        """The predictions in each view; see `predict_views`."""
-        return predict_views(
-            self.model,
-            samples,
-            self.classes,
-            image_size=self.image_size,
-            views=views,
-            batch_size=batch_size,
-            longest=longest,
-            progress=progress,
-        )
-
-    def predict_samples(
-        self,
-        samples: Sequence[Sample],
-        *,
-        views: Sequence[View] = (),
-        batch_size: int = BATCH_SIZE,
-        progress: Progress = no_progress,
-    ) -> Predictions:
-        """The predictions of opened samples; several views are fused by WBF. Raises InputError as `predict_views` does."""
-        first = distinct_views(views or PLAIN, image_size=self.image_size, stride=self.model.stride)
-        distinct = tuple(dict.fromkeys(first.values()))
-        by_view = self.predict_each(samples, distinct, batch_size=batch_size, progress=progress)
-        return by_view[distinct[0]] if len(distinct) == 1 else wbf([by_view[view] for view in distinct])
+    def detect(self, images: Array) -> list[Detections]:
+        """See `NetworkPredictor.detect`."""
+        return detect(self.model, images)
 
 
 def load_run(run: Run, *, device: str = "auto") -> RunPredictor:
@@ -102,13 +54,14 @@ def load_run(run: Run, *, device: str = "auto") -> RunPredictor:
     model, classes = load_detector(run, device)
     recipe = run.recipe
     return RunPredictor(
-        run.folder,
-        classes,
-        tuple(metadata.category_ids),
-        metadata.ignore_orientation,
-        metadata.value_ranges,
-        run,
-        model,
-        recipe.detector,
-        recipe.image_size,
+        source=run.folder,
+        classes=classes,
+        category_ids=tuple(metadata.category_ids),
+        ignore_orientation=metadata.ignore_orientation,
+        value_ranges=metadata.value_ranges,
+        detector=recipe.detector,
+        image_size=recipe.image_size,
+        stride=model.stride,
+        run=run,
+        model=model,
     )

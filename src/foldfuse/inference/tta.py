@@ -67,6 +67,9 @@ class View:
         return Detections(boxes, detections.scores, detections.labels)
 
 
+PLAIN_VIEW = View()  # the image as it is, at the recipe's image size
+
+
 def parse_views(texts: Sequence[str]) -> tuple[View, ...]:
     """The views with these names.
 

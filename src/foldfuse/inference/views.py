@@ -16,6 +16,8 @@ from foldfuse.detections import Array, Detections, Predictions
 from foldfuse.inference.tta import View
 from foldfuse.system.progress import Progress, no_progress
 
+BATCH_SIZE = 16  # images of 256 px at a time
+
 Detect = Callable[[Array], list[Detections]]  # (B, H, W, 3) uint8 -> B detections in pixels of these
 
 
@@ -27,7 +29,7 @@ def predict_images(
     image_size: int,
     stride: int,
     views: Sequence[View],
-    batch_size: int = 16,
+    batch_size: int = BATCH_SIZE,
     longest: int | None = None,
     progress: Progress = no_progress,
 ) -> dict[View, Predictions]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import torch
-
 from foldfuse.errors import InputError
 
 
@@ -13,6 +11,8 @@ def choose_device(name: str = "auto") -> str:
     Raises:
         InputError: there is no such device, or torch cannot use the device here.
     """
+    import torch  # an ONNX file predicts without it
+
     kind, _, index = name.partition(":")
     cards = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if name == "auto":

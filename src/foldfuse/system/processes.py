@@ -2,6 +2,7 @@
 
 `torchrun --nproc-per-node 2 -m foldfuse train ...` starts the processes; they meet with NCCL on CUDA, with gloo elsewhere.
 Process 0 alone keeps the clock and writes files. `training/distributed` has the functions for training.
+A world of one process needs no torch: an ONNX file predicts without it.
 """
 
 from __future__ import annotations
@@ -11,9 +12,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
-
-import torch
-from torch import distributed
 
 from foldfuse.errors import InputError
 from foldfuse.system.device import choose_device
@@ -44,6 +42,9 @@ class World:
         """The value of process 0; every process must call."""
         if self.size == 1:
             return value
+        import torch
+        from torch import distributed
+
         agreed = torch.tensor(value, dtype=torch.float64, device=self.device)
         distributed.broadcast(agreed, 0)
         return agreed.item()
@@ -52,6 +53,8 @@ class World:
         """The values of all processes, by rank; every process must call."""
         if self.size == 1:
             return [value]
+        from torch import distributed
+
         values: list[Any] = [None] * self.size
         distributed.all_gather_object(values, value)
         return values
@@ -59,6 +62,8 @@ class World:
     def barrier(self) -> None:
         """Return when every process has called."""
         if self.size > 1:
+            from torch import distributed
+
             distributed.barrier()
 
     def shard(self, batch_size: int) -> range:
@@ -89,6 +94,9 @@ def open_world(device: str = "auto") -> Iterator[World]:
     Raises:
         InputError: there is no such device, or several processes cannot share it.
     """
+    import torch
+    from torch import distributed
+
     size = int(os.environ.get("WORLD_SIZE", "1"))
     device = choose_device(device)
     if size == 1:

@@ -42,7 +42,6 @@ class Checkpointer:
         if session.world.is_main and (run.folder / "log.jsonl").exists():
             run.write_log(self.log)
         self._written = len(self.log)
-        self._evaluated_at = max((row.get("seconds") or 0.0 for row in self.log if "loss" not in row), default=0.0)
 
     def __call__(self, state: Mapping[str, Any]) -> None:
         """Evaluate where the session asks for it, then write the log's new rows and the checkpoint.
@@ -59,8 +58,7 @@ class Checkpointer:
         if session.evaluate is not None and self._is_due(state):
             with session.budget.paused():
                 scores = session.evaluate(state["ema"])
-            self._evaluated_at = round(state["seconds"], 3)
-            self.log.append({"step": state["step"], "seconds": self._evaluated_at, **scores})
+            self.log.append({"step": state["step"], "seconds": round(state["seconds"], 3), **scores})
             if (ap50 := scores.get("ap50")) is not None:
                 session.status({"AP50": f"{ap50:.3f}"})
         rows, self._written = self.log[self._written :], len(self.log)
@@ -79,7 +77,8 @@ class Checkpointer:
         if session.evaluate_seconds is None:
             return True
         is_last = session.budget.spent(state["step"]) >= 1
-        return not is_last and state["seconds"] - self._evaluated_at >= session.evaluate_seconds
+        evaluated_at: float = next((row["seconds"] for row in reversed(self.log) if "loss" not in row), 0.0)
+        return not is_last and state["seconds"] - evaluated_at >= session.evaluate_seconds
 
 
 def finish_run(

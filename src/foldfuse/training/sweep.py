@@ -23,6 +23,7 @@ from foldfuse.data.folds import make_folds
 from foldfuse.data.images import ImageCache
 from foldfuse.errors import InputError
 from foldfuse.inference.detector import predict_views
+from foldfuse.inference.tta import PLAIN_VIEW
 from foldfuse.models import make_detector
 from foldfuse.recipes import Recipe, load_recipe
 from foldfuse.storage.run import Run
@@ -36,7 +37,7 @@ from foldfuse.training.budget import Budget
 from foldfuse.training.detector import longest_side, train_detector
 from foldfuse.training.preparation import check_new_model, state_check
 from foldfuse.training.session import TrainingSession, run_metadata
-from foldfuse.training.validation import PLAIN_VIEW, held_out_scorer
+from foldfuse.training.validation import held_out_scorer
 
 EVALUATIONS = 4  # of each training on the held-out fold, the last at its end
 OVERHEAD = 3.0  # seconds that a training takes besides its steps: it makes a model and writes files

@@ -22,11 +22,10 @@ from foldfuse.evaluation.coco import score_predictions
 from foldfuse.inference.class_labels import labels_by_name, relabel
 from foldfuse.inference.detector import detector_with_weights, predict_views
 from foldfuse.inference.learnt_images import ids_of_hashes
-from foldfuse.inference.tta import View
+from foldfuse.inference.tta import PLAIN_VIEW
 from foldfuse.recipes import Recipe
 from foldfuse.training.session import Evaluate
 
-PLAIN_VIEW = View()
 MAX_COMPARED = 2000  # images of each side that are compared by their looks, so that it takes seconds
 
 log = logging.getLogger(__name__)

@@ -1,6 +1,6 @@
-"""Writes commands.md and recipes.md beside this file from the code: `python docs/generate.py`.
+"""Writes commands.md and recipes.md beside this file: `python docs/generate.py`.
 
-The pages say what the help pages say, from one source: the signatures and docstrings of the commands, the fields of the recipes.
+The text comes from the signatures and docstrings of the commands, as in their help pages, and from the fields of the recipes.
 """
 
 from __future__ import annotations
@@ -179,8 +179,8 @@ def limits_of(name: str, words: Mapping[str, str]) -> str:
     if name in recipes.SHARES:
         return "0 to 1"
     if name in recipes.POSITIVE:
-        most = recipes.POSITIVE[name]
-        return f"above 0, at most {most:g}" if most < 1e9 else "above 0"
+        high = recipes.POSITIVE[name]
+        return f"above 0, at most {high:g}" if high < 1e9 else "above 0"
     return f"0 to {recipes.NOT_NEGATIVE[name]:g}"
 
 

@@ -53,6 +53,15 @@ def found(tmp_path, model, seconds=1000.0):
     return autotune(model, BATCH, frozen_stages=0, seconds=seconds, key="network", memory=tmp_path / "autotune.json")
 
 
+@pytest.mark.parametrize(("capability", "precision"), [((8, 0), "bfloat16"), ((7, 5), "float16")])
+def test_a_card_that_only_emulates_bfloat16_computes_in_float16(monkeypatch, capability, precision):
+    def is_supported(including_emulation=True):
+        return including_emulation or capability >= (8, 0)
+
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", is_supported)
+    assert default_config(torch.device("cuda")).precision == precision
+
+
 def test_the_faster_setting_is_taken_and_remembered(tmp_path, monkeypatch):
     made = found(tmp_path, Network())
     assert made.config.precision == "bfloat16"

@@ -123,12 +123,15 @@ def check(
 
 
 def _folds_table(dataset: Dataset, folds: Folds) -> Table:
-    table = Table("fold", "images", "boxes", *dataset.classes)
-    for fold in range(folds.num_folds):
-        part = dataset.subset(folds.val_ids(fold))
-        labels = np.concatenate([s.annotations.labels for s in part.samples if s.annotations is not None])
-        boxes = np.bincount(labels, minlength=len(dataset.classes))
-        table.add_row(str(fold), str(len(part)), str(boxes.sum()), *map(str, boxes))
+    """A column for each fold, since a table with a column for each class of ten does not fit into a terminal."""
+    parts = [dataset.subset(folds.val_ids(fold)) for fold in range(folds.num_folds)]
+    labels = [[s.annotations.labels for s in part.samples if s.annotations is not None] for part in parts]
+    boxes = [np.bincount(np.concatenate(each), minlength=len(dataset.classes)) for each in labels]
+    table = Table("fold", *map(str, range(folds.num_folds)))
+    table.add_row("images", *(str(len(part)) for part in parts))
+    table.add_row("boxes", *(str(each.sum()) for each in boxes), end_section=True)
+    for name, counts in zip(dataset.classes, zip(*boxes, strict=True), strict=True):
+        table.add_row(name, *map(str, counts))
     return table
 
 

@@ -79,7 +79,7 @@ def default_config(device: torch.device) -> ComputeConfig:
     """The configuration without measurement: float32, on CUDA the half precision that the card has."""
     if device.type != "cuda":
         return ComputeConfig()
-    return ComputeConfig("bfloat16" if torch.cuda.is_bf16_supported() else "float16")
+    return ComputeConfig("bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float16")
 
 
 def stored_config(run: Run) -> ComputeConfig | None:

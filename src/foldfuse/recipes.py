@@ -17,6 +17,7 @@ MAX_BATCH_SIZE = 4096
 AUTO = 0  # image_size that `training.image_sizes` chooses from the data; people give and see the word
 AUTO_WORD = "auto"
 BATCH_IMAGE_SIZE = 320  # pixels: the image size that the batch size of a recipe with AUTO is meant for
+INIT_WORDS = ("coco", "detection", "imagenet", "none")  # init_weights that are no path
 # {field: the largest value that is not a slip of the pen}
 POSITIVE = {
     "lr": 100.0,
@@ -47,7 +48,9 @@ class Recipe:
     grad_clip_norm: float = 10.0  # largest norm of the gradient
     frozen_stages: int = 3  # backbone stages that are not trained, counted from the stem
     anchor_scale: float = 3.0  # side of a level's smallest anchor, in strides
-    init_weights: str = "imagenet"  # "detection" (pre-trained on boxes), "imagenet", "none", a run's folder, or a file
+    init_weights: str = (
+        "imagenet"  # "detection" (on boxes), "coco" (published), "imagenet", "none", a run's folder, or a file
+    )
     hflip: float = 0.5  # probability of mirroring left and right
     vflip: float = 0.0  # probability of mirroring top and bottom
     scale_jitter: float = 0.4  # images are enlarged or shrunk by a factor of up to 1 + scale_jitter

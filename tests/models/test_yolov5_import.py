@@ -21,7 +21,8 @@ from foldfuse.formats.predictions import read_predictions
 from foldfuse.models.detection.composed import ComposedDetector
 from foldfuse.models.detection.yolov5 import build_yolov5
 from foldfuse.models.detection.yolov5_head import STRIDES
-from foldfuse.models.pretrained.yolov5 import COCO, LAYERS, category_ids
+from foldfuse.models.pretrained.coco import COCO_CLASSES
+from foldfuse.models.pretrained.yolov5 import LAYERS, category_ids
 from foldfuse.recipes import load_recipe
 from foldfuse.storage.run import Run
 from foldfuse.training.init_weights import load_init_weights
@@ -206,7 +207,7 @@ def test_the_licence_in_the_file_is_reported(small_model, toolkit, tmp_path, cap
 
 
 def test_classes_of_coco_have_its_category_ids():
-    names = COCO.split(",")
+    names = COCO_CLASSES
     found = dict(zip(names, category_ids(names), strict=True))
     known = {
         "person": 1,
@@ -226,7 +227,7 @@ def test_the_names_of_coco_are_those_in_its_files():
     truth = SHARED / "data" / "coco_val2017_128" / "instances.json"
     if not truth.exists():
         pytest.skip(f"{truth} is not there; FOLDFUSE_SHARED names the folder of the data")
-    assert ",".join(read(truth).classes) == COCO
+    assert tuple(read(truth).classes) == COCO_CLASSES
 
 
 @pytest.mark.slow

@@ -102,7 +102,9 @@ class CampaignRequest:
         recipes = candidate_recipes(self.recipe, forbidden=self.forbid, changes=self.set)
         for recipe in recipes.values():
             check_image_sizes(self.image_size, recipe)
-            if recipe.init_weights == "imagenet" or any(change.startswith("init_weights=") for change in self.set):
+            if recipe.init_weights in ("coco", "imagenet") or any(
+                change.startswith("init_weights=") for change in self.set
+            ):
                 check_start(recipe)  # loads torch; a default's detection weights come with the package
         get_metric(self.metric)
         if self.device != "auto":

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from foldfuse.data.content_hashes import image_hashes, known_images
 from foldfuse.data.dataset import Dataset, Sample
+from foldfuse.recipes import INIT_WORDS
 from foldfuse.storage.run import Run
 
 
@@ -28,7 +29,7 @@ def record_learnt_images(run: Run, samples: Sequence[Sample], *, init_weights: s
 
 def learnt_before(init_weights: str | None) -> frozenset[str]:
     """The hashes of the images behind initial weights; none where they are not of a run that recorded its images."""
-    if init_weights in (None, "detection", "imagenet", "none") or not Path(init_weights).is_dir():
+    if init_weights in (None, *INIT_WORDS) or not Path(init_weights).is_dir():
         return frozenset()
     return Run(Path(init_weights)).learnt_images or frozenset()
 

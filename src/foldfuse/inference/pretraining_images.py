@@ -100,7 +100,7 @@ def likeness_warnings(
 def _images_behind(recipe: Recipe | ClassifierRecipe) -> PretrainingImages | None:
     """The images that the detection weights behind a recipe have learnt from, also through runs; None where none are known."""
     followed = set[Path]()
-    while isinstance(recipe, Recipe) and recipe.init_weights not in ("imagenet", "none"):
+    while isinstance(recipe, Recipe) and recipe.init_weights not in ("coco", "imagenet", "none"):
         shipped = FOLDER / f"{recipe.detector}.safetensors"
         path = shipped if recipe.init_weights == "detection" else Path(recipe.init_weights)
         if not path.is_dir():

@@ -38,19 +38,25 @@ def _changes_for(name: str, changes: Sequence[str]) -> tuple[str, ...]:
     """The changes to a default recipe: one that starts from random weights has no others in the package, and goes on so."""
     random = RECIPES[name]().init_weights == "none"
     return tuple(
-        change for change in changes if not (random and change in ("init_weights=detection", "init_weights=imagenet"))
+        change
+        for change in changes
+        if not (random and change in ("init_weights=coco", "init_weights=detection", "init_weights=imagenet"))
     )
 
 
 def check_start(recipe: Recipe) -> None:
     """Raise InputError where this machine does not have the initial weights that the recipe names."""
     from foldfuse.models.pretrained.detection import shipped_weights  # loads torch
+    from foldfuse.models.pretrained.published import locate, published
     from foldfuse.training.detector import new_detector
 
     if recipe.init_weights == "detection":
         shipped_weights(recipe.detector)
     elif recipe.init_weights == "imagenet":
         new_detector(recipe, 1)
+    elif recipe.init_weights == "coco":
+        new_detector(recipe, 1)
+        locate(published(recipe.detector, "coco"))
 
 
 def check_image_sizes(image_sizes: Sequence[int], recipe: Recipe) -> None:

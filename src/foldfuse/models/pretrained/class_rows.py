@@ -11,10 +11,8 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from foldfuse.errors import InputError
@@ -26,28 +24,17 @@ from foldfuse.models.detection.efficientdet import EfficientDet
 from foldfuse.models.detection.heads import AnchorHead, DenseHead
 from foldfuse.models.detection.yolov5_head import PER_CELL as YOLO_ANCHORS
 from foldfuse.models.detection.yolov5_head import YOLOv5Head
+from foldfuse.models.pretrained.class_layer import ClassLayer, carry_rows
 from foldfuse.models.pretrained.state_dicts import require_same_tensors
 
 YOLO_FIRST = 5  # rows of an anchor before its classes: x, y, width, height, objectness
 
 
-@dataclass(frozen=True)
-class ClassLayer:
-    """A layer with rows of classes.
-
-    Attributes:
-        name: its name in the state dict, without ".weight" and ".bias".
-        groups: G.
-        first: O.
-    """
-
-    name: str
-    groups: int = 1
-    first: int = 0
-
-
 def class_layers(model: nn.Module) -> list[ClassLayer]:
-    """The layers of a detector or classifier whose rows belong to classes."""
+    """The layers of a detector or classifier with rows of classes; a detector may name them by a method `class_layers`."""
+    own: Any = getattr(model, "class_layers", None)
+    if own is not None:
+        return list(own())
     layers = []
     for name, module in model.named_modules():
         at = f"{name}." if name else ""
@@ -96,28 +83,19 @@ def load_by_class_name(
     pairs = [(label, there[name]) for name, label in here.items() if name in there]
     own, found = model.state_dict(), dict(state)
     for layer in layers:
-        for part in (f"{layer.name}.weight", f"{layer.name}.bias"):
+        for part in layer.tensors:
             if part not in own or part not in found:
                 continue
             rows = layer.groups * (layer.first + len(known))
             if found[part].shape != (rows, *own[part].shape[1:]):
                 continue  # `require_same_tensors` names it
-            untrained = layer.first > 0 and len(known) == 1 < len(classes)  # YOLOv5's head never trains a single class
-            found[part] = _carried(found[part], own[part], layer, [] if untrained else pairs)
+            untrained = layer.first == YOLO_FIRST and len(known) == 1 < len(
+                classes
+            )  # YOLOv5's head never trains a single class
+            found[part] = carry_rows(found[part], own[part], layer, [] if untrained else pairs)
     require_same_tensors(found, own, source=source)
     model.load_state_dict(found)
     return f"{source}: {_sentence(known, classes, here, there)}"
-
-
-def _carried(theirs: Tensor, ours: Tensor, layer: ClassLayer, pairs: Sequence[tuple[int, int]]) -> Tensor:
-    """(G (O + J), ...) and (G (O + K), ...) -> (G (O + K), ...): their first rows and the classes of `pairs`, our other rows."""
-    grouped = ours.detach().clone().view(layer.groups, -1, *ours.shape[1:])
-    source = theirs.to(ours.dtype).view(layer.groups, -1, *theirs.shape[1:])
-    grouped[:, : layer.first] = source[:, : layer.first]
-    if pairs:
-        own, other = (torch.tensor(labels) + layer.first for labels in zip(*pairs, strict=True))
-        grouped[:, own] = source[:, other]
-    return grouped.view(ours.shape)
 
 
 def _by_name(classes: Sequence[str], where: str) -> dict[str, int]:

@@ -19,19 +19,11 @@ from foldfuse.models.detection.composed import ComposedDetector
 from foldfuse.models.detection.yolov5 import SIZES, make_yolov5
 from foldfuse.models.detection.yolov5_head import PER_CELL, STRIDES
 from foldfuse.models.pretrained.checkpoint import Inert, read_checkpoint, shown
+from foldfuse.models.pretrained.coco import COCO_CLASSES, COCO_IDS
 from foldfuse.models.pretrained.state_dicts import require_finite
 
 INERT = ("models", "utils", "torch.nn.modules", "numpy", "pathlib")
 LICENCE = "its vendor claims AGPL-3.0 for the toolkit's checkpoints (GPL-3.0 for older ones)"
-COCO = (
-    "person,bicycle,car,motorcycle,airplane,bus,train,truck,boat,traffic light,fire hydrant,stop sign,parking meter,bench,bird,"
-    "cat,dog,horse,sheep,cow,elephant,bear,zebra,giraffe,backpack,umbrella,handbag,tie,suitcase,frisbee,skis,snowboard,"
-    "sports ball,kite,baseball bat,baseball glove,skateboard,surfboard,tennis racket,bottle,wine glass,cup,fork,knife,spoon,bowl,"
-    "banana,apple,sandwich,orange,broccoli,carrot,hot dog,pizza,donut,cake,chair,couch,potted plant,bed,dining table,toilet,tv,"
-    "laptop,mouse,remote,keyboard,cell phone,microwave,oven,toaster,sink,refrigerator,book,clock,vase,scissors,teddy bear,"
-    "hair drier,toothbrush"
-)  # the names of COCO's classes, in the order of its category ids
-COCO_UNUSED = {12, 26, 29, 30, 45, 66, 68, 69, 71, 83}  # ids in 1..90 that no COCO category has
 LAYERS: Mapping[int, str] = {  # {number of a layer in the file: name of our module}
     0: "backbone.stem",
     **{2 * i + 1 + j: f"backbone.stages.{i}.{j}" for i in range(4) for j in range(2)},
@@ -61,8 +53,8 @@ _BLOCK = (  # (pattern in the file's tensor names, replacement) inside a block
 
 def category_ids(classes: Sequence[str]) -> list[int]:
     """The category id of each class: COCO's own where the classes are COCO's, else 0, 1, ..."""
-    if ",".join(classes) == COCO:
-        return [i for i in range(1, 91) if i not in COCO_UNUSED]
+    if tuple(classes) == COCO_CLASSES:
+        return list(COCO_IDS)
     return list(range(len(classes)))
 
 

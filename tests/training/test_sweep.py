@@ -1,18 +1,24 @@
 """A sweep: its grid, its time, its page, and that nothing is trained twice."""
 
 import itertools
+import json
 
 import pytest
 
 from foldfuse.commands.train import sweep
 from foldfuse.errors import InputError
+from foldfuse.evaluation.bootstrap import bootstrap_difference
+from foldfuse.evaluation.coco import score_predictions
+from foldfuse.formats.predictions import write_predictions
 from foldfuse.recipes import load_recipe
 from foldfuse.reporting.sweep_page import sweep_page, sweep_rows
 from foldfuse.system.records import read_record
 from foldfuse.training import sweep as module
 from foldfuse.training.budget import Budget
 from foldfuse.training.sweep import Evaluation, Sweep, SweepRequest, SweepRun, combinations
+from foldfuse.training.sweep_comparison import compare_runs
 from learning_samples import write_dataset
+from score_samples import noisy, random_dataset
 
 
 @pytest.fixture(scope="module")
@@ -44,16 +50,62 @@ def test_a_sweep_scores_each_training_at_moments_and_trains_nothing_twice(data, 
         assert [e.seconds for e in evaluations] == sorted(e.seconds for e in evaluations)
         assert evaluations[-1].step == made.runs[name].steps
         assert f'<th scope="row">{name}</th>' in text
-    assert text.count("<svg") >= 2
-    assert "images/s" in capsys.readouterr().out
+        assert (tmp_path / "s" / "runs" / name / "oof.parquet").is_file()
+    assert text.count("<svg") >= 3
+    assert "images/s" in (printed := capsys.readouterr().out)
+    (other,) = made.comparison.differences
+    assert {other, made.comparison.best} == set(names)
+    assert made.comparison.verdict(other) in text
+    assert made.comparison.sentences()[0].split()[0] in printed
 
     def never(*_, **__):
         raise AssertionError("trained again")
 
     monkeypatch.setattr(module, "train_detector", never)
     sweep(data, **arguments)
+    document = json.loads((tmp_path / "s" / "sweep.json").read_text())  # as an earlier version left it
+    del document["comparison"]
+    (tmp_path / "s" / "sweep.json").write_text(json.dumps(document))
+    (tmp_path / "s" / "runs" / made.comparison.best / "oof.parquet").unlink()
+    assert f"{made.comparison.best}: has no interval" in sweep(data, **arguments).read_text()
     with pytest.raises(InputError, match="holds a sweep with other arguments"):
         sweep(data, **(arguments | {"image_size": (64,)}))
+
+
+def test_runs_are_told_apart_from_the_best_by_the_interval_of_their_difference(tmp_path):
+    truth = random_dataset(0, images=30, crowds=0)
+    found = {
+        "best": noisy(truth, 2),
+        "same": noisy(truth, 12),
+        "worse": noisy(truth, 3, keep=0.4, jitter=0.2),
+    }
+    files = {name: tmp_path / f"{name}.parquet" for name in (*found, "old")}
+    for name, predictions in found.items():
+        write_predictions(predictions, files[name], truth)
+    scores = {name: score_predictions(predictions, truth).ap for name, predictions in found.items()}
+    best, same = ("best", "same") if scores["best"] > scores["same"] else ("same", "best")
+    compared = compare_runs(scores | {"old": 0.1}, files, truth)
+    assert compared.best == best
+    assert compared.equals == (same,)
+    assert [compared.verdict(name) for name in (best, same, "worse", "old")] == [
+        "the best",
+        "cannot be told apart from the best",
+        "worse than the best",
+        "",
+    ]
+    assert compared.differences["worse"].value == pytest.approx(scores["worse"] - scores[best], abs=1e-6)
+    assert compared.differences["worse"] == bootstrap_difference(found["worse"], found[best], truth, "ap")
+    first, second = compared.sentences()
+    assert first.startswith(f"Cannot be told apart from the best, {best}: {same}. ")
+    assert "30 held-out images" in first
+    assert second.startswith("old: has no interval. ")
+    assert (
+        compare_runs({"worse": scores["worse"], best: scores[best]}, files, truth)
+        .sentences()[0]
+        .startswith(f"{best} is better than worse: ")
+    )
+    assert not compare_runs(scores | {"old": 1.0}, files, truth).differences
+    assert compare_runs({}, files, truth).sentences() == []
 
 
 def test_what_cannot_be_swept_is_refused_before_anything_is_written(data, tmp_path):

@@ -33,7 +33,7 @@ from foldfuse.errors import InputError
 from foldfuse.inference.pretraining_images import likeness_warnings
 from foldfuse.models.pretrained.yolov5 import category_ids, read_yolov5
 from foldfuse.recipes import ClassifierRecipe, Recipe, load_recipe
-from foldfuse.reporting.sweep_page import sweep_page, sweep_rows
+from foldfuse.reporting.sweep_page import HEADS, sweep_page, sweep_rows
 from foldfuse.storage.run import Run, RunMetadata
 from foldfuse.storage.run_tensors import Check
 from foldfuse.system import printing
@@ -49,6 +49,8 @@ from foldfuse.training.session import DEFAULT_BUDGET, open_session, require_resu
 from foldfuse.training.sweep import Sweep, combinations, run_sweep
 from foldfuse.training.trackers import check_trackers
 from foldfuse.training.validation import held_out_scorer
+
+_TERMINAL_HEADS = 6  # of the table of a sweep on the terminal
 
 
 def import_weights(weights: Path, *, out: options.Out, overwrite: options.Overwrite = False) -> Path:
@@ -242,6 +244,7 @@ def sweep(
 ) -> Path:
     """Train every combination of recipe, image size and batch size for the same time, compare them, and return the page.
 
+    Each run's AP is compared with the best by its difference and the 95 % interval of it (bootstrap over the held-out images).
     The same command resumes a sweep that was stopped, and trains nothing twice.
 
     Args:
@@ -290,15 +293,17 @@ def sweep(
         show=write_page,
     )
     printing.console().print(_sweep_table(result))
+    for sentence in result.comparison.sentences() if result.comparison else ():
+        printing.write(sentence)
     return out / "sweep.html"
 
 
 def _sweep_table(sweep: Sweep) -> Table:
-    """All finished runs of a sweep, the best AP first."""
+    """All finished runs of a sweep, the best AP first; without steps and rates, which the page has, so that it fits 80 columns."""
     title = f"{format_duration(sweep.seconds_each or 0.0)} of training each"
     table = Table(title=title, title_justify="left")
-    for head in ("run", "AP", "AP50", "steps", "images/s", "lr"):
-        table.add_column(head, justify="left" if head == "run" else "right")
+    for head in HEADS[:_TERMINAL_HEADS]:
+        table.add_column(head, justify="left" if head == "run" else "right", overflow="fold")
     for row in sweep_rows(sweep):
-        table.add_row(*row)
+        table.add_row(*row[:_TERMINAL_HEADS])
     return table

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -49,12 +50,27 @@ def difference(
     first: ResampledMetric, second: ResampledMetric, *, num_images: int, samples: int = 1000, seed: int = 0
 ) -> Difference:
     """The bootstrap Difference of two metrics of the same images, `first` minus `second`."""
+    return differences_from(second, {"": first}, num_images=num_images, samples=samples, seed=seed)[""]
+
+
+def differences_from(
+    baseline: ResampledMetric,
+    others: Mapping[str, ResampledMetric],
+    *,
+    num_images: int,
+    samples: int = 1000,
+    seed: int = 0,
+) -> dict[str, Difference]:
+    """{name: the bootstrap Difference of a metric from `baseline`, the metric minus `baseline`}; all on the same resamples."""
     if samples < 1:
         raise InputError(f"samples is {samples}, and must be 1 or more; 1000 is usual.")
     rng = np.random.default_rng(seed)
     image_counts = rng.multinomial(num_images, np.full(num_images, 1 / num_images), size=samples)  # (S, I)
-    gain = first(image_counts) - second(image_counts)
-    low, high = np.quantile(gain, (0.025, 0.975))
     once = np.ones((1, num_images), np.int64)
-    value = float(first(once)[0] - second(once)[0])
-    return Difference(value, min(float(low), value), max(float(high), value), float((gain > 0).mean()))
+    subtracted, subtracted_once = baseline(image_counts), baseline(once)[0]
+    found = {}
+    for name, metric in others.items():
+        gain, value = metric(image_counts) - subtracted, float(metric(once)[0] - subtracted_once)
+        low, high = map(float, np.quantile(gain, (0.025, 0.975)))
+        found[name] = Difference(value, min(low, value), max(high, value), float((gain > 0).mean()))
+    return found

@@ -1,16 +1,19 @@
-"""The HTML page of a sweep: curves of AP and AP50 over the seconds of training, and the table of all runs."""
+"""The HTML page of a sweep: curves of AP and AP50 over the seconds of training, the table of all runs, and their differences."""
 
 from __future__ import annotations
 
 import numpy as np
 
-from foldfuse.reporting.charts import Line
+from foldfuse.reporting.charts import Chart, Line
+from foldfuse.reporting.interval_chart import Interval, interval_chart
 from foldfuse.reporting.learning_charts import score_curves
 from foldfuse.reporting.page_template import template
 from foldfuse.system.durations import format_duration
-from foldfuse.training.sweep import Sweep
+from foldfuse.training.sweep import Sweep, SweepRun
+from foldfuse.training.sweep_comparison import SweepComparison
 
 MISSING = "–"
+HEADS = ("run", "AP", "AP50", "AP − best", "95 % interval", "images/s", "steps", "lr")  # of `sweep_rows`
 
 
 def sweep_page(sweep: Sweep, name: str) -> str:
@@ -24,21 +27,57 @@ def sweep_page(sweep: Sweep, name: str) -> str:
         ]
         if lines:
             charts.append(score_curves(lines, title, "On the held-out fold.", tuple(evaluated)))
-    each = format_duration(sweep.seconds_each or 0.0)
-    return template("sweep.html").render(name=name, each=each, charts=charts, rows=sweep_rows(sweep))
+    comparison = sweep.comparison or SweepComparison()
+    if chart := _difference_chart(sweep, comparison):
+        charts.append(chart)
+    rows = [(*row, comparison.verdict(row[0]) or MISSING) for row in sweep_rows(sweep)]
+    return template("sweep.html").render(
+        name=name,
+        each=format_duration(sweep.seconds_each or 0.0),
+        charts=charts,
+        heads=[*HEADS, "compared with the best"],
+        rows=rows,
+        sentences=comparison.sentences(),
+    )
 
 
 def sweep_rows(sweep: Sweep) -> list[tuple[str, ...]]:
-    """Name, AP, AP50, steps, images per second and learning rate of each run as texts, the best AP first."""
-    rows = []
+    """The texts of HEADS for each run, the best AP first."""
+    rows, comparison = [], sweep.comparison or SweepComparison()
     for name, run in sweep.runs.items():
-        last = run.evaluations[-1] if run.evaluations else None
-        ap, ap50 = (last.ap, last.ap50) if last else (None, None)
+        ap, ap50 = _last_scores(run)
         scores = ("failed", MISSING) if run.failed else (_score_text(ap), _score_text(ap50))
+        one = comparison.differences.get(name)
+        difference = (f"{one.value:+.3f}", f"{one.low:+.3f} to {one.high:+.3f}") if one else (MISSING, MISSING)
         speed = f"{run.images_per_second or 0:.1f}"
         lr = f"{sweep.request.recipes[name].lr:.2g}"
-        rows.append((ap or 0.0, (name, *scores, str(run.steps or MISSING), speed, lr)))
-    return [texts for _, texts in sorted(rows, key=lambda row: -row[0])]
+        texts = (name, *scores, *difference, speed, str(run.steps or MISSING), lr)
+        rows.append((not run.failed, ap or 0.0, texts))
+    return [texts for *_, texts in sorted(rows, key=lambda row: row[:2], reverse=True)]
+
+
+def _difference_chart(sweep: Sweep, comparison: SweepComparison) -> Chart | None:
+    """The differences from the best run with their intervals, the best first; None where there is none."""
+    rows = [
+        Interval(f"{name}: {row[1]}", one.value, one.low, one.high)
+        for row in sweep_rows(sweep)
+        for name in [row[0]]
+        if (one := comparison.differences.get(name)) is not None
+    ]
+    if not rows:
+        return None
+    title = f"AP minus that of the best, {comparison.best}"
+    caption = (
+        f"On the {comparison.num_images:,} held-out images; whiskers are 95 % intervals of the bootstrap over them. A run whose "
+        "whiskers reach 0 cannot be told apart from the best."
+    )
+    return Chart(title, interval_chart(rows, label=title), caption)
+
+
+def _last_scores(run: SweepRun) -> tuple[float | None, float | None]:
+    """AP and AP50 at the end of a run; None without a score."""
+    last = run.evaluations[-1] if run.evaluations else None
+    return (last.ap, last.ap50) if last else (None, None)
 
 
 def _score_text(value: float | None) -> str:

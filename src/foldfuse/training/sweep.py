@@ -1,7 +1,8 @@
 """Sweep: trains each combination of recipe, image size and batch size for the same time, within one total budget.
 
 One fold is held out from all trainings, and scored several times in each, outside its budget, so that the curves of
-score over time can be compared. The learning rate scales with the square root of the batch size, as suits optimizers that
+score over time can be compared. Each run keeps its held-out predictions, so that its difference to the best run has an
+interval. The learning rate scales with the square root of the batch size, as suits optimizers that
 divide by the gradient's magnitude (Malladi et al., arXiv:2205.10287); it is the recipe's own at the recipe's batch size.
 """
 
@@ -21,7 +22,10 @@ import torch
 from foldfuse.data.dataset import Dataset, require_annotations
 from foldfuse.data.folds import make_folds
 from foldfuse.data.images import ImageCache
+from foldfuse.detections import Predictions
 from foldfuse.errors import InputError
+from foldfuse.evaluation.record import OOF
+from foldfuse.formats.predictions import write_predictions
 from foldfuse.inference.detector import predict_views
 from foldfuse.inference.tta import PLAIN_VIEW
 from foldfuse.models import make_detector
@@ -37,6 +41,7 @@ from foldfuse.training.budget import Budget
 from foldfuse.training.detector import longest_side, train_detector
 from foldfuse.training.preparation import check_new_model, state_check
 from foldfuse.training.session import TrainingSession, run_metadata
+from foldfuse.training.sweep_comparison import SweepComparison, compare_runs
 from foldfuse.training.validation import held_out_scorer
 
 EVALUATIONS = 4  # of each training on the held-out fold, the last at its end
@@ -99,11 +104,13 @@ class Sweep:
         request: the recipes that are compared, the budget and the folds.
         seconds_each: seconds of training for each combination; None before it is measured.
         runs: {name of the combination: its result}; of the finished combinations.
+        comparison: the finished runs compared with the best; None in sweeps of earlier versions.
     """
 
     request: SweepRequest
     seconds_each: float | None = None
     runs: dict[str, SweepRun] = field(default_factory=dict)
+    comparison: SweepComparison | None = None
 
 
 def combinations(recipes: Sequence[str], image_sizes: Sequence[int], batch_sizes: Sequence[int]) -> dict[str, Recipe]:
@@ -149,7 +156,7 @@ def run_sweep(
         ignore_orientation: how the images were opened, for the runs to remember.
         overwrite: whether to begin anew where `out` holds a sweep; it is removed right before the first file is written.
         show_progress: a context that shows the progress of a titled piece of work.
-        show: receives the sweep after each training.
+        show: receives the sweep after each training, and a resumed one that an earlier version began.
 
     Raises:
         InputError: `out` holds something else or is in use, there is too little time, or a training cannot begin.
@@ -174,13 +181,16 @@ def run_sweep(
     assert sweep.seconds_each is not None
     refusal = f"{out}: another process is at work on this sweep. Wait for it, or stop it first."
     with locks.exclusive(out / "sweep.lock", refusal=refusal):
+        if sweep.runs and sweep.comparison is None:  # of an earlier version
+            sweep = _compared(sweep, out, val)
+            show(sweep)
         for name, recipe in recipes.items():
             if name in sweep.runs:
                 continue
             run = Run(out / "runs" / name)
             with show_progress(f"training {name}") as progress:
                 result = _train_one(run, recipe, train, val, images, sweep, device, progress)
-            sweep = replace(sweep, runs=sweep.runs | {name: result})
+            sweep = _compared(replace(sweep, runs=sweep.runs | {name: result}), out, val)
             _write(sweep, out)
             show(sweep)
     return sweep
@@ -233,13 +243,16 @@ def _train_one(
         metadata = run_metadata(train, data=str(train.source), seed=seed, val_ids=val.image_ids)
         Run.create(run.folder, recipe, replace(metadata, ignore_orientation=sweep.request.ignore_orientation))
 
+    def keep(predictions: Predictions) -> None:
+        write_predictions(predictions, run.folder / OOF, val)
+
     session = TrainingSession(
         Budget(seconds=seconds),
         World(device=device),
         checkpoint=checkpoint,
         checkpoint_seconds=seconds / EVALUATIONS * 0.99,
         progress=progress,
-        evaluate=held_out_scorer(recipe, train.classes, val, device=device),
+        evaluate=held_out_scorer(recipe, train.classes, val, device=device, keep=keep),
     )
     failed = None
     try:  # without halving the batch: one combination would be trained under the name of another
@@ -259,6 +272,14 @@ def _train_one(
         images_per_second=metadata.images_per_second,
         data_wait_share=metadata.data_wait_share,
     )
+
+
+def _compared(sweep: Sweep, out: Path, val: Dataset) -> Sweep:
+    """The sweep with its finished runs compared with the best."""
+    last = {name: run.evaluations[-1].ap for name, run in sweep.runs.items() if run.evaluations and not run.failed}
+    scores = {name: ap for name, ap in last.items() if ap is not None}
+    files = {name: out / "runs" / name / OOF for name in scores}
+    return replace(sweep, comparison=compare_runs(scores, files, val))
 
 
 def _read_or_new(out: Path, request: SweepRequest, dataset: Dataset) -> Sweep:

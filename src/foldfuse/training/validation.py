@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +17,7 @@ from foldfuse.data.near_duplicates import MAX_BITS, difference_hashes, nearest_h
 from foldfuse.data.pixels import open_images
 from foldfuse.data.readers.coco import read
 from foldfuse.data.readers.image_folder import read_classification
+from foldfuse.detections import Predictions
 from foldfuse.errors import InputError, counted
 from foldfuse.evaluation.coco import score_predictions
 from foldfuse.inference.class_labels import labels_by_name, relabel
@@ -93,7 +94,14 @@ def without_training_images(val: Dataset, train: Dataset, *, where: str) -> Data
     return others
 
 
-def held_out_scorer(recipe: Recipe, classes: Sequence[str], val: Dataset, *, device: str) -> Evaluate:
+def held_out_scorer(
+    recipe: Recipe,
+    classes: Sequence[str],
+    val: Dataset,
+    *,
+    device: str,
+    keep: Callable[[Predictions], None] = lambda predictions: None,
+) -> Evaluate:
     """A function that gives AP and AP50 of averaged weights on held-out images. Random states stay as they were.
 
     Args:
@@ -101,6 +109,7 @@ def held_out_scorer(recipe: Recipe, classes: Sequence[str], val: Dataset, *, dev
         classes: names of the classes that it is trained for.
         val: held-out annotated images.
         device: the device to predict on.
+        keep: receives the predictions of each evaluation.
     """
     labels = labels_by_name(classes, val, Path("the training data"))
 
@@ -108,7 +117,9 @@ def held_out_scorer(recipe: Recipe, classes: Sequence[str], val: Dataset, *, dev
         with torch.random.fork_rng([device] if device.startswith("cuda") else []):  # a new model draws random weights
             model = detector_with_weights(recipe, classes, weights, device=device)
         found = predict_views(model, val.samples, classes, image_size=recipe.image_size, views=[PLAIN_VIEW])
-        score = score_predictions(relabel(found[PLAIN_VIEW], labels, val), val)
+        predictions = relabel(found[PLAIN_VIEW], labels, val)
+        keep(predictions)
+        score = score_predictions(predictions, val)
         return {"ap": score.ap, "ap50": score.ap50}
 
     return evaluate

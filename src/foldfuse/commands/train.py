@@ -299,7 +299,7 @@ def sweep(
 
 
 def _sweep_table(sweep: Sweep) -> Table:
-    """All finished runs of a sweep, the best AP first; without steps and rates, which the page has, so that it fits 80 columns."""
+    """All finished runs of a sweep, the best AP first; the page has more columns, and these fit 80 characters."""
     title = f"{format_duration(sweep.seconds_each or 0.0)} of training each"
     table = Table(title=title, title_justify="left")
     for head in HEADS[:_TERMINAL_HEADS]:

@@ -5,16 +5,22 @@ from __future__ import annotations
 import re
 import shutil
 from dataclasses import replace
+from urllib.parse import quote
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from foldfuse.commands.browse import browse
+from foldfuse.data.readers import coco
 from foldfuse.detections import Annotations, Detections, Predictions
+from foldfuse.errors import InputError
 from foldfuse.evaluation.coco import evaluate
 from foldfuse.evaluation.matching import ground_truth, match_predictions
-from foldfuse.reporting.browser import MARKER, images_folder, write_browser
+from foldfuse.reporting.browser import MARKER, images_folder, original_addresses, write_browser
 from foldfuse.reporting.browser_data import column
+from foldfuse.system.files import read_json
+from learning_samples import write_dataset
 from score_samples import CLASSES, dataset, noisy, predictions, random_dataset
 
 HOSTILE = '</script><img src=x onerror="window.hacked=1">'
@@ -286,6 +292,94 @@ def test_large_sets_lie_in_a_folder_and_only_cells_in_sight_exist(tmp_path, open
     assert page.evaluate("document.activeElement.dataset.image") == "399"
     assert page.locator(".cell").count() < 80
     assert status(page) == "400 images · 400 objects"
+
+
+def test_images_that_cannot_be_used_are_shown_without_pixels_or_left_out(tmp_path, open_page, capsys, monkeypatch):
+    data = write_dataset(tmp_path / "d", 6)
+    images = tmp_path / "d" / "images"
+    (images / "000.png").unlink()
+    Image.new("RGB", (31, 17)).save(images / "001.png")
+    (images / "002.png").write_bytes((images / "002.png").read_bytes()[:600])
+    parsed = []
+    monkeypatch.setattr(coco, "read_json", lambda path, **words: parsed.append(path) or read_json(path, **words))
+    page = open_page(browse(data, out=tmp_path / "page.html"))
+    assert parsed == [data], "the JSON is read once"
+    assert "2 images of 6 are shown without pixels: " in capsys.readouterr().err, (
+        "the third is found when it is decoded"
+    )
+    page.click("#states button:has-text('without pixels')")
+    assert status(page).startswith("3 of 6 images")
+    reasons = page.locator(".cell:visible .broken:visible").all_text_contents()
+    assert "31 x 17 pixels, and the annotations say 96 x 64" in reasons[1]
+    assert not any(str(tmp_path) in reason for reason in reasons[1:])
+    again = open_page(tmp_path / "page.html", fragment=page.evaluate("location.hash") + "&image=000.png")
+    assert again.evaluate("app.images") == [0, 1, 2]
+    assert not again.locator("#original").is_visible()
+    (images / "001.png").write_text("no image")
+    page = open_page(browse(images, out=tmp_path / "folder.html"))
+    assert status(page) == "4 images · 1 more image left out"
+    assert "001.png" in page.text_content("#left-out")
+    assert "1 image is left out, since nothing tells the size: " in capsys.readouterr().err
+    for path in images.iterdir():
+        path.unlink()
+    with pytest.raises(InputError, match="6 of 6 images are missing"):
+        browse(data, out=tmp_path / "none.html")
+    assert not (tmp_path / "none.html").exists()
+
+
+def test_the_original_file_is_a_link_beside_the_image(shown, open_page):
+    path, truth = shown
+    page = open_page(path, fragment="#image=" + quote(HOSTILE))
+    link = page.locator("#original")
+    assert page.evaluate("document.querySelector('#original').href") == truth.samples[3].path.as_uri()
+    with page.context.expect_page() as opened:
+        link.click()
+    opened.value.wait_for_load_state()
+    assert opened.value.evaluate("document.images[0].naturalWidth") == 640
+
+
+def test_addresses_of_files_stay_paths_whatever_their_names(tmp_path):
+    truth = dataset([], [], [])
+    names = ("javascript:alert(1).png", '"><b>.png')
+    paths = [tmp_path / "page" / name for name in names] + [tmp_path / "gone.png"]
+    (tmp_path / "page").mkdir()
+    for path in paths[:2]:
+        path.write_bytes(b"")
+    samples = tuple(replace(s, path=path) for s, path in zip(truth.samples, paths, strict=True))
+    addresses = original_addresses(replace(truth, samples=samples), tmp_path / "page")
+    assert addresses == {"base": "", "rest": ["javascript%3Aalert%281%29.png", "%22%3E%3Cb%3E.png", None]}
+    addresses = original_addresses(replace(truth, samples=samples), tmp_path / "other" / "a")
+    assert (addresses["base"], addresses["rest"][1]) == ("../../page/", "%22%3E%3Cb%3E.png")
+
+
+def test_images_with_predictions_come_first_and_the_others_can_be_filtered(tmp_path, open_page):
+    truth = dataset([[*A, 0]], [[*A, 1]], [[*B, 2]], [])
+    found = predictions([[*B, 0.9, 2]], [], ids=(2, 1))
+    page = open_page(write_browser(truth, {"campaign": found}, tmp_path / "page.html", title="t"))
+    assert page.evaluate("app.images") == [1, 2, 0, 3]
+    assert "not predicted" not in page.locator(".cell:visible").first.get_attribute("aria-label")
+    page.select_option("#sort", "objects")
+    wait_for(page, "app.images.join() === '1,2,0,3'")
+    page.click("#states button:has-text('not predicted')")
+    assert status(page).startswith("2 of 4 images")
+    page.click("#reset")
+    assert status(page).startswith("4 images")
+
+
+def test_a_drag_goes_on_while_the_panes_are_made_anew(shown, open_page):
+    page = open_page(shown[0], fragment="#score=0&image=a+one.jpg")
+    page.keyboard.press("+")
+    page.keyboard.press("+")
+    page.mouse.move(300, 300)
+    page.mouse.down()
+    page.mouse.move(320, 300)
+    page.keyboard.press("s")
+    wait_for(page, "document.querySelectorAll('.pane').length === 2")
+    before = page.evaluate("viewer.x")
+    page.mouse.move(330, 300)
+    assert page.evaluate("[viewer.x, viewer.y].every(Number.isFinite)")
+    assert page.evaluate("viewer.x") < before
+    page.mouse.up()
 
 
 def test_images_without_annotations_show_predictions_alone(tmp_path, open_page, caplog):

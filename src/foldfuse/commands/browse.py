@@ -9,11 +9,13 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from foldfuse.commands import options
-from foldfuse.commands.image_sets import read_images
+from foldfuse.commands.image_sets import with_known_classes
 from foldfuse.commands.prediction_files import member_names, read_file
 from foldfuse.data.dataset import Dataset
-from foldfuse.data.pixels import open_images
-from foldfuse.data.readers.coco import load, read, require_layout
+from foldfuse.data.findings import Finding
+from foldfuse.data.pixels import open_usable_images
+from foldfuse.data.readers.coco import load, parse_usable, require_layout
+from foldfuse.data.readers.loaded import Loaded
 from foldfuse.detections import Predictions
 from foldfuse.errors import InputError, counted
 from foldfuse.formats.parquet import read_parquet
@@ -53,8 +55,11 @@ def browse(
             names the layer; repeat for more layers.
         out: HTML file to write.
 
+    An image that is missing, cannot be decoded or has another size than its annotations say is shown without pixels; one whose
+    size nothing tells is left out. The page and the terminal say which, and why.
+
     Raises:
-        InputError: a file cannot be used, an image is missing, two layers have one name, or `out` exists.
+        InputError: a file cannot be used, no image can be shown, two layers have one name, or `out` exists.
 
     Examples:
         foldfuse browse data/train.json
@@ -65,20 +70,21 @@ def browse(
     sources = prediction_sources(predictions)
     inputs = [data, images, classes_from, *(s.path for s in sources)]
     options.refuse_overwrite(out, overwrite, is_file=True, inputs=inputs)
-    dataset = _read_dataset(
-        data,
-        [s.path for s in sources],
-        classes_from=classes_from,
-        images=images,
-        ignore_orientation=ignore_orientation,
-    )
+    loaded, is_annotated = _load(data, images, ignore_orientation=ignore_orientation)
+    dataset, left_out = parse_usable(loaded, annotated=is_annotated)
+    if sources and not is_annotated:
+        paths = [s.path for s in sources]
+        dataset = with_known_classes(dataset, data, classes_from=classes_from, predictions=paths)
     if needs_folder(dataset):
         samples = [s.path for s in dataset.samples]
         options.refuse_overwrite(images_folder(out), overwrite, inputs=[*inputs, samples[0]], made_by=(MARKER,))
     layers = _read_layers(sources, dataset, ReadAs(input_format, image_ids, category_ids), score_threshold)
-    dataset = open_images(dataset, ignore_orientation=ignore_orientation)
+    dataset = open_usable_images(dataset, ignore_orientation=ignore_orientation)
+    _tell_of_unusable(dataset, left_out)
     with progress_bar(f"reading {counted(len(dataset), 'image')}") as progress:
-        page = write_browser(dataset, layers, out, title=_title(data), progress=progress)
+        page = write_browser(
+            dataset, layers, out, title=_title(data), left_out=[f.where for f in left_out], progress=progress
+        )
     if needs_folder(dataset):
         printing.write(f"{images_folder(out)} holds its images: move both together.", to_stderr=True)
     return page
@@ -139,35 +145,26 @@ def _is_named(word: str) -> bool:
     return bool(name and equals) and not Path(word).exists()
 
 
-def _read_dataset(
-    data: Path,
-    predictions: Sequence[Path],
-    *,
-    classes_from: Path | None,
-    images: Path | None,
-    ignore_orientation: bool,
-) -> Dataset:
-    """The dataset with its annotations, where it has some; else its images, with the classes of the predictions."""
-    if _is_annotated(data, images):
-        return read(data, images=images, ignore_orientation=ignore_orientation)
-    if not predictions:
-        return read(data, annotated=False, images=images, ignore_orientation=ignore_orientation)
-    return read_images(
-        data,
-        classes_from=classes_from,
-        predictions=predictions,
-        images=images,
-        ignore_orientation=ignore_orientation,
-    )
-
-
-def _is_annotated(data: Path, images: Path | None) -> bool:
-    """Whether a dataset has annotations to read: it is no folder of images, and no COCO JSON without a single annotation."""
+def _load(data: Path, images: Path | None, *, ignore_orientation: bool) -> tuple[Loaded, bool]:
+    """The data, read once, and whether they are annotated: no folder of images, and no COCO JSON without a single annotation."""
     kind = require_layout(data).kind
+    loaded = load(data, images, annotated=kind not in ("images", "coco"), ignore_orientation=ignore_orientation)
     if kind != "coco":
-        return kind != "images"
-    document = load(data, images, annotated=False).document
-    return not isinstance(document, dict) or document.get("annotations", []) != []
+        return loaded, kind != "images"
+    document = loaded.document
+    return loaded, not isinstance(document, dict) or document.get("annotations", []) != []
+
+
+def _tell_of_unusable(dataset: Dataset, left_out: Sequence[Finding]) -> None:
+    """Prints how many images are left out or shown without pixels, and why, with an example of each."""
+    if left_out:
+        is_are = "is" if len(left_out) == 1 else "are"
+        text = f"{counted(len(left_out), 'image')} {is_are} left out, since nothing tells the size: {left_out[0].error}"
+        printing.write(text, to_stderr=True)
+    if without := [s.missing for s in dataset.samples if s.missing]:
+        is_are = "is" if len(without) == 1 else "are"
+        text = f"{counted(len(without), 'image')} of {len(dataset):,} {is_are} shown without pixels: {without[0]}"
+        printing.write(text, to_stderr=True)
 
 
 def _title(data: Path) -> str:

@@ -32,6 +32,13 @@ def read_images(
         InputError: `data` cannot be read, or has no categories and `classes_from` is None, or has others than `classes_from`.
     """
     dataset = read(data, annotated=False, images=images, ignore_orientation=ignore_orientation)
+    return with_known_classes(dataset, data, classes_from=classes_from, predictions=predictions)
+
+
+def with_known_classes(
+    dataset: Dataset, data: Path, *, classes_from: Path | None, predictions: Sequence[Path] = ()
+) -> Dataset:
+    """The images of `data`; where they have no classes, with those of `classes_from` or `predictions`. See `read_images`."""
     if classes_from is None:
         parquet = next((path for path in predictions if is_parquet(path)), None)
         if not dataset.classes and parquet is not None:

@@ -24,6 +24,7 @@ from foldfuse.data.findings import AnnotationRow, CategoryRow, Finding, ImageRow
 from foldfuse.data.values import Ids, flag, id_key, number, numbers, whole_number
 from foldfuse.errors import shown
 
+NO_USABLE_IMAGE = "the annotation is of no usable image"  # the kind of a finding
 MAX_PX = 1e8  # a coordinate beyond is no pixel of any image
 ROUNDING_PX = 0.01  # boxes written as shares with six digits stick out by less
 TINY_PX = 2.0  # a side below this is more often a slip of the mouse than an object
@@ -98,7 +99,7 @@ def walk_annotations(
                 yield AnnotationRow(image.id, row["category_id"], (x, y, x + w, y + h), crowd, area, False, row)
                 continue
         if image is None:
-            yield Finding("the annotation is of no usable image", entry.name, _no_image(source, entry.name, row, known))
+            yield Finding(NO_USABLE_IMAGE, entry.name, _no_image(source, entry.name, row, known))
             continue
         where = f"{entry.name} of {image.file_name}"
         category = _category(row, known, class_order)

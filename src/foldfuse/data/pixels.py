@@ -69,6 +69,26 @@ def open_images(
     return replace(dataset, samples=tuple(samples), value_ranges=ranges)
 
 
+def open_usable_images(dataset: Dataset, *, ignore_orientation: bool = False) -> Dataset:
+    """The dataset, opened as `open_images` does; an image that cannot be used is kept, and its `missing` says why.
+
+    Raises:
+        InputError: no image can be used, or 16-bit colour images would be all but black.
+    """
+    inspections = inspect_images(dataset, ignore_orientation=ignore_orientation)
+    problems = {s.id: i.error for s, i in zip(dataset.samples, inspections, strict=True) if i.error}
+    for sample, inspection in zip(dataset.samples, inspections, strict=True):
+        if sample.id not in problems and inspection.depth.is_open:
+            try:
+                extrema(sample.path)
+            except InputError as error:
+                problems[sample.id] = str(error)
+    if problems and len(problems) == len(dataset):
+        refuse_unusable(inspections)
+    opened = open_images(dataset, ignore_orientation=ignore_orientation, skip=problems)
+    return replace(opened, samples=tuple(replace(s, missing=problems.get(s.id, s.missing)) for s in opened.samples))
+
+
 def refuse_unusable(inspections: Sequence[Inspection], *, even_undecodable: bool = True) -> None:
     """Raises InputError, with the count and an example, where images are missing, or have another size than the annotations say.
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import os
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -45,6 +46,7 @@ def write_browser(
     out: Path,
     *,
     title: str,
+    left_out: Sequence[str] = (),
     progress: Progress = no_progress,
 ) -> Path:
     """Writes the browser page of a dataset and returns its path; an existing page and its folder of images are replaced.
@@ -54,13 +56,15 @@ def write_browser(
         layers: {name: predictions of some images of `dataset`}.
         out: the HTML file.
         title: the heading of the page.
+        left_out: names of further images, which could not be read.
         progress: called with the share of the images done.
 
     Raises:
         InputError: there is no way to write there.
     """
     check_target(out)
-    data = page_data(dataset, layers, title=title)
+    data = page_data(dataset, layers, title=title) | {"leftOut": list(left_out)}
+    data["originals"] = original_addresses(dataset, out.parent)
     if not needs_folder(dataset):
         data["embedded"], data["broken"] = embedded_images(dataset, progress)
         write_text(out, browser_page(data))
@@ -95,6 +99,27 @@ def browser_page(data: Mapping[str, Any]) -> str:
         digest=digest,
         data=Markup(script_safe_json(data)),
     )
+
+
+def original_addresses(dataset: Dataset, folder: Path) -> dict[str, Any]:
+    """The addresses of the image files, relative to a page in `folder`: the folder that all share, and the rest of each.
+
+    The rest is None for an image without a file. An image on another Windows drive has a file address.
+    """
+    addresses = [_address(s.path, folder) if s.pixels is None and s.path.is_file() else None for s in dataset.samples]
+    found = [address for address in addresses if address is not None]
+    base = found[0][: found[0].rfind("/") + 1] if found else ""
+    base = base if all(address.startswith(base) for address in found) else ""
+    return {"base": base, "rest": [None if address is None else address[len(base) :] for address in addresses]}
+
+
+def _address(path: Path, folder: Path) -> str:
+    """The address of a file for a page in `folder`: a path in which every odd character is quoted, so that it stays a path."""
+    try:
+        relative = os.path.relpath(path, folder)
+    except ValueError:  # on another drive
+        return path.absolute().as_uri()
+    return quote(os.fsencode(Path(relative).as_posix()))
 
 
 def script_safe_json(value: object) -> str:

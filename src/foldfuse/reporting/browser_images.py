@@ -30,14 +30,15 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class RenderedImage:
-    """An image as JPEG bytes; both are empty where the file cannot be decoded."""
+    """An image as JPEG bytes; both are empty, and `reason` says why, where it has no pixels to show."""
 
     thumbs: bytes = b""
     previews: bytes = b""
+    reason: str = ""
 
 
-def write_images(dataset: Dataset, folder: Path, progress: Progress) -> list[int]:
-    """Writes thumbs/NUMBER.jpg and previews/NUMBER.jpg of each image; returns the numbers of those that cannot be decoded.
+def write_images(dataset: Dataset, folder: Path, progress: Progress) -> dict[int, str]:
+    """Writes thumbs/NUMBER.jpg and previews/NUMBER.jpg of each image; returns {number of an image without pixels: why}.
 
     Args:
         dataset: opened (see `data.pixels`).
@@ -47,20 +48,20 @@ def write_images(dataset: Dataset, folder: Path, progress: Progress) -> list[int
     for kind in KINDS:
         (folder / kind).mkdir()
 
-    def write(number: int, image: RenderedImage) -> bool:
+    def write(number: int, image: RenderedImage) -> str:
         for kind in KINDS if image.thumbs else ():
             (folder / kind / f"{number:06}.jpg").write_bytes(getattr(image, kind))
-        return bool(image.thumbs)
+        return image.reason
 
-    written = _render_all(dataset, write, progress)
-    return [number for number, good in enumerate(written) if not good]
+    reasons = _render_all(dataset, write, progress)
+    return {number: reason for number, reason in enumerate(reasons) if reason}
 
 
-def embedded_images(dataset: Dataset, progress: Progress) -> tuple[dict[str, list[str]], list[int]]:
-    """{"thumbs" | "previews": JPEGs in base64}, and the numbers of the images that cannot be decoded; see `write_images`."""
+def embedded_images(dataset: Dataset, progress: Progress) -> tuple[dict[str, list[str]], dict[int, str]]:
+    """{"thumbs" | "previews": JPEGs in base64}, and {number of an image without pixels: why}; see `write_images`."""
     images = _render_all(dataset, lambda number, image: image, progress)
     encoded = {kind: [base64.b64encode(getattr(i, kind)).decode("ascii") for i in images] for kind in KINDS}
-    return encoded, [number for number, image in enumerate(images) if not image.thumbs]
+    return encoded, {number: image.reason for number, image in enumerate(images) if image.reason}
 
 
 def _render_all(dataset: Dataset, use: Callable[[int, RenderedImage], T], progress: Progress) -> list[T]:
@@ -78,15 +79,22 @@ def _render_all(dataset: Dataset, use: Callable[[int, RenderedImage], T], progre
 
 
 def _render(sample: Sample) -> RenderedImage:
-    """The image in both sizes, upright; an empty one and a line in the log where it cannot be decoded."""
+    """The image in both sizes, upright; one without pixels where `missing` says why, or with a line in the log."""
+    if sample.missing:
+        return RenderedImage(reason=_without_path(sample.missing, sample.path))
     try:
         image = Image.fromarray(load_sample(sample, longest=PREVIEW))
     except InputError as error:
         log.warning("%s It is shown without its pixels.", error)
-        return RenderedImage()
+        return RenderedImage(reason=_without_path(str(error), sample.path))
     small = image.copy()
     small.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.BILINEAR, reducing_gap=2.0)
     return RenderedImage(_jpeg(small, _QUALITY[THUMBNAIL]), _jpeg(image, _QUALITY[PREVIEW]))
+
+
+def _without_path(sentence: str, path: Path) -> str:
+    """A sentence on an image without the path that it begins with, which the page does not need to hold."""
+    return sentence.removeprefix(f"{path}: ")
 
 
 def _jpeg(image: Image.Image, quality: int) -> bytes:

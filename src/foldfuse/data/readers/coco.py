@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from foldfuse.boxes import xyxy_to_xywh_of_file
+from foldfuse.data.annotation_rows import NO_USABLE_IMAGE
 from foldfuse.data.checks import walk
 from foldfuse.data.dataset import Dataset, Sample
 from foldfuse.data.findings import AnnotationRow, CategoryRow, Finding, ImageRow, Item
@@ -34,6 +35,8 @@ from foldfuse.detections import Annotations
 from foldfuse.errors import InputError, shown
 from foldfuse.system.atomic_files import write_text
 from foldfuse.system.files import read_json
+
+_UNUSABLE_IMAGE = ("the image is missing", "the image cannot be decoded")  # kinds of findings
 
 logger = logging.getLogger(__name__)
 
@@ -164,6 +167,33 @@ def parse(loaded: Loaded, *, annotated: bool = True) -> Dataset:
         InputError: see `read`.
     """
     _raise_first(loaded.findings)
+    items = _items(loaded, annotated=annotated)
+    findings = [item for item in items if isinstance(item, Finding)]
+    _raise_first(findings)
+    log_findings(findings, loaded.source)
+    return dataset_of(items, loaded.source, annotated=annotated)
+
+
+def parse_usable(loaded: Loaded, *, annotated: bool = True) -> tuple[Dataset, list[Finding]]:
+    """The Dataset of the images whose size is known, and the findings on the others, which are left out with their boxes.
+
+    Raises:
+        InputError: see `read`, but for images that are missing or cannot be decoded; or no image is left.
+    """
+    items = _items(loaded, annotated=annotated)
+    findings = [item for item in items if isinstance(item, Finding)]
+    left_out = [item for item in findings if item.error and item.kind in _UNUSABLE_IMAGE]
+    others = [item for item in findings if not (left_out and item.kind in (*_UNUSABLE_IMAGE, NO_USABLE_IMAGE))]
+    _raise_first(others)
+    log_findings(others, loaded.source)
+    dataset = dataset_of(items, loaded.source, annotated=annotated)
+    if not len(dataset):
+        _raise_first(left_out)
+    return dataset, left_out
+
+
+def _items(loaded: Loaded, *, annotated: bool) -> list[Item]:
+    """What the readers and the walk say of a document: its usable rows and all findings."""
     walked = walk(
         loaded.document,
         loaded.source,
@@ -171,11 +201,7 @@ def parse(loaded: Loaded, *, annotated: bool = True) -> Dataset:
         annotated=annotated,
         ignore_orientation=loaded.ignore_orientation,
     )
-    items = [*loaded.findings, *walked]
-    findings = [item for item in items if isinstance(item, Finding)]
-    _raise_first(findings)
-    log_findings(findings, loaded.source)
-    return dataset_of(items, loaded.source, annotated=annotated)
+    return [*loaded.findings, *walked]
 
 
 def _raise_first(findings: Sequence[Finding]) -> None:

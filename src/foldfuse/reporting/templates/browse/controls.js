@@ -14,6 +14,8 @@ function makeControls(app, change) {
   byId("help-kinds").replaceChildren(...KINDS.flatMap((kind) => [make("dt", { textContent: kind.name }), make("dd", { textContent: kind.text })]));
   const classes = data.classes.map((name, label) => makeChip(app.choices, "classes", label, name, classColour(label), name, change));
   byId("classes").replaceChildren(...classes.map((chip) => chip.button));
+  const states = STATES.map((state) => makeChip(app.choices, "states", state.key, state.name, null, state.name, change));
+  byId("states").replaceChildren(...states.map((chip) => chip.button));
   byId("found-swatch").style.setProperty("--swatch", RESULT_COLOURS[HIT]);
   const canJudge = Boolean(data.annotations && data.layers.length);
   byId("errors").hidden = byId("iou-row").hidden = !canJudge;
@@ -45,16 +47,30 @@ function makeControls(app, change) {
     const counts = countClasses(app);
     classes.forEach((chip, label) => chip.update(counts[label]));
     for (const update of app.layerUpdates) update();
-    const used = choices.kinds.size + choices.classes.size + (choices.query ? 1 : 0);
+    const matcher = app.matchers[choices.judge];
+    const images = STATES.map((state) => countImages(data, (image) => state.has(app, matcher, image)));
+    states.forEach((chip, i) => {
+      chip.update(images[i]);
+      chip.button.hidden = !images[i] && !choices.states.has(STATES[i].key);
+    });
+    byId("states-section").hidden = !images[1] && !images[2] && !data.leftOut.length && !choices.states.size;
+    byId("left-out").hidden = !data.leftOut.length;
+    const used = choices.kinds.size + choices.classes.size + choices.states.size + (choices.query ? 1 : 0);
     byId("filter-count").textContent = used;
     byId("filter-count").hidden = !used;
     byId("reset").disabled = !used;
   };
 
+  if (data.leftOut.length) {
+    const names = data.leftOut.slice(0, 5).map((name) => shorten(name, 60)).join(", ") + (data.leftOut.length > 5 ? ", …" : "");
+    byId("left-out").textContent = `${data.leftOut.length.toLocaleString("en")} more left out, since nothing tells the size: ${names}`;
+  }
+
   const reset = () => {
     Object.assign(app.choices, { query: "" });
     app.choices.kinds.clear();
     app.choices.classes.clear();
+    app.choices.states.clear();
     change();
   };
   byId("search").addEventListener("input", (event) => ((app.choices.query = event.target.value), change()));
@@ -114,9 +130,9 @@ function makeJudge(app, layer, change) {
 
 /** A button that adds a value to a set of the choices, or takes it out. */
 function makeChip(choices, name, value, text, colour, title, change) {
-  const swatch = make("i", { className: "swatch" }), count = make("span", { className: "count" });
-  swatch.style.setProperty("--swatch", colour);
-  const button = make("button", { type: "button", className: "chip", title }, swatch, make("span", { className: "chip-name", textContent: text }), count);
+  const swatch = colour ? [make("i", { className: "swatch" })] : [], count = make("span", { className: "count" });
+  for (const one of swatch) one.style.setProperty("--swatch", colour);
+  const button = make("button", { type: "button", className: "chip", title }, ...swatch, make("span", { className: "chip-name", textContent: text }), count);
   button.addEventListener("click", () => {
     if (!choices[name].delete(value)) choices[name].add(value);
     change();
@@ -128,6 +144,13 @@ function makeChip(choices, name, value, text, colour, title, change) {
       button.setAttribute("aria-pressed", String(choices[name].has(value)));
     },
   };
+}
+
+/** The number of images for which a function is true. */
+function countImages(data, has) {
+  let count = 0;
+  for (let image = 0; image < data.size; image++) count += has(image) ? 1 : 0;
+  return count;
 }
 
 /** The number of annotated objects of each class; without annotations, of the boxes that are shown. */

@@ -68,6 +68,12 @@ function imageAddress(data, kind, image) {
   return `${data.files}/${kind}/${String(image).padStart(6, "0")}.jpg`;
 }
 
+/** The address of the file of an image; "" where the image has none. */
+function originalAddress(data, image) {
+  const rest = data.originals.rest[image];
+  return rest === null ? "" : data.originals.base + rest;
+}
+
 /** The number of objects annotated on an image, crowd regions left out. */
 function countObjects(data, image) {
   if (!data.annotations) return 0;

@@ -87,6 +87,7 @@ function makeGrid(app, scroller, place, open) {
     cell.facts.replaceChildren(...facts.map(makeFact));
     const isBroken = app.broken.has(image);
     cell.broken.hidden = !isBroken;
+    cell.broken.textContent = isBroken ? shorten(app.broken.get(image), 90) : "";
     cell.img.hidden = isBroken;
     if (!isBroken) cell.img.src = imageAddress(data, "thumbs", image);
     const height = grid.height - CAPTION;
@@ -102,7 +103,7 @@ function makeGrid(app, scroller, place, open) {
     button.setAttribute("role", "listitem");
     const cell = {
       button, frame: make("span", { className: "frame" }), img: make("img", { alt: "", decoding: "async", draggable: false }),
-      canvas: make("canvas"), broken: make("span", { className: "broken", textContent: "cannot be decoded" }),
+      canvas: make("canvas"), broken: make("span", { className: "broken" }),
       name: make("span", { className: "name" }), facts: make("span", { className: "facts" }), index: 0,
     };
     cell.frame.append(cell.img, cell.canvas, cell.broken);

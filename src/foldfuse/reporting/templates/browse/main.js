@@ -5,7 +5,7 @@ const app = {
   data,
   choices: fromHash(data, location.hash),
   matchers: data.layers.map((layer) => makeMatcher(data, layer)),
-  broken: new Set(data.broken),
+  broken: new Map(Object.entries(data.broken).map(([image, reason]) => [Number(image), reason])), // images without pixels, and why
   images: [], // the images that fit the filters, in order
   layerUpdates: [],
   lastHash: location.hash.replace(/^#/, ""),
@@ -33,7 +33,7 @@ function refresh() {
     totals = matchAll(matcher, data.size);
   }
   app.totals = totals;
-  app.images = selectImages(data, choices, matcher);
+  app.images = selectImages(app, matcher);
   controls.update(totals);
   byId("status").textContent = statusText(matcher);
   byId("nothing").hidden = app.images.length > 0;
@@ -57,6 +57,7 @@ function statusText(matcher) {
   if (data.annotations) parts.push(number(objects, "object"));
   if (matcher) parts.push(number(boxes, "predicted box", "predicted boxes"));
   if (matcher && data.annotations) parts.push(number(errors, "error"));
+  if (data.leftOut.length) parts.push(`${number(data.leftOut.length, "more image")} left out`);
   return parts.join(" · ");
 }
 
@@ -97,9 +98,9 @@ function followAddress() {
   const hash = location.hash.replace(/^#/, "");
   if (hash === app.lastHash) return;
   app.lastHash = hash;
-  const { kinds, classes, ...rest } = fromHash(data, hash);
+  const { kinds, classes, states, ...rest } = fromHash(data, hash);
   Object.assign(app.choices, rest);
-  for (const [own, other] of [[app.choices.kinds, kinds], [app.choices.classes, classes]]) {
+  for (const [own, other] of [[app.choices.kinds, kinds], [app.choices.classes, classes], [app.choices.states, states]]) {
     own.clear();
     for (const value of other) own.add(value);
   }
@@ -141,7 +142,7 @@ byId("larger").addEventListener("click", () => resizeCells(1));
 byId("open-help").addEventListener("click", () => byId("help").showModal());
 byId("close-help").addEventListener("click", () => byId("help").close());
 
-const KEYS = { s: () => flip("sides"), l: () => flip("labels"), c: () => flip("byClass"), "?": () => byId("help").showModal() };
+const KEYS = { o: () => byId("original").hidden || !viewer.isOpen() || byId("original").click(), s: () => flip("sides"), l: () => flip("labels"), c: () => flip("byClass"), "?": () => byId("help").showModal() };
 const VIEWER_KEYS = {
   ArrowRight: () => app.turnBy(1), ArrowLeft: () => app.turnBy(-1), j: () => app.turnBy(1), k: () => app.turnBy(-1),
   "+": () => viewer.zoomBy(ZOOM_STEP), "=": () => viewer.zoomBy(ZOOM_STEP), "-": () => viewer.zoomBy(1 / ZOOM_STEP), 0: () => viewer.fit(),

@@ -1,5 +1,10 @@
 // What is chosen: layers, thresholds, filters and order; the images that fit; and the address that holds all of it.
 
+const STATES = [ // of an image; chips filter by them
+  { key: "predicted", name: "predicted", has: (app, matcher, image) => Boolean(matcher && matcher.layer.known[image]) },
+  { key: "unpredicted", name: "not predicted", has: (app, matcher, image) => Boolean(matcher && !matcher.layer.known[image]) },
+  { key: "broken", name: "without pixels", has: (app, matcher, image) => app.broken.has(image) },
+];
 const SORTS = ["data", "worst", "errors", "objects", "boxes", "name"];
 
 /** The choices of a page that was just opened. */
@@ -9,6 +14,7 @@ function firstChoices(data) {
     sort: "data",
     kinds: new Set(),
     classes: new Set(),
+    states: new Set(),
     score: startingScore(data.layers[0]),
     iou: 0.5,
     judge: 0, // the layer whose errors are named
@@ -26,16 +32,21 @@ function startingScore(layer) {
   return layer.best === null ? 0.3 : Math.floor(layer.best * 100 + 1e-9) / 100;
 }
 
-/** The numbers of the images that fit the choices, in order. */
-function selectImages(data, choices, matcher) {
-  const query = choices.query.trim().toLowerCase();
+/** The numbers of the images that fit the choices, in order; those that the judged layer did not predict come last. */
+function selectImages(app, matcher) {
+  const { data, choices } = app, query = choices.query.trim().toLowerCase();
+  const states = STATES.filter((state) => choices.states.has(state.key));
   const images = [];
   for (let image = 0; image < data.size; image++) {
     if (query && !data.lowerNames[image].includes(query)) continue;
+    if (states.length && !states.some((state) => state.has(app, matcher, image))) continue;
     if (choices.kinds.size ? !hasChosenError(data, choices, matcher, image) : !hasChosenClass(data, choices, matcher, image)) continue;
     images.push(image);
   }
-  return sortImages(images, data, choices, matcher);
+  const sorted = sortImages(images, data, choices, matcher);
+  if (!matcher) return sorted;
+  const isKnown = (image) => matcher.layer.known[image];
+  return [...sorted.filter(isKnown), ...sorted.filter((image) => !isKnown(image))];
 }
 
 /** Whether an image has an annotated or a shown box of a chosen class; true without chosen classes. */
@@ -109,6 +120,7 @@ function toHash(data, choices) {
   if (choices.sort !== first.sort) words.set("sort", choices.sort);
   if (kindKeys.length) words.set("errors", kindKeys.join(" "));
   for (const label of choices.classes) words.append("class", data.classes[label]);
+  if (choices.states.size) words.set("images", [...choices.states].join(" "));
   if (choices.score !== first.score) words.set("score", String(choices.score));
   if (choices.iou !== first.iou) words.set("iou", String(choices.iou));
   if (choices.judge !== first.judge) words.set("judge", data.layers[choices.judge].name);
@@ -132,6 +144,7 @@ function fromHash(data, hash) {
   const keys = (words.get("errors") || "").split(" ");
   choices.kinds = new Set(data.annotations && data.layers.length ? KINDS.filter((k) => keys.includes(k.key)).map((k) => k.kind) : []);
   choices.classes = new Set(words.getAll("class").map((name) => data.classes.indexOf(name)).filter((label) => label >= 0));
+  choices.states = new Set((words.get("images") || "").split(" ").filter((key) => STATES.some((state) => state.key === key)));
   choices.score = number("score", 0, 1, choices.score);
   choices.iou = number("iou", 0.2, 0.95, choices.iou);
   choices.judge = Math.max(0, data.layers.findIndex((layer) => layer.name === words.get("judge")));

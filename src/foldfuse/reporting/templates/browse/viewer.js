@@ -27,7 +27,11 @@ function makeViewer(app, dialog, close) {
       preload(1);
       preload(-1);
     }
-    const place = app.images.indexOf(image);
+    const place = app.images.indexOf(image), address = originalAddress(app.data, image);
+    const original = document.getElementById("original");
+    original.hidden = !address;
+    if (address) original.href = address;
+    else original.removeAttribute("href");
     document.getElementById("viewer-name").textContent = app.data.names[image];
     document.getElementById("viewer-place").textContent = place < 0 ? "outside the filters" : `${place + 1} of ${app.images.length.toLocaleString("en")}`;
     for (const [id, on] of [["sides", app.choices.sides], ["labels", app.choices.labels], ["colours", app.choices.byClass]]) {
@@ -40,12 +44,14 @@ function makeViewer(app, dialog, close) {
 
   viewer.hide = () => {
     viewer.image = -1;
+    pointers.clear();
     if (dialog.open) dialog.close();
   };
 
   /** Zooms by a factor around a point of the first pane (in its pixels), or around the middle. */
   viewer.zoomBy = (factor, at = null) => {
     const size = sizeOf(viewer.panes[0]), before = viewOf(size);
+    if (!(before.scale > 0)) return; // a window without room for a pane
     const zoom = Math.min(Math.max(viewer.zoom * factor, 1), MAX_SCALE);
     const point = at || { x: size.width / 2, y: size.height / 2 };
     const x = (point.x - before.left) / before.scale, y = (point.y - before.top) / before.scale;
@@ -121,7 +127,7 @@ function makeViewer(app, dialog, close) {
         const aside = known[viewer.image] ? "" : only ? " (not predicted)" : " (not annotated)";
         pane.frame.append(make("span", { className: "pane-name", textContent: names[only] + aside }));
       }
-      if (app.broken.has(viewer.image)) pane.frame.append(make("span", { className: "broken", textContent: "This image cannot be decoded." }));
+      if (app.broken.has(viewer.image)) pane.frame.append(make("span", { className: "broken", textContent: app.broken.get(viewer.image) }));
       return pane;
     });
     panes.dataset.count = viewer.panes.length;
@@ -185,6 +191,9 @@ function makeViewer(app, dialog, close) {
     return under.sort((a, b) => area(a) - area(b))[0];
   }
 
+  const placeOf = (event) => viewer.panes.findIndex((pane) => pane.frame.contains(event.target));
+  /** The pane that a pointer went down on; panes may have been made anew since. */
+  const paneAt = (place) => viewer.panes[Math.min(place, viewer.panes.length - 1)];
   const paneOf = (event) => viewer.panes.find((pane) => pane.frame.contains(event.target));
   const inPane = (pane, event) => {
     const edge = pane.frame.getBoundingClientRect();
@@ -199,10 +208,10 @@ function makeViewer(app, dialog, close) {
   }, { passive: false });
 
   panes.addEventListener("pointerdown", (event) => {
-    const pane = paneOf(event);
-    if (!pane || event.button) return;
+    const place = placeOf(event);
+    if (place < 0 || event.button) return;
     panes.setPointerCapture(event.pointerId);
-    pointers.set(event.pointerId, { x: event.clientX, y: event.clientY, pane });
+    pointers.set(event.pointerId, { x: event.clientX, y: event.clientY, place });
     if (pointers.size === 1) moved = 0;
     pinch = 0;
   });
@@ -216,10 +225,11 @@ function makeViewer(app, dialog, close) {
     if (pointers.size === 2) {
       const [a, b] = [...pointers.values()];
       const distance = Math.hypot(a.x - b.x, a.y - b.y);
-      if (pinch) viewer.zoomBy(distance / pinch, inPane(pointer.pane, { clientX: (a.x + b.x) / 2, clientY: (a.y + b.y) / 2 }));
+      if (pinch) viewer.zoomBy(distance / pinch, inPane(paneAt(pointer.place), { clientX: (a.x + b.x) / 2, clientY: (a.y + b.y) / 2 }));
       pinch = distance;
     } else if (moved > 4) {
-      const scale = viewOf(sizeOf(pointer.pane)).scale;
+      const scale = viewOf(sizeOf(paneAt(pointer.place))).scale;
+      if (!(scale > 0)) return;
       viewer.x -= dx / scale / app.data.widths[viewer.image];
       viewer.y -= dy / scale / app.data.heights[viewer.image];
       viewer.draw();
@@ -233,8 +243,8 @@ function makeViewer(app, dialog, close) {
       pointers.delete(event.pointerId);
       pinch = 0;
       if (name === "pointerup" && moved <= 4 && !pointers.size) {
-        const { x, y } = inPane(pointer.pane, event);
-        pick(boxAt(pointer.pane, x, y));
+        const pane = paneAt(pointer.place), { x, y } = inPane(pane, event);
+        pick(boxAt(pane, x, y));
       } else if (!pointers.size && viewer.zoom === 1 && event.pointerType === "touch") swipe(event);
     });
   }
@@ -260,6 +270,7 @@ function makeViewer(app, dialog, close) {
   dialog.addEventListener("close", () => {
     if (viewer.image < 0) return;
     viewer.image = -1;
+    pointers.clear();
     close();
   });
   document.getElementById("zoom-in").addEventListener("click", () => viewer.zoomBy(ZOOM_STEP));

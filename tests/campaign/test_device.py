@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
@@ -60,6 +61,8 @@ def test_measuring_a_candidate(task, monkeypatch):
     model = SimpleNamespace(stride=32)
     devices = seen_by(monkeypatch, model, "to", lambda device, **_: device)
     monkeypatch.setattr(step_cost, "make_detector", lambda *_, **__: model)
+    monkeypatch.setattr(step_cost, "current_device", lambda name: nullcontext())
+    monkeypatch.setattr(step_cost, "default_config", lambda device: None)
     with pytest.raises(DeviceSeen):
         estimates.measure_candidates(campaign_state(recipes=task.recipes), task.train, device=task.device)
     assert devices == [DEVICE]

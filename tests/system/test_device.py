@@ -2,6 +2,7 @@
 
 import traceback
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -16,7 +17,7 @@ from foldfuse.errors import InputError
 from foldfuse.inference.crop_features import features, imagenet_encoder
 from foldfuse.recipes import load_recipe
 from foldfuse.storage.run import Run
-from foldfuse.system.device import choose_device
+from foldfuse.system.device import card_names, choose_device, devices_of, in_halves
 from foldfuse.system.processes import open_world
 from foldfuse.training import sweep as sweeping
 from learning_samples import write_dataset
@@ -122,3 +123,43 @@ def test_several_processes_cannot_share_one_card(monkeypatch):
     monkeypatch.setattr("foldfuse.system.processes.choose_device", lambda name: name)
     with pytest.raises(InputError, match="--device cuda:1: 2 processes cannot share it"), open_world("cuda:1"):
         pass
+
+
+def test_cuda_stands_for_all_cards_and_a_number_for_one(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda name: f"a card ({name})")
+    assert devices_of("cuda") == devices_of("auto") == ("cuda:0", "cuda:1")
+    assert devices_of("cuda:1") == ("cuda:1",)
+    assert devices_of("cpu") == ("cpu",)
+    assert card_names("cuda:1") == ("a card (cuda:1)",)
+    assert card_names("cpu") == ()
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    assert devices_of("cuda") == ("cuda",)
+
+
+def test_a_batch_that_does_not_fit_is_computed_in_halves():
+    sizes = []
+
+    def compute(images):
+        if len(images) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        sizes.append(len(images))
+        return [int(image.sum()) for image in images]
+
+    batch = np.arange(7, dtype=np.uint8)[:, None, None, None] * np.ones((1, 4, 6, 3), np.uint8)
+    assert in_halves(compute, batch) == [int(image.sum()) for image in batch]
+    assert sizes == [1, 2, 2, 2]
+
+
+def test_one_image_that_does_not_fit_is_one_sentence_and_other_errors_stay():
+    def full(images):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    def broken(images):
+        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+
+    with pytest.raises(InputError, match=r"too small for one image of 6 x 4 px\. Take --device cpu"):
+        in_halves(full, np.zeros((2, 4, 6, 3), np.uint8))
+    with pytest.raises(RuntimeError, match="mat1"):
+        in_halves(broken, np.zeros((2, 4, 6, 3), np.uint8))

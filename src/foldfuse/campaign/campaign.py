@@ -28,7 +28,7 @@ from foldfuse.campaign.external_members import add_all
 from foldfuse.campaign.leftovers import remove_leftovers
 from foldfuse.campaign.planning.allocation import successive_halving
 from foldfuse.campaign.request import SAMPLE, CampaignRequest, command_line
-from foldfuse.campaign.task import Inputs
+from foldfuse.campaign.task import Inputs, Task
 from foldfuse.errors import InputError
 from foldfuse.recipes import AUTO, Recipe
 from foldfuse.reporting.campaign_page import write_campaign_page
@@ -37,6 +37,7 @@ from foldfuse.storage import ledger as ledgers
 from foldfuse.storage.ledger import Ledger
 from foldfuse.storage.ledger_file import check_facts
 from foldfuse.system.atomic_files import atomic
+from foldfuse.system.device import devices_of
 from foldfuse.system.disk_full import disk_full_as_input_error
 from foldfuse.system.durations import format_duration
 from foldfuse.system.records import from_plain, to_plain
@@ -44,6 +45,7 @@ from foldfuse.training.image_sizes import choose_image_size
 from foldfuse.training.targets import check_image_sizes
 
 if TYPE_CHECKING:
+    from foldfuse.campaign.execution.workers import Workers
     from foldfuse.campaign.planning.estimates import CampaignPlan
 
 REQUEST_FORMAT = 1
@@ -213,14 +215,24 @@ def _work(
                 shutil.rmtree(ledger.folder)  # so that the same command works once the data is fixed
             raise
 
-        from foldfuse.campaign.execution.ray_cluster import RayCluster
-        from foldfuse.campaign.execution.workers import LocalWorker
         from foldfuse.campaign.runner import run
 
-        with closing(RayCluster(task, ledger) if cluster else LocalWorker(task, ledger)) as workers:
+        with closing(_workers(task, ledger, cluster=cluster)) as workers:
             run(task, ledger, successive_halving, workers)
     out = ledger.folder
     logger.info("The submission is %s; %s explains it.", out / "submission.csv", out / "report.html")
+
+
+def _workers(task: Task, ledger: Ledger, *, cluster: bool) -> Workers:
+    """The nodes of the cluster, or a process for each of several cards, or this process."""
+    from foldfuse.campaign.execution.card_workers import CardWorkers
+    from foldfuse.campaign.execution.ray_cluster import RayCluster
+    from foldfuse.campaign.execution.workers import LocalWorker
+
+    if cluster:
+        return RayCluster(task, ledger)
+    devices = devices_of(task.device)
+    return CardWorkers(task, ledger, devices) if len(devices) > 1 else LocalWorker(task, ledger)
 
 
 def _connected(ray: str | None) -> AbstractContextManager[None]:

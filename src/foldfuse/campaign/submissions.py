@@ -29,6 +29,7 @@ from foldfuse.reporting.campaign_page import write_campaign_page
 from foldfuse.storage.ledger import Ledger
 from foldfuse.storage.run import Run
 from foldfuse.system.atomic_files import atomic, atomic_folder
+from foldfuse.system.device import choose_device, release_memory
 from foldfuse.system.progress import progress_bar
 
 
@@ -230,6 +231,8 @@ def predict_test_images(
             members.test[MemberView(member, str(view))] = predictions
             path = predictions_path(ledger.folder / "members" / member, TEST, str(view))
             write_predictions(predictions, path, task.test)
+        del model
+        release_memory(choose_device(task.device))
 
 
 def fill_missing_images(predictions: Predictions, task: Task) -> Predictions:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import islice
 
 import numpy as np
@@ -19,7 +20,7 @@ from foldfuse.data.crops import Crops
 from foldfuse.detections import Array
 from foldfuse.models.cpu.fold_batch_norm import fold_batch_norms
 from foldfuse.models.pretrained.imagenet import load_backbone
-from foldfuse.system.device import choose_device
+from foldfuse.system.device import choose_device, in_halves
 from foldfuse.system.progress import Progress, no_progress
 
 BATCH_SIZE = 64
@@ -67,16 +68,26 @@ def mirrored(encoder: CropEncoder) -> CropEncoder:
 
 @torch.inference_mode()
 def features(crops: Crops, encoder: CropEncoder, *, progress: Progress = no_progress) -> Array:
-    """(n, D) float32 features, one row per crop. Raises InputError where an image cannot be decoded."""
+    """(n, D) float32 features, one row per crop.
+
+    Raises:
+        InputError: an image cannot be decoded, or the memory is too small for one crop.
+    """
     rows: list[Array] = []
     done = 0
     images = crops.images(context=encoder.context, size=encoder.size)
     while batch := list(islice(images, BATCH_SIZE)):
-        pixels = torch.from_numpy(np.stack(batch)).to(encoder.device).permute(0, 3, 1, 2)
-        rows.append(encoder.network(pixels.float().div_(255)).cpu().numpy())
+        rows += in_halves(partial(_encode, encoder), np.stack(batch))
         done += len(batch)
         progress(done / len(crops))
-    return np.concatenate(rows) if rows else np.zeros((0, 0), np.float32)
+    return np.stack(rows) if rows else np.zeros((0, 0), np.float32)
+
+
+def _encode(encoder: CropEncoder, images: Array) -> Array:
+    """(B, S, S, 3) uint8 -> (B, D)."""
+    pixels = torch.from_numpy(images).to(encoder.device).permute(0, 3, 1, 2)
+    encoded: Array = encoder.network(pixels.float().div_(255)).cpu().numpy()
+    return encoded
 
 
 @dataclass(frozen=True, eq=False)

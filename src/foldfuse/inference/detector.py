@@ -19,7 +19,7 @@ from foldfuse.models.cpu.fold_batch_norm import fold_batch_norms
 from foldfuse.models.pretrained.state_dicts import load_exactly
 from foldfuse.recipes import Recipe
 from foldfuse.storage.run import Run
-from foldfuse.system.device import choose_device
+from foldfuse.system.device import choose_device, in_halves
 from foldfuse.system.progress import Progress, no_progress
 
 
@@ -62,8 +62,16 @@ def detect(model: Any, images: Array) -> list[Detections]:
 
     Args:
         model: a model with the detector contract, in eval mode. Images are moved to its device.
-        images: (B, H, W, 3) uint8 RGB; H and W are multiples of the model's stride.
+        images: (B, H, W, 3) uint8 RGB; H and W are multiples of the model's stride. Where they do not fit in memory together,
+            fewer are computed at a time.
+
+    Raises:
+        InputError: the memory is too small for one image.
     """
+    return in_halves(functools.partial(_detect, model), images)
+
+
+def _detect(model: Any, images: Array) -> list[Detections]:
     inputs = torch.from_numpy(images).permute(0, 3, 1, 2)
     with torch.inference_mode():
         found: list[Detections] = model.decode(model(inputs.to(next(model.parameters()).device).float().div_(255)))

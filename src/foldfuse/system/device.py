@@ -1,8 +1,17 @@
-"""The one place that decides which device networks run on."""
+"""The one place that decides which device networks run on, and that knows a device's memory and clock."""
 
 from __future__ import annotations
 
+import gc
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
 from foldfuse.errors import InputError
+
+T = TypeVar("T")
 
 
 def choose_device(name: str = "auto") -> str:
@@ -31,3 +40,112 @@ def choose_device(name: str = "auto") -> str:
             f"--device {name}: torch {torch.__version__} finds {found} here. Take --device auto or --device cpu."
         )
     return name
+
+
+def devices_of(name: str = "auto") -> tuple[str, ...]:
+    """The devices that may each train a network of its own at the same time: all cards for "auto" and "cuda", else the one.
+
+    Raises:
+        InputError: there is no such device, or torch cannot use the device here.
+    """
+    import torch
+
+    chosen = choose_device(name)
+    if chosen != "cuda" or torch.cuda.device_count() < 2:
+        return (chosen,)
+    return tuple(f"cuda:{i}" for i in range(torch.cuda.device_count()))
+
+
+def card_names(name: str = "auto") -> tuple[str, ...]:
+    """The names of the cards that `name` stands for, such as ("Tesla T4", "Tesla T4"); empty where it stands for none.
+
+    Where no driver of a card is installed, torch is not loaded to find that out.
+
+    Raises:
+        InputError: `name` is a card that is not there.
+    """
+    if name in ("cpu", "mps") or (name == "auto" and not _may_have_card()):
+        return ()
+    import torch
+
+    return tuple(torch.cuda.get_device_name(each) for each in devices_of(name) if each.startswith("cuda"))
+
+
+def _may_have_card() -> bool:
+    """Whether a driver of NVIDIA or AMD cards seems to be there; True where this cannot be told quickly."""
+    if not sys.platform.startswith("linux"):
+        return sys.platform == "win32"
+    return any(Path(path).exists() for path in ("/dev/nvidia0", "/dev/nvidiactl", "/dev/dxg", "/dev/kfd"))
+
+
+@contextmanager
+def current_device(name: str) -> Iterator[None]:
+    """A context in which torch allocates on card N where no card is named, for "cuda:N"; other devices change nothing.
+
+    Pinned memory, for one, belongs to the current card.
+    """
+    if not name.startswith("cuda:"):
+        yield
+        return
+    import torch
+
+    with torch.cuda.device(name):
+        yield
+
+
+def synchronize(name: str) -> None:
+    """Wait until a card has finished its work, which is asynchronous, so that a clock can be read."""
+    if name.startswith("cuda"):
+        import torch
+
+        torch.cuda.synchronize(name)
+
+
+def release_memory(name: str) -> None:
+    """Give a card's memory that holds no tensor back, for networks of other sizes and for other processes."""
+    if name.startswith("cuda"):
+        import torch
+
+        gc.collect()  # tensors in reference cycles
+        torch.cuda.empty_cache()
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether torch could not allocate memory. The error has a class of its own on CUDA; on a CPU only its message tells."""
+    import torch
+
+    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
+
+
+def in_halves(compute: Callable[[Any], Sequence[T]], batch: Any) -> list[T]:
+    """The rows that `compute` gives for a batch: of all of it at once, else of its halves where the memory is too small.
+
+    Args:
+        compute: gives a row for each item of a batch.
+        batch: (B, H, W, 3) images.
+
+    Raises:
+        InputError: the memory is too small for a single item.
+    """
+    try:
+        return list(compute(batch))
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+    # Not within `except`, where the error still holds the memory of the computation that failed.
+    count = len(batch)
+    if count == 1:
+        height, width = batch.shape[1:3]
+        raise InputError(
+            f"the device's memory is too small for one image of {width} x {height} px. Take --device cpu, a smaller network or "
+            "smaller images, or end other programs on the device."
+        )
+    release_memory("cuda" if _uses_card() else "cpu")
+    return in_halves(compute, batch[: count // 2]) + in_halves(compute, batch[count // 2 :])
+
+
+def _uses_card() -> bool:
+    """Whether this process has computed on a card."""
+    import torch
+
+    return torch.cuda.is_initialized()

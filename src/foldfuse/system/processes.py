@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from foldfuse.errors import InputError
-from foldfuse.system.device import choose_device
+from foldfuse.system.device import choose_device, current_device
 
 T = TypeVar("T")
 
@@ -100,7 +100,8 @@ def open_world(device: str = "auto") -> Iterator[World]:
     size = int(os.environ.get("WORLD_SIZE", "1"))
     device = choose_device(device)
     if size == 1:
-        yield World(device=device)
+        with current_device(device):
+            yield World(device=device)
         return
     if device not in ("cpu", "cuda"):
         raise InputError(f"--device {device}: {size} processes cannot share it. Take --device cuda or --device cpu.")

@@ -82,12 +82,12 @@ def autotune(
         memory: JSON file of earlier results; in the user's cache by default.
     """
     memory = memory or cache_folder() / "autotune.json"
-    facts = host.describe()
+    device = next(model.parameters()).device
+    facts = host.describe(str(device))
     key = " | ".join([*(str(facts[name]) for name in ("cpu", "cores", "device", "torch", "foldfuse")), key])
     known = _read_memory(memory).results
     if key in known:
         return known[key]
-    device = next(model.parameters()).device
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         result = _measure(model, batch, frozen_stages, seconds)
     if result is not None:

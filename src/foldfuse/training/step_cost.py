@@ -1,4 +1,8 @@
-"""Measures what a training step and a prediction of a recipe cost on this machine, in a few steps on images of the data."""
+"""Measures what a training step and a prediction of a recipe cost on this machine, in a few steps on images of the data.
+
+On a card a step is computed in the precision of its trainings, and the next batch is made meanwhile, so the slower of the two
+counts. Where a batch does not fit in memory, half of it is measured, which has half of the cost.
+"""
 
 from __future__ import annotations
 
@@ -9,10 +13,12 @@ import torch
 
 from foldfuse.data.dataset import Dataset
 from foldfuse.data.images import ImageCache, canvas_for
+from foldfuse.errors import InputError
 from foldfuse.models import make_detector
 from foldfuse.recipes import Recipe
-from foldfuse.system.device import choose_device
+from foldfuse.system.device import choose_device, current_device, is_out_of_memory, release_memory, synchronize
 from foldfuse.training.batches import Batches
+from foldfuse.training.precision import default_config
 
 TIMED_STEPS = 2  # after one that is not timed; the fastest counts
 TIMED_IMAGES = 16
@@ -27,9 +33,37 @@ class StepCost:
 
 
 def measure_step(recipe: Recipe, dataset: Dataset, *, device: str = "auto") -> StepCost:
-    """The cost of a training step and of a prediction with `recipe`, from random weights, on images of `dataset`."""
+    """The cost of a training step and of a prediction with `recipe`, from random weights, on images of `dataset`.
+
+    Raises:
+        InputError: not even one image fits in memory.
+    """
+    device = choose_device(device)
+    whole, count = recipe.batch_size, recipe.batch_size
+    while True:
+        try:
+            with current_device(device):
+                cost = _measure(recipe, dataset, device, count)
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+        else:
+            return StepCost(cost.step_seconds * whole / count, cost.image_seconds)
+        finally:
+            release_memory(device)
+        count //= 2
+        if not count:
+            raise InputError(
+                f"{recipe.detector} at {recipe.image_size} px: not even one image fits in the memory of {device}. Take smaller "
+                "images with --image-size, or leave the recipe out with --forbid."
+            )
+
+
+def _measure(recipe: Recipe, dataset: Dataset, device: str, count: int) -> StepCost:
+    """The cost of a step on the first `count` images of a batch, and of the prediction of one image."""
     samples = dataset.samples[:TIMED_IMAGES]
-    target = torch.device(choose_device(device))
+    target = torch.device(device)
+    config = default_config(target)
     model = make_detector(recipe.detector, len(dataset.classes), anchor_scale=recipe.anchor_scale, pretrained=False)
     canvas = canvas_for(samples, image_size=recipe.image_size, stride=model.stride)
     batches = Batches(samples, ImageCache.load(samples, longest=recipe.image_size), recipe, canvas, 0)
@@ -39,21 +73,22 @@ def measure_step(recipe: Recipe, dataset: Dataset, *, device: str = "auto") -> S
     for step in range(1 + TIMED_STEPS):
         start = time.perf_counter()
         images, targets = batches.batch(step)
+        loading, images, targets = time.perf_counter() - start, images[:count], targets[:count]
         inputs = images.to(target, memory_format=torch.channels_last).float().div_(255)
-        sum(model.loss(model(inputs), targets).values()).backward()
+        with config.autocast(target):
+            raw = model(inputs)
+        sum(model.loss(raw, targets).values()).backward()
         model.zero_grad(set_to_none=True)
-        _wait_for(target)
-        times.append(time.perf_counter() - start)
+        synchronize(device)
+        seconds = time.perf_counter() - start
+        times.append(seconds if target.type == "cpu" else max(loading * count / recipe.batch_size, seconds - loading))
     model.eval()
     with torch.inference_mode():
+        if target.type != "cpu":
+            model.decode(model(inputs))  # a card loads its libraries and kernels at the first image
+            synchronize(device)
         start = time.perf_counter()
         model.decode(model(inputs))
-        _wait_for(target)
+        synchronize(device)
         image_seconds = (time.perf_counter() - start) / len(inputs)
     return StepCost(min(times[1:]), image_seconds)
-
-
-def _wait_for(device: torch.device) -> None:
-    """Wait until a GPU has finished its work, which is asynchronous."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

@@ -32,7 +32,7 @@ from foldfuse.models import make_detector
 from foldfuse.recipes import Recipe, load_recipe
 from foldfuse.storage.run import Run
 from foldfuse.system import locks
-from foldfuse.system.device import choose_device
+from foldfuse.system.device import choose_device, release_memory
 from foldfuse.system.durations import format_duration
 from foldfuse.system.processes import World
 from foldfuse.system.progress import Progress, no_progress
@@ -262,6 +262,7 @@ def _train_one(
         torch.OutOfMemoryError,
     ) as error:  # OutOfMemoryError is CUDA's; on a CPU the system kills the process
         failed = str(error)
+    release_memory(device)
     rows = [row for row in run.log if "ap50" in row]
     metadata = run.metadata
     return SweepRun(

@@ -19,7 +19,7 @@ from foldfuse.detections import Predictions
 from foldfuse.inference.detector import load_detector, predict_views
 from foldfuse.inference.tta import View
 from foldfuse.storage.run import Run
-from foldfuse.system.device import choose_device
+from foldfuse.system.device import choose_device, current_device, release_memory
 from foldfuse.system.processes import World
 from foldfuse.system.progress import Progress, no_progress
 from foldfuse.training.budget import Budget
@@ -66,14 +66,19 @@ def train_segment(
         progress: receives the share that is done.
     """
     start = parent.load_checkpoint()[0] if parent is not None and state is None else None
+    device = choose_device(device)
     session = TrainingSession(
         Budget(seconds=seconds),
-        World(device=choose_device(device)),
+        World(device=device),
         checkpoint=state,
         checkpoint_seconds=checkpoint_seconds,
         progress=progress,
     )
-    return train_detector(run, dataset, session, images=images, init_state=start).seconds
+    try:
+        with current_device(device):
+            return train_detector(run, dataset, session, images=images, init_state=start).seconds
+    finally:
+        release_memory(device)  # the next segment has images of another size
 
 
 def concat(dataset: Dataset, images: ImageCache, more: Dataset) -> tuple[Dataset, ImageCache]:
@@ -87,6 +92,7 @@ def predict_held_out(run: Run, val: Dataset, state: CampaignState, *, device: st
 
     The time of one image in the plain view decides the number of views, and is measured here.
     """
+    device = choose_device(device)
     model, classes = load_detector(run, device)
     image_size = run.recipe.image_size
     if next(model.parameters()).device.type != "cpu":  # a card loads its libraries and kernels at the first image
@@ -100,4 +106,6 @@ def predict_held_out(run: Run, val: Dataset, state: CampaignState, *, device: st
     )
     views = affordable_views(replace(state, segments=segments))[1:]
     others = predict_views(model, val.samples, classes, image_size=image_size, views=views) if views else {}
+    del model
+    release_memory(device)
     return HeldOutPredictions(plain | others, seconds)

@@ -99,6 +99,8 @@ class RayCluster:
     def __init__(self, task: Task, ledger: Ledger) -> None:
         self._ray, self._task, self._ledger = _ray(), task, ledger
         self._workers: list[WorkerHandle] = []
+        # Ray shows each worker its own cards alone, so the driver's number of a card means nothing to it.
+        self._device = task.device.partition(":")[0]
         self._excluded: set[str] = set()  # ids of nodes that cannot be used
         self._setup: tuple[Any, ...] | None = None  # arguments of each worker's `prepare`, in Ray's object store
 
@@ -148,7 +150,7 @@ class RayCluster:
             parent=read_files(job.parent.folder, "checkpoint*.pt") if job.parent is not None else {},
             checkpoint_seconds=job.checkpoint_seconds,
             state=job.state,
-            device=self._task.device,
+            device=self._device,
             pseudo_labeled=extra,
             chunks=() if extra is None else tuple(image_chunks(extra.samples)),
         )
@@ -269,7 +271,9 @@ class RayCluster:
         for node in self._ray.nodes():
             resources, node_id = node["Resources"], node["NodeID"]
             cpus, gpus = int(resources.get("CPU", 0)), int(resources.get("GPU", 0))
-            if not node["Alive"] or cpus < 1 or node_id in self._excluded:
+            if self._device == "cpu":
+                gpus = 0
+            if not node["Alive"] or cpus < 1 or node_id in self._excluded or (self._device == "cuda" and not gpus):
                 continue
             number = max(1, min(gpus, cpus))
             for i in range(number):

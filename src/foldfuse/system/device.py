@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -117,7 +117,7 @@ def is_out_of_memory(error: RuntimeError) -> bool:
     return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
 
 
-def in_halves(compute: Callable[[Any], Sequence[T]], batch: Any) -> list[T]:
+def in_halves(compute: Callable[[Any], Iterable[T]], batch: Any) -> list[T]:
     """The rows that `compute` gives for a batch: of all of it at once, else of its halves where the memory is too small.
 
     Args:
@@ -148,4 +148,4 @@ def _uses_card() -> bool:
     """Whether this process has computed on a card."""
     import torch
 
-    return torch.cuda.is_initialized()
+    return bool(torch.cuda.is_initialized())  # type: ignore[no-untyped-call]

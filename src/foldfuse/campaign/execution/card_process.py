@@ -21,6 +21,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 from foldfuse.campaign.planning.state import CampaignState
 from foldfuse.data.dataset import Dataset
+from foldfuse.data.images import ImageCache
 from foldfuse.errors import InputError
 from foldfuse.storage.run import Run
 from foldfuse.system import host
@@ -168,7 +169,6 @@ def _work(setup: Setup, inbox: queue.SimpleQueue[Setup | Order], answer: Any) ->
 
     from foldfuse.campaign.compiling import compile_training_loops
     from foldfuse.campaign.execution.jobs import concat, predict_held_out, train_segment
-    from foldfuse.data.images import ImageCache
 
     logger = logging.getLogger("foldfuse")
     logger.setLevel(logging.INFO)

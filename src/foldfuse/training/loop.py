@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import torch
@@ -23,6 +22,7 @@ from foldfuse.system.signals import deferred_interrupts
 from foldfuse.training.batches import BatchSource
 from foldfuse.training.budget import lr_scale
 from foldfuse.training.distributed import gather_batch, sum_gradients, synced_batch_norm
+from foldfuse.training.loading import open_loader
 from foldfuse.training.optimizers import Ema, make_detector_optimizer
 from foldfuse.training.precision import ComputeConfig, default_config
 from foldfuse.training.session import TrainingSession
@@ -104,28 +104,22 @@ def fit(
         }
 
     shard, saved_at = world.shard(recipe.batch_size), budget.elapsed()
-    with deferred_interrupts() as interrupted, ThreadPoolExecutor(1) as prefetcher, config.applied():
-
-        def prefetch(step: int) -> Future[tuple[Tensor, list[Any]]]:
-            return prefetcher.submit(batches.batch, step, shard, mosaic=mosaic_end is None or step < mosaic_end)
-
-        spent = world.broadcast(budget.spent(step))
-        if resumed is None and spent >= batches.mosaic_until:
-            mosaic_end = step
-        next_batch = prefetch(step)
+    spent = world.broadcast(budget.spent(step))
+    if resumed is None and spent >= batches.mosaic_until:
+        mosaic_end = step
+    loading = open_loader(batches, device, shard=shard, mosaic_end=mosaic_end)
+    with deferred_interrupts() as interrupted, loading as loader, config.applied():
         while spent < 1:
             scale = lr_scale(spent, recipe.warmup_fraction, recipe.lr_decay_start)
             for group in optimizer.param_groups:
                 group["lr"] = group["base_lr"] * scale
-            wait_began = budget.elapsed()
-            images, targets = next_batch.result()
             if mosaic_end is None and (soon := world.broadcast(budget.spent(step + 1))) >= batches.mosaic_until:
                 mosaic_end = step + 1
+                loader.end_mosaics(mosaic_end)
                 if soon < 1:
                     logger.info("mosaics end at step %d", mosaic_end)
-            next_batch = prefetch(step + 1)  # while the network computes
-            if device.type == "cuda" and images.device.type == "cpu":
-                images = images.pin_memory()
+            wait_began = budget.elapsed()
+            images, targets = loader.get(step)  # and the next ones are made while the network computes
             images = images.to(device, non_blocking=True, memory_format=config.memory_format).float().div_(255)
             data_wait += budget.elapsed() - wait_began
 

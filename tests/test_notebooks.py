@@ -31,3 +31,8 @@ def test_it_runs(path, tmp_path, monkeypatch):
     notebook = nbformat.read(path, as_version=4)
     resources = {"metadata": {"path": str(tmp_path)}}
     nbclient.NotebookClient(notebook, timeout=600, kernel_name="python3", resources=resources).execute()
+    if path.stem == "apply_and_explore":
+        campaign = tmp_path / "work" / "night1"
+        assert (campaign / "submission.csv").is_file()
+        assert "Submission" in (campaign / "report.html").read_text(encoding="utf-8")
+        assert (tmp_path / "work" / "errors.html").is_file()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
+import sys
 import time
 from dataclasses import replace
 
@@ -15,6 +17,7 @@ from foldfuse.campaign.external_members import _add_predictions
 from foldfuse.campaign.submissions import MemberPredictions, predict_test_images, write_submission_folder
 from foldfuse.campaign.task import VAL, Task, predictions_path
 from foldfuse.commands.train import train
+from foldfuse.data.image_inputs import read_paths
 from foldfuse.data.pixels import open_images
 from foldfuse.data.readers.coco import read
 from foldfuse.detections import MemberView
@@ -134,6 +137,29 @@ def test_a_campaign_predicts_its_submission(campaign, made, tmp_path):
         (ledger.folder / "submissions" / "3" / name).unlink()
     submit(task, ledger, members, second, 0.6)
     assert not (ledger.folder / "rescorer.json").exists(), "the current submission has none"
+
+
+@pytest.mark.slow
+def test_two_processes_predict_with_a_campaign_what_one_predicts(campaign, made, tmp_path):
+    task, ledger = campaign
+    members = MemberPredictions(runs={"base": Run(ledger.folder / "members" / "base")})
+    numbers = np.random.default_rng(0)
+    probe = LinearProbe(numbers.normal(size=1280), np.ones(1280), numbers.normal(size=(1280, 3)), np.zeros(3))
+    blend = rescoring.Blend(0.4, True)
+    rescorer = rescoring.Rescorer(probe, imagenet_encoder(device="cpu"), blend, 3, -1.0)
+    ensemble = Ensemble({"base@1": 2.0, "base@1+hflip": 1.0})
+    submit(task, ledger, members, ensemble, 0.5, {"rescoring": {"accepted": True}}, rescorer)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    for number, images in enumerate(
+        (made / "t", made / "t" / "images" / "000.png")
+    ):  # the second process has no image then
+        out = tmp_path / f"{number}.parquet"
+        words = ["-m", "foldfuse", "predict", ledger.folder, images, "--out", out, "--device", "cpu"]
+        subprocess.run([*map(str, (*torchrun, *words))], check=True, timeout=240)
+        inputs = read_paths([images])
+        predictor = load(ledger.folder, device="cpu")
+        test = predictor.open(inputs)
+        equal(read_predictions(out, test), predictor.predict(test))
 
 
 def test_an_old_campaign_says_that_it_cannot_rescore(campaign, made, caplog):

@@ -81,7 +81,8 @@ def _render_all(dataset: Dataset, use: Callable[[int, RenderedImage], T], progre
 def _render(sample: Sample) -> RenderedImage:
     """The image in both sizes, upright; one without pixels where `missing` says why, or with a line in the log."""
     if sample.missing:
-        return RenderedImage(reason=_without_path(sample.missing, sample.path))
+        is_file = sample.path.is_file()
+        return RenderedImage(reason=_without_path(sample.missing, sample.path) if is_file else "the file is missing")
     try:
         image = Image.fromarray(load_sample(sample, longest=PREVIEW))
     except InputError as error:

@@ -26,7 +26,7 @@ from foldfuse.detections import Annotations, Detections
 from foldfuse.errors import unknown_name
 from foldfuse.models import classifiers
 from foldfuse.models.classifiers import TimmClassifier
-from foldfuse.models.detection import composed, efficientdet, yolov5
+from foldfuse.models.detection import composed, dfine, efficientdet, yolov5
 
 TIMM = "timm:"
 
@@ -73,7 +73,12 @@ class Detector(Protocol):
         """B Detections in input pixels."""
 
 
-DETECTORS: Mapping[str, Callable[..., Detector]] = {**efficientdet.FAMILY, **yolov5.FAMILY, **composed.FAMILY}
+DETECTORS: Mapping[str, Callable[..., Detector]] = {
+    **efficientdet.FAMILY,
+    **yolov5.FAMILY,
+    **composed.FAMILY,
+    **dfine.FAMILY,
+}
 # {name: make(num_classes, *, pretrained)}; a classifier has a `stride`, and forward(images in 0..1) gives (B, K) logits.
 CLASSIFIERS: Mapping[str, Callable[..., nn.Module]] = {**classifiers.FAMILY}
 

@@ -1,0 +1,439 @@
+"""D-FINE N, S and M of the package transformers, with this package's contract.
+
+Source: Peng et al., "D-FINE", arXiv:2410.13842; transformers 5 (Apache-2.0), whose layers and terms of the loss are used as they
+are. Widths and depths of N, S and M are those of the authors' configurations (github.com/Peterande/D-FINE, Apache-2.0).
+
+Where we differ from transformers:
+* Only the backbone and the encoder run in half precision. The decoder and its anchors compute in single precision: bfloat16 has
+  three digits, so an anchor at 640 px would be off by up to 2 px.
+* A small input has fewer cells than there are queries; then every cell is a query.
+* The loss pairs each decoder layer's scores and boxes with the layer's own distributions, as the paper does. transformers 5.24
+  pairs them with the next layer's, and trains neither the scores of the last layer but one nor the distributions of the last.
+* There are no denoising queries, which `forward` cannot make without the annotations.
+As in transformers, each layer has matches of its own; the paper unites the layers' matches for the box terms (section 4.2).
+
+Shapes: B images, Q queries, K classes, L decoder layers, N bins of a distribution.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from foldfuse.detections import Annotations, Detections
+from foldfuse.errors import InputError
+from foldfuse.models.backbones.transformer_layers import require_multiple
+from foldfuse.models.detection.hungarian import CostWeights, Pairs, match_layers
+from foldfuse.models.detection.postprocess import select_detections
+from foldfuse.models.pretrained.checkpoint import read_safetensors
+from foldfuse.models.pretrained.class_layer import ClassLayer
+from foldfuse.models.pretrained.coco import COCO_CLASSES, load_coco_state
+from foldfuse.models.registry import entry
+
+QUERIES = 300
+PRIOR = 0.01  # the score that an untrained class head gives
+STRIDE = 32
+_TERMS = {"loss_vfl": "class", "loss_bbox": "box", "loss_giou": "giou", "loss_fgl": "fine", "loss_ddf": "distill"}
+
+
+@dataclass(frozen=True)
+class Size:
+    """One size of D-FINE.
+
+    Attributes:
+        backbone: what the summary calls the HGNetV2 backbone.
+        stem: channels of the stem: input, inner, output.
+        stages: output channels of the four stages; the inner channels are those of `inner`.
+        inner: inner channels of the four stages.
+        blocks: blocks of the four stages.
+        layers: convolutions of a block.
+        strides: of the levels that the decoder looks at.
+        width: channels of encoder and decoder.
+        ffn: channels of their MLPs.
+        points: sampling points of a query's head at each level.
+        decoder_layers: L.
+        expansion, depth: of the encoder's blocks, as shares of D-FINE-L's.
+    """
+
+    backbone: str
+    stem: tuple[int, int, int]
+    stages: tuple[int, int, int, int]
+    inner: tuple[int, int, int, int]
+    blocks: tuple[int, int, int, int]
+    layers: int
+    strides: tuple[int, ...]
+    width: int
+    ffn: int
+    points: tuple[int, ...]
+    decoder_layers: int
+    expansion: float
+    depth: float
+
+
+_B0 = ("HGNetV2-B0", (3, 16, 16), (64, 256, 512, 1024), (16, 32, 64, 128), (1, 1, 2, 1), 3)
+_B2 = ("HGNetV2-B2", (3, 24, 32), (96, 384, 768, 1536), (32, 64, 128, 256), (1, 1, 3, 1), 4)
+SIZES: Mapping[str, Size] = {
+    #                    strides      width ffn   points     L  expansion depth
+    "dfine_n": Size(*_B0, (16, 32), 128, 512, (6, 6), 3, 0.34, 0.5),
+    "dfine_s": Size(*_B0, (8, 16, 32), 256, 1024, (3, 6, 3), 3, 0.5, 0.34),
+    "dfine_m": Size(*_B2, (8, 16, 32), 256, 1024, (3, 6, 3), 4, 1.0, 0.67),
+}
+
+
+class DFineOutput(NamedTuple):
+    """What `forward` gives; boxes are cxcywh, as shares of the input. The last six are None in eval mode.
+
+    Attributes:
+        logits: (B, Q, K) of the last decoder layer.
+        boxes: (B, Q, 4) of the last decoder layer.
+        size: height and width of the input in pixels.
+        layer_logits: (B, 1 + L, Q, K) of the first box head and of each decoder layer.
+        layer_boxes: (B, 1 + L, Q, 4), likewise.
+        corners: (B, L, Q, 4 N): logits of the distributions of each side.
+        references: (B, L, Q, 4): the boxes that the distributions refine.
+        encoder_logits: (B, Q, K) of the encoder's best cells.
+        encoder_boxes: (B, Q, 4), likewise.
+    """
+
+    logits: Tensor
+    boxes: Tensor
+    size: tuple[int, int]
+    layer_logits: Tensor | None = None
+    layer_boxes: Tensor | None = None
+    corners: Tensor | None = None
+    references: Tensor | None = None
+    encoder_logits: Tensor | None = None
+    encoder_boxes: Tensor | None = None
+
+
+class DFine(nn.Module):
+    """D-FINE of one size.
+
+    Args:
+        size: a row of the table.
+        num_classes: K.
+
+    Raises:
+        InputError: transformers is not installed.
+    """
+
+    def __init__(self, size: Size, num_classes: int) -> None:
+        super().__init__()
+        body = new_library_model(size, num_classes).model
+        self.backbone: Any = body.backbone.model
+        body.backbone = nn.Identity()
+        for name in ("up", "reg_scale"):  # constants that transformers keeps as parameters
+            value = getattr(body.decoder, name).detach()
+            delattr(body.decoder, name)
+            body.decoder.register_buffer(name, value)
+        body.decoder.register_forward_pre_hook(_shapes_on_cpu, with_kwargs=True)
+        self.body: Any = body
+        self.size = size
+        self.stride, self.image_size, self.num_classes = STRIDE, 640, num_classes
+
+    def forward(self, images: Tensor) -> DFineOutput:
+        """(B, 3, H, W) RGB in [0, 1], H and W multiples of `stride` -> the decoder's output.
+
+        Raises:
+            InputError: H or W is no multiple of `stride`.
+        """
+        from transformers.modeling_outputs import BaseModelOutput
+
+        require_multiple(images, self.stride)
+        height, width = images.shape[-2:]
+        levels = self.backbone(images).feature_maps
+        projected = [project(level) for project, level in zip(self.body.encoder_input_proj, levels, strict=True)]
+        encoded = self.body.encoder(projected).last_hidden_state
+        queries = min(QUERIES, sum((height // s) * (width // s) for s in self.size.strides))
+        if self.body.config.num_queries != queries:
+            self.body.config.num_queries = queries
+        kind = images.device.type
+        with torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext():
+            encoded = [level.to(torch.promote_types(level.dtype, torch.float32)) for level in encoded]
+            out = self.body(None, inputs_embeds=encoded[0], encoder_outputs=BaseModelOutput(last_hidden_state=encoded))
+        logits, boxes = out.intermediate_logits, out.intermediate_reference_points
+        last = DFineOutput(logits[:, -1], boxes[:, -1], (height, width))
+        if not self.training:
+            return last
+        corners, references = out.intermediate_predicted_corners, out.initial_reference_points
+        return last._replace(
+            layer_logits=logits,
+            layer_boxes=boxes,
+            corners=corners,
+            references=references,
+            encoder_logits=out.enc_topk_logits,
+            encoder_boxes=out.enc_topk_bboxes,
+        )
+
+    def freeze(self, stages: int) -> None:
+        """Training mode, except that the backbone up to stride 2^stages (0..3) is frozen; 0 trains everything."""
+        self.train().requires_grad_(True)
+        parts = [self.backbone.embedder, *self.backbone.encoder.stages]  # strides 4, 4, 8, 16, 32
+        for part in parts[: (0, 1, 2, 3)[stages]]:
+            part.eval().requires_grad_(False)
+
+    def loss(self, raw: DFineOutput, targets: Sequence[Annotations]) -> dict[str, Tensor]:
+        """Terms to be summed, each a scalar, over all layers: class, box, giou, fine, distill (the paper's section 4)."""
+        assert raw.layer_logits is not None, "the loss needs an output of training mode"
+        assert raw.layer_boxes is not None
+        assert raw.encoder_logits is not None
+        assert raw.encoder_boxes is not None
+        logits = torch.cat([raw.layer_logits, raw.encoder_logits[:, None]], 1).transpose(0, 1)
+        boxes = torch.cat([raw.layer_boxes, raw.encoder_boxes[:, None]], 1).transpose(0, 1).clamp(0, 1)
+        dtype = torch.promote_types(logits.dtype, torch.float32)
+        logits, boxes = logits.to(dtype), boxes.to(dtype)
+        wanted = _library_targets(targets, raw.size, boxes)
+        labels, objects = [each["class_labels"] for each in wanted], [each["boxes"] for each in wanted]
+        matches = match_layers(logits.detach(), boxes.detach(), labels, objects, CostWeights())
+        num_objects = float(max(1, sum(map(len, labels))))
+        terms = dict.fromkeys(_TERMS.values(), logits.new_zeros(()))
+        criterion = self._criterion(logits.device)
+        for output, pairs in zip(self._layers(raw, logits, boxes), matches, strict=True):
+            for name, value in _library_terms(criterion, output, wanted, pairs, num_objects).items():
+                terms[name] = terms[name] + value
+        return terms
+
+    def _layers(self, raw: DFineOutput, logits: Tensor, boxes: Tensor) -> list[dict[str, Tensor]]:
+        """The outputs of the first box head, of each decoder layer and of the encoder, as transformers' loss takes them."""
+        assert raw.corners is not None
+        assert raw.references is not None
+        layers: list[dict[str, Tensor]] = [
+            {"logits": one, "pred_boxes": other} for one, other in zip(logits, boxes, strict=True)
+        ]
+        corners, references = raw.corners.to(logits.dtype), raw.references.to(logits.dtype)
+        for i, layer in enumerate(layers[1:-1]):
+            layer["pred_corners"], layer["ref_points"] = corners[:, i], references[:, i]
+            layer["teacher_corners"], layer["teacher_logits"] = corners[:, -1], layers[-2]["logits"]
+        return layers
+
+    def _criterion(self, device: torch.device) -> Any:
+        from transformers.loss.loss_d_fine import DFineLoss
+
+        return DFineLoss(self.body.config).to(device)
+
+    @torch.no_grad()
+    def decode(
+        self,
+        raw: DFineOutput,
+        *,
+        score_threshold: float = 0.001,
+        nms_iou: float = 1.0,
+        max_detections: int = 300,
+        pre_nms_topk: int = 300,
+    ) -> list[Detections]:
+        """B Detections in input pixels, best first; a query has a box for each class whose score is high enough.
+
+        Args:
+            raw: the output of `forward`.
+            score_threshold: detections with lower scores are left out.
+            nms_iou: see `select_detections`; at 1, as here, there is no non-maximum suppression, which a DETR does not need.
+            max_detections: the largest number of detections in an image.
+            pre_nms_topk: the best (query, class) pairs that are looked at.
+        """
+        height, width = raw.size
+        scores = raw.logits.float().sigmoid()
+        centre, side = torch.split(raw.boxes.float(), 2, -1)
+        side = side.clamp(min=0)
+        corners = torch.cat([centre - side / 2, centre + side / 2], -1)
+        corners = corners * corners.new_tensor([width, height, width, height])
+        return [
+            select_detections(
+                image_scores,
+                partial(torch.index_select, image_corners, 0),
+                image=raw.size,
+                score_threshold=score_threshold,
+                nms_iou=nms_iou,
+                max_detections=max_detections,
+                pre_nms_topk=pre_nms_topk,
+            )
+            for image_scores, image_corners in zip(scores, corners, strict=True)
+        ]
+
+    def class_layers(self) -> list[ClassLayer]:
+        """The layers whose rows belong to classes: the encoder's and each decoder layer's."""
+        decoder = [ClassLayer(f"body.decoder.class_embed.{i}") for i in range(len(self.body.decoder.class_embed))]
+        return [ClassLayer("body.enc_score_head"), *decoder]
+
+    def load_coco(self, path: Path, classes: Sequence[str]) -> str:
+        """Load published weights for COCO's 80 classes, and return a sentence for the log.
+
+        Args:
+            path: a model.safetensors of transformers, of this size.
+            classes: names of the model's classes, by label.
+
+        Raises:
+            InputError: the file is damaged or is of another network.
+        """
+        state = library_state(read_safetensors(path), self.size, source=str(path))
+        own = self.state_dict()
+        state |= {key: t for key, t in own.items() if key.endswith("num_batches_tracked")}
+        return load_coco_state(
+            self, state, layers=self.class_layers(), classes=classes, source=str(path), known=COCO_CLASSES
+        )
+
+
+def _shapes_on_cpu(
+    _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """A hook before the decoder: its layers check the levels' shapes, for which a GPU would have to be waited for."""
+    if not torch.compiler.is_compiling():
+        kwargs["spatial_shapes"] = torch.tensor(kwargs["spatial_shapes_list"], device="cpu")
+    return args, kwargs
+
+
+def new_library_model(size: Size, num_classes: int) -> Any:
+    """transformers' D-FINE of this size with random weights.
+
+    Raises:
+        InputError: transformers is not installed.
+    """
+    if importlib.util.find_spec("transformers") is None:
+        raise InputError("D-FINE needs the package transformers. Install it: pip install 'foldfuse[transformers]'.")
+    from transformers import DFineConfig, DFineForObjectDetection, HGNetV2Config
+
+    backbone = HGNetV2Config(
+        hidden_sizes=list(size.stages),
+        embedding_size=size.stem[-1],
+        stem_channels=list(size.stem),
+        stage_in_channels=[size.stem[-1], *size.stages[:-1]],
+        stage_mid_channels=list(size.inner),
+        stage_out_channels=list(size.stages),
+        stage_num_blocks=list(size.blocks),
+        stage_downsample=[False, True, True, True],
+        stage_light_block=[False, False, True, True],
+        stage_kernel_size=[3, 3, 5, 5],
+        stage_numb_of_layers=[size.layers] * 4,
+        use_learnable_affine_block=True,
+        out_indices=list(range(5 - len(size.strides), 5)),
+    )
+    levels = len(size.strides)
+    config = DFineConfig(
+        backbone_config=backbone,
+        freeze_backbone_batch_norms=False,
+        num_labels=num_classes,
+        initializer_bias_prior_prob=PRIOR,
+        num_denoising=0,
+        num_queries=QUERIES,
+        num_feature_levels=levels,
+        feat_strides=list(size.strides),
+        encoder_in_channels=list(size.stages[-levels:]),
+        encoder_hidden_dim=size.width,
+        encoder_ffn_dim=size.ffn,
+        encode_proj_layers=[levels - 1],
+        d_model=size.width,
+        decoder_in_channels=[size.width] * levels,
+        decoder_ffn_dim=size.ffn,
+        decoder_n_points=list(size.points),
+        decoder_layers=size.decoder_layers,
+        hidden_expansion=size.expansion,
+        depth_mult=size.depth,
+        tie_word_embeddings=False,  # each decoder layer has a class and a box head of its own
+    )
+    return DFineForObjectDetection(config)
+
+
+def library_state(state: Mapping[str, Tensor], size: Size, *, source: str) -> dict[str, Tensor]:
+    """A checkpoint of transformers with the tensor names of `DFine`; transformers converts the names of older versions.
+
+    Args:
+        state: the tensors of its model.safetensors, for COCO's 80 classes.
+        size: of the network.
+        source: the file, for sentences.
+
+    Raises:
+        InputError: the checkpoint is of another network.
+    """
+    from transformers import DFineForObjectDetection
+    from transformers.utils import logging
+
+    given = {key: t.float() if t.is_floating_point() else t for key, t in state.items()}
+    for i in range(size.decoder_layers):  # a file names the heads once or twice, and those of all layers may be one
+        for key in [key for key in given if "_embed.0." in key]:
+            other = key.replace("_embed.0.", f"_embed.{i}.").removeprefix("model.decoder.")
+            inner = f"model.decoder.{other}"
+            if inner not in given:
+                given[inner] = given.get(other, given[key])
+    given = {key: t for key, t in given.items() if not key.startswith(("class_embed.", "bbox_embed."))}
+    config = new_library_model(size, len(COCO_CLASSES)).config
+    level = logging.get_verbosity()
+    logging.set_verbosity_error()  # it warns of the heads that were left out here
+    try:
+        model, info = DFineForObjectDetection.from_pretrained(
+            None, config=config, state_dict=given, output_loading_info=True
+        )
+    except RuntimeError:  # tensors of other shapes
+        raise _another_network(source) from None
+    finally:
+        logging.set_verbosity(level)
+    absent = [key for key in info["missing_keys"] if not key.startswith(("class_embed.", "bbox_embed."))]
+    if any(not key.endswith("num_batches_tracked") for key in absent) or info["mismatched_keys"]:
+        raise _another_network(source)
+    inner = model.model.state_dict()
+    return {
+        key.replace("backbone.model.", "backbone.", 1) if key.startswith("backbone.") else f"body.{key}": t
+        for key, t in inner.items()
+    }
+
+
+def _another_network(source: str) -> InputError:
+    return InputError(
+        f"{source}: is of another network, expected the weights of this size of D-FINE for COCO's {len(COCO_CLASSES)} "
+        "classes, as transformers saves them."
+    )
+
+
+def _library_targets(targets: Sequence[Annotations], size: tuple[int, int], like: Tensor) -> list[dict[str, Tensor]]:
+    """The objects of each image as transformers' loss takes them, from one copy to the device."""
+    height, width = size
+    rows = torch.cat([torch.from_numpy(each.boxes) for each in targets]).to(like)
+    rows = rows / rows.new_tensor([width, height, width, height])
+    rows = torch.cat([(rows[:, :2] + rows[:, 2:]) / 2, rows[:, 2:] - rows[:, :2]], 1)
+    labels = torch.cat([torch.from_numpy(each.labels) for each in targets]).to(like.device)
+    counts = [len(each) for each in targets]
+    return [
+        {"class_labels": one, "boxes": other}
+        for one, other in zip(torch.split(labels, counts), torch.split(rows, counts), strict=True)
+    ]
+
+
+def _library_terms(
+    criterion: Any, output: Mapping[str, Tensor], wanted: list[dict[str, Tensor]], pairs: Pairs, num_objects: Any
+) -> dict[str, Tensor]:
+    """The weighted terms of one layer, by our names."""
+    found: dict[str, Tensor] = {}
+    for kind in criterion.losses:
+        for key, value in criterion.get_loss(kind, output, wanted, pairs, num_objects).items():
+            found[_TERMS[key]] = value * criterion.weight_dict[key]
+    return found
+
+
+def make_dfine(name: str, num_classes: int, *, anchor_scale: float | None = None, pretrained: bool = True) -> DFine:
+    """A new D-FINE of one of `SIZES`; `anchor_scale` has no effect.
+
+    Raises:
+        InputError: `pretrained` is asked for, since only weights of the whole detector are published; or transformers is missing.
+    """
+    if pretrained:
+        raise InputError(
+            f"{name} has no ImageNet weights of its own. Start from its COCO weights with --set init_weights=coco, or "
+            "from random ones with --set init_weights=none."
+        )
+    return DFine(SIZES[name], num_classes)
+
+
+FAMILY: Mapping[str, Callable[..., DFine]] = {
+    name: entry(
+        partial(make_dfine, name),
+        f"D-FINE-{name[-1].upper()}: {row.backbone}, {len(row.strides)} levels, {QUERIES} queries, "
+        f"{row.decoder_layers} decoder layers. foldfuse[transformers]; COCO weights under Apache-2.0.",
+    )
+    for name, row in SIZES.items()
+}

@@ -7,7 +7,9 @@ from contextlib import closing
 import pytest
 
 from foldfuse import cli
-from foldfuse.campaign.planning.candidates import DEFAULT_RECIPES, candidate_recipes
+from foldfuse.campaign.constants import CPU_RECIPES as DEFAULT_RECIPES
+from foldfuse.campaign.planning.candidates import candidate_recipes
+from foldfuse.campaign.planning.hardware import default_candidates
 from foldfuse.campaign.request import CampaignRequest
 from foldfuse.campaign.task import Inputs, prepare_task
 from foldfuse.data.folds import make_folds
@@ -19,14 +21,16 @@ from learning_samples import write_dataset
 
 @pytest.mark.parametrize("start", ["detection", "imagenet"])
 def test_a_default_recipe_without_such_weights_goes_on_from_random_ones(start):
-    recipes = candidate_recipes(changes=[f"init_weights={start}", "lr=1e-3"])
+    defaults = default_candidates(()).recipes
+    recipes = candidate_recipes(changes=[f"init_weights={start}", "lr=1e-3"], defaults=defaults)
     assert {name: recipe.init_weights for name, recipe in recipes.items()} == {
         "lite0_fpn": start,
         "lite1_fpn": start,
         "yolov5n": "none",
     }
     assert {recipe.lr for recipe in recipes.values()} == {1e-3}
-    assert candidate_recipes(["yolov5n"], changes=[f"init_weights={start}"])["yolov5n"].init_weights == start
+    named = candidate_recipes(["yolov5n"], changes=[f"init_weights={start}"], defaults=defaults)
+    assert named["yolov5n"].init_weights == start
 
 
 def test_the_defaults_that_have_detection_weights_start_from_them():
@@ -54,7 +58,7 @@ def test_the_test_images_may_be_a_folder_of_images_whose_number_is_told(tmp_path
     request = CampaignRequest(data=data, test=photos, recipe=("yolov5n",), image_size=(192,))
     (tmp_path / "out").mkdir()
     with closing(ledgers.create(tmp_path / "out", {}, deadline=600.0, start=0.0)) as ledger:
-        task = request.make_task(request.read_inputs(), request.check(), ledger)
+        task = request.make_task(request.read_inputs(), request.check().recipes, ledger)
         notes = " ".join(ledgers.snapshot(tmp_path / "out")["notes"])
     assert "; 5 images to predict, from images." in notes
     assert [sample.file_name for sample in task.test.samples] == [f"{i:03}.png" for i in range(5)]
@@ -67,7 +71,7 @@ def test_image_sizes_that_are_given_are_not_told_as_chosen_from_the_data(tmp_pat
     with closing(ledgers.create(tmp_path, {}, deadline=60, start=0.0)) as ledger:
         task = prepare_task(
             Inputs(labeled, None, make_folds(labeled, num_folds=3)),
-            candidate_recipes(["yolov5n"]),
+            candidate_recipes(["yolov5n"], defaults={}),
             image_sizes=(64, 96),
             seed=0,
             metric="ap50",

@@ -28,7 +28,7 @@ from foldfuse.campaign.external_members import add_all
 from foldfuse.campaign.leftovers import remove_leftovers
 from foldfuse.campaign.planning.allocation import successive_halving
 from foldfuse.campaign.request import SAMPLE, CampaignRequest, command_line
-from foldfuse.campaign.task import Inputs, Task
+from foldfuse.campaign.task import Inputs, Task, auto_bounds
 from foldfuse.errors import InputError
 from foldfuse.recipes import AUTO, Recipe
 from foldfuse.reporting.campaign_page import write_campaign_page
@@ -76,8 +76,8 @@ def run_campaign(
             no such cluster.
     """
     start = time.monotonic() if start is None else start
-    recipes = request.check()
-    out = request.out
+    candidates = request.check()
+    recipes, out = candidates.recipes, request.out
     is_campaign = (out / ledgers.NAME).is_file()
     if out.is_symlink() and overwrite:
         raise InputError(f"{out}: is a link, which --overwrite does not follow. Give the folder itself as --out.")
@@ -101,6 +101,7 @@ def run_campaign(
         "ignore_orientation": request.ignore_orientation,
         "left_out": [],
         "fingerprints": inputs.fingerprints(),
+        "candidates": {name: to_plain(recipe) for name, recipe in recipes.items()},
     }
     with _connected(ray), _disk_full_reported(out):
         if in_use:
@@ -117,6 +118,8 @@ def run_campaign(
                     shutil.copyfile(sample.path, temporary)
                 for note in sample.notes:
                     ledger.log(f"{sample.path.name}: {note}")
+            if candidates.reason is not None:
+                ledger.log(candidates.reason)
             _work(request, inputs, recipes, ledger, new=True, cluster=ray is not None, console=console)
     return out
 
@@ -125,7 +128,7 @@ def _check_image_sizes(inputs: Inputs, recipes: Mapping[str, Recipe], request: C
     """Raises InputError where the image sizes make every object too small to be learnt."""
     sized = list(recipes.values())
     if left_open := [recipe for recipe in sized if recipe.image_size == AUTO]:
-        size = choose_image_size(inputs.labeled, left_open[0]).size
+        size = choose_image_size(inputs.labeled, left_open[0], **auto_bounds(request.device)).size
         sized = [replace(recipe, image_size=size) if recipe.image_size == AUTO else recipe for recipe in sized]
     check_image_sizes(inputs.labeled, sized, request.image_size)
 
@@ -157,7 +160,7 @@ def resume_campaign(
     where = str(out / ledgers.NAME)
     what = "a campaign's request"
     request = from_plain(facts.get("request"), CampaignRequest, where=where, what=what, version=REQUEST_FORMAT)
-    recipes, inputs = request.check(), request.read_inputs()
+    recipes, inputs = _stored_candidates(facts, request, where=where), request.read_inputs()
     if not inputs.have_fingerprints(facts.get("fingerprints") or {}):
         raise InputError(f"{out}: was started with other data than {request.data} holds now. Start a new campaign.")
     with (
@@ -176,22 +179,34 @@ def resume_campaign(
     return out
 
 
+def _stored_candidates(facts: Mapping[str, Any], request: CampaignRequest, *, where: str) -> dict[str, Recipe]:
+    """The candidates with which a campaign began, whatever hardware it is resumed on.
+
+    A campaign of an earlier version has not stored them; it had the recipes of a CPU.
+    """
+    stored = facts.get("candidates")
+    if stored is None:
+        return request.check(cards=()).recipes
+    replace(request, forbid=()).check(cards=())  # all but the candidates
+    return {name: from_plain(recipe, Recipe, where=where, what="a recipe") for name, recipe in stored.items()}
+
+
 def plan_campaign(request: CampaignRequest) -> CampaignPlan:
     """The plan of a campaign on this machine, with the measured cost of each candidate; nothing is written.
 
     Raises:
         InputError: the data cannot be used, or the deadline is too short.
     """
-    recipes, inputs = request.check(), request.read_inputs()
+    candidates, inputs = request.check(), request.read_inputs()
     with (
         tempfile.TemporaryDirectory() as folder,
         closing(ledgers.create(Path(folder), {}, deadline=request.deadline, start=time.monotonic())) as ledger,
     ):
-        task = request.make_task(inputs, recipes, ledger)
+        task = request.make_task(inputs, candidates.recipes, ledger)
 
     from foldfuse.campaign.planning.estimates import estimate_campaign  # loads torch, after the input was checked
 
-    return estimate_campaign(task, request.deadline)
+    return replace(estimate_campaign(task, request.deadline), candidates_reason=candidates.reason)
 
 
 def _work(

@@ -30,6 +30,12 @@ MAX_CHECKPOINTS = 40  # within the deadline: more would cost more time than they
 MIN_CHECKPOINT_SECONDS = 10.0  # between checkpoints
 MAX_ATTEMPTS = 3  # at a segment whose workers are lost
 
+# candidates where the user names none
+CPU_RECIPES = ("lite0_fpn", "lite1_fpn", "yolov5n")  # cheap detectors with different backbones
+CARD_RECIPES = ("lite0_fpn", "dfine_n", "dfine_s", "lite1_fpn", "fcos_r50", "yolov5n")  # as far as they are at hand
+UNFROZEN_BACKBONE_LR_MULT = 0.3  # of the backbone's learning rate, where its first stages are trained too
+CARD_MIN_AUTO, CARD_MAX_AUTO = 512, 1024  # pixels: bounds of an image size chosen from the data; not measured on cards
+
 # prediction
 VIEWS = parse_views(["1", "1+hflip", "1.25"])  # TTA views in the order of their gain per second
 PLAIN_VIEW = VIEWS[0]

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 from foldfuse.campaign import constants as c
 from foldfuse.campaign.planning.candidates import candidate_recipes, check_image_sizes, check_start
+from foldfuse.campaign.planning.hardware import DefaultCandidates, default_candidates
 from foldfuse.campaign.task import Inputs, Task, prepare_task, read_inputs
 from foldfuse.errors import InputError
 from foldfuse.evaluation.metrics import get_metric
@@ -16,7 +18,7 @@ from foldfuse.formats.sample_submission import SampleSubmission, read_sample
 from foldfuse.formats.submission import ImageNames, reading_of
 from foldfuse.recipes import Recipe
 from foldfuse.storage.ledger import Ledger
-from foldfuse.system.device import choose_device
+from foldfuse.system.device import card_names, choose_device
 from foldfuse.system.durations import duration_option, format_duration
 
 SAMPLE = "sample_submission.csv"  # the copy of the sample in the campaign's folder
@@ -87,8 +89,11 @@ class CampaignRequest:
             ),
         )
 
-    def check(self) -> dict[str, Recipe]:
-        """Checks the request, and returns {name: recipe} of the candidates.
+    def check(self, cards: Sequence[str] | None = None) -> DefaultCandidates:
+        """Checks the request, and returns the candidates, with a reason where the machine's cards chose them.
+
+        Args:
+            cards: names of the cards that decide on the default candidates; None for those of this machine.
 
         Raises:
             InputError: the deadline is too short, there is no such recipe, image size, metric or device, or a recipe's initial
@@ -99,7 +104,10 @@ class CampaignRequest:
                 f"the deadline is {format_duration(self.deadline)}, and even one member needs "
                 f"{format_duration(c.MIN_DEADLINE)}. Give more time."
             )
-        recipes = candidate_recipes(self.recipe, forbidden=self.forbid, changes=self.set)
+        if cards is None:
+            cards = () if self.recipe else card_names(self.device)
+        defaults = default_candidates(cards, forbidden=self.forbid)
+        recipes = candidate_recipes(self.recipe, forbidden=self.forbid, changes=self.set, defaults=defaults.recipes)
         for recipe in recipes.values():
             check_image_sizes(self.image_size, recipe)
             if recipe.init_weights in ("coco", "imagenet") or any(
@@ -109,7 +117,7 @@ class CampaignRequest:
         get_metric(self.metric)
         if self.device != "auto":
             choose_device(self.device)  # loads torch
-        return recipes
+        return replace(defaults, recipes=recipes)
 
     def read_inputs(self) -> Inputs:
         """The data of the campaign. Raises InputError where it cannot be used."""

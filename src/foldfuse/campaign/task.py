@@ -20,6 +20,7 @@ from foldfuse.formats.sample_submission import SampleSubmission
 from foldfuse.inference.learnt_images import ids_of_hashes, learnt_before
 from foldfuse.recipes import AUTO, BATCH_IMAGE_SIZE, Recipe
 from foldfuse.storage.ledger import NAME, Ledger
+from foldfuse.system.device import card_names
 from foldfuse.system.records import from_plain, to_plain
 from foldfuse.training.image_sizes import ImageSizeChoice, measured_choice
 
@@ -251,7 +252,7 @@ def _image_size_choice(
         return ImageSizeChoice(BATCH_IMAGE_SIZE, "default", None, 0.0, reason)
     smaller = c.IMAGE_SCALES[0] ** 2  # a base run's pixels, as a share of those at the chosen size
     seconds = c.SINGLE_BASE_SHARE * c.TRAINING_SHARE * ledger.deadline / smaller
-    choice = measured_choice(train, left_open[0], seconds=seconds, device=device)
+    choice = measured_choice(train, left_open[0], seconds=seconds, device=device, **auto_bounds(device))
     if allowed:
         sizes = ", ".join(f"{size} px" for size in allowed)
         reason = f"Image sizes are limited to {sizes}, as --image-size says; the data ask for {choice.size} px."
@@ -259,6 +260,11 @@ def _image_size_choice(
     ledger.set(image_size_choice=to_plain(choice))
     ledger.log(choice.reason)
     return choice
+
+
+def auto_bounds(device: str) -> dict[str, int]:
+    """The smallest and the largest image size that are chosen from the data: larger ones on a card."""
+    return {"smallest": c.CARD_MIN_AUTO, "largest": c.CARD_MAX_AUTO} if card_names(device) else {}
 
 
 def _check_init_weights(recipes: Mapping[str, Recipe], val: Dataset) -> None:

@@ -64,8 +64,8 @@ def campaign(
             fold of the labeled images is used instead.
         deadline: wall-clock time for everything, such as 10m, 2h or 1h30m.
         out: folder to make.
-        recipe: recipes allowed for members; lite0_fpn, lite1_fpn and yolov5n by default. With little time only the first
-            is used. `foldfuse recipes` lists them.
+        recipe: recipes allowed for members; lite0_fpn, lite1_fpn and yolov5n by default, more on a GPU. With little time
+            only the first is used. `foldfuse recipes` lists them.
         forbid: recipes that are not allowed.
         image_size: image sizes that are allowed, in pixels, all by default; or auto to choose sizes from the data for every
             recipe, as most recipes do.
@@ -162,6 +162,8 @@ def _print_campaign_plan(request: CampaignRequest) -> None:
         )
     console = printing.console()
     console.print(table)
+    if estimate.candidates_reason is not None:
+        console.print(estimate.candidates_reason, soft_wrap=True)
     console.print(_plan_table(estimate.plan, f"The plan for {format_duration(estimate.deadline)}"))
     if estimate.image_size_reason is not None:
         console.print(estimate.image_size_reason)

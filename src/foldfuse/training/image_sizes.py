@@ -56,7 +56,13 @@ class ImageSizeChoice:
 
 
 def choose_image_size(
-    dataset: Dataset, recipe: Recipe, *, seconds: float = math.inf, step_seconds: float | None = None
+    dataset: Dataset,
+    recipe: Recipe,
+    *,
+    seconds: float = math.inf,
+    step_seconds: float | None = None,
+    smallest: int = MIN_AUTO,
+    largest: int = MAX_AUTO,
 ) -> ImageSizeChoice:
     """The image size for a training of `recipe` on annotated images.
 
@@ -65,6 +71,7 @@ def choose_image_size(
         recipe: the recipe; its image size does not count.
         seconds: of training.
         step_seconds: of a training step at MIN_AUTO pixels on this machine; None where it is not known, and time is no bound.
+        smallest, largest: pixels: bounds of the choice, where time suffices.
     """
     sizes = relative_sizes(dataset.samples)
     if not len(sizes):
@@ -75,12 +82,12 @@ def choose_image_size(
     limits: dict[Bound, float] = {
         "objects": math.ceil(OBJECT_PX / quartile / STRIDE) * STRIDE,
         "images": math.ceil(longest / STRIDE) * STRIDE,
-        "largest": MAX_AUTO,
+        "largest": largest,
     }
     bound = min(limits, key=lambda name: limits[name])
     size = int(limits[bound])
-    if size < MIN_AUTO:
-        size, bound = MIN_AUTO, "smallest"
+    if size < smallest:
+        size, bound = smallest, "smallest"
     if step_seconds is not None and seconds < math.inf:
         affordable = MIN_AUTO * math.sqrt(seconds / (MIN_STEPS * step_seconds))  # a step's time grows with the pixels
         if affordable < size:
@@ -119,15 +126,25 @@ def relative_sizes(samples: Sequence[Sample]) -> Array:
     return found[found > 0]
 
 
-def measured_choice(dataset: Dataset, recipe: Recipe, *, seconds: float, device: str) -> ImageSizeChoice:
+def measured_choice(
+    dataset: Dataset,
+    recipe: Recipe,
+    *,
+    seconds: float,
+    device: str,
+    smallest: int = MIN_AUTO,
+    largest: int = MAX_AUTO,
+) -> ImageSizeChoice:
     """The image size for a training of so many seconds; a budget of time bounds it, so a step is timed on this machine."""
-    choice = choose_image_size(dataset, recipe)
+    choice = choose_image_size(dataset, recipe, smallest=smallest, largest=largest)
     if seconds == math.inf:
         return choice
     from foldfuse.training.step_cost import measure_step  # loads torch
 
     step_seconds = measure_step(replace(recipe, image_size=MIN_AUTO), dataset, device=device).step_seconds
-    return choose_image_size(dataset, recipe, seconds=seconds, step_seconds=step_seconds)
+    return choose_image_size(
+        dataset, recipe, seconds=seconds, step_seconds=step_seconds, smallest=smallest, largest=largest
+    )
 
 
 def with_image_size(

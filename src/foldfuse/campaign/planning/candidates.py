@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from foldfuse.errors import InputError, unknown_name
-from foldfuse.recipes import RECIPES, Recipe, check_image_size, load_recipe
-
-DEFAULT_RECIPES = ("lite0_fpn", "lite1_fpn", "yolov5n")  # cheap detectors with different backbones
+from foldfuse.recipes import RECIPES, Recipe, changed, check_image_size, load_recipe
 
 
 def candidate_recipes(
-    names: Sequence[str] = (), *, forbidden: Sequence[str] = (), changes: Sequence[str] = ()
+    names: Sequence[str] = (),
+    *,
+    forbidden: Sequence[str] = (),
+    changes: Sequence[str] = (),
+    defaults: Mapping[str, Recipe],
 ) -> dict[str, Recipe]:
-    """{name: recipe} of the allowed recipes in the order of `names`, else of `DEFAULT_RECIPES`, each with `changes` applied.
+    """{name: recipe} of the allowed recipes in the order of `names`, else of `defaults`, each with `changes` applied.
 
     Raises:
         InputError: a name is unknown, or is both allowed and forbidden, or no recipe is left.
@@ -25,18 +27,20 @@ def candidate_recipes(
     both = [name for name in names if name in forbidden]
     if both:
         raise InputError(f"the recipe {both[0]} is given to both --recipe and --forbid. Take it away from one.")
-    allowed = [name for name in dict.fromkeys(names or DEFAULT_RECIPES) if name not in forbidden]
+    allowed = [name for name in dict.fromkeys(names or defaults) if name not in forbidden]
     if not allowed:
         raise InputError(
-            f"every default recipe of a campaign ({', '.join(DEFAULT_RECIPES)}) is forbidden. Allow another one with --recipe; "
+            f"every default recipe of a campaign ({', '.join(defaults)}) is forbidden. Allow another one with --recipe; "
             "'foldfuse recipes' lists them."
         )
-    return {name: load_recipe(name, tuple(changes) if names else _changes_for(name, changes)) for name in allowed}
+    if names:
+        return {name: load_recipe(name, tuple(changes)) for name in allowed}
+    return {name: changed(defaults[name], _changes_for(defaults[name], changes)) for name in allowed}
 
 
-def _changes_for(name: str, changes: Sequence[str]) -> tuple[str, ...]:
+def _changes_for(recipe: Recipe, changes: Sequence[str]) -> tuple[str, ...]:
     """The changes to a default recipe: one that starts from random weights has no others in the package, and goes on so."""
-    random = RECIPES[name]().init_weights == "none"
+    random = recipe.init_weights == "none"
     return tuple(
         change
         for change in changes

@@ -43,6 +43,7 @@ class CampaignPlan:
         deadline: seconds.
         num_folds: number of folds, of which fold 0 is held out.
         image_size_reason: why the image size was chosen from the data; None where every recipe has its own.
+        candidates_reason: why these candidates, where the machine's cards chose them; else None.
     """
 
     costs: Sequence[CandidateCost]
@@ -51,6 +52,7 @@ class CampaignPlan:
     deadline: float
     num_folds: int
     image_size_reason: str | None = None
+    candidates_reason: str | None = None
 
 
 def measure_candidate(name: str, recipe: Recipe, dataset: Dataset, *, device: str = "auto") -> CandidateCost:

@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
-.PHONY: demo test test-slow test-all check bench clean
+.PHONY: demo test test-slow test-gpu test-all check bench clean
 
 demo: $(VENV)/ready  ## the main job on drawn scenes of trash: demo/campaign/submission.csv and report.html
 	rm -rf demo/campaign
@@ -15,6 +15,9 @@ test: $(VENV)/ready  ## the fast tests, one process a core
 
 test-slow: $(VENV)/ready  ## kills, clusters and whole campaigns, in one process: they measure time
 	$(PYTEST) -m slow
+
+test-gpu: $(VENV)/ready  ## the tests that need a CUDA card; without one they are skipped
+	$(PYTEST) -m gpu -rs
 
 test-all: test test-slow  ## all tests
 

@@ -89,6 +89,7 @@ def two_cards(monkeypatch):
     monkeypatch.setattr(estimates, "measure_step", lambda *_, **__: StepCost(0.01, 0.002))
     found = partial(default_candidates, check=lambda recipe: None)
     monkeypatch.setattr(requests, "default_candidates", found)
+    monkeypatch.setattr(requests, "check_start", lambda recipe: None)
 
 
 @pytest.mark.usefixtures("two_cards", "coco_recipe")

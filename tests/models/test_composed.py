@@ -68,6 +68,24 @@ def test_frozen_and_folded_backbones_give_the_same(name):
         torch.testing.assert_close(got, expected, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.parametrize("name", ["lite0_fpn", "efficientdet_lite0", "yolov5n", "compose:timm:resnet10t+bifpn+dense"])
+@torch.no_grad()
+def test_a_whole_network_folds_and_gives_the_same(name):
+    model = make_detector(name, 3, pretrained=False).eval()
+    for part in model.modules():
+        if isinstance(part, nn.BatchNorm2d):  # as after training: each level has its own statistics
+            part.running_mean.normal_(std=0.3)
+            part.running_var.uniform_(0.5, 2)
+            part.weight.uniform_(0.5, 1.5)
+            part.bias.normal_(std=0.3)
+    images = torch.rand(2, 3, 64, 96)
+    folded = fold_batch_norms(model)
+    assert name.startswith("compose") or not any(isinstance(part, nn.BatchNorm2d) for part in folded.modules())
+    for got, want in zip(folded(images), model(images), strict=True):
+        if isinstance(want, torch.Tensor):
+            torch.testing.assert_close(got, want, rtol=1e-3, atol=1e-4 * float(want.abs().max()))
+
+
 def test_freezing_more_trains_less_of_a_convolutional_backbone():
     model = TimmBackbone("mobilenetv4_conv_small", pretrained=False)
     trained = []

@@ -131,7 +131,7 @@ def export(
     else:
         net = make_model(model, num_classes)
         if is_detector(model):
-            net.backbone = fold_batch_norms(net.backbone)
+            net = fold_batch_norms(net)
         size, metadata = default_image_size(net), {"model": model}
     metadata |= {"stride": str(net.stride)} | {k: str(getattr(net, k)) for k in ("anchor_scale",) if hasattr(net, k)}
     size = size if image_size is None else image_size

@@ -53,7 +53,7 @@ def detector_with_weights(
     """
     model = make_detector(recipe.detector, len(classes), anchor_scale=recipe.anchor_scale, pretrained=False)
     load_exactly(model, weights, source=source)
-    model.backbone = fold_batch_norms(model.backbone)
+    model = fold_batch_norms(model)
     return model.to(device).to(memory_format=torch.channels_last).eval()
 
 

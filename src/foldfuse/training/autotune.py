@@ -8,8 +8,6 @@ is restored, so that the training itself is not affected. Results are remembered
 from __future__ import annotations
 
 import copy
-import os
-import tempfile
 import time
 from collections.abc import Generator, Sequence
 from contextlib import suppress
@@ -22,6 +20,7 @@ from torch import Tensor
 
 from foldfuse.errors import InputError
 from foldfuse.system import host
+from foldfuse.system.cache_folder import cache_folder
 from foldfuse.system.records import read_record, write_record
 from foldfuse.training.precision import ComputeConfig, default_config
 
@@ -94,15 +93,6 @@ def autotune(
         with suppress(InputError):  # an unwritable cache only means that the next run measures again
             write_record(memory, AutotuneMemory(_read_memory(memory).results | {key: result}), version=MEMORY_FORMAT)
     return result
-
-
-def cache_folder() -> Path:
-    """The folder for files that Foldfuse can make again."""
-    given = os.environ.get("XDG_CACHE_HOME")
-    try:
-        return (Path(given) if given else Path.home() / ".cache") / "foldfuse"
-    except RuntimeError:  # a user without a home
-        return Path(tempfile.gettempdir()) / "foldfuse-cache"
 
 
 def candidates(best: ComputeConfig, device: torch.device) -> Generator[ComputeConfig, ComputeConfig, None]:

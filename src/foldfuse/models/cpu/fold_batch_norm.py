@@ -6,6 +6,7 @@ Shapes: B images, C channels, H and W height and width.
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,8 +21,14 @@ def fold_batch_norms(module: nn.Module) -> nn.Module:
     Up to rounding, the copy gives the outputs of `module` in eval mode, if the input maps of strided convolutions have even
     sides. There "SAME" pads one row more at the bottom and one column more at the right; a kernel with a leading row and column
     of zeros does the same without a padded copy of the map.
+
+    Convolutions that are shared over levels, with a batch norm for each level, become a convolution for each level. A module says
+    that it has such ones by `shared_convs`: the names of its list of convolutions, and of the lists of batch norms of each.
     """
     folded = copy.deepcopy(module).eval().requires_grad_(False)
+    for parent in list(folded.modules()):
+        if names := getattr(type(parent), "shared_convs", None):
+            _unshare(*(getattr(parent, name) for name in names))
     for parent in folded.modules():
         conv_name: str | None = None
         for name, child in list(parent.named_children()):
@@ -34,6 +41,22 @@ def fold_batch_norms(module: nn.Module) -> nn.Module:
                 setattr(parent, name, getattr(child, "act", nn.Identity()))
                 conv_name = None
     return folded
+
+
+def _unshare(convs: nn.ModuleList, norms: nn.ModuleList) -> None:
+    """Put a folded copy of each shared convolution in the place of each of its batch norms, and nothing in its own place."""
+    for i, conv in enumerate(convs):
+        of_levels = norms[i]
+        assert isinstance(of_levels, nn.ModuleList)
+        for level, norm in enumerate(of_levels):
+            batch_norm = next(part for part in norm.modules() if isinstance(part, nn.BatchNorm2d))
+            if isinstance(conv, nn.Conv2d):
+                of_levels[level] = fuse_conv_bn_eval(conv, batch_norm)
+            else:  # a separable one, whose last convolution takes the batch norm
+                own: Any = copy.deepcopy(conv)
+                own.conv_pw = fuse_conv_bn_eval(own.conv_pw, batch_norm)
+                of_levels[level] = own
+        convs[i] = nn.Identity()
 
 
 def _is_strided_same(conv: nn.Conv2d) -> bool:

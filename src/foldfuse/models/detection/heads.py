@@ -30,6 +30,8 @@ PRIOR_BIAS = -math.log((1 - PRIOR) / PRIOR)
 class Tower(nn.Module):
     """Convolutions shared by all levels, each followed by a batch norm per level and SiLU."""
 
+    shared_convs = ("convs", "norms")  # see `fold_batch_norms`
+
     def __init__(self, width: int, *, repeats: int, num_levels: int, separable: bool) -> None:
         super().__init__()
         self.convs = nn.ModuleList(
@@ -138,6 +140,8 @@ class AnchorPrediction(DensePrediction):
 
 class HeadNet(nn.Module):
     """EfficientDet's class or box head: convolutions shared by all levels, with a batch norm per level (section 4.2)."""
+
+    shared_convs = ("conv_rep", "bn_rep")  # see `fold_batch_norms`
 
     def __init__(
         self, width: int, *, repeats: int, outputs: int, num_levels: int, act: Callable[[], nn.Module]

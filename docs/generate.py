@@ -53,7 +53,7 @@ LIMITS = {
     "image_size": "a multiple of 32, up to 4096",
     "batch_size": f"1 to {recipes.MAX_BATCH_SIZE}",
     "frozen_stages": "0 to 3",
-    "precision": "`auto`, `float32`, `bfloat16`",
+    "precision": "`auto`, `float32`, `bfloat16`, `float16`",
     "init_weights": "a word, or a path",
     "detector": "a name of `foldfuse models`, or `compose:...`",
     "ema_decay": "0 to 1",

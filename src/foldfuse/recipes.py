@@ -16,6 +16,7 @@ MAX_IMAGE_SIZE = 4096  # pixels; one image then takes some gigabytes of memory i
 MAX_BATCH_SIZE = 4096
 AUTO = 0  # image_size that `training.image_sizes` chooses from the data; people give and see the word
 AUTO_WORD = "auto"
+PRECISIONS = ("float32", "bfloat16", "float16", "auto")
 BATCH_IMAGE_SIZE = 320  # pixels: the image size that the batch size of a recipe with AUTO is meant for
 INIT_WORDS = ("coco", "detection", "imagenet", "none")  # init_weights that are no path
 # {field: the largest value that is not a slip of the pen}
@@ -38,6 +39,7 @@ class Recipe:
     detector: str  # a name of the registry, or "compose:" and a backbone, neck and head
     image_size: int = 320  # pixels: the longest side of an image as the network sees it; auto: chosen from the data
     batch_size: int = 8  # images per optimizer step
+    micro_batch: int = 0  # images of a batch that are computed at a time, to save memory; 0: as many as fit
     lr: float = 2e-3  # base learning rate
     backbone_lr_mult: float = 1.0  # learning rate of the backbone, as a share of `lr`
     layer_decay: float = 1.0  # learning rate of each backbone layer, as a share of the rate of the next layer
@@ -59,9 +61,7 @@ class Recipe:
     mosaic: float = 0.3  # probability of four images on one canvas
     mosaic_until: float = 0.7  # share of the budget after which there are no more mosaics
     copy_paste: float = 0.0  # probability of pasting objects of another image
-    precision: str = (
-        "auto"  # of the forward pass: "float32", "bfloat16", or "auto" for the fastest that the autotuner finds
-    )
+    precision: str = "auto"  # of the forward pass: "float32", "bfloat16", "float16", or "auto" for the fastest found
 
     def __post_init__(self) -> None:
         if self.image_size != AUTO:
@@ -73,8 +73,10 @@ class Recipe:
                 f"batch_size is 1 at {self.image_size} px: the coarsest level would be one pixel of one image, which batch "
                 "norm cannot train on. Take 2 or more."
             )
-        if self.precision not in ("float32", "bfloat16", "auto"):
-            raise unknown_name("precision", self.precision, ("float32", "bfloat16", "auto"))
+        if not 0 <= self.micro_batch <= MAX_BATCH_SIZE:
+            raise InputError(f"micro_batch is {shown(self.micro_batch)}, and must be in 0..{MAX_BATCH_SIZE}.")
+        if self.precision not in PRECISIONS:
+            raise unknown_name("precision", self.precision, PRECISIONS)
         if not 0 <= self.frozen_stages <= 3:
             raise InputError(f"frozen_stages is {self.frozen_stages}, and must be in 0..3.")
         if self.init_weights == "none" and self.frozen_stages:

@@ -409,38 +409,38 @@ def room(monkeypatch):
     return limited
 
 
-def test_a_batch_that_does_not_fit_is_halved(data, tmp_path, room, caplog):
+def test_a_batch_that_does_not_fit_is_computed_in_parts(data, tmp_path, room, caplog):
+    changes = ("image_size=64", "batch_size=8", "lr=4e-3")
     tried = room(2)
-    train(data, out=tmp_path / "run", changes=("image_size=64", "batch_size=8", "lr=4e-3"), steps=2)
+    train(data, out=tmp_path / "run", changes=changes, steps=2)
     run = Run(tmp_path / "run")
-    assert tried == [8, 4, 2, 2]
-    assert (run.recipe.batch_size, run.recipe.lr) == (2, pytest.approx(2e-3))
+    assert tried[:3] == [8, 4, 2]
+    assert set(tried[3:]) == {2}
+    assert (run.recipe.batch_size, run.recipe.lr, run.metadata.micro_batch) == (8, 4e-3, 2)
     assert [row["step"] for row in run.log] == [0, 1]
-    message = caplog.text
-    assert (
-        "batches of 8 images do not fit in memory. Training with batches of 4, and a learning rate of 0.0028 instead"
-        in message
-    )
-    train(data, out=tmp_path / "small", changes=("image_size=64", "batch_size=2", "lr=2e-3"), steps=2)
-    small = Run(tmp_path / "small").load_weights()
-    assert all(torch.equal(t, small[key]) for key, t in run.load_weights().items()), (
-        "the attempts left something behind"
-    )
+    assert "8 images at 64 px do not fit in memory. A step computes 4 at a time from now on" in caplog.text
+    train(data, out=tmp_path / "asked", changes=(*changes, "micro_batch=2"), steps=2)
+    asked = Run(tmp_path / "asked").load_weights()
+    assert all(torch.equal(t, asked[key]) for key, t in run.load_weights().items()), "an attempt left something behind"
 
 
 def test_an_image_that_does_not_fit_is_an_error(data, tmp_path, room):
     room(0)
-    with pytest.raises(
-        InputError, match=r"batch_size is 2, which does not fit in memory at 64 px.* Take a smaller image_size"
-    ):
+    with pytest.raises(InputError, match=r"2 images at 64 px does not fit.* Take a smaller image_size"):
         train(data, out=tmp_path / "run", changes=TINY_CHANGES, steps=1)
+    assert not (tmp_path / "run").exists()
 
 
-def test_a_batch_that_has_been_trained_on_is_not_halved(data, tmp_path, room):
-    train(data, out=tmp_path / "run", changes=TINY_CHANGES, steps=1)
-    room(1)
-    with pytest.raises(RuntimeError, match="DefaultCPUAllocator"):
-        train(resume=tmp_path / "run", steps=2)
+def test_a_step_late_in_a_training_may_be_too_large(data, tmp_path, room):
+    changes = ("image_size=64", "batch_size=4")
+    train(data, out=tmp_path / "run", changes=changes, steps=1)
+    room(2)
+    train(resume=tmp_path / "run", steps=2)
+    assert Run(tmp_path / "run").load_checkpoint()[0]["micro_batch"] == 2
+    tried = room(100)
+    tried.clear()
+    train(resume=tmp_path / "run", steps=3)
+    assert set(tried) == {2}, "a resumed run computes as before"
 
 
 def test_other_errors_are_raised_as_they_are(data, tmp_path, monkeypatch):

@@ -8,7 +8,8 @@ A detector keeps this contract; there is no base class:
 * `stride`: image height and width must be multiples of it, else `forward` raises InputError;
 * `image_size`: pixels, the side of the square that the detector was published with;
 * `forward(images (B, 3, H, W) in 0..1) -> raw`: the network alone; it compiles, exports and runs on several devices;
-* `loss(raw, targets: B Annotations in input pixels) -> {term: scalar}`, to be summed;
+* `loss(raw, targets: B Annotations in input pixels) -> {term: scalar}`, to be summed; it may take `batch_total`, which gives a
+  count over the images of all processes (see `detection.normalizers`), and divides by such counts then;
 * `decode(raw) -> B Detections` in input pixels: the step from torch to numpy;
 * `freeze(stages)`: training mode, except that the first stages of the backbone are frozen;
 * `fit_anchors(sizes (N, 2))`: called once before training with the widths and heights of the objects in input pixels; fitted

@@ -84,6 +84,7 @@ class RunMetadata:
         autotune: the measurements that chose `compute`, if it was measured.
         canvas: (height, width) of the network's input, in pixels.
         mosaic_end: the first step without mosaics.
+        micro_batch: images that each process computed at a time, where this was less than its share of a batch.
         steps: optimizer steps taken.
         seconds: seconds of the budget that were used.
         images_per_second: training images per second.
@@ -121,6 +122,7 @@ class RunMetadata:
     autotune: dict[str, Any] | None = None
     canvas: tuple[int, int] | None = None
     mosaic_end: int | None = None
+    micro_batch: int | None = None
     steps: int | None = None
     seconds: float | None = None
     images_per_second: float | None = None

@@ -1,6 +1,6 @@
 """World: the processes that torchrun started for one job, and the messages between them.
 
-`torchrun --nproc-per-node 2 -m foldfuse train ...` starts the processes; they meet with NCCL on CUDA, with gloo elsewhere.
+`torchrun --nproc-per-node 2 -m foldfuse train ...` starts the processes; they meet with NCCL on CUDA, and with gloo on the CPU.
 Process 0 alone keeps the clock and writes files. `training/distributed` has the functions for training.
 A world of one process needs no torch: an ONNX file predicts without it.
 """
@@ -38,16 +38,17 @@ class World:
         """Whether this process writes files and keeps the clock."""
         return self.rank == 0
 
-    def broadcast(self, value: float) -> float:
-        """The value of process 0; every process must call."""
+    def broadcast(self, *values: float) -> list[float]:
+        """The values of process 0; every process must call. They go from CPU to CPU, so a GPU goes on computing."""
         if self.size == 1:
-            return value
+            return list(values)
         import torch
         from torch import distributed
 
-        agreed = torch.tensor(value, dtype=torch.float64, device=self.device)
+        agreed = torch.tensor(values, dtype=torch.float64)
         distributed.broadcast(agreed, 0)
-        return agreed.item()
+        numbers: list[float] = agreed.tolist()
+        return numbers
 
     def all_gather(self, value: T) -> list[T]:
         """The values of all processes, by rank; every process must call."""
@@ -108,7 +109,7 @@ def open_world(device: str = "auto") -> Iterator[World]:
     if device == "cuda":
         device = choose_device(f"cuda:{os.environ['LOCAL_RANK']}")
         torch.cuda.set_device(device)
-    distributed.init_process_group("gloo" if device == "cpu" else "nccl")
+    distributed.init_process_group("gloo" if device == "cpu" else "cpu:gloo,cuda:nccl")
     try:
         yield World(distributed.get_rank(), size, device)
         distributed.barrier()  # gloo may abort a process whose peer has left already

@@ -33,6 +33,8 @@ MAX_SHARE_SMALL = (
 )
 SMALL_BATCH = 2  # images
 
+COMPILE_SECONDS = 60.0  # that compiling is expected to take, before it is measured
+
 MEMORY_FORMAT = 1
 
 
@@ -95,14 +97,34 @@ def autotune(
     return result
 
 
-def candidates(best: ComputeConfig, device: torch.device) -> Generator[ComputeConfig, ComputeConfig, None]:
-    """Configurations to try; each changes one setting of the best so far, which the caller sends in."""
+def candidates(
+    best: ComputeConfig, device: torch.device, *, budget_seconds: float = 0.0
+) -> Generator[ComputeConfig, ComputeConfig, None]:
+    """Configurations to try; each changes one setting of the best so far, which the caller sends in.
+
+    Compiling is tried on CUDA alone (on CPUs it cost more than it gained), and where the budget pays for the measurement.
+    """
     if device.type == "cpu":
         best = yield replace(best, matmul="medium")
         best = yield replace(best, precision="bfloat16")
     best = yield replace(best, channels_last=not best.channels_last)
+    if device.type == "cuda" and MAX_SHARE * budget_seconds >= COMPILE_SECONDS:
+        best = yield replace(best, compiled=True)
     if device.type == "cpu" and torch.get_num_threads() > 1:
         yield replace(best, threads=torch.get_num_threads() // 2)
+
+
+def compiling_repays(
+    compile_seconds: float, *, step_seconds: float, compiled_seconds: float, budget_seconds: float
+) -> bool:
+    """Whether compiling for a training saves at least twice the time that it takes.
+
+    Args:
+        compile_seconds: seconds that compiling takes.
+        step_seconds, compiled_seconds: seconds of a step without and with it.
+        budget_seconds: the budget of the training in seconds.
+    """
+    return (1 - compiled_seconds / step_seconds) * budget_seconds > 2 * compile_seconds
 
 
 def affordable(step_seconds: float, batch_size: int, budget_seconds: float) -> tuple[int, int] | None:
@@ -127,55 +149,91 @@ def _measure(
     best = default_config(device)
     images, targets = batch
     small = images[:SMALL_BATCH], targets[:SMALL_BATCH]
-    step_seconds, _ = _time_step(model, small, frozen_stages, best, rounds=0)
+    step_seconds = _time_step(model, small, frozen_stages, best, rounds=0).seconds
     plan = affordable(step_seconds, len(images), budget_seconds)
     if plan is None:
         return None
     count, rounds = plan
     batch = images[:count], targets[:count]
-    default_seconds, default_loss = _time_step(model, batch, frozen_stages, best, rounds=rounds)
-    tried: dict[str, float | str] = {str(best): round(default_seconds, 4)}
-    best_seconds = default_seconds
-    trials = candidates(best, device)
+    default = _time_step(model, batch, frozen_stages, best, rounds=rounds)
+    tried: dict[str, float | str] = {str(best): round(default.seconds, 4)}
+    best_seconds = default.seconds
+    trials = candidates(best, device, budget_seconds=budget_seconds)
     trial = next(trials, None)
     while trial is not None:
-        seconds, loss = _time_step(model, batch, frozen_stages, trial, rounds=rounds)
-        if abs(loss - default_loss) > TOLERANCE * abs(default_loss):
-            tried[str(trial)] = f"its loss is {loss:.4g}, not {default_loss:.4g}"
+        found = _try_step(model, batch, frozen_stages, trial, rounds=rounds)
+        if isinstance(found, str):
+            tried[str(trial)] = found
+        elif abs(found.loss - default.loss) > TOLERANCE * abs(default.loss):
+            tried[str(trial)] = f"its loss is {found.loss:.4g}, not {default.loss:.4g}"
+        elif trial.compiled and not compiling_repays(
+            found.first_seconds - found.seconds,
+            step_seconds=best_seconds,
+            compiled_seconds=found.seconds,
+            budget_seconds=budget_seconds,
+        ):
+            tried[str(trial)] = (
+                f"a step takes {found.seconds:.4f} s, which does not repay {found.first_seconds:.0f} s of compiling"
+            )
         else:
-            tried[str(trial)] = round(seconds, 4)
-            if seconds * MIN_SPEEDUP < best_seconds:
-                best, best_seconds = trial, seconds
+            tried[str(trial)] = round(found.seconds, 4)
+            if found.seconds * MIN_SPEEDUP < best_seconds:
+                best, best_seconds = trial, found.seconds
         try:
             trial = trials.send(best)
         except StopIteration:
             break
-    return AutotuneResult(best, round(default_seconds / best_seconds, 3), tried)
+    return AutotuneResult(best, round(default.seconds / best_seconds, 3), tried)
+
+
+@dataclass(frozen=True)
+class _StepTime:
+    """A measured step.
+
+    Attributes:
+        seconds: of the fastest step; the first does not count, unless it is the only one.
+        first_seconds: of the first step, which compiles.
+        loss: of the first step.
+    """
+
+    seconds: float
+    first_seconds: float
+    loss: float
+
+
+def _try_step(
+    model: Any, batch: tuple[Tensor, Sequence[Any]], frozen_stages: int, config: ComputeConfig, *, rounds: int
+) -> _StepTime | str:
+    """A measured step of a copy of `model`, or why there is none: a network may not compile on a machine."""
+    try:
+        return _time_step(model, batch, frozen_stages, config, rounds=rounds)
+    except Exception as error:  # the compiler's errors have no common class
+        if not config.compiled:
+            raise
+        return f"cannot be compiled here ({type(error).__name__})"
 
 
 def _time_step(
     model: Any, batch: tuple[Tensor, Sequence[Any]], frozen_stages: int, config: ComputeConfig, *, rounds: int
-) -> tuple[float, float]:
-    """Seconds of the fastest step of a copy of `model`, and the loss of the first.
-
-    The first step is not timed, unless it is the only one.
-    """
+) -> _StepTime:
+    """A measured step of a copy of `model`."""
     device = next(model.parameters()).device
     images, targets = batch[0].to(device, memory_format=config.memory_format).float().div_(255), batch[1]
     trained = copy.deepcopy(model).to(memory_format=config.memory_format)
     trained.freeze(frozen_stages)
+    network: Any = torch.compile(trained.forward, dynamic=False) if config.compiled else trained
     times, losses = [], []
     with config.applied():
         for _ in range(1 + rounds):
             began = time.perf_counter()
             with config.autocast(device):
-                raw = trained(images)
+                raw = network(images)
             loss = sum(trained.loss(raw, targets).values())
             loss.backward()
             losses.append(loss.item())
             trained.zero_grad(set_to_none=True)
             times.append(time.perf_counter() - began)
-    return min(times[1:] or times), losses[0]
+    return _StepTime(min(times[1:] or times), times[0], losses[0])
 
 
 def _read_memory(path: Path) -> AutotuneMemory:

@@ -102,6 +102,7 @@ def finish_run(
                 trained_on=session.world.device,
                 processes=session.world.size,
                 mosaic_end=state["mosaic_end"],
+                micro_batch=state["micro_batch"] or None,
                 steps=steps,
                 seconds=round(seconds, 2),
                 images_per_second=round(steps * batch_size / max(seconds, 1e-9), 2),

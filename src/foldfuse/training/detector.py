@@ -17,15 +17,15 @@ from foldfuse.data.images import ImageCache, Letterbox, canvas_for
 from foldfuse.inference.learnt_images import record_learnt_images
 from foldfuse.models import make_detector
 from foldfuse.models.pretrained.state_dicts import load_exactly
-from foldfuse.recipes import Recipe, write_recipe
+from foldfuse.recipes import Recipe
 from foldfuse.storage.run import Run
 from foldfuse.training.autotune import autotune
 from foldfuse.training.batches import Batches
 from foldfuse.training.checkpoints import Checkpointer, TrainingResult, finish_run
 from foldfuse.training.init_weights import load_init_weights
 from foldfuse.training.loop import fit
-from foldfuse.training.memory import halve_batch, is_out_of_memory
-from foldfuse.training.precision import ComputeConfig, default_config, stored_config
+from foldfuse.training.memory import is_out_of_memory
+from foldfuse.training.precision import ComputeConfig, config_for, default_config, stored_config
 from foldfuse.training.session import TrainingSession
 
 log = logging.getLogger(__name__)
@@ -53,12 +53,10 @@ def train_detector(
     *,
     images: ImageCache | None = None,
     init_state: Mapping[str, Any] | None = None,
-    halve_on_out_of_memory: bool = True,
 ) -> TrainingResult:
     """Train the detector of a run folder, and write its log, checkpoints, weights and metadata there.
 
-    All steps have images of one size, so the first steps show whether the memory is enough. Where a batch does not fit, the
-    batch size is halved, the learning rate is divided by the square root of 2, and the training starts again.
+    A batch that does not fit in memory is computed in parts; see `memory`.
 
     Args:
         run: folder with a recipe and metadata.
@@ -66,11 +64,10 @@ def train_detector(
         session: budget, processes, checkpoint and trackers of this call.
         images: the images of the dataset, where they are decoded already.
         init_state: the last checkpoint of another run; training starts from its weights.
-        halve_on_out_of_memory: False raises torch's out-of-memory error instead; several processes always raise it.
 
     Raises:
         FloatingPointError: the loss is not finite.
-        InputError: not even the smallest batch fits in memory.
+        InputError: not even one image fits in memory.
     """
     recipe, world, seed = run.recipe, session.world, run.metadata.seed
     if world.is_main:
@@ -99,23 +96,8 @@ def train_detector(
         images = ImageCache.load(samples, longest=longest_side(recipe))
     batches = Batches(samples, images, recipe, canvas, seed)
     checkpointer = Checkpointer(run, session)
-    out_of_memory = False
-    try:
-        config = _compute_config(run, model, batches, session)
-        last = fit(model, batches, recipe, session, log=checkpointer.log, save=checkpointer, config=config)
-    except RuntimeError as error:
-        recoverable = halve_on_out_of_memory and world.size == 1 and not run.has_checkpoint
-        out_of_memory = recoverable and is_out_of_memory(error)
-        if not out_of_memory:
-            raise
-    if out_of_memory:  # not within `except`, where the error still references the failed step and its memory
-        smaller = halve_batch(recipe)
-        log.warning(
-            f"{run.folder}: batches of {recipe.batch_size} images do not fit in memory. Training with batches of "
-            f"{smaller.batch_size}, and a learning rate of {smaller.lr:.2g} instead of {recipe.lr:.2g}."
-        )
-        write_recipe(smaller, run.folder / "recipe.json")
-        return train_detector(run, dataset, session, images=images, init_state=init_state)
+    config = _compute_config(run, model, batches, session)
+    last = fit(model, batches, recipe, session, log=checkpointer.log, save=checkpointer, config=config)
     return finish_run(run, session, last, replace(run.metadata, canvas=canvas), batch_size=recipe.batch_size)
 
 
@@ -144,20 +126,25 @@ def _compute_config(run: Run, model: Any, batches: Batches, session: TrainingSes
     recipe, metadata, world, budget = run.recipe, run.metadata, session.world, session.budget
     stored = stored_config(run)
     world.barrier()  # every process has read run.json before process 0 writes it, so all take the same way
+    device = torch.device(world.device)
     if stored is not None:
-        return stored
-    config, result = default_config(torch.device(world.device)), None
+        return config_for(stored, device, precision=recipe.precision)
+    config, result = default_config(device), None
     if recipe.precision != "auto":
         config = replace(config, precision=recipe.precision)
     elif world.size == 1 and budget.seconds < math.inf:
         budget.elapsed()  # the clock starts here: autotuning is paid from the budget
-        result = autotune(
-            model,
-            batches.batch(0),
-            frozen_stages=recipe.frozen_stages,
-            seconds=budget.seconds,
-            key=f"{recipe.detector} at {batches.canvas}, batch {recipe.batch_size}, {recipe.frozen_stages} stages frozen",
-        )
+        key = f"{recipe.detector} at {batches.canvas}, batch {recipe.batch_size}, {recipe.frozen_stages} stages frozen"
+        if device.type == "cuda":
+            key += f", {budget.seconds:.0f} s"  # the time decides on compiling
+        try:
+            result = autotune(
+                model, batches.batch(0), frozen_stages=recipe.frozen_stages, seconds=budget.seconds, key=key
+            )
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            log.info("Autotuning is left out: a whole batch does not fit in memory.")
     if result is not None:
         config = result.config
         log.info(str(result))

@@ -1,77 +1,82 @@
 """Training over several processes, which together compute the same steps as one process with the same global batch.
 
-Each process computes the forward pass of its shard of every batch. Batch norms take their statistics over all shards, the
-loss is computed of the whole batch on every process (so that a detector may divide by a count over the whole
-batch), and gradients are summed. A single process has no extra cost.
+Each process computes forward pass, loss and backward pass of its shard of every batch, and DistributedDataParallel averages the
+gradients while the backward pass runs. Two things look beyond a shard: batch norms, whose statistics are of all shards, and
+normalizers of losses, which are counts over all shards (`models.detection.normalizers`). A single process has no extra cost.
 
-torch's own SyncBatchNorm works on CUDA alone, and layers of other libraries do not use it; so this module has its own.
+On CUDA, batch norms become torch's SyncBatchNorm. It works on CUDA alone, so that processes on CPUs have one of ours: see
+docs/adr/0007-several-processes.md.
 
-Shapes: B images of the batch, b of this process's shard, C channels, R processes.
+Shapes: b images of this process's shard, C channels, R processes.
 """
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from timm.layers import convert_sync_batchnorm
 from torch import Tensor, distributed, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_map
 
+from foldfuse.models.detection.normalizers import at_least_float32
 from foldfuse.system.processes import World
 
 
+def sync_batch_norms(model: nn.Module, world: World) -> None:
+    """Make the batch norms of a model on CUDA take their statistics over all processes; parameters and names stay."""
+    if world.size > 1 and next(model.parameters()).is_cuda:
+        converted = convert_sync_batchnorm(model)  # in place, unless the model itself is a batch norm
+        assert converted is model
+
+
 def synced_batch_norm(world: World) -> AbstractContextManager[Any]:
-    """A context in which batch norms in training mode take their statistics over the images of all processes."""
-    return nullcontext() if world.size == 1 else _SyncedBatchNorm()
+    """A context in which batch norms on CPUs, in training mode, take their statistics over the images of all processes."""
+    return _SyncedBatchNorm() if world.size > 1 and world.device == "cpu" else nullcontext()
 
 
-def gather_batch(raw: Any, world: World) -> Any:
-    """The network's output for the whole batch, from its output for this process's shard.
+def distributed_network(network: nn.Module, world: World) -> nn.Module:
+    """`network` such that its gradients are means over the processes; a single process has the network itself.
 
-    Gradients flow back to this process's shard alone.
-
-    Args:
-        raw: a tensor, or tuples, lists and dicts of tensors; the first dimension of each trained tensor is the batch.
-        world: the processes.
+    Every step must train the same parameters as the first.
     """
     if world.size == 1:
-        return raw
-    return tree_map(lambda t: _GatherBatch.apply(t, world.rank, world.size) if _is_trained(t) else t, raw)
+        return network
+    # Buffers need no exchange: each process computes the same statistics. The option's name depends on torch's version.
+    known = inspect.signature(DistributedDataParallel.__init__).parameters
+    option = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
+    return DistributedDataParallel(network, static_graph=True, **{option: False})
 
 
-def sum_gradients(parameters: Sequence[nn.Parameter], world: World) -> None:
-    """Replace every gradient by its sum over all processes."""
+def sum_over_processes(values: Tensor, world: World) -> Tensor:
+    """The sum of a tensor without gradient over all processes; every process must call."""
     if world.size == 1:
-        return
-    gradients = [p.grad for p in parameters if p.grad is not None]
-    flat = torch.cat([g.flatten() for g in gradients])
-    distributed.all_reduce(flat)
-    sums = torch.split(flat, [g.numel() for g in gradients])
-    for gradient, total in zip(gradients, sums, strict=True):
-        gradient.copy_(total.view_as(gradient))
+        return values
+    total = values.detach().clone()
+    distributed.all_reduce(total)
+    return total
 
 
-def _is_trained(t: Any) -> bool:
-    return isinstance(t, Tensor) and t.requires_grad
+def loss_terms(model: Any, raw: Any, targets: Sequence[Any], world: World) -> dict[str, Tensor]:
+    """The terms of this shard's part of the loss: over all processes they sum to the loss of the whole batch.
 
-
-class _GatherBatch(torch.autograd.Function):
-    """(b, ...) of each process -> (B, ...); the gradient of this process's shard flows back."""
-
-    @staticmethod
-    def forward(ctx: Any, shard: Tensor, rank: int, size: int) -> Tensor:
-        ctx.rank, ctx.length = rank, len(shard)
-        shards = [torch.empty_like(shard, memory_format=torch.contiguous_format) for _ in range(size)]
-        distributed.all_gather(shards, shard.contiguous())
-        return torch.cat(shards)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
-        return grads[0][ctx.rank * ctx.length : (ctx.rank + 1) * ctx.length], None, None
+    A loss that takes `batch_total` divides by counts over the whole batch. Another one divides by counts over its shard, and the
+    mean over the processes is taken: this is the loss of the whole batch where it is a mean over images, else nearly.
+    """
+    if world.size == 1:
+        whole: dict[str, Tensor] = model.loss(raw, targets)
+        return whole
+    if "batch_total" in inspect.signature(model.loss).parameters:
+        shard: dict[str, Tensor] = model.loss(
+            raw, targets, batch_total=lambda counts: sum_over_processes(counts, world)
+        )
+        return shard
+    return {name: term / world.size for name, term in model.loss(raw, targets).items()}
 
 
 class _SyncedBatchNorm(TorchFunctionMode):
@@ -96,7 +101,7 @@ def _batch_norm(
     """`F.batch_norm` with statistics over all processes: (b, C, ...) -> (b, C, ...)."""
     if not training:
         return F.batch_norm(x, running_mean, running_var, weight, bias, training, momentum, eps)
-    variance, mean = torch.var_mean(_at_least_float32(x.detach()), [d for d in range(x.ndim) if d != 1], correction=0)
+    variance, mean = torch.var_mean(at_least_float32(x.detach()), [d for d in range(x.ndim) if d != 1], correction=0)
     own = torch.stack([mean, variance])  # (2, C)
     shards = [torch.empty_like(own) for _ in range(distributed.get_world_size())]
     distributed.all_gather(shards, own)
@@ -108,11 +113,6 @@ def _batch_norm(
         running_mean.lerp_(mean, momentum)
         running_var.lerp_(variance * (count / (count - 1)), momentum)
     return _Normalize.apply(x, mean, variance, weight, bias, eps, count)
-
-
-def _at_least_float32(x: Tensor) -> Tensor:
-    """`x`, or its float32 copy where `x` is half precision, which is too coarse for sums over many pixels."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 class _Normalize(torch.autograd.Function):
@@ -138,8 +138,8 @@ class _Normalize(torch.autograd.Function):
         x, mean, scale, weight = ctx.saved_tensors
         pixels = [d for d in range(x.ndim) if d != 1]
         shape = [-1 if d == 1 else 1 for d in range(x.ndim)]
-        g = _at_least_float32(grads[0])
-        normalized = (_at_least_float32(x) - mean.view(shape)) * scale.view(shape)
+        g = at_least_float32(grads[0])
+        normalized = (at_least_float32(x) - mean.view(shape)) * scale.view(shape)
         own = torch.stack([g.sum(pixels), (g * normalized).sum(pixels)])  # (2, C)
         total = own.clone()
         distributed.all_reduce(total)

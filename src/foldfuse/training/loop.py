@@ -8,27 +8,29 @@ without interruption. The same loop serves one process and several: see `distrib
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.optim import Optimizer
 
 from foldfuse.models.pretrained.state_dicts import load_exactly
 from foldfuse.recipes import ClassifierRecipe, Recipe
-from foldfuse.system.processes import World
 from foldfuse.system.signals import deferred_interrupts
 from foldfuse.training.batches import BatchSource
 from foldfuse.training.budget import lr_scale
-from foldfuse.training.distributed import gather_batch, sum_gradients, synced_batch_norm
+from foldfuse.training.distributed import sync_batch_norms
+from foldfuse.training.gradients import Gradients
 from foldfuse.training.loading import open_loader
 from foldfuse.training.optimizers import Ema, make_detector_optimizer
 from foldfuse.training.precision import ComputeConfig, default_config
+from foldfuse.training.readback import Readback
 from foldfuse.training.session import TrainingSession
-from foldfuse.training.state import check_state
+from foldfuse.training.state import check_state, rng_state, set_rng_state
 
 SMOOTHING = 0.95  # of the loss that is shown: about the mean of the last 20 steps
+MAX_SKIPPED = 20  # steps in a row that float16 may skip: halved so often, the scale of the loss is far below 1
 
 logger = logging.getLogger(__name__)
 
@@ -57,12 +59,14 @@ def fit(
         make_optimizer: makes the optimizer of a model and its recipe.
 
     Returns:
-        The last state: "model", "ema", "ema_steps", "optimizer", "scaler", "step", "seconds", "data_wait", "mosaic_end", "rng".
+        The last state: "model", "ema", "ema_steps", "optimizer", "scaler", "step", "seconds", "data_wait", "mosaic_end", "rng",
+        "micro_batch" (images that a process computes at a time; 0 for all of its share), "skipped" (the last steps in a row that
+        float16 skipped).
 
     Raises:
-        FloatingPointError: the loss is not finite; the message names the step, the terms and the images. Or the state to be
-            saved is not; the message names the tensor.
-        InputError: the checkpoint to resume from is not of this model.
+        FloatingPointError: the loss is not finite, in float16 for `MAX_SKIPPED` steps; the message names the step, the terms and
+            the images. Or the state to be saved is not; the message names the tensor.
+        InputError: the checkpoint to resume from is not of this model, or not even one image fits in memory.
         KeyboardInterrupt: after the step in which an interrupt came, whose state was given to `save`.
     """
     budget, world, resumed = session.budget, session.world, session.checkpoint
@@ -71,23 +75,30 @@ def fit(
     model.to(memory_format=config.memory_format)
     if resumed is not None:
         load_exactly(model, resumed.get("model"), source="the checkpoint to resume from")
+    sync_batch_norms(model, world)
     model.freeze(recipe.frozen_stages)  # after the weights are loaded: the frozen part is a copy
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer, scaler = make_optimizer(model, recipe), config.scaler(device)
     ema, step, data_wait = Ema(model, recipe.ema_decay), 0, 0.0
     shown_loss: float | None = None
     mosaic_end: int | None = None
+    micro_batch, skipped = getattr(recipe, "micro_batch", 0), 0
     if resumed is not None:
         check_state(resumed, model, optimizer)
         base_lrs = [group["base_lr"] for group in optimizer.param_groups]
         optimizer.load_state_dict(resumed["optimizer"])
         for group, base_lr in zip(optimizer.param_groups, base_lrs, strict=True):
             group["base_lr"] = base_lr  # the recipe's, which a resume may have changed
-        scaler.load_state_dict(resumed["scaler"])
+        if resumed["scaler"]:  # none where the earlier part did not compute in float16
+            scaler.load_state_dict(resumed["scaler"])
         ema.load(resumed["ema"], resumed["ema_steps"])
         step, data_wait, mosaic_end = resumed["step"], resumed["data_wait"], resumed["mosaic_end"]
-        _set_rng_state(resumed["rng"], world, device)
+        micro_batch, skipped = resumed.get("micro_batch", micro_batch), resumed.get("skipped", 0)
+        set_rng_state(
+            resumed["rng"][world.rank % len(resumed["rng"])], device
+        )  # there may be more processes than states
         budget.elapsed_before += resumed["seconds"]
+    gradients = Gradients(model, recipe, config, scaler, world=world, micro_batch=micro_batch)
 
     def state() -> dict[str, Any]:
         return {
@@ -100,11 +111,13 @@ def fit(
             "seconds": budget.elapsed(),
             "data_wait": data_wait,
             "mosaic_end": mosaic_end,
-            "rng": world.all_gather(_rng_state(device)),
+            "rng": world.all_gather(rng_state(device)),
+            "micro_batch": gradients.micro_batch,
+            "skipped": skipped,
         }
 
     shard, saved_at = world.shard(recipe.batch_size), budget.elapsed()
-    spent = world.broadcast(budget.spent(step))
+    spent, soon = world.broadcast(budget.spent(step), budget.spent(step + 1))
     if resumed is None and spent >= batches.mosaic_until:
         mosaic_end = step
     loading = open_loader(batches, device, shard=shard, mosaic_end=mosaic_end)
@@ -113,7 +126,7 @@ def fit(
             scale = lr_scale(spent, recipe.warmup_fraction, recipe.lr_decay_start)
             for group in optimizer.param_groups:
                 group["lr"] = group["base_lr"] * scale
-            if mosaic_end is None and (soon := world.broadcast(budget.spent(step + 1))) >= batches.mosaic_until:
+            if mosaic_end is None and soon >= batches.mosaic_until:
                 mosaic_end = step + 1
                 loader.end_mosaics(mosaic_end)
                 if soon < 1:
@@ -123,37 +136,44 @@ def fit(
             images = images.to(device, non_blocking=True, memory_format=config.memory_format).float().div_(255)
             data_wait += budget.elapsed() - wait_began
 
-            with config.autocast(device), synced_batch_norm(world):
-                raw = model(images)
-            all_targets = [target for shard_targets in world.all_gather(targets) for target in shard_targets]
-            terms = model.loss(gather_batch(raw, world), all_targets)
-            loss = sum(terms.values())
-            if not loss.isfinite():
-                raise FloatingPointError(_not_finite(step, terms, batches))
-            optimizer.zero_grad(set_to_none=True)
-            scaler.scale(loss).backward()
-            sum_gradients(parameters, world)
+            step_loss = gradients.compute(images, targets)
             scaler.unscale_(optimizer)
-            torch.nn.utils.clip_grad_norm_(parameters, recipe.grad_clip_norm)
+            norm = torch.nn.utils.clip_grad_norm_(parameters, recipe.grad_clip_norm)
             scaler.step(optimizer)
             scaler.update()
-            ema.update(model)
+            # The one place where the host waits for the device: for the forward pass, in float16 for the backward pass too.
+            overflow = scaler.is_enabled() and not math.isfinite(Readback(norm.view(1)).read()[0])
+            losses = step_loss.read()
+            skipped = skipped + 1 if overflow else 0
+            if overflow:  # the optimizer has left the weights as they were, and halves the scale of the loss
+                gradients.undo_forward()
+            if skipped >= MAX_SKIPPED or not (overflow or math.isfinite(losses["loss"])):
+                raise FloatingPointError(_not_finite(step, losses, batches, skipped))
+            if not overflow:
+                ema.update(model)
 
-            row = {"step": step, "seconds": round(budget.elapsed(), 3), "spent": round(spent, 6)}
-            row |= {"lr": recipe.lr * scale, "loss": loss.item()}
-            row |= {name: term.item() for name, term in terms.items()}
-            log.append(row | {"data_wait": round(data_wait, 3)})
+            row = {
+                "step": step,
+                "seconds": round(budget.elapsed(), 3),
+                "spent": round(spent, 6),
+                "lr": recipe.lr * scale,
+            }
+            row |= {name: value if math.isfinite(value) else None for name, value in losses.items()}
+            log.append(row | ({"skipped": 1} if overflow else {}) | {"data_wait": round(data_wait, 3)})
             step += 1
-            shown_loss = SMOOTHING * (shown_loss or row["loss"]) + (1 - SMOOTHING) * row["loss"]
-            spent = world.broadcast(budget.spent(step))
+            if not overflow:
+                shown_loss = SMOOTHING * (shown_loss or losses["loss"]) + (1 - SMOOTHING) * losses["loss"]
+            spent, soon, stop, since_saved = world.broadcast(
+                budget.spent(step), budget.spent(step + 1), interrupted(), budget.elapsed() - saved_at
+            )
             session.progress(spent)
-            session.status({"step": f"{step:,}", "loss": f"{shown_loss:.3f}", "lr": f"{100 * scale:.0f}%"})
-            if world.broadcast(interrupted()):
+            shown = "-" if shown_loss is None else f"{shown_loss:.3f}"
+            session.status({"step": f"{step:,}", "loss": shown, "lr": f"{100 * scale:.0f}%"})
+            if stop:
                 if save is not None:
                     save(state())
                 raise KeyboardInterrupt
-            due = world.broadcast(budget.elapsed() - saved_at) > session.checkpoint_seconds
-            if save is not None and spent < 1 and due:
+            if save is not None and spent < 1 and since_saved > session.checkpoint_seconds:
                 save(state())
                 saved_at = budget.elapsed()
     last = state()
@@ -162,21 +182,12 @@ def fit(
     return last
 
 
-def _rng_state(device: torch.device) -> dict[str, Tensor]:
-    """torch's random state, which DropPath draws from; batches have generators of their own, made from the seed."""
-    state = {"cpu": torch.get_rng_state()}
-    return state | ({"cuda": torch.cuda.get_rng_state(device)} if device.type == "cuda" else {})
-
-
-def _set_rng_state(states: Sequence[Mapping[str, Tensor]], world: World, device: torch.device) -> None:
-    """Restore torch's random state of this process; with more processes than states, some processes share a state."""
-    own = states[world.rank % len(states)]
-    torch.set_rng_state(own["cpu"])
-    if "cuda" in own and device.type == "cuda":
-        torch.cuda.set_rng_state(own["cuda"], device)
-
-
-def _not_finite(step: int, terms: Mapping[str, Tensor], batches: BatchSource) -> str:
-    values = ", ".join(f"{name} {term.item():g}" for name, term in terms.items())
+def _not_finite(step: int, losses: Mapping[str, float], batches: BatchSource, skipped: int) -> str:
+    values = ", ".join(f"{name} {value:g}" for name, value in losses.items() if name != "loss")
     names = ", ".join(batches.samples[i].file_name for i in batches.indices(step))
+    if skipped:
+        return (
+            f"step {step}: in float16 the gradients have not been finite for {skipped} steps in a row (loss: {values}). The "
+            f"images were {names}. Try a lower lr, or a new run with --set precision=float32."
+        )
     return f"step {step}: the loss is not finite ({values}). The images were {names}. Try a lower lr."

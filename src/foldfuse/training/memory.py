@@ -1,13 +1,33 @@
-"""Recognises torch's out-of-memory errors, and halves the batch size of a recipe."""
+"""Batches that do not fit in memory: computed in parts of `micro_batch` images, with the loss of the whole batch.
+
+The parts go through the network one after the other, and keep nothing for the backward pass but their images and outputs
+(Chen et al., "Training deep nets with sublinear memory cost", arXiv:1604.06174: each part is computed again when its gradient
+is due). The loss sees the outputs of all parts at once, so assignment, normalizers and gradients are those of the whole batch
+for any detector. Batch norms alone differ: their statistics are of a part.
+
+Shapes: B images of a batch.
+"""
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Sequence
+from typing import Any
 
 import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten, tree_unflatten
+from torch.utils.checkpoint import checkpoint
 
 from foldfuse.errors import InputError
-from foldfuse.recipes import Recipe
+from foldfuse.system.processes import SINGLE_PROCESS, World
+from foldfuse.training.distributed import synced_batch_norm
+from foldfuse.training.state import rng_state, set_rng_state
+
+SMALL_IMAGE = 128  # pixels: up to this size the coarsest level may be one pixel, and a batch norm needs two values
+
+
+class NotEnoughMemory(InputError):
+    """Not even the smallest part of a batch fits in memory."""
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:
@@ -15,17 +35,102 @@ def is_out_of_memory(error: RuntimeError) -> bool:
     return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
 
 
-def halve_batch(recipe: Recipe) -> Recipe:
-    """The recipe with half the batch size, and the learning rate divided by the square root of 2 (the rule of `sweep`).
+def num_parts(batch_size: int, micro_batch: int) -> int:
+    """The number of parts of at most `micro_batch` images; 1 where `micro_batch` is 0."""
+    return -(-batch_size // micro_batch) if micro_batch else 1
 
-    Raises:
-        InputError: half the batch size is too small for batch norm.
+
+def half_micro_batch(batch_size: int, micro_batch: int, *, image_size: int) -> int | None:
+    """The largest micro-batch that makes twice as many parts; None where a part would be too small for batch norms."""
+    half = -(-batch_size // (2 * num_parts(batch_size, micro_batch)))
+    least = 2 if image_size <= SMALL_IMAGE else 1
+    parts = num_parts(batch_size, half)
+    return half if parts > num_parts(batch_size, micro_batch) and batch_size // parts >= least else None
+
+
+class InParts(nn.Module):
+    """A network that computes its batch in parts, and joins their outputs.
+
+    Args:
+        model: (B, 3, H, W) -> raw: tensors whose first dimension is B, in tuples, lists and dicts, beside numbers.
+        micro_batch: the number of images of a part; 0 for the whole batch at once.
+        world: the processes over which batch norms take their statistics.
+        compiled: whether torch compiles the network where the whole batch is computed at once.
     """
-    size = recipe.batch_size // 2
-    try:
-        return replace(recipe, batch_size=size, lr=recipe.lr * (size / recipe.batch_size) ** 0.5)
-    except InputError:
-        raise InputError(
-            f"batch_size is {recipe.batch_size}, which does not fit in memory at {recipe.image_size} px, and half of it "
-            "is too small to train. Take a smaller image_size, or a smaller detector."
-        ) from None
+
+    def __init__(
+        self, model: nn.Module, micro_batch: int = 0, world: World = SINGLE_PROCESS, *, compiled: bool = False
+    ) -> None:
+        super().__init__()
+        self.model, self.micro_batch, self.world = model, micro_batch, world
+        self._whole: Any = torch.compile(model.forward, dynamic=False) if compiled else self._synced
+
+    def forward(self, images: Tensor) -> Any:
+        """(B, 3, H, W) -> raw of the whole batch.
+
+        Raises:
+            InputError: outputs of this network cannot be joined.
+        """
+        parts = num_parts(len(images), self.micro_batch)
+        if parts == 1:
+            return self._whole(images)
+        split = images.tensor_split(parts)
+        return _join([checkpoint(self._synced, part, use_reentrant=False) for part in split], [len(p) for p in split])
+
+    def _synced(self, images: Tensor) -> Any:
+        with synced_batch_norm(self.world):
+            return self.model(images)
+
+
+class Snapshot:
+    """What the forward pass changes: the model's buffers and torch's random state. Restored, a step can be repeated."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.device = next(model.parameters()).device
+        self._buffers = list(model.buffers())
+        self._copies = [torch.empty_like(b) for b in self._buffers]
+        self.take()
+
+    def take(self) -> None:
+        """Remember the present state."""
+        if self._buffers:
+            torch._foreach_copy_(self._copies, self._buffers)
+        self._rng = rng_state(self.device)
+
+    def restore_buffers(self) -> None:
+        """Give the buffers the values that they had."""
+        if self._buffers:
+            torch._foreach_copy_(self._buffers, self._copies)
+
+    def restore(self) -> None:
+        """Give buffers and random state the values that they had."""
+        self.restore_buffers()
+        set_rng_state(self._rng, self.device)
+
+
+def _join(raws: Sequence[Any], lengths: Sequence[int]) -> Any:
+    """The output for all images, from the outputs for parts of them."""
+    flat = [tree_flatten(raw) for raw in raws]
+    leaves, spec = flat[0]
+    if any(len(own) != len(leaves) for own, _ in flat):
+        raise _cannot_join()
+    columns = zip(*(own for own, _ in flat), strict=True)
+    return tree_unflatten([_joined(column, lengths) for column in columns], spec)
+
+
+def _joined(column: Sequence[Any], lengths: Sequence[int]) -> Any:
+    """One output of all parts as one: tensors with a row for each image are joined; others must not depend on the images."""
+    first = column[0]
+    if isinstance(first, Tensor) and all(t.ndim and len(t) == n for t, n in zip(column, lengths, strict=True)):
+        return torch.cat(list(column))
+    if isinstance(first, Tensor):
+        same = not first.requires_grad and all(t.shape == first.shape for t in column)
+    else:
+        same = all(other == first for other in column)
+    if not same:
+        raise _cannot_join()
+    return first
+
+
+def _cannot_join() -> InputError:
+    return InputError("the network's outputs cannot be computed in parts of a batch. Take a smaller batch_size.")

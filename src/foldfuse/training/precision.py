@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -21,15 +21,17 @@ class ComputeConfig:
 
     Attributes:
         precision: the precision of the forward pass: "float32", "bfloat16", or "float16" for cards without bfloat16.
-        matmul: "highest", or "medium" to let matrix products round their factors to bfloat16.
+        matmul: of float32 matrix products: "highest"; "high" lets CUDA round the factors to TF32, and "medium" to bfloat16.
         channels_last: whether images and weights lie channels last in memory.
         threads: number of threads of torch; None for torch's own choice.
+        compiled: whether torch compiles the network.
     """
 
     precision: str = "float32"
     matmul: str = "highest"
     channels_last: bool = True
     threads: int | None = None
+    compiled: bool = False
 
     def __post_init__(self) -> None:
         if self.precision not in PRECISIONS:
@@ -72,14 +74,34 @@ class ComputeConfig:
             parts.append(f"{self.matmul} matrix products")
         if self.threads is not None:
             parts.append(f"{self.threads} thread{'s' if self.threads > 1 else ''}")
+        if self.compiled:
+            parts.append("compiled")
         return ", ".join(parts)
 
 
 def default_config(device: torch.device) -> ComputeConfig:
-    """The configuration without measurement: float32, on CUDA the half precision that the card has."""
+    """The configuration without measurement: float32, on CUDA the half precision that the card has, and TF32."""
     if device.type != "cuda":
         return ComputeConfig()
-    return ComputeConfig("bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float16")
+    return ComputeConfig("bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float16", "high")
+
+
+def config_for(stored: ComputeConfig, device: torch.device, *, precision: str) -> ComputeConfig:
+    """A stored configuration as this device can compute it: a run may go on where it did not begin.
+
+    Args:
+        stored: the configuration of an earlier part of the run, perhaps of another device.
+        device: the device of this part.
+        precision: the recipe's; "auto" lets the device's default take the place of one that does not suit the device.
+    """
+    default = default_config(device)
+    half = stored.precision != "float32"
+    foreign = stored.precision == "float16" if device.type == "cpu" else half and stored.precision != default.precision
+    if precision == "auto" and foreign:
+        stored = replace(stored, precision=default.precision)
+    if device.type == "cuda":
+        return replace(stored, matmul="high", threads=None)
+    return replace(stored, matmul="highest" if stored.matmul == "high" else stored.matmul, compiled=False)
 
 
 def stored_config(run: Run) -> ComputeConfig | None:

@@ -32,6 +32,7 @@ from foldfuse.inference.learnt_images import record_learnt_images
 from foldfuse.inference.pretraining_images import hash_images
 from foldfuse.models.detection.composed import ComposedDetector
 from foldfuse.models.detection.heads import DenseHead
+from foldfuse.models.detection.normalizers import BatchTotal, own_total
 from foldfuse.models.pretrained.detection import OBJECT_CLASS, save_detection_weights
 from foldfuse.recipes import Recipe
 from foldfuse.storage.run import Run
@@ -191,11 +192,12 @@ class PretrainingDetector(ComposedDetector):
         self.head.has_object_class = True
         self.register_buffer("class_weights", torch.from_numpy(class_weights), persistent=False)
 
-    def loss(self, raw: Any, targets: Sequence[Any]) -> dict[str, Tensor]:
+    def loss(self, raw: Any, targets: Sequence[Any], *, batch_total: BatchTotal = own_total) -> dict[str, Tensor]:
         """Terms to be summed, each a scalar; `targets` are B `SourceTarget`s."""
         pairs = [SourceTarget(*target) for target in targets]
         of_image = self.class_weights[torch.tensor([pair.source for pair in pairs], device=self.class_weights.device)]
-        terms: dict[str, Tensor] = self.head.loss(raw, [pair.annotations for pair in pairs], class_weights=of_image)
+        annotations = [pair.annotations for pair in pairs]
+        terms: dict[str, Tensor] = self.head.loss(raw, annotations, class_weights=of_image, batch_total=batch_total)
         return terms
 
 

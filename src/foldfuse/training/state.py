@@ -1,4 +1,7 @@
-"""The state of a training, as a checkpoint holds it: checks that it fits a model, before anything is changed."""
+"""The state of a training, as a checkpoint holds it: checks that it fits a model, before anything is changed.
+
+States of earlier versions lack `_LATER` fields, and can be resumed all the same.
+"""
 
 from __future__ import annotations
 
@@ -25,6 +28,20 @@ _TYPES = {
     "data_wait": float | int,
     "rng": list,
 }
+_LATER = {"micro_batch": int, "skipped": int}
+
+
+def rng_state(device: torch.device) -> dict[str, Tensor]:
+    """torch's random state, which DropPath draws from; batches have generators of their own, made from the seed."""
+    state = {"cpu": torch.get_rng_state()}
+    return state | ({"cuda": torch.cuda.get_rng_state(device)} if device.type == "cuda" else {})
+
+
+def set_rng_state(state: Mapping[str, Tensor], device: torch.device) -> None:
+    """Restore torch's random state; that of CUDA where there is one."""
+    torch.set_rng_state(state["cpu"])
+    if "cuda" in state and device.type == "cuda":
+        torch.cuda.set_rng_state(state["cuda"], device)
 
 
 def check_state(state: Mapping[str, Any], model: Any, optimizer: Optimizer) -> None:
@@ -38,6 +55,9 @@ def check_state(state: Mapping[str, Any], model: Any, optimizer: Optimizer) -> N
     for name, kind in _TYPES.items():
         if not isinstance(state.get(name), kind):
             raise InputError(f"is not the state of a training: {name} is missing or of another type")
+    for name, kind in _LATER.items():
+        if not isinstance(state.get(name, 0), kind):
+            raise InputError(f"is not the state of a training: {name} is of another type")
     if "mosaic_end" not in state:
         raise InputError("is not the state of a training: mosaic_end is missing")
     own = model.state_dict()

@@ -39,6 +39,7 @@ from foldfuse.system.progress import Progress, no_progress
 from foldfuse.system.records import read_record, write_record
 from foldfuse.training.budget import Budget
 from foldfuse.training.detector import longest_side, train_detector
+from foldfuse.training.memory import NotEnoughMemory
 from foldfuse.training.preparation import check_new_model, state_check
 from foldfuse.training.session import TrainingSession, run_metadata
 from foldfuse.training.sweep_comparison import SweepComparison, compare_runs
@@ -255,12 +256,9 @@ def _train_one(
         evaluate=held_out_scorer(recipe, train.classes, val, device=device, keep=keep),
     )
     failed = None
-    try:  # without halving the batch: one combination would be trained under the name of another
-        train_detector(run, train, session, images=images, halve_on_out_of_memory=False)
-    except (
-        FloatingPointError,
-        torch.OutOfMemoryError,
-    ) as error:  # OutOfMemoryError is CUDA's; on a CPU the system kills the process
+    try:
+        train_detector(run, train, session, images=images)
+    except (FloatingPointError, NotEnoughMemory) as error:
         failed = str(error)
     release_memory(device)
     rows = [row for row in run.log if "ap50" in row]

@@ -23,6 +23,7 @@ from foldfuse.models.backbones.timm_cnn import TimmBackbone
 from foldfuse.models.backbones.transformer_layers import require_multiple
 from foldfuse.models.detection.heads import AnchorHead, DenseHead
 from foldfuse.models.detection.necks import FPN, NECKS
+from foldfuse.models.detection.normalizers import BatchTotal, own_total
 from foldfuse.models.detection.yolov5_head import YOLOv5Head
 from foldfuse.models.registry import entry
 
@@ -67,9 +68,11 @@ class ComposedDetector(nn.Module):
         if isinstance(self.head, YOLOv5Head):
             self.head.fit_anchors(sizes)
 
-    def loss(self, raw: Any, targets: Sequence[Annotations]) -> dict[str, Tensor]:
-        """Terms to be summed, each a scalar."""
-        terms: dict[str, Tensor] = self.head.loss(raw, targets)
+    def loss(
+        self, raw: Any, targets: Sequence[Annotations], *, batch_total: BatchTotal = own_total
+    ) -> dict[str, Tensor]:
+        """Terms to be summed, each a scalar, normalized by counts over the whole batch."""
+        terms: dict[str, Tensor] = self.head.loss(raw, targets, batch_total=batch_total)
         return terms
 
     def decode(self, raw: Any) -> list[Detections]:

@@ -22,6 +22,7 @@ from torchvision.ops import generalized_box_iou_loss
 from foldfuse.detections import Annotations, Detections
 from foldfuse.models.detection import anchors as A
 from foldfuse.models.detection.assignment import task_aligned
+from foldfuse.models.detection.normalizers import BatchTotal, at_least_float32, own_total
 from foldfuse.models.detection.postprocess import select_detections
 
 PRIOR = 0.01  # the score that an untrained class head gives (focal loss, arXiv:1708.02002, section 4.1)
@@ -59,11 +60,12 @@ class Targets(NamedTuple):
 
 def gather_targets(targets: Sequence[Annotations], device: torch.device) -> Targets:
     """The objects of all images in one table."""
-    counts = torch.tensor([len(t) for t in targets], device=device)
+    lengths = [len(t) for t in targets]
+    counts = torch.tensor(lengths, device=device)
     return Targets(
         torch.cat([torch.from_numpy(t.boxes) for t in targets]).to(device, torch.float32),
         torch.cat([torch.from_numpy(t.labels) for t in targets]).to(device),
-        torch.arange(len(targets), device=device).repeat_interleave(counts),
+        torch.arange(len(targets), device=device).repeat_interleave(counts, output_size=sum(lengths)),
     )
 
 
@@ -89,7 +91,12 @@ class DensePrediction:
         raise NotImplementedError
 
     def loss(
-        self, raw: DenseOutput, targets: Sequence[Annotations], *, class_weights: Tensor | None = None
+        self,
+        raw: DenseOutput,
+        targets: Sequence[Annotations],
+        *,
+        class_weights: Tensor | None = None,
+        batch_total: BatchTotal = own_total,
     ) -> dict[str, Tensor]:
         """Terms to be summed, each a scalar: "class" (quality focal) and "box" (GIoU), per assigned object.
 
@@ -99,12 +106,14 @@ class DensePrediction:
             class_weights: (B, K) weights of the classes in each image's loss, 0 for a class that was not annotated there. Its
                 objects may be in the image without a box, so it counts only where a box shows an object of another class,
                 with a weight of 1. None if all classes were annotated.
+            batch_total: gives a count over the whole batch, where these B images are a share of it.
         """
-        logits, box_deltas = raw.logits.float(), raw.box_deltas.float()
+        logits, box_deltas = at_least_float32(raw.logits), at_least_float32(raw.box_deltas)
         class_targets = torch.zeros_like(logits)
         if not sum(len(t) for t in targets):
             of_image = 1.0 if class_weights is None else class_weights[:, None]
-            return {"class": _quality_focal(logits, class_targets, of_image), "box": box_deltas.sum() * 0}
+            total = batch_total(logits.new_zeros(())).clamp(min=1)
+            return {"class": _quality_focal(logits, class_targets, of_image) / total, "box": box_deltas.sum() * 0}
 
         boxes, labels, image = gather_targets(targets, logits.device)
         priors = self.priors(raw)
@@ -125,7 +134,7 @@ class DensePrediction:
             weights[positives.image, positives.prior] = own.where(own > 0, 1.0)
         predicted = self.decode_boxes(box_deltas[positives.image, positives.prior], priors[positives.prior])
         box = (generalized_box_iou_loss(predicted, boxes[positives.object]) * positives.target).sum()
-        total = positives.target.sum().clamp(min=1)
+        total = batch_total(positives.target.sum()).clamp(min=1)
         return {"class": _quality_focal(logits, class_targets, weights) / total, "box": 2 * box / total}
 
     def _decode_rows(self, box_deltas: Tensor, priors: Tensor, rows: Tensor) -> Tensor:

@@ -22,6 +22,7 @@ from torchvision.ops import complete_box_iou_loss
 
 from foldfuse.detections import Annotations, Detections
 from foldfuse.models.detection.dense_prediction import PRIOR, Targets, gather_targets
+from foldfuse.models.detection.normalizers import BatchTotal, at_least_float32, own_total
 from foldfuse.models.detection.postprocess import select_detections
 
 STRIDES = (8, 16, 32)
@@ -118,32 +119,37 @@ class YOLOv5Head(nn.Module):
             strides.append(torch.full((height * width * PER_CELL, 1), float(stride), device=xy.device))
         return _Priors(torch.cat(cells), torch.cat(sides), torch.cat(strides))
 
-    def loss(self, raw: YOLOOutput, targets: Sequence[Annotations]) -> dict[str, Tensor]:
+    def loss(
+        self, raw: YOLOOutput, targets: Sequence[Annotations], *, batch_total: BatchTotal = own_total
+    ) -> dict[str, Tensor]:
         """The terms of the loss, scalars to be summed: "box" (CIoU, arXiv:1911.08287), "object" (target: the CIoU), "class".
 
         Args:
             raw: the output of `forward` for B images.
             targets: B Annotations in input pixels, without crowd regions.
+            batch_total: gives a count over the whole batch, where these B images are a share of it.
         """
-        logits = raw.logits.float()
+        logits = at_least_float32(raw.logits)
         objectness = torch.zeros_like(logits[..., 4])
         terms = {"box": logits.sum() * 0, "class": logits.sum() * 0}
         objects = gather_targets(targets, logits.device)
         n, anchor = self._match(raw, objects)
+        num_matches, num_images = batch_total(logits.new_tensor([len(n), len(logits)]))
         if len(n):
             image = objects.image[n]
             matched = logits[image, anchor]
             ciou = complete_box_iou_loss(self._priors(raw).decode(matched, anchor), objects.boxes[n])
-            terms["box"] = BOX_WEIGHT * ciou.mean()
+            terms["box"] = BOX_WEIGHT * ciou.sum() / num_matches
             if self.num_classes > 1:
                 one_hot = F.one_hot(objects.labels[n], self.num_classes).to(logits)
-                terms["class"] = CLASS_WEIGHT * F.binary_cross_entropy_with_logits(matched[:, 5:], one_hot)
+                per_class = F.binary_cross_entropy_with_logits(matched[:, 5:], one_hot, reduction="sum")
+                terms["class"] = CLASS_WEIGHT * per_class / (num_matches * self.num_classes)
             index = image * logits.shape[1] + anchor  # an anchor with several objects takes the highest CIoU
             objectness.view(-1).scatter_reduce_(0, index, (1 - ciou.detach()).clamp(0, 1), "amax")
         per_anchor = F.binary_cross_entropy_with_logits(logits[..., 4], objectness, reduction="none")
         counts = [height * width * PER_CELL for height, width in raw.sizes]
-        levels = zip(LEVEL_WEIGHTS, torch.split(per_anchor, counts, 1), strict=True)
-        terms["object"] = OBJECT_WEIGHT * torch.stack([w * x.mean() for w, x in levels]).sum()
+        levels = zip(LEVEL_WEIGHTS, torch.split(per_anchor, counts, 1), counts, strict=True)
+        terms["object"] = OBJECT_WEIGHT * torch.stack([w * x.sum() / (num_images * n) for w, x, n in levels]).sum()
         return terms
 
     def _match(self, raw: YOLOOutput, objects: Targets) -> tuple[Tensor, Tensor]:

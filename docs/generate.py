@@ -52,6 +52,7 @@ refused with the range. [Training](training.md) explains schedules, image sizes 
 LIMITS = {
     "image_size": "a multiple of 32, up to 4096",
     "batch_size": f"1 to {recipes.MAX_BATCH_SIZE}",
+    "micro_batch": f"0 to {recipes.MAX_BATCH_SIZE}",
     "frozen_stages": "0 to 3",
     "precision": "`auto`, `float32`, `bfloat16`, `float16`",
     "init_weights": "a word, or a path",

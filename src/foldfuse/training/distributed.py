@@ -50,7 +50,8 @@ def distributed_network(network: nn.Module, world: World) -> nn.Module:
     # Buffers need no exchange: each process computes the same statistics. The option's name depends on torch's version.
     known = inspect.signature(DistributedDataParallel.__init__).parameters
     option = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
-    return DistributedDataParallel(network, static_graph=True, **{option: False})
+    no_exchange: dict[str, Any] = {option: False}
+    return DistributedDataParallel(network, static_graph=True, **no_exchange)
 
 
 def sum_over_processes(values: Tensor, world: World) -> Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -14,11 +16,13 @@ class Readback:
     """
 
     def __init__(self, values: Tensor) -> None:
-        self._values, self._copied = values, None
+        self._values = values
+        self._copied: Any = None
         if values.is_cuda:
             self._values = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
             self._values.copy_(values, non_blocking=True)
-            self._copied = torch.cuda.Event()
+            make_event: Any = torch.cuda.Event
+            self._copied = make_event()
             self._copied.record(torch.cuda.current_stream(values.device))
 
     def read(self) -> list[float]:

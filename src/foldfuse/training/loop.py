@@ -152,7 +152,7 @@ def fit(
             if not overflow:
                 ema.update(model)
 
-            row = {
+            row: dict[str, Any] = {
                 "step": step,
                 "seconds": round(budget.elapsed(), 3),
                 "spent": round(spent, 6),

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import PurePath
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,16 +41,6 @@ class HasOrganiserIds(Protocol):
     def samples(self) -> Sequence[HasOrganiserId]: ...
     @property
     def organiser_category_ids(self) -> Sequence[str | int]: ...
-
-
-class MemberView(NamedTuple):
-    """The key of one set of predictions in a campaign: the member that made them, and the TTA view."""
-
-    member: str
-    view: str
-
-    def __str__(self) -> str:
-        return f"{self.member}@{self.view}"
 
 
 @dataclass(frozen=True, slots=True, eq=False)  # eq: arrays have no single truth value

@@ -14,8 +14,9 @@ from foldfuse.campaign import constants, runner, submissions
 from foldfuse.campaign.submissions import MemberPredictions, ensemble_views
 from foldfuse.campaign.task import Task
 from foldfuse.data.readers.coco import read
-from foldfuse.detections import MemberView, Predictions
+from foldfuse.detections import Predictions
 from foldfuse.ensemble.ensemble import Ensemble
+from foldfuse.ensemble.member_views import MemberView
 from foldfuse.recipes import load_recipe
 from foldfuse.storage import ledger as ledgers
 from foldfuse.storage.ledger import Ledger

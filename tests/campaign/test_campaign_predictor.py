@@ -20,8 +20,8 @@ from foldfuse.commands.train import train
 from foldfuse.data.image_inputs import read_paths
 from foldfuse.data.pixels import open_images
 from foldfuse.data.readers.coco import read
-from foldfuse.detections import MemberView
 from foldfuse.ensemble.ensemble import Ensemble, apply_ensemble
+from foldfuse.ensemble.member_views import MemberView
 from foldfuse.errors import InputError
 from foldfuse.formats.predictions import read_predictions, write_predictions
 from foldfuse.inference import rescoring

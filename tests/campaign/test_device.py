@@ -14,8 +14,8 @@ from foldfuse.campaign.planning import estimates
 from foldfuse.campaign.submissions import MemberPredictions
 from foldfuse.campaign.task import Task
 from foldfuse.data.readers.coco import read
-from foldfuse.detections import MemberView
 from foldfuse.ensemble.ensemble import Ensemble
+from foldfuse.ensemble.member_views import MemberView
 from foldfuse.recipes import load_recipe
 from foldfuse.storage.ledger import create
 from foldfuse.storage.run import Run, RunMetadata

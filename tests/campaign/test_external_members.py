@@ -10,7 +10,8 @@ from foldfuse.campaign.external_members import add_all
 from foldfuse.campaign.submissions import load_predictions, submit_best
 from foldfuse.campaign.task import Task
 from foldfuse.data.readers.coco import read
-from foldfuse.detections import Detections, MemberView, Predictions
+from foldfuse.detections import Detections, Predictions
+from foldfuse.ensemble.member_views import MemberView
 from foldfuse.errors import InputError
 from foldfuse.formats.predictions import write_predictions
 from foldfuse.formats.submission import validate_submission

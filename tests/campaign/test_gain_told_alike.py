@@ -8,8 +8,8 @@ import numpy as np
 from rich.console import Console
 
 from foldfuse.campaign.submissions import by_name, ensemble_summary, log_ensemble
-from foldfuse.detections import MemberView
 from foldfuse.ensemble.ensemble import build_ensemble
+from foldfuse.ensemble.member_views import MemberView
 from foldfuse.evaluation.bootstrap import difference
 from foldfuse.evaluation.coco import score_predictions
 from foldfuse.evaluation.metrics import measure

@@ -17,8 +17,9 @@ from foldfuse.campaign.submissions import (
 )
 from foldfuse.campaign.task import Task
 from foldfuse.data.readers.coco import read
-from foldfuse.detections import Detections, MemberView, Predictions
+from foldfuse.detections import Detections, Predictions
 from foldfuse.ensemble.ensemble import Ensemble, EnsembleReport, apply_ensemble
+from foldfuse.ensemble.member_views import MemberView
 from foldfuse.evaluation.metrics import measure
 from foldfuse.formats.predictions import read_predictions
 from foldfuse.formats.sample_submission import read_sample

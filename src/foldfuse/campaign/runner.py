@@ -30,7 +30,7 @@ from foldfuse.campaign.rescoring import rescore_submission
 from foldfuse.campaign.submissions import MemberPredictions, load_predictions, publish, refresh_report, submit_best
 from foldfuse.campaign.task import VAL, Task, predictions_path
 from foldfuse.data.dataset import Dataset
-from foldfuse.detections import MemberView
+from foldfuse.ensemble.member_views import MemberView
 from foldfuse.ensemble.pseudo_labels import confident_predictions, pseudo_labeled
 from foldfuse.ensemble.ranking import promoted, rank_by_ensemble_gain
 from foldfuse.errors import InputError, counted

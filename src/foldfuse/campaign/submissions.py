@@ -15,8 +15,9 @@ from foldfuse.campaign import constants as c
 from foldfuse.campaign.planning.allocation import search_seconds
 from foldfuse.campaign.task import TEST, VAL, Task, predictions_path
 from foldfuse.data.content_hashes import image_hashes
-from foldfuse.detections import Detections, MemberView, Predictions
+from foldfuse.detections import Detections, Predictions
 from foldfuse.ensemble.ensemble import Ensemble, EnsembleReport, apply_ensemble, build_ensemble
+from foldfuse.ensemble.member_views import MemberView
 from foldfuse.evaluation.coco import Score, score_predictions
 from foldfuse.evaluation.metrics import measure
 from foldfuse.formats.predictions import read_predictions, write_predictions

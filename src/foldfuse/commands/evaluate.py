@@ -23,7 +23,7 @@ from foldfuse.formats.predictions import write_predictions
 from foldfuse.inference.evaluation import RunEvaluation, evaluate_run, held_out_images, keep_evaluation
 from foldfuse.inference.views import BATCH_SIZE
 from foldfuse.reporting.run_page import Evaluated, write_run_page
-from foldfuse.storage.ledger import NAME
+from foldfuse.storage.ledger import is_campaign
 from foldfuse.storage.run import Run
 from foldfuse.system import printing
 from foldfuse.system.progress import progress_bar
@@ -63,7 +63,7 @@ def evaluate(
         foldfuse evaluate run1 data/test.json --out test.html --predictions test.parquet
     """
     folder = Run(run)
-    if (run / NAME).exists() and not folder.exists:
+    if is_campaign(run):
         raise InputError(
             f"{run}: is a campaign, whose page shows its score on held-out images: foldfuse report {run}. Give the folder of a "
             f"run, such as one in {run / 'members'}."
@@ -86,7 +86,7 @@ def evaluate(
     return write_run_page(
         run,
         out=page,
-        evaluated=Evaluated(held_out.dataset, found.predictions, found.record),
+        evaluated=Evaluated(held_out.dataset, found.predictions, found.record, found.diagnosis),
     )
 
 

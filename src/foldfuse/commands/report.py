@@ -8,8 +8,8 @@ from foldfuse.commands import options
 from foldfuse.commands.tables import text_table
 from foldfuse.reporting.campaign_page import write_campaign_page
 from foldfuse.reporting.compare import compare_campaigns, comparison_page
-from foldfuse.reporting.records import is_campaign
 from foldfuse.reporting.run_page import write_run_page
+from foldfuse.storage.ledger import is_campaign
 from foldfuse.system import printing
 from foldfuse.system.atomic_files import write_text
 

@@ -11,8 +11,9 @@ from typing import Any
 
 from foldfuse.data.folds import read_folds
 from foldfuse.data.readers.coco import read
-from foldfuse.detections import MemberView, Predictions
+from foldfuse.detections import Predictions
 from foldfuse.ensemble.ensemble import Ensemble, apply_ensemble, read_ensemble
+from foldfuse.ensemble.member_views import MemberView
 from foldfuse.errors import InputError
 from foldfuse.evaluation.metrics import measure
 from foldfuse.formats.predictions import read_predictions
@@ -75,12 +76,12 @@ def load_campaign(folder: Path, *, device: str = "auto") -> EnsemblePredictor:
 
 def _key(name: str, path: Path) -> MemberView:
     """The member and the view in "member@view"."""
-    member, at, view = name.rpartition("@")
-    if not at:
+    key = MemberView.parse(name)
+    if key is None:
         raise InputError(
             f"{path}: the member {name!r} is not named as a campaign does, such as base@1. Restore the file."
         )
-    return MemberView(member, view)
+    return key
 
 
 def _without(ensemble: Ensemble, names: list[str]) -> Ensemble:

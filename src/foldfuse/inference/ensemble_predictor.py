@@ -14,6 +14,7 @@ from foldfuse.data.content_hashes import known_images
 from foldfuse.data.dataset import Dataset, Sample
 from foldfuse.detections import Predictions
 from foldfuse.ensemble.ensemble import Ensemble, apply_ensemble, read_ensemble
+from foldfuse.ensemble.member_views import MemberView
 from foldfuse.errors import InputError, counted, unknown_name
 from foldfuse.fusion.methods import wbf
 from foldfuse.inference.base_predictor import Predictor
@@ -60,6 +61,9 @@ class EnsemblePredictor(Predictor):
         rescorer: the crop rescorer of the fused predictions; None where there is none.
         learnt_hashes: content hashes of further images that it has learnt from; see `data.content_hashes`.
         noun: "ensemble" or "campaign".
+
+    Every network stays on the device after its first use, so that many calls with one image are fast: on a card with little
+    memory, the members together must fit beside the images of a batch.
     """
 
     ensemble: Ensemble
@@ -212,8 +216,8 @@ def find_run(member: str, folder: Path) -> tuple[Path | None, tuple[View, ...]]:
 
     "NAME@VIEW", as campaigns name their members, is the view of the run NAME.
     """
-    stem, _, view = member.rpartition("@")
-    for name, views in ((member, (PLAIN_VIEW,)), (stem, _view(view))):
+    key = MemberView.parse(member) or MemberView("", "")
+    for name, views in ((member, (PLAIN_VIEW,)), (key.member, _view(key.view))):
         for place in (
             folder,
             folder / "members",

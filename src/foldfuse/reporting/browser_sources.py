@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from foldfuse.ensemble.ensemble import read_ensemble
+from foldfuse.ensemble.member_views import MemberView
 from foldfuse.errors import InputError
+from foldfuse.storage.ledger import is_campaign
 
 FUSED = "fused"
 PLAIN_VIEW = "1"  # the TTA view of the image as it is
@@ -38,7 +40,7 @@ def find_sources(path: Path, name: str, *, is_prefixed: bool) -> list[Prediction
     Raises:
         InputError: a campaign or a run has no predictions, or its ensemble cannot be read.
     """
-    if (path / "campaign.sqlite").is_file() or (path / "fused_oof.parquet").is_file():
+    if is_campaign(path):
         return _campaign_sources(path, f"{name}: " if is_prefixed else "")
     if (path / "run.json").is_file():
         advice = f"Predict with it first: foldfuse predict {path} DATA --out predictions.parquet."
@@ -54,7 +56,8 @@ def _campaign_sources(folder: Path, prefix: str) -> list[PredictionSource]:
     sources = [_source(f"{prefix}{FUSED}", folder / "fused_oof.parquet", folder / "fused_test.parquet", missing)]
     ensemble = folder / "ensemble.json"
     weights = read_ensemble(ensemble).weights if ensemble.is_file() else {}
-    used = {key.rpartition("@")[0] for key, weight in weights.items() if weight > 0}
+    keys = [MemberView.parse(name) for name, weight in weights.items() if weight > 0]
+    used = {key.member for key in keys if key is not None}
     for member in sorted((folder / "members").glob("*/")):
         out_of_fold, test = (member / f"{split}@{PLAIN_VIEW}.parquet" for split in ("val", "test"))
         if out_of_fold.is_file() and (not used or member.name in used):

@@ -53,7 +53,12 @@ class ErrorAnalysis:
 
 
 def analyse_errors(
-    dataset: Dataset, predictions: Predictions, warnings: list[str], *, ignore_orientation: bool = False
+    dataset: Dataset,
+    predictions: Predictions,
+    warnings: list[str],
+    *,
+    ignore_orientation: bool = False,
+    diagnosis: Diagnosis | None = None,
 ) -> ErrorAnalysis:
     """The ErrorAnalysis of predictions of some annotated images of `dataset`.
 
@@ -62,10 +67,12 @@ def analyse_errors(
         predictions: predictions of some images of `dataset`.
         warnings: a sentence is added for each image that cannot be shown.
         ignore_orientation: whether images are shown as their pixels are stored, whatever an EXIF tag says.
+        diagnosis: of just these images, where it is known; made by default.
     """
     annotated = dataset.subset([s.id for s in dataset.samples if s.annotations is not None and s.id in predictions])
     predictions = predictions.select_images(annotated.image_ids)
-    diagnosis = diagnose(predictions, annotated) if _num_objects(annotated.samples) else None
+    if diagnosis is None and _num_objects(annotated.samples):
+        diagnosis = diagnose(predictions, annotated)
     threshold = diagnosis.best.score if diagnosis else 0.0
 
     def draw(kind: str, sample: Sample) -> Figure:

@@ -248,7 +248,7 @@ def read_campaign_record(folder: Path) -> CampaignRecord:
     Raises:
         InputError: the folder does not exist, or holds no campaign.
     """
-    _require(folder, is_campaign(folder))
+    _require(folder, ledger.is_campaign(folder))
     warnings: list[str] = []
     record = record_from(_campaign_facts(folder, warnings))
     runs = sorted(p for p in (folder / "members").glob("*") if p.is_dir())
@@ -279,11 +279,6 @@ def _require(folder: Path, is_known: bool) -> None:
         raise InputError(
             f"{folder}: holds neither a campaign.json nor a run.json. Give the folder of a campaign or of a run."
         )
-
-
-def is_campaign(folder: Path) -> bool:
-    """Whether a folder is a campaign's, running or finished, rather than a run's."""
-    return any((folder / name).exists() for name in (ledger.NAME, "campaign.json", "members"))
 
 
 def read_or_warn(read: Callable[[Path], T], path: Path | None, warnings: list[str]) -> T | None:

@@ -17,6 +17,7 @@ from foldfuse.data.readers.coco import read
 from foldfuse.detections import Predictions
 from foldfuse.errors import InputError, counted
 from foldfuse.evaluation.coco import SCORE_NAMES, Score
+from foldfuse.evaluation.diagnosis import Diagnosis
 from foldfuse.evaluation.record import OOF, VAL, Evaluation, read_evaluation
 from foldfuse.formats.predictions import read_predictions
 from foldfuse.reporting.charts import Chart, duration_text
@@ -46,11 +47,12 @@ _MEANINGS = {  # of the fields of a score
 
 @dataclass(frozen=True, eq=False)
 class Evaluated:
-    """The images that a run was evaluated on, its predictions of them, and their score."""
+    """The images that a run was evaluated on, its predictions of them, their score, and their diagnosis where it is known."""
 
     dataset: Dataset
     predictions: Predictions
     record: Evaluation
+    diagnosis: Diagnosis | None = None
 
 
 @dataclass(frozen=True)
@@ -95,7 +97,11 @@ def write_run_page(folder: Path, *, out: Path | None = None, evaluated: Evaluate
     errors = None
     if evaluated is not None:
         errors = analyse_errors(
-            evaluated.dataset, evaluated.predictions, warnings, ignore_orientation=ignore_orientation
+            evaluated.dataset,
+            evaluated.predictions,
+            warnings,
+            ignore_orientation=ignore_orientation,
+            diagnosis=evaluated.diagnosis,
         )
     page = template("run.html").render(
         name=folder.resolve().name,

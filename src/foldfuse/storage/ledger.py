@@ -33,11 +33,17 @@ from foldfuse.system.durations import format_duration
 from foldfuse.system.files import parse_json
 
 NAME = "campaign.sqlite"
+_MARKS = (NAME, "campaign.json", "members", "fused_oof.parquet")  # one of them makes a folder a campaign's
 LOCK = "campaign.lock"
 EXPORT = "campaign.json"
 HEARTBEAT_SECONDS = 1.0
 
 logger = logging.getLogger(__name__)
+
+
+def is_campaign(folder: Path) -> bool:
+    """Whether a folder is a campaign's, running or finished, perhaps copied without its ledger; a run's folder is not."""
+    return any((folder / name).exists() for name in _MARKS) and not (folder / "run.json").exists()
 
 
 @dataclass

@@ -107,11 +107,17 @@ def image_table(
 
 
 def relative_names(paths: Iterable[Path], folder: Path) -> dict[Path, str]:
-    """{path: its name relative to `folder`, or to the folder that all have in common where one lies outside}."""
+    """{path: its name relative to `folder`, or to the folder that all have in common where one lies outside}.
+
+    Images on several Windows drives have no folder in common: their names then begin with the letter of the drive.
+    """
     absolute = {path: _absolute(path) for path in paths}
     top = _absolute(folder)
     if absolute and not all(path.is_relative_to(top) for path in absolute.values()):
-        top = Path(os.path.commonpath([path.parent for path in absolute.values()]))
+        try:
+            top = Path(os.path.commonpath([path.parent for path in absolute.values()]))
+        except ValueError:
+            return {path: full.as_posix().replace(":", "").lstrip("/") for path, full in absolute.items()}
     return {path: full.relative_to(top).as_posix() for path, full in absolute.items()}
 
 

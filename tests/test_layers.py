@@ -10,7 +10,7 @@ LAYERS = [  # rooms of one line do not know each other
     {"drawing", "exchange"},
     {"detections"},
     {"system"},
-    {"recipes"},
+    {"recipes", "provenance"},
     {"data", "models", "fusion", "storage"},
     {"evaluation", "formats"},
     {"ensemble"},

@@ -105,7 +105,7 @@ def test_a_recipe_comes_back_from_its_file(tmp_path):
         ('{"detector": "a", "mosaik": 1}', "no field is called 'mosaik'. Did you mean 'mosaic'"),
         ('{"detector": "a", "image_size": 100}', "image_size is 100, and must be a positive multiple of 32"),
         ('{"detector": "a", "image_size": 0}', "image_size is 0, and must be a positive multiple of 32"),
-        ('{"format": 2, "detector": "a"}', "is a recipe of format 2, and this version of Foldfuse reads up to 1"),
+        ('{"format": 3, "detector": "a"}', "is a recipe of format 3, and this version of Foldfuse reads up to 2"),
     ],
 )
 def test_a_broken_file_is_named(tmp_path, text, message):

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from foldfuse.errors import InputError, shown, unknown_name
-from foldfuse.system.records import read_record, write_record
+from foldfuse.system.files import read_json
+from foldfuse.system.records import VERSION_KEY, from_plain, write_record
 
 MAX_IMAGE_SIZE = 4096  # pixels; one image then takes some gigabytes of memory in a small network
 MAX_BATCH_SIZE = 4096
@@ -63,7 +64,15 @@ class Recipe:
     copy_paste: float = 0.0  # probability of pasting objects of another image
     precision: str = "auto"  # of the forward pass: "float32", "bfloat16", "float16", or "auto" for the fastest found
 
+    numerics: int = (
+        2  # 1, in the runs of earlier versions: anchors of nominal size on P6 and P7, weight decay of all matrices
+    )
+
     def __post_init__(self) -> None:
+        if self.numerics not in (1, 2):
+            raise InputError(
+                f"numerics is {shown(self.numerics)}, and must be 2, or 1 for a run of an earlier version."
+            )
         if self.image_size != AUTO:
             check_image_size(self.image_size)
         if not 1 <= self.batch_size <= MAX_BATCH_SIZE:
@@ -251,7 +260,7 @@ def classify_swin() -> ClassifierRecipe:
     return ClassifierRecipe("swin_tiny", image_size=224, lr=5e-4, layer_decay=0.85, weight_decay=0.05)
 
 
-RECIPE_FORMAT = 1
+RECIPE_FORMAT = 2  # 1 had no numerics, whose value was 1
 R = TypeVar("R", Recipe, ClassifierRecipe)
 CLASSIFIER_RECIPES: dict[str, Callable[[], ClassifierRecipe]] = {
     f.__name__: f for f in (classify_lite0, classify_vit, classify_swin)
@@ -367,5 +376,8 @@ def read_classifier_recipe(path: Path) -> ClassifierRecipe:
 
 
 def _read(kind: type[R], path: Path) -> R:
-    hint = f"Is {path.parent} the folder of a run?"
-    return read_record(path, kind, version=RECIPE_FORMAT, what="a recipe", hint=hint)
+    what = "a recipe"
+    value = read_json(path, what=what, hint=f"Is {path.parent} the folder of a run?", allow_nan=False)
+    if kind is Recipe and isinstance(value, dict) and value.get(VERSION_KEY, 1) == 1:
+        value = {"numerics": 1, **value}
+    return from_plain(value, kind, where=str(path), what=what, version=RECIPE_FORMAT)

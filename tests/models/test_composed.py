@@ -9,11 +9,13 @@ from torch import nn
 from foldfuse.detections import Annotations
 from foldfuse.errors import InputError
 from foldfuse.models import make_detector
-from foldfuse.models.backbones import timm_cnn
+from foldfuse.models.backbones.factory import make_timm_backbone
 from foldfuse.models.backbones.timm_cnn import TimmBackbone
+from foldfuse.models.backbones.timm_features import TimmFeatures
 from foldfuse.models.cpu.fold_batch_norm import fold_batch_norms
 from foldfuse.models.detection.heads import DenseHead
 from foldfuse.models.detection.necks import FPN, PlainPyramid
+from foldfuse.models.pretrained import imagenet
 from foldfuse.recipes import load_recipe
 
 CONVOLUTIONAL = (
@@ -129,7 +131,11 @@ def test_every_neck_goes_with_every_head(neck, head):
         ("compose:swin_tiny+fpm+dense", "Did you mean 'fpn'"),
         ("compose:swin_tiny+fpn+dens", "Did you mean 'dense'"),
         ("compose:timm:resnet81+fpn+dense", "timm has no network called 'resnet81'. Did you mean"),
-        ("compose:timm:vit_tiny_patch16_224+vitdet+dense", "no stack of convolutional stages"),
+        ("compose:timm:resnet18.a1_in2k+fpn+dense", "no weights of that tag. Its tags: .*a1_in1k"),
+        ("compose:timm:test_maxvit+fpn+dense", "timm:test_maxvit: does not take images of any shape"),
+        ("compose:timm:shvit_s4+fpn+efficientdet+dense", "compose:BACKBONE"),
+        ("compose:timm:efficientvim_m1+fpn+dense", "has features of stride 16, 32, 64; a detector needs"),
+        ("compose:timm:test_vit+fpn+dense", "the neck fpn does not fit timm:test_vit, which has 1 level"),
         ("compose:vit_tiny+fpn+dense", "the neck fpn does not fit vit_tiny, which has 1 level.*Take vitdet"),
         ("compose:swin_tiny+vitdet+dense", "the neck vitdet does not fit swin_tiny, which has 3 level.*Take fpn"),
         ("compose:swin_tiny+fpn", "compose:BACKBONE"),
@@ -147,12 +153,61 @@ def test_a_recipe_takes_a_composed_detector_by_name():
 
 def test_weights_of_a_network_whose_parts_timm_renames_are_all_loaded(monkeypatch):
     whole = timm.create_model("convnext_atto")
-    monkeypatch.setattr(timm_cnn, "hub_weights", lambda name: whole.state_dict())
+    monkeypatch.setattr(imagenet, "hub_weights", lambda name: whole.state_dict())
     loaded = TimmBackbone("convnext_atto", pretrained=True)
     theirs = [t for key, t in whole.state_dict().items() if not key.startswith("head.")]
     ours = list(loaded.parts.state_dict().values())
     assert len(ours) == len(theirs)
     assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+
+
+OTHERS = {
+    "test_vit": ("vitdet", 1),
+    "pvt_v2_b0": ("fpn", 3),
+    "test_mambaout": ("fpn", 3),
+    "swinv2_cr_tiny_ns_224": ("fpn", 3),
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_networks_that_are_no_stack_of_stages_are_backbones_too(name):
+    neck, levels = OTHERS[name]
+    model = make_detector(f"compose:timm:{name}+{neck}+dense", 3, pretrained=False)
+    assert isinstance(model.backbone, TimmFeatures)
+    images = torch.rand(1, 3, 64, 96)
+    strides = (8, 16, 32) if levels == 3 else (16,)
+    with torch.no_grad():
+        found = model.backbone.eval()(images)
+    want = [(1, c, 64 // s, 96 // s) for s, c in zip(strides, model.backbone.channels, strict=True)]
+    assert [tuple(x.shape) for x in found] == want
+    trained = []
+    for stages in (0, 3):
+        model.freeze(stages)
+        trained.append(sum(p.requires_grad for p in model.backbone.parameters()))
+    assert trained[0] > trained[1] > 0
+    sum(model.loss(model(torch.rand(2, 3, 64, 96)), TARGETS).values()).backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.neck.parameters())
+
+
+def test_a_vit_with_other_patches_gets_patches_of_16_px_and_its_weights_with_them(monkeypatch):
+    whole = timm.create_model("vit_small_patch32_224", depth=1)
+    monkeypatch.setattr(imagenet.timm, "create_model", lambda name, **more: create(name, **{"depth": 1} | more))
+    monkeypatch.setattr(imagenet, "hub_weights", lambda name: whole.state_dict())
+    model = make_timm_backbone("vit_small_patch32_224", pretrained=True)
+    state = model.net.state_dict()
+    assert state["model.patch_embed.proj.weight"].shape[-2:] == (16, 16)
+    assert torch.equal(state["model.blocks.0.mlp.fc1.weight"], whole.state_dict()["blocks.0.mlp.fc1.weight"])
+
+
+create = timm.create_model
+
+
+def test_a_network_without_weights_is_a_sentence():
+    with pytest.raises(InputError, match="timm:resnet50d_x: timm has no|timm has no network called 'resnet50d_x'"):
+        make_timm_backbone("resnet50d_x", pretrained=True)
+    bare = next(name for name in timm.list_models("*regnet*") if not timm.is_model_pretrained(name))
+    with pytest.raises(InputError, match=f"timm:{bare}: timm has no weights of this network.*init_weights=none"):
+        make_timm_backbone(bare, pretrained=True)
 
 
 def test_lite0_fpn_leaves_out_the_last_stage():

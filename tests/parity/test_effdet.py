@@ -101,13 +101,27 @@ def as_xyxy(anchors):
     return torch.cat([anchors[:, :2] - anchors[:, 2:] / 2, anchors[:, :2] + anchors[:, 2:] / 2], 1)
 
 
-@pytest.mark.parametrize("image_size", [512, 640])
-def test_same_anchors_where_every_level_halves(image_size):
-    _, _, config = theirs_and_ours("efficientdet_lite0", image_size)
+@pytest.mark.parametrize(
+    ("height", "width"),
+    [(512, 512), (640, 640), (320, 320), (352, 352), (448, 448), (608, 608), (352, 480), (256, 416)],
+)
+def test_same_anchors_at_any_size(height, width):
+    config = effdet.get_efficientdet_config("tf_efficientdet_lite0")
+    config.image_size = (height, width)
     want = Anchors.from_config(config).boxes[:, [1, 0, 3, 2]]  # theirs are yxyx
-    sizes = tuple((image_size // 2**level,) * 2 for level in range(3, 8))
-    got = as_xyxy(A.make_anchors(sizes, (image_size, image_size), config.anchor_scale))
+    sizes = tuple((-(-height // 2**level), -(-width // 2**level)) for level in range(3, 8))
+    got = as_xyxy(A.make_anchors(sizes, (height, width), config.anchor_scale))
     torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-3)
+
+
+def test_a_run_of_an_earlier_version_keeps_its_anchors():
+    now, before = (make_detector("efficientdet_lite0", 2, pretrained=False, numerics=n).eval() for n in (2, 1))
+    with torch.no_grad():
+        raw = now(torch.rand(1, 3, 352, 352))
+    (cell, nominal), finest = (model.priors(raw)[:, 2:] for model in (now, before)), 9 * 44 * 44
+    assert torch.equal(cell[:finest], nominal[:finest])
+    assert nominal[-9:, 0].min() == pytest.approx(3 * 128 * 0.7)
+    assert cell[-9:, 0].min() == pytest.approx(3 * 352 / 3 * 0.7)
 
 
 def test_same_boxes_from_the_same_deltas():

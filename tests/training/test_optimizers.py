@@ -1,5 +1,7 @@
 """Layer-wise learning rates."""
 
+from dataclasses import replace
+
 import pytest
 
 from foldfuse.models import make_detector
@@ -30,3 +32,19 @@ def test_a_backbones_rates_fall_towards_the_pixels(detector, first, last, blocks
     ends = {rate for name, rate in named.items() if last in name}
     assert len(ends) == 1
     assert ends.pop() / lowest == pytest.approx(2.0**blocks)
+
+
+@pytest.mark.parametrize("detector", ["vit_tiny_pyramid", "swin_tiny_fpn", "compose:timm:test_vit+vitdet+dense"])
+def test_tokens_positions_and_tables_do_not_decay(detector):
+    recipe = load_recipe("swin_tiny_fpn", [f"detector={detector}", "init_weights=none", "frozen_stages=0"])
+    model = make_detector(detector, 2, pretrained=False)
+    model.freeze(0)
+    names = {id(p): name for name, p in model.named_parameters()}
+
+    def decayed(recipe):
+        groups = detector_groups(model, recipe)
+        return {names[id(p)].rpartition(".")[2] for group in groups if group["weight_decay"] for p in group["params"]}
+
+    assert decayed(recipe) == {"weight"}
+    more = decayed(replace(recipe, numerics=1))  # of an earlier version, whose checkpoints must go on
+    assert more > {"weight"}

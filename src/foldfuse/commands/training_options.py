@@ -181,7 +181,7 @@ def resumed_recipe(run: Run, given: Given) -> Recipe | ClassifierRecipe:
             found == asked
             or same_path
             or is_auto
-            or field.name == "lr"
+            or field.name in ("lr", "numerics")
             or (field.name == "init_weights" and not has_init)
         ):
             continue

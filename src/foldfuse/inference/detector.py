@@ -51,7 +51,13 @@ def detector_with_weights(
     Raises:
         InputError: the weights are of another network; the sentence begins with `source`.
     """
-    model = make_detector(recipe.detector, len(classes), anchor_scale=recipe.anchor_scale, pretrained=False)
+    model = make_detector(
+        recipe.detector,
+        len(classes),
+        anchor_scale=recipe.anchor_scale,
+        pretrained=False,
+        numerics=recipe.numerics,
+    )
     load_exactly(model, weights, source=source)
     model = fold_batch_norms(model)
     return model.to(device).to(memory_format=torch.channels_last).eval()

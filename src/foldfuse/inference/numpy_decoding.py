@@ -32,6 +32,7 @@ class Decoding:
         score_threshold, nms_iou, max_detections, pre_nms_topk: see `models.detection.postprocess.select_detections`.
         anchor_scale: of the anchor-free head and of EfficientDet's anchors, in strides; 0 for YOLOv5's.
         anchors: (width, height) in pixels of each level's anchors of YOLOv5's head; else empty.
+        nominal_sides: the sides of EfficientDet's anchors follow the nominal strides, as in files of earlier versions.
     """
 
     head: Head
@@ -41,6 +42,7 @@ class Decoding:
     pre_nms_topk: int
     anchor_scale: float = 0.0
     anchors: tuple[tuple[tuple[float, float], ...], ...] = ()
+    nominal_sides: bool = True  # of a file that does not say it
 
 
 def decode(outputs: Sequence[Array], decoding: Decoding, canvas: tuple[int, int]) -> list[Detections]:
@@ -98,21 +100,23 @@ def _boxes(
     per_cell = PER_CELL[decoding.head]
     ends = np.cumsum([height * width * per_cell for height, width in sizes])
     level = np.searchsorted(ends, rows, "right")
-    cell, k = np.divmod(rows - np.concatenate([[0], ends])[level], per_cell)
+    position, k = np.divmod(rows - np.concatenate([[0], ends])[level], per_cell)
     shape = np.array(sizes)[level]  # (n, 2) height, width
-    y, x = np.divmod(cell, shape[:, 1])
+    y, x = np.divmod(position, shape[:, 1])
     stride = 8.0 * 2.0**level
     if decoding.head == "yolov5":
         s = 2 * _sigmoid(deltas)
         centre = (s[:, :2] - 0.5 + np.stack([x, y], 1)) * stride[:, None]
         half = s[:, 2:] ** 2 * np.array(decoding.anchors)[level, k] / 2
         return np.concatenate([centre - half, centre + half], 1)
-    centre = (np.stack([x, y], 1) + 0.5) * np.array(canvas[::-1]) / shape[:, ::-1]
+    cell = np.array(canvas[::-1]) / shape[:, ::-1]  # (n, 2) width, height
+    centre = (np.stack([x, y], 1) + 0.5) * cell
     unit = (stride * decoding.anchor_scale)[:, None]
     if decoding.head == "anchor_free":
         distances = np.exp(np.minimum(deltas, MAX_LOG)) * unit / 2
         return np.concatenate([centre - distances[:, :2], centre + distances[:, 2:]], 1)
-    sides = np.array([(s * w, s * h) for s in SCALES for w, h in ASPECTS])[k] * unit
+    sides = np.array([(s * w, s * h) for s in SCALES for w, h in ASPECTS])[k]
+    sides = sides * (unit if decoding.nominal_sides else cell * decoding.anchor_scale)
     centre = centre + deltas[:, [1, 0]] * sides
     half = np.exp(np.minimum(deltas[:, [3, 2]], MAX_LOG)) * sides / 2
     return np.concatenate([centre - half, centre + half], 1)

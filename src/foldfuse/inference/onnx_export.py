@@ -39,7 +39,8 @@ def run_facts(run: Run, net: Any) -> dict[str, str]:
         decoding = Decoding("yolov5", anchors=tuple(tuple((w, h) for w, h in level) for level in levels), **chosen)
     else:
         kind: Head = "anchors" if isinstance(head, AnchorPrediction) else "anchor_free"
-        decoding = Decoding(kind, anchor_scale=float(head.anchor_scale), **chosen)
+        nominal = isinstance(head, AnchorPrediction) and head.nominal_sides
+        decoding = Decoding(kind, anchor_scale=float(head.anchor_scale), nominal_sides=nominal, **chosen)
     metadata, recipe = run.metadata, run.recipe
     facts = OnnxFacts(
         recipe.detector,

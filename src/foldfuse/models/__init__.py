@@ -28,6 +28,7 @@ from foldfuse.errors import unknown_name
 from foldfuse.models import classifiers
 from foldfuse.models.classifiers import TimmClassifier
 from foldfuse.models.detection import composed, dfine, efficientdet, yolov5
+from foldfuse.models.detection.heads import AnchorPrediction
 
 TIMM = "timm:"
 
@@ -84,7 +85,9 @@ DETECTORS: Mapping[str, Callable[..., Detector]] = {
 CLASSIFIERS: Mapping[str, Callable[..., nn.Module]] = {**classifiers.FAMILY}
 
 
-def make_detector(name: str, num_classes: int, *, anchor_scale: float | None = None, pretrained: bool = True) -> Any:
+def make_detector(
+    name: str, num_classes: int, *, anchor_scale: float | None = None, pretrained: bool = True, numerics: int = 2
+) -> Any:
     """A new detector: `name` is one of DETECTORS or "compose:BACKBONE+NECK+HEAD".
 
     Args:
@@ -92,6 +95,7 @@ def make_detector(name: str, num_classes: int, *, anchor_scale: float | None = N
         num_classes: the number of classes in the data.
         anchor_scale: side of a level's smallest anchor, in strides; None for the published one.
         pretrained: begin with ImageNet weights.
+        numerics: the recipe's field; 1 gives the anchors of runs of earlier versions.
 
     Raises:
         InputError: there is no such detector, or its initial weights are not available.
@@ -102,4 +106,7 @@ def make_detector(name: str, num_classes: int, *, anchor_scale: float | None = N
         )
     if name not in DETECTORS:
         raise unknown_name("detector", name, DETECTORS)
-    return DETECTORS[name](num_classes, anchor_scale=anchor_scale, pretrained=pretrained)
+    model = DETECTORS[name](num_classes, anchor_scale=anchor_scale, pretrained=pretrained)
+    if numerics == 1 and isinstance(model, AnchorPrediction):
+        model.nominal_sides = True
+    return model

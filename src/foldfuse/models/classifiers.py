@@ -15,6 +15,7 @@ from foldfuse.models.backbones import swin, vit
 from foldfuse.models.backbones.timm_cnn import require_timm_model
 from foldfuse.models.cpu.fast_layers import use_fast_cpu_layers
 from foldfuse.models.pretrained.imagenet import load_backbone
+from foldfuse.models.pretrained.timm_source import timm_config
 from foldfuse.models.pretrained.vit_swin import load_imagenet
 from foldfuse.models.registry import entry
 
@@ -65,6 +66,7 @@ class TimmClassifier(nn.Module):
     def __init__(self, name: str, num_classes: int, *, pretrained: bool = True) -> None:
         super().__init__()
         require_timm_model(name)
+        timm_config(name)  # an unknown tag shows here
         self.net = timm.create_model(name)
         if pretrained:
             load_backbone(self.net, name)

@@ -43,7 +43,13 @@ def new_detector(recipe: Recipe, num_classes: int, *, initialized: bool = True) 
         InputError: the weights are not available.
     """
     imagenet = initialized and recipe.init_weights == "imagenet"
-    return make_detector(recipe.detector, num_classes, anchor_scale=recipe.anchor_scale, pretrained=imagenet)
+    return make_detector(
+        recipe.detector,
+        num_classes,
+        anchor_scale=recipe.anchor_scale,
+        pretrained=imagenet,
+        numerics=recipe.numerics,
+    )
 
 
 def train_detector(

@@ -6,7 +6,7 @@ rate than the next.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -30,7 +30,8 @@ def make_classifier_optimizer(model: Any, recipe: ClassifierRecipe) -> Optimizer
 def detector_groups(model: Any, recipe: Recipe) -> list[dict[str, Any]]:
     """Parameter groups of a detector by learning rate, with weight decay for matrices but not for biases and norms.
 
-    "base_lr" of a group is its learning rate before the schedule.
+    Class tokens, positions and tables of relative positions do not decay either, nor what timm's `no_weight_decay` names; in
+    the runs of earlier versions (`numerics` 1) they do. "base_lr" of a group is its learning rate before the schedule.
     """
     layer_of = layer_indices(model.backbone)
     last = max(layer_of.values())
@@ -38,10 +39,29 @@ def detector_groups(model: Any, recipe: Recipe) -> list[dict[str, Any]]:
         id(p): recipe.lr * recipe.backbone_lr_mult * recipe.layer_decay ** (last - layer_of[name])
         for name, p in model.backbone.named_parameters()
     }
+    kept = set() if recipe.numerics == 1 else set(_undecayed(model))
     return _groups(
-        ((p, rates.get(id(p)), rates.get(id(p), recipe.lr), p.ndim > 1) for p in model.parameters()),
+        (
+            (p, rates.get(id(p)), rates.get(id(p), recipe.lr), p.ndim > 1 and id(p) not in kept)
+            for p in model.parameters()
+        ),
         recipe.weight_decay,
     )
+
+
+_UNDECAYED = ("cls_token", "pos_embed", "reg_token", "dist_token", "mask_token", "relative_position_bias_table")
+
+
+def _undecayed(model: nn.Module) -> Iterator[int]:
+    """The ids of parameters that have no weight decay whatever their shape: tokens, positions and tables of positions."""
+    for name, p in model.named_parameters():
+        if name.rpartition(".")[2] in _UNDECAYED:
+            yield id(p)
+    for part in model.modules():
+        names = getattr(part, "no_weight_decay", None)
+        if callable(names):
+            own = dict(part.named_parameters())
+            yield from (id(own[name]) for name in names() if name in own)
 
 
 def classifier_groups(model: Any, recipe: ClassifierRecipe) -> list[dict[str, Any]]:

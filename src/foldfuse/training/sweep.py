@@ -205,7 +205,13 @@ def seconds_for_each(recipes: Mapping[str, Recipe], val: Dataset, remaining: flo
     """
     some, scoring = val.samples[:8], 0.0
     for recipe in recipes.values():
-        model = make_detector(recipe.detector, len(val.classes), anchor_scale=recipe.anchor_scale, pretrained=False)
+        model = make_detector(
+            recipe.detector,
+            len(val.classes),
+            anchor_scale=recipe.anchor_scale,
+            pretrained=False,
+            numerics=recipe.numerics,
+        )
         model.eval().to(device)
         if torch.device(device).type != "cpu":  # a card loads its libraries and kernels at the first image
             predict_views(model, some, val.classes, image_size=recipe.image_size, views=[PLAIN_VIEW])

@@ -1,4 +1,4 @@
-"""Backbones by name. A convolutional network or a Swin gives the levels P3, P4, P5; a ViT gives P4 alone.
+"""Backbones by name. A network of several stages gives the levels P3, P4, P5; a ViT gives P4 alone.
 
 A backbone takes images in 0..1 and normalises them. It has `channels` (of each level), `stride`, and `freeze(stages)`, which
 freezes it up to the features of stride 2^stages (of a ViT, the first quarters of its blocks). The levels are named as in Lin et
@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from foldfuse.errors import unknown_name
 from foldfuse.models.backbones import swin, vit
-from foldfuse.models.backbones.timm_cnn import TimmBackbone
-from foldfuse.models.pretrained.vit_swin import load_imagenet
+from foldfuse.models.backbones.timm_cnn import NotInParts, TimmBackbone
+from foldfuse.models.backbones.timm_features import TimmFeatures
+from foldfuse.models.pretrained.vit_swin import TIMM_NAMES, load_imagenet
 
 TIMM = "timm:"  # prefix of the names of timm networks
 
@@ -72,17 +73,32 @@ class SwinBackbone(nn.Module):
                 part.eval().requires_grad_(False)
 
 
+Backbone = TimmBackbone | TimmFeatures | ViTBackbone | SwinBackbone
 TRANSFORMERS: tuple[str, ...] = (*(name for name, row in vit.SIZES.items() if row[3] == 16), *swin.SIZES)
 
 
-def make_backbone(name: str, *, pretrained: bool) -> TimmBackbone | ViTBackbone | SwinBackbone:
-    """A new backbone: "timm:" and the name of a convolutional timm network, or one of `TRANSFORMERS`.
+def make_backbone(name: str, *, pretrained: bool) -> Backbone:
+    """A new backbone: "timm:" and the name of a timm network, or one of `TRANSFORMERS`.
 
     Raises:
         InputError: there is no such backbone, or its weights are not available.
     """
     if name.startswith(TIMM):
-        return TimmBackbone(name.removeprefix(TIMM), pretrained=pretrained)
+        return make_timm_backbone(name.removeprefix(TIMM), pretrained=pretrained)
     if name not in TRANSFORMERS:
         raise unknown_name("backbone", name, (*TRANSFORMERS, f"{TIMM}tf_efficientnet_lite0"))
     return (SwinBackbone if name in swin.SIZES else ViTBackbone)(name, pretrained=pretrained)
+
+
+def make_timm_backbone(name: str, *, pretrained: bool) -> TimmBackbone | TimmFeatures:
+    """A new backbone of the timm network `name`: its stages where they are a plain stack, else timm's feature extractor."""
+    try:
+        return TimmBackbone(name, pretrained=pretrained)
+    except NotInParts:
+        pass  # not within `except`: a sentence of the other class would show this one as its cause
+    return TimmFeatures(name, pretrained=pretrained)
+
+
+def timm_name(backbone: str) -> str | None:
+    """timm's name of the network whose ImageNet weights a backbone starts from; None where there are none."""
+    return backbone.removeprefix(TIMM) if backbone.startswith(TIMM) else TIMM_NAMES.get(backbone)

@@ -1,8 +1,12 @@
-"""Any convolutional timm network as a backbone that gives the levels P3, P4 and P5."""
+"""Any timm network that is a stack of convolutional stages as a backbone that gives the levels P3, P4 and P5.
+
+The other networks of timm are in `timm_features`.
+"""
 
 from __future__ import annotations
 
 import difflib
+from typing import Any
 
 import timm
 import torch
@@ -12,14 +16,25 @@ from torch import Tensor, nn
 from foldfuse.errors import InputError
 from foldfuse.models.cpu.fast_layers import use_fast_cpu_layers
 from foldfuse.models.cpu.fold_batch_norm import Unregistered, fold_batch_norms
-from foldfuse.models.pretrained.imagenet import hub_weights, load_backbone
-from foldfuse.models.pretrained.state_dicts import require_finite
+from foldfuse.models.pretrained.imagenet import load_backbone, load_renamed, timm_weights
+from foldfuse.models.pretrained.timm_source import timm_config
 
 LEVEL_STRIDES = (8, 16, 32)
+# Keywords of timm with which a network takes any image size; each network knows some of them.
+_ANY_SIZE: tuple[dict[str, Any], ...] = (
+    {"dynamic_img_size": True, "strict_img_size": False},
+    {"dynamic_img_size": True},
+    {"strict_img_size": False},
+    {},
+)
+
+
+class NotInParts(InputError):
+    """A network is no stack of convolutional stages that run one after the other."""
 
 
 class TimmBackbone(nn.Module):
-    """Any convolutional timm network: (B, 3, H, W) in 0..1 -> [(B, C_i, H / s, W / s)] for s in 8, 16, 32.
+    """A timm network of convolutional stages: (B, 3, H, W) in 0..1 -> [(B, C_i, H / s, W / s)] for s in 8, 16, 32.
 
     Args:
         name: timm's.
@@ -36,33 +51,23 @@ class TimmBackbone(nn.Module):
 
     def __init__(self, name: str, *, pretrained: bool, cut: int = 0) -> None:
         super().__init__()
-        require_timm_model(name)
-        try:
-            net = timm.create_model(name, features_only=True)
-        except (RuntimeError, AttributeError, TypeError) as error:
-            raise InputError(f"timm:{name}: gives no features of its stages ({error}). Take another.") from None
-        if not isinstance(net, FeatureListNet) and not hasattr(net, "conv_stem"):
-            raise InputError(
-                f"timm:{name}: is no stack of convolutional stages. Take another, or a ViT or Swin such as swin_tiny."
-            )
-        if pretrained and hasattr(net, "conv_stem"):
+        net, _ = create_features(name)
+        found = None
+        if isinstance(net, FeatureListNet) or hasattr(net, "conv_stem"):
+            use_fast_cpu_layers(net)
+            found = _cut(net, cut)
+        if found is None or not set(LEVEL_STRIDES) <= {stride for stride, _ in found[1].values()}:
+            raise NotInParts(f"timm:{name}: is no stack of convolutional stages with features of stride 8, 16 and 32.")
+        if pretrained and not isinstance(net, FeatureListNet):
             load_backbone(net, name)
-        elif pretrained:  # timm gives some stages flat names, and loads weights before it does so
-            weights = {"state_dict": hub_weights(name)}
-            require_finite(weights["state_dict"], source=f"the ImageNet weights of {name}")
-            net = timm.create_model(name, features_only=True, pretrained=True, pretrained_cfg_overlay=weights)
-        use_fast_cpu_layers(net)
-        self.parts, channels = _cut(net, cut)
+        elif pretrained:
+            load_renamed(net, timm_weights(name), source=f"the ImageNet weights of {name}")
+        self.parts, channels = found
         self.ends = {i: stride for i, (stride, _) in channels.items()}  # index of a part: stride of its output
-        missing = set(LEVEL_STRIDES) - set(self.ends.values())
-        if missing:
-            raise InputError(
-                f"timm:{name}: has no features of stride {min(missing)}; all of {LEVEL_STRIDES} are needed."
-            )
         self.channels = tuple(next(c for s, c in channels.values() if s == level) for level in LEVEL_STRIDES)
-        config = timm.get_pretrained_cfg(name)
-        self.register_buffer("mean", torch.tensor(config.mean).view(1, 3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(config.std).view(1, 3, 1, 1), persistent=False)
+        mean, std = normalization(name)
+        self.register_buffer("mean", mean, persistent=False)
+        self.register_buffer("std", std, persistent=False)
         self._frozen: Unregistered | None = None
         self._num_frozen = 0
 
@@ -91,8 +96,10 @@ class TimmBackbone(nn.Module):
         self._frozen = Unregistered(fold_batch_norms(nn.Sequential(*frozen)))
 
 
-def _cut(net: nn.Module, cut: int) -> tuple[nn.ModuleList, dict[int, tuple[int, int]]]:
+def _cut(net: nn.Module, cut: int) -> tuple[nn.ModuleList, dict[int, tuple[int, int]]] | None:
     """The parts of a timm network in order, and {index: (stride, channels)} of the last part of each stride.
+
+    None where the parts do not run one after the other on maps (B, C, H, W).
 
     Args:
         net: a network made with features_only.
@@ -109,12 +116,52 @@ def _cut(net: nn.Module, cut: int) -> tuple[nn.ModuleList, dict[int, tuple[int, 
     with torch.no_grad():
         net.eval()
         for i, name in enumerate(kept):
-            x = parts[name](x)
+            try:
+                x = parts[name](x)
+            except Exception:  # whatever the cause, this network runs in another way
+                return None
+            if not isinstance(x, Tensor) or x.ndim != 4 or x.shape[-2] != x.shape[-1]:
+                return None
             if i and 64 // x.shape[-1] == stride:
                 ends.pop(i - 1)
             stride = 64 // x.shape[-1]
             ends[i] = (stride, x.shape[1])
     return nn.ModuleList(parts[name] for name in kept), ends
+
+
+def create_features(name: str, *, any_size: bool = False, **options: Any) -> tuple[Any, dict[str, Any]]:
+    """timm's feature extractor of the network `name`, and the keywords that it was made with.
+
+    Args:
+        name: timm's, perhaps with a tag of weights.
+        any_size: make it for images of any size, where timm can.
+        options: keywords of timm.
+
+    Raises:
+        InputError: timm has no such network, or the network gives no features.
+    """
+    require_timm_model(name)
+    timm_config(name)  # an unknown tag shows here
+    reason = "timm has no feature extractor for it"
+    for keywords in _ANY_SIZE if any_size else ({},):
+        try:
+            net = timm.create_model(name, features_only=True, **keywords, **options)
+        except TypeError as error:  # a keyword that the network does not know
+            reason = str(error)
+            continue
+        except Exception as error:  # each network has its own way to say that it gives no features
+            reason = str(error) or type(error).__name__
+            break
+        if not hasattr(net, "feature_info"):
+            break
+        return net, keywords | options
+    raise InputError(f"timm:{name}: gives no features of its stages ({reason.splitlines()[0]}). Take another network.")
+
+
+def normalization(name: str) -> tuple[Tensor, Tensor]:
+    """(1, 3, 1, 1) mean and standard deviation of the images that the timm network `name` takes, of channels in 0..1."""
+    config = timm_config(name)
+    return torch.tensor(config.mean).view(1, 3, 1, 1), torch.tensor(config.std).view(1, 3, 1, 1)
 
 
 def require_timm_model(name: str) -> None:

@@ -2,9 +2,9 @@
 
 Source: Lin et al., "Focal Loss", arXiv:1708.02002, section 4 (9 anchors per cell: 3 octave scales x 3 aspect ratios);
 the deltas follow Ren et al., "Faster R-CNN", arXiv:1506.01497, section 3.1.2, in effdet's order (y, x, h, w).
-Where we differ: an anchor's size follows the level's nominal stride (8 .. 128), and its centre the level's true cell
-size. So an image size that is no multiple of 128 moves the anchors but does not resize them: a delta learned at one image size
-means the same at another.
+An anchor's centre and size follow the level's true cell size, as effdet 0.4.1's do: at an image size that is no multiple of 128
+the cells of P6 and P7 are smaller than 64 and 128 px, and so are their anchors. Runs of Foldfuse before recipes of format 2 were
+trained with the sizes of the nominal strides (8 .. 128), and keep them (`nominal`).
 
 Shapes: A anchors over all levels, in the order level, y, x, scale, aspect ratio.
 """
@@ -23,9 +23,10 @@ PER_CELL = len(SCALES) * len(ASPECTS)
 MAX_LOG_SIDE = 4.0  # a side is at most e^4 = 55 anchors long: keeps exp finite
 
 
-def cell_anchors(stride: float, scale: float) -> Tensor:
-    """(9, 2) float32 widths and heights of one cell's anchors, in pixels; the smallest anchor has sides of `scale` strides."""
-    return torch.tensor([[stride * scale * s * w, stride * scale * s * h] for s in SCALES for w, h in ASPECTS])
+def cell_anchors(stride: tuple[float, float], scale: float) -> Tensor:
+    """(9, 2) float32 widths and heights of one cell's anchors, in pixels; `stride` is the cell's (height, width)."""
+    height, width = stride
+    return torch.tensor([[width * scale * s * w, height * scale * s * h] for s in SCALES for w, h in ASPECTS])
 
 
 def cell_centres(size: tuple[int, int], image: tuple[int, int]) -> Tensor:
@@ -36,17 +37,22 @@ def cell_centres(size: tuple[int, int], image: tuple[int, int]) -> Tensor:
 
 
 @lru_cache(maxsize=32)
-def make_anchors(sizes: tuple[tuple[int, int], ...], image: tuple[int, int], scale: float) -> Tensor:
+def make_anchors(
+    sizes: tuple[tuple[int, int], ...], image: tuple[int, int], scale: float, *, nominal: bool = False
+) -> Tensor:
     """(A, 4) float32 anchors, as cxcywh in input pixels.
 
     Args:
         sizes: (height, width) of each level, finest first; P3 is the first.
         image: (height, width) of the network's input.
-        scale: side of a level's smallest anchor, in strides.
+        scale: side of a level's smallest anchor, in cells.
+        nominal: the sizes follow the strides 8, 16, ... instead of the true cells.
     """
     levels = []
     for i, size in enumerate(sizes):
-        sides = cell_anchors(8.0 * 2**i, scale).expand(*size, -1, -1)  # (H, W, 9, 2)
+        stride = 8.0 * 2**i
+        cell = (stride, stride) if nominal else (image[0] / size[0], image[1] / size[1])
+        sides = cell_anchors(cell, scale).expand(*size, -1, -1)  # (H, W, 9, 2)
         centres = cell_centres(size, image)[:, :, None].expand_as(sides)
         levels.append(torch.cat([centres, sides], -1).reshape(-1, 4))
     return torch.cat(levels)

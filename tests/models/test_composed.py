@@ -203,11 +203,8 @@ create = timm.create_model
 
 
 def test_a_network_without_weights_is_a_sentence():
-    with pytest.raises(InputError, match="timm:resnet50d_x: timm has no|timm has no network called 'resnet50d_x'"):
-        make_timm_backbone("resnet50d_x", pretrained=True)
-    bare = next(name for name in timm.list_models("*regnet*") if not timm.is_model_pretrained(name))
-    with pytest.raises(InputError, match=f"timm:{bare}: timm has no weights of this network.*init_weights=none"):
-        make_timm_backbone(bare, pretrained=True)
+    with pytest.raises(InputError, match=r"timm:convnext_atto_rms: timm has no weights of this network.*init_weights=none"):
+        make_timm_backbone("convnext_atto_rms", pretrained=True)
 
 
 def test_lite0_fpn_leaves_out_the_last_stage():

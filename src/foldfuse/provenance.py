@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 UNKNOWN = "unknown"
@@ -58,3 +58,26 @@ def licence_notes(origins: Iterable[WeightsOrigin]) -> list[str]:
         for each in dict.fromkeys(origins)
         if each.is_restricted
     ]
+
+
+def origins_text(origins: Iterable[WeightsOrigin] | None) -> str | None:
+    """The origins in one line; None where nothing is known of them, "random" where there are none."""
+    if origins is None:
+        return None
+    return "; ".join(f"{o.name} ({o.source}), licence {o.licence}, trained on {o.data}" for o in origins) or "random"
+
+
+def origins_page(members: Mapping[str, Sequence[WeightsOrigin] | None]) -> str:
+    """The origins of the initial weights of each member, as a table in Markdown, to be shown to the host of a contest."""
+    lines = ["| member | initial weights | source | licence | training data |", "|---|---|---|---|---|"]
+    for member, origins in members.items():
+        rows = (WeightsOrigin(UNKNOWN, UNKNOWN),) if origins is None else tuple(origins)
+        rows = rows or (WeightsOrigin("random weights", "-", "-", "-"),)
+        lines += [
+            f"| {' | '.join(_cell(text) for text in (member, o.name, o.source, o.licence, o.data))} |" for o in rows
+        ]
+    return "\n".join(lines) + "\n"
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "/").replace("\n", " ")

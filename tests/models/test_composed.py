@@ -190,8 +190,8 @@ def test_networks_that_are_no_stack_of_stages_are_backbones_too(name):
 
 
 def test_a_vit_with_other_patches_gets_patches_of_16_px_and_its_weights_with_them(monkeypatch):
-    whole = timm.create_model("vit_small_patch32_224", depth=1)
-    monkeypatch.setattr(imagenet.timm, "create_model", lambda name, **more: create(name, **{"depth": 1} | more))
+    whole = timm.create_model("vit_small_patch32_224", depth=3)
+    monkeypatch.setattr(imagenet.timm, "create_model", lambda name, **more: create(name, **{"depth": 3} | more))
     monkeypatch.setattr(imagenet, "hub_weights", lambda name: whole.state_dict())
     model = make_timm_backbone("vit_small_patch32_224", pretrained=True)
     state = model.net.state_dict()
@@ -203,7 +203,9 @@ create = timm.create_model
 
 
 def test_a_network_without_weights_is_a_sentence():
-    with pytest.raises(InputError, match=r"timm:convnext_atto_rms: timm has no weights of this network.*init_weights=none"):
+    with pytest.raises(
+        InputError, match=r"timm:convnext_atto_rms: timm has no weights of this network.*init_weights=none"
+    ):
         make_timm_backbone("convnext_atto_rms", pretrained=True)
 
 

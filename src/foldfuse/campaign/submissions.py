@@ -26,12 +26,15 @@ from foldfuse.inference import rescorer_file
 from foldfuse.inference.detector import load_detector, predict_views
 from foldfuse.inference.rescoring import Rescorer
 from foldfuse.inference.tta import View
+from foldfuse.provenance import WeightsOrigin, origins_page
 from foldfuse.reporting.campaign_page import write_campaign_page
 from foldfuse.storage.ledger import Ledger
 from foldfuse.storage.run import Run
-from foldfuse.system.atomic_files import atomic, atomic_folder
+from foldfuse.system.atomic_files import atomic, atomic_folder, write_text
 from foldfuse.system.device import choose_device, release_memory
 from foldfuse.system.progress import progress_bar
+
+WEIGHTS = "weights.md"  # where the initial weights of the members come from
 
 
 @dataclass
@@ -186,10 +189,18 @@ def write_submission_folder(
         write_predictions(replace(val, learnt_ids=learnt_ids), temporary / "fused_oof.parquet", task.val)
         write_predictions(fused, temporary / "fused_test.parquet", task.test)
         ensemble.write(temporary / "ensemble.json")
+        write_text(temporary / WEIGHTS, origins_page(_origins(ensemble, ledger)))
         if rescorer is not None:
             rescorer_file.write_rescorer(temporary, rescorer, task.train.classes, image_hashes(task.val.samples))
     ledger.add_submission(score, facts)
     publish(ledger)
+
+
+def _origins(ensemble: Ensemble, ledger: Ledger) -> dict[str, tuple[WeightsOrigin, ...] | None]:
+    """{member: origins of its initial weights} of an ensemble; None for predictions of another toolkit or an earlier version."""
+    members = dict.fromkeys(name.partition("@")[0] for name in ensemble.weights)
+    runs = {name: Run(ledger.folder / "members" / name) for name in members}
+    return {name: run.metadata.weights if run.exists else None for name, run in runs.items()}
 
 
 def publish(ledger: Ledger) -> None:

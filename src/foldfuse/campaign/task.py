@@ -18,6 +18,7 @@ from foldfuse.data.readers.coco import locate, read
 from foldfuse.errors import InputError
 from foldfuse.formats.sample_submission import SampleSubmission
 from foldfuse.inference.learnt_images import ids_of_hashes, learnt_before
+from foldfuse.provenance import licence_notes
 from foldfuse.recipes import AUTO, BATCH_IMAGE_SIZE, Recipe
 from foldfuse.storage.ledger import NAME, Ledger
 from foldfuse.system.device import card_names
@@ -282,10 +283,13 @@ def _check_init_weights(recipes: Mapping[str, Recipe], val: Dataset) -> None:
 def _note_likeness(recipes: Mapping[str, Recipe], val: Dataset, ledger: Ledger) -> None:
     """Notes that held-out images look like those that the recipes' detection weights have learnt from."""
     from foldfuse.inference.pretraining_images import likeness_warnings  # loads torch
+    from foldfuse.training.weights_origin import origins_of
 
     starts = {f"init_weights={recipe.init_weights}": recipe for recipe in recipes.values()}
     for sentence in likeness_warnings(starts, val):
         ledger.log(sentence)
+    for note in licence_notes(origin for recipe in recipes.values() for origin in origins_of(recipe)):
+        ledger.log(f"WARNING: {note}")
 
 
 def _check_and_fold(inputs: Inputs, seed: int, ledger: Ledger) -> None:

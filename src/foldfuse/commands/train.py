@@ -32,6 +32,7 @@ from foldfuse.data.readers.coco import read
 from foldfuse.errors import InputError
 from foldfuse.inference.pretraining_images import likeness_warnings
 from foldfuse.models.pretrained.yolov5 import category_ids, read_yolov5
+from foldfuse.provenance import licence_notes
 from foldfuse.recipes import ClassifierRecipe, Recipe, load_recipe
 from foldfuse.reporting.sweep_page import HEADS, sweep_page, sweep_rows
 from foldfuse.storage.run import Run, RunMetadata
@@ -49,6 +50,7 @@ from foldfuse.training.session import DEFAULT_BUDGET, open_session, require_resu
 from foldfuse.training.sweep import Sweep, combinations, run_sweep
 from foldfuse.training.trackers import check_trackers
 from foldfuse.training.validation import held_out_scorer
+from foldfuse.training.weights_origin import origins_of
 
 _TERMINAL_HEADS = 6  # of the table of a sweep on the terminal
 
@@ -200,6 +202,8 @@ def train(
         its_recipe, reason = with_image_size(its_recipe, found.train, seconds=seconds, device=metadata.device or "auto")
         metadata = replace(metadata, image_size_reason=reason)
     if resume is None:
+        for note in licence_notes(origins_of(its_recipe)):
+            printing.write(f"WARNING: {note}", to_stderr=True)
         check_new_model(its_recipe, found.train)
         warn_of_learnt(its_recipe, found)
     else:

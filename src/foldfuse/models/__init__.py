@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from foldfuse.detections import Annotations, Detections
 from foldfuse.errors import unknown_name
 from foldfuse.models import classifiers
+from foldfuse.models.backbones.factory import timm_name
 from foldfuse.models.classifiers import TimmClassifier
 from foldfuse.models.detection import composed, dfine, efficientdet, yolov5
 from foldfuse.models.detection.heads import AnchorPrediction
@@ -83,6 +84,16 @@ DETECTORS: Mapping[str, Callable[..., Detector]] = {
 }
 # {name: make(num_classes, *, pretrained)}; a classifier has a `stride`, and forward(images in 0..1) gives (B, K) logits.
 CLASSIFIERS: Mapping[str, Callable[..., nn.Module]] = {**classifiers.FAMILY}
+
+
+def imagenet_network(name: str) -> str | None:
+    """timm's name of the network whose ImageNet weights a detector or a classifier starts from; None where there are none."""
+    if name in efficientdet.SCALINGS:
+        return efficientdet.SCALINGS[name].backbone
+    if name.startswith(TIMM):
+        return name.removeprefix(TIMM)
+    backbone = composed.backbone_of(name)
+    return timm_name(name if backbone is None else backbone)
 
 
 def make_detector(

@@ -15,7 +15,9 @@ from foldfuse.data.folds import read_folds
 from foldfuse.data.readers.coco import read
 from foldfuse.detections import Predictions
 from foldfuse.ensemble.gain import interval_text
+from foldfuse.errors import InputError
 from foldfuse.formats.predictions import read_predictions
+from foldfuse.provenance import origins_text
 from foldfuse.reporting.charts import Bar, Chart, bar_chart
 from foldfuse.reporting.dataset_stats import dataset_stats
 from foldfuse.reporting.error_analysis import analyse_errors, submission_examples
@@ -26,6 +28,7 @@ from foldfuse.reporting.page_template import installed_versions, moment_text, te
 from foldfuse.reporting.records import CampaignRecord, read_campaign_record, read_or_warn
 from foldfuse.reporting.timeline import timeline
 from foldfuse.storage.notes import read_notes
+from foldfuse.storage.run import Run
 from foldfuse.system.atomic_files import write_text
 
 NESTED = "fused, nested cross-validation"
@@ -173,4 +176,10 @@ def _origin(record: CampaignRecord) -> list[tuple[str, object]]:
         **record.machine,
         "peak memory": record.peak_memory_mb and f"{record.peak_memory_mb:.0f} MB",
     }
+    for member in record.members:
+        run = Run(record.folder / "members" / member.name)
+        try:
+            values[f"initial weights of {member.name}"] = origins_text(run.metadata.weights) if run.exists else None
+        except InputError:  # a run.json that cannot be read is no reason to write no page
+            continue
     return [(name, value) for name, value in values.items() if value is not None]

@@ -20,6 +20,7 @@ from foldfuse.evaluation.coco import SCORE_NAMES, Score
 from foldfuse.evaluation.diagnosis import Diagnosis
 from foldfuse.evaluation.record import OOF, VAL, Evaluation, read_evaluation
 from foldfuse.formats.predictions import read_predictions
+from foldfuse.provenance import origins_text
 from foldfuse.reporting.charts import Chart, duration_text
 from foldfuse.reporting.dataset_stats import dataset_stats
 from foldfuse.reporting.error_analysis import ErrorAnalysis, analyse_errors
@@ -204,6 +205,7 @@ def _facts(metadata: RunMetadata, recipe: Mapping[str, Any]) -> list[tuple[str, 
         "data": metadata.data or None,
         "held out": f"fold {metadata.fold} of {metadata.folds}" if metadata.folds else metadata.val,
         "start": metadata.started_from or recipe.get("init_weights"),
+        "initial weights": origins_text(metadata.weights),
         "image size": f"{size} px" if isinstance(size, int) else None,
         "why this size": metadata.image_size_reason,
         "network's input": canvas,

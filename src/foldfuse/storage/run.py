@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any
 
 from foldfuse.display import note_html, table_html, value_html
 from foldfuse.errors import InputError, kind_of, shown
+from foldfuse.provenance import WeightsOrigin
 from foldfuse.recipes import ClassifierRecipe, Recipe, read_classifier_recipe, read_recipe, write_recipe
 from foldfuse.storage import run_tensors
 from foldfuse.system import locks
@@ -79,6 +80,8 @@ class RunMetadata:
         origin: file, sha256 and licence of imported weights.
         image_size_reason: why the recipe's image size was chosen from the data; None where it was given.
         started_from: which weights a detector's training took and how they fitted, where it did not start from ImageNet's.
+        weights: where the initial weights come from, and what they started from themselves; none for random weights, None in a
+            run of an earlier version.
         trained_on: the device of the training, such as "cuda".
         compute: fields of the compute configuration.
         autotune: the measurements that chose `compute`, if it was measured.
@@ -117,6 +120,7 @@ class RunMetadata:
     origin: dict[str, str] | None = None
     image_size_reason: str | None = None
     started_from: str | None = None
+    weights: tuple[WeightsOrigin, ...] | None = None
     trained_on: str | None = None
     compute: dict[str, Any] | None = None
     autotune: dict[str, Any] | None = None

@@ -22,6 +22,7 @@ from foldfuse.training.init_weights import load_init_weights
 from foldfuse.training.loop import fit
 from foldfuse.training.optimizers import make_classifier_optimizer
 from foldfuse.training.session import TrainingSession
+from foldfuse.training.weights_origin import origins_of
 
 log = logging.getLogger(__name__)
 
@@ -45,6 +46,8 @@ def train_classifier(
         record_learnt_images(run, dataset.samples, init_weights=recipe.init_weights)
     torch.manual_seed(metadata.seed)
     fresh = session.checkpoint is None
+    if fresh and world.is_main:
+        run.write_metadata(replace(run.metadata, weights=origins_of(recipe)))
     model = new_classifier(recipe, len(metadata.classes), initialized=fresh)
     if fresh and (sentence := load_init_weights(recipe, model, metadata.classes)):
         log.info(sentence)

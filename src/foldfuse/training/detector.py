@@ -27,6 +27,7 @@ from foldfuse.training.loop import fit
 from foldfuse.training.memory import is_out_of_memory
 from foldfuse.training.precision import ComputeConfig, config_for, default_config, stored_config
 from foldfuse.training.session import TrainingSession
+from foldfuse.training.weights_origin import origins_of
 
 log = logging.getLogger(__name__)
 
@@ -80,6 +81,8 @@ def train_detector(
         record_learnt_images(run, dataset.samples, init_weights=recipe.init_weights)
     torch.manual_seed(seed)
     fresh = init_state is None and session.checkpoint is None
+    if session.checkpoint is None and world.is_main:
+        run.write_metadata(replace(run.metadata, weights=origins_of(recipe)))
     model = new_detector(recipe, len(dataset.classes), initialized=fresh)
     samples = dataset.samples
     canvas = canvas_for(samples, image_size=recipe.image_size, stride=model.stride)

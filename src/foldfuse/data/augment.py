@@ -13,10 +13,10 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.random import Generator
-from PIL import Image, ImageEnhance
 
 from foldfuse.boxes import area
 from foldfuse.data.images import PAD_VALUE, ImageArray
+from foldfuse.data.kernels import change_colors, place
 from foldfuse.detections import Annotations, Array
 
 MIN_VISIBLE = 0.3  # an object is dropped where a smaller share of its area remains in view
@@ -64,14 +64,14 @@ def mosaic(pool: Sequence[LabeledImage], canvas: tuple[int, int], how: Augmentat
     assert len(pool) == 4, f"a mosaic is made of 4 images, got {len(pool)}"
     height, width = canvas
     x, y = (int(rng.uniform(0.3, 0.7) * side) for side in (width, height))
-    out = np.full((height, width, 3), PAD_VALUE, np.uint8)
+    out = np.empty((height, width, 3), np.uint8)
     parts = []
     quarters = ((0, 0, x, y), (x, 0, width, y), (0, y, x, height), (x, y, width, height))
     for one, (x1, y1, x2, y2) in zip(pool, quarters, strict=True):
-        part = random_affine(one, (y2 - y1, x2 - x1), (0, 0, x2 - x1, y2 - y1), how, rng, cover=0.7)
-        out[y1:y2, x1:x2] = part.image
-        boxes = part.annotations.boxes + np.array([x1, y1, x1, y1])
-        parts.append(Annotations(boxes, part.annotations.labels, part.annotations.crowd, part.annotations.area))
+        scale, shift = _draw_affine(one, (y2 - y1, x2 - x1), how, rng, cover=0.7)
+        place(np.ascontiguousarray(one.image), out, (x1, y1, x2, y2), scale, shift, PAD_VALUE)
+        shift = (shift[0] + x1, shift[1] + y1)
+        parts.append(transform_annotations(one.annotations, scale, shift, (x1, y1, x2, y2)))
     return LabeledImage(out, _concat(parts))
 
 
@@ -126,25 +126,26 @@ def random_affine(
         cover: the base of the scale: 0 fits the image inside the canvas, 1 covers the canvas with it; values between
             interpolate.
     """
+    scale, shift = _draw_affine(one, canvas, how, rng, cover=cover)
+    image = np.empty((*canvas, 3), np.uint8)
+    place(np.ascontiguousarray(one.image), image, (0, 0, canvas[1], canvas[0]), scale, shift, PAD_VALUE)
+    return LabeledImage(image, transform_annotations(one.annotations, scale, shift, window))
+
+
+def _draw_affine(
+    one: LabeledImage, canvas: tuple[int, int], how: Augmentation, rng: Generator, *, cover: float
+) -> tuple[tuple[float, float], tuple[float, float]]:
+    """A random scale and shift, each of x and y, with canvas = image * scale + shift; see `random_affine`."""
     height, width = one.image.shape[:2]
     fit, full = min(canvas[0] / height, canvas[1] / width), max(canvas[0] / height, canvas[1] / width)
-    scale = fit ** (1 - cover) * full**cover * np.exp(rng.uniform(-1, 1) * np.log1p(how.scale_jitter))
+    scale = float(fit ** (1 - cover) * full**cover * np.exp(rng.uniform(-1, 1) * np.log1p(how.scale_jitter)))
     mirror_x, mirror_y = rng.random() < how.hflip, rng.random() < how.vflip
-    offset = [
-        _offset(canvas[1], width * scale, how.translate, rng),
-        _offset(canvas[0], height * scale, how.translate, rng),
-    ]
-    # Canvas = image * (sx, sy) + (tx, ty); a mirror is a negative scale from the far edge.
-    sx, tx = (-scale, offset[0] + width * scale) if mirror_x else (scale, offset[0])
-    sy, ty = (-scale, offset[1] + height * scale) if mirror_y else (scale, offset[1])
-    image = Image.fromarray(one.image).transform(
-        (canvas[1], canvas[0]),
-        Image.Transform.AFFINE,
-        (1 / sx, 0, -tx / sx, 0, 1 / sy, -ty / sy),
-        Image.Resampling.BILINEAR,
-        fillcolor=(PAD_VALUE, PAD_VALUE, PAD_VALUE),
-    )
-    return LabeledImage(np.asarray(image), transform_annotations(one.annotations, (sx, sy), (tx, ty), window))
+    left = _offset(canvas[1], width * scale, how.translate, rng)
+    top = _offset(canvas[0], height * scale, how.translate, rng)
+    # A mirror is a negative scale from the far edge.
+    sx, tx = (-scale, left + width * scale) if mirror_x else (scale, left)
+    sy, ty = (-scale, top + height * scale) if mirror_y else (scale, top)
+    return (sx, sy), (tx, ty)
 
 
 def _offset(canvas: float, side: float, translate: float, rng: Generator) -> float:
@@ -173,12 +174,10 @@ def transform_annotations(
 
 
 def jitter_color(image: ImageArray, strength: float, rng: Generator) -> ImageArray:
-    """The image with brightness, contrast and saturation each multiplied by a factor in 1 ± strength."""
+    """The image with brightness, contrast and saturation each multiplied by a factor in 1 ± strength, as Pillow does it."""
     factors = rng.uniform(1 - strength, 1 + strength, 3)
     if not strength:
         return image
-    jittered = Image.fromarray(image)
-    enhancers = (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color)
-    for enhancer, factor in zip(enhancers, factors, strict=True):
-        jittered = enhancer(jittered).enhance(float(factor))
-    return np.asarray(jittered)
+    jittered = np.array(image)
+    change_colors(jittered, *factors.tolist())
+    return jittered

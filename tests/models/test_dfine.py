@@ -165,6 +165,11 @@ def test_the_loss_is_that_of_transformers_for_each_layer_with_its_own_distributi
         total = sum(value for key, value in expected.items() if key.startswith(theirs))
         torch.testing.assert_close(terms[ours], total, rtol=1e-5, atol=1e-6)
         assert terms[ours] > 0
+    shares = model.loss(
+        raw, TARGETS, batch_total=lambda counts: 2 * counts
+    )  # of twice as many images with as many objects
+    for name, term in terms.items():
+        torch.testing.assert_close(2 * shares[name], term)
 
 
 def _layers_of(raw: dfine.DFineOutput) -> tuple[torch.Tensor, torch.Tensor]:

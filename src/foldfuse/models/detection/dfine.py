@@ -180,8 +180,16 @@ class DFine(nn.Module):
         for part in parts[: (0, 1, 2, 3)[stages]]:
             part.eval().requires_grad_(False)
 
-    def loss(self, raw: DFineOutput, targets: Sequence[Annotations]) -> dict[str, Tensor]:
-        """Terms to be summed, each a scalar, over all layers: class, box, giou, fine, distill (the paper's section 4)."""
+    def loss(
+        self, raw: DFineOutput, targets: Sequence[Annotations], *, batch_total: Callable[[Tensor], Tensor] = torch.clone
+    ) -> dict[str, Tensor]:
+        """Terms to be summed, each a scalar, over all layers: class, box, giou, fine, distill (the paper's section 4).
+
+        Args:
+            raw: the output of `forward` in training mode, for B images.
+            targets: B Annotations in input pixels, without crowd regions.
+            batch_total: turns counts over these images into counts over the whole batch, of which they may be a share.
+        """
         assert raw.layer_logits is not None, "the loss needs an output of training mode"
         assert raw.layer_boxes is not None
         assert raw.encoder_logits is not None
@@ -193,12 +201,14 @@ class DFine(nn.Module):
         wanted = _library_targets(targets, raw.size, boxes)
         labels, objects = [each["class_labels"] for each in wanted], [each["boxes"] for each in wanted]
         matches = match_layers(logits.detach(), boxes.detach(), labels, objects, CostWeights())
-        num_objects = float(max(1, sum(map(len, labels))))
+        counts = torch.tensor([sum(map(len, labels)), len(targets)], dtype=dtype)
+        num_objects, num_images = batch_total(counts.to(logits.device, non_blocking=True)).clamp(min=1)
         terms = dict.fromkeys(_TERMS.values(), logits.new_zeros(()))
         criterion = self._criterion(logits.device)
         for output, pairs in zip(self._layers(raw, logits, boxes), matches, strict=True):
             for name, value in _library_terms(criterion, output, wanted, pairs, num_objects).items():
                 terms[name] = terms[name] + value
+        terms["distill"] = terms["distill"] * (len(targets) / num_images)  # a mean over these images
         return terms
 
     def _layers(self, raw: DFineOutput, logits: Tensor, boxes: Tensor) -> list[dict[str, Tensor]]:
@@ -405,7 +415,7 @@ def _library_targets(targets: Sequence[Annotations], size: tuple[int, int], like
 
 
 def _library_terms(
-    criterion: Any, output: Mapping[str, Tensor], wanted: list[dict[str, Tensor]], pairs: Pairs, num_objects: Any
+    criterion: Any, output: Mapping[str, Tensor], wanted: list[dict[str, Tensor]], pairs: Pairs, num_objects: Tensor
 ) -> dict[str, Tensor]:
     """The weighted terms of one layer, by our names."""
     found: dict[str, Tensor] = {}

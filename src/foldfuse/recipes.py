@@ -187,6 +187,26 @@ def dfine_m() -> Recipe:
     return replace(dfine_s(), detector="dfine_m", backbone_lr_mult=0.1)
 
 
+def ssdlite320() -> Recipe:
+    """torchvision's SSDLite from its COCO weights, for large objects; they need the network once."""
+    return Recipe("ssdlite320", image_size=AUTO, init_weights="coco", lr=5e-4, frozen_stages=2)
+
+
+def retinanet_r50() -> Recipe:
+    """torchvision's RetinaNet-ResNet50 v2 from its COCO weights, for a GPU; they need the network once."""
+    return replace(ssdlite320(), detector="retinanet_r50", lr=1e-4, weight_decay=0.05)
+
+
+def fcos_r50() -> Recipe:
+    """torchvision's FCOS-ResNet50 from its COCO weights, for a GPU; they need the network once."""
+    return replace(retinanet_r50(), detector="fcos_r50")
+
+
+def fasterrcnn_mobilenet() -> Recipe:
+    """torchvision's Faster R-CNN-MobileNetV3 from its COCO weights, for a GPU; they need the network once."""
+    return replace(retinanet_r50(), detector="fasterrcnn_mobilenet")
+
+
 RECIPES: dict[str, Callable[[], Recipe]] = {
     f.__name__: f
     for f in (
@@ -206,6 +226,10 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
         dfine_n,
         dfine_s,
         dfine_m,
+        ssdlite320,
+        retinanet_r50,
+        fcos_r50,
+        fasterrcnn_mobilenet,
     )
 }
 

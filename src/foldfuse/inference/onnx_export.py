@@ -17,9 +17,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from foldfuse.errors import InputError
 from foldfuse.inference.numpy_decoding import Decoding, Head
 from foldfuse.inference.onnx_predictor import KEY, VERSION, OnnxFacts
 from foldfuse.models.detection.heads import AnchorPrediction
+from foldfuse.models.detection.torchvision_base import TorchvisionDetector
 from foldfuse.models.detection.yolov5_head import YOLOv5Head
 from foldfuse.storage.run import Run
 from foldfuse.system.atomic_files import atomic
@@ -30,7 +32,16 @@ TOLERANCE = 1e-3  # difference from PyTorch's output, relative to the largest ou
 
 
 def run_facts(run: Run, net: Any) -> dict[str, str]:
-    """The metadata entry that lets `onnx_predictor` predict with the file of a run, whose detector is `net`."""
+    """The metadata entry that lets `onnx_predictor` predict with the file of a run, whose detector is `net`.
+
+    Raises:
+        InputError: the detector's boxes cannot be decoded without torchvision.
+    """
+    if isinstance(net, TorchvisionDetector):
+        raise InputError(
+            f"{run.folder}: is a run of {run.recipe.detector}, whose outputs only torchvision's code turns into boxes, so an ONNX "
+            "file could not predict. Predict with the run itself, or export a run of another detector."
+        )
     head = getattr(net, "head", net)
     options = inspect.signature(head.decode).parameters
     chosen = {name: options[name].default for name in ("score_threshold", "nms_iou", "max_detections", "pre_nms_topk")}

@@ -28,7 +28,14 @@ from foldfuse.errors import unknown_name
 from foldfuse.models import classifiers
 from foldfuse.models.backbones.factory import timm_name
 from foldfuse.models.classifiers import TimmClassifier
-from foldfuse.models.detection import composed, dfine, efficientdet, yolov5
+from foldfuse.models.detection import (
+    composed,
+    dfine,
+    efficientdet,
+    torchvision_dense,
+    torchvision_faster_rcnn,
+    yolov5,
+)
 from foldfuse.models.detection.heads import AnchorPrediction
 
 TIMM = "timm:"
@@ -81,6 +88,8 @@ DETECTORS: Mapping[str, Callable[..., Detector]] = {
     **yolov5.FAMILY,
     **composed.FAMILY,
     **dfine.FAMILY,
+    **torchvision_dense.FAMILY,
+    **torchvision_faster_rcnn.FAMILY,
 }
 # {name: make(num_classes, *, pretrained)}; a classifier has a `stride`, and forward(images in 0..1) gives (B, K) logits.
 CLASSIFIERS: Mapping[str, Callable[..., nn.Module]] = {**classifiers.FAMILY}

@@ -14,17 +14,21 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 import timm
 import torch
 from torch import Tensor, nn
 
+from foldfuse.errors import InputError
 from foldfuse.models.backbones.transformer_layers import require_multiple
 from foldfuse.models.cpu.fast_layers import ReLU6, SiLU, use_fast_cpu_layers
 from foldfuse.models.cpu.fold_batch_norm import Unregistered, fold_batch_norms
+from foldfuse.models.detection.anchors import PER_CELL
 from foldfuse.models.detection.bifpn import BiFPN, init_convs
 from foldfuse.models.detection.dense_prediction import DenseOutput
 from foldfuse.models.detection.heads import AnchorPrediction, HeadNet, init_head_nets, sizes_of
+from foldfuse.models.pretrained.effdet import load_effdet_coco
 from foldfuse.models.pretrained.imagenet import load_backbone
 from foldfuse.models.registry import entry
 
@@ -49,6 +53,7 @@ class EfficientDet(AnchorPrediction, nn.Module):
     mean: Tensor
     std: Tensor
     stride = 32  # image height and width must be multiples of this
+    published_anchor_scale: float | None = None  # of COCO's checkpoints
 
     def __init__(
         self,
@@ -127,6 +132,19 @@ class EfficientDet(AnchorPrediction, nn.Module):
         for stage in blocks[stages:]:
             stage.requires_grad_(True)
         self._frozen = Unregistered(fold_batch_norms(nn.Sequential(*stem, *blocks[:stages])))
+
+    def load_coco(self, path: Path, classes: Sequence[str]) -> str:
+        """Load effdet's COCO checkpoint of this model, and return a sentence for the log; see `load_effdet_coco`.
+
+        Raises:
+            InputError: the file is of another model, or the anchors are not those of the checkpoint.
+        """
+        if self.published_anchor_scale not in (None, self.anchor_scale):
+            raise InputError(
+                f"anchor_scale is {self.anchor_scale:g}, and the COCO weights of this detector were trained with "
+                f"{self.published_anchor_scale:g}. Take --set anchor_scale={self.published_anchor_scale:g}."
+            )
+        return load_effdet_coco(path, self, classes, anchors=PER_CELL)
 
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -209,6 +227,7 @@ def make_efficientdet(
         drop_path=scaling.drop_path,
         image_size=scaling.image_size,
     )
+    model.published_anchor_scale = scaling.anchor_scale
     if pretrained:
         load_backbone(model.backbone, scaling.backbone)
     return model

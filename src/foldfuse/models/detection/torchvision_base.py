@@ -1,8 +1,8 @@
 """What the detectors of torchvision share here: normalisation, frozen stages, anchors, targets in torchvision's form.
 
-Source: torchvision 0.24 to 0.29 (BSD-3-Clause). A detector takes torchvision's own backbone and heads, which its public functions
-make, so it has torchvision's tensor names, and published checkpoints load by name. GeneralizedRCNNTransform is left out: images are
-letterboxed before the network (`data.images.Letterbox`) and normalised in `forward`.
+Source: torchvision 0.24 to 0.29 (BSD-3-Clause). A detector takes torchvision's own backbone and heads, which its public
+functions make, so it has torchvision's tensor names, and published checkpoints load by name. GeneralizedRCNNTransform is left
+out: images are letterboxed before the network (`data.images.Letterbox`) and normalised in `forward`.
 Checked against torchvision 0.29: the same detections from the same weights (`tests/parity/test_torchvision_detectors.py`).
 
 Shapes: B images, A anchors of all levels, N objects of an image.
@@ -12,8 +12,8 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
-from pathlib import Path
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -52,7 +52,7 @@ MOBILENET_V3_SSD = Stages(ends=(2, 4, 7), levels=(13, 14, 15, 16, 17, 18))
 class TorchvisionDetector(nn.Module):
     """Base of torchvision's detectors: (B, 3, H, W) -> levels, with frozen stages.
 
-    With frozen stages the batch norms of a whole backbone with a feature pyramid keep their weights and statistics, as torchvision
+    With frozen stages all batch norms of a backbone with a feature pyramid keep their weights and statistics, as torchvision
     trains FCOS and Faster R-CNN from pre-trained weights (FrozenBatchNorm2d): a batch of few images has poor statistics.
 
     Args:

@@ -3,10 +3,10 @@
 Sources: SSD, Liu et al., arXiv:1512.02325, with the head of MobileNetV2, arXiv:1801.04381, section 6.2; RetinaNet, Lin et al.,
 arXiv:1708.02002, with the training of ATSS, arXiv:1912.02424; FCOS, Tian et al., arXiv:1904.01355. Backbones, heads, anchors, box
 coders and the losses of RetinaNet and FCOS are torchvision's (BSD-3-Clause).
-Where we differ: RetinaNet and FCOS have no class 0 for the background, which their losses never use. The anchors of SSDLite have the
-sides in pixels that they have at 320 px, at any image size: torchvision scales them with the image, so that what was learnt at one size
-means other boxes at another. SSD's loss takes three background anchors of an image in which no anchor is matched, where torchvision's is
-0. All scores above the threshold compete in one top-k, where torchvision has one per level or class.
+Where we differ: RetinaNet and FCOS have no class 0 for the background, which their losses never use. The anchors of SSDLite have
+the sides in pixels that they have at 320 px, at any image size: torchvision scales them with the image, so that what was learnt
+at one size means other boxes at another. SSD's loss takes three background anchors of an image in which no anchor is matched,
+where torchvision takes none. All scores above the threshold compete in one top-k, where torchvision has one per level or class.
 
 Shapes: B images, K classes, A anchors of all levels, L levels, N objects of an image.
 """
@@ -226,7 +226,9 @@ class SSDLiteDetector(TorchvisionDense):
         self.head = net.head
         self._matcher, self._coder = net.proposal_matcher, net.box_coder
         sides = [pairs.clamp(0, 1) * SSD_IMAGE_SIZE for pairs in net.anchor_generator._wh_pairs]
-        self._sides = [[(float(w), float(h)) for w, h in pairs] for pairs in sides]  # (width, height) in pixels, by level
+        self._sides = [
+            [(float(w), float(h)) for w, h in pairs] for pairs in sides
+        ]  # (width, height) in pixels, by level
         use_fast_cpu_layers(self.backbone)
 
     def _parts(self) -> list[nn.Module]:
@@ -255,7 +257,7 @@ class SSDLiteDetector(TorchvisionDense):
     ) -> dict[str, Tensor]:
         """Terms to be summed: "class" (cross-entropy) and "box" (smooth L1), per matched anchor of the whole batch.
 
-        The class loss counts the matched anchors and, in each image, three times as many of the others: those with the largest loss.
+        The class loss counts the matched anchors and, in each image, three times as many others: those with the largest loss.
         """
         logits, deltas = at_least_float32(raw.logits), at_least_float32(raw.box_deltas)
         anchors, objects = self.anchors(raw), torchvision_targets(targets, logits.device, first_label=1)
@@ -270,8 +272,10 @@ class SSDLiteDetector(TorchvisionDense):
         per_anchor = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none").view_as(labels)
         found = labels > 0
         count = (HARD_NEGATIVES * found.sum(1, keepdim=True)).clamp(min=HARD_NEGATIVES)
-        order = per_anchor.detach().masked_fill(found, -torch.inf).argsort(1, descending=True, stable=True)
-        rank = torch.empty_like(order).scatter_(1, order, torch.arange(order.shape[1], device=order.device).expand_as(order))
+        order = per_anchor.detach().masked_fill(found, -torch.inf).argsort(dim=1, descending=True, stable=True)
+        rank = torch.empty_like(order).scatter_(
+            1, order, torch.arange(order.shape[1], device=order.device).expand_as(order)
+        )
         counted = found | (rank < count)
         total = batch_total(found.sum().to(logits.dtype)).clamp(min=1)
         return {"class": (per_anchor * counted).sum() / total, "box": box / total}
@@ -321,7 +325,10 @@ def _matched_cells(boxes: Tensor, anchors: Tensor, first: int, last: int) -> Ten
     """
     if not len(boxes):
         return torch.full((len(anchors),), -1, device=anchors.device)
-    centres, stride = (anchors[:, None, :2] + anchors[:, None, 2:]) / 2, anchors[:, 2:3] - anchors[:, :1]  # (A, 1, 2), (A, 1)
+    centres, stride = (
+        (anchors[:, None, :2] + anchors[:, None, 2:]) / 2,
+        anchors[:, 2:3] - anchors[:, :1],
+    )  # (A, 1, 2), (A, 1)
     middles = (boxes[:, :2] + boxes[:, 2:]) / 2
     near = (centres - middles).abs().amax(-1) < CENTER_RADIUS * stride  # (A, N)
     sides = torch.cat([centres - boxes[:, :2], boxes[:, 2:] - centres], -1)  # (A, N, 4)

@@ -1,11 +1,11 @@
 """torchvision's Faster R-CNN with MobileNetV3-Large and a feature pyramid, the only detector here with two stages.
 
 Source: Ren et al., arXiv:1506.01497, with the feature pyramid of Lin et al., arXiv:1612.03144. All modules are torchvision's
-(BSD-3-Clause). `forward` is the backbone and the region proposal network. Proposals depend on non-maximum suppression, so the second
-stage (RoIAlign, two linear layers, softmax) runs in `loss` and `decode`. What follows from that: the first stage alone compiles, runs on
-several devices and has a cost in `foldfuse models`; ONNX files of it hold no boxes, so none are written; and the losses are means over
-random samples of anchors and proposals, so several processes compute nearly, not exactly, what one computes.
-Where we differ: 300 proposals an image are scored in prediction, where torchvision has 1000 at 0.5 s an image in one thread.
+(BSD-3-Clause). `forward` is the backbone and the region proposal network. Proposals depend on non-maximum suppression, so the
+second stage (RoIAlign, linear layers, softmax) runs in `loss` and `decode`. So the first stage alone compiles and has a cost in
+`foldfuse models`; an ONNX file of it would hold no boxes, and a run is not exported; and the losses are means over random samples
+of anchors and proposals, so several processes compute nearly, not exactly, what one computes.
+Where we differ: 300 proposals of an image are scored in prediction; torchvision scores 1000.
 
 Shapes: B images, K classes, A anchors of all levels, P proposals of all images.
 """
@@ -74,7 +74,9 @@ class FasterRCNNDetector(TorchvisionDetector):
         levels = list(self._pyramid(images).values())
         objectness, deltas = self.rpn.head(levels)
         image = (images.shape[-2], images.shape[-1])
-        return FasterRCNNOutput(_by_anchor(objectness, 1), _by_anchor(deltas, 4), tuple(levels), sizes_of(levels), image)
+        return FasterRCNNOutput(
+            _by_anchor(objectness, 1), _by_anchor(deltas, 4), tuple(levels), sizes_of(levels), image
+        )
 
     def loss(self, raw: FasterRCNNOutput, targets: Sequence[Annotations]) -> dict[str, Tensor]:
         """Terms to be summed: "objectness" and "proposal_box" of the first stage, "class" and "box" of the second."""

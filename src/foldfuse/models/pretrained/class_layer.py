@@ -20,11 +20,17 @@ class ClassLayer:
         name: its name in the state dict, without ".weight" and ".bias".
         groups: G.
         first: O.
+        width: rows of a class, 4 where they are a box; O counts classes then.
     """
 
     name: str
     groups: int = 1
     first: int = 0
+    width: int = 1
+
+    def num_rows(self, num_classes: int) -> int:
+        """The number of rows for so many classes."""
+        return self.groups * (self.first + num_classes) * self.width
 
     @property
     def tensors(self) -> tuple[str, str]:
@@ -41,8 +47,8 @@ def carry_rows(theirs: Tensor, ours: Tensor, layer: ClassLayer, pairs: Sequence[
         layer: how its rows are grouped.
         pairs: (our label, their label) of each class that both networks know.
     """
-    grouped = ours.detach().clone().view(layer.groups, -1, *ours.shape[1:])
-    source = theirs.to(ours.dtype).view(layer.groups, -1, *theirs.shape[1:])
+    grouped = ours.detach().clone().view(layer.groups, -1, layer.width, *ours.shape[1:])
+    source = theirs.to(ours.dtype).reshape(layer.groups, -1, layer.width, *theirs.shape[1:])
     grouped[:, : layer.first] = source[:, : layer.first]
     if pairs:
         own, other = (torch.tensor(labels) + layer.first for labels in zip(*pairs, strict=True))

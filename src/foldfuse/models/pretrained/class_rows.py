@@ -86,7 +86,7 @@ def load_by_class_name(
         for part in layer.tensors:
             if part not in own or part not in found:
                 continue
-            rows = layer.groups * (layer.first + len(known))
+            rows = layer.num_rows(len(known))
             if found[part].shape != (rows, *own[part].shape[1:]):
                 continue  # `require_same_tensors` names it
             untrained = layer.first == YOLO_FIRST and len(known) == 1 < len(

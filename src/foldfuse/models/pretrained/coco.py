@@ -25,6 +25,9 @@ _NAMES = (
 COCO_CLASSES = tuple(_NAMES.split(","))  # in the order of their category ids
 _UNUSED_IDS = {12, 26, 29, 30, 45, 66, 68, 69, 71, 83}  # in 1..90
 COCO_IDS = tuple(i for i in range(1, 91) if i not in _UNUSED_IDS)  # the category id of each class
+_BY_ID = dict(zip(COCO_IDS, COCO_CLASSES, strict=True))
+# Names of the rows of a class layer with a row for each id in 0..90; those of unused ids, and of 0, have no name.
+COCO_ROWS = tuple(_BY_ID.get(i, "") for i in range(91))
 MAX_NAMED = 8  # classes in the sentence
 
 
@@ -56,7 +59,7 @@ def load_coco_state(
     own, found, pairs = model.state_dict(), dict(state), name_pairs(classes, known)
     for layer in layers:
         for part in layer.tensors:
-            rows = layer.groups * (layer.first + len(known))
+            rows = layer.num_rows(len(known))
             if part in own and part in found and found[part].shape == (rows, *own[part].shape[1:]):
                 found[part] = carry_rows(found[part], own[part], layer, pairs)
     require_same_tensors(found, own, source=source)

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from torch import Tensor, nn
 
 from foldfuse.errors import InputError
 from foldfuse.models.pretrained.checkpoint import ANY_PACKAGE, read_checkpoint, read_safetensors, shown
+from foldfuse.models.pretrained.class_layer import ClassLayer
+from foldfuse.models.pretrained.coco import COCO_ROWS, load_coco_state
+from foldfuse.models.pretrained.published import PUBLISHED
 from foldfuse.models.pretrained.state_dicts import require_finite
 
 _CLASS_LAYER = "class_net.predict.conv_pw."
@@ -48,6 +51,29 @@ def load_effdet(path: Path, model: nn.Module) -> str:
     return (
         f"{path}: all weights were taken but the class head's last layer, which starts from random values: the checkpoint knows "
         f"{known} classes, this model {model.num_classes}."
+    )
+
+
+def load_effdet_coco(path: Path, model: nn.Module, classes: Sequence[str], *, anchors: int) -> str:
+    """Load effdet's published COCO checkpoint of the same model into `model`, in place, and return a sentence for the log.
+
+    Rows of classes that have no name of COCO's keep their initial values. A file that is not called as a published one names no
+    classes, so `load_effdet` reads it.
+
+    Args:
+        path: the checkpoint.
+        model: the new detector.
+        classes: names of the model's classes, by label.
+        anchors: anchors of a cell.
+
+    Raises:
+        InputError: the file is missing, broken, unsafe, or of another model.
+    """
+    if path.name not in {row.file for row in PUBLISHED.values()}:
+        return load_effdet(path, model)
+    layers = [ClassLayer(_CLASS_LAYER.removesuffix("."), groups=anchors)]
+    return load_coco_state(
+        model, _effdet_state(path), layers=layers, classes=classes, source=str(path), known=COCO_ROWS[1:]
     )
 
 

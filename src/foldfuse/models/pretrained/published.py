@@ -60,11 +60,44 @@ def _on_hub(name: str, repository: str, data: str) -> PublishedWeights:
     return PublishedWeights(name, f"{HUB}{repository}", "model.safetensors", "Apache-2.0", data, page)
 
 
+def _of_torchvision(name: str, file: str, data: str) -> PublishedWeights:
+    """Weights of torchvision's own download address."""
+    page = "https://github.com/pytorch/vision#pre-trained-model-license"
+    return PublishedWeights(name, "https://download.pytorch.org/models", file, _TORCHVISION_LICENCE, data, page)
+
+
+def _of_effdet(name: str, file: str) -> PublishedWeights:
+    """Weights that effdet's author converted from the EfficientDet paper's."""
+    project = "https://github.com/rwightman/efficientdet-pytorch"
+    return PublishedWeights(name, f"{project}/releases/download/v0.1", file, "Apache-2.0", _COCO, project)
+
+
+_TORCHVISION_LICENCE = "BSD-3-Clause (torchvision; it says that terms of the training data may apply)"
 _COCO = "COCO 2017 train (boxes), ImageNet-1k (backbone)"
 _ROWS: tuple[tuple[str, PublishedWeights], ...] = (
     ("coco", _on_hub("dfine_n", "ustc-community/dfine-nano-coco", _COCO)),
     ("coco", _on_hub("dfine_s", "ustc-community/dfine-small-coco", _COCO)),
     ("coco", _on_hub("dfine_m", "ustc-community/dfine-medium-coco", _COCO)),
+    ("coco", _of_torchvision("ssdlite320", "ssdlite320_mobilenet_v3_large_coco-a79551df.pth", _COCO)),
+    ("coco", _of_torchvision("retinanet_r50", "retinanet_resnet50_fpn_v2_coco-5905b1c5.pth", _COCO)),
+    ("coco", _of_torchvision("fcos_r50", "fcos_resnet50_fpn_coco-99b0c9b7.pth", _COCO)),
+    ("coco", _of_torchvision("fasterrcnn_mobilenet", "fasterrcnn_mobilenet_v3_large_fpn-fb6a3cc7.pth", _COCO)),
+    ("imagenet", _of_torchvision("retinanet_r50", "resnet50-0676ba61.pth", "ImageNet-1k")),
+    ("imagenet", _of_torchvision("fcos_r50", "resnet50-0676ba61.pth", "ImageNet-1k")),
+    ("imagenet", _of_torchvision("fasterrcnn_mobilenet", "mobilenet_v3_large-8738ca79.pth", "ImageNet-1k")),
+    ("coco", _of_effdet("efficientdet_d0", "tf_efficientdet_d0_34-f153e0cf.pth")),
+    ("coco", _of_effdet("efficientdet_d1", "tf_efficientdet_d1_40-a30f94af.pth")),
+    ("coco", _of_effdet("efficientdet_d2", "tf_efficientdet_d2_43-8107aa99.pth")),
+    ("coco", _of_effdet("efficientdet_d3", "tf_efficientdet_d3_47-0b525f35.pth")),
+    ("coco", _of_effdet("efficientdet_d4", "tf_efficientdet_d4_49-f56376d9.pth")),
+    ("coco", _of_effdet("efficientdet_d5", "tf_efficientdet_d5_51-c79f9be6.pth")),
+    ("coco", _of_effdet("efficientdet_d6", "tf_efficientdet_d6_52-4eda3773.pth")),
+    ("coco", _of_effdet("efficientdet_d7", "tf_efficientdet_d7_53-6d1d7a95.pth")),
+    ("coco", _of_effdet("efficientdet_lite0", "tf_efficientdet_lite0-dfacfc78.pth")),
+    ("coco", _of_effdet("efficientdet_lite1", "tf_efficientdet_lite1-6dc7ab30.pth")),
+    ("coco", _of_effdet("efficientdet_lite2", "tf_efficientdet_lite2-86c5d55b.pth")),
+    ("coco", _of_effdet("efficientdet_lite3", "tf_efficientdet_lite3-506852cb.pth")),
+    ("coco", _of_effdet("efficientdet_lite4", "tf_efficientdet_lite4-391ddabc.pth")),
 )
 # {(name of a model, kind): its weights}; a kind is a word of a recipe's init_weights: "coco" or "imagenet".
 PUBLISHED: Mapping[tuple[str, str], PublishedWeights] = {(row.name, kind): row for kind, row in _ROWS}

@@ -11,13 +11,10 @@ from torch import Tensor, nn
 from foldfuse.errors import InputError
 from foldfuse.models.pretrained.checkpoint import read_checkpoint, read_safetensors
 from foldfuse.models.pretrained.class_layer import ClassLayer
-from foldfuse.models.pretrained.coco import COCO_CLASSES, COCO_IDS, load_coco_state
+from foldfuse.models.pretrained.coco import COCO_ROWS, load_coco_state
 from foldfuse.models.pretrained.imagenet import load_features
 from foldfuse.models.pretrained.published import locate, published
 
-_BY_ID = dict(zip(COCO_IDS, COCO_CLASSES, strict=True))
-# Names of the rows of a class layer, by COCO's category id; row 0 is the background, and the rows of unused ids have no name.
-COCO_ROWS = tuple(_BY_ID.get(i, "") for i in range(91))
 _OLDER_NAMES = (  # (of a checkpoint made before torchvision 0.13, now)
     (re.compile(r"(fpn\.(?:inner|layer)_blocks\.\d+)\.(weight|bias)$"), r"\1.0.\2"),
     (re.compile(r"(rpn\.head\.conv)\.(weight|bias)$"), r"\1.0.0.\2"),
@@ -67,7 +64,7 @@ def read_state(path: Path) -> dict[str, Tensor]:
 
 
 def current_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """`state` with the tensor names of torchvision 0.13 and later, which torchvision gives to older checkpoints when it loads them."""
+    """`state` with the tensor names of torchvision 0.13 and later; torchvision renames those of older checkpoints too."""
     renamed = {}
     for key, t in state.items():
         for older, now in _OLDER_NAMES:

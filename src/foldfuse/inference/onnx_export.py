@@ -39,7 +39,7 @@ def run_facts(run: Run, net: Any) -> dict[str, str]:
     """
     if isinstance(net, TorchvisionDetector):
         raise InputError(
-            f"{run.folder}: is a run of {run.recipe.detector}, whose outputs only torchvision's code turns into boxes, so an ONNX "
+            f"{run.folder}: is a run of {run.recipe.detector}, whose outputs only torchvision turns into boxes, so an ONNX "
             "file could not predict. Predict with the run itself, or export a run of another detector."
         )
     head = getattr(net, "head", net)

@@ -384,15 +384,15 @@ def _started(model: D, name: str, pretrained: bool) -> D:
     return model
 
 
-FAMILY: Mapping[str, Callable[..., TorchvisionDense]] = {
-    name: entry(partial(make), summary)
-    for name, make, summary in (
-        (
-            "ssdlite320",
-            make_ssdlite,
-            "torchvision's SSDLite: MobileNetV3-Large, six levels from stride 16 on, six anchors, softmax.",
-        ),
-        ("retinanet_r50", make_retinanet, "torchvision's RetinaNet v2: ResNet-50, FPN of 256 channels, nine anchors."),
-        ("fcos_r50", make_fcos, "torchvision's FCOS: ResNet-50, FPN of 256 channels, anchor-free with centre-ness."),
-    )
+FAMILY: Mapping[str, Callable[..., SSDLiteDetector | RetinaNetDetector | FCOSDetector]] = {
+    "ssdlite320": entry(
+        partial(make_ssdlite),
+        "torchvision's SSDLite: MobileNetV3-Large, six levels from stride 16 on, six anchors, softmax.",
+    ),
+    "retinanet_r50": entry(
+        partial(make_retinanet), "torchvision's RetinaNet v2: ResNet-50, FPN of 256 channels, nine anchors."
+    ),
+    "fcos_r50": entry(
+        partial(make_fcos), "torchvision's FCOS: ResNet-50, FPN of 256 channels, anchor-free with centre-ness."
+    ),
 }

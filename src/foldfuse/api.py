@@ -67,6 +67,7 @@ def train(
     eval_every: Duration | None = None,
     tracker: Sequence[str] = (),
     device: str = "auto",
+    offline: bool = False,
     overwrite: bool = False,
 ) -> Run:
     """Trains one detector or classifier as `foldfuse train` does, and returns its run, which `foldfuse.load` takes.
@@ -109,6 +110,7 @@ def run_campaign(
     device: str = "auto",
     resume: AnyPath | None = None,
     ray: str | None = None,
+    offline: bool = False,
     overwrite: bool = False,
 ) -> Campaign:
     """Makes the best submission possible by a deadline as `foldfuse campaign` does, and returns the campaign.

@@ -56,6 +56,10 @@ COMMANDS = {  # name: (function, summary)
     "browse": ("foldfuse.commands.browse:browse", "Write a page to look at images, annotations and predictions."),
     "models": ("foldfuse.commands.model_table:models", "List the models with their cost."),
     "recipes": ("foldfuse.commands.recipes:recipes", "List the recipes."),
+    "fetch": (
+        "foldfuse.commands.fetch:fetch",
+        "Download the initial weights of recipes, for a machine without a network.",
+    ),
     "profile": ("foldfuse.commands.models:profile", "Measure how a model's cost grows with the image size."),
     "export": ("foldfuse.commands.models:export", "Write a model as an ONNX file."),
 }
@@ -64,7 +68,7 @@ GROUPS = {  # heading in the help: its commands
     "Data": ("check", "split", "browse"),
     "Training": ("train", "sweep", "import", "predict", "evaluate"),
     "Predictions": ("fuse", "ensemble", "rescore", "convert", "score", "submit"),
-    "Models": ("models", "recipes", "profile", "export"),
+    "Models": ("models", "recipes", "fetch", "profile", "export"),
 }
 NETWORK_PACKAGES = ("torch", "torchvision", "timm")  # a light install lacks them
 

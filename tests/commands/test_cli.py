@@ -11,7 +11,7 @@ OPTIONS = {  # of every command: its arguments by their place, then its options
     "campaign": (
         "DATA --test --deadline --out --recipe --forbid --image-size --set --folds --external-run "
         "--external-predictions --seed --metric --pseudo-labels --like --format --labels --image-names "
-        "--images --ignore-orientation --device --resume --ray --plan --overwrite"
+        "--images --ignore-orientation --device --resume --ray --plan --offline --overwrite"
     ),
     "watch": "FOLDER",
     "report": "FOLDER --out --overwrite",
@@ -25,11 +25,12 @@ OPTIONS = {  # of every command: its arguments by their place, then its options
     "split": "DATA --out --folds --seed --group --ignore-near-duplicates --images --ignore-orientation --overwrite",
     "train": (
         "DATA --out --recipe --init-from --set --image-size --batch-size --lr --budget --steps --seed --folds "
-        "--fold --val --images --ignore-orientation --resume --checkpoint-every --eval-every --tracker --device --overwrite"
+        "--fold --val --images --ignore-orientation --resume --checkpoint-every --eval-every --tracker --device --offline "
+        "--overwrite"
     ),
     "sweep": (
         "DATA --out --recipe --image-size --batch-size --budget --folds --seed --images "
-        "--ignore-orientation --device --overwrite"
+        "--ignore-orientation --device --offline --overwrite"
     ),
     "import": "WEIGHTS --out --overwrite",
     "predict": (
@@ -66,6 +67,7 @@ OPTIONS = {  # of every command: its arguments by their place, then its options
     ),
     "models": "",
     "recipes": "",
+    "fetch": "RECIPE --init --offline",
     "profile": "MODELS --image-size --budget --out --overwrite",
     "export": "MODEL --out --image-size --num-classes --fixed-size --overwrite",
 }

@@ -22,6 +22,7 @@ from foldfuse.storage import notes
 from foldfuse.system import host, printing
 from foldfuse.system.atomic_files import check_target
 from foldfuse.system.durations import format_duration
+from foldfuse.system.offline import go_offline
 
 
 def campaign(
@@ -50,6 +51,7 @@ def campaign(
     resume: Path | None = None,
     ray: str | None = None,
     plan: bool = False,
+    offline: options.Offline = False,
     overwrite: options.Overwrite = False,
 ) -> Path | None:
     """Make the best submission possible by a deadline.
@@ -99,6 +101,8 @@ def campaign(
         foldfuse campaign --resume night
     """
     start = time.monotonic()
+    if offline:
+        go_offline()
     options.require_torch()
     request = CampaignRequest(
         data=data or Path(),

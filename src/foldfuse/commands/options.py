@@ -288,6 +288,9 @@ Device = Annotated[
 ]
 
 
+Offline = Annotated[bool, Parameter(help="never try a network; the same as HF_HUB_OFFLINE=1.")]
+
+
 def recipe_changes(
     changes: Sequence[str], *, lr: float | None = None, image_size: int | None = None, batch_size: int | None = None
 ) -> tuple[str, ...]:

@@ -41,6 +41,7 @@ from foldfuse.system import printing
 from foldfuse.system.atomic_files import write_text
 from foldfuse.system.device import choose_device
 from foldfuse.system.durations import duration_option, format_duration
+from foldfuse.system.offline import go_offline
 from foldfuse.system.progress import progress_bar
 from foldfuse.training.classifier import train_classifier, training_crops
 from foldfuse.training.detector import longest_side, train_detector
@@ -113,6 +114,7 @@ def train(
     eval_every: options.OptionalDuration = None,
     tracker: tuple[str, ...] = (),
     device: options.Device = "auto",
+    offline: options.Offline = False,
     overwrite: options.Overwrite = False,
 ) -> Path:
     """Train one detector or classifier, and return its run folder.
@@ -152,6 +154,8 @@ def train(
         foldfuse train --resume run1 --budget 20m
         foldfuse train --resume run1 --lr 3e-4
     """
+    if offline:
+        go_offline()
     limits = training_budget(budget, steps)
     all_changes = options.recipe_changes(changes, lr=lr, image_size=image_size, batch_size=batch_size)
     given = Given(
@@ -244,6 +248,7 @@ def sweep(
     images: options.Images = None,
     ignore_orientation: options.IgnoreOrientation = False,
     device: options.Device = "auto",
+    offline: options.Offline = False,
     overwrite: options.Overwrite = False,
 ) -> Path:
     """Train every combination of recipe, image size and batch size for the same time, compare them, and return the page.
@@ -267,6 +272,8 @@ def sweep(
     Examples:
         foldfuse sweep data/train.json --out sweep --image-size 192,256 --budget 20m
     """
+    if offline:
+        go_offline()
     for option, values in (("recipe", recipe), ("image-size", image_size), ("batch-size", batch_size)):
         if len(set(values)) < len(tuple(values)):
             raise InputError(f"--{option} {','.join(map(str, values))}: expected different values.")

@@ -6,6 +6,7 @@ says at which step mosaics end; batches that were made ahead for that step or a 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -14,9 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from foldfuse.errors import InputError, shown
 from foldfuse.training.batches import BatchSource
 
 Batch = tuple[Tensor, list[Any]]
+THREADS_VARIABLE = "FOLDFUSE_LOADER_THREADS"
+MAX_THREADS = 8  # that are chosen without being asked for
 
 
 class Loader:
@@ -99,9 +103,31 @@ def open_loader(
         device: where the network computes.
         shard: positions of each batch to make; all where None.
         mosaic_end: the step from which on there are no mosaics, where it is known already.
+
+    Raises:
+        InputError: FOLDFUSE_LOADER_THREADS is not a number of threads.
     """
-    loader = Loader(batches, device, shard=shard, mosaic_end=mosaic_end)
+    loader = Loader(batches, device, shard=shard, mosaic_end=mosaic_end, threads=loader_threads(device))
     try:
         yield loader
     finally:
         loader.close()
+
+
+def loader_threads(device: torch.device) -> int:
+    """Batches to make at the same time: FOLDFUSE_LOADER_THREADS in the environment; else one beside a network on the CPU.
+
+    Beside a network on CUDA it is one less than the cores that this process may use; torchrun's processes share them.
+
+    Raises:
+        InputError: the variable is not a whole number in 1..256.
+    """
+    text = os.environ.get(THREADS_VARIABLE)
+    if text is not None:
+        if not text.isdecimal() or not 1 <= int(text) <= 256:
+            raise InputError(f"{THREADS_VARIABLE} is {shown(text)}, and must be a whole number in 1..256.")
+        return int(text)
+    if device.type != "cuda":
+        return 1
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(MAX_THREADS, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")) - 1))

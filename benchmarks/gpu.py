@@ -1,0 +1,400 @@
+"""What a GPU does: every command on it, its predictions beside the CPU's, and its speed beside a plain PyTorch loop.
+
+    python benchmarks/gpu.py --quick            # about 3 minutes; without the option about 6
+    python benchmarks/gpu.py --device cpu --small  # a dry run on a CPU
+
+It writes gpu.json and gpu.md into --out, "." by default; put both into benchmarks/ with the name of the card, or into an issue.
+
+Before: install this package with a torch for the card, with the extras export and transformers (for ONNX and D-FINE; without them
+these rows are missing): `pip install -e ".[export,transformers]"`. Nothing is downloaded: networks have random weights, or those
+that come with the package, and the images are drawn. So to a machine without a network carry the wheels of these packages alone.
+
+CUDA predictions agree with those of the CPU where at least 98 % of the boxes with a score of 0.1 or more (of the 100 best at
+least) have a partner of the same class with an IoU of 0.9 or more and a score within 0.02: cuDNN's TF32 rounds differently.
+
+"Plain" is what one writes first: the same augmentation made in the loop itself, float32, PyTorch's default layout, AdamW as it
+comes. "Ours" is the training loop as `foldfuse train` runs it, with nothing frozen. The first third
+of the time is not counted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from foldfuse.system import host
+
+host.tune_malloc()
+
+import numpy as np
+import torch
+from torch.nn.modules.module import register_module_forward_pre_hook
+
+from foldfuse import cli
+from foldfuse.boxes import pairwise_iou
+from foldfuse.data.dataset import Dataset
+from foldfuse.data.folds import make_folds
+from foldfuse.data.images import ImageCache, canvas_for
+from foldfuse.data.readers.coco import read
+from foldfuse.demo import synthetic
+from foldfuse.errors import InputError
+from foldfuse.formats.predictions import read_predictions
+from foldfuse.inference.detector import predict_views
+from foldfuse.inference.tta import PLAIN_VIEW
+from foldfuse.models import make_detector
+from foldfuse.recipes import Recipe
+from foldfuse.storage.run import Run
+from foldfuse.system.device import release_memory, synchronize
+from foldfuse.system.processes import World
+from foldfuse.training.batches import Batches
+from foldfuse.training.budget import Budget
+from foldfuse.training.loading import open_loader
+from foldfuse.training.loop import fit
+from foldfuse.training.precision import ComputeConfig, default_config
+from foldfuse.training.session import TrainingSession
+
+MIN_SCORE, MIN_IOU, MAX_SCORE_GAP, MIN_AGREEMENT = 0.1, 0.9, 0.02, 0.98
+NETWORKS = ("lite0_fpn", "efficientdet_d0", "swin_tiny_fpn", "dfine_n")
+COMMAND_SIZES = ("--image-size", "256", "--batch-size", "8")
+
+Row = dict[str, Any]
+seen: set[str] = set()  # kinds of devices on which layers with weights computed
+
+
+def record(module: torch.nn.Module, inputs: tuple[object, ...]) -> None:
+    """Note the device of a layer's weights and of its inputs, unless a detector is under construction.
+
+    The constructor of a detector counts the channels of its backbone with an empty image, on the CPU.
+    """
+    if (weight := module._parameters.get("weight")) is None:
+        return
+    kinds = {weight.device.type, *(each.device.type for each in inputs if isinstance(each, torch.Tensor))}
+    if not kinds <= seen and not any(
+        frame.f_code.co_name == "make_detector" for frame, _ in traceback.walk_stack(None)
+    ):
+        seen.update(kinds)
+
+
+def foldfuse(rows: list[Row], *words: object, expect: str) -> None:
+    """Run a command in this process; its networks must have computed on the expected kind of device alone."""
+    seen.clear()
+    began = time.perf_counter()
+    print("$ foldfuse", *words, flush=True)
+    status = cli.main([str(word) for word in words])
+    assert status == 0, f"{words[0]}: exit status {status}"
+    assert seen == {expect}, f"{words[0]}: networks computed on {seen}, expected {expect}"
+    rows.append({"command": str(words[0]), "on": expect, "seconds": round(time.perf_counter() - began, 1)})
+
+
+def agreement(one: Path, other: Path, data: Path) -> float:
+    """The share of the boxes in `one` that have a partner in `other`."""
+    dataset = read(data, annotated=False)
+    first, second = (read_predictions(path, dataset) for path in (one, other))
+    best = np.sort(first.scores)[::-1]
+    floor = min(MIN_SCORE, float(best[min(len(best), 100) - 1]))
+    found = total = 0
+    for i in first.image_ids:
+        a, b = first[i], second[i]
+        a = a[a.scores >= floor]
+        total += len(a)
+        if len(a) and len(b):
+            alike = pairwise_iou(a.boxes, b.boxes) >= MIN_IOU
+            alike &= (a.labels[:, None] == b.labels) & (np.abs(a.scores[:, None] - b.scores) <= MAX_SCORE_GAP)
+            found += int(alike.any(1).sum())
+    assert total, "the run finds nothing at all"
+    return found / total
+
+
+def run_commands(device: str, folder: Path, *, quick: bool) -> Row:
+    """Runs every command that computes with a network, asserts where it computed, and compares predictions."""
+    kind, rows = device.partition(":")[0], list[Row]()
+    on = ("--device", device)
+    hook = register_module_forward_pre_hook(record)
+    several = kind == "cuda" and device == "cuda" and torch.cuda.device_count() > 1
+    one = ("--device", "cuda:0" if several else device)  # processes of other cards are not seen by the hook
+    deadline = "60s" if quick else "90s"
+    foldfuse(rows, "demo", "--out", folder / "demo", "--deadline", deadline, "--num-images", 60, *one, expect=kind)
+    campaign = json.loads((folder / "demo/campaign/campaign.json").read_text(encoding="utf-8"))
+    assert campaign["state"] == "finished", campaign["state"]
+    data, test = folder / "demo/data/train.json", folder / "demo/data/test.json"
+    if several:
+        words = ("campaign", data, "--test", test, "--deadline", deadline, "--out", folder / "cards", *on)
+        assert cli.main([str(word) for word in words]) == 0
+        trained = {
+            row["result"].get("device") for row in json.loads((folder / "cards/campaign.json").read_text())["segments"]
+        }
+        assert len(trained) > 1, f"all segments were trained on {trained}"
+    split, run = folder / "folds.json", folder / "run"
+    make_folds(read(data), num_folds=3).write(split)
+    budget = "10s" if quick else "20s"
+    foldfuse(rows, "train", data, "--out", run, *COMMAND_SIZES, "--folds", split, "--budget", budget, *on, expect=kind)
+    steps = Run(run).metadata.steps
+    assert steps is not None
+    foldfuse(rows, "train", "--resume", run, "--steps", steps + 5, *on, expect=kind)
+    metadata = Run(run).metadata
+    assert metadata.trained_on == device, metadata.trained_on
+    assert [row["step"] for row in Run(run).log if "loss" in row] == list(range(steps + 5))
+    state, _ = Run(run).load_checkpoint()
+    assert state is not None
+    assert ("cuda" in state["rng"][0]) == (kind == "cuda")
+
+    predictions = {name: folder / f"{name}.parquet" for name in ("device", "cpu", "views", "train")}
+    foldfuse(rows, "predict", run, test, "--out", predictions["device"], *on, expect=kind)
+    foldfuse(rows, "predict", run, test, "--out", predictions["cpu"], "--device", "cpu", expect="cpu")
+    views = ("--view", "1,1.25+hflip")
+    foldfuse(rows, "predict", run, test, "--out", predictions["views"], *views, *on, expect=kind)
+    foldfuse(rows, "evaluate", run, *on, expect=kind)
+    share = agreement(predictions["device"], predictions["cpu"], test)
+    assert share >= MIN_AGREEMENT, f"{share:.2%} of the boxes agree with the CPU's"
+    foldfuse(rows, "train", "--resume", run, "--steps", steps + 7, "--device", "cpu", expect="cpu")
+
+    foldfuse(rows, "predict", run, data, "--out", predictions["train"], *on, expect=kind)
+    rescored = ("--data", data, "--out", folder / "rescored")
+    foldfuse(rows, "rescore", predictions["train"], *rescored, *on, expect=kind)
+    classifier = folder / "classifier"
+    recipe = ("--recipe", "classify_lite0", "--set", "image_size=96", "--folds", split, "--budget", "5s")
+    foldfuse(rows, "train", data, "--out", classifier, *recipe, *on, expect=kind)
+    foldfuse(rows, "predict", classifier, data, "--out", folder / "classes.csv", *on, expect=kind)
+    sizes = ("--image-size", "128,192", "--budget", "30s" if quick else "45s", "--folds", 3)
+    foldfuse(rows, "sweep", data, "--out", folder / "sweep", *sizes, *on, expect=kind)
+    if all(importlib.util.find_spec(name) for name in ("onnx", "onnxruntime", "onnxscript")):
+        foldfuse(rows, "export", run, "--out", folder / "run.onnx", expect="cpu")
+    hook.remove()
+    count = max(1, torch.cuda.device_count()) if device == "cuda" else 1
+    words = [
+        "train",
+        data,
+        "--out",
+        folder / "together",
+        "--image-size",
+        256,
+        "--batch-size",
+        8 * count,
+        "--steps",
+        5,
+        *on,
+    ]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        count,
+        "-m",
+        "foldfuse",
+    ]
+    began = time.perf_counter()
+    subprocess.run([str(word) for word in [*command, *words]], check=True, env=os.environ)
+    seconds = round(time.perf_counter() - began, 1)
+    rows.append({"command": f"torchrun, {count} processes", "on": kind, "seconds": seconds})
+    return {"commands": rows, "boxes_as_on_the_cpu": round(share, 4)}
+
+
+def measure(name: str, dataset: Dataset, device: str, *, image_size: int, batch_size: int, seconds: float) -> Row:
+    """Images a second of loading, training and prediction of one network, and the peak memory of the trainings.
+
+    Args:
+        name: a detector.
+        dataset: annotated images.
+        device: where it computes.
+        image_size, batch_size: of the training.
+        seconds: of each measurement.
+    """
+    recipe = Recipe(
+        name, image_size=image_size, batch_size=batch_size, init_weights="none", frozen_stages=0, mosaic=0.5
+    )
+    target = torch.device(device)
+    model: Any = make_detector(name, len(dataset.classes), pretrained=False)
+    canvas = canvas_for(dataset.samples, image_size=image_size, stride=model.stride)
+    images = ImageCache.load(dataset.samples, longest=round(image_size * (1 + recipe.scale_jitter)))
+    batches = Batches(dataset.samples, images, recipe, canvas, 0)
+    row: Row = {"network": name, "px": image_size, "batch": batch_size, "loading": _loading(batches, target, seconds)}
+    default = default_config(target)
+    configs = {"default": default}
+    if target.type == "cuda":
+        configs |= {each: replace(default, precision=each) for each in ("float32", "float16", "bfloat16")}
+        if hasattr(default, "compiled"):
+            configs["compiled"] = replace(default, compiled=True)
+    trainings = {
+        key: lambda config=config: _ours(name, batches, recipe, device, config, seconds)
+        for key, config in configs.items()
+    }
+    trainings["plain"] = lambda: _plain(name, batches, target, seconds)
+    row["training"] = {key: _with_memory(run, device) for key, run in trainings.items()}
+    model.to(target, memory_format=torch.channels_last).eval()
+    row["prediction"] = _prediction(model, dataset, image_size, seconds)
+    release_memory(device)
+    return row
+
+
+def _loading(batches: Batches, device: torch.device, seconds: float) -> float:
+    """Images a second of the loader alone."""
+    with open_loader(batches, device) as loader:
+        loader.get(0)
+        began, step = time.perf_counter(), 0
+        while time.perf_counter() - began < seconds:
+            step += 1
+            loader.get(step)
+        return round(step * batches.recipe.batch_size / (time.perf_counter() - began), 1)
+
+
+def _with_memory(run: Callable[[], Row], device: str) -> Row:
+    """The numbers of a training with its peak memory; why there are none where it failed."""
+    release_memory(device)
+    on_card = device.startswith("cuda")
+    if on_card:
+        torch.cuda.reset_peak_memory_stats(device)
+    try:
+        row = run()
+    except (RuntimeError, InputError, FloatingPointError) as error:  # such as out of memory, or no compiler
+        return {"failed": f"{type(error).__name__}: {str(error).splitlines()[0]}"}
+    return row | ({"peak_mb": round(torch.cuda.max_memory_allocated(device) / 2**20)} if on_card else {})
+
+
+def _ours(name: str, batches: Batches, recipe: Recipe, device: str, config: ComputeConfig, seconds: float) -> Row:
+    """Images a second, and the share of the time that the steps waited for images."""
+    torch.manual_seed(0)
+    model: Any = make_detector(name, num_classes(batches), pretrained=False)
+    model = model.to(device)
+    log: list[Row] = []
+    extra = 30.0 if getattr(config, "compiled", False) else 0.0  # the first step compiles
+    session = TrainingSession(Budget(seconds=1.5 * seconds + extra), World(device=device))
+    fit(model, batches, recipe, session, log=log, config=config)
+    return _rate(log, recipe.batch_size, seconds)
+
+
+def num_classes(batches: Batches) -> int:
+    """One more than the largest label."""
+    labels = [sample.annotations.labels for sample in batches.samples if sample.annotations is not None]
+    return int(np.concatenate(labels).max()) + 1
+
+
+def _rate(log: list[Row], batch_size: int, seconds: float) -> Row:
+    """Images a second of the last `seconds`, of two steps at least, and the share of that time that was waited for images."""
+    if len(log) < 2:
+        return {"failed": "not even two steps were made in the time"}
+    first = next(i for i, row in enumerate(log) if row["seconds"] >= log[-1]["seconds"] - seconds)
+    log = log[min(first, len(log) - 2) :]
+    taken = max(log[-1]["seconds"] - log[0]["seconds"], 1e-9)
+    waited = log[-1]["data_wait"] - log[0]["data_wait"]
+    return {"images_per_second": round((len(log) - 1) * batch_size / taken, 1), "waiting": round(waited / taken, 3)}
+
+
+def _plain(name: str, batches: Batches, device: torch.device, seconds: float) -> Row:
+    """The same of a plain loop."""
+    torch.manual_seed(0)
+    model: Any = make_detector(name, num_classes(batches), pretrained=False)
+    model = model.to(device).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
+    log: list[Row] = []
+    began, waited, step = time.perf_counter(), 0.0, 0
+    while not log or log[-1]["seconds"] < 1.5 * seconds or step < 3:
+        before = time.perf_counter()
+        images, targets = batches.batch(step)
+        waited += time.perf_counter() - before
+        loss = sum(model.loss(model(images.contiguous().to(device).float() / 255), targets).values())
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 10.0)
+        optimizer.step()
+        synchronize(str(device))
+        step += 1
+        log.append({"seconds": time.perf_counter() - began, "data_wait": waited})
+    return _rate(log, batches.recipe.batch_size, seconds)
+
+
+def _prediction(model: Any, dataset: Dataset, image_size: int, seconds: float) -> float:
+    """Images a second in the plain view, from files."""
+    samples = dataset.samples[:64]
+    options = {"image_size": image_size, "views": [PLAIN_VIEW]}
+    predict_views(model, samples[:16], dataset.classes, **options)  # libraries and kernels are loaded
+    began, done = time.perf_counter(), 0
+    while not done or time.perf_counter() - began < seconds:
+        predict_views(model, samples, dataset.classes, **options)
+        done += len(samples)
+    return round(done / (time.perf_counter() - began), 1)
+
+
+def page(result: Row) -> str:
+    """The page with all numbers."""
+    machine = result["machine"]
+    how = (
+        f"`python benchmarks/gpu.py{' --quick' if result['quick'] else ''}` on {machine['device']}, {machine['cpu']}, "
+        f"{machine['cores']} cores; torch {machine['torch']}, foldfuse {machine['foldfuse']}."
+    )
+    lines = [
+        f"# {machine['device']}",
+        "",
+        how,
+        "",
+    ]
+    if result.get("commands"):
+        lines += ["| command | on | seconds |", "|---|---|---|"]
+        lines += [f"| {row['command']} | {row['on']} | {row['seconds']} |" for row in result["commands"]]
+        lines += ["", f"{result['boxes_as_on_the_cpu']:.2%} of the boxes are those of the CPU.", ""]
+    lines += [
+        "| network | px | batch | loading | prediction | training | images/s | waiting for data | peak memory, MB |"
+    ]
+    lines += ["|---|---|---|---|---|---|---|---|---|"]
+    for row in result["speeds"]:
+        if "failed" in row:
+            lines.append(f"| {row['network']} | | | | | {row['failed']} | | | |")
+            continue
+        for kind, numbers in row["training"].items():
+            first = f"| {row['network']} | {row['px']} | {row['batch']} | {row['loading']} | {row['prediction']} "
+            if "failed" in numbers:
+                lines.append(f"{first}| {kind} | {numbers['failed']} | | |")
+                continue
+            wait = f"{numbers['waiting']:.0%}"
+            lines.append(f"{first}| {kind} | {numbers['images_per_second']} | {wait} | {numbers.get('peak_mb', '')} |")
+    lines += ["", "Loading, prediction and training are images a second."]
+    return "\n".join(lines) + "\n"
+
+
+def main(words: list[str] | None = None) -> None:
+    """Runs the commands, measures the speeds, and writes gpu.json and gpu.md."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="about 3 minutes instead of 6")
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--out", type=Path, default=Path())
+    parser.add_argument("--small", action="store_true", help="small images and short measurements, for a dry run")
+    parser.add_argument("--no-commands", action="store_true", help="speeds alone")
+    parser.add_argument("--networks", default=",".join(NETWORKS))
+    asked = parser.parse_args(words)
+    began = time.perf_counter()
+    size, batch, seconds = (64, 2, 1.5) if asked.small else (640, 8, 1.5 if asked.quick else 4.0)
+    result: Row = {"quick": asked.quick, "machine": host.describe(asked.device), "speeds": []}
+    with tempfile.TemporaryDirectory() as place:
+        if not asked.no_commands:
+            result |= run_commands(asked.device, Path(place) / "commands", quick=asked.quick)
+        number = 8 if asked.small else 64
+        data = synthetic.make_dataset(Path(place) / "data", num_images=number, num_test_images=1, seed=0)
+        dataset = read(data / "train.json")
+        for name in asked.networks.split(","):
+            try:
+                row = measure(name, dataset, asked.device, image_size=size, batch_size=batch, seconds=seconds)
+            except InputError as error:  # a package is not installed
+                row = {"network": name, "failed": str(error)}
+            result["speeds"].append(row)
+            print(json.dumps(row), flush=True)
+    result["seconds"] = round(time.perf_counter() - began)
+    asked.out.mkdir(parents=True, exist_ok=True)
+    (asked.out / "gpu.json").write_text(json.dumps(result, indent=1), encoding="utf-8")
+    (asked.out / "gpu.md").write_text(page(result), encoding="utf-8")
+    print(f"gpu: all good, in {result['seconds']} s; {asked.out / 'gpu.md'}")
+
+
+if __name__ == "__main__":
+    main()

@@ -20,10 +20,10 @@ from foldfuse.models import make_detector
 from foldfuse.models.detection.composed import ComposedDetector
 from foldfuse.recipes import Recipe, load_recipe
 from foldfuse.storage.run import Run, RunMetadata
+from foldfuse.system.device import is_out_of_memory
 from foldfuse.training.batches import Batches
 from foldfuse.training.budget import Budget, lr_scale
 from foldfuse.training.loop import fit
-from foldfuse.training.memory import is_out_of_memory
 from foldfuse.training.optimizers import Ema, detector_groups
 from foldfuse.training.session import TrainingSession
 from learning_samples import write_dataset

@@ -19,12 +19,12 @@ from foldfuse.models import make_detector
 from foldfuse.models.pretrained.state_dicts import load_exactly
 from foldfuse.recipes import Recipe
 from foldfuse.storage.run import Run
+from foldfuse.system.device import is_out_of_memory
 from foldfuse.training.autotune import autotune
 from foldfuse.training.batches import Batches
 from foldfuse.training.checkpoints import Checkpointer, TrainingResult, finish_run
 from foldfuse.training.init_weights import load_init_weights
 from foldfuse.training.loop import fit
-from foldfuse.training.memory import is_out_of_memory
 from foldfuse.training.precision import ComputeConfig, config_for, default_config, stored_config
 from foldfuse.training.session import TrainingSession
 from foldfuse.training.weights_origin import origins_of

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from foldfuse.recipes import ClassifierRecipe, Recipe
+from foldfuse.system.device import is_out_of_memory
 from foldfuse.system.processes import World
 from foldfuse.training.distributed import distributed_network, loss_terms, sum_over_processes
-from foldfuse.training.memory import InParts, NotEnoughMemory, Snapshot, half_micro_batch, is_out_of_memory, num_parts
+from foldfuse.training.memory import InParts, NotEnoughMemory, Snapshot, half_micro_batch, num_parts
 from foldfuse.training.precision import ComputeConfig
 from foldfuse.training.readback import Readback
 

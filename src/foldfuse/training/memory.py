@@ -30,11 +30,6 @@ class NotEnoughMemory(InputError):
     """Not even the smallest part of a batch fits in memory."""
 
 
-def is_out_of_memory(error: RuntimeError) -> bool:
-    """Whether torch could not allocate memory. The error has a class of its own on CUDA; on a CPU only its message tells."""
-    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
-
-
 def num_parts(batch_size: int, micro_batch: int) -> int:
     """The number of parts of at most `micro_batch` images; 1 where `micro_batch` is 0."""
     return -(-batch_size // micro_batch) if micro_batch else 1

@@ -12,6 +12,7 @@ from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
 from torch.utils._pytree import tree_map
 
+from foldfuse.commands.models import export
 from foldfuse.detections import Annotations
 from foldfuse.errors import InputError
 from foldfuse.inference.detector import detector_with_weights
@@ -233,6 +234,11 @@ def test_a_run_of_other_classes_starts_from_matching_rows(tmp_path):
     images = torch.rand(1, 3, 128, 96)
     with torch.no_grad():
         torch.testing.assert_close(folded(images).logits, other.eval()(images).logits, rtol=1e-4, atol=1e-4)
+
+
+def test_an_export_is_refused_in_a_sentence(tmp_path):
+    with pytest.raises(InputError, match="dfine_n: ONNX has no operation"):
+        export("dfine_n", out=str(tmp_path / "d.onnx"))
 
 
 def test_a_missing_package_and_imagenet_weights_are_named(monkeypatch):

@@ -126,10 +126,12 @@ def export(
     if Path(model).is_dir():
         run = Run(Path(model))
         net, classes = load_detector(run, "cpu")
+        _require_exportable(net, run.recipe.detector)
         size, metadata = run.recipe.image_size, {"model": run.recipe.detector, "classes": json.dumps(classes)}
         metadata |= run_facts(run, net)
     else:
         net = make_model(model, num_classes)
+        _require_exportable(net, model)
         if is_detector(model):
             net = fold_batch_norms(net)
         size, metadata = default_image_size(net), {"model": model}
@@ -139,3 +141,9 @@ def export(
     takes = write_onnx(net, out, image_size=size, metadata=metadata, fixed_size=fixed_size)
     printing.write(f"{out}: takes {takes}; its outputs in ONNX Runtime equal PyTorch's.")
     return out
+
+
+def _require_exportable(net: Any, name: str) -> None:
+    """Raise InputError for a network that says of itself that it cannot be written as ONNX."""
+    if not getattr(net, "is_exportable", True):
+        raise InputError(f"{name}: ONNX has no operation for a part of this network. Export another detector.")

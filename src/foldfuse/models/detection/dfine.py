@@ -125,6 +125,8 @@ class DFine(nn.Module):
         InputError: transformers is not installed.
     """
 
+    is_exportable = False  # transformers checks shapes by an operation that ONNX does not have
+
     def __init__(self, size: Size, num_classes: int) -> None:
         super().__init__()
         body = new_library_model(size, num_classes).model

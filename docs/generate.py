@@ -54,6 +54,7 @@ LIMITS = {
     "batch_size": f"1 to {recipes.MAX_BATCH_SIZE}",
     "micro_batch": f"0 to {recipes.MAX_BATCH_SIZE}",
     "frozen_stages": "0 to 3",
+    "numerics": "1 (runs of earlier versions) or 2",
     "precision": "`auto`, `float32`, `bfloat16`, `float16`",
     "init_weights": "a word, or a path",
     "detector": "a name of `foldfuse models`, or `compose:...`",

@@ -35,9 +35,11 @@ OPTIONS = {  # of every command: its arguments by their place, then its options
     "import": "WEIGHTS --out --overwrite",
     "predict": (
         "RUN DATA --out --draw --score-threshold --max-detections --view --member --batch-size --all --images "
-        "--ignore-orientation --device --overwrite"
+        "--ignore-orientation --device --engine --overwrite"
     ),
-    "evaluate": ("RUN DATA --out --predictions --batch-size --images --ignore-orientation --device --overwrite"),
+    "evaluate": (
+        "RUN DATA --out --predictions --batch-size --images --ignore-orientation --device --engine --overwrite"
+    ),
     "browse": (
         "DATA --predictions --out --score-threshold --input-format --image-ids --category-ids --classes-from --images "
         "--ignore-orientation --overwrite"

@@ -237,6 +237,7 @@ def predict_test_images(
                 classes,
                 image_size=run.recipe.image_size,
                 views=views,
+                engine="auto",
                 progress=progress,
             )
         for view, predictions in predicted.items():

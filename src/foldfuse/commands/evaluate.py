@@ -41,6 +41,7 @@ def evaluate(
     images: options.Images = None,
     ignore_orientation: options.IgnoreOrientation = False,
     device: options.Device = "auto",
+    engine: options.Engine = "auto",
     overwrite: options.Overwrite = False,
 ) -> Path:
     """Predict annotated images with a trained detector, score the predictions, and return the page that shows them.
@@ -77,7 +78,9 @@ def evaluate(
         options.refuse_overwrite(predictions, overwrite, inputs=inputs)
     held_out = held_out_images(folder, data, images=images, ignore_orientation=ignore_orientation)
     with progress_bar(f"predicting {counted(len(held_out.dataset), 'image')}") as progress:
-        found = evaluate_run(folder, held_out, device=device, batch_size=batch_size or BATCH_SIZE, progress=progress)
+        found = evaluate_run(
+            folder, held_out, device=device, engine=engine, batch_size=batch_size or BATCH_SIZE, progress=progress
+        )
     if found.record.predictions is not None:
         _keep(folder, found)
     if predictions is not None:

@@ -287,6 +287,14 @@ Device = Annotated[
     Parameter(converter=_to_device, metavar="DEVICE", help="device to compute on: auto, cpu, cuda, cuda:N or mps."),
 ]
 
+Engine = Annotated[
+    Literal["auto", "eager", "openvino"],
+    Parameter(
+        help="what runs a detector on a CPU: PyTorch (eager), OpenVINO, or by default the faster one, where that repays the "
+        "conversion; boxes and scores are the same."
+    ),
+]
+
 
 Offline = Annotated[bool, Parameter(help="never try a network; the same as HF_HUB_OFFLINE=1.")]
 

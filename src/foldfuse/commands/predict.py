@@ -45,6 +45,7 @@ def predict(
     images: options.Images = None,
     ignore_orientation: options.IgnoreOrientation = False,
     device: options.Device = "auto",
+    engine: options.Engine = "auto",
     overwrite: options.Overwrite = False,
 ) -> Path | None:
     """Predict images with anything trained: a run, an ONNX file, an ensemble or a whole campaign.
@@ -111,7 +112,7 @@ def predict(
             ignore_orientation=ignore_orientation,
         )
     with _world(run, device) as world:
-        predictor = load(run, device=world.device, members=_members(member))
+        predictor = load(run, device=world.device, members=_members(member), engine=engine)
         views = predictor.parse_views(view)
         if world.is_main:
             for sentence in predictor.repeated_views(views):

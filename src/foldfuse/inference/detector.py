@@ -12,6 +12,7 @@ from torch import Tensor
 from foldfuse.data.dataset import Sample
 from foldfuse.detections import Array, Detections, Predictions
 from foldfuse.errors import InputError
+from foldfuse.inference.engine import Engine
 from foldfuse.inference.tta import View
 from foldfuse.inference.views import BATCH_SIZE, predict_images
 from foldfuse.models import make_detector
@@ -93,6 +94,7 @@ def predict_views(
     views: Sequence[View],
     batch_size: int = BATCH_SIZE,
     longest: int | None = None,
+    engine: str = "eager",
     progress: Progress = no_progress,
 ) -> dict[View, Predictions]:
     """The predictions of a detector on every image in each of `views`; boxes in pixels of the original images.
@@ -105,13 +107,16 @@ def predict_views(
         views: TTA views of each image.
         batch_size: images of 256 px at a time; fewer larger ones, so that memory stays the same.
         longest: see `predict_images`.
+        engine: what runs the network on a CPU; one of `engine.ENGINES`.
         progress: gets the finished share of the work.
 
     Raises:
-        InputError: an image is missing or cannot be decoded.
+        InputError: an image is missing or cannot be decoded, or there is no such engine here.
     """
+    eager = functools.partial(detect, model)
+    chosen = None if engine == "eager" else Engine(model, eager, engine)
     return predict_images(
-        functools.partial(detect, model),
+        eager if chosen is None else chosen,
         samples,
         classes,
         image_size=image_size,
@@ -119,5 +124,6 @@ def predict_views(
         views=views,
         batch_size=batch_size,
         longest=longest,
+        expect=None if chosen is None else chosen.expect,
         progress=progress,
     )

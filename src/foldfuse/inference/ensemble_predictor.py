@@ -61,6 +61,7 @@ class EnsemblePredictor(Predictor):
         rescorer: the crop rescorer of the fused predictions; None where there is none.
         learnt_hashes: content hashes of further images that it has learnt from; see `data.content_hashes`.
         noun: "ensemble" or "campaign".
+        engine: what runs every network; see `load`.
 
     Every network stays on the device after its first use, so that many calls with one image are fast: on a card with little
     memory, the members together must fit beside the images of a batch.
@@ -72,6 +73,7 @@ class EnsemblePredictor(Predictor):
     rescorer: Rescorer | None = None
     learnt_hashes: frozenset[str] = frozenset()
     noun: str = "ensemble"
+    engine: str = "auto"
     _loaded: dict[Path, RunPredictor] = field(default_factory=dict)
 
     @property
@@ -128,7 +130,7 @@ class EnsemblePredictor(Predictor):
         self, part: Part, samples: Sequence[Sample], batch_size: int, progress: Progress
     ) -> dict[str, Predictions]:
         if part.run.folder not in self._loaded:
-            self._loaded[part.run.folder] = load_run(part.run, device=self.device)
+            self._loaded[part.run.folder] = load_run(part.run, device=self.device, engine=self.engine)
         one = self._loaded[part.run.folder]
         sizes = [view.image_size(one.image_size, one.stride) for view in part.decoded_for or part.views]
         by_view = one.predict_each(samples, part.views, batch_size=batch_size, longest=max(sizes), progress=progress)

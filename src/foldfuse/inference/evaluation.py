@@ -86,6 +86,7 @@ def evaluate(
     images: Path | str | None = None,
     ignore_orientation: bool = False,
     device: str = "auto",
+    engine: str = "auto",
     batch_size: int = BATCH_SIZE,
     progress: Progress = no_progress,
 ) -> RunEvaluation:
@@ -98,6 +99,7 @@ def evaluate(
         images: the folder of the images, where they are not found beside the annotations.
         ignore_orientation: whether pixels are taken as stored, whatever an EXIF tag says; always so for a run trained that way.
         device: such as "auto", "cpu" or "cuda".
+        engine: what runs the detector on a CPU; see `load`.
         batch_size: images of 256 px at a time; fewer larger ones.
         progress: gets the finished share of the prediction.
 
@@ -111,11 +113,17 @@ def evaluate(
         images=None if images is None else Path(images),
         ignore_orientation=ignore_orientation,
     )
-    return evaluate_run(folder, held_out, device=device, batch_size=batch_size, progress=progress)
+    return evaluate_run(folder, held_out, device=device, engine=engine, batch_size=batch_size, progress=progress)
 
 
 def evaluate_run(
-    run: Run, held_out: HeldOut, *, device: str = "auto", batch_size: int = BATCH_SIZE, progress: Progress = no_progress
+    run: Run,
+    held_out: HeldOut,
+    *,
+    device: str = "auto",
+    engine: str = "auto",
+    batch_size: int = BATCH_SIZE,
+    progress: Progress = no_progress,
 ) -> RunEvaluation:
     """The predictions of a trained detector on annotated images, and their score.
 
@@ -132,6 +140,7 @@ def evaluate_run(
         image_size=run.recipe.image_size,
         views=[PLAIN_VIEW],
         batch_size=batch_size,
+        engine=engine,
         progress=progress,
     )
     predictions = relabel(found[PLAIN_VIEW], labels, dataset)

@@ -33,6 +33,9 @@ class NetworkPredictor(Predictor):
     def detect(self, images: Array) -> list[Detections]:
         """The detections in each of (B, H, W, 3) uint8 RGB letterboxed images, in pixels of these."""
 
+    def expect(self, pixels: int) -> None:
+        """Is told how many pixels the next images have together, before `detect` sees the first of them."""
+
     def parse_views(self, names: Sequence[str]) -> tuple[View, ...]:
         """The TTA views of these names; by default the plain one. Raises InputError for a name that is no view."""
         return parse_views(names) if names else (PLAIN_VIEW,)
@@ -64,6 +67,7 @@ class NetworkPredictor(Predictor):
             views=views,
             batch_size=batch_size,
             longest=longest,
+            expect=self.expect,
             progress=progress,
         )
 

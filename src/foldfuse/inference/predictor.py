@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from foldfuse.errors import InputError
@@ -12,7 +13,9 @@ from foldfuse.storage.ledger import NAME as LEDGER
 from foldfuse.storage.run import Run
 
 
-def load(path: str | Path, *, device: str = "auto", members: Mapping[str, str | Path] | None = None) -> Predictor:
+def load(
+    path: str | Path, *, device: str = "auto", members: Mapping[str, str | Path] | None = None, engine: str = "auto"
+) -> Predictor:
     """A predictor from a run, an ONNX file, an ensemble or a whole campaign.
 
     Args:
@@ -20,6 +23,8 @@ def load(path: str | Path, *, device: str = "auto", members: Mapping[str, str | 
             whose current submission is applied: its members, TTA views, fusion and crop rescoring.
         device: auto, cpu, cuda, cuda:N or mps.
         members: {member of an ensemble: the folder of its run}, where they do not lie beside it; RUN@1,1+hflip names TTA views.
+        engine: what runs a detector on a CPU: eager (PyTorch), openvino, or auto, the faster one, once that repays converting the
+            network. Boxes and scores are the same. An ONNX file has its own runtime.
 
     Raises:
         InputError: there is nothing of these kinds, or a part of it is missing.
@@ -42,11 +47,11 @@ def load(path: str | Path, *, device: str = "auto", members: Mapping[str, str | 
     if is_campaign:
         from foldfuse.inference.campaign_predictor import load_campaign
 
-        return load_campaign(path, device=device)
+        return replace(load_campaign(path, device=device), engine=engine)
     if is_ensemble and not is_run:
         from foldfuse.inference.ensemble_predictor import load_ensemble
 
-        return load_ensemble(path, device=device, members=members or {})
+        return replace(load_ensemble(path, device=device, members=members or {}), engine=engine)
     if path.is_file():
         raise InputError(
             f"{path}: is a file that nothing is predicted with. Give the folder of a run or of a campaign, an .onnx file, or "
@@ -54,4 +59,4 @@ def load(path: str | Path, *, device: str = "auto", members: Mapping[str, str | 
         )
     from foldfuse.inference.run_predictor import load_run
 
-    return load_run(Run(path), device=device)
+    return load_run(Run(path), device=device, engine=engine)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import Any
 
 from foldfuse.detections import Array, Detections
 from foldfuse.errors import InputError
 from foldfuse.inference.detector import detect, load_detector
+from foldfuse.inference.engine import Engine
 from foldfuse.inference.network_predictor import NetworkPredictor
 from foldfuse.storage.run import Run
 
@@ -19,10 +21,12 @@ class RunPredictor(NetworkPredictor):
     Attributes:
         run: the run.
         model: its detector, with weights, on a device.
+        engine: what runs it.
     """
 
     run: Run
     model: Any
+    engine: Engine
 
     @property
     def kind(self) -> str:
@@ -36,14 +40,23 @@ class RunPredictor(NetworkPredictor):
 
     def detect(self, images: Array) -> list[Detections]:
         """See `NetworkPredictor.detect`."""
-        return detect(self.model, images)
+        return self.engine(images)
+
+    def expect(self, pixels: int) -> None:
+        """See `NetworkPredictor.expect`."""
+        self.engine.expect(pixels)
 
 
-def load_run(run: Run, *, device: str = "auto") -> RunPredictor:
+def load_run(run: Run, *, device: str = "auto", engine: str = "auto") -> RunPredictor:
     """The predictor of a detector's run.
 
+    Args:
+        run: the run.
+        device: see `load`.
+        engine: see `load`.
+
     Raises:
-        InputError: the folder holds no trained run, or that of a classifier; or there is no such device.
+        InputError: the folder holds no trained run, or that of a classifier; or there is no such device or engine.
     """
     metadata = run.metadata
     if run.is_classifier:
@@ -64,4 +77,5 @@ def load_run(run: Run, *, device: str = "auto") -> RunPredictor:
         stride=model.stride,
         run=run,
         model=model,
+        engine=Engine(model, functools.partial(detect, model), engine),
     )

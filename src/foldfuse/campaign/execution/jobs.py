@@ -98,14 +98,16 @@ def predict_held_out(run: Run, val: Dataset, state: CampaignState, *, device: st
     if next(model.parameters()).device.type != "cpu":  # a card loads its libraries and kernels at the first image
         predict_views(model, val.samples[: c.WARM_UP_IMAGES], classes, image_size=image_size, views=[c.PLAIN_VIEW])
     start = time.monotonic()
-    plain = predict_views(model, val.samples, classes, image_size=image_size, views=[c.PLAIN_VIEW])
+    plain = predict_views(model, val.samples, classes, image_size=image_size, views=[c.PLAIN_VIEW], engine="auto")
     seconds = (time.monotonic() - start) / len(val)
     segments = tuple(
         replace(record, result={"image_seconds": seconds}) if record.name == run.folder.name else record
         for record in state.segments
     )
     views = affordable_views(replace(state, segments=segments))[1:]
-    others = predict_views(model, val.samples, classes, image_size=image_size, views=views) if views else {}
+    others = {}
+    if views:
+        others = predict_views(model, val.samples, classes, image_size=image_size, views=views, engine="auto")
     del model
     release_memory(device)
     return HeldOutPredictions(plain | others, seconds)

@@ -238,7 +238,7 @@ def test_a_run_of_other_classes_starts_from_matching_rows(tmp_path):
 
 def test_an_export_is_refused_in_a_sentence(tmp_path):
     with pytest.raises(InputError, match="dfine_n: ONNX has no operation"):
-        export("dfine_n", out=str(tmp_path / "d.onnx"))
+        export("dfine_n", out=tmp_path / "d.onnx")
 
 
 def test_a_missing_package_and_imagenet_weights_are_named(monkeypatch):

@@ -72,7 +72,7 @@ def _of_effdet(name: str, file: str) -> PublishedWeights:
     return PublishedWeights(name, f"{project}/releases/download/v0.1", file, "Apache-2.0", _COCO, project)
 
 
-_TORCHVISION_LICENCE = "BSD-3-Clause (torchvision; it says that terms of the training data may apply)"
+_TORCHVISION_LICENCE = "BSD-3-Clause"  # torchvision adds that terms of the training data may apply
 _COCO = "COCO 2017 train (boxes), ImageNet-1k (backbone)"
 _ROWS: tuple[tuple[str, PublishedWeights], ...] = (
     ("coco", _on_hub("dfine_n", "ustc-community/dfine-nano-coco", _COCO)),

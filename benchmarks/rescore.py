@@ -86,7 +86,7 @@ def run(folder: Path, facts: Mapping[str, Any], of: str, asked: argparse.Namespa
     after = rescore.apply_rescorer(fitted.rescorer, target, test.samples)
     seconds = time.process_time() - began
     gain = {metric: bootstrap_difference(after, target, test, metric) for metric in ("ap50", "ap")}
-    always = replace(fitted.rescorer, blend=fitted.best)  # the gain without the significance test
+    always = replace(fitted.rescorer, blend=fitted.best)  # the gain whatever is expected
     forced = after if fitted.accepted else rescore.apply_rescorer(always, target, test.samples)
     return {
         "fitted": fitted.to_dict(),

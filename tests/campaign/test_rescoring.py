@@ -1,4 +1,4 @@
-"""Crop rescoring replaces a submission only where its gain is significant and the time allows it."""
+"""Crop rescoring replaces a submission only where a gain is likely and the time allows it."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def fake_rescorer(monkeypatch, *, accepted, after):
     return trained_on
 
 
-def test_a_significant_gain_is_submitted(campaign, monkeypatch):
+def test_a_likely_gain_is_submitted(campaign, monkeypatch):
     task, ledger, members = campaign
     trained_on = fake_rescorer(monkeypatch, accepted=True, after=0.7)
     rescore_submission(task, ledger, members)

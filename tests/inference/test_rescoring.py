@@ -235,6 +235,6 @@ def test_the_command_writes_both_files_and_the_gain(data, test_data, tmp_path, m
 
 def test_the_command_says_whether_scores_change(data):
     fitted = rescore.fit_rescorer(random_class_predictions(data), data, encoder=blind_encoder())
-    assert "no significant gain" in rescore_command.summary(fitted)
+    assert "is not likely" in rescore_command.summary(fitted)
     accepted = replace(fitted, facts=replace(fitted.facts, accepted=True, alpha=0.2))
     assert "alpha 0.2" in rescore_command.summary(accepted)

@@ -21,7 +21,7 @@ class _TooSlow(Exception):
 
 
 def rescore_submission(task: Task, ledger: Ledger, members: MemberPredictions) -> None:
-    """Rescores the current submission, and submits the result where its gain out-of-fold is significant.
+    """Rescores the current submission, and submits the result where a gain is likely.
 
     The classifier trains on all annotated images; each held-out image is scored by a classifier trained without it
     (cross-validation).
@@ -56,7 +56,7 @@ def rescore_submission(task: Task, ledger: Ledger, members: MemberPredictions) -
             return
         if not result.accepted or result.after <= score_before:
             ledger.log(
-                f"Crop rescoring brings no significant gain: {metric} {score_before:.3f} before and {result.after:.3f} after it "
+                f"Crop rescoring brings no likely gain: {metric} {score_before:.3f} before and {result.after:.3f} after it "
                 "out-of-fold. The submission stays."
             )
             return

@@ -51,7 +51,7 @@ def rescore(
     """Score the crop of each detection by a classifier, and blend its probability into the score where that helps.
 
     The folder holds oof.parquet, the out-of-fold predictions, each image rescored by a classifier trained without it;
-    test.parquet, the test predictions; and rescore.json, the gain. Without a significant gain, scores are unchanged.
+    test.parquet, the test predictions; and rescore.json, the gain. Where a gain is not likely, scores are unchanged.
 
     Args:
         predictions: out-of-fold predictions of annotated images, all or some: Parquet, COCO results JSON or a CSV. Images
@@ -125,7 +125,7 @@ def summary(result: RescoringResult) -> str:
     nested = f"nested cross-validation: {interval_text(gain.value, gain.low, gain.high, digits=4)}"
     accuracy = f"Accuracy of the classifier on boxes that match an object, cross-validated: {facts.accuracy:.0%}. "
     if not facts.accepted:
-        return accuracy + f"There is no significant gain in {facts.metric}, and scores are unchanged; {nested}."
+        return accuracy + f"A gain in {facts.metric} is not likely, and scores are unchanged; {nested}."
     given = "the background included" if facts.background else "given an object"
     return accuracy + (
         f"Blended with alpha {facts.alpha:g} (probability of the class, {given}): {facts.metric} {facts.before:.4f} -> "

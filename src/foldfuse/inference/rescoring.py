@@ -6,7 +6,7 @@ probability that the crop shows the box's class. One more class, the background,
 
 `fit_rescorer` chooses alpha on out-of-fold predictions. The classifier that scores an image has seen neither its objects nor its
 detections, and the gain is measured by nested cross-validation, with an alpha chosen on other images. Scores do not change where
-there is no significant gain.
+a gain is not likely.
 
 Shapes: n boxes, of which m have crops; K classes, column K of probabilities is the background; D features.
 """
@@ -42,7 +42,7 @@ from foldfuse.system.records import to_plain
 PARTS = 5  # of the cross-validation where `folds` gives none
 RIDGES = (0.03, 0.1, 0.3, 1.0)
 ALPHAS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7)
-LEAST_PROB_BETTER = 0.8  # share of the bootstrap resamples that must show a gain
+LEAST_PROB_BETTER = 0.65  # share of the bootstrap resamples that must show a gain: likely, not certain
 ENCODING_SHARE = 0.9  # of the progress; training the probes takes the rest
 MIN_LOG_P = -12.0
 
@@ -85,7 +85,7 @@ class RescoringFacts:
 
     Attributes:
         metric: the metric that decided.
-        accepted: whether the gain is significant; otherwise scores are unchanged.
+        accepted: whether a gain is likely; otherwise scores are unchanged.
         alpha, background: the blend in use.
         before, after: the metric of the given and of the rescored predictions, on the images that chose the blend.
         gain: the gain by nested cross-validation, over bootstrap resamples of the images.
@@ -109,10 +109,10 @@ class RescoringResult:
     """A trained rescorer, and the predictions that it was chosen on.
 
     Attributes:
-        rescorer: trained on everything; leaves scores unchanged where the gain is not significant.
+        rescorer: trained on everything; leaves scores unchanged where a gain is not likely.
         predictions: the given ones rescored, each image by a classifier trained without it.
         facts: the gain of the rescorer in numbers.
-        best: the blend with the best score on these images, significant or not.
+        best: the blend with the best score on these images, accepted or not.
     """
 
     rescorer: Rescorer
@@ -122,7 +122,7 @@ class RescoringResult:
 
     @property
     def accepted(self) -> bool:
-        """Whether the gain is significant."""
+        """Whether a gain is likely."""
         return self.facts.accepted
 
     @property
@@ -225,7 +225,7 @@ def fit_rescorer(
 def apply_rescorer(
     rescorer: Rescorer, predictions: Predictions, samples: Sequence[Sample], *, progress: Progress = no_progress
 ) -> Predictions:
-    """The predictions of the images `samples`, rescored; unchanged where the rescorer has no significant gain.
+    """The predictions of the images `samples`, rescored; unchanged where the rescorer has no likely gain.
 
     Raises:
         InputError: an image was not predicted, or cannot be decoded.

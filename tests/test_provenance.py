@@ -41,8 +41,11 @@ def test_weights_under_a_non_commercial_licence_are_taken_by_name_alone():
 
 
 def test_data_of_tags():
-    assert data_of_tag("augreg_in21k_ft_in1k") == "ImageNet-1k, ImageNet-21k"
-    assert data_of_tag("") == UNKNOWN
+    assert data_of_tag("augreg_in21k_ft_in1k") == "ImageNet-21k, ImageNet-1k"
+    assert data_of_tag("ra_in1k") == "ImageNet-1k"
+    for tag in ("", "openai", "fcmae", "seer"):  # names of methods and authors
+        assert data_of_tag(tag) == UNKNOWN
+    assert data_of_tag("swsl_ig1b_ft_in1k") == "unknown, ImageNet-1k"
 
 
 def test_a_card_in_the_cache_tells_licence_and_data(monkeypatch, tmp_path):

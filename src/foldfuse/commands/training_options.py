@@ -28,6 +28,7 @@ from foldfuse.recipes import (
 from foldfuse.storage.run import Run, RunMetadata
 from foldfuse.system import printing
 from foldfuse.system.durations import duration_option
+from foldfuse.training.backbone_defaults import with_backbone_defaults
 from foldfuse.training.init_weights import require_same_network
 from foldfuse.training.session import run_metadata
 from foldfuse.training.validation import read_validation, without_training_images
@@ -81,15 +82,11 @@ def chosen_recipe(name: str | None, changes: Sequence[str], init_from: Path | No
         InputError: there is no such recipe, field or run, or the run is of another network.
     """
     if init_from is None:
-        return (
-            load_classifier_recipe(name, changes)
-            if name in CLASSIFIER_RECIPES
-            else load_recipe(name or "lite0_fpn", changes)
-        )
+        return _by_name(name or "lite0_fpn", changes)
     run, changes = Run(Path(init_from)), (f"init_weights={init_from}", *changes)
     try:
         if name is not None:
-            recipe = load_classifier_recipe(name, changes) if name in CLASSIFIER_RECIPES else load_recipe(name, changes)
+            recipe = _by_name(name, changes)
         elif run.is_classifier:
             recipe = changed(run.classifier_recipe, changes)
         else:
@@ -98,6 +95,12 @@ def chosen_recipe(name: str | None, changes: Sequence[str], init_from: Path | No
     except InputError as error:
         raise InputError(f"--init-from {error}" if str(error).startswith(str(init_from)) else str(error)) from None
     return recipe
+
+
+def _by_name(name: str, changes: Sequence[str]) -> Recipe | ClassifierRecipe:
+    if name in CLASSIFIER_RECIPES:
+        return load_classifier_recipe(name, changes)
+    return load_recipe(name, with_backbone_defaults(load_recipe(name), changes))
 
 
 def read_data(

@@ -33,9 +33,13 @@ def candidate_recipes(
             f"every default recipe of a campaign ({', '.join(defaults)}) is forbidden. Allow another one with --recipe; "
             "'foldfuse recipes' lists them."
         )
-    if names:
-        return {name: load_recipe(name, tuple(changes)) for name in allowed}
-    return {name: changed(defaults[name], _changes_for(defaults[name], changes)) for name in allowed}
+    recipes = {name: load_recipe(name) if names else defaults[name] for name in allowed}
+    of_each = {name: tuple(changes) if names else _changes_for(recipe, changes) for name, recipe in recipes.items()}
+    if any(change.startswith("detector=") for change in changes):
+        from foldfuse.training.backbone_defaults import with_backbone_defaults  # loads torch
+
+        of_each = {name: with_backbone_defaults(recipe, of_each[name]) for name, recipe in recipes.items()}
+    return {name: changed(recipe, of_each[name]) for name, recipe in recipes.items()}
 
 
 def _changes_for(recipe: Recipe, changes: Sequence[str]) -> tuple[str, ...]:

@@ -48,7 +48,13 @@ def test_a_campaign_has_the_same_defaults():
 
 @pytest.mark.parametrize(
     ("name", "expected"),
-    [("swin_tiny", True), ("vit_tiny", True), ("timm:convnext_atto", True), ("timm:resnet18", False), ("timm:x", False)],
+    [
+        ("swin_tiny", True),
+        ("vit_tiny", True),
+        ("timm:convnext_atto", True),
+        ("timm:resnet18", False),
+        ("timm:x", False),
+    ],
 )
 def test_kind_of_a_backbone(name, expected):
     assert has_layer_norms(name) is expected

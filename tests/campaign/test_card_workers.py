@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import io
+import signal
+import sys
 import time
 from contextlib import closing
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -116,6 +119,20 @@ def test_a_card_whose_processes_are_lost_again_and_again_is_left_alone(workers, 
     workers._answers.put((workers._workers[0], Failed("input", "a.jpg: cannot be decoded.")))
     with pytest.raises(InputError, match=r"^a\.jpg: cannot be decoded\.$"):
         workers.finished(1.0)
+
+
+@pytest.mark.slow
+def test_a_process_that_is_ended_says_nothing_and_has_its_share_of_the_loaders_threads(workers, monkeypatch, capfd):
+    monkeypatch.setenv("FOLDFUSE_LOADER_THREADS", "6")
+    workers.prepare(80)
+    (one, _), processes = workers._workers, [worker.process for worker in workers._workers]
+    for process in processes if sys.platform == "linux" else ():
+        variables = Path(f"/proc/{process.pid}/environ").read_bytes().split(b"\0")
+        assert b"FOLDFUSE_LOADER_THREADS=3" in variables
+    one.process.send_signal(signal.SIGINT)  # as Ctrl-C in a terminal, which the campaign handles
+    workers.close()
+    assert [process.returncode for process in processes] == [0, 0], "they have ended before they had to be killed"
+    assert capfd.readouterr().err == ""
 
 
 def test_the_processes_share_the_cores(monkeypatch):

@@ -163,3 +163,11 @@ def test_one_image_that_does_not_fit_is_one_sentence_and_other_errors_stay():
         in_halves(full, np.zeros((2, 4, 6, 3), np.uint8))
     with pytest.raises(RuntimeError, match="mat1"):
         in_halves(broken, np.zeros((2, 4, 6, 3), np.uint8))
+
+
+@pytest.mark.parametrize(("name", "kind"), [("a.onnx", "an ONNX file"), ("run", "the run of a classifier")])
+def test_what_predicts_in_one_process_is_refused_under_torchrun(tmp_path, monkeypatch, name, kind):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(Run, "is_classifier", property(lambda run: run.folder.name == "run"))
+    with pytest.raises(InputError, match=f"is {kind}, which predicts in one process"):
+        predict(tmp_path / name, (tmp_path,), out=tmp_path / "out.csv")

@@ -51,7 +51,18 @@ def test_the_number_of_threads_follows_the_device_and_the_variable(monkeypatch):
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "1000")
     assert loader_threads(torch.device("cuda", 0)) == 1
     monkeypatch.setenv("FOLDFUSE_LOADER_THREADS", "3")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "1")
     assert loader_threads(CPU) == 3
     monkeypatch.setenv("FOLDFUSE_LOADER_THREADS", "many")
     with pytest.raises(InputError, match=r"FOLDFUSE_LOADER_THREADS is 'many', and must be a whole number in 1\.\.256"):
         loader_threads(CPU)
+
+
+def test_processes_side_by_side_share_the_threads(monkeypatch):
+    monkeypatch.setattr("foldfuse.training.loading.usable_cores", lambda: 8)
+    monkeypatch.delenv("FOLDFUSE_LOADER_THREADS", raising=False)
+    assert [loader_threads(torch.device("cuda", 1), processes=n) for n in (1, 2, 8)] == [7, 3, 1]
+    monkeypatch.setenv("FOLDFUSE_LOADER_THREADS", "6")
+    assert [loader_threads(CPU, processes=n) for n in (1, 2, 8)] == [6, 3, 1]
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")
+    assert loader_threads(CPU) == 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
@@ -58,7 +59,7 @@ def predict(
 
     Images that the networks have learnt from are left out, unless --all is given: a score or an ensemble must not rest on them.
 
-    Under torchrun each process predicts its share of the images.
+    Under torchrun each process predicts its share of the images; classifiers and ONNX files take one process.
 
     Args:
         run: folder of a trained run or of a campaign, an .onnx file of `foldfuse export`, or the ensemble.json of
@@ -90,6 +91,9 @@ def predict(
     run, paths = Path(run), [Path(p) for p in ([given_data] if isinstance(given_data, str | Path) else given_data)]
     out, draw = (None if path is None else Path(path) for path in (out, draw))
     is_classifier = Run(run).is_classifier
+    if os.environ.get("WORLD_SIZE", "1") != "1" and (is_classifier or run.suffix.lower() == ".onnx"):
+        kind = "the run of a classifier" if is_classifier else "an ONNX file"
+        raise InputError(f"{run}: is {kind}, which predicts in one process. Give the command without torchrun.")
     _check_outputs(run, paths, out, draw, images=images, overwrite=overwrite, is_classifier=is_classifier)
     if is_classifier:
         assert out is not None, "_check_outputs refuses a classifier without it"

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from foldfuse.errors import InputError, shown
+from foldfuse.system.host import usable_cores
 from foldfuse.training.batches import BatchSource
 
 Batch = tuple[Tensor, list[Any]]
@@ -114,20 +115,26 @@ def open_loader(
         loader.close()
 
 
-def loader_threads(device: torch.device) -> int:
+def loader_threads(device: torch.device, *, processes: int | None = None) -> int:
     """Batches to make at the same time: FOLDFUSE_LOADER_THREADS in the environment; else one beside a network on the CPU.
 
-    Beside a network on CUDA it is one less than the cores that this process may use; torchrun's processes share them.
+    Beside a network on CUDA it is one less than the cores that this process may use. Processes that train side by side on one
+    machine share the threads or the cores; each has one thread at least.
+
+    Args:
+        device: where the network computes.
+        processes: processes that train side by side; None for torchrun's on this machine.
 
     Raises:
         InputError: the variable is not a whole number in 1..256.
     """
+    if processes is None:
+        processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     text = os.environ.get(THREADS_VARIABLE)
     if text is not None:
         if not text.isdecimal() or not 1 <= int(text) <= 256:
             raise InputError(f"{THREADS_VARIABLE} is {shown(text)}, and must be a whole number in 1..256.")
-        return int(text)
+        return max(1, int(text) // processes)
     if device.type != "cuda":
         return 1
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(MAX_THREADS, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")) - 1))
+    return max(1, min(MAX_THREADS, usable_cores() // processes - 1))

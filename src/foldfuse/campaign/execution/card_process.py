@@ -11,7 +11,6 @@ import logging
 import os
 import pickle
 import queue
-import signal
 import sys
 import threading
 from contextlib import suppress
@@ -25,6 +24,7 @@ from foldfuse.data.images import ImageCache
 from foldfuse.errors import InputError
 from foldfuse.storage.run import Run
 from foldfuse.system import host
+from foldfuse.system.device import current_device
 from foldfuse.system.signals import signals_as_interrupts
 
 if TYPE_CHECKING:
@@ -40,6 +40,7 @@ class Setup:
         longest: longest side, in pixels, of the decoded images.
         device: the device to compute on.
         cores: the processor's cores that are this process's share; empty for all.
+        threads: threads to compute with at most.
     """
 
     train: Dataset
@@ -47,6 +48,7 @@ class Setup:
     longest: int
     device: str
     cores: tuple[int, ...]
+    threads: int
 
 
 @dataclass(frozen=True)
@@ -118,7 +120,6 @@ def main() -> None:
     out = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what anything prints must not come between the messages
     host.tune_malloc()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes of a terminal; the campaign decides
     inbox: queue.SimpleQueue[Setup | Order] = queue.SimpleQueue()
     threading.Thread(target=_receive, args=(sys.stdin.buffer, inbox), daemon=True).start()
     lock = threading.Lock()
@@ -138,6 +139,7 @@ def main() -> None:
             answer(Failed("input", str(error)))
         except Exception as error:  # of torch or a driver: the campaign starts another process
             answer(Failed("lost", f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"))
+    os._exit(0)  # Python's own end takes long, and aborts where a thread still reads standard input
 
 
 def _receive(pipe: IO[bytes], inbox: queue.SimpleQueue[Setup | Order]) -> None:
@@ -168,16 +170,22 @@ def _work(setup: Setup, inbox: queue.SimpleQueue[Setup | Order], answer: Any) ->
     import torch
 
     from foldfuse.campaign.compiling import compile_training_loops
-    from foldfuse.campaign.execution.jobs import concat, predict_held_out, train_segment
 
     logger = logging.getLogger("foldfuse")
     logger.setLevel(logging.INFO)
     logger.addHandler(_Forward(answer))
-    if setup.cores:
-        torch.set_num_threads(len(setup.cores))
+    torch.set_num_threads(min(setup.threads, torch.get_num_threads()))
     compile_training_loops()
     images = ImageCache.load(setup.train.samples, longest=setup.longest)
     answer(Ready())
+    with current_device(setup.device):
+        _carry_out(setup, images, inbox, answer)
+
+
+def _carry_out(setup: Setup, images: ImageCache, inbox: queue.SimpleQueue[Setup | Order], answer: Any) -> None:
+    """Trains a segment for each order, for ever."""
+    from foldfuse.campaign.execution.jobs import concat, predict_held_out, train_segment
+
     while True:
         order = inbox.get()
         assert isinstance(order, Order)

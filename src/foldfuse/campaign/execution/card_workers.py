@@ -21,6 +21,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
+
 import foldfuse
 from foldfuse.campaign import constants as c
 from foldfuse.campaign.execution import card_process
@@ -29,7 +31,13 @@ from foldfuse.campaign.execution.workers import SegmentJob, SegmentResult, Worke
 from foldfuse.campaign.task import Task
 from foldfuse.errors import InputError
 from foldfuse.storage.ledger import Ledger
+from foldfuse.system.host import usable_cores
+from foldfuse.training.loading import THREADS_VARIABLE, loader_threads
 
+# Ctrl-C reaches all processes of a terminal; the campaign decides, so these ignore it from their first moment on.
+PROGRAM = (
+    f"import signal; signal.signal(signal.SIGINT, signal.SIG_IGN); from {card_process.__name__} import main; main()"
+)
 PACKAGES = Path(foldfuse.__file__).parents[1]  # where Python finds this package
 
 logger = logging.getLogger(__name__)
@@ -206,23 +214,25 @@ class CardWorkers:
     def _start_process(self, slot: int) -> None:
         """Starts a process, and sends it the images; it becomes ready later."""
         assert self._longest is not None
+        device, count = self._devices[slot], len(self._devices)
         path = os.pathsep.join(filter(None, (str(PACKAGES), os.environ.get("PYTHONPATH"))))
+        loaders = loader_threads(torch.device(device), processes=count)
         process = subprocess.Popen(
-            [sys.executable, "-P", "-c", f"from {card_process.__name__} import main; main()"],
+            [sys.executable, "-P", "-c", PROGRAM],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            env=os.environ | {"PYTHONPATH": path},
+            env=os.environ | {"PYTHONPATH": path, THREADS_VARIABLE: str(loaders)},
         )
-        device = self._devices[slot]
         worker = CardWorker(slot, device, process)
         self._workers.append(worker)
-        worker.reader = threading.Thread(target=self._receive, args=(worker,), daemon=True)
+        cores, threads = share_of_cores(slot, count), max(1, usable_cores() // count)
+        setup = Setup(self._task.train, self._task.val, self._longest, device, cores, threads)
+        worker.reader = threading.Thread(target=self._receive, args=(worker, setup), daemon=True)
         worker.reader.start()
-        cores = share_of_cores(slot, len(self._devices))
-        self._send(worker, Setup(self._task.train, self._task.val, self._longest, device, cores))
 
-    def _receive(self, worker: CardWorker) -> None:
-        """Passes the answers of a process on until it ends."""
+    def _receive(self, worker: CardWorker, setup: Setup) -> None:
+        """Sends a process its images, which it takes once its modules are loaded; then passes its answers on until it ends."""
+        self._send(worker, setup)
         assert worker.process.stdout is not None
         with worker.process.stdout as pipe, suppress(EOFError, OSError, pickle.UnpicklingError):
             while True:

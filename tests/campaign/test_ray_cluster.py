@@ -139,6 +139,20 @@ def test_the_command_of_a_campaign_resumed_on_a_cluster_names_the_cluster(data, 
     assert ledger.snapshot(out)["command"].endswith(" --ray auto")
 
 
+def test_a_campaign_without_a_network_is_resumed_without_one(data, tmp_path, monkeypatch):
+    calls = []
+    monkeypatch.setattr("foldfuse.commands.campaign.go_offline", lambda: None)
+    monkeypatch.setattr("foldfuse.campaign.campaign.go_offline", lambda: calls.append("offline"))
+    monkeypatch.setattr("foldfuse.campaign.campaign._work", lambda *_, **__: None)
+    campaign(data, out=tmp_path / "a")
+    campaign(resume=tmp_path / "a")
+    assert not calls
+    campaign(data, out=tmp_path / "b", offline=True)
+    assert ledger.snapshot(tmp_path / "b")["command"].endswith(" --offline")
+    campaign(resume=tmp_path / "b")
+    assert calls == ["offline"]
+
+
 @pytest.fixture
 def nodes(monkeypatch):
     """(cluster, its two nodes of one CPU each): processes of their own on this machine, beside a head that trains nothing."""

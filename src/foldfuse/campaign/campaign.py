@@ -40,6 +40,7 @@ from foldfuse.system.atomic_files import atomic
 from foldfuse.system.device import devices_of
 from foldfuse.system.disk_full import disk_full_as_input_error
 from foldfuse.system.durations import format_duration
+from foldfuse.system.offline import go_offline
 from foldfuse.system.records import from_plain, to_plain
 from foldfuse.training.image_sizes import choose_image_size
 from foldfuse.training.targets import check_image_sizes
@@ -160,6 +161,8 @@ def resume_campaign(
     where = str(out / ledgers.NAME)
     what = "a campaign's request"
     request = from_plain(facts.get("request"), CampaignRequest, where=where, what=what, version=REQUEST_FORMAT)
+    if request.offline:
+        go_offline()
     recipes, inputs = _stored_candidates(facts, request, where=where), request.read_inputs()
     if not inputs.have_fingerprints(facts.get("fingerprints") or {}):
         raise InputError(f"{out}: was started with other data than {request.data} holds now. Start a new campaign.")

@@ -49,6 +49,7 @@ class CampaignRequest:
         images: the folder of the images; None where they are found beside the annotations.
         ignore_orientation: whether pixels are taken as stored, whatever an EXIF tag says.
         device: the device of every network: auto, cpu, cuda, cuda:N or mps.
+        offline: whether no network is tried, in a resume either.
     """
 
     data: Path
@@ -72,6 +73,7 @@ class CampaignRequest:
     images: Path | None = None
     ignore_orientation: bool = False
     device: str = "auto"
+    offline: bool = False
 
     def absolute(self) -> CampaignRequest:
         """The request with absolute paths, so that the campaign can be resumed from any folder."""

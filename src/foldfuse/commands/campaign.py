@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from dataclasses import replace
 from pathlib import Path
 
 from rich.table import Table
@@ -126,10 +127,11 @@ def campaign(
         images=images,
         ignore_orientation=ignore_orientation,
         device=device,
+        offline=offline,
     )
     host.tune_malloc()
     if resume is not None:
-        if request != CampaignRequest(data=Path()) or plan or overwrite:
+        if replace(request, offline=False) != CampaignRequest(data=Path()) or plan or overwrite:
             raise InputError(
                 f"--resume {resume} continues with the campaign's own options. Give it alone, or with --ray."
             )

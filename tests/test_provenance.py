@@ -72,3 +72,9 @@ def test_a_file_is_unknown(tmp_path):
     assert origins_of(load_recipe("lite0_fpn", [f"init_weights={tmp_path / 'a.pth'}"])) == (
         WeightsOrigin("lite0_fpn", "file a.pth"),
     )
+
+
+def test_imagenet_weights_of_torchvision_have_their_origin():
+    (origin,) = origins_of(load_recipe("fcos_r50", ["init_weights=imagenet"]))
+    assert (origin.source, origin.data) == ("https://download.pytorch.org/models", "ImageNet-1k")
+    assert not licence_notes([origin])

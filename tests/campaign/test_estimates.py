@@ -8,6 +8,7 @@ from foldfuse.campaign.planning.estimates import measure_candidate
 from foldfuse.commands.campaign import campaign
 from foldfuse.data.readers.coco import read
 from foldfuse.recipes import load_recipe
+from foldfuse.training.step_cost import StepCost
 from learning_samples import write_dataset
 
 
@@ -33,3 +34,15 @@ def test_a_plan_is_shown_and_nothing_is_written(tmp_path, capsys):
     assert "train base-128" in shown
     assert "predict the test images" in shown
     assert "3 members; fold 0 of 5" in shown
+
+
+def test_a_plan_downloads_no_weights(tmp_path, monkeypatch, capsys):
+    def no_download(weights, **_):
+        raise AssertionError(f"a plan asked for {weights.file}")
+
+    monkeypatch.setattr("foldfuse.models.pretrained.published.locate", no_download)
+    monkeypatch.setattr("foldfuse.campaign.planning.estimates.measure_step", lambda *_, **__: StepCost(0.01, 0.002))
+    monkeypatch.setattr("foldfuse.training.step_cost.measure_step", lambda *_, **__: StepCost(0.01, 0.002))
+    data = write_dataset(tmp_path / "d", 16)
+    campaign(data, deadline=600.0, recipe=("ssdlite320",), plan=True, out=tmp_path / "out")
+    assert "ssdlite320" in capsys.readouterr().out

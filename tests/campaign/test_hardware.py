@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import partial
 
 import pytest
 
@@ -87,9 +86,7 @@ def two_cards(monkeypatch):
         monkeypatch.setattr(f"foldfuse.campaign.{module}.card_names", lambda name: CARDS)
     monkeypatch.setattr("foldfuse.training.step_cost.measure_step", lambda *_, **__: StepCost(0.01, 0.002))
     monkeypatch.setattr(estimates, "measure_step", lambda *_, **__: StepCost(0.01, 0.002))
-    found = partial(default_candidates, check=lambda recipe: None)
-    monkeypatch.setattr(requests, "default_candidates", found)
-    monkeypatch.setattr(requests, "check_start", lambda recipe: None)
+    monkeypatch.setattr(requests, "check_start", lambda recipe, *, download: None)
 
 
 @pytest.mark.usefixtures("two_cards", "coco_recipe")

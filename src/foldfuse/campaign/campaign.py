@@ -200,7 +200,7 @@ def plan_campaign(request: CampaignRequest) -> CampaignPlan:
     Raises:
         InputError: the data cannot be used, or the deadline is too short.
     """
-    candidates, inputs = request.check(), request.read_inputs()
+    candidates, inputs = request.check(download=False), request.read_inputs()
     with (
         tempfile.TemporaryDirectory() as folder,
         closing(ledgers.create(Path(folder), {}, deadline=request.deadline, start=time.monotonic())) as ledger,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from pathlib import Path
 
 from foldfuse.campaign import constants as c
@@ -91,11 +92,12 @@ class CampaignRequest:
             ),
         )
 
-    def check(self, cards: Sequence[str] | None = None) -> DefaultCandidates:
+    def check(self, cards: Sequence[str] | None = None, *, download: bool = True) -> DefaultCandidates:
         """Checks the request, and returns the candidates, with a reason where the machine's cards chose them.
 
         Args:
             cards: names of the cards that decide on the default candidates; None for those of this machine.
+            download: whether initial weights that are missing are downloaded; a plan needs none.
 
         Raises:
             InputError: the deadline is too short, there is no such recipe, image size, metric or device, or a recipe's initial
@@ -108,14 +110,15 @@ class CampaignRequest:
             )
         if cards is None:
             cards = () if self.recipe else card_names(self.device)
-        defaults = default_candidates(cards, forbidden=self.forbid)
+        check = partial(check_start, download=download)
+        defaults = default_candidates(cards, forbidden=self.forbid, check=check)
         recipes = candidate_recipes(self.recipe, forbidden=self.forbid, changes=self.set, defaults=defaults.recipes)
         for recipe in recipes.values():
             check_image_sizes(self.image_size, recipe)
             if recipe.init_weights in ("coco", "imagenet") or any(
                 change.startswith("init_weights=") for change in self.set
             ):
-                check_start(recipe)  # loads torch; a default's detection weights come with the package
+                check(recipe)  # loads torch; a default's detection weights come with the package
         get_metric(self.metric)
         if self.device != "auto":
             choose_device(self.device)  # loads torch

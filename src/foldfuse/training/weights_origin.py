@@ -8,7 +8,7 @@ from foldfuse.errors import InputError
 from foldfuse.models import imagenet_network
 from foldfuse.models.pretrained.detection import has_detection_weights
 from foldfuse.models.pretrained.imagenet import imagenet_origin
-from foldfuse.models.pretrained.published import PUBLISHED
+from foldfuse.models.pretrained.published import PUBLISHED, PublishedWeights
 from foldfuse.provenance import UNKNOWN, WeightsOrigin
 from foldfuse.recipes import ClassifierRecipe, Recipe
 from foldfuse.storage.run import Run
@@ -34,7 +34,7 @@ def origins_of(recipe: Recipe | ClassifierRecipe) -> tuple[WeightsOrigin, ...]:
         found = PUBLISHED.get((name, start))
         if found is None:
             return (WeightsOrigin(name, start),)
-        return (WeightsOrigin(found.name, found.source, found.licence, found.data),)
+        return (_of_published(found),)
     path = Path(start)
     if Run(path).exists:
         return _of_run(Run(path), followed=())
@@ -45,10 +45,15 @@ def origins_of(recipe: Recipe | ClassifierRecipe) -> tuple[WeightsOrigin, ...]:
     return (WeightsOrigin(name, f"file {path.name}", data="boxes of a pre-training by the user" if own else UNKNOWN),)
 
 
+def _of_published(weights: PublishedWeights) -> WeightsOrigin:
+    return WeightsOrigin(weights.name, weights.source, weights.licence, weights.data)
+
+
 def _imagenet(name: str) -> tuple[WeightsOrigin, ...]:
     network = imagenet_network(name)
     if network is None:
-        return (WeightsOrigin(name, UNKNOWN),)
+        found = PUBLISHED.get((name, "imagenet"))
+        return (WeightsOrigin(name, UNKNOWN) if found is None else _of_published(found),)
     try:
         return (imagenet_origin(network),)
     except InputError:  # the sentence comes where the weights are loaded

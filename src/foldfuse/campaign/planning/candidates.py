@@ -52,8 +52,13 @@ def _changes_for(recipe: Recipe, changes: Sequence[str]) -> tuple[str, ...]:
     )
 
 
-def check_start(recipe: Recipe) -> None:
-    """Raise InputError where this machine does not have the initial weights that the recipe names."""
+def check_start(recipe: Recipe, *, download: bool = True) -> None:
+    """Raise InputError where this machine has not, and cannot get, the initial weights that the recipe names.
+
+    Args:
+        recipe: the recipe of a candidate.
+        download: whether missing weights are downloaded; else only whether such weights are known is checked.
+    """
     from foldfuse.models.pretrained.detection import shipped_weights  # loads torch
     from foldfuse.models.pretrained.published import locate, published
     from foldfuse.training.detector import new_detector
@@ -61,10 +66,12 @@ def check_start(recipe: Recipe) -> None:
     if recipe.init_weights == "detection":
         shipped_weights(recipe.detector)
     elif recipe.init_weights == "imagenet":
-        new_detector(recipe, 1)
+        new_detector(recipe, 1, initialized=download)
     elif recipe.init_weights == "coco":
         new_detector(recipe, 1)
-        locate(published(recipe.detector, "coco"))
+        weights = published(recipe.detector, "coco")
+        if download:
+            locate(weights)
 
 
 def check_image_sizes(image_sizes: Sequence[int], recipe: Recipe) -> None:

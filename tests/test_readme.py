@@ -32,7 +32,7 @@ OF_OTHER_TOOLS |= {
     "--report",
     "--requirement",
 }
-OF_OTHER_TOOLS |= {"--signal", "--wheel-dir"}
+OF_OTHER_TOOLS |= {"--signal", "--wheel-dir", "--quick"}  # --quick: of benchmarks/gpu.py
 COMMAND = re.compile(r"(?:timeout --signal INT \S+ |torchrun --nproc-per-node \d -m )?(foldfuse [a-z])")
 BUDGET = "90s"  # in place of the README's deadline
 

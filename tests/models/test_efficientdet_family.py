@@ -117,7 +117,7 @@ def test_weights_from_the_hub_are_taken_by_name(monkeypatch, tmp_path):
         asked.append((repository, file))
         return tmp_path / file
 
-    monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
+    monkeypatch.setattr("foldfuse.models.pretrained.published.hf_hub_download", download)
     backbone = timm.create_model("tf_efficientnet_b0", features_only=True, out_indices=(4,))
     load_backbone(backbone, "tf_efficientnet_b0")
     assert asked[0][0].startswith("timm/tf_efficientnet_b0")

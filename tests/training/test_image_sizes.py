@@ -164,7 +164,7 @@ def test_a_run_to_start_from_gives_its_size_and_a_recipe_chooses_anew(tmp_path):
 def test_a_campaign_chooses_its_size_once(tmp_path, monkeypatch):
     monkeypatch.setattr(step_cost, "measure_step", lambda *_, **__: step_cost.StepCost(1.5, 0.1))
     request = CampaignRequest(write_dataset(tmp_path / "d", 16, size=(600, 400)), deadline=600.0, set=SMALL)
-    inputs, recipes = request.read_inputs(), request.check()
+    inputs, recipes = request.read_inputs(), request.check().recipes
     assert {recipe.image_size for recipe in recipes.values()} == {AUTO}
     out = tmp_path / "out"
     out.mkdir()
@@ -191,7 +191,7 @@ def test_a_campaign_of_an_earlier_version_goes_on_at_its_size(tmp_path):
     with closing(ledgers.create(tmp_path / "out", {}, deadline=600.0, start=0.0)) as ledger:
         record = SegmentRecord("base-256", Role.BASE, {}, None, 0, 0, "done", 1.0, 1.0, 0.0, 1.0, {})
         ledger.put_segment(record)
-        task = request.make_task(request.read_inputs(), request.check(), ledger)
+        task = request.make_task(request.read_inputs(), request.check().recipes, ledger)
     assert task.auto_image_size == 320
 
 
@@ -204,7 +204,7 @@ def test_a_campaigns_request_keeps_the_word(tmp_path, monkeypatch, options):
     assert (facts["request"]["set"], facts["request"]["image_size"]) == (["image_size=auto"], [])
     assert "--set image_size=auto" in facts["command"]
     request = from_plain(facts["request"], CampaignRequest, where="", what="a request", version=1)
-    assert request.check()["efficientdet_lite1"].image_size == AUTO
+    assert request.check().recipes["efficientdet_lite1"].image_size == AUTO
 
 
 @pytest.mark.slow

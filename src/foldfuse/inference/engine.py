@@ -126,7 +126,9 @@ class Engine:
                 network = network or OpenVINONetwork.convert(self._model, canvas, threads=threads)
                 reason = self._difference(network, images)
             except Exception as error:  # a network that cannot be traced, or has an operation that is lacking
-                log.debug("OpenVINO cannot run this network: %s", " ".join(str(error).split())[:300])
+                level = logging.DEBUG if self._asked == "auto" else logging.WARNING
+                reason = " ".join(str(error).split())[:300]
+                log.log(level, "OpenVINO cannot run this network (%s), so PyTorch predicts.", reason)
                 return
             if not reason:
                 break

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from foldfuse.detections import Detections
 from foldfuse.errors import InputError
 from foldfuse.inference.tta import View, distinct_views, parse_views
+from foldfuse.inference.views import predict_images
 
 quiet = settings(deadline=None, derandomize=True, max_examples=60)
 every_flip = pytest.mark.parametrize("view", [View(1, h, v) for h in (False, True) for v in (False, True)], ids=str)
@@ -72,3 +73,9 @@ def test_there_must_be_views_and_they_must_differ():
 def test_views_that_come_to_one_size_are_one():
     one, near, larger, flipped = views = parse_views(["1", "1.04", "1.5", "1.04+hflip"])
     assert distinct_views(views, image_size=64, stride=32) == {one: one, near: one, larger: larger, flipped: flipped}
+
+
+def test_no_images_give_no_predictions():
+    # As in a process of torchrun that has no image.
+    found = predict_images(pytest.fail, [], ("a",), image_size=64, stride=32, views=[View()], progress=pytest.fail)
+    assert {view: len(predictions) for view, predictions in found.items()} == {View(): 0}

@@ -10,7 +10,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import chain
+from itertools import zip_longest
 
 import numpy as np
 
@@ -126,7 +126,7 @@ def _loaded(batches: Sequence[Batch], longest: int) -> Iterator[tuple[Batch, lis
 
     try:
         coming = begin(batches[0]) if batches else []
-        for batch, following in zip(batches, chain(batches[1:], (None,)), strict=True):
+        for batch, following in zip_longest(batches, batches[1:]):
             current, coming = coming, [] if following is None else begin(following)
             yield batch, [future.result() for future in current]
     finally:

@@ -1,5 +1,6 @@
 """Estimates: costs are measured at the candidate's image size, and `--plan` writes nothing."""
 
+import time
 from dataclasses import replace
 
 import pytest
@@ -8,7 +9,8 @@ from foldfuse.campaign.planning.estimates import measure_candidate
 from foldfuse.commands.campaign import campaign
 from foldfuse.data.readers.coco import read
 from foldfuse.recipes import load_recipe
-from foldfuse.training.step_cost import StepCost
+from foldfuse.training.batches import Batches
+from foldfuse.training.step_cost import StepCost, measure_step
 from learning_samples import write_dataset
 
 
@@ -46,3 +48,15 @@ def test_a_plan_downloads_no_weights(tmp_path, monkeypatch, capsys):
     data = write_dataset(tmp_path / "d", 16)
     campaign(data, deadline=600.0, recipe=("ssdlite320",), plan=True, out=tmp_path / "out")
     assert "ssdlite320" in capsys.readouterr().out
+
+
+def test_the_first_step_which_compiles_is_not_counted(tmp_path, monkeypatch):
+    own = Batches.batch
+
+    def batch(self, step, *arguments, **options):
+        time.sleep(3.0 if step == 0 else 0.0)
+        return own(self, step, *arguments, **options)
+
+    monkeypatch.setattr(Batches, "batch", batch)
+    recipe = replace(load_recipe("lite0_fpn"), image_size=64, batch_size=2, init_weights="none", frozen_stages=0)
+    assert measure_step(recipe, read(write_dataset(tmp_path, 6))).step_seconds < 3.0

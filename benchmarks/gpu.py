@@ -121,7 +121,7 @@ def run_commands(device: str, folder: Path, *, quick: bool) -> Row:
     kind, rows = device.partition(":")[0], list[Row]()
     on = ("--device", device)
     hook = register_module_forward_pre_hook(record)
-    several = kind == "cuda" and device == "cuda" and torch.cuda.device_count() > 1
+    several = device == "cuda" and torch.cuda.device_count() > 1
     one = ("--device", "cuda:0" if several else device)  # processes of other cards are not seen by the hook
     deadline = "180s" if kind == "cpu" else "60s" if quick else "90s"  # a CPU measures its plan for most of a minute
     foldfuse(rows, "demo", "--out", folder / "demo", "--deadline", deadline, "--num-images", 60, *one, expect=kind)
@@ -225,8 +225,7 @@ def measure(name: str, dataset: Dataset, device: str, *, image_size: int, batch_
     configs = {"default": default}
     if target.type == "cuda":
         configs |= {each: replace(default, precision=each) for each in ("float32", "float16", "bfloat16")}
-        if hasattr(default, "compiled"):
-            configs["compiled"] = replace(default, compiled=True)
+        configs["compiled"] = replace(default, compiled=True)
     trainings = {
         key: lambda config=config: _ours(name, batches, recipe, device, config, seconds)
         for key, config in configs.items()
@@ -269,7 +268,7 @@ def _ours(name: str, batches: Batches, recipe: Recipe, device: str, config: Comp
     model: Any = make_detector(name, num_classes(batches), pretrained=False)
     model = model.to(device)
     log: list[Row] = []
-    extra = 30.0 if getattr(config, "compiled", False) else 0.0  # the first step compiles
+    extra = 30.0 if config.compiled else 0.0  # the first step compiles
     session = TrainingSession(Budget(seconds=1.5 * seconds + extra), World(device=device))
     fit(model, batches, recipe, session, log=log, config=config)
     return _rate(log, recipe.batch_size, seconds)

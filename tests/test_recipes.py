@@ -8,7 +8,8 @@ import pytest
 from foldfuse.commands.recipes import recipes
 from foldfuse.errors import InputError
 from foldfuse.models import DETECTORS
-from foldfuse.recipes import AUTO, RECIPES, Recipe, load_recipe, read_recipe, write_recipe
+from foldfuse.recipes import AUTO, RECIPES, Recipe, load_recipe
+from foldfuse.storage.recipe_file import read_recipe, write_recipe
 
 
 @pytest.mark.parametrize("name", RECIPES)

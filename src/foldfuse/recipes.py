@@ -6,15 +6,13 @@ import ast
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
-from pathlib import Path
 from typing import Any, TypeVar
 
 from foldfuse.errors import InputError, shown, unknown_name
-from foldfuse.system.files import read_json
-from foldfuse.system.records import VERSION_KEY, from_plain, write_record
 
 MAX_IMAGE_SIZE = 4096  # pixels; one image then takes some gigabytes of memory in a small network
 MAX_BATCH_SIZE = 4096
+SMALL_IMAGE = 128  # pixels: up to this size the coarsest level may be one pixel, and a batch norm needs two values
 AUTO = 0  # image_size that `training.image_sizes` chooses from the data; people give and see the word
 AUTO_WORD = "auto"
 PRECISIONS = ("float32", "bfloat16", "float16", "auto")
@@ -51,9 +49,7 @@ class Recipe:
     grad_clip_norm: float = 10.0  # largest norm of the gradient
     frozen_stages: int = 3  # backbone stages that are not trained, counted from the stem
     anchor_scale: float = 3.0  # side of a level's smallest anchor, in strides
-    init_weights: str = (
-        "imagenet"  # "detection" (on boxes), "coco" (published), "imagenet", "none", a run's folder, or a file
-    )
+    init_weights: str = "imagenet"  # "detection" (boxes), "coco" (published), "imagenet", "none", a run, a file
     hflip: float = 0.5  # probability of mirroring left and right
     vflip: float = 0.0  # probability of mirroring top and bottom
     scale_jitter: float = 0.4  # images are enlarged or shrunk by a factor of up to 1 + scale_jitter
@@ -64,9 +60,7 @@ class Recipe:
     copy_paste: float = 0.0  # probability of pasting objects of another image
     precision: str = "auto"  # of the forward pass: "float32", "bfloat16", "float16", or "auto" for the fastest found
 
-    numerics: int = (
-        2  # 1, in the runs of earlier versions: anchors of nominal size on P6 and P7, weight decay of all matrices
-    )
+    numerics: int = 2  # 1 in runs of earlier versions: nominal anchors on P6 and P7, weight decay of all matrices
 
     def __post_init__(self) -> None:
         if self.numerics not in (1, 2):
@@ -77,7 +71,7 @@ class Recipe:
             check_image_size(self.image_size)
         if not 1 <= self.batch_size <= MAX_BATCH_SIZE:
             raise InputError(f"batch_size is {shown(self.batch_size)}, and must be in 1..{MAX_BATCH_SIZE}.")
-        if self.batch_size == 1 and AUTO < self.image_size <= 128:
+        if self.batch_size == 1 and AUTO < self.image_size <= SMALL_IMAGE:
             raise InputError(
                 f"batch_size is 1 at {self.image_size} px: the coarsest level would be one pixel of one image, which batch "
                 "norm cannot train on. Take 2 or more."
@@ -284,7 +278,6 @@ def classify_swin() -> ClassifierRecipe:
     return ClassifierRecipe("swin_tiny", image_size=224, lr=5e-4, layer_decay=0.85, weight_decay=0.05)
 
 
-RECIPE_FORMAT = 2  # 1 had no numerics, whose value was 1
 R = TypeVar("R", Recipe, ClassifierRecipe)
 CLASSIFIER_RECIPES: dict[str, Callable[[], ClassifierRecipe]] = {
     f.__name__: f for f in (classify_lite0, classify_vit, classify_swin)
@@ -374,34 +367,3 @@ def _value(key: str, text: str, kind: type) -> Any:
     raise InputError(
         f"the change {key}={text[:60]}: {shown(text)} is not {'a whole number' if kind is int else 'a number'}."
     )
-
-
-def write_recipe(recipe: Recipe | ClassifierRecipe, path: Path) -> None:
-    """Write `recipe` as JSON, with an image size in pixels."""
-    assert recipe.image_size != AUTO, "a size is chosen before a run folder is written"
-    write_record(path, recipe, version=RECIPE_FORMAT)
-
-
-def read_recipe(path: Path) -> Recipe:
-    """The detector recipe in a JSON file that `write_recipe` wrote.
-
-    Raises:
-        InputError: the file is missing, broken, or no recipe.
-    """
-    recipe = _read(Recipe, path)
-    if recipe.image_size == AUTO:
-        raise InputError(f"{path}: image_size is 0, and must be a positive multiple of 32. Restore the file.")
-    return recipe
-
-
-def read_classifier_recipe(path: Path) -> ClassifierRecipe:
-    """The classifier recipe in a JSON file that `write_recipe` wrote."""
-    return _read(ClassifierRecipe, path)
-
-
-def _read(kind: type[R], path: Path) -> R:
-    what = "a recipe"
-    value = read_json(path, what=what, hint=f"Is {path.parent} the folder of a run?", allow_nan=False)
-    if kind is Recipe and isinstance(value, dict) and value.get(VERSION_KEY, 1) == 1:
-        value = {"numerics": 1, **value}
-    return from_plain(value, kind, where=str(path), what=what, version=RECIPE_FORMAT)

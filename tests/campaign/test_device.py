@@ -20,6 +20,7 @@ from foldfuse.recipes import load_recipe
 from foldfuse.storage.ledger import create
 from foldfuse.storage.run import Run, RunMetadata
 from foldfuse.training import step_cost
+from foldfuse.training.precision import ComputeConfig
 from learning_samples import write_dataset
 
 DEVICE = "cuda:1"
@@ -62,7 +63,7 @@ def test_measuring_a_candidate(task, monkeypatch):
     devices = seen_by(monkeypatch, model, "to", lambda device, **_: device)
     monkeypatch.setattr(step_cost, "make_detector", lambda *_, **__: model)
     monkeypatch.setattr(step_cost, "current_device", lambda name: nullcontext())
-    monkeypatch.setattr(step_cost, "default_config", lambda device: None)
+    monkeypatch.setattr(step_cost, "default_config", lambda device, **_: ComputeConfig())
     with pytest.raises(DeviceSeen):
         estimates.measure_candidates(campaign_state(recipes=task.recipes), task.train, device=task.device)
     assert devices == [DEVICE]

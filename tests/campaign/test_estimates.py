@@ -10,6 +10,7 @@ from foldfuse.commands.campaign import campaign
 from foldfuse.data.readers.coco import read
 from foldfuse.recipes import load_recipe
 from foldfuse.training.batches import Batches
+from foldfuse.training.precision import ComputeConfig
 from foldfuse.training.step_cost import StepCost, measure_step
 from learning_samples import write_dataset
 
@@ -21,6 +22,14 @@ def test_a_candidate_is_measured_at_its_size(tmp_path):
     assert 0 < small.image_seconds < small.step_seconds
     large = measure_candidate("two", replace(recipe, image_size=256, batch_size=4), dataset)
     assert large.image_seconds > small.image_seconds
+
+
+def test_a_candidate_is_measured_in_its_precision(tmp_path, monkeypatch):
+    seen, own = set(), ComputeConfig.autocast
+    monkeypatch.setattr(ComputeConfig, "autocast", lambda self, device: seen.add(self.precision) or own(self, device))
+    recipe = load_recipe("lite0_fpn", ["image_size=64", "batch_size=2", "precision=bfloat16"])
+    measure_candidate("one", recipe, read(write_dataset(tmp_path, 4)))
+    assert seen == {"bfloat16"}
 
 
 @pytest.mark.slow

@@ -431,6 +431,14 @@ def test_an_image_that_does_not_fit_is_an_error(data, tmp_path, room):
     assert not (tmp_path / "run").exists()
 
 
+def test_a_part_of_one_image_that_batch_norms_cannot_train_on_is_refused(data, tmp_path):
+    changes = ("image_size=64", "batch_size=3", "micro_batch=2")
+    with pytest.raises(InputError, match=r"micro_batch is 2: a part of one image has one pixel .* Take a larger"):
+        train(data, out=tmp_path / "run", recipe="efficientdet_lite0", changes=changes, steps=1)
+    assert not (tmp_path / "run").exists()
+    train(data, out=tmp_path / "run", changes=changes, steps=1)  # a network without such a level
+
+
 def test_a_step_late_in_a_training_may_be_too_large(data, tmp_path, room):
     changes = ("image_size=64", "batch_size=4")
     train(data, out=tmp_path / "run", changes=changes, steps=1)

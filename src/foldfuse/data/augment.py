@@ -54,8 +54,7 @@ class LabeledImage:
 
 def augment(pool: Sequence[LabeledImage], canvas: tuple[int, int], how: Augmentation, rng: Generator) -> LabeledImage:
     """An augmented image on a canvas of (height, width): the one image of `pool`, or a mosaic of its four."""
-    window = (0, 0, canvas[1], canvas[0])
-    made = mosaic(pool, canvas, how, rng) if len(pool) > 1 else random_affine(pool[0], canvas, window, how, rng)
+    made = mosaic(pool, canvas, how, rng) if len(pool) > 1 else random_affine(pool[0], canvas, how, rng)
     return LabeledImage(jitter_color(made.image, how.color_jitter, rng), made.annotations)
 
 
@@ -68,7 +67,7 @@ def mosaic(pool: Sequence[LabeledImage], canvas: tuple[int, int], how: Augmentat
     parts = []
     quarters = ((0, 0, x, y), (x, 0, width, y), (0, y, x, height), (x, y, width, height))
     for one, (x1, y1, x2, y2) in zip(pool, quarters, strict=True):
-        scale, shift = _draw_affine(one, (y2 - y1, x2 - x1), how, rng, cover=0.7)
+        scale, shift = draw_affine(one, (y2 - y1, x2 - x1), how, rng, cover=0.7)
         place(np.ascontiguousarray(one.image), out, (x1, y1, x2, y2), scale, shift, PAD_VALUE)
         shift = (shift[0] + x1, shift[1] + y1)
         parts.append(transform_annotations(one.annotations, scale, shift, (x1, y1, x2, y2)))
@@ -106,36 +105,27 @@ def _concat(parts: Sequence[Annotations]) -> Annotations:
     )
 
 
-def random_affine(
-    one: LabeledImage,
-    canvas: tuple[int, int],
-    window: tuple[int, int, int, int],
-    how: Augmentation,
-    rng: Generator,
-    *,
-    cover: float = 0.0,
-) -> LabeledImage:
-    """An image scaled, translated and flipped at random onto a canvas of (height, width).
+def random_affine(one: LabeledImage, canvas: tuple[int, int], how: Augmentation, rng: Generator) -> LabeledImage:
+    """An image scaled, translated and flipped at random onto a canvas of (height, width)."""
+    scale, shift = draw_affine(one, canvas, how, rng)
+    image, window = np.empty((*canvas, 3), np.uint8), (0, 0, canvas[1], canvas[0])
+    place(np.ascontiguousarray(one.image), image, window, scale, shift, PAD_VALUE)
+    return LabeledImage(image, transform_annotations(one.annotations, scale, shift, window))
+
+
+def draw_affine(
+    one: LabeledImage, canvas: tuple[int, int], how: Augmentation, rng: Generator, *, cover: float = 0.0
+) -> tuple[tuple[float, float], tuple[float, float]]:
+    """A random scale and shift, each of x and y, with canvas = image * scale + shift.
 
     Args:
         one: the image.
-        canvas: the canvas of the result.
-        window: xyxy part of the canvas that is in view.
+        canvas: (height, width).
         how: ranges of the changes.
         rng: source of all randomness.
         cover: the base of the scale: 0 fits the image inside the canvas, 1 covers the canvas with it; values between
             interpolate.
     """
-    scale, shift = _draw_affine(one, canvas, how, rng, cover=cover)
-    image = np.empty((*canvas, 3), np.uint8)
-    place(np.ascontiguousarray(one.image), image, (0, 0, canvas[1], canvas[0]), scale, shift, PAD_VALUE)
-    return LabeledImage(image, transform_annotations(one.annotations, scale, shift, window))
-
-
-def _draw_affine(
-    one: LabeledImage, canvas: tuple[int, int], how: Augmentation, rng: Generator, *, cover: float
-) -> tuple[tuple[float, float], tuple[float, float]]:
-    """A random scale and shift, each of x and y, with canvas = image * scale + shift; see `random_affine`."""
     height, width = one.image.shape[:2]
     fit, full = min(canvas[0] / height, canvas[1] / width), max(canvas[0] / height, canvas[1] / width)
     scale = float(fit ** (1 - cover) * full**cover * np.exp(rng.uniform(-1, 1) * np.log1p(how.scale_jitter)))

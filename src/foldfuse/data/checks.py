@@ -26,6 +26,7 @@ from foldfuse.data.value_ranges import WORDS, Depth
 from foldfuse.data.values import Ids, is_text, whole_number
 from foldfuse.data.values import name as class_name
 from foldfuse.errors import InputError, kind_of, shown
+from foldfuse.system.host import usable_cores
 
 MAX_SIDE_PX = 1_000_000
 
@@ -218,7 +219,7 @@ def _decoded(items: Iterator[Finding | ImageRow], *, ignore_orientation: bool) -
             return Finding("the image is missing", image.file_name, image.missing), Inspection()
         return _inspected(image.path, image.width, image.height, ignore_orientation=ignore_orientation)
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(usable_cores()) as pool:
         results = dict(zip(map(id, images), pool.map(inspect, images), strict=True))
     for item in listed:
         finding, inspection = results.get(id(item), (None, Inspection()))

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from foldfuse.data.dataset import Sample
 from foldfuse.errors import InputError
+from foldfuse.system.host import usable_cores
 
 HASH_DIGITS = 32  # hex digits of the sha256 that are kept: two of 10^9 images share them with probability 10^-21
 
@@ -22,7 +23,7 @@ def image_hashes(samples: Sequence[Sample]) -> tuple[str, ...]:
     Raises:
         InputError: a file cannot be read.
     """
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(usable_cores()) as pool:
         return tuple(pool.map(lambda sample: _hash(sample.path), samples))
 
 
@@ -37,7 +38,7 @@ def known_images(samples: Sequence[Sample], hashes: Collection[str]) -> list[Sam
     def is_known(sample: Sample) -> bool:
         return sample.pixels is None and _size(sample.path) in sizes and _hash(sample.path) in hashes
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(usable_cores()) as pool:
         return [sample for sample, known in zip(samples, pool.map(is_known, samples), strict=True) if known]
 
 

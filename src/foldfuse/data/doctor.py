@@ -22,6 +22,7 @@ from foldfuse.data.readers.coco import dataset_of, load, require_layout
 from foldfuse.data.readers.layouts import unread_annotations
 from foldfuse.errors import InputError
 from foldfuse.system.atomic_files import write_text
+from foldfuse.system.host import usable_cores
 
 ALL_LEFT_OUT = "all boxes of the image are left out: it would be learnt from as an image without objects"
 
@@ -236,7 +237,7 @@ def unreadable_images(dataset: Dataset, *, ignore_orientation: bool = False) -> 
     def finding(sample: Sample) -> Finding | None:
         return image_finding(sample.path, sample.width, sample.height, ignore_orientation=ignore_orientation)
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(usable_cores()) as pool:
         found = list(pool.map(finding, dataset.samples))
     return [(sample, each.where) for sample, each in zip(dataset.samples, found, strict=True) if each]
 

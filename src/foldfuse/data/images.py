@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 import shutil
 import tempfile
 from collections.abc import Iterable, Sequence
@@ -25,6 +24,7 @@ from foldfuse.data.decoding import decode
 from foldfuse.data.image_file import UPRIGHT
 from foldfuse.data.value_ranges import ValueRange
 from foldfuse.detections import Array, Detections
+from foldfuse.system.host import usable_cores
 
 log = logging.getLogger(__name__)
 
@@ -177,7 +177,7 @@ class ImageCache:
         total = np.cumsum(sizes)
         in_memory = int(np.searchsorted(total, memory, "right"))
         cached = int(np.searchsorted(total, memory + disk, "right"))
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
+        with ThreadPoolExecutor(usable_cores()) as pool:
             images = tuple(pool.map(lambda s: load_sample(s, longest=longest), samples[:in_memory]))
             if cached > in_memory:
                 images += _on_disk(pool.map(lambda s: load_sample(s, longest=longest), samples[in_memory:cached]))

@@ -5,7 +5,6 @@ Source: the difference hash (N. Krawetz, "Kind of Like That", 2013), here of 16 
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -17,6 +16,7 @@ from foldfuse.data.decoding import decode_gray
 from foldfuse.data.image_file import UPRIGHT
 from foldfuse.detections import Array
 from foldfuse.errors import InputError
+from foldfuse.system.host import usable_cores
 
 HASH_SIDE = 16
 MAX_BITS = 25  # of 256: images whose hashes differ in at most so many bits are near-duplicates
@@ -67,7 +67,7 @@ def nearest_hashes(hashes: Sequence[Array] | Array, known: Sequence[Array] | Arr
 def difference_hashes(paths: Sequence[Path], orientations: Sequence[int] | None = None) -> list[Array | None]:
     """The `difference_hash` of each image file; of images as they are stored where no orientations are given."""
     turned = orientations if orientations is not None else [1] * len(paths)
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(usable_cores()) as pool:
         return list(pool.map(difference_hash, paths, turned))
 
 

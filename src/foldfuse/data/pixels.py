@@ -5,7 +5,6 @@ orientation is applied or not, and which values are black and white in files of 
 from __future__ import annotations
 
 import logging
-import os
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,6 +16,7 @@ from foldfuse.data.decoding import extrema
 from foldfuse.data.inspection import Inspection, inspect
 from foldfuse.data.value_ranges import COLOUR, WORDS, Depth, ValueRange, range_of
 from foldfuse.errors import InputError
+from foldfuse.system.host import usable_cores
 
 FULL_16_BITS = (0.0, 65535.0)
 MIN_COLOUR_HIGHEST = 64  # of the upper 8 bits of 16-bit colour: below are files of 14 bits and fewer
@@ -123,7 +123,7 @@ def inspect_images(
     def one(sample: Sample) -> Inspection:
         return Inspection() if sample.id in skip else inspect_sample(sample, ignore_orientation=ignore_orientation)
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(usable_cores()) as pool:
         return list(pool.map(one, dataset.samples))
 
 
@@ -134,7 +134,7 @@ def extrema_of_open(files: Sequence[tuple[Path, Depth]]) -> list[tuple[Depth, Pa
         InputError: such a file cannot be decoded.
     """
     looked_at = [(depth, path) for path, depth in files if depth.is_open]
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(usable_cores()) as pool:
         found = list(pool.map(lambda item: extrema(item[1]), looked_at))
     return [(depth, path, each) for (depth, path), each in zip(looked_at, found, strict=True)]
 

@@ -28,8 +28,9 @@ from typing import TYPE_CHECKING, Any
 from foldfuse.display import note_html, table_html, value_html
 from foldfuse.errors import InputError, kind_of, shown
 from foldfuse.provenance import WeightsOrigin
-from foldfuse.recipes import ClassifierRecipe, Recipe, read_classifier_recipe, read_recipe, write_recipe
+from foldfuse.recipes import ClassifierRecipe, Recipe
 from foldfuse.storage import run_tensors
+from foldfuse.storage.recipe_file import read_classifier_recipe, read_recipe, write_recipe
 from foldfuse.system import locks
 from foldfuse.system.atomic_files import write_text
 from foldfuse.system.durations import format_duration

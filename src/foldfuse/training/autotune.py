@@ -21,6 +21,7 @@ from torch import Tensor
 from foldfuse.errors import InputError
 from foldfuse.system import host
 from foldfuse.system.cache_folder import cache_folder
+from foldfuse.system.device import synchronize
 from foldfuse.system.records import read_record, write_record
 from foldfuse.training.precision import ComputeConfig, default_config
 
@@ -218,7 +219,7 @@ def _time_step(
 ) -> _StepTime:
     """A measured step of a copy of `model`."""
     device = next(model.parameters()).device
-    images, targets = batch[0].to(device, memory_format=config.memory_format).float().div_(255), batch[1]
+    images, targets = config.network_input(batch[0], device), batch[1]
     trained = copy.deepcopy(model).to(memory_format=config.memory_format)
     trained.freeze(frozen_stages)
     network: Any = torch.compile(trained.forward, dynamic=False) if config.compiled else trained
@@ -232,6 +233,7 @@ def _time_step(
             loss.backward()
             losses.append(loss.item())
             trained.zero_grad(set_to_none=True)
+            synchronize(str(device))
             times.append(time.perf_counter() - began)
     return _StepTime(min(times[1:] or times), times[0], losses[0])
 

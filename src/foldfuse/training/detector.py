@@ -74,7 +74,7 @@ def train_detector(
 
     Raises:
         FloatingPointError: the loss is not finite.
-        InputError: not even one image fits in memory.
+        InputError: not even one image fits in memory, or the recipe's micro-batch is too small for batch norms.
     """
     recipe, world, seed = run.recipe, session.world, run.metadata.seed
     if world.is_main:
@@ -138,10 +138,8 @@ def _compute_config(run: Run, model: Any, batches: Batches, session: TrainingSes
     device = torch.device(world.device)
     if stored is not None:
         return config_for(stored, device, precision=recipe.precision)
-    config, result = default_config(device), None
-    if recipe.precision != "auto":
-        config = replace(config, precision=recipe.precision)
-    elif world.size == 1 and budget.seconds < math.inf:
+    config, result = default_config(device, precision=recipe.precision), None
+    if recipe.precision == "auto" and world.size == 1 and budget.seconds < math.inf:
         budget.elapsed()  # the clock starts here: autotuning is paid from the budget
         key = f"{recipe.detector} at {batches.canvas}, batch {recipe.batch_size}, {recipe.frozen_stages} stages frozen"
         if device.type == "cuda":

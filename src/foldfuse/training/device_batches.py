@@ -9,7 +9,6 @@ four), H x W the canvas.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -26,8 +25,9 @@ from foldfuse.data.dataset import Sample
 from foldfuse.data.images import PAD_VALUE, load_image, scale_of
 from foldfuse.detections import Annotations, Array
 from foldfuse.recipes import Recipe
+from foldfuse.system.host import usable_cores
 
-_MOSAIC_COVER = 0.7  # of a quarter of a mosaic: see `data.augment.random_affine`
+_MOSAIC_COVER = 0.7  # of a quarter of a mosaic: see `data.augment.draw_affine`
 _GRAY = (0.299, 0.587, 0.114)  # weights of red, green and blue in the brightness that an eye sees
 
 
@@ -71,7 +71,7 @@ class DeviceImages:
         pixels = torch.full((len(samples), 3, longest, longest), PAD_VALUE, dtype=torch.uint8)
         sizes, boxes, labels = np.zeros((len(samples), 2)), [np.zeros((0, 4))], [np.zeros(0, np.int64)]
         offsets = np.zeros(len(samples) + 1, np.int64)
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
+        with ThreadPoolExecutor(usable_cores()) as pool:
             for i, image in enumerate(pool.map(lambda s: load_image(s.path, longest=longest), samples)):
                 height, width = image.shape[:2]
                 pixels[i, :, :height, :width] = torch.from_numpy(image).permute(2, 0, 1)

@@ -94,9 +94,8 @@ def fit(
         ema.load(resumed["ema"], resumed["ema_steps"])
         step, data_wait, mosaic_end = resumed["step"], resumed["data_wait"], resumed["mosaic_end"]
         micro_batch, skipped = resumed.get("micro_batch", micro_batch), resumed.get("skipped", 0)
-        set_rng_state(
-            resumed["rng"][world.rank % len(resumed["rng"])], device
-        )  # there may be more processes than states
+        rng_states = resumed["rng"]  # of the earlier processes; now there may be more
+        set_rng_state(rng_states[world.rank % len(rng_states)], device)
         budget.elapsed_before += resumed["seconds"]
     gradients = Gradients(model, recipe, config, scaler, world=world, micro_batch=micro_batch)
 
@@ -120,8 +119,11 @@ def fit(
     spent, soon = world.broadcast(budget.spent(step), budget.spent(step + 1))
     if resumed is None and spent >= batches.mosaic_until:
         mosaic_end = step
-    loading = open_loader(batches, device, shard=shard, mosaic_end=mosaic_end)
-    with deferred_interrupts() as interrupted, loading as loader, config.applied():
+    with (
+        deferred_interrupts() as interrupted,
+        open_loader(batches, device, shard=shard, mosaic_end=mosaic_end) as loader,
+        config.applied(),
+    ):
         while spent < 1:
             scale = lr_scale(spent, recipe.warmup_fraction, recipe.lr_decay_start)
             for group in optimizer.param_groups:
@@ -133,7 +135,7 @@ def fit(
                     logger.info("mosaics end at step %d", mosaic_end)
             wait_began = budget.elapsed()
             images, targets = loader.get(step)  # and the next ones are made while the network computes
-            images = images.to(device, non_blocking=True, memory_format=config.memory_format).float().div_(255)
+            images = config.network_input(images, device)
             data_wait += budget.elapsed() - wait_began
 
             step_loss = gradients.compute(images, targets)
@@ -151,6 +153,7 @@ def fit(
                 raise FloatingPointError(_not_finite(step, losses, batches, skipped))
             if not overflow:
                 ema.update(model)
+                shown_loss = SMOOTHING * (shown_loss or losses["loss"]) + (1 - SMOOTHING) * losses["loss"]
 
             row: dict[str, Any] = {
                 "step": step,
@@ -161,8 +164,6 @@ def fit(
             row |= {name: value if math.isfinite(value) else None for name, value in losses.items()}
             log.append(row | ({"skipped": 1} if overflow else {}) | {"data_wait": round(data_wait, 3)})
             step += 1
-            if not overflow:
-                shown_loss = SMOOTHING * (shown_loss or losses["loss"]) + (1 - SMOOTHING) * losses["loss"]
             spent, soon, stop, since_saved = world.broadcast(
                 budget.spent(step), budget.spent(step + 1), interrupted(), budget.elapsed() - saved_at
             )

@@ -19,11 +19,10 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 from torch.utils.checkpoint import checkpoint
 
 from foldfuse.errors import InputError
+from foldfuse.recipes import SMALL_IMAGE
 from foldfuse.system.processes import SINGLE_PROCESS, World
 from foldfuse.training.distributed import synced_batch_norm
 from foldfuse.training.state import rng_state, set_rng_state
-
-SMALL_IMAGE = 128  # pixels: up to this size the coarsest level may be one pixel, and a batch norm needs two values
 
 
 class NotEnoughMemory(InputError):
@@ -64,13 +63,22 @@ class InParts(nn.Module):
         """(B, 3, H, W) -> raw of the whole batch.
 
         Raises:
-            InputError: outputs of this network cannot be joined.
+            InputError: outputs of this network cannot be joined, or a part is too small for batch norms.
         """
         parts = num_parts(len(images), self.micro_batch)
         if parts == 1:
             return self._whole(images)
         split = images.tensor_split(parts)
-        return _join([checkpoint(self._synced, part, use_reentrant=False) for part in split], [len(p) for p in split])
+        try:
+            raws = [checkpoint(self._synced, part, use_reentrant=False) for part in split]
+        except ValueError as error:
+            if "more than 1 value per channel" not in str(error):
+                raise
+            raise InputError(
+                f"micro_batch is {self.micro_batch}: a part of one image has one pixel at the coarsest level, which batch norm "
+                "cannot train on. Take a larger micro_batch or image_size."
+            ) from None
+        return _join(raws, [len(part) for part in split])
 
     def _synced(self, images: Tensor) -> Any:
         with synced_batch_norm(self.world):

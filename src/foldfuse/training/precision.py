@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import torch
+from torch import Tensor
 
 from foldfuse.errors import InputError, shown, unknown_name
 from foldfuse.storage.run import Run
@@ -46,6 +47,10 @@ class ComputeConfig:
         """The memory format of weights and images."""
         return torch.channels_last if self.channels_last else torch.contiguous_format
 
+    def network_input(self, images: Tensor, device: torch.device) -> Tensor:
+        """(B, 3, H, W) float32 in 0..1 on the device, in the memory format, from uint8 images."""
+        return images.to(device, non_blocking=True, memory_format=self.memory_format).float().div_(255)
+
     def autocast(self, device: torch.device) -> torch.autocast:
         """The context of the forward pass."""
         dtype = torch.float16 if self.precision == "float16" else torch.bfloat16
@@ -79,11 +84,18 @@ class ComputeConfig:
         return ", ".join(parts)
 
 
-def default_config(device: torch.device) -> ComputeConfig:
-    """The configuration without measurement: float32, on CUDA the half precision that the card has, and TF32."""
-    if device.type != "cuda":
-        return ComputeConfig()
-    return ComputeConfig("bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float16", "high")
+def default_config(device: torch.device, *, precision: str = "auto") -> ComputeConfig:
+    """The configuration without measurement: float32, on CUDA the half precision that the card has, and TF32.
+
+    Args:
+        device: where the network computes.
+        precision: the recipe's; unless "auto" it takes the place of the device's.
+    """
+    config = ComputeConfig()
+    if device.type == "cuda":
+        has_bfloat16 = torch.cuda.is_bf16_supported(including_emulation=False)
+        config = ComputeConfig("bfloat16" if has_bfloat16 else "float16", "high")
+    return config if precision == "auto" else replace(config, precision=precision)
 
 
 def config_for(stored: ComputeConfig, device: torch.device, *, precision: str) -> ComputeConfig:

@@ -41,7 +41,7 @@ from foldfuse.training.detector import new_detector
 from foldfuse.training.device_batches import DeviceBatches, DeviceImages, SourceTarget
 from foldfuse.training.init_weights import load_init_weights
 from foldfuse.training.loop import fit
-from foldfuse.training.precision import ComputeConfig, default_config
+from foldfuse.training.precision import default_config
 from foldfuse.training.session import TrainingSession
 
 log = logging.getLogger(__name__)
@@ -245,9 +245,7 @@ def pretrain(
         checkpointer(state)
         save_detection_weights(export, state["ema"], detector=recipe.detector, classes=dataset.classes, images=hashed)
 
-    config: ComputeConfig = default_config(torch.device(session.world.device))
-    if recipe.precision != "auto":
-        config = replace(config, precision=recipe.precision)
+    config = default_config(torch.device(session.world.device), precision=recipe.precision)
     log.info(
         f"{len(dataset)} images of {len(sources.names)} datasets with {dataset.num_boxes} boxes of "
         f"{len(dataset.classes) - 1} classes, at {canvas[1]}x{canvas[0]} px, in {config}."

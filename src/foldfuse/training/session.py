@@ -13,7 +13,8 @@ from torch import Tensor
 
 from foldfuse.data.dataset import Dataset
 from foldfuse.errors import InputError, counted
-from foldfuse.recipes import ClassifierRecipe, Recipe, write_recipe
+from foldfuse.recipes import ClassifierRecipe, Recipe
+from foldfuse.storage.recipe_file import write_recipe
 from foldfuse.storage.run import LOCK, LrChange, Run, RunMetadata
 from foldfuse.storage.run_tensors import Check
 from foldfuse.system.durations import duration_option

@@ -63,18 +63,18 @@ def _measure(recipe: Recipe, dataset: Dataset, device: str, count: int) -> StepC
     """The cost of a step on the first `count` images of a batch, and of the prediction of one image."""
     samples = dataset.samples[:TIMED_IMAGES]
     target = torch.device(device)
-    config = default_config(target)
+    config = default_config(target, precision=recipe.precision)
     model = make_detector(recipe.detector, len(dataset.classes), anchor_scale=recipe.anchor_scale, pretrained=False)
     canvas = canvas_for(samples, image_size=recipe.image_size, stride=model.stride)
     batches = Batches(samples, ImageCache.load(samples, longest=recipe.image_size), recipe, canvas, 0)
-    model.to(target, memory_format=torch.channels_last)
+    model.to(target, memory_format=config.memory_format)
     model.freeze(recipe.frozen_stages)
     times = []
     for step in range(1 + TIMED_STEPS):
         start = time.perf_counter()
         images, targets = batches.batch(step)
         loading, images, targets = time.perf_counter() - start, images[:count], targets[:count]
-        inputs = images.to(target, memory_format=torch.channels_last).float().div_(255)
+        inputs = config.network_input(images, target)
         with config.autocast(target):
             raw = model(inputs)
         sum(model.loss(raw, targets).values()).backward()

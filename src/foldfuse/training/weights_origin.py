@@ -8,9 +8,9 @@ from foldfuse.errors import InputError
 from foldfuse.models import imagenet_network
 from foldfuse.models.pretrained.detection import has_detection_weights
 from foldfuse.models.pretrained.imagenet import imagenet_origin
-from foldfuse.models.pretrained.published import PUBLISHED, PublishedWeights
+from foldfuse.models.pretrained.published import PUBLISHED
 from foldfuse.provenance import UNKNOWN, WeightsOrigin
-from foldfuse.recipes import ClassifierRecipe, Recipe
+from foldfuse.recipes import INIT_WORDS, ClassifierRecipe, Recipe
 from foldfuse.storage.run import Run
 
 _SHIPPED_DATA = "boxes of 61 public datasets, which the package's NOTICE names"
@@ -30,11 +30,8 @@ def origins_of(recipe: Recipe | ClassifierRecipe) -> tuple[WeightsOrigin, ...]:
     if start == "detection":
         shipped = WeightsOrigin(name, "this package", "Apache-2.0", _SHIPPED_DATA)
         return (shipped, *_imagenet(name))
-    if start in ("coco",):
-        found = PUBLISHED.get((name, start))
-        if found is None:
-            return (WeightsOrigin(name, start),)
-        return (_of_published(found),)
+    if start == "coco":
+        return (_of_published(name, start),)
     path = Path(start)
     if Run(path).exists:
         return _of_run(Run(path), followed=())
@@ -45,15 +42,20 @@ def origins_of(recipe: Recipe | ClassifierRecipe) -> tuple[WeightsOrigin, ...]:
     return (WeightsOrigin(name, f"file {path.name}", data="boxes of a pre-training by the user" if own else UNKNOWN),)
 
 
-def _of_published(weights: PublishedWeights) -> WeightsOrigin:
-    return WeightsOrigin(weights.name, weights.source, weights.licence, weights.data)
+def _of_published(name: str, kind: str) -> WeightsOrigin:
+    """The published weights of a network, trained on `kind`: "coco" or "imagenet"."""
+    found = PUBLISHED.get((name, kind))
+    return (
+        WeightsOrigin(name, UNKNOWN)
+        if found is None
+        else WeightsOrigin(found.name, found.source, found.licence, found.data)
+    )
 
 
 def _imagenet(name: str) -> tuple[WeightsOrigin, ...]:
     network = imagenet_network(name)
     if network is None:
-        found = PUBLISHED.get((name, "imagenet"))
-        return (WeightsOrigin(name, UNKNOWN) if found is None else _of_published(found),)
+        return (_of_published(name, "imagenet"),)
     try:
         return (imagenet_origin(network),)
     except InputError:  # the sentence comes where the weights are loaded
@@ -74,6 +76,6 @@ def _of_run(run: Run, followed: tuple[Path, ...]) -> tuple[WeightsOrigin, ...]:
     if metadata.origin is not None or run.folder in followed:
         return (itself,)
     start = Path(recipe.init_weights)
-    if recipe.init_weights not in ("none", "imagenet", "detection", "coco") and Run(start).exists:
+    if recipe.init_weights not in INIT_WORDS and Run(start).exists:
         return (itself, *_of_run(Run(start), (*followed, run.folder)))
     return (itself, *origins_of(recipe))

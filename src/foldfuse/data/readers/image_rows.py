@@ -15,6 +15,7 @@ from foldfuse.data.findings import Finding
 from foldfuse.data.image_file import read_header
 from foldfuse.data.readers.image_names import MAX_DEPTH, MAX_SEARCHED, UNREAD_SUFFIXES, files_below, is_image_name
 from foldfuse.errors import InputError, shown
+from foldfuse.system.host import usable_cores
 
 MAX_ID = 10**18  # ids are 64-bit integers wherever they are written
 
@@ -93,7 +94,7 @@ def image_table(
         except InputError as error:
             return error
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(usable_cores()) as pool:
         found = list(pool.map(size, paths))
     names, ids = relative_names(paths, folder), image_ids(paths)
     rows: dict[Path, Row] = {}

@@ -10,7 +10,9 @@ from torch import nn
 
 from foldfuse.errors import InputError
 from foldfuse.models import make_classifier, make_detector
-from foldfuse.models.pretrained.class_rows import YOLO_FIRST, class_layers, load_by_class_name
+from foldfuse.models.detection.yolov5_head import BOX_ROWS
+from foldfuse.models.pretrained.class_layer import class_layers
+from foldfuse.models.pretrained.class_rows import load_by_class_name
 
 KNOWN, OTHER = ("cat", "dog", "bird"), ("bird", "fox", "cat")
 DETECTORS = (
@@ -60,7 +62,7 @@ def test_the_same_classes_in_another_order_predict_the_same(name):
     said = load_by_class_name(other, one.state_dict(), known=KNOWN, classes=order, source="run")
     assert said == "run: all weights were loaded; the classes of the head were matched by name (3 of 3)."
     images = torch.rand(1, 3, *(224, 224) if "224" in name or "_tiny" in name else (64, 64))
-    first = YOLO_FIRST if "yolov5" in name else 0
+    first = BOX_ROWS if "yolov5" in name else 0
     found, expected = logits(other, images), logits(one, images)
     torch.testing.assert_close(found[..., :first], expected[..., :first])
     torch.testing.assert_close(found[..., first:], expected[..., [first + KNOWN.index(c) for c in order]])

@@ -17,7 +17,7 @@ from foldfuse.detections import Annotations
 from foldfuse.errors import InputError
 from foldfuse.inference.detector import detector_with_weights
 from foldfuse.models import make_detector
-from foldfuse.models.detection import dfine
+from foldfuse.models.detection import dfine, dfine_library
 from foldfuse.models.detection.hungarian import CostWeights, match_layers
 from foldfuse.models.pretrained.class_rows import load_by_class_name
 from foldfuse.models.pretrained.coco import COCO_CLASSES
@@ -40,7 +40,7 @@ def _tiny(monkeypatch):
 
 def random_library_model() -> torch.nn.Module:
     """transformers' network for COCO with random weights in every layer, also those that begin as zeros."""
-    model = dfine.new_library_model(TINY, 80)
+    model = dfine_library.new_library_model(TINY, 80)
     for key, t in model.state_dict().items():
         if t.is_floating_point() and not key.endswith(("up", "reg_scale", "num_points_scale")):
             t.copy_(torch.rand(t.shape) * 0.1 + ("running_var" in key) + 0.5 * key.endswith(("normalization.weight",)))
@@ -135,7 +135,7 @@ def test_a_file_of_another_network_is_refused(tmp_path):
 def test_matches_are_those_of_transformers_matcher():
     from transformers.loss.loss_rt_detr import RTDetrHungarianMatcher
 
-    config = dfine.new_library_model(TINY, 3).config
+    config = dfine_library.new_library_model(TINY, 3).config
     wanted = dfine._library_targets(TARGETS, (128, 96), torch.zeros(1))
     labels, objects = [w["class_labels"] for w in wanted], [w["boxes"] for w in wanted]
     logits, boxes = torch.randn(2, 3, 30, 3), torch.rand(2, 3, 30, 4) * 0.5 + 0.2
@@ -244,6 +244,6 @@ def test_an_export_is_refused_in_a_sentence(tmp_path):
 def test_a_missing_package_and_imagenet_weights_are_named(monkeypatch):
     with pytest.raises(InputError, match=r"dfine_n has no ImageNet weights of its own.*init_weights=coco"):
         make_detector("dfine_n", 3)
-    monkeypatch.setattr(dfine.importlib.util, "find_spec", lambda _: None)
+    monkeypatch.setattr(dfine_library.importlib.util, "find_spec", lambda _: None)
     with pytest.raises(InputError, match=r"pip install 'foldfuse\[transformers\]'"):
         make_detector("dfine_n", 3, pretrained=False)

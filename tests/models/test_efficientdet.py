@@ -246,6 +246,22 @@ def test_a_folded_network_has_the_same_outputs(size):
     assert not any(isinstance(m, nn.BatchNorm2d) for m in fold_batch_norms(whole).modules())
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("size", [(32, 32), (31, 33)])
+def test_a_convolution_of_one_pixel_and_a_batch_norm_after_an_activation_keep_their_outputs(size):
+    torch.manual_seed(0)
+    norms = [nn.BatchNorm2d(4), nn.BatchNorm2d(4)]
+    for norm in norms:
+        norm.running_mean.normal_()
+        norm.running_var.uniform_(0.5, 1.5)
+    one, three = create_conv2d(4, 4, 1, stride=2, padding="same"), create_conv2d(4, 4, 3)
+    model = nn.Sequential(nn.Sequential(one, norms[0]), nn.Sequential(three, nn.ReLU(), norms[1])).eval()
+    x = torch.randn(1, 4, *size)
+    folded = fold_batch_norms(model)
+    torch.testing.assert_close(folded(x), model(x), rtol=1e-4, atol=1e-5)
+    assert isinstance(folded[0][1], nn.Identity)
+
+
 # fast convolutions
 
 

@@ -136,12 +136,15 @@ def test_classes_are_matched_by_name_whatever_case_spaces_and_underscores():
     ]
 
 
+class _Net(nn.Sequential):
+    def class_layers(self) -> list[ClassLayer]:
+        return [ClassLayer("1")]
+
+
 def test_rows_of_matched_classes_are_carried_over_and_the_others_keep_their_values():
-    theirs, ours = (nn.Sequential(nn.Linear(4, 3), nn.Linear(3, k)) for k in (80, 2))
+    theirs, ours = (_Net(nn.Linear(4, 3), nn.Linear(3, k)) for k in (80, 2))
     before = ours[1].weight.detach().clone()
-    said = load_coco_state(
-        ours, theirs.state_dict(), layers=[ClassLayer("1")], classes=("lid", "Dog"), source="net.safetensors"
-    )
+    said = load_coco_state(ours, theirs.state_dict(), classes=("lid", "Dog"), source="net.safetensors")
     assert said == (
         "net.safetensors: all weights were loaded; 1 of 2 classes start from COCO's of the same name (Dog), the others from "
         "random values."
@@ -150,6 +153,4 @@ def test_rows_of_matched_classes_are_carried_over_and_the_others_keep_their_valu
     assert torch.equal(ours[1].weight[0], before[0])
     assert torch.equal(ours[1].weight[1], theirs[1].weight[COCO_CLASSES.index("dog")])
     with pytest.raises(InputError, match="another network"):
-        load_coco_state(
-            ours, nn.Linear(4, 3).state_dict(), layers=[ClassLayer("1")], classes=("lid", "Dog"), source="other"
-        )
+        load_coco_state(ours, nn.Linear(4, 3).state_dict(), classes=("lid", "Dog"), source="other")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from rich.box import SIMPLE_HEAD
@@ -56,10 +57,10 @@ def fetch(
             table.add_row(name, weights, "-", "-", "-", "-")
             continue
         path = locate(weights, offline=offline or is_offline())
-        licence, data = _carded(weights, offline=offline or is_offline())
-        origins.append(WeightsOrigin(weights.name, weights.source, licence, data))
+        origin = _origin(weights, offline=offline or is_offline())
+        origins.append(origin)
         size = f"{path.stat().st_size / 1e6:.1f}"
-        table.add_row(name, f"{weights.file} of {weights.address}", size, licence, data, str(path))
+        table.add_row(name, f"{weights.file} of {weights.address}", size, origin.licence, origin.data, str(path))
     printing.console().print(table)
     for note in licence_notes(origins):
         printing.write(f"WARNING: {note}", to_stderr=True)
@@ -90,17 +91,19 @@ def _needed(name: str, init: str | None) -> PublishedWeights | str:
     return f"{network} is installed as a package" if has_wheel(network) else timm_source(network)
 
 
-def _carded(weights: PublishedWeights, *, offline: bool) -> tuple[str, str]:
-    """Licence and training data; where they are unknown, as the card of the repository on the hub says."""
-    if UNKNOWN not in (weights.licence, weights.data) or not weights.source.startswith(HUB):
-        return weights.licence, weights.data
+def _origin(weights: PublishedWeights, *, offline: bool) -> WeightsOrigin:
+    """Where the weights come from; what is unknown of them is taken from the card of their repository on the hub."""
+    origin = weights.origin
+    if UNKNOWN not in (origin.licence, origin.data) or not weights.source.startswith(HUB):
+        return origin
     repository = weights.source.removeprefix(HUB)
     if not offline:
         _fetch_card(repository)
     licence, data = card(repository)
-    return (
-        licence if weights.licence == UNKNOWN else weights.licence,
-        data if weights.data == UNKNOWN else weights.data,
+    return replace(
+        origin,
+        licence=licence if origin.licence == UNKNOWN else origin.licence,
+        data=data if origin.data == UNKNOWN else origin.data,
     )
 
 

@@ -13,7 +13,9 @@ A detector keeps this contract; there is no base class:
 * `decode(raw) -> B Detections` in input pixels: the step from torch to numpy;
 * `freeze(stages)`: training mode, except that the first stages of the backbone are frozen;
 * `fit_anchors(sizes (N, 2))`: called once before training with the widths and heights of the objects in input pixels; fitted
-  anchors are in the state dict. A detector without fitted anchors may leave the method out.
+  anchors are in the state dict. A detector without fitted anchors may leave the method out;
+* `load_coco(path, classes) -> sentence`: loads weights published for COCO, where `pretrained.published` knows some;
+* `class_layers()`: the layers whose rows belong to classes; a part, such as a head, may have it in place of the detector.
 """
 
 from __future__ import annotations
@@ -34,6 +36,7 @@ from foldfuse.models.detection import (
     efficientdet,
     torchvision_dense,
     torchvision_faster_rcnn,
+    torchvision_ssdlite,
     yolov5,
 )
 from foldfuse.models.detection.heads import AnchorPrediction
@@ -88,6 +91,7 @@ DETECTORS: Mapping[str, Callable[..., Detector]] = {
     **yolov5.FAMILY,
     **composed.FAMILY,
     **dfine.FAMILY,
+    **torchvision_ssdlite.FAMILY,
     **torchvision_dense.FAMILY,
     **torchvision_faster_rcnn.FAMILY,
 }

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from foldfuse.models.backbones import swin, vit
 from foldfuse.models.backbones.timm_cnn import require_timm_model
 from foldfuse.models.cpu.fast_layers import use_fast_cpu_layers
+from foldfuse.models.pretrained.class_layer import ClassLayer
 from foldfuse.models.pretrained.imagenet import load_backbone
 from foldfuse.models.pretrained.timm_source import timm_config
 from foldfuse.models.pretrained.vit_swin import load_imagenet
@@ -81,6 +82,11 @@ class TimmClassifier(nn.Module):
         """(B, 3, H, W) in 0..1 -> (B, K) logits."""
         logits: Tensor = self.net((images - self.mean) / self.std)
         return logits
+
+    def class_layers(self) -> list[ClassLayer]:
+        """The layers whose rows belong to classes: one, or two of a network that was distilled."""
+        names = self.net.pretrained_cfg.get("classifier") or ()
+        return [ClassLayer(f"net.{name}") for name in ([names] if isinstance(names, str) else names)]
 
 
 class ClassifierWithLoss(nn.Module):

@@ -45,11 +45,7 @@ def origins_of(recipe: Recipe | ClassifierRecipe) -> tuple[WeightsOrigin, ...]:
 def _of_published(name: str, kind: str) -> WeightsOrigin:
     """The published weights of a network, trained on `kind`: "coco" or "imagenet"."""
     found = PUBLISHED.get((name, kind))
-    return (
-        WeightsOrigin(name, UNKNOWN)
-        if found is None
-        else WeightsOrigin(found.name, found.source, found.licence, found.data)
-    )
+    return WeightsOrigin(name, UNKNOWN) if found is None else found.origin
 
 
 def _imagenet(name: str) -> tuple[WeightsOrigin, ...]:

@@ -24,6 +24,7 @@ from foldfuse.models.backbones.transformer_layers import (
     init_transformer,
     require_multiple,
 )
+from foldfuse.models.pretrained.class_layer import ClassLayer
 
 WINDOW = 7
 
@@ -245,6 +246,10 @@ class Swin(nn.Module):
             InputError: H or W is no multiple of `stride`.
         """
         return self.head(self.norm(self._stages(images)[-1]).mean((1, 2)))
+
+    def class_layers(self) -> list[ClassLayer]:
+        """The layer whose rows belong to classes; none of a backbone, which has no head."""
+        return [] if isinstance(self.head, nn.Identity) else [ClassLayer("head.fc")]
 
     def features(self, images: Tensor) -> list[Tensor]:
         """(B, 3, H, W) in 0..1 -> (B, C_i, H / s, W / s) of each stage, s = 4, 8, 16, 32."""

@@ -24,6 +24,7 @@ from foldfuse.models.backbones.transformer_layers import (
     init_transformer,
     require_multiple,
 )
+from foldfuse.models.pretrained.class_layer import ClassLayer
 
 Positions = Literal["none", "learned_1d", "learned_2d", "sincos"]
 
@@ -189,6 +190,10 @@ class ViT(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) in 0..1 -> (B, K) logits, of the class token (equation 4)."""
         return self.head(self.encode(images)[:, 0])
+
+    def class_layers(self) -> list[ClassLayer]:
+        """The layer whose rows belong to classes; none of a backbone, which has no head."""
+        return [] if isinstance(self.head, nn.Identity) else [ClassLayer("head")]
 
     def features(self, images: Tensor) -> list[Tensor]:
         """(B, 3, H, W) in 0..1 -> [(B, D, H / P, W / P)]: the patches as a map."""

@@ -9,6 +9,7 @@ import copy
 from typing import Any
 
 import torch
+from timm.layers import Conv2dSame
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
@@ -16,7 +17,7 @@ from foldfuse.models.cpu.depthwise import pad_kernel_same
 
 
 def fold_batch_norms(module: nn.Module) -> nn.Module:
-    """A copy of `module` for inference, with each batch norm folded into the convolution before it.
+    """A copy of `module` for inference, with each batch norm folded into the convolution right before it.
 
     Up to rounding, the copy gives the outputs of `module` in eval mode, if the input maps of strided convolutions have even
     sides. There "SAME" pads one row more at the bottom and one column more at the right; a kernel with a leading row and column
@@ -37,9 +38,11 @@ def fold_batch_norms(module: nn.Module) -> nn.Module:
             elif isinstance(child, nn.BatchNorm2d) and conv_name is not None:
                 conv = getattr(parent, conv_name)
                 fused = fuse_conv_bn_eval(conv, child)
-                setattr(parent, conv_name, _with_padded_kernel(fused) if _is_strided_same(fused) else fused)
+                setattr(parent, conv_name, _with_padded_kernel(fused) if _takes_padded_kernel(fused) else fused)
                 setattr(parent, name, getattr(child, "act", nn.Identity()))
                 conv_name = None
+            elif not isinstance(child, nn.Identity):
+                conv_name = None  # what comes between may not be linear
     return folded
 
 
@@ -59,9 +62,13 @@ def _unshare(convs: nn.ModuleList, norms: nn.ModuleList) -> None:
         convs[i] = nn.Identity()
 
 
-def _is_strided_same(conv: nn.Conv2d) -> bool:
-    """Whether `conv` is a strided "SAME" convolution, which timm makes a subclass of nn.Conv2d; nn.Conv2d pads evenly."""
-    return type(conv) is not nn.Conv2d and conv.stride[0] == 2
+def _takes_padded_kernel(conv: nn.Conv2d) -> bool:
+    """Whether `conv` is a strided "SAME" convolution that pads one side alone. Every other one keeps its own way to pad.
+
+    A kernel of 1 needs no padding: "SAME" takes the first pixel of each pair.
+    """
+    is_odd = conv.kernel_size[0] == conv.kernel_size[1] and conv.kernel_size[0] % 2 == 1 and conv.kernel_size[0] > 1
+    return isinstance(conv, Conv2dSame) and conv.stride == (2, 2) and conv.dilation == (1, 1) and is_odd
 
 
 def _with_padded_kernel(conv: nn.Conv2d) -> nn.Conv2d:

@@ -1,7 +1,7 @@
-"""D-FINE N, S and M of the package transformers, with this package's contract.
+"""D-FINE N, S and M: the network, its loss and its decoding, with this package's contract.
 
 Source: Peng et al., "D-FINE", arXiv:2410.13842; transformers 5 (Apache-2.0), whose layers and terms of the loss are used as they
-are. Widths and depths of N, S and M are those of the authors' configurations (github.com/Peterande/D-FINE, Apache-2.0).
+are. `dfine_library` makes transformers' network and reads its files.
 
 Where we differ from transformers:
 * Only the backbone and the encoder run in half precision. The decoder and its anchors compute in single precision: bfloat16 has
@@ -17,10 +17,8 @@ Shapes: B images, Q queries, K classes, L decoder layers, N bins of a distributi
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -31,61 +29,18 @@ from torch import Tensor, nn
 from foldfuse.detections import Annotations, Detections
 from foldfuse.errors import InputError
 from foldfuse.models.backbones.transformer_layers import require_multiple
+from foldfuse.models.detection.dfine_library import QUERIES, SIZES, Size, library_state, new_library_model
 from foldfuse.models.detection.hungarian import CostWeights, Pairs, match_layers
+from foldfuse.models.detection.normalizers import BatchTotal, at_least_float32, own_total
 from foldfuse.models.detection.postprocess import select_detections
 from foldfuse.models.pretrained.checkpoint import read_safetensors
 from foldfuse.models.pretrained.class_layer import ClassLayer
-from foldfuse.models.pretrained.coco import COCO_CLASSES, load_coco_state
+from foldfuse.models.pretrained.coco import load_coco_state
+from foldfuse.models.pretrained.published import coco_licence
 from foldfuse.models.registry import entry
 
-QUERIES = 300
-PRIOR = 0.01  # the score that an untrained class head gives
 STRIDE = 32
 _TERMS = {"loss_vfl": "class", "loss_bbox": "box", "loss_giou": "giou", "loss_fgl": "fine", "loss_ddf": "distill"}
-
-
-@dataclass(frozen=True)
-class Size:
-    """One size of D-FINE.
-
-    Attributes:
-        backbone: what the summary calls the HGNetV2 backbone.
-        stem: channels of the stem: input, inner, output.
-        stages: output channels of the four stages; the inner channels are those of `inner`.
-        inner: inner channels of the four stages.
-        blocks: blocks of the four stages.
-        layers: convolutions of a block.
-        strides: of the levels that the decoder looks at.
-        width: channels of encoder and decoder.
-        ffn: channels of their MLPs.
-        points: sampling points of a query's head at each level.
-        decoder_layers: L.
-        expansion, depth: of the encoder's blocks, as shares of D-FINE-L's.
-    """
-
-    backbone: str
-    stem: tuple[int, int, int]
-    stages: tuple[int, int, int, int]
-    inner: tuple[int, int, int, int]
-    blocks: tuple[int, int, int, int]
-    layers: int
-    strides: tuple[int, ...]
-    width: int
-    ffn: int
-    points: tuple[int, ...]
-    decoder_layers: int
-    expansion: float
-    depth: float
-
-
-_B0 = ("HGNetV2-B0", (3, 16, 16), (64, 256, 512, 1024), (16, 32, 64, 128), (1, 1, 2, 1), 3)
-_B2 = ("HGNetV2-B2", (3, 24, 32), (96, 384, 768, 1536), (32, 64, 128, 256), (1, 1, 3, 1), 4)
-SIZES: Mapping[str, Size] = {
-    #                    strides      width ffn   points     L  expansion depth
-    "dfine_n": Size(*_B0, (16, 32), 128, 512, (6, 6), 3, 0.34, 0.5),
-    "dfine_s": Size(*_B0, (8, 16, 32), 256, 1024, (3, 6, 3), 3, 0.5, 0.34),
-    "dfine_m": Size(*_B2, (8, 16, 32), 256, 1024, (3, 6, 3), 4, 1.0, 0.67),
-}
 
 
 class DFineOutput(NamedTuple):
@@ -159,7 +114,7 @@ class DFine(nn.Module):
             self.body.config.num_queries = queries
         kind = images.device.type
         with torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext():
-            encoded = [level.to(torch.promote_types(level.dtype, torch.float32)) for level in encoded]
+            encoded = [at_least_float32(level) for level in encoded]
             out = self.body(None, inputs_embeds=encoded[0], encoder_outputs=BaseModelOutput(last_hidden_state=encoded))
         logits, boxes = out.intermediate_logits, out.intermediate_reference_points
         last = DFineOutput(logits[:, -1], boxes[:, -1], (height, width))
@@ -179,11 +134,11 @@ class DFine(nn.Module):
         """Training mode, except that the backbone up to stride 2^stages (0..3) is frozen; 0 trains everything."""
         self.train().requires_grad_(True)
         parts = [self.backbone.embedder, *self.backbone.encoder.stages]  # strides 4, 4, 8, 16, 32
-        for part in parts[: (0, 1, 2, 3)[stages]]:
+        for part in parts[:stages]:
             part.eval().requires_grad_(False)
 
     def loss(
-        self, raw: DFineOutput, targets: Sequence[Annotations], *, batch_total: Callable[[Tensor], Tensor] = torch.clone
+        self, raw: DFineOutput, targets: Sequence[Annotations], *, batch_total: BatchTotal = own_total
     ) -> dict[str, Tensor]:
         """Terms to be summed, each a scalar, over all layers: class, box, giou, fine, distill (the paper's section 4).
 
@@ -198,12 +153,11 @@ class DFine(nn.Module):
         assert raw.encoder_boxes is not None
         logits = torch.cat([raw.layer_logits, raw.encoder_logits[:, None]], 1).transpose(0, 1)
         boxes = torch.cat([raw.layer_boxes, raw.encoder_boxes[:, None]], 1).transpose(0, 1).clamp(0, 1)
-        dtype = torch.promote_types(logits.dtype, torch.float32)
-        logits, boxes = logits.to(dtype), boxes.to(dtype)
+        logits, boxes = at_least_float32(logits), at_least_float32(boxes)
         wanted = _library_targets(targets, raw.size, boxes)
         labels, objects = [each["class_labels"] for each in wanted], [each["boxes"] for each in wanted]
         matches = match_layers(logits.detach(), boxes.detach(), labels, objects, CostWeights())
-        counts = torch.tensor([sum(map(len, labels)), len(targets)], dtype=dtype)
+        counts = torch.tensor([sum(map(len, labels)), len(targets)], dtype=logits.dtype)
         num_objects, num_images = batch_total(counts.to(logits.device, non_blocking=True)).clamp(min=1)
         terms = dict.fromkeys(_TERMS.values(), logits.new_zeros(()))
         criterion = self._criterion(logits.device)
@@ -287,9 +241,7 @@ class DFine(nn.Module):
         state = library_state(read_safetensors(path), self.size, source=str(path))
         own = self.state_dict()
         state |= {key: t for key, t in own.items() if key.endswith("num_batches_tracked")}
-        return load_coco_state(
-            self, state, layers=self.class_layers(), classes=classes, source=str(path), known=COCO_CLASSES
-        )
+        return load_coco_state(self, state, classes=classes, source=str(path))
 
 
 def _shapes_on_cpu(
@@ -299,107 +251,6 @@ def _shapes_on_cpu(
     if not torch.compiler.is_compiling():
         kwargs["spatial_shapes"] = torch.tensor(kwargs["spatial_shapes_list"], device="cpu")
     return args, kwargs
-
-
-def new_library_model(size: Size, num_classes: int) -> Any:
-    """transformers' D-FINE of this size with random weights.
-
-    Raises:
-        InputError: transformers is not installed.
-    """
-    if importlib.util.find_spec("transformers") is None:
-        raise InputError("D-FINE needs the package transformers. Install it: pip install 'foldfuse[transformers]'.")
-    from transformers import DFineConfig, DFineForObjectDetection, HGNetV2Config
-
-    backbone = HGNetV2Config(
-        hidden_sizes=list(size.stages),
-        embedding_size=size.stem[-1],
-        stem_channels=list(size.stem),
-        stage_in_channels=[size.stem[-1], *size.stages[:-1]],
-        stage_mid_channels=list(size.inner),
-        stage_out_channels=list(size.stages),
-        stage_num_blocks=list(size.blocks),
-        stage_downsample=[False, True, True, True],
-        stage_light_block=[False, False, True, True],
-        stage_kernel_size=[3, 3, 5, 5],
-        stage_numb_of_layers=[size.layers] * 4,
-        use_learnable_affine_block=True,
-        out_indices=list(range(5 - len(size.strides), 5)),
-    )
-    levels = len(size.strides)
-    config = DFineConfig(
-        backbone_config=backbone,
-        freeze_backbone_batch_norms=False,
-        num_labels=num_classes,
-        initializer_bias_prior_prob=PRIOR,
-        num_denoising=0,
-        num_queries=QUERIES,
-        num_feature_levels=levels,
-        feat_strides=list(size.strides),
-        encoder_in_channels=list(size.stages[-levels:]),
-        encoder_hidden_dim=size.width,
-        encoder_ffn_dim=size.ffn,
-        encode_proj_layers=[levels - 1],
-        d_model=size.width,
-        decoder_in_channels=[size.width] * levels,
-        decoder_ffn_dim=size.ffn,
-        decoder_n_points=list(size.points),
-        decoder_layers=size.decoder_layers,
-        hidden_expansion=size.expansion,
-        depth_mult=size.depth,
-        tie_word_embeddings=False,  # each decoder layer has a class and a box head of its own
-    )
-    return DFineForObjectDetection(config)
-
-
-def library_state(state: Mapping[str, Tensor], size: Size, *, source: str) -> dict[str, Tensor]:
-    """A checkpoint of transformers with the tensor names of `DFine`; transformers converts the names of older versions.
-
-    Args:
-        state: the tensors of its model.safetensors, for COCO's 80 classes.
-        size: of the network.
-        source: the file, for sentences.
-
-    Raises:
-        InputError: the checkpoint is of another network.
-    """
-    from transformers import DFineForObjectDetection
-    from transformers.utils import logging
-
-    given = {key: t.float() if t.is_floating_point() else t for key, t in state.items()}
-    for i in range(size.decoder_layers):  # a file names the heads once or twice, and those of all layers may be one
-        for key in [key for key in given if "_embed.0." in key]:
-            other = key.replace("_embed.0.", f"_embed.{i}.").removeprefix("model.decoder.")
-            inner = f"model.decoder.{other}"
-            if inner not in given:
-                given[inner] = given.get(other, given[key])
-    given = {key: t for key, t in given.items() if not key.startswith(("class_embed.", "bbox_embed."))}
-    config = new_library_model(size, len(COCO_CLASSES)).config
-    level = logging.get_verbosity()
-    logging.set_verbosity_error()  # it warns of the heads that were left out here
-    try:
-        model, info = DFineForObjectDetection.from_pretrained(
-            None, config=config, state_dict=given, output_loading_info=True
-        )
-    except RuntimeError:  # tensors of other shapes
-        raise _another_network(source) from None
-    finally:
-        logging.set_verbosity(level)
-    absent = [key for key in info["missing_keys"] if not key.startswith(("class_embed.", "bbox_embed."))]
-    if any(not key.endswith("num_batches_tracked") for key in absent) or info["mismatched_keys"]:
-        raise _another_network(source)
-    inner = model.model.state_dict()
-    return {
-        key.replace("backbone.model.", "backbone.", 1) if key.startswith("backbone.") else f"body.{key}": t
-        for key, t in inner.items()
-    }
-
-
-def _another_network(source: str) -> InputError:
-    return InputError(
-        f"{source}: is of another network, expected the weights of this size of D-FINE for COCO's {len(COCO_CLASSES)} "
-        "classes, as transformers saves them."
-    )
 
 
 def _library_targets(targets: Sequence[Annotations], size: tuple[int, int], like: Tensor) -> list[dict[str, Tensor]]:
@@ -445,7 +296,7 @@ FAMILY: Mapping[str, Callable[..., DFine]] = {
     name: entry(
         partial(make_dfine, name),
         f"D-FINE-{name[-1].upper()}: {row.backbone}, {len(row.strides)} levels, {QUERIES} queries, "
-        f"{row.decoder_layers} decoder layers. foldfuse[transformers]; COCO weights under Apache-2.0.",
+        f"{row.decoder_layers} decoder layers. foldfuse[transformers]; {coco_licence(name)}",
     )
     for name, row in SIZES.items()
 }

@@ -24,12 +24,12 @@ from foldfuse.errors import InputError
 from foldfuse.models.backbones.transformer_layers import require_multiple
 from foldfuse.models.cpu.fast_layers import ReLU6, SiLU, use_fast_cpu_layers
 from foldfuse.models.cpu.fold_batch_norm import Unregistered, fold_batch_norms
-from foldfuse.models.detection.anchors import PER_CELL
 from foldfuse.models.detection.bifpn import BiFPN, init_convs
 from foldfuse.models.detection.dense_prediction import DenseOutput
 from foldfuse.models.detection.heads import AnchorPrediction, HeadNet, init_head_nets, sizes_of
 from foldfuse.models.pretrained.effdet import load_effdet_coco
 from foldfuse.models.pretrained.imagenet import load_backbone
+from foldfuse.models.pretrained.published import coco_licence
 from foldfuse.models.registry import entry
 
 
@@ -144,7 +144,7 @@ class EfficientDet(AnchorPrediction, nn.Module):
                 f"anchor_scale is {self.anchor_scale:g}, and the COCO weights of this detector were trained with "
                 f"{self.published_anchor_scale:g}. Take --set anchor_scale={self.published_anchor_scale:g}."
             )
-        return load_effdet_coco(path, self, classes, anchors=PER_CELL)
+        return load_effdet_coco(path, self, classes)
 
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -237,7 +237,8 @@ FAMILY: Mapping[str, Callable[..., EfficientDet]] = {
     name: entry(
         partial(make_efficientdet, row),
         f"EfficientNet-{row.backbone.removeprefix('tf_efficientnet_').capitalize()}, {row.repeats} BiFPN layers of {row.width} "
-        f"channels ({'plain sums' if row.fusion == 'sum' else 'weighted fusion'}), heads of {row.head_repeats}.",
+        f"channels ({'plain sums' if row.fusion == 'sum' else 'weighted fusion'}), heads of {row.head_repeats}. "
+        + coco_licence(name),
     )
     for name, row in SCALINGS.items()
 }

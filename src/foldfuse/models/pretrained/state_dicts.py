@@ -1,17 +1,18 @@
-"""Compares the tensors of a file with the tensors of a network: a tensor that is missing, unknown or of another shape is named.
+"""Reads a file's tensors, and compares them with a network's: a tensor that is missing, unknown or of another shape is named.
 
 Shapes: as each tensor has them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
 from foldfuse.errors import InputError
-from foldfuse.models.pretrained.checkpoint import shown
+from foldfuse.models.pretrained.checkpoint import read_checkpoint, read_safetensors, shown
 from foldfuse.system.finite import first_not_finite
 
 WRAPPERS = (
@@ -22,6 +23,28 @@ WRAPPERS = (
     "backbone.",
     "encoder.",
 )  # of DataParallel, torch.compile, trainers
+
+
+def read_state(
+    path: Path, *, expected: str, inside: Sequence[str] = (), inert: Sequence[str] = ()
+) -> dict[str, Tensor]:
+    """The state dict in a file of torch.save or a .safetensors file; no code in the file is executed.
+
+    Args:
+        path: the file.
+        expected: what the file should be, for the sentence.
+        inside: names under which a checkpoint may hold its state dict; the first one found is taken.
+        inert: see `read_checkpoint`.
+
+    Raises:
+        InputError: the file is missing, broken or unsafe, or holds something else.
+    """
+    loaded = read_safetensors(path) if path.suffix == ".safetensors" else read_checkpoint(path, inert=inert)
+    if isinstance(loaded, dict):
+        loaded = next((loaded[key] for key in inside if isinstance(dict.get(loaded, key), dict)), loaded)
+    if not isinstance(loaded, dict) or not all(isinstance(t, Tensor) for t in dict.values(loaded)):
+        raise InputError(f"{path}: holds no state dict, that is, tensors by name. Expected {expected}.")
+    return {str(key): t for key, t in dict.items(loaded)}
 
 
 def load_exactly(model: nn.Module, state: Any, *, source: str) -> None:
@@ -60,6 +83,11 @@ def require_same_tensors(state: Any, expected: Mapping[str, Tensor], *, source: 
             kinds = ("whole numbers", "numbers with fractions")
             found, own = kinds[state[key].is_floating_point()], kinds[t.is_floating_point()]
             raise InputError(f"{source}: {shown(key)} holds {found}, and in the network {own}. The file is damaged.")
+
+
+def with_counters(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """`state` with the counters of the batch norms in `own` that it lacks: older files and frozen batch norms have none."""
+    return {**{key: t for key, t in own.items() if key.endswith("num_batches_tracked")}, **state}
 
 
 def require_finite(state: Mapping[str, Tensor], *, source: str) -> None:

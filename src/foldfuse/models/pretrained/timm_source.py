@@ -16,7 +16,7 @@ from foldfuse.errors import InputError, shown
 from foldfuse.models.pretrained.published import HUB, PublishedWeights
 from foldfuse.provenance import UNKNOWN, is_permissive
 
-_NONE = "--set init_weights=none --set frozen_stages=0 (pretrained=False in Python)"
+FROM_SCRATCH = "--set init_weights=none --set frozen_stages=0 (pretrained=False in Python)"
 _ANONYMOUS = ("unknown", "other")  # words of a card that name no licence
 _HUB_FILES = {  # what timm names, and the file that its repositories hold too; it runs no code
     None: "model.safetensors",
@@ -89,7 +89,9 @@ def timm_source(name: str) -> PublishedWeights:
     name = default_weights(name)
     config = timm_config(name)
     if config.custom_load or not (config.hf_hub_id or isinstance(config.url, str)):
-        raise InputError(f"timm:{name}: the weights are in a format that is not read. Take other weights, or {_NONE}.")
+        raise InputError(
+            f"timm:{name}: the weights are in a format that is not read. Take other weights, or {FROM_SCRATCH}."
+        )
     licence = config.license if config.license and config.license not in _ANONYMOUS else UNKNOWN
     data = data_of_tag(name.partition(".")[2])
     if not config.hf_hub_id:
@@ -152,5 +154,5 @@ def _is_restricted(config: Any) -> bool:
 def _no_weights(name: str) -> InputError:
     return InputError(
         f"timm:{name}: timm has no weights of this network. Take another, or train from scratch, which needs far more images "
-        f"and time, with {_NONE}."
+        f"and time, with {FROM_SCRATCH}."
     )

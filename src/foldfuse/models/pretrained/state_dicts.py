@@ -39,7 +39,7 @@ def read_state(
     Raises:
         InputError: the file is missing, broken or unsafe, or holds something else.
     """
-    loaded = read_safetensors(path) if path.suffix == ".safetensors" else read_checkpoint(path, inert=inert)
+    loaded: Any = read_safetensors(path) if path.suffix == ".safetensors" else read_checkpoint(path, inert=inert)
     if isinstance(loaded, dict):
         loaded = next((loaded[key] for key in inside if isinstance(dict.get(loaded, key), dict)), loaded)
     if not isinstance(loaded, dict) or not all(isinstance(t, Tensor) for t in dict.values(loaded)):

@@ -107,7 +107,7 @@ def test_a_card_whose_processes_are_lost_again_and_again_is_left_alone(workers, 
     def start(slot):
         started.append(slot)
         gone = SimpleNamespace(kill=lambda: None, terminate=lambda: None, wait=lambda *_: 9, stdin=io.BytesIO())
-        workers._workers.append(CardWorker(slot, f"cuda:{slot}", gone))
+        workers._workers.append(CardWorker(f"cuda:{slot}", slot, gone))
         workers._answers.put((workers._workers[-1], Failed("lost", "no kernel image") if slot else Ready()))
 
     monkeypatch.setattr(workers, "_start_process", start)

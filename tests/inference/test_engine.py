@@ -108,6 +108,22 @@ def test_other_outputs_or_a_failure_leave_the_prediction_to_pytorch(net, tmp_pat
     assert ours.name == "eager"
 
 
+@pytest.mark.usefixtures("installed")
+def test_a_failure_in_the_first_timed_batch_leaves_the_prediction_to_pytorch(net, tmp_path, monkeypatch, caplog):
+    call, images = OpenVINONetwork.__call__, np.concatenate([IMAGES] * 3)
+
+    def fails_on_large_batches(self, images):
+        if len(images) > 4:  # more than are compared
+            raise RuntimeError("out of memory")
+        return call(self, images)
+
+    monkeypatch.setattr(OpenVINONetwork, "__call__", fails_on_large_batches)
+    ours = engine(net, "openvino", tmp_path)
+    assert same(ours(images), detect(net, images))
+    assert ours.name == "eager"
+    assert caplog.text.count("out of memory") == 1
+
+
 def test_a_short_prediction_stays_in_pytorch_and_a_long_one_converts(net, tmp_path, monkeypatch):
     monkeypatch.setattr(openvino_network, "is_installed", lambda: True)
     monkeypatch.setattr(openvino_network, "version", lambda: "1")

@@ -1,4 +1,4 @@
-"""The engine of a prediction: what runs the detector's network on a CPU. OpenVINO gives the detections of PyTorch, only faster.
+"""The engine of a prediction: PyTorch or OpenVINO runs the detector's network on a CPU, with the same detections.
 
 With "auto" a prediction begins in PyTorch. Where the time that is left repays it, the network is converted, compared with PyTorch
 on the images at hand, and timed; the faster one goes on. A converted network is kept in the user's cache, under the hash of its
@@ -41,6 +41,7 @@ EXPECTED_SPEEDUP = 1.8
 REPAY = 2.0  # times the cost that the time saved must be
 MIN_SPEEDUP = 1.1
 MAX_CACHED = 16  # converted networks in the user's cache
+NETWORK = "network.xml"  # the file of each
 
 
 class Engine:
@@ -68,9 +69,8 @@ class Engine:
             )
         self._model, self._eager, self._asked = model, eager, name
         self._cache = cache or cache_folder() / "networks"
-        self._is_open = (
-            name != "eager" and on_cpu and openvino_network.is_installed()
-        )  # whether OpenVINO may still come
+        # whether OpenVINO may still take over
+        self._is_open = name != "eager" and on_cpu and openvino_network.is_installed()
         self._network: OpenVINONetwork | None = None
         self._templates: dict[tuple[int, int], Any] = {}  # PyTorch's raw output of one image of each size
         self._path: Path | None = None
@@ -107,61 +107,67 @@ class Engine:
         saved = seconds * (1 - 1 / EXPECTED_SPEEDUP) / (1 if self._calls > 1 else 2)
         if saved < REPAY * LOAD_SECONDS:
             return False
-        cost = LOAD_SECONDS if (self._own_path() / "network.xml").is_file() else CONVERT_SECONDS
+        cost = LOAD_SECONDS if (self._own_path() / NETWORK).is_file() else CONVERT_SECONDS
         return saved >= REPAY * cost
 
     def _begin(self, images: Array) -> None:
-        """Convert the network, compare it and time it, and go on with it where it is equal and faster."""
+        """Goes on with OpenVINO where its network is equal and faster."""
         self._is_open = False
-        canvas = (images.shape[1], images.shape[2])
-        path, threads = self._own_path(), torch.get_num_threads()
-        for is_cached in (True, False):
-            try:
-                network = OpenVINONetwork.load(path / "network.xml", threads=threads) if is_cached else None
-            except Exception:  # none yet, or a broken one; OpenVINO's errors have no common parent
-                network = None
-            if is_cached and network is None:
-                continue
-            try:
-                network = network or OpenVINONetwork.convert(self._model, canvas, threads=threads)
-                reason = self._difference(network, images)
-            except Exception as error:  # a network that cannot be traced, or has an operation that is lacking
-                level = logging.DEBUG if self._asked == "auto" else logging.WARNING
-                reason = " ".join(str(error).split())[:300]
-                log.log(level, "OpenVINO cannot run this network (%s), so PyTorch predicts.", reason)
-                return
-            if not reason:
-                break
-            if is_cached:
-                shutil.rmtree(path, ignore_errors=True)
-                continue
-            log.warning("OpenVINO's outputs differ from PyTorch's (%s), so PyTorch predicts.", reason)
+        self._network = self._cached_network(images) or self._converted_network(images)
+        if self._network is None:
             return
-        assert network is not None
-        self._network = network
         theirs, ours = (min(_seconds(call, images) for _ in range(2)) for call in (self._by_network, self._eager))
-        if not is_cached:
-            self._keep(network, path)
+        if self.name == "eager":
+            return  # OpenVINO failed, as the log says
         if self._asked == "auto" and ours < MIN_SPEEDUP * theirs:
             log.debug("OpenVINO is no faster: %.3g s, PyTorch %.3g s", theirs, ours)
             self._network = None
             return
         log.info("OpenVINO predicts: %.1f x PyTorch's speed, with the same boxes and scores.", ours / theirs)
 
-    def _by_network(self, images: Array) -> list[Detections]:
-        canvas = (images.shape[1], images.shape[2])
-        assert self._network is not None
+    def _cached_network(self, images: Array) -> OpenVINONetwork | None:
+        """The network in the cache; None where there is none, or where it fails or differs from PyTorch: then it is removed."""
+        file = self._own_path() / NETWORK
+        if not file.is_file():
+            return None
+        with suppress(Exception):  # OpenVINO's errors have no common parent
+            network = OpenVINONetwork.load(file, threads=torch.get_num_threads())
+            if not self._difference(network, images):
+                return network
+        shutil.rmtree(file.parent, ignore_errors=True)
+        return None
+
+    def _converted_network(self, images: Array) -> OpenVINONetwork | None:
+        """The network converted now, which goes into the cache; None where it cannot be converted or differs from PyTorch."""
         try:
-            reason = "" if canvas in self._templates else self._difference(self._network, images)
-            if not reason:
-                raw = like(self._templates[canvas], iter(self._network(images)))
-                return self._model.decode(raw)
-        except Exception as error:  # OpenVINO's errors have no common parent
-            reason = " ".join(str(error).split())[:200]
-        log.warning(
-            "OpenVINO fails or differs from PyTorch at %d x %d px (%s), so PyTorch predicts.", *canvas[::-1], reason
-        )
-        self._network = None
+            canvas = (images.shape[1], images.shape[2])
+            network = OpenVINONetwork.convert(self._model, canvas, threads=torch.get_num_threads())
+            reason = self._difference(network, images)
+        except Exception as error:  # a network that cannot be traced, or has an operation that is lacking
+            level = logging.DEBUG if self._asked == "auto" else logging.WARNING
+            log.log(level, "OpenVINO cannot run this network (%s), so PyTorch predicts.", _on_one_line(error))
+            return None
+        if reason:
+            log.warning("OpenVINO's outputs differ from PyTorch's (%s), so PyTorch predicts.", reason)
+            return None
+        self._keep(network)
+        return network
+
+    def _by_network(self, images: Array) -> list[Detections]:
+        """The detections by OpenVINO; where it fails or differs from PyTorch, those by PyTorch, which goes on."""
+        canvas = (images.shape[1], images.shape[2])
+        if self._network is not None:
+            try:
+                reason = "" if canvas in self._templates else self._difference(self._network, images)
+                if not reason:
+                    raw = like(self._templates[canvas], iter(self._network(images)))
+                    return self._model.decode(raw)
+            except Exception as error:  # OpenVINO's errors have no common parent
+                reason = _on_one_line(error)
+            log.warning(
+                "OpenVINO fails or differs from PyTorch at %d x %d px (%s), so PyTorch predicts.", *canvas[::-1], reason
+            )
+            self._network = None
         found: list[Detections] = self._eager(images)
         return found
 
@@ -194,11 +200,11 @@ class Engine:
             self._path = self._cache / digest.hexdigest()[:32]
         return self._path
 
-    def _keep(self, network: OpenVINONetwork, path: Path) -> None:
-        """Put the network into the cache, and remove the oldest ones. Where that is not possible, it is converted again."""
+    def _keep(self, network: OpenVINONetwork) -> None:
+        """Puts the network into the cache, and removes the oldest ones; where that fails, the next prediction converts again."""
         with suppress(InputError, OSError, RuntimeError):
-            with atomic_folder(path) as temporary:
-                network.save(temporary / "network.xml")
+            with atomic_folder(self._own_path()) as temporary:
+                network.save(temporary / NETWORK)
             known = sorted(self._cache.iterdir(), key=lambda folder: folder.stat().st_mtime)
             for folder in known[:-MAX_CACHED]:
                 shutil.rmtree(folder, ignore_errors=True)
@@ -230,6 +236,11 @@ def like(raw: Any, tensors: Iterator[Tensor]) -> Any:
 
 def _inputs(images: Array) -> Tensor:
     return torch.from_numpy(images).permute(0, 3, 1, 2).float().div_(255)
+
+
+def _on_one_line(error: Exception) -> str:
+    """The beginning of an error's text."""
+    return " ".join(str(error).split())[:300]
 
 
 def _seconds(call: Any, images: Array) -> float:

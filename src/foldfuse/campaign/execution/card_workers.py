@@ -16,8 +16,8 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
-from contextlib import ExitStack, suppress
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ import foldfuse
 from foldfuse.campaign import constants as c
 from foldfuse.campaign.execution import card_process
 from foldfuse.campaign.execution.card_process import Failed, LogLine, Message, Order, Ready, Setup, Trained, send
-from foldfuse.campaign.execution.workers import SegmentJob, SegmentResult, WorkerLost
+from foldfuse.campaign.execution.workers import AsyncWorker, SegmentJob, SegmentResult, lost_result
 from foldfuse.campaign.task import Task
 from foldfuse.errors import InputError
 from foldfuse.storage.ledger import Ledger
@@ -44,25 +44,17 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(eq=False)
-class CardWorker:
-    """A process on a card, as the campaign knows it.
+class CardWorker(AsyncWorker):
+    """A process on a card, whose device is its label.
 
     Attributes:
         slot: position of its device among the campaign's.
-        device: the device that it computes on.
         process: the process.
-        job: the job in training.
-        ready: whether it can take a job.
-        interval: the interval of the timeline that ends with the job.
         reader: the thread that receives its answers.
     """
 
     slot: int
-    device: str
     process: subprocess.Popen[bytes]
-    job: SegmentJob | None = None
-    ready: bool = False
-    interval: ExitStack = field(default_factory=ExitStack)
     reader: threading.Thread | None = None
 
 
@@ -115,10 +107,7 @@ class CardWorkers:
     def start(self, job: SegmentJob) -> None:
         """Sends a job to an idle process."""
         worker = next(worker for worker in self._workers if worker.ready and worker.job is None)
-        worker.interval = ExitStack()
-        worker.interval.enter_context(self._ledger.timed(f"train {job.name}", "train"))
-        self._ledger.log(f"{job.name} is trained on {worker.device}.")
-        worker.job = job
+        worker.take(job, self._ledger)
         order = Order(
             folder=job.run.folder.resolve(),
             seconds=job.seconds,
@@ -171,9 +160,9 @@ class CardWorkers:
             worker.ready = True
             return []
         if isinstance(message, Trained):
-            return [SegmentResult(self._release(worker).name, message.seconds, message.predictions)]
+            return [SegmentResult(worker.release().name, message.seconds, message.predictions)]
         if isinstance(message, Failed) and message.kind == "diverged":
-            return [SegmentResult(self._release(worker).name, error=FloatingPointError(message.text))]
+            return [SegmentResult(worker.release().name, error=FloatingPointError(message.text))]
         if isinstance(message, Failed) and message.kind == "input":
             raise InputError(message.text)
         reason = message.text if isinstance(message, Failed) else f"exit status {worker.process.wait()}"
@@ -188,28 +177,16 @@ class CardWorkers:
         self._losses[worker.slot] += 1
         results = []
         if worker.job is not None:
-            job = self._release(worker)
-            checkpoint, _ = job.run.load_checkpoint()
-            lost = WorkerLost(f"its process on {worker.device} was lost ({reason}).")
-            results.append(
-                SegmentResult(job.name, checkpoint["seconds"] if checkpoint is not None else 0.0, error=lost)
-            )
+            results.append(lost_result(worker.release(), f"its process on {worker.label} was lost ({reason})."))
         if self._losses[worker.slot] < c.MAX_ATTEMPTS:
             self._start_process(worker.slot)
         else:
             self._ledger.log(
-                f"{worker.device} is not used any more: {c.MAX_ATTEMPTS} processes on it were lost ({reason})."
+                f"{worker.label} is not used any more: {c.MAX_ATTEMPTS} processes on it were lost ({reason})."
             )
         if not self._workers:
             raise InputError(f"no process on {', '.join(self._devices)} can be kept running: {reason}.")
         return results
-
-    def _release(self, worker: CardWorker) -> SegmentJob:
-        """Takes the job from a process, and returns it."""
-        assert worker.job is not None
-        job, worker.job = worker.job, None
-        worker.interval.close()
-        return job
 
     def _start_process(self, slot: int) -> None:
         """Starts a process, and sends it the images; it becomes ready later."""
@@ -223,7 +200,7 @@ class CardWorkers:
             stdout=subprocess.PIPE,
             env=os.environ | {"PYTHONPATH": path, THREADS_VARIABLE: str(loaders)},
         )
-        worker = CardWorker(slot, device, process)
+        worker = CardWorker(device, slot, process)
         self._workers.append(worker)
         cores, threads = share_of_cores(slot, count), max(1, usable_cores() // count)
         setup = Setup(self._task.train, self._task.val, self._longest, device, cores, threads)

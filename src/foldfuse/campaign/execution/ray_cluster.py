@@ -12,8 +12,8 @@ import os
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, field
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from typing import Any
 
 from foldfuse.campaign import constants as c
@@ -28,13 +28,12 @@ from foldfuse.campaign.execution.ray_worker import (
     versions,
     write_files,
 )
-from foldfuse.campaign.execution.workers import SegmentJob, SegmentResult, WorkerLost
+from foldfuse.campaign.execution.workers import AsyncWorker, SegmentJob, SegmentResult, lost_result
 from foldfuse.campaign.task import VAL, Task, predictions_path
 from foldfuse.errors import InputError
 from foldfuse.formats.predictions import read_predictions
 from foldfuse.inference.tta import View
 from foldfuse.storage.ledger import Ledger
-from foldfuse.storage.run import Run
 
 Slot = tuple[str, int]  # (node id, number of a worker on the node)
 
@@ -69,26 +68,18 @@ def connected(address: str) -> Iterator[None]:
 
 
 @dataclass(eq=False)
-class WorkerHandle:
-    """A worker of the cluster, as this process knows it.
+class WorkerHandle(AsyncWorker):
+    """A worker of the cluster, whose label names its node.
 
     Attributes:
         slot: node and number.
-        label: the label of its node, for people.
         actor: Ray's handle of the worker.
         pending: {request: Ray's handle of the answer}, for "ready", "result" and "checkpoint".
-        job: the job in training.
-        ready: whether it can take a job.
-        interval: the interval of the timeline that ends with the job.
     """
 
     slot: Slot
-    label: str
     actor: Any
     pending: dict[str, Any]
-    job: SegmentJob | None = None
-    ready: bool = False
-    interval: ExitStack = field(default_factory=ExitStack)
 
 
 class RayCluster:
@@ -139,9 +130,7 @@ class RayCluster:
     def start(self, job: SegmentJob) -> None:
         """Sends a job to an idle worker."""
         worker = next(worker for worker in self._workers if worker.ready and worker.job is None)
-        worker.interval = ExitStack()
-        worker.interval.enter_context(self._ledger.timed(f"train {job.name}", "train"))
-        self._ledger.log(f"{job.name} is trained on {worker.label}.")
+        worker.take(job, self._ledger)
         extra = job.pseudo_labeled
         spec = JobSpec(
             name=job.name,
@@ -154,7 +143,6 @@ class RayCluster:
             pseudo_labeled=extra,
             chunks=() if extra is None else tuple(image_chunks(extra.samples)),
         )
-        worker.job = job
         worker.pending = {
             "result": worker.actor.work.remote(spec),
             "checkpoint": worker.actor.next_checkpoint.remote(job.name),
@@ -213,13 +201,13 @@ class RayCluster:
 
     def _save_result(self, worker: WorkerHandle, result: JobResult) -> SegmentResult:
         """Writes the files of a trained segment to its folder, and returns the result."""
-        name, run = self._release(worker)
-        write_files(result.files, run.folder)
+        job = self._release(worker)
+        write_files(result.files, job.run.folder)
         views = {
-            View.parse(view): read_predictions(predictions_path(run.folder, VAL, view), self._task.val)
+            View.parse(view): read_predictions(predictions_path(job.run.folder, VAL, view), self._task.val)
             for view in result.views
         }
-        return SegmentResult(name, result.seconds, HeldOutPredictions(views, result.image_seconds))
+        return SegmentResult(job.name, result.seconds, HeldOutPredictions(views, result.image_seconds))
 
     def _handle_failure(self, worker: WorkerHandle, error: Exception) -> list[SegmentResult]:
         """Stops a worker that is lost or has failed, and returns the result of its job if it had one.
@@ -232,26 +220,18 @@ class RayCluster:
             raise InputError(f"{worker.label}: {cause}") from None
         ready, has_job = worker.ready, worker.job is not None
         if isinstance(cause, FloatingPointError) and has_job:
-            return [SegmentResult(self._release(worker)[0], error=FloatingPointError(str(cause)))]
+            return [SegmentResult(self._release(worker).name, error=FloatingPointError(str(cause)))]
         reason = f"{type(cause).__name__}: {cause}" if cause is not None else type(error).__name__
         if cause is not None or not ready:
             self._exclude_node(worker, reason)
         else:
             self._stop(worker)
-        if not has_job:
-            return []
-        name, run = self._release(worker)
-        checkpoint, _ = run.load_checkpoint()
-        lost = WorkerLost(f"{worker.label} was lost ({reason}).")
-        return [SegmentResult(name, checkpoint["seconds"] if checkpoint is not None else 0.0, error=lost)]
+        return [lost_result(self._release(worker), f"{worker.label} was lost ({reason}).")] if has_job else []
 
-    def _release(self, worker: WorkerHandle) -> tuple[str, Run]:
-        """Takes the job from a worker, and returns the segment's name and run."""
-        assert worker.job is not None
-        name, run = worker.job.name, worker.job.run
-        worker.job, worker.pending = None, {}
-        worker.interval.close()
-        return name, run
+    def _release(self, worker: WorkerHandle) -> SegmentJob:
+        """Takes the job from a worker, whose pending answers do not count any more, and returns it."""
+        worker.pending = {}
+        return worker.release()
 
     def _exclude_node(self, worker: WorkerHandle, reason: str) -> None:
         """Stops a worker, and starts none on its node any more."""
@@ -299,7 +279,7 @@ class RayCluster:
                 .remote()
             )
             assert self._setup is not None
-            self._workers.append(WorkerHandle(slot, label, actor, {"ready": actor.prepare.remote(*self._setup)}))
+            self._workers.append(WorkerHandle(label, slot, actor, {"ready": actor.prepare.remote(*self._setup)}))
 
 
 def _ray() -> Any:

@@ -1,4 +1,4 @@
-"""Workers that train a campaign's segments: this process itself, or the nodes of a cluster.
+"""Workers that train a campaign's segments: this process itself, a process for each card, or the nodes of a cluster.
 
 The runner (`campaign.runner`) knows only the `Workers` protocol, and only the runner writes jobs and
 results to the ledger.
@@ -7,7 +7,8 @@ results to the ledger.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from contextlib import ExitStack
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from foldfuse.campaign.execution.jobs import HeldOutPredictions, concat, train_segment
@@ -67,6 +68,43 @@ class SegmentResult:
     seconds: float = 0.0
     predictions: HeldOutPredictions | None = None
     error: FloatingPointError | WorkerLost | None = None
+
+
+@dataclass(eq=False)
+class AsyncWorker:
+    """A worker that trains while this process does other work, as this process knows it.
+
+    Attributes:
+        label: its name in the log.
+        job: the job in training.
+        ready: whether it can take a job.
+        interval: the interval of the timeline that ends with the job.
+    """
+
+    label: str
+    job: SegmentJob | None = field(default=None, kw_only=True)
+    ready: bool = field(default=False, kw_only=True)
+    interval: ExitStack = field(default_factory=ExitStack, kw_only=True)
+
+    def take(self, job: SegmentJob, ledger: Ledger) -> None:
+        """Takes a job, and begins its interval of the timeline."""
+        self.interval = ExitStack()
+        self.interval.enter_context(ledger.timed(f"train {job.name}", "train"))
+        ledger.log(f"{job.name} is trained on {self.label}.")
+        self.job = job
+
+    def release(self) -> SegmentJob:
+        """Ends the job's interval of the timeline, and returns the job."""
+        assert self.job is not None
+        job, self.job = self.job, None
+        self.interval.close()
+        return job
+
+
+def lost_result(job: SegmentJob, reason: str) -> SegmentResult:
+    """The result of a job whose worker is lost: the training up to the last checkpoint in its folder."""
+    checkpoint, _ = job.run.load_checkpoint()
+    return SegmentResult(job.name, checkpoint["seconds"] if checkpoint is not None else 0.0, error=WorkerLost(reason))
 
 
 class Workers(Protocol):

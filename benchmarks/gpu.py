@@ -22,7 +22,6 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -172,31 +171,11 @@ def run_commands(device: str, folder: Path, *, quick: bool) -> Row:
         foldfuse(rows, "export", run, "--out", folder / "run.onnx", expect="cpu")
     hook.remove()
     count = max(1, torch.cuda.device_count()) if device == "cuda" else 1
-    words = [
-        "train",
-        data,
-        "--out",
-        folder / "together",
-        "--image-size",
-        256,
-        "--batch-size",
-        8 * count,
-        "--steps",
-        5,
-        *on,
-    ]
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node",
-        count,
-        "-m",
-        "foldfuse",
-    ]
+    launcher = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", count)
+    options = ("--image-size", 256, "--batch-size", 8 * count, "--steps", 5)
+    together = ("-m", "foldfuse", "train", data, "--out", folder / "together", *options, *on)
     began = time.perf_counter()
-    subprocess.run([str(word) for word in [*command, *words]], check=True, env=os.environ)
+    subprocess.run([str(word) for word in (*launcher, *together)], check=True)
     seconds = round(time.perf_counter() - began, 1)
     rows.append({"command": f"torchrun, {count} processes", "on": kind, "seconds": seconds})
     return {"commands": rows, "boxes_as_on_the_cpu": round(share, 4)}

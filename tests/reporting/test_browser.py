@@ -103,12 +103,18 @@ def wait_for(page, expression):
 
 
 def status(page):
+    drawn(page)
     page.evaluate("new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
     return page.text_content("#status")
 
 
 def set_slider(page, name, value):
     page.evaluate("([id, v]) => {const e = byId(id); e.value = v; e.dispatchEvent(new Event('input'))}", [name, value])
+    drawn(page)
+
+
+def drawn(page):
+    """Waits until changes are shown, which are drawn at the next frame."""
     page.evaluate("new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
 
 
@@ -173,6 +179,7 @@ def test_the_score_slider_changes_errors_and_boxes(shown, open_page):
     assert missed.text_content() == "6"
     assert "0 predicted boxes" in status(page)
     page.click("#best")
+    drawn(page)
     assert missed.text_content() == "3"
     set_slider(page, "score", 0)
     set_slider(page, "iou", 0.3)

@@ -104,7 +104,6 @@ def wait_for(page, expression):
 
 def status(page):
     drawn(page)
-    page.evaluate("new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
     return page.text_content("#status")
 
 

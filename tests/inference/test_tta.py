@@ -12,7 +12,8 @@ from foldfuse.inference.views import predict_images
 
 quiet = settings(deadline=None, derandomize=True, max_examples=60)
 every_flip = pytest.mark.parametrize("view", [View(1, h, v) for h in (False, True) for v in (False, True)], ids=str)
-views = st.builds(View, st.integers(25, 400).map(lambda n: n / 100), st.booleans(), st.booleans())
+tiles = st.sampled_from([(1, 1), (2, 2), (8, 1), (1, 3)])
+views = st.builds(View, st.integers(25, 400).map(lambda n: n / 100), st.booleans(), st.booleans(), tiles)
 
 
 def found(boxes):
@@ -56,7 +57,25 @@ def test_the_smallest_view_is_one_stride():
     assert View(0.25).image_size(32, 32) == 32
 
 
-@pytest.mark.parametrize("text", ["", "hflip", "0.1", "5", "1+vflip+hflip", "1+flip", "-1", "nan", "1 +hflip", "1e0"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "hflip",
+        "0.1",
+        "5",
+        "1+vflip+hflip",
+        "1+flip",
+        "-1",
+        "nan",
+        "1 +hflip",
+        "1e0",
+        "tiles2x2",
+        "1+tiles1x1",
+        "1+tiles9x2",
+        "1+hflip+tiles2x2",
+    ],
+)
 def test_a_text_that_is_no_view_is_named(text):
     with pytest.raises(InputError, match=r"such as 1\.25\+hflip"):
         View.parse(text)
@@ -71,8 +90,9 @@ def test_there_must_be_views_and_they_must_differ():
 
 
 def test_views_that_come_to_one_size_are_one():
-    one, near, larger, flipped = views = parse_views(["1", "1.04", "1.5", "1.04+hflip"])
-    assert distinct_views(views, image_size=64, stride=32) == {one: one, near: one, larger: larger, flipped: flipped}
+    one, near, larger, flipped, tiled = views = parse_views(["1", "1.04", "1.5", "1.04+hflip", "1+tiles2x2"])
+    distinct = distinct_views(views, image_size=64, stride=32)
+    assert distinct == {one: one, near: one, larger: larger, flipped: flipped, tiled: tiled}
 
 
 def test_no_images_give_no_predictions():

@@ -69,7 +69,8 @@ def predict(
         out: file to write: .parquet (keeps everything), .json (COCO results), or .csv; `foldfuse submit` makes submissions.
         draw: folder to write images with boxes drawn on them to; those with a score of 0.3 and more, or of --score-threshold.
         score_threshold: leave out boxes whose score is lower; all are kept by default, since scores such as AP need them.
-        view: TTA views of a run: scales of the recipe's image size, with +hflip or +vflip; 1 by default.
+        view: TTA views of a run: scales of the recipe's image size, with +tiles2x2 (overlapping tiles of columns x rows), +hflip
+            or +vflip; 1 by default.
         member: the run of a member of an ensemble, where it does not lie beside ensemble.json; NAME=RUN@1,1+hflip where the
             member was predicted in several views. Repeat for more.
         batch_size: images of 256 px at a time, 16 by default; fewer larger ones, so that memory stays the same.
@@ -84,6 +85,7 @@ def predict(
         foldfuse predict campaign1 data/test.json --out predictions.parquet
         foldfuse predict run1 'photos/*.png' data/images_test --out found.json --score-threshold 0.25
         foldfuse predict run1 data/test.json --out views.parquet --view 1,1+hflip
+        foldfuse predict run1 photos/ --out tiles.parquet --view 1,1+tiles2x2
         foldfuse predict ensemble.json data/test.json --member a=run1 --member b=run2 --out fused.parquet
         foldfuse predict classifier1 data/train.json --out classes.csv
     """

@@ -130,9 +130,16 @@ def canvas_for(samples: Sequence[Sample], *, image_size: int, stride: int) -> tu
 
     Where all images have one shape, such as 640 x 480, the canvas has none of the padding that fills a quarter of a square.
     """
-    height = max(min(1.0, s.height / s.width) for s in samples) * image_size
-    width = max(min(1.0, s.width / s.height) for s in samples) * image_size
-    return _ceil(height, stride), _ceil(width, stride)
+    canvases = [canvas_of(s.width, s.height, image_size=image_size, stride=stride) for s in samples]
+    return max(height for height, _ in canvases), max(width for _, width in canvases)
+
+
+def canvas_of(width: int, height: int, *, image_size: int, stride: int) -> tuple[int, int]:
+    """`canvas_for` of one image or tile, given its sides."""
+    return (
+        _ceil(min(1.0, height / width) * image_size, stride),
+        _ceil(min(1.0, width / height) * image_size, stride),
+    )
 
 
 def _ceil(value: float, step: int) -> int:

@@ -113,7 +113,7 @@ class EnsemblePredictor(Predictor):
     ) -> Predictions:
         """The fused predictions of opened samples, always in the views of the ensemble; see `Predictor.predict_samples`."""
         end = 1.0 if self.rescorer is None else 1 - RESCORING_SHARE
-        costs = [sum(view.scale**2 for view in part.views) for part in self.parts]
+        costs = [sum(view.cost for view in part.views) for part in self.parts]
         done = 0.0
         members: dict[str, Predictions] = {}
         for part, cost in zip(self.parts, costs, strict=True):
@@ -132,7 +132,7 @@ class EnsemblePredictor(Predictor):
         if part.run.folder not in self._loaded:
             self._loaded[part.run.folder] = load_run(part.run, device=self.device, engine=self.engine)
         one = self._loaded[part.run.folder]
-        sizes = [view.image_size(one.image_size, one.stride) for view in part.decoded_for or part.views]
+        sizes = [view.decoded_size(one.image_size, one.stride) for view in part.decoded_for or part.views]
         by_view = one.predict_each(samples, part.views, batch_size=batch_size, longest=max(sizes), progress=progress)
         return {
             name: by_view[views[0]] if len(views) == 1 else wbf([by_view[view] for view in views])

@@ -66,7 +66,7 @@ _NAME = re.compile(r"[^/\\\0]+")  # of a member, which is the name of its folder
 
 COLUMNS = tuple(field.name for field in fields(SegmentRecord))
 
-_View = Annotated[str, msgspec.Meta(pattern=r"^[0-9.]+(\+[hv]flip)*$")]
+_View = Annotated[str, msgspec.Meta(pattern=r"^[0-9.]+(\+tiles[1-8]x[1-8])?(\+[hv]flip)*$")]
 _Seconds = Annotated[float, msgspec.Meta(ge=0, le=1e12)]
 _Ids = list[int]
 

@@ -259,7 +259,7 @@ def test_bad_input_is_named():
     with pytest.raises(InputError, match="folds is 1"):
         build_ensemble({"a": a}, truth, folds=1)
     with pytest.raises(InputError, match="Did you mean 'ap50'"):
-        build_ensemble({"a": a}, truth, metric="ap55")
+        build_ensemble({"a": a}, truth, metric="ap5")
     with pytest.raises(InputError, match="lack 1 of"):
         build_ensemble({"a": a.select_images(truth.image_ids[1:])}, truth)
     with pytest.raises(InputError, match="has the member 'b'"):

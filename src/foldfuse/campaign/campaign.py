@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
+from foldfuse.campaign.custom_metric import check_resumed, check_speed, stored_facts
 from foldfuse.campaign.external_members import add_all
 from foldfuse.campaign.leftovers import remove_leftovers
 from foldfuse.campaign.planning.allocation import successive_halving
@@ -103,6 +104,7 @@ def run_campaign(
         "left_out": [],
         "fingerprints": inputs.fingerprints(),
         "candidates": {name: to_plain(recipe) for name, recipe in recipes.items()},
+        **stored_facts(request.metric),
     }
     with _connected(ray), _disk_full_reported(out):
         if in_use:
@@ -135,12 +137,18 @@ def _check_image_sizes(inputs: Inputs, recipes: Mapping[str, Recipe], request: C
 
 
 def resume_campaign(
-    out: Path, *, ray: str | None = None, console: Console | None = None, start: float | None = None
+    out: Path,
+    *,
+    ray: str | None = None,
+    metric: str | None = None,
+    console: Console | None = None,
+    start: float | None = None,
 ) -> Path:
     """Resumes the campaign in a folder with its own request, and returns the folder; a finished campaign stays as it is.
 
     Args:
         out: folder of the campaign. The time that it has worked counts against its deadline, the time in between does not.
+        metric: the campaign's metric again, where it is a function of the user's own.
         ray, console, start: see `run_campaign`.
 
     Raises:
@@ -161,6 +169,7 @@ def resume_campaign(
     where = str(out / ledgers.NAME)
     what = "a campaign's request"
     request = from_plain(facts.get("request"), CampaignRequest, where=where, what=what, version=REQUEST_FORMAT)
+    request = replace(request, metric=check_resumed(out, facts, request.metric, metric))
     if request.offline:
         go_offline()
     recipes, inputs = _stored_candidates(facts, request, where=where), request.read_inputs()
@@ -227,6 +236,7 @@ def _work(
         try:
             with ledger.timed("check the data", "setup"):
                 task = request.make_task(inputs, recipes, ledger)
+                check_speed(task.metric, task.val, ledger.deadline)
                 add_all(request.external_run, request.external_predictions, task, ledger)
         except InputError:
             if new:

@@ -8,6 +8,7 @@ from typing import Any
 
 from foldfuse.display import note_html, table_html, value_html
 from foldfuse.errors import InputError
+from foldfuse.evaluation.custom_metric import metric_label
 from foldfuse.storage import notes
 
 
@@ -67,7 +68,7 @@ class Campaign:
             score, metric = self.score, self.metric
         except InputError as error:
             return value_html(repr(self), note_html(str(error)))
-        rows: list[tuple[str, object]] = [(f"out-of-fold {metric.upper()}", score)]
+        rows: list[tuple[str, object]] = [(f"out-of-fold {metric_label(metric)}", score)]
         rows += [(path.name, str(path)) for path in (self.submission, self.submission_json, self.report)]
         return value_html(repr(self), table_html(["", ""], [(name, _shown(value)) for name, value in rows]))
 

@@ -47,6 +47,9 @@ CACHE_MARGIN = 1.1  # decoded images are larger than the largest image size by t
 # ensemble and crop rescoring
 FIRST_SEARCH_SECONDS = 2.0  # for an ensemble that a later member may change
 SEARCH_SHARE, MIN_SEARCH_SECONDS, MAX_SEARCH_SECONDS = 0.012, 3.0, 60.0  # for the last choice of the ensemble
+MAX_METRIC_SHARE = (
+    1 / 2000
+)  # of the deadline, for one call of the user's own metric: crop rescoring alone makes some 200 calls
 RESCORING_TRAIN_CROPS = 1500  # crops of annotated objects that the classifier trains on
 RESCORING_CROPS_PER_IMAGE = 30  # detections of an image that are rescored, by score
 RESCORING_CROP_SECONDS = 0.007  # on one slow core

@@ -13,6 +13,7 @@ from foldfuse.campaign.planning.candidates import candidate_recipes, check_image
 from foldfuse.campaign.planning.hardware import DefaultCandidates, default_candidates
 from foldfuse.campaign.task import Inputs, Task, prepare_task, read_inputs
 from foldfuse.errors import InputError
+from foldfuse.evaluation.custom_metric import absolute_name
 from foldfuse.evaluation.metrics import get_metric
 from foldfuse.formats.class_keys import CategoryIds
 from foldfuse.formats.sample_submission import SampleSubmission, read_sample
@@ -42,7 +43,7 @@ class CampaignRequest:
         external_run: folders of runs that were trained without the held-out images.
         external_predictions: "VAL:TEST", files with another toolkit's predictions of the held-out and the test images.
         seed: the seed of every random choice.
-        metric: ap50, ap, f2 or wheat.
+        metric: the name of a metric, see `evaluation.metrics`; a custom metric's has the whole path of its file.
         pseudo_labels: whether the last members also train on confident predictions of the test images.
         like: sample submission of the contest that submission.csv follows; None for the contest's plain CSV.
         sample_format, labels, image_names: layout of the boxes, meaning of the labels and names of images, where `like` leaves
@@ -84,6 +85,7 @@ class CampaignRequest:
             test=self.test and self.test.resolve(),
             like=self.like and self.like.resolve(),
             images=self.images and self.images.resolve(),
+            metric=absolute_name(self.metric),
             folds=self.folds if isinstance(self.folds, int) else str(Path(self.folds).resolve()),
             external_run=tuple(folder.resolve() for folder in self.external_run),
             external_predictions=tuple(

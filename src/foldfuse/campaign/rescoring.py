@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from foldfuse.campaign import constants as c
+from foldfuse.campaign.custom_metric import choice_seconds
 from foldfuse.campaign.submissions import MemberPredictions, write_submission_folder
 from foldfuse.campaign.task import Task
 from foldfuse.ensemble.ensemble import read_ensemble
 from foldfuse.ensemble.gain import interval_text
 from foldfuse.evaluation.coco import score_predictions
+from foldfuse.evaluation.custom_metric import metric_label
 from foldfuse.formats.predictions import read_predictions
 from foldfuse.inference import rescoring
 from foldfuse.inference.crop_features import imagenet_encoder
@@ -35,7 +37,10 @@ def rescore_submission(task: Task, ledger: Ledger, members: MemberPredictions) -
     test = read_predictions(folder / "fused_test.parquet", task.test)
     if len(task.val) < rescoring.PARTS or not len(val.boxes):
         return  # too few images to tell a gain from chance
-    remaining_at_start, metric = ledger.remaining, task.metric.upper()
+    if choice_seconds(task.metric, task.val) > (ledger.remaining - c.DELIVERY_SECONDS) / 2:
+        ledger.log(_NO_TIME)
+        return
+    remaining_at_start, metric = ledger.remaining, metric_label(task.metric)
     train_crops = c.RESCORING_TRAIN_CROPS + c.RESCORING_CROPS_PER_IMAGE * len(task.val)
     test_share = c.RESCORING_CROPS_PER_IMAGE * len(task.test_samples) / train_crops  # of the time that training takes
 

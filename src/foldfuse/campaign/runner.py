@@ -35,6 +35,7 @@ from foldfuse.ensemble.pseudo_labels import confident_predictions, pseudo_labele
 from foldfuse.ensemble.ranking import promoted, rank_by_ensemble_gain
 from foldfuse.errors import InputError, counted
 from foldfuse.evaluation.coco import score_predictions
+from foldfuse.evaluation.custom_metric import metric_label
 from foldfuse.formats.predictions import read_predictions, write_predictions
 from foldfuse.inference.learnt_images import learnt_before
 from foldfuse.storage.ledger import Ledger
@@ -135,7 +136,9 @@ def rank_base_runs(task: Task, ledger: Ledger, members: MemberPredictions, worke
     steps += [
         f"with {run.name} {run.ensemble_score:.3f} (better in {run.prob_better:.0%} of resamples)" for run in others
     ]
-    ledger.log(f"Base runs by {task.metric.upper()} of the ensemble out-of-fold, added one by one: {'; '.join(steps)}.")
+    ledger.log(
+        f"Base runs by {metric_label(task.metric)} of the ensemble out-of-fold, added one by one: {'; '.join(steps)}."
+    )
 
 
 def run_segments(task: Task, ledger: Ledger, strategy: Strategy, members: MemberPredictions, workers: Workers) -> None:

@@ -19,6 +19,7 @@ from foldfuse.detections import Detections, Predictions
 from foldfuse.ensemble.ensemble import Ensemble, EnsembleReport, apply_ensemble, build_ensemble
 from foldfuse.ensemble.member_views import MemberView
 from foldfuse.evaluation.coco import Score, score_predictions
+from foldfuse.evaluation.custom_metric import metric_label
 from foldfuse.evaluation.metrics import measure
 from foldfuse.formats.predictions import read_predictions, write_predictions
 from foldfuse.formats.submission import write_submission
@@ -92,7 +93,7 @@ def submit_best(task: Task, ledger: Ledger, members: MemberPredictions, *, last:
         report = drop_unaffordable_views(report, candidates, task, ledger, members)
     if members.score is not None and report.score <= members.score:
         ledger.log(
-            f"The ensemble with the new member has {report.metric.upper()} {report.score:.3f} out-of-fold, no more than "
+            f"The ensemble with the new member has {metric_label(report.metric)} {report.score:.3f} out-of-fold, no more than "
             "before: the submission stays."
         )
     else:
@@ -306,8 +307,8 @@ def log_ensemble(report: EnsembleReport, candidates: Mapping[MemberView, Predict
     (best_name, best_score), gain = report.best_single, report.gain
     sentence = f"The best single member, {best_name}, has {best_score:.3f}." if gain is None else gain.sentence()
     ledger.log(
-        f"Submitted {ensemble.method.upper()} at IoU {ensemble.iou:g} of {members}: {report.metric.upper()} {report.score:.3f} "
-        f"out-of-fold, where plain WBF of all members has {report.uniform_score:.3f}. {sentence}"
+        f"Submitted {ensemble.method.upper()} at IoU {ensemble.iou:g} of {members}: {metric_label(report.metric)} "
+        f"{report.score:.3f} out-of-fold, where plain WBF of all members has {report.uniform_score:.3f}. {sentence}"
     )
 
 

@@ -71,7 +71,7 @@ class Task:
         image_size_choice: the image size of the recipes that leave it open; None where none does.
         seed: the seed of every random choice.
         num_folds: number of folds, of which fold 0 is held out.
-        metric: promotes base runs and chooses the ensemble: ap50, ap, f2 or wheat.
+        metric: promotes base runs and chooses the ensemble; see `evaluation.metrics` for its names.
         pseudo_labels: whether the last cooldown runs also train on pseudo-labels of the test images.
         device: the device of every network, as `--device` takes it.
         sample: the sample submission that submission.csv follows; None for the contest's plain CSV.

@@ -81,8 +81,8 @@ def campaign(
         pseudo_labels: train the last members on confident predictions of the test images too, where the competition's
             rules allow it; the held-out images stay held out.
         format: layout of the boxes, such as score_xywh or csv_boxes_xywh, where the sample of --like leaves it open.
-        resume: folder of a stopped campaign; give it alone or with --ray. The campaign continues with its own options. The
-            time that it has worked counts against its deadline, the time in between does not.
+        resume: folder of a stopped campaign; give it alone or with --ray. The campaign continues with its own options; a --metric
+            of your own is named again. The time that it has worked counts against its deadline, the time in between does not.
         ray: address of a running Ray cluster, such as 10.0.0.1:6379, or auto for the cluster of this machine: its nodes
             train the members. Needs foldfuse[ray].
         plan: only measure the candidates, show the plan, and stop.
@@ -131,11 +131,13 @@ def campaign(
     )
     host.tune_malloc()
     if resume is not None:
-        if replace(request, offline=False) != CampaignRequest(data=Path()) or plan or overwrite:
+        if replace(request, offline=False, metric="ap50") != CampaignRequest(data=Path()) or plan or overwrite:
             raise InputError(
-                f"--resume {resume} continues with the campaign's own options. Give it alone, or with --ray."
+                f"--resume {resume} continues with the campaign's own options. Give it alone, or with --ray, or with --metric "
+                "where that is a function of your own."
             )
-        return resume_campaign(resume, ray=ray, console=printing.console(stderr=True), start=start)
+        named = None if metric == "ap50" else metric
+        return resume_campaign(resume, ray=ray, metric=named, console=printing.console(stderr=True), start=start)
     if data is None:
         raise InputError("no data is given. Give a dataset, or --resume FOLDER.")
     inputs = [data, test, images, *external_run, None if isinstance(folds, int) else folds]

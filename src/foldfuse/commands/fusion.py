@@ -16,6 +16,7 @@ from foldfuse.data.readers.coco import read
 from foldfuse.detections import Predictions
 from foldfuse.ensemble.ensemble import EnsembleReport, apply_ensemble, build_ensemble, read_ensemble
 from foldfuse.errors import InputError
+from foldfuse.evaluation.custom_metric import is_custom, metric_label
 from foldfuse.formats.predictions import write_predictions
 from foldfuse.formats.raw_boxes import ReadAs
 from foldfuse.fusion import methods
@@ -147,7 +148,7 @@ def _print_report(report: EnsembleReport, console: Console) -> None:
     rows = [
         (
             row.name,
-            f"{row.single_score:.4f}",
+            "–" if row.single_score is None else f"{row.single_score:.4f}",
             f"{100 * row.weight:.0f} %" if row.weight else "–",
             f"{exponents.get(row.name, 1.0):g}" if row.weight else "–",
             "–" if row.leave_one_out_gain is None else f"{row.leave_one_out_gain:+.4f}",
@@ -155,7 +156,7 @@ def _print_report(report: EnsembleReport, console: Console) -> None:
         for row in report.table
     ]
     heads = ("member", "single", "weight", "exponent", "leave-one-out gain")
-    console.print(text_table(f"Members, {report.metric}", heads, rows))
+    console.print(text_table(f"Members, {metric_label(report.metric)}", heads, rows))
     chosen, (name, score) = report.ensemble, report.best_single
     settings = f"{chosen.method.upper()}, IoU threshold {chosen.iou:g}"
     if chosen.score_threshold:
@@ -165,4 +166,10 @@ def _print_report(report: EnsembleReport, console: Console) -> None:
     lines = [f"Best of {report.num_candidates} candidates, {settings}: {at_choice}. There {others}."]
     if report.gain is not None:
         lines.append(report.gain.sentence(digits=4))
+    elif report.nested_score is not None:
+        lines.append(f"In nested cross-validation {report.nested_score:.4f}; there was no time for an interval.")
+    elif is_custom(report.metric):
+        lines.append(
+            "There was no time for nested cross-validation, so the score is optimistic. Give a longer --budget."
+        )
     console.print("\n".join(lines), soft_wrap=True)

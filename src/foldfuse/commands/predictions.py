@@ -22,8 +22,9 @@ from foldfuse.data.dataset import Dataset
 from foldfuse.data.readers.coco import read
 from foldfuse.detections import Predictions
 from foldfuse.errors import InputError
-from foldfuse.evaluation.bootstrap import bootstrap_difference
+from foldfuse.evaluation.bootstrap import SAMPLES, bootstrap_difference
 from foldfuse.evaluation.coco import SCORE_NAMES, score_predictions
+from foldfuse.evaluation.custom_metric import metric_label
 from foldfuse.evaluation.diagnosis import diagnose
 from foldfuse.evaluation.metrics import measure
 from foldfuse.formats.predictions import write_predictions
@@ -181,7 +182,7 @@ def score(
     console = printing.console()
     summary = [(head, *(getattr(each, field) for each in scores)) for field, head in SCORE_NAMES.items()]
     if metric not in SCORE_NAMES:
-        summary.append((metric, *(measure(each, dataset, metric=metric) for each in files)))
+        summary.append((metric_label(metric), *(measure(each, dataset, metric=metric) for each in files)))
     console.print(scores_table("COCO scores", ["", *names], summary))
     by_iou = [(f"IoU {iou:.2f}", *(d.ap_by_iou[iou] for d in diagnoses)) for iou in diagnoses[0].ap_by_iou]
     console.print(scores_table("AP by IoU threshold", ["", *names], by_iou))
@@ -245,10 +246,11 @@ def _file_names(paths: Sequence[Path]) -> list[str]:
 
 
 def _comparison_table(files: Sequence[Predictions], dataset: Dataset, names: Sequence[str], metric: str) -> Table:
-    rows = []
+    rows, samples = [], SAMPLES
     for name in dict.fromkeys((metric, "ap", "ap50")):
         gain = bootstrap_difference(files[0], files[1], dataset, name)
+        samples = min(samples, gain.samples)
         interval = f"{gain.low:+.4f} to {gain.high:+.4f}"
-        rows.append([name.upper(), f"{gain.value:+.4f}", interval, f"{100 * gain.prob_better:.1f} %"])
-    title = f"{names[0]} minus {names[1]}, 1000 bootstrap resamples of the images"
+        rows.append([metric_label(name), f"{gain.value:+.4f}", interval, f"{100 * gain.prob_better:.1f} %"])
+    title = f"{names[0]} minus {names[1]}, {samples} bootstrap resamples of the images"
     return text_table(title, ["metric", "difference", "95 % interval", "better in"], rows)

@@ -16,12 +16,14 @@ import numpy as np
 from foldfuse.data.dataset import Dataset
 from foldfuse.detections import Predictions
 from foldfuse.display import MAX_ROWS, short, table_html, value_html
+from foldfuse.ensemble import custom_search, trials
 from foldfuse.ensemble import search as ensemble_search
-from foldfuse.ensemble import trials
+from foldfuse.ensemble.custom_search import CustomSpace
 from foldfuse.ensemble.gain import Gain, make_gain
 from foldfuse.ensemble.search import Candidate
 from foldfuse.errors import InputError, counted
-from foldfuse.evaluation.bootstrap import Difference, difference
+from foldfuse.evaluation.bootstrap import MIN_SAMPLES, Difference, affordable_samples, difference
+from foldfuse.evaluation.custom_metric import CustomMetric, check_ranks
 from foldfuse.evaluation.matching import check_compatible, ground_truth, require_unlearnt
 from foldfuse.evaluation.metrics import get_metric, measure
 from foldfuse.fusion.methods import Method, fuse
@@ -122,14 +124,14 @@ class MemberScore:
 
     Attributes:
         name: the name of the member.
-        single_score: the member's own score.
+        single_score: the member's own score; None where there was no time to measure it by a custom metric.
         weight: the weight as a fraction of all weights; 0 for a member that was not chosen.
         leave_one_out_gain: the ensemble's score minus its score without the member; None for a member that was not chosen or is
             the only one.
     """
 
     name: str
-    single_score: float
+    single_score: float | None
     weight: float
     leave_one_out_gain: float | None
 
@@ -192,7 +194,7 @@ def build_ensemble(
     Args:
         members: {name: out-of-fold predictions of the images of `dataset`}.
         dataset: annotated.
-        metric: ap50, ap, f2 or wheat.
+        metric: the name of a metric, see `evaluation.metrics`.
         seconds: seconds after which the search returns the best candidate so far.
         folds: number of random parts of the images.
         seed: the random seed of the folds and of the bootstrap.
@@ -219,13 +221,20 @@ def build_ensemble(
     else:
         empty = {}
     truth, names = ground_truth(dataset), list(members)
+    matched_for = chosen_metric
+    if isinstance(matched_for, CustomMetric):
+        check_ranks(matched_for, truth)
+        matched_for = custom_search.PROXY
     num_images = len(truth.image_ids)
     fold_of = np.random.default_rng(seed).permutation(num_images) % min(folds, num_images)
     space = ensemble_search.SearchSpace(
-        trials.make_bench(list(members.values()), truth, chosen_metric), fold_of, threads, clock, seed
+        trials.make_bench(list(members.values()), truth, matched_for), fold_of, threads, clock, seed
     )
 
     start = clock()
+    if isinstance(chosen_metric, CustomMetric):
+        custom = CustomSpace(space, chosen_metric, lambda c: apply_ensemble(_ensemble(c, names), members))
+        return _by_custom_metric(custom, names, list(empty), metric, until=start + seconds)
     best = ensemble_search.search(space, until=start + 0.75 * seconds)
     singles = {name: space.score(space.single(i)) for i, name in enumerate(names)}
     leader = max(singles, key=lambda name: singles[name])
@@ -252,6 +261,52 @@ def build_ensemble(
     )
 
 
+def _by_custom_metric(
+    custom: CustomSpace, names: Sequence[str], empty: Sequence[str], metric: str, *, until: float
+) -> EnsembleReport:
+    """The best ensemble by a custom metric, as `build_ensemble` reports it; a score that there is no time for is None."""
+    space, start = custom.space, custom.space.clock()
+    num_images, share = len(space.fold_of), custom_search.CHOICE_SHARE
+    best = custom_search.choose(custom, ensemble_search.ALL, until=start + share * (until - start))
+    score = custom.score(best)
+    gains = {}
+    for i in best.members if len(best.members) > 1 else ():
+        without = custom.affordable_score(best.with_weight(i, 0.0), ensemble_search.ALL, until=until)
+        gains[i] = None if without is None else score - without
+    singles = {
+        i: custom.affordable_score(space.single(i), ensemble_search.ALL, until=start) for i in range(space.num_members)
+    }
+    known = {i: value for i, value in singles.items() if value is not None}
+    leader = max(known, key=lambda i: known[i]) if known else max(singles, key=lambda i: space.score(space.single(i)))
+    singles[leader] = leader_score = custom.score(space.single(leader))
+    nested = interval = None
+    pooled = custom_search.nested(custom, best, until=until) if num_images > 1 else None
+    if pooled is not None:
+        nested, single = float(pooled(np.ones((1, num_images), np.int64))[0]), custom.measure(space.single(leader))
+        single(np.ones((1, num_images), np.int64))  # measures its time
+        samples = affordable_samples([pooled, single], until - space.clock())
+        if samples >= MIN_SAMPLES:
+            interval = difference(pooled, single, num_images=num_images, samples=samples, seed=space.seed)
+    total = sum(best.weights)
+    rows = [MemberScore(name, singles[i], best.weights[i] / total, gains.get(i)) for i, name in enumerate(names)]
+    rows += [MemberScore(name, None, 0.0, None) for name in empty]
+    return EnsembleReport(
+        ensemble=_ensemble(best, names),
+        metric=metric,
+        score=score,
+        nested_score=nested,
+        interval=interval,
+        best_single=(names[leader], leader_score),
+        uniform_score=custom.score(space.uniform()),
+        table=tuple(sorted(rows, key=_falling)),
+        num_candidates=custom.num_candidates,
+    )
+
+
+def _falling(row: MemberScore) -> tuple[bool, float]:
+    return (row.single_score is None, -(row.single_score or 0.0))
+
+
 def _ensemble(candidate: Candidate, names: Sequence[str]) -> Ensemble:
     weights = {names[i]: candidate.weights[i] for i in candidate.members}
     exponents = {names[i]: candidate.score_exponents[i] for i in candidate.members if candidate.score_exponents[i] != 1}
@@ -267,4 +322,4 @@ def _member_scores(
         others = len(best.members) > 1 and i in best.members
         gain = space.score(best) - space.score(best.with_weight(i, 0.0)) if others else None
         rows.append(MemberScore(name, singles[name], best.weights[i] / total, gain))
-    return tuple(sorted(rows, key=lambda row: -row.single_score))
+    return tuple(sorted(rows, key=_falling))

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from foldfuse.evaluation.custom_metric import metric_label
+
 
 @dataclass(frozen=True)
 class Gain:
@@ -45,7 +47,7 @@ class Gain:
     def sentence(self, *, digits: int = 3) -> str:
         """The gain with its baseline, its interval and the verdict."""
         return (
-            f"In nested cross-validation {self.metric.upper()} {self.nested:.{digits}f}: a gain of "
+            f"In nested cross-validation {metric_label(self.metric)} {self.nested:.{digits}f}: a gain of "
             f"{interval_text(self.value, self.low, self.high, digits=digits)} over the best single member, {self.baseline}, "
             f"with {self.baseline_score:.{digits}f}; {self.verdict}."
         )

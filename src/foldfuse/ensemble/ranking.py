@@ -46,7 +46,7 @@ def rank_by_ensemble_gain(members: Mapping[str, Predictions], dataset: Dataset, 
     Args:
         members: {name: predictions of the images of `dataset`}.
         dataset: annotated images.
-        metric: ap50, ap, f2 or wheat.
+        metric: the name of a metric, see `evaluation.metrics`.
     """
 
     def score(predictions: Predictions) -> float:

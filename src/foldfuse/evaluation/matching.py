@@ -15,7 +15,7 @@ from functools import cached_property
 import numpy as np
 
 from foldfuse.boxes import xyxy_to_xywh_of_file
-from foldfuse.data.dataset import Dataset, require_annotations
+from foldfuse.data.dataset import Dataset, Sample, require_annotations
 from foldfuse.detections import Annotations, Array, Detections, Predictions
 from foldfuse.errors import InputError
 from foldfuse.evaluation import kernels
@@ -34,6 +34,8 @@ class GroundTruth:
         labels, crowd: (G,).
         offsets: (I + 1,) image i owns rows offsets[i]:offsets[i + 1].
         num_classes: K.
+        samples: (I,) the images, in the order of `image_ids`.
+        classes: the K class names.
     """
 
     image_ids: Array
@@ -42,6 +44,8 @@ class GroundTruth:
     crowd: Array
     offsets: Array
     num_classes: int
+    samples: tuple[Sample, ...]
+    classes: tuple[str, ...]
 
     @property
     def columns(self) -> tuple[Array, Array, Array, Array]:
@@ -67,6 +71,8 @@ def ground_truth(dataset: Dataset) -> GroundTruth:
         crowd=np.concatenate([a.crowd for a in ordered]).astype(bool),
         offsets=np.cumsum([0, *map(len, annotations)], dtype=np.int64),
         num_classes=len(dataset.classes),
+        samples=tuple(samples),
+        classes=dataset.classes,
     )
 
 

@@ -1,13 +1,16 @@
 """Metrics that an ensemble search can afford: predictions are matched once, then measured on any resampling of the images.
 
-`score_predictions` gives the official numbers; these agree with them to 1e-6 (tested). To add a metric, write a function from
-Matches to a ResampledMetric and give it a line in METRICS.
+`score_predictions` gives the official numbers; these agree with them to 1e-6 (tested). Names: those of METRICS; "ap" and two
+digits, such as ap30, for AP at one IoU threshold; "f" and a number, such as f0.5, for F-beta; and file.py:name for a function of
+the user's own (`custom_metric`). To add a metric, write a function from Matches to a ResampledMetric and give it a line in
+METRICS.
 
 Shapes: I images, K classes, S samples of the images; 100 score thresholds.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -15,8 +18,9 @@ import numpy as np
 
 from foldfuse.data.dataset import Dataset
 from foldfuse.detections import Array, Predictions
-from foldfuse.errors import unknown_name
+from foldfuse.errors import InputError, unknown_name
 from foldfuse.evaluation import kernels
+from foldfuse.evaluation.custom_metric import CustomMetric, custom_metric, is_custom
 from foldfuse.evaluation.matching import (
     NO_LIMIT,
     GroundTruth,
@@ -55,16 +59,22 @@ def rank(matches: Matches, t: int) -> tuple[Array, Array, Array, Array]:
     return kernels.rank(status, matches.labels, matches.scores, matches.image, matches.truth.num_classes)
 
 
-def best_f2(matches: Matches) -> ResampledMetric:
-    """F2 of all boxes of all classes together, at the score threshold that is best for the sample."""
-    true, false = _counts_by_threshold(matches, 0)
-    annotated = np.bincount(matches.truth.objects[0], minlength=len(true))
+def best_f(beta: float) -> Callable[[Matches], ResampledMetric]:
+    """F-beta of all boxes of all classes together, at the score threshold that is best for the sample."""
+    weight = beta**2
 
-    def measure(image_counts: Array) -> Array:
-        tp, fp, total = image_counts @ true, image_counts @ false, (image_counts @ annotated)[:, None]
-        return (5 * tp / np.maximum(4 * total + tp + fp, 1)).max(1)  # 5 TP / (4 (TP + FN) + TP + FP)
+    def prepare(matches: Matches) -> ResampledMetric:
+        true, false = _counts_by_threshold(matches, 0)
+        annotated = np.bincount(matches.truth.objects[0], minlength=len(true))
 
-    return measure
+        def measure(image_counts: Array) -> Array:
+            tp, fp, total = image_counts @ true, image_counts @ false, (image_counts @ annotated)[:, None]
+            # (1 + b^2) TP / (b^2 (TP + FN) + TP + FP); without an object and a box there is no TP either
+            return ((1 + weight) * tp / np.maximum(weight * total + tp + fp, min(weight, 1))).max(1)
+
+        return measure
+
+    return prepare
 
 
 def best_wheat(matches: Matches) -> ResampledMetric:
@@ -117,23 +127,51 @@ class Metric:
 METRICS: dict[str, Metric] = {
     "ap": Metric(mean_ap, COCO_IOUS, max_detections=100),
     "ap50": Metric(mean_ap, (0.5,), max_detections=100),
-    "f2": Metric(best_f2, (0.5,), max_detections=NO_LIMIT),
+    "f1": Metric(best_f(1), (0.5,), max_detections=NO_LIMIT),
+    "f2": Metric(best_f(2), (0.5,), max_detections=NO_LIMIT),
     "wheat": Metric(best_wheat, WHEAT_IOUS, max_detections=NO_LIMIT),
 }
 
 
-def get_metric(name: str) -> Metric:
-    """The metric of this name. Raises InputError where there is none."""
-    if name not in METRICS:
-        raise unknown_name("metric", name, METRICS)
-    return METRICS[name]
+MAX_BETA = 10.0
+FORMS = ("ap75 (AP at one IoU, 0.05 to 0.95)", "f0.5 (F-beta)", "file.py:name (a function of your own)")
+
+
+def get_metric(name: str) -> Metric | CustomMetric:
+    """The metric of this name; the file of a custom metric is run.
+
+    Raises:
+        InputError: there is no such metric, or a custom metric cannot be loaded.
+    """
+    if name in METRICS:
+        return METRICS[name]
+    if is_custom(name):
+        return custom_metric(name)
+    if (found := re.fullmatch(r"ap([0-9]{2})", name)) and 5 <= int(found[1]) <= 95:
+        return Metric(mean_ap, (iou_of(int(found[1])),), max_detections=100)
+    beta = beta_of(name)
+    if beta is not None:
+        return Metric(best_f(beta), (0.5,), max_detections=NO_LIMIT)
+    error = unknown_name("metric", name, METRICS)
+    raise InputError(f"{error} Or {', '.join(FORMS)}.")
+
+
+def iou_of(hundredths: int) -> float:
+    """An IoU threshold from its hundredths; one of COCO's is the very number that COCO's evaluation has."""
+    return next((iou for iou in COCO_IOUS if round(100 * iou) == hundredths), hundredths / 100)
+
+
+def beta_of(name: str) -> float | None:
+    """The beta of a metric called "f" and a number; None for another metric."""
+    found = re.fullmatch(r"f([0-9]{1,2}(?:\.[0-9]{1,3})?)", name)
+    return float(found[1]) if found and 0 < float(found[1]) <= MAX_BETA else None
 
 
 def measure(predictions: Predictions, dataset: Dataset, *, metric: str = "ap50") -> float:
-    """The value of a metric, in 0..1.
+    """The value of a metric, in 0..1; of a custom metric, what its function returns.
 
     Raises:
-        InputError: the metric is unknown, or the predictions do not fit the dataset (see `check_compatible`).
+        InputError: the metric is unknown or fails, or the predictions do not fit the dataset (see `check_compatible`).
     """
     chosen = get_metric(metric)
     check_compatible(predictions, dataset)

@@ -15,6 +15,7 @@ from foldfuse.detections import Predictions
 from foldfuse.ensemble.ensemble import Ensemble, apply_ensemble, read_ensemble
 from foldfuse.ensemble.member_views import MemberView
 from foldfuse.errors import InputError
+from foldfuse.evaluation.custom_metric import is_custom
 from foldfuse.evaluation.metrics import measure
 from foldfuse.formats.predictions import read_predictions
 from foldfuse.inference import rescorer_file
@@ -132,6 +133,7 @@ def _loss(folder: Path, facts: Mapping[str, Any], whole: Ensemble, rest: Ensembl
         "The ensemble is applied without them; the weights of the others keep their proportions."
     )
     metric = str((facts.get("fused") or {}).get("metric") or "ap50")
+    metric = "ap50" if is_custom(metric) else metric  # no code that a folder names is run
     with suppress(InputError, KeyError, TypeError):
         request = facts["request"]
         images = request.get("images")

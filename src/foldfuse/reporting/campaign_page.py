@@ -16,6 +16,7 @@ from foldfuse.data.readers.coco import read
 from foldfuse.detections import Predictions
 from foldfuse.ensemble.gain import interval_text
 from foldfuse.errors import InputError
+from foldfuse.evaluation.custom_metric import metric_label
 from foldfuse.formats.predictions import read_predictions
 from foldfuse.provenance import origins_text
 from foldfuse.reporting.charts import Bar, Chart, bar_chart
@@ -107,7 +108,7 @@ def summary(record: CampaignRecord) -> str:
     subject = f"{number} members fused" if number > 1 else "The fused predictions"
     rescoring = record.rescoring
     subject += " and rescored by their crops" if rescoring else ""
-    text = f"{subject} reach {fused.metric.upper()} {fused.value:.3f} on held-out images."
+    text = f"{subject} reach {metric_label(fused.metric)} {fused.value:.3f} on held-out images."
     if fused.gain is not None:
         text += f" {fused.gain.sentence()}"
     if rescoring and rescoring.gain:

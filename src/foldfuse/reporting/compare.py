@@ -17,6 +17,7 @@ from foldfuse.detections import Predictions
 from foldfuse.ensemble.gain import interval_text
 from foldfuse.errors import InputError
 from foldfuse.evaluation.bootstrap import Difference, bootstrap_difference
+from foldfuse.evaluation.custom_metric import metric_label
 from foldfuse.evaluation.metrics import measure
 from foldfuse.formats.predictions import read_predictions
 from foldfuse.reporting.charts import Chart
@@ -222,7 +223,7 @@ def _facts(campaign: ComparedCampaign) -> list[str]:
         _duration(record.deadline_seconds),
         _duration(record.seconds_used),
         f"{sum(bool(m.weight) for m in record.members)} of {len(record.members)}",
-        fused.metric.upper(),
+        metric_label(fused.metric),
         _score(fused.ap50),
         _score(fused.ap),
         _score(fused.nested),

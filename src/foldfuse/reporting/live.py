@@ -21,6 +21,7 @@ from rich.table import Table
 from rich.text import Text
 
 from foldfuse.errors import InputError
+from foldfuse.evaluation.custom_metric import metric_label
 from foldfuse.reporting.score_records import FusedScore
 from foldfuse.storage import ledger
 from foldfuse.storage.ledger_file import check_facts
@@ -163,7 +164,7 @@ def _score(facts: Mapping[str, Any]) -> RenderableType:
     record = from_plain_tolerantly(fused, FusedScore)
     gain = f". {record.gain.sentence()}" if record is not None and record.gain is not None else ""
     metric = str(fused.get("metric", "ap50"))
-    chosen = "" if metric in ("ap50", "ap") else f"{metric.upper()} {_three_digits(fused.get('value'))}, "
+    chosen = "" if metric in ("ap50", "ap") else f"{metric_label(metric)} {_three_digits(fused.get('value'))}, "
     return Text.assemble(
         (f"{chosen}AP50 {_three_digits(fused.get('ap50'))}", "bold green"),
         f" out-of-fold, AP {_three_digits(fused.get('ap'))}: submission {facts.get('submissions', 1)}{gain}",

@@ -11,6 +11,7 @@ from functools import cache
 import jinja2
 from markupsafe import Markup, escape
 
+from foldfuse.evaluation.custom_metric import metric_label
 from foldfuse.reporting.charts import PALETTE_SIZE, duration_text
 
 _PACKAGES = ("foldfuse", "torch", "torchvision", "timm", "numpy", "numba", "hotcoco", "scikit-learn", "pillow")
@@ -34,6 +35,7 @@ def template(name: str) -> jinja2.Template:
     environment.filters["moment"] = moment_text
     environment.filters["with_id"] = lambda svg, key: Markup(str(svg).replace("<svg ", f'<svg id="{escape(key)}" ', 1))
     environment.filters["words"] = _words
+    environment.filters["metric"] = metric_label
     environment.globals["palette_size"] = PALETTE_SIZE
     return environment.get_template(name)
 

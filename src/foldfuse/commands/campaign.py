@@ -17,6 +17,7 @@ from foldfuse.commands import options
 from foldfuse.commands.predictions import score
 from foldfuse.demo import synthetic
 from foldfuse.errors import InputError
+from foldfuse.evaluation.metrics import open_metric
 from foldfuse.recipes import AUTO, AUTO_WORD
 from foldfuse.reporting.live import follow
 from foldfuse.storage import notes
@@ -105,6 +106,7 @@ def campaign(
     if offline:
         go_offline()
     options.require_torch()
+    open_metric(metric)
     request = CampaignRequest(
         data=data or Path(),
         test=test,

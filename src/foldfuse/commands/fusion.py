@@ -17,6 +17,7 @@ from foldfuse.detections import Predictions
 from foldfuse.ensemble.ensemble import EnsembleReport, apply_ensemble, build_ensemble, read_ensemble
 from foldfuse.errors import InputError
 from foldfuse.evaluation.custom_metric import is_custom, metric_label
+from foldfuse.evaluation.metrics import open_metric
 from foldfuse.formats.predictions import write_predictions
 from foldfuse.formats.raw_boxes import ReadAs
 from foldfuse.fusion import methods
@@ -110,6 +111,7 @@ def ensemble(
     Examples:
         foldfuse ensemble a_oof.parquet b_oof.parquet --data data/train.json --budget 60s --out ensemble.json
     """
+    open_metric(metric)
     options.refuse_overwrite(out, overwrite, is_file=True, inputs=[*predictions, data, images])
     dataset = read(data, images=images, ignore_orientation=ignore_orientation)
     if folds > max(len(dataset), DEFAULT_FOLDS):

@@ -127,18 +127,6 @@ def _to_device(type_: Any, tokens: Sequence[Token]) -> str:
     return device
 
 
-def _to_metric(type_: Any, tokens: Sequence[Token]) -> str:
-    from foldfuse.evaluation.custom_metric import is_custom, load_custom_metric  # loads numba
-    from foldfuse.evaluation.metrics import get_metric
-
-    metric = tokens[-1].value
-    if is_custom(metric):
-        load_custom_metric(metric)  # again where its text has changed since an earlier call in this process
-    else:
-        get_metric(metric)
-    return metric
-
-
 def duration_text(seconds: float | None) -> str | None:
     """Seconds as text that an option accepts: "90s", "10m", "1h30m"; None for None."""
     return None if seconds is None else duration_option(seconds)
@@ -237,8 +225,7 @@ FoldsFile = Annotated[Path | None, Parameter(metavar="FILE")]
 Folds = Annotated[int | Path, Parameter(converter=_to_folds, metavar="N|FILE")]
 
 # predictions and scores
-_METRIC = Parameter(
-    converter=_to_metric,
+_METRIC = Parameter(  # checked by `evaluation.metrics.open_metric`, which would make every command load numba
     metavar="METRIC",
     help="the competition's metric: ap50, ap (COCO's), ap75 or another IoU threshold; f1, f2 or f0.5 at the best score "
     "threshold; wheat; or a function of your own, FILE.py:NAME, whose code is run.",

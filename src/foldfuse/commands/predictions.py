@@ -26,7 +26,7 @@ from foldfuse.evaluation.bootstrap import SAMPLES, bootstrap_difference
 from foldfuse.evaluation.coco import SCORE_NAMES, score_predictions
 from foldfuse.evaluation.custom_metric import metric_label
 from foldfuse.evaluation.diagnosis import diagnose
-from foldfuse.evaluation.metrics import measure
+from foldfuse.evaluation.metrics import measure, open_metric
 from foldfuse.formats.predictions import write_predictions
 from foldfuse.formats.raw_boxes import ReadAs
 from foldfuse.formats.sample_submission import read_sample
@@ -168,6 +168,7 @@ def score(
         foldfuse score a_oof.parquet data/train.json
         foldfuse score a_oof.parquet data/train.json --other b_oof.parquet --metric f2
     """
+    open_metric(metric)
     dataset = read(data, images=images, ignore_orientation=ignore_orientation)
     paths = [predictions] if other is None else [predictions, other]
     read_files = [read_and_report(path, dataset, ReadAs(input_format, image_ids, category_ids)) for path in paths]

@@ -13,6 +13,7 @@ from foldfuse.data.readers.coco import read
 from foldfuse.detections import Predictions
 from foldfuse.ensemble.gain import interval_text
 from foldfuse.errors import InputError
+from foldfuse.evaluation.metrics import open_metric
 from foldfuse.formats.predictions import write_predictions
 from foldfuse.formats.raw_boxes import ReadAs
 from foldfuse.inference.classifier import crop_encoder
@@ -72,6 +73,7 @@ def rescore(
         foldfuse rescore a_oof.parquet --data data/train.json --folds folds.json --out rescored
         foldfuse rescore a_oof.parquet --data data --test-predictions a.parquet --test data/test.json --out both
     """
+    open_metric(metric)
     inputs = [predictions, data, images, folds, test_predictions, test, run]
     options.refuse_overwrite(out, overwrite, inputs=inputs, made_by=["rescore.json"])
     if (test_predictions is None) != (test is None):

@@ -20,7 +20,7 @@ from foldfuse.data.dataset import Dataset
 from foldfuse.detections import Array, Predictions
 from foldfuse.errors import InputError, unknown_name
 from foldfuse.evaluation import kernels
-from foldfuse.evaluation.custom_metric import CustomMetric, custom_metric, is_custom
+from foldfuse.evaluation.custom_metric import CustomMetric, custom_metric, is_custom, load_custom_metric
 from foldfuse.evaluation.matching import (
     NO_LIMIT,
     GroundTruth,
@@ -154,6 +154,17 @@ def get_metric(name: str) -> Metric | CustomMetric:
         return Metric(best_f(beta), (0.5,), max_detections=NO_LIMIT)
     error = unknown_name("metric", name, METRICS)
     raise InputError(f"{error} Or {', '.join(FORMS)}.")
+
+
+def open_metric(name: str) -> None:
+    """Checks the metric that a command names; a custom metric whose text has changed since an earlier call is run again.
+
+    Raises:
+        InputError: there is no such metric, or a custom metric cannot be loaded.
+    """
+    if is_custom(name):
+        load_custom_metric(name)
+    get_metric(name)
 
 
 def iou_of(hundredths: int) -> float:

@@ -25,10 +25,11 @@ POSITIVE = {
     "layer_decay": 1.0,
     "anchor_scale": 100.0,
     "crop_context": 100.0,
+    "tile_side": 1.0,
 }
 NOT_NEGATIVE = {"backbone_lr_mult": 1000.0, "weight_decay": 100.0, "scale_jitter": 10.0, "translate": 1.0}
 SHARES = {"warmup_fraction", "lr_decay_start", "ema_decay", "label_smoothing", "hflip", "vflip", "color_jitter"}
-SHARES |= {"mosaic", "mosaic_until", "copy_paste"}
+SHARES |= {"mosaic", "mosaic_until", "copy_paste", "tiles"}
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,8 @@ class Recipe:
     mosaic: float = 0.3  # probability of four images on one canvas
     mosaic_until: float = 0.7  # share of the budget after which there are no more mosaics
     copy_paste: float = 0.0  # probability of pasting objects of another image
+    tiles: float = 0.0  # probability of a random tile of the image in place of the whole image
+    tile_side: float = 0.55  # sides of such a tile, as a share of the image's; 0.55 as in the TTA view 1+tiles2x2
     precision: str = "auto"  # of the forward pass: "float32", "bfloat16", "float16", or "auto" for the fastest found
 
     numerics: int = 2  # 1 in runs of earlier versions: nominal anchors on P6 and P7, weight decay of all matrices
@@ -88,6 +91,11 @@ class Recipe:
                 "Take frozen_stages=0."
             )
         _check_numbers(self)
+
+    @property
+    def tile_zoom(self) -> float:
+        """How much larger than a whole image a tile shows the objects; 1 without tiles."""
+        return 1 / self.tile_side if self.tiles else 1.0
 
 
 def efficientdet_lite0() -> Recipe:

@@ -17,6 +17,8 @@ from foldfuse.data.augment import (
     draw_affine,
     jitter_color,
     random_affine,
+    random_tile,
+    shrink,
     transform_annotations,
 )
 from foldfuse.data.images import PAD_VALUE
@@ -262,3 +264,56 @@ def test_images_that_may_not_be_written_to_are_augmented_alike():
     locked.image.flags.writeable = False
     first, second = (augment([x] * 4, (64, 64), Augmentation(), np.random.default_rng(0)) for x in (one, locked))
     np.testing.assert_array_equal(first.image, second.image)
+
+
+@quiet
+@given(seeds, st.floats(0.1, 1), st.integers(0, 90), st.integers(0, 50), st.integers(3, 60))
+def test_a_tile_shows_an_object_with_its_box_or_covers_it(seed, side, x, y, size):
+    box = (x, y, min(120, x + size), min(80, y + size))
+    one = painted(120, 80, box)
+    tile = random_tile(one, side, np.random.default_rng(seed))
+    if tile is None:
+        return  # most of it would be gray
+    assert tile.image.shape == (round(80 * side), round(120 * side), 3)
+    seen = bounds(tile.image.min(-1) > 200)
+    if len(tile.annotations):
+        np.testing.assert_array_equal(tile.annotations.boxes[0], seen)
+        assert area(tile.annotations.boxes)[0] >= MIN_VISIBLE * area(one.annotations.boxes)[0]
+    elif seen is not None:  # cut to less than MIN_SIDE, but not to a small share
+        assert min(seen[2] - seen[0], seen[3] - seen[1]) < MIN_SIDE
+
+
+def test_tiles_lie_anywhere_and_about_objects():
+    one = painted(1000, 1000, (700, 100, 720, 130))
+    tiles = [random_tile(one, 0.1, np.random.default_rng(seed)) for seed in range(60)]
+    shares = [len(tile.annotations) for tile in tiles]
+    assert 20 < sum(shares) < 45, "half of the tiles show the object, which a random tile hardly ever does"
+    starts = {tuple(tile.annotations.boxes[0].round()) for tile in tiles if len(tile.annotations)}
+    assert len(starts) > 10
+
+
+def test_gray_covers_no_object_in_view():
+    image = np.full((100, 100, 3), 200, np.uint8)
+    one = LabeledImage(image, annotations_of([[0, 0, 52, 100], [40, 40, 60, 60]]))
+    for seed in range(200):
+        tile = random_tile(one, 0.5, np.random.default_rng(seed))
+        if tile is None or 0 in tile.annotations.labels or not len(tile.annotations):
+            continue
+        x1, y1, x2, y2 = tile.annotations.boxes[0].astype(int)
+        gray = (tile.image == PAD_VALUE).all(-1)
+        assert not gray[y1:y2, x1:x2].any()
+        if gray.any():
+            return
+    pytest.fail("no tile cuts the large object and shows the small one")
+
+
+def test_a_tile_of_an_object_that_is_cut_off_is_not_taken():
+    assert random_tile(painted(100, 100, (0, 0, 100, 100)), 0.3, np.random.default_rng(0)) is None
+
+
+def test_a_large_image_is_shrunk_with_its_boxes():
+    one = painted(300, 200, (60, 40, 180, 120))
+    made = shrink(one, 150)
+    assert made.image.shape == (100, 150, 3)
+    np.testing.assert_allclose(made.annotations.boxes, [bounds(made.image.min(-1) > 127)])
+    assert shrink(one, 300) is one

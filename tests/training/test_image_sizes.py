@@ -101,7 +101,7 @@ def test_objects_that_stay_too_small_are_counted_and_tiles_advised_where_they_ar
     many = choose_image_size(drawn([2] * 2 + [90] * 8, (2000, 1000)), RECIPE)
     assert (many.too_small, many.size) == (pytest.approx(0.2), 640)
     assert "20% of the 10 objects stay too small to be learnt. Take --image-size" in many.reason
-    assert "or cut the images into tiles." in many.reason
+    assert "or tiles (--set tiles=0.5, then --view 1,1+tiles2x2)." in many.reason
     few = choose_image_size(drawn([2] + [90] * 99, (2000, 1000)), RECIPE)
     assert "1% of the 100 objects stay too small" in few.reason
     assert "tiles" not in few.reason

@@ -19,7 +19,7 @@ from foldfuse.models.detection.dense_prediction import gather_targets
 from foldfuse.recipes import Recipe, load_recipe
 from foldfuse.training.batches import Batches
 from foldfuse.training.detector import object_sizes
-from foldfuse.training.targets import check_objects, have_targets
+from foldfuse.training.targets import check_objects, have_targets, longest_side
 
 SIDES = (2, 6, 9, 12, 16, 20, 26, 31, 36, 44, 60)
 
@@ -41,12 +41,21 @@ def one_object_each(folder: Path, sides: tuple[float, ...], size: tuple[int, int
 def seen(dataset: Dataset, recipe: Recipe, steps: int, stride: int) -> set[int]:
     """The labels of the objects in the batches of so many steps."""
     canvas = canvas_for(dataset.samples, image_size=recipe.image_size, stride=stride)
-    images = ImageCache.load(dataset.samples, longest=round(recipe.image_size * (1 + recipe.scale_jitter)))
+    images = ImageCache.load(dataset.samples, longest=longest_side(recipe))
     batches = Batches(dataset.samples, images, recipe, canvas, 0)
     return {int(label) for step in range(steps) for target in batches.batch(step)[1] for label in target.labels}
 
 
-@pytest.mark.parametrize("changes", [(), ("scale_jitter=0",), ("mosaic=0",), ("mosaic=1", "scale_jitter=0.1")])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        (),
+        ("scale_jitter=0",),
+        ("mosaic=0",),
+        ("mosaic=1", "scale_jitter=0.1"),
+        ("mosaic=0", "tiles=0.8", "scale_jitter=0.1"),
+    ],
+)
 def test_exactly_the_objects_without_a_target_are_missing_from_all_batches(tmp_path, changes):
     recipe = load_recipe("lite0_fpn", ("image_size=64", "batch_size=11", "color_jitter=0", *changes))
     dataset = one_object_each(tmp_path, SIDES)
@@ -110,5 +119,5 @@ def test_they_are_told_with_a_size_that_is_large_enough(tmp_path, caplog, sides,
 
 def test_where_no_size_is_large_enough_tiles_are_advised(tmp_path):
     dataset, recipe = one_object_each(tmp_path, (1.5, 1.5)), load_recipe("lite0_fpn", ("image_size=64",))
-    with pytest.raises(InputError, match="Cut the images into tiles"):
+    with pytest.raises(InputError, match="Train and predict on tiles"):
         check_objects(make_detector("lite0_fpn", 2, pretrained=False), dataset, recipe)

@@ -44,11 +44,12 @@ from foldfuse.system.durations import duration_option, format_duration
 from foldfuse.system.offline import go_offline
 from foldfuse.system.progress import progress_bar
 from foldfuse.training.classifier import train_classifier, training_crops
-from foldfuse.training.detector import longest_side, train_detector
+from foldfuse.training.detector import train_detector
 from foldfuse.training.image_sizes import with_image_size
 from foldfuse.training.preparation import check_new_model, state_check
 from foldfuse.training.session import DEFAULT_BUDGET, open_session, require_resumable
 from foldfuse.training.sweep import Sweep, combinations, run_sweep
+from foldfuse.training.targets import longest_side
 from foldfuse.training.trackers import check_trackers
 from foldfuse.training.validation import held_out_scorer
 from foldfuse.training.weights_origin import origins_of

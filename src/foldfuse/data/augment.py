@@ -2,19 +2,23 @@
 
 One affine map per image does scale jitter, translation, crop and flips at once, so that pixels are resampled only once.
 Mosaic (Bochkovskiy et al., "YOLOv4", arXiv:2004.10934, section 3.3) puts four images on one canvas. Copy-paste (Ghiasi et al.,
-arXiv:2012.07177) brings objects of another image; here whole boxes are pasted, as there are no masks.
+arXiv:2012.07177) brings objects of another image; here whole boxes are pasted, as there are no masks. A random tile stands for a
+large image with small objects.
 All randomness comes from the generator that is passed in.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.random import Generator
+from PIL import Image
 
 from foldfuse.boxes import area
+from foldfuse.data.decoding import shrunk
 from foldfuse.data.images import PAD_VALUE, ImageArray
 from foldfuse.data.kernels import change_colors, place
 from foldfuse.detections import Annotations, Array
@@ -22,6 +26,8 @@ from foldfuse.detections import Annotations, Array
 MIN_VISIBLE = 0.3  # an object is dropped where a smaller share of its area remains in view
 MIN_SIDE = 2.0  # pixels; an object is dropped where its shorter side is smaller
 MAX_PASTED = 3  # objects at a time
+TILES_AT_OBJECTS = 0.5  # share of the random tiles that lie about an object; the others lie anywhere
+MAX_IGNORED = 0.5  # share of a tile that objects cut off too much may take
 
 
 @dataclass(frozen=True)
@@ -103,6 +109,63 @@ def _concat(parts: Sequence[Annotations]) -> Annotations:
         np.concatenate([p.crowd for p in parts]),
         np.concatenate([p.area for p in parts]),
     )
+
+
+def random_tile(one: LabeledImage, side: float, rng: Generator) -> LabeledImage | None:
+    """A random part of an image with `side` of its width and height; None where most of it shows objects that are cut off.
+
+    An object of which less than MIN_VISIBLE is in the tile is ignored: it has no box, and the gray of the padding covers it, so
+    that it is not learnt as background. Objects in view are not covered.
+    """
+    height, width = one.image.shape[:2]
+    w, h = max(1, round(width * side)), max(1, round(height * side))
+    x, y = (int(v) for v in rng.integers(0, (width - w + 1, height - h + 1)))
+    if len(one.annotations) and rng.random() < TILES_AT_OBJECTS:
+        x1, y1, x2, y2 = one.annotations.boxes[rng.integers(len(one.annotations))]
+        x, y = _start_about(x1, x2, w, width, rng), _start_about(y1, y2, h, height, rng)
+    window = (0, 0, w, h)
+    annotations = transform_annotations(one.annotations, (1.0, 1.0), (-x, -y), window)
+    image = one.image[y : y + h, x : x + w]
+    boxes = one.annotations.boxes - [x, y, x, y]
+    clipped = np.clip(boxes, (0, 0) * 2, (w, h) * 2)
+    ignored = clipped[(area(clipped) > 0) & (area(clipped) < MIN_VISIBLE * area(boxes))]
+    if area(ignored).sum() > MAX_IGNORED * w * h:
+        return None
+    if len(ignored):
+        image = _covered(image, ignored, annotations.boxes)
+    return LabeledImage(image, annotations)
+
+
+def _start_about(low: float, high: float, tile: int, side: int, rng: Generator) -> int:
+    """Where a tile begins that shows all of low..high, or nothing else where that is longer; within 0..side."""
+    first, last = sorted((math.ceil(high - tile), math.floor(low)))
+    return int(np.clip(rng.integers(first, last + 1), 0, side - tile))
+
+
+def _covered(image: ImageArray, boxes: Array, objects: Array) -> ImageArray:
+    """A copy of the image with gray in `boxes`, except within the boxes of `objects`."""
+    out = image.copy()
+    for x1, y1, x2, y2 in _pixels(boxes):
+        out[y1:y2, x1:x2] = PAD_VALUE
+    for x1, y1, x2, y2 in _pixels(objects):
+        out[y1:y2, x1:x2] = image[y1:y2, x1:x2]
+    return out
+
+
+def _pixels(boxes: Array) -> Array:
+    """(n, 4) int64: the whole pixels that boxes touch."""
+    return np.concatenate([np.floor(boxes[:, :2]), np.ceil(boxes[:, 2:])], 1).astype(np.int64)
+
+
+def shrink(one: LabeledImage, longest: int) -> LabeledImage:
+    """The image with its longest side at `longest` pixels, where it is longer; objects that become too small are dropped."""
+    height, width = one.image.shape[:2]
+    size = shrunk((width, height), longest)
+    if size == (width, height):
+        return one
+    image = Image.fromarray(one.image).resize(size, Image.Resampling.BILINEAR, reducing_gap=2.0)
+    scale = (size[0] / width, size[1] / height)
+    return LabeledImage(np.asarray(image), transform_annotations(one.annotations, scale, (0.0, 0.0), (0, 0, *size)))
 
 
 def random_affine(one: LabeledImage, canvas: tuple[int, int], how: Augmentation, rng: Generator) -> LabeledImage:

@@ -16,12 +16,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from foldfuse.data.augment import Augmentation, LabeledImage, augment, copy_paste, transform_annotations
+from foldfuse.data.augment import (
+    Augmentation,
+    LabeledImage,
+    augment,
+    copy_paste,
+    random_tile,
+    shrink,
+    transform_annotations,
+)
 from foldfuse.data.crops import CropCache
 from foldfuse.data.dataset import Sample
 from foldfuse.data.images import ImageCache, scale_of
 from foldfuse.detections import Annotations, Array
 from foldfuse.recipes import ClassifierRecipe, Recipe
+from foldfuse.training.targets import longest_side
 
 
 class BatchSource(Protocol):
@@ -96,13 +105,22 @@ class Batches:
 
     def _augmented(self, i: int, rng: np.random.Generator, mosaic: bool) -> LabeledImage:
         recipe = self.recipe
-        pool = [self.labeled_image(i)]
+        pool = [self._whole_or_tile(i, rng)]
         if mosaic and rng.random() < recipe.mosaic:
-            pool += [self.labeled_image(int(j)) for j in rng.integers(len(self.samples), size=3)]
-        # No random number is drawn for copy-paste where a recipe has none, so that other augmentations stay as they were.
+            pool += [self._whole_or_tile(int(j), rng) for j in rng.integers(len(self.samples), size=3)]
+        # No random number is drawn for copy-paste and tiles where a recipe has none, so that other augmentations stay as before.
         if recipe.copy_paste and rng.random() < recipe.copy_paste:
-            pool[0] = copy_paste(pool[0], self.labeled_image(int(rng.integers(len(self.samples)))), rng)
+            pool[0] = copy_paste(pool[0], self._whole_or_tile(int(rng.integers(len(self.samples))), rng), rng)
         return augment(pool, self.canvas, _augmentation(recipe), rng)
+
+    def _whole_or_tile(self, i: int, rng: np.random.Generator) -> LabeledImage:
+        """Sample `i`, or a random tile of it; a recipe without tiles shows all images whole."""
+        one = self.labeled_image(i)
+        if not self.recipe.tiles:
+            return one
+        tile = random_tile(one, self.recipe.tile_side, rng) if rng.random() < self.recipe.tiles else None
+        # the cached image has the pixels that a tile needs: resampling alone would skip some of them
+        return shrink(one, longest_side(self.recipe, whole=True)) if tile is None else tile
 
 
 @dataclass(frozen=True, eq=False)

@@ -27,6 +27,7 @@ from foldfuse.training.init_weights import load_init_weights
 from foldfuse.training.loop import fit
 from foldfuse.training.precision import ComputeConfig, config_for, default_config, stored_config
 from foldfuse.training.session import TrainingSession
+from foldfuse.training.targets import longest_side
 from foldfuse.training.weights_origin import origins_of
 
 log = logging.getLogger(__name__)
@@ -87,7 +88,7 @@ def train_detector(
     samples = dataset.samples
     canvas = canvas_for(samples, image_size=recipe.image_size, stride=model.stride)
     if fresh and hasattr(model, "fit_anchors"):
-        model.fit_anchors(object_sizes(samples, canvas))
+        model.fit_anchors(object_sizes(samples, canvas, tile_zoom=recipe.tile_zoom))
     if fresh:
         sentence = load_init_weights(
             recipe, model, dataset.classes
@@ -110,13 +111,11 @@ def train_detector(
     return finish_run(run, session, last, replace(run.metadata, canvas=canvas), batch_size=recipe.batch_size)
 
 
-def longest_side(recipe: Recipe) -> int:
-    """The longest side, in pixels, at which training images are cached: the largest that scale jitter can ask for."""
-    return round(recipe.image_size * (1 + recipe.scale_jitter))
+def object_sizes(samples: Sequence[Sample], canvas: tuple[int, int], *, tile_zoom: float = 1.0) -> Tensor:
+    """(N, 2) width and height of all objects, in pixels of the network's input; crowd regions are left out.
 
-
-def object_sizes(samples: Sequence[Sample], canvas: tuple[int, int]) -> Tensor:
-    """(N, 2) width and height of all objects, in pixels of the network's input; crowd regions are left out."""
+    With a `tile_zoom`, each object is there twice: as the whole image shows it, and as a tile does.
+    """
     sizes = []
     for sample in samples:
         assert sample.annotations is not None
@@ -124,7 +123,8 @@ def object_sizes(samples: Sequence[Sample], canvas: tuple[int, int]) -> Tensor:
         objects = sample.annotations[~sample.annotations.crowd].clipped(sample.width, sample.height)
         boxes = letterbox.apply_boxes(objects.boxes)
         sizes.append(boxes[:, 2:] - boxes[:, :2])
-    return torch.from_numpy(np.concatenate(sizes)).float()
+    found = torch.from_numpy(np.concatenate(sizes)).float()
+    return found if tile_zoom == 1 else torch.cat([found, found * tile_zoom])
 
 
 def _compute_config(run: Run, model: Any, batches: Batches, session: TrainingSession) -> ComputeConfig:

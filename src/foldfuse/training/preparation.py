@@ -30,7 +30,7 @@ def check_new_model(recipe: Recipe | ClassifierRecipe, dataset: Dataset) -> None
     model = new_detector(recipe, len(dataset.classes))
     canvas = canvas_for(dataset.samples, image_size=recipe.image_size, stride=model.stride)
     if hasattr(model, "fit_anchors"):
-        model.fit_anchors(object_sizes(dataset.samples, canvas))
+        model.fit_anchors(object_sizes(dataset.samples, canvas, tile_zoom=recipe.tile_zoom))
     load_init_weights(recipe, model, dataset.classes)
     check_objects(model, dataset, recipe)
 

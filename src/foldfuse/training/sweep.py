@@ -38,11 +38,12 @@ from foldfuse.system.processes import World
 from foldfuse.system.progress import Progress, no_progress
 from foldfuse.system.records import read_record, write_record
 from foldfuse.training.budget import Budget
-from foldfuse.training.detector import longest_side, train_detector
+from foldfuse.training.detector import train_detector
 from foldfuse.training.memory import NotEnoughMemory
 from foldfuse.training.preparation import check_new_model, state_check
 from foldfuse.training.session import TrainingSession, run_metadata
 from foldfuse.training.sweep_comparison import SweepComparison, compare_runs
+from foldfuse.training.targets import longest_side
 from foldfuse.training.validation import held_out_scorer
 
 EVALUATIONS = 4  # of each training on the held-out fold, the last at its end

@@ -100,7 +100,7 @@ def have_targets(samples: Sequence[Sample], recipe: Recipe, *, stride: int, anch
     """
     assert recipe.image_size != AUTO, "the image size is chosen first"
     canvas = canvas_for(samples, image_size=recipe.image_size, stride=stride)
-    longest = round(recipe.image_size * (1 + recipe.scale_jitter))  # of a cached image
+    longest = longest_side(recipe)  # of a cached image
     found = [np.zeros(0, bool)]
     for sample in samples:
         assert sample.annotations is not None
@@ -119,14 +119,22 @@ def have_targets(samples: Sequence[Sample], recipe: Recipe, *, stride: int, anch
     return np.concatenate(found)
 
 
+def longest_side(recipe: Recipe, *, whole: bool = False) -> int:
+    """The longest side, in pixels, at which training images are cached: the largest that scale jitter and tiles can ask for.
+
+    `whole`: of an image that is not cut into tiles.
+    """
+    return round(recipe.image_size * (1 + recipe.scale_jitter) * (1.0 if whole else recipe.tile_zoom))
+
+
 def scale_range(cached: Array, canvas: tuple[int, int], recipe: Recipe) -> tuple[float, float]:
-    """The smallest and the largest scale that augmentation can draw for a cached image of (width, height)."""
+    """The smallest and the largest scale that augmentation can draw for a cached image of (width, height) or its tiles."""
     ratios = sorted((canvas[1] / cached[0], canvas[0] / cached[1]))
     low = high = ratios[0]
     if recipe.mosaic > 0 and recipe.mosaic_until > 0:
         base = ratios[0] ** (1 - MOSAIC_COVER) * ratios[1] ** MOSAIC_COVER
         low, high = min(low, MOSAIC_MIN * base), max(high, MOSAIC_MAX * base)
-    return float(low / (1 + recipe.scale_jitter)), float(high * (1 + recipe.scale_jitter))
+    return float(low / (1 + recipe.scale_jitter)), float(high * recipe.tile_zoom * (1 + recipe.scale_jitter))
 
 
 def _is_matched(sides: Array, anchors: Array, low: Array, high: float) -> Array:
@@ -147,10 +155,13 @@ def size_advice(samples: Sequence[Sample], recipe: Recipe, stride: int) -> str:
     def share(size: int) -> float:
         return float(have_targets(samples, replace(plain, image_size=size * stride), stride=stride).mean())
 
+    tiles = (
+        "smaller tiles (--set tile_side=...)" if recipe.tiles else "tiles (--set tiles=0.5, then --view 1,1+tiles2x2)"
+    )
     if share(many) < ENOUGH:
-        return "Cut the images into tiles, with their annotations."
+        return f"Train and predict on {tiles}, or cut the images into tiles, with their annotations."
     while many - few > 1:
         middle = (few + many) // 2
         few, many = (few, middle) if share(middle) >= ENOUGH else (middle, many)
     size = many * stride
-    return f"Take --image-size {size} or more ({share(many):.0%} are then large enough), or cut the images into tiles."
+    return f"Take --image-size {size} or more ({share(many):.0%} are then large enough), or {tiles}."

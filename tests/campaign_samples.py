@@ -200,7 +200,7 @@ class FakeWorkers:
             run.save_checkpoint({"seconds": half})
             return SegmentResult(name, half, error=WorkerLost("node 1 was lost."))
         run.write_metadata(replace(run.metadata, steps=7, seconds=job.seconds, images_per_second=8.0))
-        views = {c.PLAIN_VIEW: noisy(self.task.val, run.metadata.seed)}
+        views = {c.PLAIN_VIEW: noisy(self.task.val_in(job.fold), run.metadata.seed)}
         return SegmentResult(name, job.seconds, HeldOutPredictions(views, image_seconds=0.001))
 
     def times(self, name: str) -> list[float]:

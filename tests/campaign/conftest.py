@@ -38,12 +38,12 @@ def workers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeWor
 
     def predict_test_images(
         ensemble: Ensemble,
-        candidates: Mapping[MemberView, Predictions],
+        predicted: Mapping[MemberView, Predictions],
         task: Task,
         ledger: Ledger,
         members: MemberPredictions,
     ) -> None:
-        members.test |= {key: noisy(truth, len(str(key))) for key in ensemble_views(ensemble, candidates)}
+        members.test |= {key: noisy(truth, len(str(key))) for key in ensemble_views(ensemble, predicted)}
 
     monkeypatch.setattr(submissions, "predict_test_images", predict_test_images)
     with closing(ledgers.create(tmp_path / "out", {}, deadline=DEADLINE, start=0.0)) as ledger:

@@ -11,6 +11,7 @@ import pytest
 
 from foldfuse import cli
 from foldfuse.commands.campaign import campaign
+from foldfuse.data.folds import read_folds
 from foldfuse.data.readers.coco import read
 from foldfuse.errors import InputError
 from foldfuse.formats.predictions import read_predictions
@@ -197,13 +198,14 @@ def test_ctrl_c_in_the_first_training_ends_it_at_once(data, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_campaign_keeps_its_deadline_and_leaves_a_valid_submission(data, tmp_path, capsys):
+@pytest.mark.parametrize("train_folds", [1, 2])
+def test_a_campaign_keeps_its_deadline_and_leaves_a_valid_submission(data, tmp_path, capsys, train_folds):
     break_images(data, 1)
     test = write_dataset(tmp_path / "t", 6, size=(64, 96), seed=9)
     cut_off = test.parent / "images" / "002.png"
     cut_off.write_bytes(cut_off.read_bytes()[:-200])  # cut off while copying
     out = tmp_path / "out"
-    options = ["--deadline", "60s", "--out", str(out), "--folds", "3"]
+    options = ["--deadline", "60s", "--out", str(out), "--folds", "3", "--train-folds", str(train_folds)]
     changes = ["--set", "image_size=64", "--set", "batch_size=2"]
     assert cli.main(["campaign", str(data), "--test", str(test), *options, *changes]) == 0
 
@@ -220,7 +222,10 @@ def test_a_campaign_keeps_its_deadline_and_leaves_a_valid_submission(data, tmp_p
     assert facts["state"] == "finished"
     assert {row["file_name"] for row in facts["left_out"]} == {"000.png", "002.png"}
     assert all(row["file_name"] in page for row in facts["left_out"])
-    assert facts["members"]
+    assert {member["fold"] for member in facts["members"]} == {*range(train_folds)}
+    folds = read_folds(out / "folds.json")
+    scored = read_predictions(out / "fused_oof.parquet", read(data))
+    assert {*scored} == {i for fold in range(train_folds) for i in folds.val_ids(fold)} - {0}
     assert not list(out.rglob(".*")), "a temporary file was left"
 
 

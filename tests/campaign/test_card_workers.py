@@ -16,6 +16,7 @@ import torch
 
 from campaign_samples import campaign_state
 from foldfuse.campaign import campaign as campaigns
+from foldfuse.campaign import constants as c
 from foldfuse.campaign.execution.card_process import Failed, Ready
 from foldfuse.campaign.execution.card_workers import CardWorker, CardWorkers, share_of_cores
 from foldfuse.campaign.execution.workers import LocalWorker, SegmentJob, WorkerLost
@@ -39,7 +40,9 @@ def workers(tmp_path):
     """Two processes for a campaign on two cards, not yet started."""
     whole = read(write_dataset(tmp_path / "d", 16))
     train, val, test = (whole.subset(whole.image_ids[part]) for part in (slice(6), slice(6, 12), slice(12, 16)))
-    task = Task(train, val, test.without_annotations(), frozenset(), {"lite0_fpn": RECIPE}, (), 0, 3)
+    held_out = {0: frozenset(val.image_ids[:3]), 1: frozenset(val.image_ids[3:])}
+    recipes = {"lite0_fpn": RECIPE}
+    task = Task(train, val, test.without_annotations(), frozenset(), recipes, (), 0, 3, held_out=held_out)
     (tmp_path / "out").mkdir()
     with closing(ledgers.create(tmp_path / "out", {}, deadline=600.0, start=time.monotonic())) as ledger:
         workers = CardWorkers(task, ledger, ("cpu", "cpu"))
@@ -70,8 +73,8 @@ def test_two_segments_are_trained_at_the_same_time_and_a_killed_process_costs_on
     assert workers.prepare(80)
     assert not workers.prepare(80)
     assert (workers.capacity, workers.busy) == (2, frozenset())
-    for name in ("a", "b"):
-        workers.start(make_job(workers, name, 3.0))
+    for fold, name in ((1, "a"), (0, "b")):
+        workers.start(make_job(workers, name, 3.0, fold=fold))
     both = workers.busy
     killed = next(worker for worker in workers._workers if worker.job.name == "b")
     while not killed.job.run.has_checkpoint:
@@ -83,7 +86,7 @@ def test_two_segments_are_trained_at_the_same_time_and_a_killed_process_costs_on
     assert 0 < results["b"].seconds < 3
     assert results["a"].error is None
     assert results["a"].seconds >= 3
-    assert len(results["a"].predictions.views) >= 1
+    assert {*results["a"].predictions.views[c.PLAIN_VIEW]} == workers._task.held_out[1]
     assert Run(workers._ledger.folder / "members" / "a").is_trained
     while workers.capacity < 2:
         assert workers.finished(1.0) == [], "another process has taken the place of the killed one"

@@ -63,7 +63,8 @@ def test_a_run_folder_arrives_unchanged(tmp_path):
 
 def test_a_worker_also_trains_on_the_images_that_come_with_a_job(data, tmp_path, monkeypatch):
     whole = read(data)
-    train, val, more = (whole.subset(whole.image_ids[part]) for part in (slice(12), slice(12, 20), slice(20, 24)))
+    labeled, more = whole.subset(whole.image_ids[:20]), whole.subset(whole.image_ids[20:])
+    folds = {0: (range(12), range(12, 20)), 1: (range(4, 20), range(4))}
     seen = []
 
     def train_segment(run, dataset, seconds, *, images, **_):
@@ -76,15 +77,18 @@ def test_a_worker_also_trains_on_the_images_that_come_with_a_job(data, tmp_path,
     )
     monkeypatch.setitem(sys.modules, "ray", SimpleNamespace(get=lambda chunk: chunk))
     worker = Worker()
-    worker.prepare(train, val, list(image_chunks(train.samples)), list(image_chunks(val.samples)), 64)
+    worker.prepare(labeled, list(image_chunks(labeled.samples)), folds, 64)
     run = Run(tmp_path / "run")
     run.write_metadata(RunMetadata())
     plain = JobSpec("b", 2.0, read_files(run.folder), {}, 60.0, campaign_state(), "cpu")
-    for spec in (plain, replace(plain, pseudo_labeled=more, chunks=tuple(image_chunks(more.samples))), plain):
+    extra = {"pseudo_labeled": more, "chunks": tuple(image_chunks(more.samples))}
+    for spec in (plain, replace(plain, **extra), plain, replace(plain, fold=1)):
         assert worker.work(spec).image_seconds == 0.5
-    alone, both, again = seen
+    alone, both, again, other_fold = seen
     assert alone == again
-    assert both[0] == train.image_ids + more.image_ids
+    assert alone[0] == labeled.image_ids[:12]
+    assert both[0] == alone[0] + more.image_ids
+    assert other_fold[0] == labeled.image_ids[4:]
     assert len(both[1]) == 16
     worker.close()
 

@@ -29,6 +29,7 @@ from foldfuse.storage.segments import Role, SegmentRecord
 from learning_samples import write_dataset
 
 VIEWS = ("1", "1+hflip", "1.25")
+PARTS = {key: (key,) for key in (MemberView(name, view) for name in ("fast", "slow") for view in VIEWS)}  # of one fold
 
 
 def shifted(dataset, by):
@@ -62,7 +63,7 @@ def campaign(tmp_path):
 
 def test_with_time_the_ensemble_stays(campaign):
     task, ledger, candidates, report = campaign
-    assert drop_unaffordable_views(report, candidates, task, ledger, MemberPredictions()) is report
+    assert drop_unaffordable_views(report, candidates, task, ledger, MemberPredictions(), parts=PARTS) is report
 
 
 def test_the_views_with_the_least_weight_for_their_time_are_dropped(campaign, monkeypatch, caplog):
@@ -70,7 +71,7 @@ def test_the_views_with_the_least_weight_for_their_time_are_dropped(campaign, mo
     fast = MemberView("fast", "1")
     members = MemberPredictions(test={fast: candidates[fast]})  # ten images: fast 10 + 15.6 s, slow 40 + 40 + 62.5 s
     monkeypatch.setattr(type(ledger), "remaining", 5.0 + 70.0)
-    kept = drop_unaffordable_views(report, candidates, task, ledger, members)
+    kept = drop_unaffordable_views(report, candidates, task, ledger, members, parts=PARTS)
     assert set(kept.ensemble.weights) == {"fast@1", "fast@1+hflip", "fast@1.25", "slow@1+hflip"}
     assert kept.ensemble.score_exponents == {"fast@1": 2.0}
     assert kept.score == pytest.approx(measure(apply_ensemble(kept.ensemble, by_name(candidates)), task.val))
@@ -82,9 +83,9 @@ def test_a_predicted_view_is_never_dropped_for_its_time(campaign, monkeypatch):
     monkeypatch.setattr(type(ledger), "remaining", 0.0)
     slow = MemberView("slow", "1")
     members = MemberPredictions(test={slow: candidates[slow]})
-    kept = drop_unaffordable_views(report, candidates, task, ledger, members)
+    kept = drop_unaffordable_views(report, candidates, task, ledger, members, parts=PARTS)
     assert set(kept.ensemble.weights) == {"slow@1"}
-    kept = drop_unaffordable_views(report, candidates, task, ledger, MemberPredictions())
+    kept = drop_unaffordable_views(report, candidates, task, ledger, MemberPredictions(), parts=PARTS)
     assert len(kept.ensemble.weights) == 1, "one view must be predicted"
 
 

@@ -9,7 +9,7 @@ from foldfuse import __version__, cli
 
 OPTIONS = {  # of every command: its arguments by their place, then its options
     "campaign": (
-        "DATA --test --deadline --out --recipe --forbid --image-size --set --folds --external-run "
+        "DATA --test --deadline --out --recipe --forbid --image-size --set --folds --train-folds --external-run "
         "--external-predictions --seed --metric --pseudo-labels --like --format --labels --image-names "
         "--images --ignore-orientation --device --resume --ray --plan --offline --overwrite"
     ),

@@ -185,5 +185,5 @@ def test_a_campaign_does_not_start_from_a_run_that_knows_its_held_out_images(fol
                 prepare_task(inputs, {"a": recipe}, **settings, ledger=ledger)
         else:
             task = prepare_task(inputs, {"a": recipe}, **settings, ledger=ledger)
-            assert task.train_hashes == image_hashes(task.train.samples)
+            assert task.train_hashes(0) == image_hashes(task.train.samples)
         ledger.close()

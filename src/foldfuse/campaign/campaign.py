@@ -3,7 +3,8 @@
 The members are cooldown runs of base runs (see `planning.segments`): a base run trains on small images at a constant learning
 rate, and cooldown runs continue it at other image sizes and with other seeds while the rate decays to 0. So each member costs a
 fraction of a full training. With more time several base runs are compared, and the runs that add most to the ensemble are
-promoted. All runs hold out the same fold: their predictions of it are out-of-fold, and the ensemble is chosen on them.
+promoted. Every run holds out a fold, fold 0 where time is short: its predictions of it are out-of-fold, and the ensemble is
+chosen on them. With time for it several folds are trained, each with the same segments (see `trained_folds`).
 
 From the first finished member on there is a valid submission on disk. Only a submission with a better score on the held-out
 fold replaces it. The ledger records all work, so that a killed campaign can be resumed.
@@ -215,10 +216,12 @@ def plan_campaign(request: CampaignRequest) -> CampaignPlan:
         closing(ledgers.create(Path(folder), {}, deadline=request.deadline, start=time.monotonic())) as ledger,
     ):
         task = request.make_task(inputs, candidates.recipes, ledger)
+        folds_reason = ledger.get("train_folds_reason")
 
     from foldfuse.campaign.planning.estimates import estimate_campaign  # loads torch, after the input was checked
 
-    return replace(estimate_campaign(task, request.deadline), candidates_reason=candidates.reason)
+    estimate = estimate_campaign(task, request.deadline)
+    return replace(estimate, candidates_reason=candidates.reason, folds_reason=folds_reason)
 
 
 def _work(

@@ -11,7 +11,9 @@ from pathlib import Path
 from foldfuse.campaign import constants as c
 from foldfuse.campaign.planning.candidates import candidate_recipes, check_image_sizes, check_start
 from foldfuse.campaign.planning.hardware import DefaultCandidates, default_candidates
-from foldfuse.campaign.task import Inputs, Task, prepare_task, read_inputs
+from foldfuse.campaign.task import Inputs, Task, note_weights, prepare_task, read_inputs
+from foldfuse.campaign.trained_folds import AUTO, TrainFolds, with_trained_folds
+from foldfuse.data.folds import read_folds
 from foldfuse.errors import InputError
 from foldfuse.evaluation.custom_metric import absolute_name
 from foldfuse.evaluation.metrics import get_metric
@@ -39,7 +41,8 @@ class CampaignRequest:
         forbid: names of recipes that are not allowed.
         image_size: allowed image sizes in pixels; empty for all.
         set: changes to the recipes, such as lr=3e-4.
-        folds: number of folds, of which one is held out; or the path of a file of `foldfuse split`, whose fold 0 is held out.
+        folds: number of folds, or the path of a file of `foldfuse split`; fold 0 is always held out from members of its own.
+        train_folds: number of folds that are each held out from members of its own; "auto" for as many as there is time for.
         external_run: folders of runs that were trained without the held-out images.
         external_predictions: "VAL:TEST", files with another toolkit's predictions of the held-out and the test images.
         seed: the seed of every random choice.
@@ -63,6 +66,7 @@ class CampaignRequest:
     image_size: tuple[int, ...] = ()
     set: tuple[str, ...] = ()
     folds: int | str = 5
+    train_folds: TrainFolds = AUTO
     external_run: tuple[Path, ...] = ()
     external_predictions: tuple[str, ...] = ()
     seed: int = 0
@@ -94,6 +98,18 @@ class CampaignRequest:
             ),
         )
 
+    @property
+    def one_fold_only(self) -> str | None:
+        """The option with which one fold alone can be trained; None without any."""
+        if self.external_run or self.external_predictions:
+            return "--external-run" if self.external_run else "--external-predictions"
+        return "--pseudo-labels" if self.pseudo_labels else None
+
+    @property
+    def wanted_folds(self) -> TrainFolds:
+        """`train_folds`, or 1 where an option allows no more."""
+        return 1 if self.train_folds == AUTO and self.one_fold_only else self.train_folds
+
     def check(self, cards: Sequence[str] | None = None, *, download: bool = True) -> DefaultCandidates:
         """Checks the request, and returns the candidates, with a reason where the machine's cards chose them.
 
@@ -109,6 +125,12 @@ class CampaignRequest:
             raise InputError(
                 f"the deadline is {format_duration(self.deadline)}, and even one member needs "
                 f"{format_duration(c.MIN_DEADLINE)}. Give more time."
+            )
+        if self.train_folds not in (AUTO, 1) and self.one_fold_only is not None:
+            why = "would have to predict" if self.one_fold_only != "--pseudo-labels" else "would teach each other"
+            raise InputError(
+                f"--train-folds {self.train_folds} with {self.one_fold_only}: members {why} images of several folds. Give "
+                "--train-folds 1, or leave one of the two out."
             )
         if cards is None:
             cards = () if self.recipe else card_names(self.device)
@@ -162,6 +184,11 @@ class CampaignRequest:
             device=self.device,
             ledger=ledger,
         )
+        first = ledger.get("train_folds") is None
+        folds = read_folds(ledger.folder / "folds.json")
+        task = with_trained_folds(task, folds, wanted=self.wanted_folds, ledger=ledger)
+        if first:
+            note_weights(recipes, task.val, ledger)
         return replace(task, sample=sample)
 
 

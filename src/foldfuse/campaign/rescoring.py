@@ -33,15 +33,16 @@ def rescore_submission(task: Task, ledger: Ledger, members: MemberPredictions) -
         return
     number, score_before, facts = latest
     folder = ledger.folder / "submissions" / str(number)
-    val = read_predictions(folder / "fused_oof.parquet", task.val)
+    images = task.val_in(*(facts.get("folds") or task.folds))
+    val = read_predictions(folder / "fused_oof.parquet", images)
     test = read_predictions(folder / "fused_test.parquet", task.test)
-    if len(task.val) < rescoring.PARTS or not len(val.boxes):
+    if len(images) < rescoring.PARTS or not len(val.boxes):
         return  # too few images to tell a gain from chance
-    if choice_seconds(task.metric, task.val) > (ledger.remaining - c.DELIVERY_SECONDS) / 2:
+    if choice_seconds(task.metric, images) > (ledger.remaining - c.DELIVERY_SECONDS) / 2:
         ledger.log(_NO_TIME)
         return
     remaining_at_start, metric = ledger.remaining, metric_label(task.metric)
-    train_crops = c.RESCORING_TRAIN_CROPS + c.RESCORING_CROPS_PER_IMAGE * len(task.val)
+    train_crops = c.RESCORING_TRAIN_CROPS + c.RESCORING_CROPS_PER_IMAGE * len(images)
     test_share = c.RESCORING_CROPS_PER_IMAGE * len(task.test_samples) / train_crops  # of the time that training takes
 
     with ledger.timed("crop rescoring", "fuse"):
@@ -70,7 +71,7 @@ def rescore_submission(task: Task, ledger: Ledger, members: MemberPredictions) -
             return
         rescored = rescoring.apply_rescorer(result.rescorer, test, task.test_samples)
     with ledger.timed("submit", "submit"):
-        score = score_predictions(result.predictions, task.val)
+        score = score_predictions(result.predictions, images)
         fused = {**facts["fused"], **score.to_dict(), "value": result.after}  # nested score and interval: of the fusion
         new_facts = {**facts, "rescoring": result.to_dict(), "fused": fused}
         ensemble = read_ensemble(folder / "ensemble.json")

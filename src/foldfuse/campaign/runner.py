@@ -105,7 +105,8 @@ def measure_costs(task: Task, ledger: Ledger, workers: Workers) -> None:
     if ledger.deadline < c.COMPARE_DEADLINE or len(task.recipes) < 2:
         return
     with ledger.timed("measure the candidates", "setup"):
-        costs = measure_candidates(campaign_state(task, ledger, workers), task.train, device=task.device)
+        train = task.train_in(task.folds[0])
+        costs = measure_candidates(campaign_state(task, ledger, workers), train, device=task.device)
     ledger.set(step_seconds={cost.name: round(cost.step_seconds, 4) for cost in costs})
     measured = ", ".join(f"{cost.name} {cost.step_seconds:.2f}" for cost in costs)
     ledger.log(f"Seconds of a step of a base run, measured here: {measured}.")
@@ -129,7 +130,7 @@ def rank_base_runs(task: Task, ledger: Ledger, members: MemberPredictions, worke
     if not candidates:
         return
     with ledger.timed("compare the base runs", "fuse"):
-        ranking = rank_by_ensemble_gain(candidates, task.val, metric=task.metric)
+        ranking = rank_by_ensemble_gain(candidates, task.val_in(task.folds[0]), metric=task.metric)
     ledger.set(ranking=promoted(ranking), gains=ranking)
     first, *others = ranking
     steps = [f"{first.name} {first.ensemble_score:.3f}"]
@@ -252,7 +253,7 @@ def campaign_state(task: Task, ledger: Ledger, workers: Workers) -> CampaignStat
         seed=task.seed,
         deadline=ledger.deadline,
         elapsed=ledger.elapsed,
-        num_val=len(task.val),
+        num_val=len(task.val_in(task.folds[0])),
         num_test=len(task.test),
         segments=ledger.segments(),
         step_seconds=ledger.get("step_seconds") or {},
@@ -262,6 +263,7 @@ def campaign_state(task: Task, ledger: Ledger, workers: Workers) -> CampaignStat
         pseudo_labels=task.pseudo_labels,
         auto_image_size=task.auto_image_size,
         max_views=ledger.get("max_views"),
+        folds=task.folds,
     )
 
 
@@ -272,16 +274,17 @@ def make_job(segment: Segment, seconds: float, task: Task, ledger: Ledger, worke
     if warning:
         ledger.log(warning)
     if not run.exists:
-        metadata = run_metadata(task.train, data=str(task.train.source), seed=segment.seed, val_ids=task.val.image_ids)
+        train, val = task.train_in(segment.fold), task.val_in(segment.fold)
+        metadata = run_metadata(train, data=str(train.source), seed=segment.seed, val_ids=val.image_ids)
         metadata = replace(metadata, ignore_orientation=task.ignore_orientation)
         Run.create(run.folder, segment.recipe, metadata)
         try:
-            sentence = missing_targets(task.train, segment.recipe)
+            sentence = missing_targets(train, segment.recipe)
         except InputError as error:  # another image size may do; the campaign found that one does
             sentence = str(error)
         if sentence:
             ledger.log(f"{segment.name}: {sentence}")
-        run.write_learnt_images({*task.train_hashes, *learnt_before(segment.recipe.init_weights)})
+        run.write_learnt_images({*task.train_hashes(segment.fold), *learnt_before(segment.recipe.init_weights)})
     trained = checkpoint["seconds"] if checkpoint is not None else 0.0
     previous = campaign_state(task, ledger, workers).record(segment.name)
     record = new_record(segment, ledger)
@@ -295,6 +298,7 @@ def make_job(segment: Segment, seconds: float, task: Task, ledger: Ledger, worke
     parent = Run(ledger.folder / "members" / record.parent) if record.parent and checkpoint is None else None
     return SegmentJob(
         run=run,
+        fold=segment.fold,
         seconds=seconds,
         checkpoint=checkpoint,
         parent=parent,
@@ -350,13 +354,13 @@ def add_member(
     predicted: HeldOutPredictions | None,
 ) -> None:
     """Makes a trained segment a member. `predicted`: its predictions of the held-out images; None to predict them now."""
-    run = Run(ledger.folder / "members" / record.name)
+    run, val = Run(ledger.folder / "members" / record.name), task.val_in(record.fold)
     if predicted is None:
         with ledger.timed(f"out-of-fold {record.name}", "predict"):
-            predicted = predict_held_out(run, task.val, campaign_state(task, ledger, workers), device=task.device)
+            predicted = predict_held_out(run, val, campaign_state(task, ledger, workers), device=task.device)
     for view, predictions in predicted.views.items():
-        write_predictions(predictions, predictions_path(run.folder, VAL, str(view)), task.val)
-    score = score_predictions(predicted.views[c.PLAIN_VIEW], task.val)
+        write_predictions(predictions, predictions_path(run.folder, VAL, str(view)), val)
+    score = score_predictions(predicted.views[c.PLAIN_VIEW], val)
     recipe, metadata = run.recipe, run.metadata
     seconds, speed = metadata.seconds or 0.0, metadata.images_per_second or 0.0
     rows = [row for row in run.log if "ap50" not in row or "loss" in row]

@@ -7,12 +7,14 @@ folder. Whenever a process is killed, a valid submission lies at the top.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from foldfuse.campaign import constants as c
+from foldfuse.campaign.fold_members import choose_folds
 from foldfuse.campaign.planning.allocation import search_seconds
+from foldfuse.campaign.planning.segments import member_name
 from foldfuse.campaign.task import TEST, VAL, Task, predictions_path
 from foldfuse.data.content_hashes import image_hashes
 from foldfuse.detections import Detections, Predictions
@@ -43,7 +45,7 @@ class MemberPredictions:
     """Predictions of the members, in memory.
 
     Attributes:
-        val: predictions of the held-out images.
+        val: each segment's predictions of its held-out images.
         test: predictions of the test images; filled when an ensemble needs them.
         runs: {member: its run folder}.
         score: the campaign's metric of the submitted ensemble on the held-out images.
@@ -66,8 +68,9 @@ def load_predictions(task: Task, ledger: Ledger) -> MemberPredictions:
         members.runs[record.name] = Run(folder)
         if record.state != "done":
             continue
+        val = task.val_in(record.fold)
         for view in record.result.get("predicted_views", ()):
-            for split, into, dataset in ((VAL, members.val, task.val), (TEST, members.test, task.test)):
+            for split, into, dataset in ((VAL, members.val, val), (TEST, members.test, task.test)):
                 path = predictions_path(folder, split, view)
                 if path.exists():
                     into[MemberView(record.name, view)] = read_predictions(path, dataset)
@@ -85,27 +88,43 @@ def submit_best(task: Task, ledger: Ledger, members: MemberPredictions, *, last:
     may not need.
     """
     plain = str(c.PLAIN_VIEW)
-    candidates = {key: predictions for key, predictions in members.val.items() if last or key.view == plain}
+    predicted = [key for key in members.val if last or key.view == plain]
+    latest = ledger.latest_submission()
+    submitted = tuple(latest[2].get("folds") or (0,)) if latest else ()
+    known = ledger.segments()
+    chosen = choose_folds(predicted, known, folds=task.folds, submitted=submitted, last=last)
+    if not last and not {part.member for parts in chosen.parts.values() for part in parts} & {*members.new_members}:
+        finish_choice(ledger, members)  # the new member waits for the other members of its fold
+        return
+    images = task.val_in(*chosen.folds)
+    candidates = chosen.candidates(members.val, images.image_ids)
     with ledger.timed("search the ensemble", "fuse"):
         seconds = search_seconds(ledger.deadline) if last else c.FIRST_SEARCH_SECONDS
         named = by_name(candidates)
-        report = build_ensemble(named, task.val, metric=task.metric, seconds=seconds, seed=task.seed)
-        report = drop_unaffordable_views(report, candidates, task, ledger, members)
-    if members.score is not None and report.score <= members.score:
+        report = build_ensemble(named, images, metric=task.metric, seconds=seconds, seed=task.seed)
+        report = drop_unaffordable_views(report, candidates, task, ledger, members, parts=chosen.parts)
+    if members.score is not None and report.score <= members.score and chosen.folds == submitted:
         ledger.log(
             f"The ensemble with the new member has {metric_label(report.metric)} {report.score:.3f} out-of-fold, no more than "
             "before: the submission stays."
         )
     else:
+        ensemble = report.ensemble.with_parts({str(key): [*map(str, parts)] for key, parts in chosen.parts.items()})
         with ledger.timed("predict the test images", "predict"):
-            predict_test_images(report.ensemble, candidates, task, ledger, members)
+            predict_test_images(ensemble, members.val, task, ledger, members)
         with ledger.timed("submit", "submit"):
             val = apply_ensemble(report.ensemble, named)
-            test = apply_ensemble(report.ensemble, by_name(members.test))
-            facts = ensemble_summary(report, candidates, score_predictions(val, task.val))
-            write_submission_folder(val, test, report.ensemble, report.score, facts, task=task, ledger=ledger)
+            test = apply_ensemble(ensemble, by_name(members.test))
+            facts = ensemble_summary(report, candidates, score_predictions(val, images))
+            facts["folds"] = list(chosen.folds)
+            write_submission_folder(val, test, ensemble, report.score, facts, task=task, ledger=ledger)
         members.score = report.score
         log_ensemble(report, candidates, ledger)
+    finish_choice(ledger, members)
+
+
+def finish_choice(ledger: Ledger, members: MemberPredictions) -> None:
+    """Records that the new members have been looked at."""
     members.new_members.clear()
     ledger.set(chosen_from=sorted({key.member for key in members.val}))
 
@@ -127,17 +146,21 @@ def drop_unaffordable_views(
     task: Task,
     ledger: Ledger,
     members: MemberPredictions,
+    *,
+    parts: Mapping[MemberView, Sequence[MemberView]],
 ) -> EnsembleReport:
     """The ensemble without views that cannot be predicted in the remaining time.
 
-    Views with the least weight for each second of predicting the test images go first; one view stays.
+    Views with the least weight for each second of predicting the test images go first; one view stays. `parts` are the segments
+    that predict the test images for each candidate.
     """
     image_seconds = {record.name: float(record.result.get("image_seconds", 0.0)) for record in ledger.segments()}
     weights = ensemble_views(report.ensemble, candidates)
+    pending = {key: [part for part in parts[key] if part not in members.test] for key in weights}
     seconds = {
-        key: len(task.test) * image_seconds[key.member] * View.parse(key.view).scale ** 2
-        for key in weights
-        if key not in members.test
+        key: len(task.test) * View.parse(key.view).scale ** 2 * sum(image_seconds[part.member] for part in left)
+        for key, left in pending.items()
+        if left
     }
     free = ledger.remaining - c.DELIVERY_SECONDS
     by_value = sorted(seconds, key=lambda key: weights[key] / max(seconds[key], 1e-9))
@@ -152,7 +175,8 @@ def drop_unaffordable_views(
     ensemble = replace(report.ensemble, weights=names, score_exponents=exponents)
     in_order = [name for name in report.ensemble.weights if name not in names]
     ledger.log(f"Left out of the ensemble, because predicting with it would take too long: {', '.join(in_order)}.")
-    score = measure(apply_ensemble(ensemble, by_name(candidates)), task.val, metric=report.metric)
+    fused = apply_ensemble(ensemble, by_name(candidates))
+    score = measure(fused, task.val.subset(fused.image_ids), metric=report.metric)
     table = tuple(replace(row, leave_one_out_gain=None) for row in report.table)
     # the nested score, its interval and the gains were those of the larger ensemble
     return replace(report, ensemble=ensemble, score=score, nested_score=None, interval=None, table=table)
@@ -172,7 +196,7 @@ def write_submission_folder(
     """Writes a submission, records it in the ledger, and replaces the previous submission.
 
     Args:
-        val, test: fused predictions of the held-out and of the test images.
+        val, test: fused predictions of held-out images, of all folds or some, and of the test images.
         ensemble: the ensemble that the predictions come from.
         score: the campaign's metric of `val`.
         facts: the facts for the ledger and the report.
@@ -186,13 +210,14 @@ def write_submission_folder(
     with atomic_folder(folder) as temporary:
         write_submission(fused, task.test, temporary / "submission.csv", "contest_csv", like=task.sample)
         write_submission(fused, task.test, temporary / "submission.json", "coco_json")
-        learnt_ids = val.learnt_ids | set(task.train.image_ids)
-        write_predictions(replace(val, learnt_ids=learnt_ids), temporary / "fused_oof.parquet", task.val)
+        images = task.val.subset(val)
+        learnt_ids = val.learnt_ids | set(task.labeled.image_ids) - set(images.image_ids)
+        write_predictions(replace(val, learnt_ids=learnt_ids), temporary / "fused_oof.parquet", images)
         write_predictions(fused, temporary / "fused_test.parquet", task.test)
         ensemble.write(temporary / "ensemble.json")
         write_text(temporary / WEIGHTS, origins_page(_origins(ensemble, ledger)))
         if rescorer is not None:
-            rescorer_file.write_rescorer(temporary, rescorer, task.train.classes, image_hashes(task.val.samples))
+            rescorer_file.write_rescorer(temporary, rescorer, task.train.classes, image_hashes(images.samples))
     ledger.add_submission(score, facts)
     publish(ledger)
 
@@ -296,7 +321,7 @@ def log_ensemble(report: EnsembleReport, candidates: Mapping[MemberView, Predict
     for record in ledger.segments():
         if record.state != "done":
             continue
-        keys = [key for key in weights if key.member == record.name]
+        keys = [key for key in weights if key.member == member_name(record)]
         part = {
             "weight": round(sum(weights[key] for key in keys) / total, 3) if keys else 0.0,
             "leave_one_out_gain": round(sum(gains.get(str(key), 0.0) for key in keys), 4) if keys and gains else None,

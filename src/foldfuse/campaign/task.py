@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -62,20 +62,23 @@ class Task:
     """Data and settings of a campaign.
 
     Attributes:
-        train: annotated images to train on.
-        val: held-out annotated images, which no member trains on: the ensemble is chosen on them.
+        train: annotated images that every member trains on.
+        val: held-out annotated images: each is predicted by members that have not learnt it, and the ensemble is chosen on them.
         test: images to predict for the submission, without annotations.
         undecodable: ids of test images that cannot be decoded; they are submitted without a box.
         recipes: {name: recipe} of the candidates, the default first.
         image_sizes: allowed image sizes; empty for all.
         image_size_choice: the image size of the recipes that leave it open; None where none does.
         seed: the seed of every random choice.
-        num_folds: number of folds, of which fold 0 is held out.
+        num_folds: number of folds of the annotated images.
         metric: promotes base runs and chooses the ensemble; see `evaluation.metrics` for its names.
         pseudo_labels: whether the last cooldown runs also train on pseudo-labels of the test images.
         device: the device of every network, as `--device` takes it.
         sample: the sample submission that submission.csv follows; None for the contest's plain CSV.
         ignore_orientation: whether pixels are taken as stored, whatever an EXIF tag says.
+        image_size_choice: the image size of the recipes that leave it open; None where none does.
+        held_out: {fold: ids of its images} of the folds that are trained, all of them in `val`: a member of one fold trains on
+            `train` and on the images of the others. Empty where all of `val` is fold 0.
     """
 
     train: Dataset
@@ -92,6 +95,30 @@ class Task:
     ignore_orientation: bool = False
     sample: SampleSubmission | None = None
     image_size_choice: ImageSizeChoice | None = None
+    held_out: Mapping[int, frozenset[int]] = field(default_factory=dict)
+
+    @property
+    def folds(self) -> tuple[int, ...]:
+        """The folds that are trained: each is held out from members of its own."""
+        return tuple(self.held_out) or (0,)
+
+    def train_in(self, fold: int) -> Dataset:
+        """The images that the members of a fold train on."""
+        if not self.held_out:
+            return self.train
+        others = (sample for sample in self.val.samples if sample.id not in self.held_out[fold])
+        return replace(self.train, samples=(*self.train.samples, *others))
+
+    def val_in(self, *folds: int) -> Dataset:
+        """The held-out images of these folds."""
+        if set(folds) == set(self.folds):
+            return self.val
+        return self.val.subset(set().union(*(self.held_out[fold] for fold in folds)))
+
+    @cached_property
+    def cached(self) -> Dataset:
+        """The images that some member trains on."""
+        return self.labeled if len(self.folds) > 1 else self.train
 
     @property
     def test_samples(self) -> tuple[Sample, ...]:
@@ -109,9 +136,13 @@ class Task:
         return None if self.image_size_choice is None else self.image_size_choice.size
 
     @cached_property
-    def train_hashes(self) -> tuple[str, ...]:
-        """The hashes of the images to train on, which every member's run records."""
-        return image_hashes(self.train.samples)
+    def _hashes(self) -> Mapping[int, str]:
+        """{image id: hash} of the images that some member trains on."""
+        return dict(zip(self.cached.image_ids, image_hashes(self.cached.samples), strict=True))
+
+    def train_hashes(self, fold: int) -> tuple[str, ...]:
+        """The hashes of the images that the members of a fold train on, which their runs record."""
+        return tuple(self._hashes[image_id] for image_id in self.train_in(fold).image_ids)
 
 
 def predictions_path(folder: Path, split: Split, view: str) -> Path:
@@ -210,7 +241,6 @@ def prepare_task(
     train = require_annotations(labeled.subset(train_ids))
     if first:
         _check_init_weights(recipes, val)
-        _note_likeness(recipes, val, ledger)
         source = "" if inputs.test is None else f", from {inputs.test.source.name}"
         if inputs.test is None:
             ledger.log(
@@ -280,8 +310,8 @@ def _check_init_weights(recipes: Mapping[str, Recipe], val: Dataset) -> None:
             )
 
 
-def _note_likeness(recipes: Mapping[str, Recipe], val: Dataset, ledger: Ledger) -> None:
-    """Notes that held-out images look like those that the recipes' detection weights have learnt from."""
+def note_weights(recipes: Mapping[str, Recipe], val: Dataset, ledger: Ledger) -> None:
+    """Notes held-out images that look like those which the recipes' detection weights have learnt, and odd licences."""
     from foldfuse.inference.pretraining_images import likeness_warnings  # loads torch
     from foldfuse.training.weights_origin import origins_of
 

@@ -16,7 +16,7 @@ from foldfuse.campaign.request import CampaignRequest
 from foldfuse.commands import options
 from foldfuse.commands.predictions import score
 from foldfuse.demo import synthetic
-from foldfuse.errors import InputError
+from foldfuse.errors import InputError, counted
 from foldfuse.evaluation.metrics import open_metric
 from foldfuse.recipes import AUTO, AUTO_WORD
 from foldfuse.reporting.live import follow
@@ -38,6 +38,7 @@ def campaign(
     image_size: options.AutoImageSizes = (),
     set: options.Set = (),
     folds: options.Folds = 5,
+    train_folds: options.TrainFolds = "auto",
     external_run: tuple[Path, ...] = (),
     external_predictions: tuple[str, ...] = (),
     seed: options.Seed = 0,
@@ -73,8 +74,10 @@ def campaign(
         forbid: recipes that are not allowed.
         image_size: image sizes that are allowed, in pixels, all by default; or auto to choose sizes from the data for every
             recipe, as most recipes do.
-        folds: number of folds, of which one is held out to choose the ensemble on; or a file of `foldfuse split`, whose
-            fold 0 is held out.
+        folds: number of folds of the annotated images, or a file of `foldfuse split`. The members of a fold learn all
+            images but its own, which they predict to choose the ensemble; fold 0 is always trained.
+        train_folds: number of folds that are trained, each with members of its own; or auto for as many as there is time
+            for.
         external_run: folder of a run that was trained without the held-out images; it joins the ensemble. Repeat for more.
         external_predictions: VAL:TEST, another toolkit's predictions of the held-out and of the test images, in any format
             that `fuse` reads; they join the ensemble. Repeat for more.
@@ -117,6 +120,7 @@ def campaign(
         image_size=tuple(size for size in image_size if size != AUTO),
         set=(*set, f"image_size={AUTO_WORD}") if AUTO in image_size else tuple(set),
         folds=folds if isinstance(folds, int) else str(folds),
+        train_folds=train_folds,
         external_run=tuple(external_run),
         external_predictions=tuple(external_predictions),
         seed=seed,
@@ -177,8 +181,11 @@ def _print_campaign_plan(request: CampaignRequest) -> None:
     console.print(_plan_table(estimate.plan, f"The plan for {format_duration(estimate.deadline)}"))
     if estimate.image_size_reason is not None:
         console.print(estimate.image_size_reason)
-    members = len(estimate.plan.segments)
-    console.print(f"{members} members; fold 0 of {estimate.num_folds} is held out from all of them.")
+    if estimate.folds_reason is not None:
+        console.print(estimate.folds_reason, soft_wrap=True)
+    members = counted(len(estimate.plan.segments), "member")
+    which = "fold 0" if estimate.num_trained == 1 else "its own fold"
+    console.print(f"{members}; {which} of {estimate.num_folds} is held out from each of them.")
 
 
 def _plan_table(plan: Plan, title: str) -> Table:

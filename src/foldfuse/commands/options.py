@@ -98,6 +98,15 @@ def _to_seconds(type_: Any, tokens: Sequence[Token]) -> float:
     return parse_duration(tokens[-1].value)
 
 
+def _to_train_folds(type_: Any, tokens: Sequence[Token]) -> int | Literal["auto"]:
+    text = tokens[-1].value
+    if text == "auto":
+        return "auto"
+    if not re.fullmatch(r"[1-9][0-9]{0,8}", text):
+        raise InputError(f"--train-folds is auto or a number of folds, 1 or more; got {text!r}.")
+    return int(text)
+
+
 def _to_folds(type_: Any, tokens: Sequence[Token]) -> int | Path:
     text = tokens[-1].value
     if not re.fullmatch(r"[+-]?[0-9]{1,18}", text):
@@ -223,6 +232,7 @@ OptionalDuration = Annotated[float | None, Parameter(converter=_to_seconds, meta
 NumFolds = Annotated[int, Parameter(validator=_check_num_folds, metavar="N")]
 FoldsFile = Annotated[Path | None, Parameter(metavar="FILE")]
 Folds = Annotated[int | Path, Parameter(converter=_to_folds, metavar="N|FILE")]
+TrainFolds = Annotated[int | Literal["auto"], Parameter(converter=_to_train_folds, metavar="K|auto")]
 
 # predictions and scores
 _METRIC = Parameter(  # checked by `evaluation.metrics.open_metric`, which would make every command load numba

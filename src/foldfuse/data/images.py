@@ -157,7 +157,7 @@ class ImageCache:
 
     samples: Sequence[Sample]
     longest: int
-    _images: tuple[ImageArray, ...] = field(repr=False)
+    _images: tuple[ImageArray | None, ...] = field(repr=False)  # None: decoded on access
 
     @staticmethod
     def load(
@@ -193,18 +193,22 @@ class ImageCache:
             if odd:
                 sentence = "%d of %d images %s, such as %s. Are they what they should be?"
                 log.warning(sentence, len(odd), len(samples), words, odd[0])
-        return ImageCache(samples, longest, images)
+        return ImageCache(samples, longest, images + (None,) * (len(samples) - len(images)))
 
     def __add__(self, more: ImageCache) -> ImageCache:
         """The cache of these samples, followed by the samples of `more`; both caches must have the same `longest`."""
         assert self.longest == more.longest, f"caches of {self.longest} and {more.longest} px cannot be joined"
-        complete = len(self._images) == len(self.samples)  # else the images of `more` would follow a gap
-        images = self._images + more._images if complete else self._images
-        return ImageCache((*self.samples, *more.samples), self.longest, images)
+        return ImageCache((*self.samples, *more.samples), self.longest, self._images + more._images)
+
+    def of(self, samples: Sequence[Sample]) -> ImageCache:
+        """The cache of some of its samples, in the order given; no image is copied."""
+        position = {sample.id: i for i, sample in enumerate(self.samples)}
+        return ImageCache(samples, self.longest, tuple(self._images[position[sample.id]] for sample in samples))
 
     def __getitem__(self, i: int) -> ImageArray:
         """(H, W, 3) uint8 of sample `i`."""
-        return self._images[i] if i < len(self._images) else load_sample(self.samples[i], longest=self.longest)
+        image = self._images[i]
+        return load_sample(self.samples[i], longest=self.longest) if image is None else image
 
 
 def _on_disk(images: Iterable[ImageArray]) -> tuple[ImageArray, ...]:

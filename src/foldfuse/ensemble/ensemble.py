@@ -68,6 +68,16 @@ class Ensemble:
             repr(self), table_html(["member", "weight", "score exponent"], rows, more=len(ranked) - len(rows))
         )
 
+    def with_parts(self, parts: Mapping[str, Sequence[str]]) -> Ensemble:
+        """The ensemble in which each member is replaced by its parts, which share its weight equally.
+
+        Args:
+            parts: {member: names of its parts, at least one}.
+        """
+        weights = {part: w / len(parts[name]) for name, w in self.weights.items() for part in parts[name]}
+        exponents = {part: value for name, value in self.score_exponents.items() for part in parts[name]}
+        return replace(self, weights=weights, score_exponents=exponents)
+
     def write(self, path: Path) -> None:
         """Write as a small JSON file."""
         write_record(path, self, version=VERSION)

@@ -123,6 +123,8 @@ _FACTS: dict[str, Any] = {
     "ranking": list[str] | None,
     "max_views": Annotated[int, msgspec.Meta(ge=1)] | None,
     "chosen_from": list[str] | None,
+    "train_folds": list[int] | None,
+    "train_folds_reason": str | None,
 }
 _TABLE_FACTS: dict[str, Any] = {  # of a snapshot
     **_SUBMITTED,

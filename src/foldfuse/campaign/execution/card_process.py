@@ -13,6 +13,7 @@ import pickle
 import queue
 import sys
 import threading
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,15 +37,16 @@ class Setup:
     """The first message to a process.
 
     Attributes:
-        train, val: the images to train on, and the held-out images.
+        cached: the images that some segment trains on.
+        folds: {fold: (the images that its segments train on, its held-out images)}.
         longest: longest side, in pixels, of the decoded images.
         device: the device to compute on.
         cores: the processor's cores that are this process's share; empty for all.
         threads: threads to compute with at most.
     """
 
-    train: Dataset
-    val: Dataset
+    cached: Dataset
+    folds: Mapping[int, tuple[Dataset, Dataset]]
     longest: int
     device: str
     cores: tuple[int, ...]
@@ -57,6 +59,7 @@ class Order:
 
     Attributes:
         folder: its run folder, where the process writes checkpoints and log.
+        fold: the fold that it holds out.
         seconds: total seconds of training when the job ends.
         parent: the folder of the run that gives the initial weights; None where the segment has a checkpoint or no parent.
         checkpoint_seconds: seconds between checkpoints.
@@ -65,6 +68,7 @@ class Order:
     """
 
     folder: Path
+    fold: int
     seconds: float
     parent: Path | None
     checkpoint_seconds: float
@@ -176,7 +180,7 @@ def _work(setup: Setup, inbox: queue.SimpleQueue[Setup | Order], answer: Any) ->
     logger.addHandler(_Forward(answer))
     torch.set_num_threads(min(setup.threads, torch.get_num_threads()))
     compile_training_loops()
-    images = ImageCache.load(setup.train.samples, longest=setup.longest)
+    images = ImageCache.load(setup.cached.samples, longest=setup.longest)
     answer(Ready())
     with current_device(setup.device):
         _carry_out(setup, images, inbox, answer)
@@ -189,7 +193,8 @@ def _carry_out(setup: Setup, images: ImageCache, inbox: queue.SimpleQueue[Setup 
     while True:
         order = inbox.get()
         assert isinstance(order, Order)
-        dataset, decoded = setup.train, images
+        dataset, val = setup.folds[order.fold]
+        decoded = images.of(dataset.samples)
         if order.pseudo_labeled is not None:
             dataset, decoded = concat(dataset, decoded, order.pseudo_labeled)
         run = Run(order.folder)
@@ -204,7 +209,7 @@ def _carry_out(setup: Setup, images: ImageCache, inbox: queue.SimpleQueue[Setup 
                 checkpoint_seconds=order.checkpoint_seconds,
                 device=setup.device,
             )
-            predicted = predict_held_out(run, setup.val, order.state, device=setup.device)
+            predicted = predict_held_out(run, val, order.state, device=setup.device)
         except FloatingPointError as error:
             answer(Failed("diverged", str(error)))
         else:

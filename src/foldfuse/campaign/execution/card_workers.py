@@ -110,6 +110,7 @@ class CardWorkers:
         worker.take(job, self._ledger)
         order = Order(
             folder=job.run.folder.resolve(),
+            fold=job.fold,
             seconds=job.seconds,
             parent=job.parent.folder.resolve() if job.parent is not None else None,
             checkpoint_seconds=job.checkpoint_seconds,
@@ -203,7 +204,8 @@ class CardWorkers:
         worker = CardWorker(device, slot, process)
         self._workers.append(worker)
         cores, threads = share_of_cores(slot, count), max(1, usable_cores() // count)
-        setup = Setup(self._task.train, self._task.val, self._longest, device, cores, threads)
+        folds = {fold: (self._task.train_in(fold), self._task.val_in(fold)) for fold in self._task.folds}
+        setup = Setup(self._task.cached, folds, self._longest, device, cores, threads)
         worker.reader = threading.Thread(target=self._receive, args=(worker, setup), daemon=True)
         worker.reader.start()
 

@@ -110,9 +110,16 @@ class RayCluster:
         if self._setup is not None:
             return False
         with self._ledger.timed("send the images to the cluster", "setup"):
-            datasets, put = (self._task.train, self._task.val), self._ray.put
-            chunks = [[put(chunk) for chunk in image_chunks(dataset.samples)] for dataset in datasets]
-            self._setup = (*map(put, datasets), *chunks, longest)
+            labeled, put = self._task.labeled, self._ray.put
+            position = {sample.id: i for i, sample in enumerate(labeled.samples)}
+            folds = {
+                fold: tuple(
+                    [position[i] for i in part.image_ids]
+                    for part in (self._task.train_in(fold), self._task.val_in(fold))
+                )
+                for fold in self._task.folds
+            }
+            self._setup = put(labeled), [put(chunk) for chunk in image_chunks(labeled.samples)], put(folds), longest
             self._start_workers()
             start, patience = time.monotonic(), min(c.FIRST_WORKER_SECONDS, self._ledger.deadline / 2)
             while not all(worker.ready for worker in self._workers) and time.monotonic() < start + patience:
@@ -134,6 +141,7 @@ class RayCluster:
         extra = job.pseudo_labeled
         spec = JobSpec(
             name=job.name,
+            fold=job.fold,
             seconds=job.seconds,
             files=read_files(job.run.folder),
             parent=read_files(job.parent.folder, "checkpoint*.pt") if job.parent is not None else {},
@@ -204,7 +212,7 @@ class RayCluster:
         job = self._release(worker)
         write_files(result.files, job.run.folder)
         views = {
-            View.parse(view): read_predictions(predictions_path(job.run.folder, VAL, view), self._task.val)
+            View.parse(view): read_predictions(predictions_path(job.run.folder, VAL, view), self._task.val_in(job.fold))
             for view in result.views
         }
         return SegmentResult(job.name, result.seconds, HeldOutPredictions(views, result.image_seconds))

@@ -45,6 +45,7 @@ class JobSpec:
         device: the device of every network, as `--device` takes it.
         pseudo_labeled: samples to train on besides the samples sent before.
         chunks: their image files.
+        fold: the fold that it holds out.
     """
 
     name: str
@@ -56,6 +57,7 @@ class JobSpec:
     device: str
     pseudo_labeled: Dataset | None = None
     chunks: Sequence[ImageChunk] = ()
+    fold: int = 0
 
 
 @dataclass(frozen=True)
@@ -82,14 +84,25 @@ class Worker:
         host.tune_malloc()
         self._folder = Path(tempfile.mkdtemp(prefix="foldfuse-"))
         self._finished, self._sent = "", 0
-        self._train: Any = None
-        self._val: Any = None
+        self._labeled: Any = None
+        self._folds: Mapping[int, tuple[Sequence[int], Sequence[int]]] = {}
         self._images: Any = None
 
     def prepare(
-        self, train: Dataset, val: Dataset, train_chunks: Sequence[Any], val_chunks: Sequence[Any], longest: int
+        self,
+        labeled: Dataset,
+        chunks: Sequence[Any],
+        folds: Mapping[int, tuple[Sequence[int], Sequence[int]]],
+        longest: int,
     ) -> dict[str, str]:
-        """Stores the images, decodes the training images, and returns the versions that must agree on all machines."""
+        """Stores the images, decodes those to train on, and returns the versions that must agree on all machines.
+
+        Args:
+            labeled: all annotated images.
+            chunks: Ray's handles of their files.
+            folds: {fold: (positions of the images that its segments train on, and of its held-out images)}.
+            longest: longest side, in pixels, of the decoded images.
+        """
         import ray
 
         import foldfuse.campaign.execution.jobs  # noqa: F401 - now, rather than in the time of the first segment
@@ -97,10 +110,15 @@ class Worker:
 
         compile_training_loops()
 
-        self._train = unpack_images(train, map(ray.get, train_chunks), self._folder / "train")
-        self._val = unpack_images(val, map(ray.get, val_chunks), self._folder / "val")
-        self._images = ImageCache.load(self._train.samples, longest=longest)
+        self._labeled = unpack_images(labeled, map(ray.get, chunks), self._folder / "images")
+        self._folds = folds
+        learnt = {i for train, _ in folds.values() for i in train}
+        self._images = ImageCache.load([self._labeled.samples[i] for i in sorted(learnt)], longest=longest)
         return versions()
+
+    def _select(self, positions: Sequence[int]) -> Dataset:
+        """The annotated images at these positions."""
+        return replace(self._labeled, samples=tuple(self._labeled.samples[i] for i in positions))
 
     def work(self, spec: JobSpec) -> JobResult:
         """Trains a segment and predicts the held-out images with it.
@@ -110,7 +128,8 @@ class Worker:
         """
         from foldfuse.campaign.execution.jobs import concat, predict_held_out, train_segment
 
-        dataset, images = self._train, self._images
+        dataset, val = map(self._select, self._folds[spec.fold])
+        images = self._images.of(dataset.samples)
         if spec.pseudo_labeled is not None:
             folder = self._folder / "pseudo_labeled"
             shutil.rmtree(folder, ignore_errors=True)
@@ -131,11 +150,11 @@ class Worker:
                 checkpoint_seconds=spec.checkpoint_seconds,
                 device=spec.device,
             )
-            predicted = predict_held_out(run, self._val, spec.state, device=spec.device)
+            predicted = predict_held_out(run, val, spec.state, device=spec.device)
         finally:
             self._finished = spec.name
         for view, predictions in predicted.views.items():
-            write_predictions(predictions, predictions_path(run.folder, VAL, str(view)), self._val)
+            write_predictions(predictions, predictions_path(run.folder, VAL, str(view)), val)
         (run.folder / "checkpoint.previous.pt").unlink(missing_ok=True)
         return JobResult(seconds, read_files(run.folder), tuple(map(str, predicted.views)), predicted.image_seconds)
 

@@ -33,6 +33,7 @@ class SegmentJob:
         checkpoint_seconds: seconds between checkpoints.
         state: the state of the campaign, the segment among its records.
         pseudo_labeled: test images with pseudo-labels, to train on besides the task's images.
+        fold: the fold that it holds out.
     """
 
     run: Run
@@ -42,6 +43,7 @@ class SegmentJob:
     checkpoint_seconds: float
     state: CampaignState
     pseudo_labeled: Dataset | None = None
+    fold: int = 0
 
     @property
     def name(self) -> str:
@@ -154,13 +156,14 @@ class LocalWorker:
         if self._images is not None:
             return False
         with self._ledger.timed("decode the images", "setup"):
-            self._images = ImageCache.load(self._task.train.samples, longest=longest)
+            self._images = ImageCache.load(self._task.cached.samples, longest=longest)
         return True
 
     def start(self, job: SegmentJob) -> None:
         """Trains a segment to its end."""
         assert self._images is not None, "prepare comes first"
-        dataset, images = self._task.train, self._images
+        dataset = self._task.train_in(job.fold)
+        images = self._images.of(dataset.samples)
         if job.pseudo_labeled is not None:
             dataset, images = concat(dataset, images, job.pseudo_labeled)
         try:

@@ -53,8 +53,12 @@ def successive_halving(state: CampaignState) -> Decision:
 
 
 def with_new_parent(segment: Segment, state: CampaignState) -> Segment:
-    """The segment with another run of the same detector as parent, in place of a failed one; without any, a base run."""
-    done = [record for record in state.segments if record.state == "done" and not record.role.is_external]
+    """The segment with another run of the same detector and fold as parent, in place of a failed one; without any, a base run."""
+    done = [
+        record
+        for record in state.segments
+        if record.state == "done" and not record.role.is_external and record.fold == segment.fold
+    ]
     parent = next((record.name for record in done if record.recipe["detector"] == segment.recipe.detector), None)
     if parent is not None:
         return replace(segment, parent=parent)

@@ -41,9 +41,11 @@ class CampaignPlan:
         tried: names of the candidates that the plan uses.
         plan: the segments and the reserved time.
         deadline: seconds.
-        num_folds: number of folds, of which fold 0 is held out.
+        num_folds: number of folds of the annotated images.
         image_size_reason: why the image size was chosen from the data; None where every recipe has its own.
         candidates_reason: why these candidates, where the machine's cards chose them; else None.
+        num_trained: number of folds that are trained.
+        folds_reason: why so many.
     """
 
     costs: Sequence[CandidateCost]
@@ -53,6 +55,8 @@ class CampaignPlan:
     num_folds: int
     image_size_reason: str | None = None
     candidates_reason: str | None = None
+    num_trained: int = 1
+    folds_reason: str | None = None
 
 
 def measure_candidate(name: str, recipe: Recipe, dataset: Dataset, *, device: str = "auto") -> CandidateCost:
@@ -79,15 +83,16 @@ def estimate_campaign(task: Task, deadline: float) -> CampaignPlan:
         seed=task.seed,
         deadline=deadline,
         elapsed=0.0,
-        num_val=len(task.val),
+        num_val=len(task.val_in(task.folds[0])),
         num_test=len(task.test),
         pseudo_labels=task.pseudo_labels,
         auto_image_size=task.auto_image_size,
+        folds=task.folds,
     )
-    costs = measure_candidates(state, task.train, device=task.device)
+    costs = measure_candidates(state, task.train_in(task.folds[0]), device=task.device)
     step_seconds = {cost.name: cost.step_seconds for cost in costs}
     state = replace(state, step_seconds=step_seconds, image_seconds=costs[0].image_seconds)
     detectors = {segment.recipe.detector for segment in plan_segments(state)}
     tried = frozenset(cost.name for cost in costs if cost.recipe.detector in detectors)
     reason = None if task.image_size_choice is None else task.image_size_choice.reason
-    return CampaignPlan(costs, tried, make_plan(state), deadline, task.num_folds, reason)
+    return CampaignPlan(costs, tried, make_plan(state), deadline, task.num_folds, reason, num_trained=len(task.folds))

@@ -5,6 +5,9 @@ larger images while the rate decays to 0 (warmup-stable-decay: Hu et al., "MiniC
 time several base runs of different recipes and image sizes are compared. Of the better half by gain to the ensemble, the runs
 with a significant gain are promoted (successive halving: Jamieson and Talwalkar, arXiv:1502.07943): an extended run continues
 each on larger images, and cooldown runs follow.
+
+With still more time several folds are trained. Base runs are compared on the first fold; every other fold gets the same segments
+but those of the base runs that were not promoted, each with a fold of its own that it never learns from.
 """
 
 from __future__ import annotations
@@ -16,14 +19,46 @@ from itertools import product
 from foldfuse.campaign import constants as c
 from foldfuse.campaign.planning.state import CampaignState, Segment
 from foldfuse.recipes import AUTO, BATCH_IMAGE_SIZE, Recipe
-from foldfuse.storage.segments import Role
+from foldfuse.storage.segments import Role, SegmentRecord
 
 
 def plan_segments(state: CampaignState) -> tuple[Segment, ...]:
     """All segments in their order: the past ones, and the future ones if nothing fails.
 
-    Until the base runs are ranked, the first of them are assumed to be promoted.
+    A single worker trains one fold after another, so that an early submission comes from one whole fold. Several workers train
+    all folds together. Until the base runs are ranked, the first of them are assumed to be promoted.
     """
+    first = _segments_of_first_fold(state)
+    needed = {segment.parent for segment in first}
+    repeated = [segment for segment in first if segment.role != Role.BASE or segment.name in needed]
+    num_rounds = max(segment.round for segment in first) + 1
+    compared = sum(segment.role == Role.BASE for segment in first) > 1  # the other folds wait for the ranking
+    segments = list(first)
+    for i, fold in enumerate(state.folds[1:], start=1):
+        later = int(compared) if state.num_workers > 1 else i * num_rounds
+        segments += [_in_fold(segment, fold, later) for segment in repeated]
+    return tuple(sorted(segments, key=lambda segment: segment.round))
+
+
+def _in_fold(segment: Segment, fold: int, later: int) -> Segment:
+    """The segment with another held-out fold, so many rounds later."""
+    parent = None if segment.parent is None else name_in_fold(segment.parent, fold)
+    name = name_in_fold(segment.name, fold)
+    return replace(segment, name=name, parent=parent, fold=fold, round=segment.round + later)
+
+
+def name_in_fold(name: str, fold: int) -> str:
+    """Name of the segment in another fold than the first, such as cooldown1-320-fold2."""
+    return f"{name}-fold{fold}"
+
+
+def member_name(record: SegmentRecord) -> str:
+    """The name of a segment without its fold: segments of several folds with one name are one member of the ensemble."""
+    return record.name.removesuffix(f"-fold{record.fold}") if not record.role.is_external else record.name
+
+
+def _segments_of_first_fold(state: CampaignState) -> tuple[Segment, ...]:
+    """The segments with the first fold held out, in their order."""
     bases = base_runs(state)
     if len(bases) == 1:
         return (*bases, *_cooldowns_of_one(bases[0], state))
@@ -87,7 +122,7 @@ def _cooldowns_of_one(base: Segment, state: CampaignState) -> list[Segment]:
     Cooldown runs that have begun stay in the plan, however many workers are left.
     """
     recipe, scales = state.default_recipe, c.IMAGE_SCALES[1:]
-    begun = sum(record.role == Role.COOLDOWN for record in state.segments)
+    begun = sum(record.role == Role.COOLDOWN and record.fold == state.folds[0] for record in state.segments)
     count = max(num_cooldowns(1 - c.SINGLE_BASE_SHARE, state), state.num_workers, begun)
     sizes = [image_size_at(recipe, scales[i % len(scales)], state) for i in range(count)]
     cooldowns = [
@@ -107,7 +142,7 @@ def _cooldowns_of_one(base: Segment, state: CampaignState) -> list[Segment]:
 
 def num_cooldowns(share: float, state: CampaignState) -> int:
     """Number of cooldown runs of one parent, which together get `share` of the training time: more time gives more runs."""
-    wanted = int(share * c.TRAINING_SHARE * state.deadline / c.MIN_COOLDOWN_SECONDS)
+    wanted = int(share * c.TRAINING_SHARE * state.deadline / len(state.folds) / c.MIN_COOLDOWN_SECONDS)
     return max(c.MIN_COOLDOWNS, min(c.MAX_COOLDOWNS, wanted))
 
 
@@ -118,7 +153,7 @@ def with_pseudo_labels(cooldown: Segment) -> Segment:
 
 def compared_candidates(state: CampaignState) -> list[tuple[str, Recipe, float]]:
     """(recipe name, recipe, image scale) of the base runs that fit into the deadline: all recipes at one size first."""
-    seconds = c.TRAINING_SHARE * c.BASE_SHARE * state.deadline
+    seconds = c.TRAINING_SHARE * c.BASE_SHARE * state.deadline / len(state.folds)
     compared: list[tuple[str, Recipe, float]] = []
     for scale, (name, recipe) in product(c.IMAGE_SCALES[:2], state.recipes.items()):
         first = c.IMAGE_SCALES[0]

@@ -20,7 +20,7 @@ class Segment:
         seed: the seed of its random choices.
         share: the share of the training time, relative to the other segments of the plan.
         parent: the segment whose last checkpoint it starts from; None for a start from the recipe's initial weights.
-        fold: held-out fold.
+        fold: the fold whose images it never learns from.
         round: 0 for a base run; a segment starts once all segments of earlier rounds are over.
         pseudo_labels: whether it also trains on confident predictions of the test images.
     """
@@ -46,6 +46,7 @@ class CampaignState:
         seed: the seed of every random choice.
         deadline, elapsed: seconds.
         num_val, num_test: held-out and test images that each member predicts.
+        folds: the folds of which each is held out from its own segments; the base runs of the first one are compared.
         segments: records of the segments so far.
         step_seconds: {recipe name: seconds of a step of its base run}, as measured; unmeasured recipes are not tried.
         ranking: promoted base runs, best first; empty until the base runs have been compared.
@@ -74,6 +75,7 @@ class CampaignState:
     pseudo_labels: bool = False
     auto_image_size: int | None = None
     max_views: int | None = None
+    folds: tuple[int, ...] = (0,)
 
     @property
     def default_recipe(self) -> Recipe:

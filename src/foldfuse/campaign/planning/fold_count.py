@@ -1,0 +1,58 @@
+"""How many folds a campaign trains: as many as leave the members of each enough training steps.
+
+Members of one fold alone leave the held-out images unlearnt by every member, and the ensemble is chosen on that fold. Members of
+several folds learn all images between them, and the ensemble is chosen on all held-out images; but each has a share of the time.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from foldfuse.campaign import constants as c
+from foldfuse.errors import counted
+
+
+@dataclass(frozen=True)
+class FoldCount:
+    """The number of folds that are trained, and why."""
+
+    number: int
+    reason: str
+
+
+def choose_number(available: int, num_folds: int, *, deadline: float, step_seconds: float | None) -> FoldCount:
+    """The largest of `FOLD_COUNTS` that leaves each fold `MIN_FOLD_STEPS` training steps; one fold where none does.
+
+    Args:
+        available: number of folds that can be held out.
+        num_folds: number of all folds.
+        deadline: seconds of the campaign.
+        step_seconds: seconds of a training step of a base run with the default recipe, divided by the number of devices that
+            train side by side; None where the deadline is too short to measure one.
+    """
+    if step_seconds is None:
+        return FoldCount(1, f"1 of {num_folds} folds is trained: the deadline is too short for more.")
+    steps = c.TRAINING_SHARE * deadline / step_seconds
+    possible = [number for number in c.FOLD_COUNTS if number <= available]
+    number = max((n for n in possible if steps / n >= c.MIN_FOLD_STEPS), default=1)
+    each = f"some {counted(_rounded(steps / number), 'step')}"
+    if number == 1:
+        more = min((n for n in possible if n > 1), default=None)
+        why = (
+            f"{more} would have some {counted(_rounded(steps / more), 'step')} each, and at least {c.MIN_FOLD_STEPS:,} are asked"
+            if more is not None
+            else "the others cannot be held out"
+        )
+        return FoldCount(1, f"1 of {num_folds} folds is trained, with time for {each}: {why}.")
+    learnt = ", and its members learn every image between them" if number == num_folds else ""
+    return FoldCount(
+        number,
+        f"{number} of {num_folds} folds are trained, with time for {each} each: the ensemble is chosen on the held-out images "
+        f"of all of them{learnt}.",
+    )
+
+
+def _rounded(steps: float) -> int:
+    """The number of steps to two digits, since the speed is measured on a few."""
+    digits = max(0, len(str(int(steps))) - 2)
+    return int(round(steps / 10**digits) * 10**digits)

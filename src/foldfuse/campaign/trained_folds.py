@@ -1,0 +1,95 @@
+"""The folds that a campaign trains: chosen once, by the user or by the clock, and kept in the ledger for a resume."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Literal
+
+from foldfuse.campaign import constants as c
+from foldfuse.campaign.planning.fold_count import FoldCount, choose_number
+from foldfuse.campaign.planning.segments import base_runs
+from foldfuse.campaign.planning.state import CampaignState
+from foldfuse.campaign.task import Task
+from foldfuse.data.folds import Folds
+from foldfuse.errors import InputError
+from foldfuse.inference.learnt_images import ids_of_hashes, learnt_before
+from foldfuse.storage.ledger import Ledger
+from foldfuse.system.device import devices_of
+
+AUTO: Literal["auto"] = "auto"
+TrainFolds = int | Literal["auto"]
+
+
+def with_trained_folds(task: Task, folds: Folds, *, wanted: TrainFolds, ledger: Ledger) -> Task:
+    """The task with all folds that are trained; the first is fold 0, as in the given task.
+
+    Args:
+        task: with fold 0 held out alone.
+        folds: gives each annotated image a fold.
+        wanted: number of folds to train, or "auto" for the clock's choice.
+        ledger: remembers the choice.
+
+    Raises:
+        InputError: so many folds cannot be held out.
+    """
+    chosen = ledger.get("train_folds")
+    if chosen is None and ledger.segments():
+        chosen = [0]  # a campaign of an earlier version
+    if chosen is None:
+        available = _available(task, folds)
+        count = _count(task, available, wanted=wanted, deadline=ledger.deadline)
+        chosen = available[: count.number]
+        ledger.set(train_folds=chosen, train_folds_reason=count.reason)
+        ledger.log(count.reason)
+    if len(chosen) == 1:
+        return task
+    labeled, ids = task.labeled, set(task.labeled.image_ids)
+    held_out = {fold: frozenset(ids.intersection(folds.val_ids(fold))) for fold in chosen}
+    all_held_out = frozenset[int]().union(*held_out.values())
+    return replace(task, train=labeled.subset(ids - all_held_out), val=labeled.subset(all_held_out), held_out=held_out)
+
+
+def _available(task: Task, folds: Folds) -> list[int]:
+    """The folds that can be held out: with objects, learnt by no initial weights, and not the test images."""
+    labeled, starts = task.labeled, {recipe.init_weights for recipe in task.recipes.values()}
+    learnt = frozenset[int]().union(*(ids_of_hashes(labeled, learnt_before(start)) for start in starts))
+    with_objects = {s.id for s in labeled.samples if s.annotations is not None and (~s.annotations.crowd).any()}
+    available = []
+    for fold in range(folds.num_folds):
+        ids = set(folds.val_ids(fold))
+        if ids & with_objects and with_objects - ids and not ids & learnt:
+            available.append(fold)
+    return available
+
+
+def _count(task: Task, available: list[int], *, wanted: TrainFolds, deadline: float) -> FoldCount:
+    """The number of folds to train. Raises InputError where the user wants more than can be held out."""
+    if wanted != AUTO:
+        if not 1 <= wanted <= len(available):
+            raise InputError(
+                f"--train-folds {wanted}: {len(available)} of the {task.num_folds} folds can be held out. The others have no "
+                "object, are the test images, or were learnt by the initial weights. Give that number or less, or auto."
+            )
+        verb = "is" if wanted == 1 else "are"
+        return FoldCount(wanted, f"{wanted} of {task.num_folds} folds {verb} trained, as --train-folds says.")
+    step_seconds = None
+    if deadline >= c.COMPARE_DEADLINE:
+        step_seconds = _step_seconds(task) / len(devices_of(task.device))
+    return choose_number(len(available), task.num_folds, deadline=deadline, step_seconds=step_seconds)
+
+
+def _step_seconds(task: Task) -> float:
+    """Measured seconds of a training step of a base run with the default recipe."""
+    from foldfuse.training.step_cost import measure_step  # loads torch
+
+    state = CampaignState(
+        recipes=task.recipes,
+        image_sizes=task.image_sizes,
+        seed=task.seed,
+        deadline=0.0,
+        elapsed=0.0,
+        num_val=len(task.val),
+        num_test=len(task.test),
+        auto_image_size=task.auto_image_size,
+    )
+    return measure_step(base_runs(state)[0].recipe, task.train, device=task.device).step_seconds

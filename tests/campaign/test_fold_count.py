@@ -1,0 +1,108 @@
+"""The number of folds that are trained: by the time that is left for each, or as the user says."""
+
+from __future__ import annotations
+
+from contextlib import closing
+
+import pytest
+
+from foldfuse.campaign import constants as c
+from foldfuse.campaign import trained_folds
+from foldfuse.campaign.planning.fold_count import choose_number
+from foldfuse.campaign.request import CampaignRequest
+from foldfuse.campaign.task import Task
+from foldfuse.data.folds import make_folds
+from foldfuse.data.readers.coco import read
+from foldfuse.errors import InputError
+from foldfuse.recipes import load_recipe
+from foldfuse.storage import ledger as ledgers
+from learning_samples import write_dataset
+
+RECIPES = {"lite0_fpn": load_recipe("lite0_fpn", ["image_size=64", "init_weights=none", "frozen_stages=0"])}
+HOUR = 3600.0
+
+
+def one_fold(num_folds: int) -> float:
+    """Seconds of a step with which an hour has just enough steps for so many folds."""
+    return c.TRAINING_SHARE * HOUR / (num_folds * c.MIN_FOLD_STEPS)
+
+
+@pytest.mark.parametrize(
+    ("steps_for", "available", "number"),
+    [(1, 5, 1), (2, 5, 2), (3.5, 5, 3), (4.9, 5, 3), (5, 5, 5), (9, 5, 5), (9, 4, 3)],
+)
+def test_each_fold_has_enough_steps(steps_for, available, number):
+    count = choose_number(available, 5, deadline=HOUR, step_seconds=one_fold(steps_for) * 0.999)
+    assert count.number == number
+    assert f"{number} of 5 folds" in count.reason
+
+
+def test_the_reason_tells_the_steps():
+    count = choose_number(5, 5, deadline=HOUR, step_seconds=one_fold(1))
+    assert count.reason == (
+        "1 of 5 folds is trained, with time for some 1,200 steps: 2 would have some 600 steps each, and at least 1,200 are asked."
+    )
+    every = choose_number(5, 5, deadline=HOUR, step_seconds=one_fold(10))
+    assert every.reason.endswith("held-out images of all of them, and its members learn every image between them.")
+
+
+@pytest.fixture
+def campaign(tmp_path):
+    """(task with fold 0 held out, folds, ledger): 20 images in 5 folds, of which fold 1 stands in for the test images."""
+    whole = read(write_dataset(tmp_path / "d", 20))
+    folds = make_folds(whole, num_folds=5, seed=0)
+    val, test = (whole.subset(folds.val_ids(fold)) for fold in (0, 1))
+    train = whole.subset({*whole.image_ids} - {*val.image_ids} - {*test.image_ids})
+    task = Task(train, val, test.without_annotations(), frozenset(), RECIPES, (), 0, 5, device="cpu")
+    (tmp_path / "out").mkdir()
+    with closing(ledgers.create(tmp_path / "out", {}, deadline=HOUR, start=0.0)) as ledger:
+        yield task, folds, ledger
+
+
+def test_the_members_of_a_fold_learn_all_images_but_its_own_and_those_to_predict(campaign):
+    task, folds, ledger = campaign
+    several = trained_folds.with_trained_folds(task, folds, wanted=3, ledger=ledger)
+    assert several.folds == (0, 2, 3), "fold 1 stands in for the test images"
+    for fold in several.folds:
+        held_out, learnt = {*several.val_in(fold).image_ids}, {*several.train_in(fold).image_ids}
+        assert held_out == {*folds.val_ids(fold)}
+        assert not learnt & held_out
+        assert learnt | held_out == {*task.labeled.image_ids}
+        assert len(several.train_hashes(fold)) == len(learnt)
+    assert not {*several.labeled.image_ids} & {*task.test.image_ids}
+    assert several.val_in(0, 2, 3) is several.val
+
+
+def test_one_fold_leaves_the_task_as_it_is(campaign):
+    task, folds, ledger = campaign
+    assert trained_folds.with_trained_folds(task, folds, wanted=1, ledger=ledger) is task
+
+
+def test_the_choice_is_kept_for_a_resume(campaign, monkeypatch):
+    task, folds, ledger = campaign
+    monkeypatch.setattr(trained_folds, "_step_seconds", lambda task: one_fold(2) * 0.999)
+    first = trained_folds.with_trained_folds(task, folds, wanted="auto", ledger=ledger)
+    monkeypatch.setattr(trained_folds, "_step_seconds", lambda task: one_fold(4))
+    assert first.folds == trained_folds.with_trained_folds(task, folds, wanted="auto", ledger=ledger).folds == (0, 2)
+
+
+def test_with_little_time_no_step_is_measured(campaign, monkeypatch):
+    task, folds, ledger = campaign
+    ledger.deadline = c.COMPARE_DEADLINE - 1
+    monkeypatch.setattr(trained_folds, "_step_seconds", lambda task: pytest.fail("it was measured"))
+    assert trained_folds.with_trained_folds(task, folds, wanted="auto", ledger=ledger) is task
+    assert ledger.get("train_folds_reason") == "1 of 5 folds is trained: the deadline is too short for more."
+
+
+def test_more_folds_than_can_be_held_out_are_refused(campaign):
+    task, folds, ledger = campaign
+    with pytest.raises(InputError, match="--train-folds 5: 4 of the 5 folds can be held out"):
+        trained_folds.with_trained_folds(task, folds, wanted=5, ledger=ledger)
+
+
+def test_external_members_and_pseudo_labels_train_one_fold(tmp_path):
+    for options in ({"external_run": (tmp_path,)}, {"pseudo_labels": True}):
+        assert CampaignRequest(tmp_path, **options).wanted_folds == 1
+        with pytest.raises(InputError, match=f"--train-folds 2 with --{next(iter(options)).replace('_', '-')}: "):
+            CampaignRequest(tmp_path, train_folds=2, **options).check()
+    assert CampaignRequest(tmp_path).wanted_folds == "auto"

@@ -1,0 +1,190 @@
+"""Several folds: their segments, and how those make members, without a leak."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from campaign_samples import (
+    STEP_SECONDS,
+    THREE_RECIPES,
+    campaign_state,
+    ranking_strategy,
+    simulate,
+)
+from foldfuse.campaign import runner
+from foldfuse.campaign.fold_members import choose_folds
+from foldfuse.campaign.planning.allocation import make_plan, successive_halving
+from foldfuse.campaign.planning.segments import is_segment_name, member_name, plan_segments
+from foldfuse.data.folds import make_folds
+from foldfuse.ensemble.ensemble import Ensemble, read_ensemble
+from foldfuse.ensemble.member_views import MemberView
+from foldfuse.evaluation.metrics import measure
+from foldfuse.formats.predictions import read_predictions
+from foldfuse.storage.run import Run
+from foldfuse.storage.segments import Role, SegmentRecord
+
+SIX = ["base-256", "cooldown1-320", "cooldown2-384", "base-256-fold2", "cooldown1-320-fold2", "cooldown2-384-fold2"]
+
+
+def test_a_single_worker_trains_one_fold_after_another():
+    end, decisions = simulate(campaign_state(1200.0, folds=(0, 2)))
+    assert [decision.segment.name for decision in decisions] == SIX
+    assert [decision.segment.fold for decision in decisions] == [0, 0, 0, 2, 2, 2]
+    first, second = (sum(d.seconds for d in decisions if d.segment.fold == fold) for fold in (0, 2))
+    assert first == pytest.approx(second, rel=0.05)
+    assert 0 <= end.remaining < 36
+
+
+def test_several_workers_train_all_folds_together():
+    segments = plan_segments(campaign_state(1200.0, folds=(0, 2), num_workers=2))
+    assert [s.name for s in segments] == [SIX[0], SIX[3], *SIX[1:3], *SIX[4:]]
+    assert [s.round for s in segments] == [0, 0, 1, 1, 1, 1]
+
+
+def test_runs_continue_runs_of_their_own_fold_only():
+    for segment in plan_segments(campaign_state(1200.0, folds=(0, 2, 3))):
+        parent = next(
+            (s for s in plan_segments(campaign_state(1200.0, folds=(0, 2, 3))) if s.name == segment.parent), None
+        )
+        assert parent is None or parent.fold == segment.fold
+        assert is_segment_name(segment.name)
+
+
+def test_a_failed_base_run_is_replaced_by_a_run_of_its_own_fold():
+    _, decisions = simulate(campaign_state(1200.0, folds=(0, 2)), diverge={SIX[3]})
+    parents = {decision.segment.name: decision.segment.parent for decision in decisions}
+    assert parents[SIX[4]] is None, "a run of fold 0 has learnt the images of fold 2"
+    assert parents[SIX[5]] == SIX[4]
+
+
+def test_base_runs_are_compared_on_the_first_fold_and_the_promoted_are_trained_on_the_others():
+    state = campaign_state(9000.0, recipes=THREE_RECIPES, step_seconds=STEP_SECONDS, folds=(0, 2))
+    end, decisions = simulate(state, ranking_strategy(promoted=2))
+    assert 0 <= end.remaining < 0.03 * 9000
+    roles = {fold: [d.segment.role for d in decisions if d.segment.fold == fold] for fold in (0, 2)}
+    assert roles[0].count(Role.BASE) == 3
+    assert roles[2].count(Role.BASE) == roles[2].count(Role.EXTENDED) == roles[0].count(Role.EXTENDED) == 2
+    assert roles[2].count(Role.COOLDOWN) == roles[0].count(Role.COOLDOWN)
+    together = plan_segments(replace(state, num_workers=4))
+    assert max(s.round for s in together if s.fold == 0 and s.role == Role.BASE) < min(
+        s.round for s in together if s.fold == 2
+    ), "which are promoted is not known before"
+
+
+def test_the_plan_with_several_folds_adds_up_to_the_deadline():
+    state = campaign_state(1200.0, folds=(0, 2, 3))
+    plan = make_plan(state)
+    assert len(plan.segments) == 9
+    total = state.elapsed + sum(s.seconds for s in plan.segments) + sum(plan.reserved.values())
+    assert total == pytest.approx(1200, abs=1)
+
+
+def records(*names):
+    """Finished segments in this order; "-foldN" gives the fold."""
+    made = []
+    for name in names:
+        fold = int(name.partition("-fold")[2] or 0)
+        made.append(SegmentRecord(name, Role.COOLDOWN, {}, None, fold, 0, "done", 1.0, 1.0, 0.0, 1.0, {}))
+    return made
+
+
+def chosen(*names, submitted=(), last=False, folds=(0, 1, 2)):
+    keys = [MemberView(name, "1") for name in names]
+    return choose_folds(keys, records(*names), folds=folds, submitted=submitted, last=last)
+
+
+def test_the_folds_of_the_submission_stay_until_another_fold_has_all_members():
+    assert chosen("a").folds == (0,)
+    assert chosen("a", "b", "a-fold1", submitted=(0,)).folds == (0,)
+    both = chosen("a", "b", "a-fold1", "b-fold1", submitted=(0,))
+    assert both.folds == (0, 1)
+    assert both.parts[MemberView("a", "1")] == (MemberView("a", "1"), MemberView("a-fold1", "1"))
+
+
+def test_the_last_ensemble_is_of_the_folds_with_most_segments():
+    assert chosen("a", "b", "c", "a-fold1", submitted=(0,), last=True).folds == (0,)
+    assert chosen("a", "b", "a-fold1", "b-fold1", "a-fold2", submitted=(0, 1), last=True).folds == (0, 1)
+    assert chosen("a", "b", "a-fold2", "b-fold2", "a-fold1", submitted=(0,), last=True).folds == (0, 2)
+    assert chosen("a-fold1", "b-fold1", last=True).folds == (1,), "the segments of fold 0 failed"
+
+
+def test_parts_share_the_weight_of_their_member():
+    whole = Ensemble({"a": 1.0, "b": 0.5}, score_exponents={"a": 2.0})
+    parts = whole.with_parts({"a": ["a", "a-fold1"], "b": ["b", "b-fold1"]})
+    assert parts.weights == {"a": 0.5, "a-fold1": 0.5, "b": 0.25, "b-fold1": 0.25}
+    assert parts.score_exponents == {"a": 2.0, "a-fold1": 2.0}
+
+
+@pytest.fixture
+def two_folds(workers):
+    """The workers of a campaign that trains folds 0 and 1 of three."""
+    whole = workers.task.labeled
+    folds = make_folds(whole, num_folds=3, seed=0)
+    held_out = {fold: frozenset(folds.val_ids(fold)) for fold in (0, 1)}
+    val = whole.subset(held_out[0] | held_out[1])
+    workers.task = replace(
+        workers.task, train=whole.subset({*whole.image_ids} - {*val.image_ids}), val=val, held_out=held_out
+    )
+    return workers
+
+
+def run_it(workers):
+    runner.run(workers.task, workers.ledger, successive_halving, workers)
+
+
+def test_no_image_is_scored_by_a_member_that_has_learnt_it(two_folds):
+    run_it(two_folds)
+    task, ledger = two_folds.task, two_folds.ledger
+    done = [record for record in ledger.segments() if record.state == "done"]
+    assert {record.fold for record in done} == {0, 1}
+    hashes = dict(zip(task.labeled.image_ids, task._hashes.values(), strict=True))
+    for record in done:
+        run = Run(ledger.folder / "members" / record.name)
+        learnt = run.learnt_images
+        scored = read_predictions(run.folder / "val@1.parquet", task.val_in(record.fold))
+        assert {*scored} == {*task.held_out[record.fold]}
+        assert not {hashes[i] for i in scored} & {*learnt}
+        assert len(learnt) == len(task.train_in(record.fold))
+        parent = next((other for other in done if other.name == record.parent), None)
+        assert parent is None or parent.fold == record.fold
+
+
+def test_the_ensemble_is_chosen_on_the_images_of_all_folds_and_all_segments_predict_the_test_images(two_folds):
+    run_it(two_folds)
+    task, ledger = two_folds.task, two_folds.ledger
+    _, score, facts = ledger.latest_submission()
+    assert facts["folds"] == [0, 1]
+    fused = read_predictions(ledger.folder / "fused_oof.parquet", task.val)
+    assert {*fused} == {*task.val.image_ids}
+    assert measure(fused, task.val) == pytest.approx(score)
+    names = {name.partition("@")[0] for name in read_ensemble(ledger.folder / "ensemble.json").weights}
+    by_name = {record.name: record for record in ledger.segments()}
+    by_member = {}
+    for name in names:
+        by_member.setdefault(member_name(by_name[name]), set()).add(by_name[name].fold)
+    assert all(folds == {0, 1} for folds in by_member.values())
+    weights = [record.result["weight"] for record in by_name.values() if record.name in names]
+    assert all(weights)
+
+
+def test_resumed_after_a_fold_it_goes_on_with_the_next(two_folds):
+    two_folds.fates = {"base-160-fold1": ["interrupted"]}
+    two_folds.capacities = {0.0: 1}
+    run_it(two_folds)
+    assert two_folds.ledger.get("state") == "interrupted"
+    before = two_folds.ledger.latest_submission()
+    assert before[2]["folds"] == [0]
+    two_folds.running.clear()
+    run_it(two_folds)
+    assert two_folds.ledger.get("state") == "finished"
+    assert two_folds.ledger.latest_submission()[2]["folds"] == [0, 1]
+
+
+def test_a_segment_that_fails_in_one_fold_leaves_its_member_out(two_folds):
+    two_folds.fates = {"cooldown1-192-fold1": ["diverged"]}
+    run_it(two_folds)
+    assert two_folds.ledger.latest_submission()[2]["folds"] == [0, 1]
+    names = {name.partition("@")[0] for name in read_ensemble(two_folds.ledger.folder / "ensemble.json").weights}
+    assert not {name for name in names if name.startswith("cooldown1")}

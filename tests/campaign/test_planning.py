@@ -151,8 +151,21 @@ def test_the_plan_adds_up_to_the_deadline_and_follows_the_state():
 
 
 def test_slower_images_leave_less_time_for_training():
-    slow, fast = (make_plan(campaign_state(image_seconds=seconds)) for seconds in (0.2, 0.02))
+    slow, fast = (make_plan(campaign_state(pixel_seconds=seconds / 256**2)) for seconds in (0.2, 0.02))
     assert slow.segments[0].seconds < fast.segments[0].seconds
+
+
+def test_a_slow_network_gives_one_member_where_there_is_no_time_for_all():
+    state = campaign_state(75.0, num_val=10, num_test=10, pixel_seconds=0.8 / 256**2)
+    decision = successive_halving(state)
+    assert (decision.segment.name, decision.num_views) == ("base-256", 1)
+    assert decision.segment.recipe.lr_decay_start == RECIPE.lr_decay_start < 1, "no cooldown run follows"
+    alone = reserved_seconds([decision.segment], replace(state, max_views=1))
+    assert decision.seconds == pytest.approx(state.remaining - alone)
+    record = record_of(decision.segment, state, decision.seconds)
+    later = replace(state, elapsed=60.0, segments=(record,), max_views=1)
+    assert successive_halving(later).segment is None
+    assert successive_halving(replace(state, pixel_seconds=5 / 256**2)).segment is None, "not even one member"
 
 
 def test_crop_rescoring_is_planned_where_it_takes_little_of_the_deadline():

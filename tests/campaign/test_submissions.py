@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import closing
 from dataclasses import replace
 
 import numpy as np
@@ -30,6 +31,24 @@ from learning_samples import write_dataset
 
 VIEWS = ("1", "1+hflip", "1.25")
 PARTS = {key: (key,) for key in (MemberView(name, view) for name in ("fast", "slow") for view in VIEWS)}  # of one fold
+
+
+def test_before_the_loops_of_fusion_are_compiled_the_best_member_is_submitted_alone(tmp_path, monkeypatch):
+    monkeypatch.setattr("foldfuse.campaign.submissions.are_compiled", lambda: False)
+    monkeypatch.setattr("foldfuse.campaign.submissions.build_ensemble", None)
+    whole = read(write_dataset(tmp_path / "d", 9))
+    train, val, truth = (whole.subset(whole.image_ids[part]) for part in (slice(3), slice(3, 6), slice(6, 9)))
+    task = Task(train, val, truth.without_annotations(), frozenset(), {"lite0_fpn": load_recipe("lite0_fpn")}, (), 0, 3)
+    keys = [MemberView(name, "1") for name in ("good", "bad")]
+    members = MemberPredictions({key: shifted(val, 9 * i) for i, key in enumerate(keys)})
+    members.test = {key: shifted(truth, 0) for key in keys}
+    (tmp_path / "out").mkdir()
+    with closing(create(tmp_path / "out", {}, deadline=60.0, start=time.monotonic())) as ledger:
+        submit_best(task, ledger, members, last=False)
+        _, score, facts = ledger.latest_submission()
+    assert score == pytest.approx(measure(members.val[keys[0]], val))
+    assert facts["fused"]["weights"] == {"good@1": 1.0}
+    assert (facts["fused"]["uniform"], facts["fused"]["nested"]) == (None, None)
 
 
 def shifted(dataset, by):

@@ -1,6 +1,7 @@
 """The image size that is chosen from the data: the rule, and trainings and campaigns that take it."""
 
 import json
+import time
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -168,7 +169,7 @@ def test_a_campaign_chooses_its_size_once(tmp_path, monkeypatch):
     assert {recipe.image_size for recipe in recipes.values()} == {AUTO}
     out = tmp_path / "out"
     out.mkdir()
-    with closing(ledgers.create(out, {}, deadline=600.0, start=0.0)) as ledger:
+    with closing(ledgers.create(out, {}, deadline=600.0, start=time.monotonic())) as ledger:
         task = request.make_task(inputs, recipes, ledger)
         assert task.image_size_choice.bound == "budget"  # 210 s for the base run, at 0.8 of the size
         assert 320 < task.auto_image_size < 608

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
+from foldfuse.campaign.compiling import CompilingProcess
 from foldfuse.campaign.custom_metric import check_resumed, check_speed, stored_facts
 from foldfuse.campaign.external_members import add_all
 from foldfuse.campaign.leftovers import remove_leftovers
@@ -235,7 +236,12 @@ def _work(
     console: Console | None,
 ) -> None:
     """Prepares the task and the external members, then runs the campaign; unusable input removes a new folder."""
-    with ledger.heartbeat(), live(ledger.folder, console=console), _interrupt_recorded(ledger):
+    with (
+        ledger.heartbeat(),
+        live(ledger.folder, console=console),
+        _interrupt_recorded(ledger),
+        closing(CompilingProcess(request.metric)) as compiling,
+    ):
         try:
             with ledger.timed("check the data", "setup"):
                 task = request.make_task(inputs, recipes, ledger)
@@ -249,7 +255,7 @@ def _work(
         from foldfuse.campaign.runner import run
 
         with closing(_workers(task, ledger, cluster=cluster)) as workers:
-            run(task, ledger, successive_halving, workers)
+            run(task, ledger, successive_halving, workers, compiling=compiling)
     out = ledger.folder
     logger.info("The submission is %s; %s explains it.", out / "submission.csv", out / "report.html")
 

@@ -9,6 +9,11 @@ MIN_DEADLINE = 60.0  # seconds: less does not suffice to train, predict with and
 MARGIN_SHARE = 0.01  # of the deadline, kept free at its end for surprises
 DELIVERY_SECONDS = 5.0  # for the last submission and the report
 SEGMENT_OVERHEAD = 4.0  # seconds a segment: loading, checkpoints, the first choice of an ensemble with it
+COMPILE_WAIT_SHARE = 0.25  # of the deadline: a campaign waits no longer for compiled loops before it trains
+MEASURING_SHARE = 0.08  # of the deadline: measuring a cost may take as long
+MIN_MEASURING_SECONDS = 8.0  # that measuring takes on two slow cores: with less time, usual costs are taken
+LATEST_MEASURING_SHARE = 0.25  # of the deadline, after which nothing is measured: the machine is busy
+DEFAULT_STEP_SECONDS = 0.6  # of a training step at 320 px on two slow cores, where it is not measured
 TRAINING_SHARE = 0.7  # of the deadline that goes into training, as observed; decides how many segments are planned
 
 # schedule of the segments
@@ -43,6 +48,7 @@ VIEWS = parse_views(["1", "1+hflip", "1.25"])  # TTA views in the order of their
 PLAIN_VIEW = VIEWS[0]
 MAX_PREDICTION_SHARE = 0.3  # of the deadline: predictions that would take more are made in fewer views
 DEFAULT_PIXEL_SECONDS = 0.03 / 256**2  # seconds of one pixel's prediction on one slow core, until measured
+PREDICTION_SAFETY = 1.2  # by which a prediction may take longer than a few images showed
 WARM_UP_IMAGES = 16  # that a card predicts before its time is measured
 CACHE_MARGIN = 1.1  # decoded images are larger than the largest image size by this, for scale jitter
 

@@ -12,7 +12,8 @@ from datetime import UTC, datetime
 from typing import Any
 
 from foldfuse.campaign import constants as c
-from foldfuse.campaign.compiling import compile_loops
+from foldfuse.campaign.compiling import CompilingProcess, are_compiled, compile_by_clock
+from foldfuse.campaign.current_state import campaign_state
 from foldfuse.campaign.execution.jobs import HeldOutPredictions, predict_held_out
 from foldfuse.campaign.execution.workers import SegmentJob, SegmentResult, WorkerLost, Workers
 from foldfuse.campaign.planning.allocation import (
@@ -23,7 +24,7 @@ from foldfuse.campaign.planning.allocation import (
     rescoring_seconds,
     reserved_seconds,
 )
-from foldfuse.campaign.planning.estimates import measure_candidates
+from foldfuse.campaign.planning.estimates import measure_costs
 from foldfuse.campaign.planning.segments import base_runs, largest_image_size, plan_segments
 from foldfuse.campaign.planning.state import CampaignState, Segment
 from foldfuse.campaign.rescoring import rescore_submission
@@ -50,7 +51,9 @@ from foldfuse.training.session import run_metadata
 from foldfuse.training.targets import missing_targets
 
 
-def run(task: Task, ledger: Ledger, strategy: Strategy, workers: Workers) -> None:
+def run(
+    task: Task, ledger: Ledger, strategy: Strategy, workers: Workers, *, compiling: CompilingProcess | None = None
+) -> None:
     """Runs the campaign until its deadline, and writes the submission and the report to its folder.
 
     Args:
@@ -58,6 +61,7 @@ def run(task: Task, ledger: Ledger, strategy: Strategy, workers: Workers) -> Non
         ledger: the ledger of the campaign.
         strategy: picks the segments.
         workers: train the segments.
+        compiling: compiles loops besides this process; None where nothing does.
 
     Raises:
         KeyboardInterrupt: an interrupt before the first member, or a second interrupt. A first interrupt when there are
@@ -68,12 +72,15 @@ def run(task: Task, ledger: Ledger, strategy: Strategy, workers: Workers) -> Non
     publish(ledger)
     try:
         with ledger.timed("compile", "setup"):
-            compile_loops(task.metric)
+            compiled = compile_by_clock(task.metric, compiling, deadline=ledger.deadline, elapsed=ledger.elapsed)
+        if not compiled:
+            ledger.log("The loops of scoring and fusion are still being compiled; training begins without them.")
         if ledger.get("plan") is None:
-            measure_costs(task, ledger, workers)
+            measure_costs(task, ledger, campaign_state(task, ledger, workers))
             log_plan(make_plan(campaign_state(task, ledger, workers)), ledger)
         save_plan(task, ledger, workers)
-        run_segments(task, ledger, strategy, load_predictions(task, ledger), workers)
+        members = load_predictions(task, ledger)
+        run_segments(task, ledger, strategy, members, workers, compiling=compiling)
     except KeyboardInterrupt:
         members = load_predictions(task, ledger)  # loaded again: the interrupt may have come in the middle of an update
         if not members.val:
@@ -98,18 +105,6 @@ def run(task: Task, ledger: Ledger, strategy: Strategy, workers: Workers) -> Non
         save_plan(task, ledger, workers)
         refresh_report(ledger)
         ledger.set(reported=True)
-
-
-def measure_costs(task: Task, ledger: Ledger, workers: Workers) -> None:
-    """Measures the seconds of a training step of each candidate and records them, if there is time to compare candidates."""
-    if ledger.deadline < c.COMPARE_DEADLINE or len(task.recipes) < 2:
-        return
-    with ledger.timed("measure the candidates", "setup"):
-        train = task.train_in(task.folds[0])
-        costs = measure_candidates(campaign_state(task, ledger, workers), train, device=task.device)
-    ledger.set(step_seconds={cost.name: round(cost.step_seconds, 4) for cost in costs})
-    measured = ", ".join(f"{cost.name} {cost.step_seconds:.2f}" for cost in costs)
-    ledger.log(f"Seconds of a step of a base run, measured here: {measured}.")
 
 
 def log_plan(plan: Plan, ledger: Ledger) -> None:
@@ -142,7 +137,15 @@ def rank_base_runs(task: Task, ledger: Ledger, members: MemberPredictions, worke
     )
 
 
-def run_segments(task: Task, ledger: Ledger, strategy: Strategy, members: MemberPredictions, workers: Workers) -> None:
+def run_segments(
+    task: Task,
+    ledger: Ledger,
+    strategy: Strategy,
+    members: MemberPredictions,
+    workers: Workers,
+    *,
+    compiling: CompilingProcess | None = None,
+) -> None:
     """Starts the segments that the strategy picks until training is over, and submits the best ensemble of the members so far.
 
     Asynchronous workers get their next segment first; the ensemble is searched while they train.
@@ -177,7 +180,8 @@ def run_segments(task: Task, ledger: Ledger, strategy: Strategy, members: Member
         if members.new_members and not (can_start and workers.is_async):
             submit_best(task, ledger, members, last=False)
             save_plan(task, ledger, workers)
-            refresh_report(ledger)
+            if are_compiled():  # the page needs the loops too
+                refresh_report(ledger)
             continue  # submitting took time: the strategy decides again
         if decision.segment is not None and can_start:
             if decision.num_views < len(affordable_views(state)):
@@ -199,6 +203,8 @@ def run_segments(task: Task, ledger: Ledger, strategy: Strategy, members: Member
         raise InputError(
             f"{ledger.folder}: the time was over before a first member was trained. Start again with more time."
         )
+    if compiling is not None:
+        compiling.wait(state.remaining - reserved_seconds((), state))
     submit_best(task, ledger, members, last=True)
     state = campaign_state(task, ledger, workers)
     if 0 < rescoring_seconds(state) <= state.remaining - c.DELIVERY_SECONDS:
@@ -243,28 +249,6 @@ def leave_out(record: SegmentRecord, reason: str, ledger: Ledger) -> None:
 def save_plan(task: Task, ledger: Ledger, workers: Workers) -> None:
     """Records the current plan, for the report."""
     ledger.set(plan=to_plain(make_plan(campaign_state(task, ledger, workers))))
-
-
-def campaign_state(task: Task, ledger: Ledger, workers: Workers) -> CampaignState:
-    """The state of the campaign now, for the strategy."""
-    return CampaignState(
-        recipes=task.recipes,
-        image_sizes=task.image_sizes,
-        seed=task.seed,
-        deadline=ledger.deadline,
-        elapsed=ledger.elapsed,
-        num_val=len(task.val_in(task.folds[0])),
-        num_test=len(task.test),
-        segments=ledger.segments(),
-        step_seconds=ledger.get("step_seconds") or {},
-        ranking=tuple(ledger.get("ranking") or ()),
-        busy=workers.busy,
-        num_workers=max(1, workers.capacity),
-        pseudo_labels=task.pseudo_labels,
-        auto_image_size=task.auto_image_size,
-        max_views=ledger.get("max_views"),
-        folds=task.folds,
-    )
 
 
 def make_job(segment: Segment, seconds: float, task: Task, ledger: Ledger, workers: Workers) -> SegmentJob:

@@ -12,12 +12,14 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from foldfuse.campaign import constants as c
+from foldfuse.campaign.compiling import are_compiled
 from foldfuse.campaign.fold_members import choose_folds
 from foldfuse.campaign.planning.allocation import search_seconds
 from foldfuse.campaign.planning.segments import member_name
 from foldfuse.campaign.task import TEST, VAL, Task, predictions_path
 from foldfuse.data.content_hashes import image_hashes
 from foldfuse.detections import Detections, Predictions
+from foldfuse.ensemble.best_single import best_single_member
 from foldfuse.ensemble.ensemble import Ensemble, EnsembleReport, apply_ensemble, build_ensemble
 from foldfuse.ensemble.member_views import MemberView
 from foldfuse.evaluation.coco import Score, score_predictions
@@ -101,7 +103,10 @@ def submit_best(task: Task, ledger: Ledger, members: MemberPredictions, *, last:
     with ledger.timed("search the ensemble", "fuse"):
         seconds = search_seconds(ledger.deadline) if last else c.FIRST_SEARCH_SECONDS
         named = by_name(candidates)
-        report = build_ensemble(named, images, metric=task.metric, seconds=seconds, seed=task.seed)
+        if are_compiled():
+            report = build_ensemble(named, images, metric=task.metric, seconds=seconds, seed=task.seed)
+        else:  # compiling would take longer than a short campaign has
+            report = best_single_member(named, images, metric=task.metric)
         report = drop_unaffordable_views(report, candidates, task, ledger, members, parts=chosen.parts)
     if members.score is not None and report.score <= members.score and chosen.folds == submitted:
         ledger.log(
@@ -307,7 +312,7 @@ def ensemble_summary(
         "metric": report.metric,
         "value": report.score,
         "nested": report.nested_score,
-        "uniform": report.uniform_score,
+        "uniform": report.uniform_score if report.num_candidates else None,
         "interval": [report.interval.low, report.interval.high] if report.interval else None,
         **score.to_dict(),
     }
@@ -331,6 +336,9 @@ def log_ensemble(report: EnsembleReport, candidates: Mapping[MemberView, Predict
     members = ", ".join(f"{100 * weight / total:.0f} % {name}" for name, weight in ensemble.weights.items())
     (best_name, best_score), gain = report.best_single, report.gain
     sentence = f"The best single member, {best_name}, has {best_score:.3f}." if gain is None else gain.sentence()
+    if not report.num_candidates:
+        ledger.log(f"Submitted {best_name} alone: {report.metric.upper()} {report.score:.3f} out-of-fold.")
+        return
     ledger.log(
         f"Submitted {ensemble.method.upper()} at IoU {ensemble.iou:g} of {members}: {metric_label(report.metric)} "
         f"{report.score:.3f} out-of-fold, where plain WBF of all members has {report.uniform_score:.3f}. {sentence}"

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from foldfuse.campaign import constants as c
+from foldfuse.campaign.planning.measuring import choose_size_by_clock
 from foldfuse.data.content_hashes import image_hashes
 from foldfuse.data.dataset import Dataset, Sample, require_annotations
 from foldfuse.data.doctor import unreadable_images
@@ -23,7 +24,7 @@ from foldfuse.recipes import AUTO, BATCH_IMAGE_SIZE, Recipe
 from foldfuse.storage.ledger import NAME, Ledger
 from foldfuse.system.device import card_names
 from foldfuse.system.records import from_plain, to_plain
-from foldfuse.training.image_sizes import ImageSizeChoice, measured_choice
+from foldfuse.training.image_sizes import ImageSizeChoice
 
 Split = Literal["val", "test"]
 VAL: Split = "val"
@@ -264,14 +265,25 @@ def prepare_task(
         pseudo_labels=pseudo_labels,
         device=device,
         ignore_orientation=inputs.ignore_orientation,
-        image_size_choice=_image_size_choice(recipes, train, ledger, allowed=image_sizes, device=device),
+        image_size_choice=_image_size_choice(
+            recipes, train, ledger, allowed=image_sizes, num_images=len(val) + len(test), device=device
+        ),
     )
 
 
 def _image_size_choice(
-    recipes: Mapping[str, Recipe], train: Dataset, ledger: Ledger, *, allowed: Sequence[int], device: str
+    recipes: Mapping[str, Recipe],
+    train: Dataset,
+    ledger: Ledger,
+    *,
+    allowed: Sequence[int],
+    num_images: int,
+    device: str,
 ) -> ImageSizeChoice | None:
-    """The image size of the recipes that leave it open, chosen once and recorded; None where every recipe has a number."""
+    """The image size of the recipes that leave it open; None where every recipe has a number.
+
+    It is chosen once, and recorded with the cost of a prediction that is measured for it.
+    """
     left_open = [recipe for recipe in recipes.values() if recipe.image_size == AUTO]
     if not left_open:
         return None
@@ -283,12 +295,21 @@ def _image_size_choice(
         return ImageSizeChoice(BATCH_IMAGE_SIZE, "default", None, 0.0, reason)
     smaller = c.IMAGE_SCALES[0] ** 2  # a base run's pixels, as a share of those at the chosen size
     seconds = c.SINGLE_BASE_SHARE * c.TRAINING_SHARE * ledger.deadline / smaller
-    choice = measured_choice(train, left_open[0], seconds=seconds, device=device, **auto_bounds(device))
+    choice, pixel_seconds = choose_size_by_clock(
+        left_open[0],
+        train,
+        seconds=seconds,
+        deadline=ledger.deadline,
+        elapsed=ledger.elapsed,
+        num_images=num_images,
+        device=device,
+        bounds=auto_bounds(device),
+    )
     if allowed:
         sizes = ", ".join(f"{size} px" for size in allowed)
         reason = f"Image sizes are limited to {sizes}, as --image-size says; the data ask for {choice.size} px."
         choice = replace(choice, reason=reason)
-    ledger.set(image_size_choice=to_plain(choice))
+    ledger.set(image_size_choice=to_plain(choice), pixel_seconds=pixel_seconds)
     ledger.log(choice.reason)
     return choice
 

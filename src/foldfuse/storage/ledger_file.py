@@ -118,6 +118,7 @@ _FACTS: dict[str, Any] = {
     "external_members_added": bool,
     "reported": bool,
     "plan": _Plan | None,
+    "pixel_seconds": _Seconds | None,
     "step_seconds": dict[str, Annotated[float, msgspec.Meta(gt=0)]] | None,
     "image_size_choice": _ImageSizeChoice,
     "ranking": list[str] | None,

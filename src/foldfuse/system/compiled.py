@@ -35,6 +35,21 @@ def compiled(*, error_model: str = "python", fastmath: bool | set[str] = False) 
     return decorate
 
 
+def keeps_code(loop: Any) -> bool:
+    """Whether the machine code of a compiled loop has a place on disk."""
+    return getattr(getattr(loop, "_cache", None), "_cache_file", None) is not None
+
+
+def has_kept(loop: Any) -> bool:
+    """Whether machine code of a compiled loop, from its present source and for this processor, is kept on disk."""
+    try:
+        processor = loop.targetctx.codegen().magic_tuple()
+        return any(key[1] == processor for key in loop._cache._cache_file._load_index())
+    except Exception as error:  # numba offers no such question, and a broken file fails in any of pickle's ways
+        log.debug("the cache of compiled loops cannot be read: %s", error)
+        return False
+
+
 def _forgive(cache: Any) -> None:
     """Makes a numba cache that cannot be read or written one that has nothing, instead of an error."""
     load, save = cache.load_overload, cache.save_overload

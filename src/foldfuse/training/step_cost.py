@@ -6,15 +6,20 @@ counts. Where a batch does not fit in memory, half of it is measured, which has 
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
 from foldfuse.data.dataset import Dataset
 from foldfuse.data.images import ImageCache, canvas_for
 from foldfuse.errors import InputError
+from foldfuse.inference.detector import predict_views
+from foldfuse.inference.tta import View
 from foldfuse.models import make_detector
+from foldfuse.models.cpu.fold_batch_norm import fold_batch_norms
 from foldfuse.recipes import Recipe
 from foldfuse.system.device import choose_device, current_device, is_out_of_memory, release_memory, synchronize
 from foldfuse.training.batches import Batches
@@ -22,6 +27,7 @@ from foldfuse.training.precision import default_config
 
 TIMED_STEPS = 2  # after one that is not timed; the fastest counts
 TIMED_IMAGES = 16
+PLAIN_VIEW = View()
 
 
 @dataclass(frozen=True)
@@ -32,18 +38,25 @@ class StepCost:
     image_seconds: float
 
 
-def measure_step(recipe: Recipe, dataset: Dataset, *, device: str = "auto") -> StepCost:
+def measure_step(recipe: Recipe, dataset: Dataset, *, device: str = "auto", limit: float = math.inf) -> StepCost:
     """The cost of a training step and of a prediction with `recipe`, from random weights, on images of `dataset`.
+
+    Args:
+        recipe: the recipe, with its image size.
+        dataset: annotated images.
+        device: as `--device` takes it.
+        limit: seconds after which no further step is measured. The first step, which takes longer than others, then counts, and
+            the prediction is taken to cost a third of it.
 
     Raises:
         InputError: not even one image fits in memory.
     """
-    device = choose_device(device)
+    device, until = choose_device(device), time.perf_counter() + limit
     whole, count = recipe.batch_size, recipe.batch_size
     while True:
         try:
             with current_device(device):
-                cost = _measure(recipe, dataset, device, count)
+                cost = _measure(recipe, dataset, device, count, until=until)
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
@@ -59,7 +72,7 @@ def measure_step(recipe: Recipe, dataset: Dataset, *, device: str = "auto") -> S
             )
 
 
-def _measure(recipe: Recipe, dataset: Dataset, device: str, count: int) -> StepCost:
+def _measure(recipe: Recipe, dataset: Dataset, device: str, count: int, *, until: float) -> StepCost:
     """The cost of a step on the first `count` images of a batch, and of the prediction of one image."""
     samples = dataset.samples[:TIMED_IMAGES]
     target = torch.device(device)
@@ -82,13 +95,15 @@ def _measure(recipe: Recipe, dataset: Dataset, device: str, count: int) -> StepC
         synchronize(device)
         seconds = time.perf_counter() - start
         times.append(seconds if target.type == "cpu" else max(loading * count / recipe.batch_size, seconds - loading))
-    model.eval()
-    with torch.inference_mode():
-        if target.type != "cpu":
-            model.decode(model(inputs))  # a card loads its libraries and kernels at the first image
-            synchronize(device)
-        start = time.perf_counter()
-        model.decode(model(inputs))
-        synchronize(device)
-        image_seconds = (time.perf_counter() - start) / len(inputs)
-    return StepCost(min(times[1:]), image_seconds)
+        if time.perf_counter() + seconds > until:
+            break
+    step_seconds = min(times[1:] or times)
+    if time.perf_counter() > until:
+        return StepCost(step_seconds, step_seconds / count / 3)
+    model = fold_batch_norms(model.eval())
+    predict = partial(predict_views, model, classes=dataset.classes, image_size=recipe.image_size, views=[PLAIN_VIEW])
+    if target.type != "cpu":
+        predict(samples)  # a card loads its libraries and kernels at the first image
+    start = time.perf_counter()
+    predict(samples)
+    return StepCost(step_seconds, (time.perf_counter() - start) / len(samples))

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
+from foldfuse.campaign.compiling import compile_training_loops
 from foldfuse.campaign.planning.state import CampaignState
 from foldfuse.data.dataset import Dataset
 from foldfuse.data.images import ImageCache
@@ -172,8 +173,6 @@ def _work(setup: Setup, inbox: queue.SimpleQueue[Setup | Order], answer: Any) ->
         InputError: the device or an image cannot be used.
     """
     import torch
-
-    from foldfuse.campaign.compiling import compile_training_loops
 
     logger = logging.getLogger("foldfuse")
     logger.setLevel(logging.INFO)

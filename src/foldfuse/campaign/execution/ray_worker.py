@@ -18,6 +18,7 @@ from typing import Any
 
 from foldfuse import __version__
 from foldfuse.campaign import constants as c
+from foldfuse.campaign.compiling import compile_training_loops
 from foldfuse.campaign.planning.state import CampaignState
 from foldfuse.campaign.task import VAL, predictions_path
 from foldfuse.data.dataset import Dataset, Sample
@@ -106,7 +107,6 @@ class Worker:
         import ray
 
         import foldfuse.campaign.execution.jobs  # noqa: F401 - now, rather than in the time of the first segment
-        from foldfuse.campaign.compiling import compile_training_loops
 
         compile_training_loops()
 

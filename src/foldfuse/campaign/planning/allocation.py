@@ -10,9 +10,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from foldfuse.campaign import constants as c
-from foldfuse.campaign.planning.segments import at_image_size, constant_lr, image_size_at, plan_segments
+from foldfuse.campaign.planning.segments import at_image_size, constant_lr, plan_segments
 from foldfuse.campaign.planning.state import CampaignState, Segment
 from foldfuse.inference.tta import View
+from foldfuse.storage.segments import Role
 
 
 @dataclass(frozen=True)
@@ -34,22 +35,38 @@ Strategy = Callable[[CampaignState], Decision]
 
 
 def successive_halving(state: CampaignState) -> Decision:
-    """The first segment of the plan that is neither over nor busy, with its share of the remaining training time."""
+    """The first segment of the plan that is neither over nor busy, with its share of the remaining training time.
+
+    Where the time does not suffice for all segments and there is no member yet, the segment gets all of it.
+    """
     unfinished = [segment for segment in plan_segments(state) if state.is_open(segment.name)]
     free = [segment for segment in unfinished if segment.name not in state.busy]
     if not free or free[0].round > unfinished[0].round:
         return Decision(None)
     segment, record = free[0], state.record(free[0].name)
     trained = record.seconds if record is not None else 0.0
-    for num_views in range(len(affordable_views(state)), 0, -1):  # a member in fewer views is better than no member
-        seconds = training_seconds(segment, unfinished, replace(state, max_views=num_views))
+    # A member in fewer views is better than no member, and a first member without others is better than no submission.
+    choices = [(unfinished, num_views) for num_views in range(len(affordable_views(state)), 0, -1)]
+    if not state.busy and not any(record.state in ("trained", "done") for record in state.segments):
+        choices.append(([segment], 1))
+    for trained_segments, num_views in choices:
+        seconds = training_seconds(segment, trained_segments, replace(state, max_views=num_views))
         if seconds >= c.MIN_SEGMENT_SECONDS or trained:
+            segment = segment if trained_segments is unfinished else on_its_own(segment, state)
             break
     else:
         return Decision(None)
     if record is None and segment.parent is not None and state.state_of(segment.parent) == "failed":
         segment = with_new_parent(segment, state)
     return Decision(segment, max(seconds, trained), num_views)
+
+
+def on_its_own(segment: Segment, state: CampaignState) -> Segment:
+    """The base run as a training without a cooldown run after it: its learning rate decays as the recipe says."""
+    if segment.role != Role.BASE:
+        return segment
+    own = next(recipe for recipe in state.recipes.values() if recipe.detector == segment.recipe.detector)
+    return replace(segment, recipe=at_image_size(own, segment.recipe.image_size))
 
 
 def with_new_parent(segment: Segment, state: CampaignState) -> Segment:
@@ -126,9 +143,7 @@ def image_seconds(segment: Segment, state: CampaignState) -> float:
     per_pixel = [
         record.result["image_seconds"] / record.recipe["image_size"] ** 2 for record in alike or measured.values()
     ]
-    if not per_pixel and state.image_seconds is not None:
-        per_pixel = [state.image_seconds / image_size_at(state.default_recipe, c.IMAGE_SCALES[0], state) ** 2]
-    return segment.recipe.image_size**2 * max(per_pixel, default=c.DEFAULT_PIXEL_SECONDS)
+    return segment.recipe.image_size**2 * max(per_pixel, default=state.pixel_seconds)
 
 
 def affordable_views(state: CampaignState) -> tuple[View, ...]:

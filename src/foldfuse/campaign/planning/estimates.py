@@ -7,11 +7,13 @@ from dataclasses import dataclass, replace
 
 from foldfuse.campaign import constants as c
 from foldfuse.campaign.planning.allocation import Plan, make_plan
+from foldfuse.campaign.planning.measuring import measuring_seconds, planned_pixel_seconds
 from foldfuse.campaign.planning.segments import at_image_size, image_size_at, plan_segments
 from foldfuse.campaign.planning.state import CampaignState
 from foldfuse.campaign.task import Task
 from foldfuse.data.dataset import Dataset
 from foldfuse.recipes import Recipe
+from foldfuse.storage.ledger import Ledger
 from foldfuse.training.step_cost import measure_step
 
 
@@ -75,6 +77,34 @@ def measure_candidates(state: CampaignState, dataset: Dataset, *, device: str = 
     ]
 
 
+def measure_costs(task: Task, ledger: Ledger, state: CampaignState) -> None:
+    """Measures and records what a training step and a prediction cost, as far as the plan needs it and the clock allows.
+
+    Steps are measured where there is time to compare candidates, and the prediction where the choice of an image size has not
+    measured it.
+    """
+    compared = ledger.deadline >= c.COMPARE_DEADLINE and len(task.recipes) > 1
+    known = ledger.get("pixel_seconds") is not None or ledger.get("image_size_choice") is not None
+    if not compared and (known or not measuring_seconds(ledger.deadline, ledger.elapsed)):
+        return
+    if not compared:
+        state = replace(state, recipes=dict([next(iter(state.recipes.items()))]))
+    with ledger.timed("measure the candidates", "setup"):
+        costs = measure_candidates(state, task.train_in(task.folds[0]), device=task.device)
+    ledger.set(pixel_seconds=pixel_seconds_of(costs[0], state, task.device))
+    if not compared:
+        return
+    ledger.set(step_seconds={cost.name: round(cost.step_seconds, 4) for cost in costs})
+    measured = ", ".join(f"{cost.name} {cost.step_seconds:.2f}" for cost in costs)
+    ledger.log(f"Seconds of a step of a base run, measured here: {measured}.")
+
+
+def pixel_seconds_of(cost: CandidateCost, state: CampaignState, device: str) -> float:
+    """Seconds of one pixel's prediction to plan with, from a candidate's measured cost."""
+    size = cost.recipe.image_size
+    return planned_pixel_seconds(cost.image_seconds, size, num_images=state.num_images, device=device)
+
+
 def estimate_campaign(task: Task, deadline: float) -> CampaignPlan:
     """The plan for a task under a deadline, after measuring its candidates."""
     state = CampaignState(
@@ -91,7 +121,7 @@ def estimate_campaign(task: Task, deadline: float) -> CampaignPlan:
     )
     costs = measure_candidates(state, task.train_in(task.folds[0]), device=task.device)
     step_seconds = {cost.name: cost.step_seconds for cost in costs}
-    state = replace(state, step_seconds=step_seconds, image_seconds=costs[0].image_seconds)
+    state = replace(state, step_seconds=step_seconds, pixel_seconds=pixel_seconds_of(costs[0], state, task.device))
     detectors = {segment.recipe.detector for segment in plan_segments(state)}
     tried = frozenset(cost.name for cost in costs if cost.recipe.detector in detectors)
     reason = None if task.image_size_choice is None else task.image_size_choice.reason

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from foldfuse.campaign import constants as c
 from foldfuse.recipes import Recipe
 from foldfuse.storage.segments import Role, SegmentRecord
 
@@ -50,8 +51,7 @@ class CampaignState:
         segments: records of the segments so far.
         step_seconds: {recipe name: seconds of a step of its base run}, as measured; unmeasured recipes are not tried.
         ranking: promoted base runs, best first; empty until the base runs have been compared.
-        image_seconds: seconds of one image in the plain view at the size of the default recipe's base run, where the plan
-            measured it.
+        pixel_seconds: seconds of one pixel's prediction in the plain view, until a member's was measured.
         busy: names of segments that a worker trains now.
         num_workers: segments that can be trained at once.
         pseudo_labels: whether the last cooldown runs also train on pseudo-labels.
@@ -69,7 +69,7 @@ class CampaignState:
     segments: tuple[SegmentRecord, ...] = ()
     step_seconds: Mapping[str, float] = field(default_factory=dict)
     ranking: tuple[str, ...] = ()
-    image_seconds: float | None = None
+    pixel_seconds: float = c.DEFAULT_PIXEL_SECONDS
     busy: frozenset[str] = frozenset()
     num_workers: int = 1
     pseudo_labels: bool = False

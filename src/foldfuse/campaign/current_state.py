@@ -1,0 +1,32 @@
+"""The state of a running campaign, from its task, its ledger and its workers."""
+
+from __future__ import annotations
+
+from foldfuse.campaign import constants as c
+from foldfuse.campaign.execution.workers import Workers
+from foldfuse.campaign.planning.state import CampaignState
+from foldfuse.campaign.task import Task
+from foldfuse.storage.ledger import Ledger
+
+
+def campaign_state(task: Task, ledger: Ledger, workers: Workers) -> CampaignState:
+    """The state of the campaign now, for the strategy."""
+    return CampaignState(
+        recipes=task.recipes,
+        image_sizes=task.image_sizes,
+        seed=task.seed,
+        deadline=ledger.deadline,
+        elapsed=ledger.elapsed,
+        num_val=len(task.val_in(task.folds[0])),
+        num_test=len(task.test),
+        segments=ledger.segments(),
+        step_seconds=ledger.get("step_seconds") or {},
+        pixel_seconds=ledger.get("pixel_seconds") or c.DEFAULT_PIXEL_SECONDS,
+        ranking=tuple(ledger.get("ranking") or ()),
+        busy=workers.busy,
+        num_workers=max(1, workers.capacity),
+        pseudo_labels=task.pseudo_labels,
+        auto_image_size=task.auto_image_size,
+        max_views=ledger.get("max_views"),
+        folds=task.folds,
+    )

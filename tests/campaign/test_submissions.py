@@ -42,6 +42,7 @@ def test_before_the_loops_of_fusion_are_compiled_the_best_member_is_submitted_al
     keys = [MemberView(name, "1") for name in ("good", "bad")]
     members = MemberPredictions({key: shifted(val, 9 * i) for i, key in enumerate(keys)})
     members.test = {key: shifted(truth, 0) for key in keys}
+    members.new_members = ["good", "bad"]
     (tmp_path / "out").mkdir()
     with closing(create(tmp_path / "out", {}, deadline=60.0, start=time.monotonic())) as ledger:
         submit_best(task, ledger, members, last=False)

@@ -32,6 +32,7 @@ from foldfuse.evaluation.metrics import measure
 from foldfuse.formats.predictions import read_predictions
 from foldfuse.inference import rescoring as rescore
 from foldfuse.inference.crop_features import imagenet_encoder
+from foldfuse.inference.rescorer import apply_rescorer
 
 
 def main() -> None:
@@ -83,11 +84,11 @@ def run(folder: Path, facts: Mapping[str, Any], of: str, asked: argparse.Namespa
         max_detections=asked.most,
     )
     seconds_fit = time.process_time() - began
-    after = rescore.apply_rescorer(fitted.rescorer, target, test.samples)
+    after = apply_rescorer(fitted.rescorer, target, test.samples)
     seconds = time.process_time() - began
     gain = {metric: bootstrap_difference(after, target, test, metric) for metric in ("ap50", "ap")}
     always = replace(fitted.rescorer, blend=fitted.best)  # the gain whatever is expected
-    forced = after if fitted.accepted else rescore.apply_rescorer(always, target, test.samples)
+    forced = after if fitted.accepted else apply_rescorer(always, target, test.samples)
     return {
         "fitted": fitted.to_dict(),
         "test": {m: [measure(target, test, metric=m), measure(after, test, metric=m)] for m in ("ap50", "ap")},

@@ -62,13 +62,17 @@ COMMANDS = {  # name: (function, summary)
     ),
     "profile": ("foldfuse.commands.models:profile", "Measure how a model's cost grows with the image size."),
     "export": ("foldfuse.commands.models:export", "Write a model as an ONNX file."),
+    "bundle": (
+        "foldfuse.commands.bundle:bundle",
+        "Pack everything that predicts into one zip, to be used without a network.",
+    ),
 }
 GROUPS = {  # heading in the help: its commands
     "Campaigns": ("campaign", "watch", "report", "compare", "note", "demo"),
     "Data": ("check", "split", "browse"),
     "Training": ("train", "sweep", "import", "predict", "evaluate"),
     "Predictions": ("fuse", "ensemble", "rescore", "convert", "score", "submit"),
-    "Models": ("models", "recipes", "fetch", "profile", "export"),
+    "Models": ("models", "recipes", "fetch", "profile", "export", "bundle"),
 }
 NETWORK_PACKAGES = ("torch", "torchvision", "timm")  # a light install lacks them
 

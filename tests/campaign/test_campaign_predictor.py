@@ -24,9 +24,10 @@ from foldfuse.ensemble.ensemble import Ensemble, apply_ensemble
 from foldfuse.ensemble.member_views import MemberView
 from foldfuse.errors import InputError
 from foldfuse.formats.predictions import read_predictions, write_predictions
-from foldfuse.inference import rescoring
-from foldfuse.inference.crop_features import LinearProbe, imagenet_encoder
+from foldfuse.inference.crop_encoder import LinearProbe
+from foldfuse.inference.crop_features import imagenet_encoder
 from foldfuse.inference.predictor import load
+from foldfuse.inference.rescorer import Blend, Rescorer, apply_rescorer
 from foldfuse.recipes import load_recipe
 from foldfuse.storage.ledger import create
 from foldfuse.storage.run import Run
@@ -84,7 +85,7 @@ def submit(task, ledger, members, ensemble, score, facts=(), rescorer=None):
     predict_test_images(own, candidates, task, ledger, members)
     test = apply_ensemble(ensemble, {str(key): value for key, value in members.test.items()})
     if rescorer is not None:
-        test = rescoring.apply_rescorer(rescorer, test, task.test_samples)
+        test = apply_rescorer(rescorer, test, task.test_samples)
     val = noisy(task.val, 7)
     write_submission_folder(val, test, ensemble, score, dict(facts), task=task, ledger=ledger, rescorer=rescorer)
 
@@ -113,10 +114,10 @@ def test_a_campaign_predicts_its_submission(campaign, made, tmp_path):
 
     numbers = np.random.default_rng(0)
     probe = LinearProbe(numbers.normal(size=1280), np.ones(1280), numbers.normal(size=(1280, 3)), np.zeros(3))
-    rescorer = rescoring.Rescorer(
+    rescorer = Rescorer(
         probe,
         imagenet_encoder(device="cpu"),
-        rescoring.Blend(0.4, True),
+        Blend(0.4, True),
         3,
         -1.0,
     )
@@ -145,8 +146,8 @@ def test_two_processes_predict_with_a_campaign_what_one_predicts(campaign, made,
     members = MemberPredictions(runs={"base": Run(ledger.folder / "members" / "base")})
     numbers = np.random.default_rng(0)
     probe = LinearProbe(numbers.normal(size=1280), np.ones(1280), numbers.normal(size=(1280, 3)), np.zeros(3))
-    blend = rescoring.Blend(0.4, True)
-    rescorer = rescoring.Rescorer(probe, imagenet_encoder(device="cpu"), blend, 3, -1.0)
+    blend = Blend(0.4, True)
+    rescorer = Rescorer(probe, imagenet_encoder(device="cpu"), blend, 3, -1.0)
     ensemble = Ensemble({"base@1": 2.0, "base@1+hflip": 1.0})
     submit(task, ledger, members, ensemble, 0.5, {"rescoring": {"accepted": True}}, rescorer)
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]

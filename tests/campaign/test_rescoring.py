@@ -77,7 +77,7 @@ def fake_rescorer(monkeypatch, *, accepted, after):
         return scored(SimpleNamespace(samples=samples, classes=predictions.classes), 0.9)
 
     monkeypatch.setattr(rescoring, "fit_rescorer", fit)
-    monkeypatch.setattr(rescoring, "apply_rescorer", apply)
+    monkeypatch.setattr("foldfuse.campaign.rescoring.apply_rescorer", apply)
     return trained_on
 
 

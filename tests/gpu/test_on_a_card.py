@@ -15,7 +15,8 @@ from foldfuse.data.crops import object_crops
 from foldfuse.data.images import ImageCache
 from foldfuse.data.readers.coco import read
 from foldfuse.formats.predictions import read_predictions
-from foldfuse.inference.crop_features import features, imagenet_encoder
+from foldfuse.inference.crop_encoder import features
+from foldfuse.inference.crop_features import imagenet_encoder
 from foldfuse.models import make_detector
 from foldfuse.recipes import load_recipe
 from foldfuse.storage.run import Run

@@ -19,20 +19,21 @@ from foldfuse.evaluation.metrics import measure
 from foldfuse.formats.predictions import read_predictions, write_predictions
 from foldfuse.inference import rescoring as rescore
 from foldfuse.inference import rescoring_data
-from foldfuse.inference.crop_features import CropEncoder, features, fit_probe
-from foldfuse.inference.rescoring import Blend, Rescorer
+from foldfuse.inference.crop_encoder import CropEncoder, features
+from foldfuse.inference.crop_features import fit_probe, torch_encoder
+from foldfuse.inference.rescorer import Blend, Rescorer, apply_rescorer, rescored
 from foldfuse.inference.rescoring_data import label_detections, sample_objects
 from learning_samples import write_dataset
 
 
 def mean_color_encoder() -> CropEncoder:
     """The mean colour of the crop's middle, in 1 ms."""
-    return CropEncoder(lambda images: images[:, :, 8:24, 8:24].mean((2, 3)), size=32, context=1.0)
+    return torch_encoder(lambda images: images[:, :, 8:24, 8:24].mean((2, 3)), size=32, context=1.0)
 
 
 def blind_encoder() -> CropEncoder:
     """An encoder with the same features for every crop."""
-    return CropEncoder(lambda images: torch.zeros(len(images), 3), size=32, context=1.0)
+    return torch_encoder(lambda images: torch.zeros(len(images), 3), size=32, context=1.0)
 
 
 def random_class_predictions(dataset, seed=0):
@@ -65,7 +66,7 @@ def test_rescoring_helps_where_colours_show_the_class(data, test_data):
     assert fitted.accepted
     assert fitted.facts.accuracy > 0.9  # some squares lie upon others
     assert fitted.gain.low > 0
-    after = rescore.apply_rescorer(fitted.rescorer, test, test_data.samples)
+    after = apply_rescorer(fitted.rescorer, test, test_data.samples)
     assert measure(after, test_data) > measure(test, test_data) + 0.1
     np.testing.assert_array_equal(after.boxes, test.boxes)
     np.testing.assert_array_equal(after.labels, test.labels)
@@ -76,7 +77,7 @@ def test_scores_stay_where_crops_show_nothing(data):
     fitted = rescore.fit_rescorer(predictions, data, encoder=blind_encoder())
     assert not fitted.accepted
     np.testing.assert_array_equal(fitted.predictions.scores, predictions.scores)
-    after = rescore.apply_rescorer(fitted.rescorer, predictions, data.samples)
+    after = apply_rescorer(fitted.rescorer, predictions, data.samples)
     np.testing.assert_array_equal(after.scores, predictions.scores)
 
 
@@ -105,7 +106,7 @@ def test_each_image_is_rescored_by_a_probe_trained_without_it(data, monkeypatch)
         "log_probabilities",
         lambda probe, x: predicted.append((fits[-1], {tuple(row) for row in x.tolist()})) or real(probe, x),
     )
-    wide = CropEncoder(
+    wide = torch_encoder(
         lambda images: images.mean((2, 3)), size=32, context=2.0
     )  # with noise around the object, so that no two crops are equal
     rescore.fit_rescorer(random_class_predictions(data), data, encoder=wide)
@@ -140,17 +141,17 @@ def predictions_of(scores, labels):
 def test_a_blend_is_the_weighted_geometric_mean_of_score_and_probability():
     found = predictions_of([0.9, 0.4, 0.1], [0, 1, 1])
     log_p = np.log([[0.5, 0.2, 0.3], [0.1, 0.6, 0.3]])
-    out = rescore.rescored(found, np.array([0, 1]), log_p, Blend(0.25))
+    out = rescored(found, np.array([0, 1]), log_p, Blend(0.25))
     np.testing.assert_allclose(out.scores[:2], [0.9**0.75 * 0.5**0.25, 0.4**0.75 * 0.6**0.25], rtol=1e-6)
     np.testing.assert_allclose(out.scores[2], 0.1**0.75 * np.sqrt(0.5 * 0.6) ** 0.25, rtol=1e-6)
-    given = rescore.rescored(found, np.array([0, 1]), log_p, Blend(0.25, background=False))
+    given = rescored(found, np.array([0, 1]), log_p, Blend(0.25, background=False))
     np.testing.assert_allclose(given.scores[0], 0.9**0.75 * (0.5 / 0.7) ** 0.25, rtol=1e-6)
-    assert rescore.rescored(found, np.array([0]), log_p[:1], Blend(0.0)) is found
+    assert rescored(found, np.array([0]), log_p[:1], Blend(0.0)) is found
 
 
 def test_scores_of_0_and_tiny_probabilities_stay_in_range():
     found = predictions_of([0.0, 1.0], [0, 0])
-    out = rescore.rescored(found, np.array([0, 1]), np.array([[0.0, -900, -900], [-900, -900, 0]]), Blend(0.5))
+    out = rescored(found, np.array([0, 1]), np.array([[0.0, -900, -900], [-900, -900, 0]]), Blend(0.5))
     assert np.isfinite(out.scores).all()
     assert ((out.scores >= 0) & (out.scores <= 1)).all()
 
@@ -178,10 +179,10 @@ def test_too_many_objects_are_sampled_evenly_over_the_classes():
 
 def test_only_the_best_boxes_of_an_image_get_crops(data):
     sizes = []
-    encoder = CropEncoder(lambda images: sizes.append(len(images)) or images.mean((2, 3)), size=8, context=1.0)
+    encoder = torch_encoder(lambda images: sizes.append(len(images)) or images.mean((2, 3)), size=8, context=1.0)
     predictions = random_class_predictions(data)
     probe = fit_probe(np.zeros((3, 3), np.float32), np.arange(3), np.ones(3), num_classes=3, ridge=1.0)
-    rescore.apply_rescorer(Rescorer(probe, encoder, Blend(0.3), 1, -1.0), predictions, data.samples)
+    apply_rescorer(Rescorer(probe, encoder, Blend(0.3), 1, -1.0), predictions, data.samples)
     assert sum(sizes) == (np.diff(predictions.offsets) > 0).sum()
 
 
@@ -196,7 +197,7 @@ def test_features_come_in_the_order_of_the_crops_and_progress_ends_at_1(data):
 
 def test_the_encoder_gets_crops_on_its_device(data):
     devices = []
-    encoder = CropEncoder(
+    encoder = torch_encoder(
         lambda images: devices.append(images.device.type) or torch.zeros(len(images), 3), size=8, device="meta"
     )
     assert features(object_crops(data), encoder).shape[1] == 3

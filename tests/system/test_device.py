@@ -14,7 +14,8 @@ from foldfuse.commands.train import sweep, train
 from foldfuse.data.crops import object_crops
 from foldfuse.data.readers.coco import read
 from foldfuse.errors import InputError
-from foldfuse.inference.crop_features import features, imagenet_encoder
+from foldfuse.inference.crop_encoder import features
+from foldfuse.inference.crop_features import imagenet_encoder
 from foldfuse.recipes import load_recipe
 from foldfuse.storage.run import Run
 from foldfuse.system.device import card_names, choose_device, devices_of, in_halves

@@ -13,6 +13,7 @@ from foldfuse.evaluation.custom_metric import metric_label
 from foldfuse.formats.predictions import read_predictions
 from foldfuse.inference import rescoring
 from foldfuse.inference.crop_features import imagenet_encoder
+from foldfuse.inference.rescorer import apply_rescorer
 from foldfuse.storage.ledger import Ledger
 
 _NO_TIME = "Crop rescoring was started, but there is no time left to rescore the test images. The submission stays."
@@ -69,7 +70,7 @@ def rescore_submission(task: Task, ledger: Ledger, members: MemberPredictions) -
         if (remaining_at_start - ledger.remaining) * test_share > ledger.remaining - c.DELIVERY_SECONDS:
             ledger.log(_NO_TIME)
             return
-        rescored = rescoring.apply_rescorer(result.rescorer, test, task.test_samples)
+        rescored = apply_rescorer(result.rescorer, test, task.test_samples)
     with ledger.timed("submit", "submit"):
         score = score_predictions(result.predictions, images)
         fused = {**facts["fused"], **score.to_dict(), "value": result.after}  # nested score and interval: of the fusion

@@ -29,7 +29,7 @@ from foldfuse.formats.predictions import read_predictions, write_predictions
 from foldfuse.formats.submission import write_submission
 from foldfuse.inference import rescorer_file
 from foldfuse.inference.detector import load_detector, predict_views
-from foldfuse.inference.rescoring import Rescorer
+from foldfuse.inference.rescorer import Rescorer
 from foldfuse.inference.tta import View
 from foldfuse.provenance import WeightsOrigin, origins_page
 from foldfuse.reporting.campaign_page import write_campaign_page

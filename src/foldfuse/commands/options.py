@@ -343,6 +343,7 @@ def refuse_overwrite(
     inputs: Iterable[Path | None] = (),
     made_by: Sequence[str] = (),
     may_be_dataset: bool = False,
+    may_be_bundle: bool = False,
 ) -> None:
     """Checks that an output may be written: nothing or an empty folder is at `path`, or `overwrite` is given.
 
@@ -354,6 +355,7 @@ def refuse_overwrite(
         made_by: where the command makes a folder, the names of files that mark a folder of its kind; only such a folder may be
             replaced. By default a folder with any of OWN_FILES.
         may_be_dataset: whether the output is a dataset in COCO JSON, which may replace another.
+        may_be_bundle: whether the output is a bundle, which may replace another.
 
     Raises:
         InputError: `path` exists and `overwrite` is False; it is an input or holds one; it is a record of Foldfuse or a file of
@@ -372,7 +374,7 @@ def refuse_overwrite(
     if not overwrite:
         raise InputError(f"{path}: exists already. Choose another --out, or add --overwrite to replace it.")
     if not path.is_dir():
-        refuse_loss(path, may_be_dataset=may_be_dataset)
+        refuse_loss(path, may_be_dataset=may_be_dataset, may_be_bundle=may_be_bundle)
     elif not is_own_folder(path, made_by or OWN_FILES):
         raise InputError(
             f"{path}: is a folder without {' or '.join(made_by or OWN_FILES)}, so this command did not make it and leaves it. "

@@ -1,11 +1,11 @@
-"""The predict command: a run, an ONNX file, an ensemble or a campaign on any images."""
+"""The predict command: a run, an ONNX file, an ensemble, a campaign or a bundle on any images."""
 
 from __future__ import annotations
 
 import os
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,6 +14,7 @@ import numpy as np
 from cyclopts import Parameter
 
 from foldfuse.commands import drawn_images, options
+from foldfuse.commands.ensemble_members import Members, named_members
 from foldfuse.commands.learnt import unlearnt
 from foldfuse.data.dataset import Dataset
 from foldfuse.data.image_inputs import read_paths
@@ -21,6 +22,7 @@ from foldfuse.detections import Predictions
 from foldfuse.errors import InputError, counted, shown
 from foldfuse.formats.predictions import ENDINGS, write_predictions
 from foldfuse.inference.base_predictor import Predictor
+from foldfuse.inference.bundle import needs_torch
 from foldfuse.inference.class_labels import concat_shards
 from foldfuse.inference.predictor import load
 from foldfuse.inference.tta import View
@@ -40,7 +42,7 @@ def predict(
     score_threshold: Annotated[float | None, Parameter(validator=options.check_fraction, metavar="X")] = None,
     max_detections: options.MaxDetections = None,
     view: Annotated[options.Names, Parameter(metavar="VIEW,...")] = (),
-    member: Annotated[tuple[str, ...], Parameter(metavar="NAME=RUN")] = (),
+    member: Members = (),
     batch_size: options.BatchSize = None,
     all_: Annotated[bool, Parameter(name="--all", negative="")] = False,
     images: options.Images = None,
@@ -49,10 +51,11 @@ def predict(
     engine: options.Engine = "auto",
     overwrite: options.Overwrite = False,
 ) -> Path | None:
-    """Predict images with anything trained: a run, an ONNX file, an ensemble or a whole campaign.
+    """Predict images with anything trained: a run, an ONNX file, an ensemble, a whole campaign or a bundle of one of these.
 
-    A campaign's folder applies the members, TTA views, fusion and crop rescoring of its current submission. Several TTA views
-    of a run are fused by WBF. Boxes of images without annotations are in pixels of the upright image.
+    A campaign's folder applies the members, TTA views, fusion and crop rescoring of its current submission; the zips of
+    `foldfuse bundle` and `foldfuse export` do as what was packed into them. Several TTA views of a run are fused by WBF. Boxes
+    of images without annotations are in pixels of the upright image.
 
     The run of a classifier takes images in sub-folders by class, images in one folder, or a dataset whose annotated objects
     it classifies. It writes a table of probabilities, .csv or .parquet; its views are 1 and 1+hflip.
@@ -62,8 +65,8 @@ def predict(
     Under torchrun each process predicts its share of the images; classifiers and ONNX files take one process.
 
     Args:
-        run: folder of a trained run or of a campaign, an .onnx file of `foldfuse export`, or the ensemble.json of
-            `foldfuse ensemble`.
+        run: folder of a trained run or of a campaign, the zip of `foldfuse bundle` or the folder it was unpacked into, an .onnx
+            file or a zip of `foldfuse export`, or the ensemble.json of `foldfuse ensemble`.
         data: the images: files, folders, patterns in quotes such as 'photos/*.jpg', or datasets of any layout, whose annotations
             are not read, except by a classifier.
         out: file to write: .parquet (keeps everything), .json (COCO results), or .csv; `foldfuse submit` makes submissions.
@@ -93,7 +96,8 @@ def predict(
     run, paths = Path(run), [Path(p) for p in ([given_data] if isinstance(given_data, str | Path) else given_data)]
     out, draw = (None if path is None else Path(path) for path in (out, draw))
     is_classifier = Run(run).is_classifier
-    if os.environ.get("WORLD_SIZE", "1") != "1" and (is_classifier or run.suffix.lower() == ".onnx"):
+    by_torch = is_classifier or needs_torch(run)
+    if os.environ.get("WORLD_SIZE", "1") != "1" and (is_classifier or not by_torch):
         kind = "the run of a classifier" if is_classifier else "an ONNX file"
         raise InputError(f"{run}: is {kind}, which predicts in one process. Give the command without torchrun.")
     _check_outputs(run, paths, out, draw, images=images, overwrite=overwrite, is_classifier=is_classifier)
@@ -117,8 +121,8 @@ def predict(
             all_=all_,
             ignore_orientation=ignore_orientation,
         )
-    with _world(run, device) as world:
-        predictor = load(run, device=world.device, members=_members(member), engine=engine)
+    with open_world(device) if by_torch else nullcontext(World(device=device)) as world:
+        predictor = load(run, device=world.device, members=named_members(member), engine=engine)
         views = predictor.parse_views(view)
         if world.is_main:
             for sentence in predictor.repeated_views(views):
@@ -136,7 +140,7 @@ def predict(
         dataset = predictor.open(given)
         learnt = predictor.learnt_ids(dataset)
         dataset, learnt = unlearnt(predictor.source, learnt, dataset, all_=all_, is_printed=world.is_main)
-        if world.is_main:
+        if world.is_main and by_torch:
             _warn_of_likeness(predictor, dataset)
         text, start = f"predicting {counted(len(dataset), 'image')}", time.monotonic()
         with progress_bar(text, num_images=len(dataset)) if world.is_main else nullcontext(no_progress) as progress:
@@ -157,11 +161,6 @@ def predict(
             places = ", ".join(str(path) for path in (out, draw) if path is not None)
             printing.write(f"{counted(len(dataset), 'image')}, {boxes}, {rate}: {places}", to_stderr=True)
     return out or draw
-
-
-def _world(run: Path, device: str) -> AbstractContextManager[World]:
-    """The processes that predict; one for an ONNX file, which needs no torch."""
-    return nullcontext(World(device=device)) if run.suffix.lower() == ".onnx" else open_world(device)
 
 
 def _check_outputs(
@@ -200,19 +199,6 @@ def _is_view(text: str) -> bool:
     except InputError:
         return False
     return True
-
-
-def _members(given: Sequence[str]) -> dict[str, str]:
-    """{member: run} of --member NAME=RUN. Raises InputError for another form, or for a name given twice."""
-    members: dict[str, str] = {}
-    for text in given:
-        name, sign, run = text.partition("=")
-        if not (name and sign and run):
-            raise InputError(f"--member {text}: is no NAME=RUN, such as a_oof=run1.")
-        if name in members:
-            raise InputError(f"--member {text}: the member {name} is given twice. Give one run for each member.")
-        members[name] = run
-    return members
 
 
 def _best(predictions: Predictions, score_threshold: float | None, max_detections: int | None) -> Predictions:

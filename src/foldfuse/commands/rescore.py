@@ -17,9 +17,11 @@ from foldfuse.evaluation.metrics import open_metric
 from foldfuse.formats.predictions import write_predictions
 from foldfuse.formats.raw_boxes import ReadAs
 from foldfuse.inference.classifier import crop_encoder
-from foldfuse.inference.crop_features import CropEncoder, imagenet_encoder
+from foldfuse.inference.crop_encoder import CropEncoder
+from foldfuse.inference.crop_features import imagenet_encoder
 from foldfuse.inference.learnt_images import learnt_ids
-from foldfuse.inference.rescoring import RescoringResult, apply_rescorer, fit_rescorer
+from foldfuse.inference.rescorer import apply_rescorer
+from foldfuse.inference.rescoring import RescoringResult, fit_rescorer
 from foldfuse.storage.run import Run
 from foldfuse.system import printing
 from foldfuse.system.atomic_files import atomic_folder

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ class Predictor(ABC):
         category_ids: the organiser's id of each class.
         ignore_orientation: whether pixels are taken as they are stored, whatever an EXIF tag says.
         value_ranges: {kind of depth: values that become black and white in images of more than 8 bits}, as in training.
+        extracted: the temporary folder of a bundle's files, which lives as long as the predictor; None without one.
     """
 
     source: Path
@@ -39,6 +40,7 @@ class Predictor(ABC):
     category_ids: tuple[int, ...]
     ignore_orientation: bool
     value_ranges: Mapping[str, ValueRange]
+    extracted: Any = field(default=None, kw_only=True)
 
     @property
     @abstractmethod

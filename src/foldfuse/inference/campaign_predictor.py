@@ -56,8 +56,7 @@ def load_campaign(folder: Path, *, device: str = "auto") -> EnsemblePredictor:
             "which alone can predict new images. Predict with that toolkit."
         )
     ensemble = _without(whole, left_out)
-    if left_out:
-        logger.warning("%s", _loss(folder, facts, whole, ensemble, left_out))
+    notes = [_loss(folder, facts, whole, ensemble, left_out)] if left_out else []
     parts = _parts(folder, number, {name: keys[name] for name in ensemble.weights})
     rescorer, learnt = None, frozenset[str]()
     if facts.get("rescoring"):
@@ -65,13 +64,14 @@ def load_campaign(folder: Path, *, device: str = "auto") -> EnsemblePredictor:
             classes = parts[0].run.metadata.classes
             rescorer, learnt = rescorer_file.read_rescorer(submission, classes, device=device)
         else:
-            logger.warning(
-                "%s: its submission was rescored by a classifier of crops, which this campaign did not store; these "
-                "predictions are not rescored.",
-                folder,
+            notes.append(
+                f"{folder}: its submission was rescored by a classifier of crops, which this campaign did not store; these "
+                "predictions are not rescored."
             )
+    for sentence in notes:
+        logger.warning("%s", sentence)
     return predictor_of(
-        folder, ensemble, parts, device=device, rescorer=rescorer, learnt_hashes=learnt, noun="campaign"
+        folder, ensemble, parts, device=device, rescorer=rescorer, learnt_hashes=learnt, noun="campaign", notes=notes
     )
 
 

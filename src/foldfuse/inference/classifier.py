@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from foldfuse.data.crops import Crops
 from foldfuse.detections import Array
 from foldfuse.errors import InputError
-from foldfuse.inference.crop_features import CropEncoder, features, mirrored
+from foldfuse.inference.crop_encoder import CropEncoder, features, mirrored
+from foldfuse.inference.crop_features import torch_encoder
 from foldfuse.models import make_classifier
 from foldfuse.models.classifiers import ClassifierWithLoss
 from foldfuse.models.pretrained.state_dicts import load_exactly
@@ -58,12 +58,8 @@ def crop_encoder(run: Run, device: str = "auto") -> CropEncoder:
     load_exactly(model, run.load_weights(), source=f"{run.folder}/weights.safetensors")
     model.to(device).eval()
 
-    def logits(images: Tensor) -> Tensor:
-        computed: Tensor = model(images)
-        return computed
-
     context = metadata.crop_context or recipe.crop_context
-    return CropEncoder(logits, recipe.image_size, context, device)
+    return torch_encoder(model, size=recipe.image_size, context=context, device=device)
 
 
 def classify(

@@ -1,4 +1,4 @@
-"""Features of crops by a frozen network, and a linear probe (multinomial logistic regression) on the features.
+"""The networks of PyTorch that make features of crops, and the fit of a linear probe (multinomial logistic regression) on them.
 
 Shapes: n crops, D features, K classes.
 """
@@ -6,42 +6,40 @@ Shapes: n crops, D features, K classes.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from functools import partial
-from itertools import islice
 
 import numpy as np
 import timm
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-from foldfuse.data.crops import Crops
 from foldfuse.detections import Array
+from foldfuse.inference.crop_encoder import CropEncoder, LinearProbe
 from foldfuse.models.cpu.fold_batch_norm import fold_batch_norms
 from foldfuse.models.pretrained.imagenet import load_backbone
-from foldfuse.system.device import choose_device, in_halves
-from foldfuse.system.progress import Progress, no_progress
+from foldfuse.system.device import choose_device
 
-BATCH_SIZE = 64
 STD_EPSILON = 0.05  # added to a feature's standard deviation, so that a feature that is nearly always 0 is not blown up
 
 
-@dataclass(frozen=True, eq=False)
-class CropEncoder:
-    """A frozen network that turns a crop into features.
+class ImagenetFeatures(nn.Module):
+    """A frozen ImageNet-pretrained EfficientNet-Lite0: (B, 3, H, W) in 0..1 -> (B, 1280).
 
-    Attributes:
-        network: (B, 3, size, size) in 0..1 on `device` -> (B, D) on `device`.
-        size: the size of a crop, pixels.
-        context: side of a crop, as a multiple of its box's longer side.
-        device: the device that the network computes on.
+    Raises:
+        InputError: the weights are not available.
     """
 
-    network: Callable[[Tensor], Tensor]
-    size: int = 128
-    context: float = 1.3
-    device: str = "cpu"
+    stride = 32
+
+    def __init__(self) -> None:
+        super().__init__()
+        network = timm.create_model("tf_efficientnet_lite0")
+        load_backbone(network, "tf_efficientnet_lite0")
+        self.network = fold_batch_norms(network)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) in 0..1 -> (B, 1280)."""
+        return self.network.forward_features(images * 2 - 1).mean((2, 3))  # type: ignore[operator]
 
 
 def imagenet_encoder(*, size: int = 128, context: float = 1.3, device: str = "auto") -> CropEncoder:
@@ -51,64 +49,29 @@ def imagenet_encoder(*, size: int = 128, context: float = 1.3, device: str = "au
         InputError: the weights are not available, or there is no such device.
     """
     device = choose_device(device)
-    network = timm.create_model("tf_efficientnet_lite0")
-    load_backbone(network, "tf_efficientnet_lite0")
-    model = fold_batch_norms(network).to(device).to(memory_format=torch.channels_last)
-
-    def encode(images: Tensor) -> Tensor:
-        return model.forward_features(images * 2 - 1).mean((2, 3))  # type: ignore[operator]
-
-    return CropEncoder(encode, size, context, device)
+    network = ImagenetFeatures().to(device).to(memory_format=torch.channels_last)
+    return torch_encoder(network, size=size, context=context, device=device)
 
 
-def mirrored(encoder: CropEncoder) -> CropEncoder:
-    """The encoder of the crops' mirror images."""
-    return replace(encoder, network=lambda images: encoder.network(images.flip(3)))
+def torch_encoder(
+    network: Callable[[Tensor], Tensor], *, size: int = 128, context: float = 1.3, device: str = "cpu"
+) -> CropEncoder:
+    """An encoder whose features are a network's outputs.
 
-
-@torch.inference_mode()
-def features(crops: Crops, encoder: CropEncoder, *, progress: Progress = no_progress) -> Array:
-    """(n, D) float32 features, one row per crop.
-
-    Raises:
-        InputError: an image cannot be decoded, or the memory is too small for one crop.
-    """
-    rows: list[Array] = []
-    done = 0
-    images = crops.images(context=encoder.context, size=encoder.size)
-    while batch := list(islice(images, BATCH_SIZE)):
-        rows += in_halves(partial(_encode, encoder), np.stack(batch))
-        done += len(batch)
-        progress(done / len(crops))
-    return np.stack(rows) if rows else np.zeros((0, 0), np.float32)
-
-
-def _encode(encoder: CropEncoder, images: Array) -> Array:
-    """(B, S, S, 3) uint8 -> (B, D)."""
-    pixels = torch.from_numpy(images).to(encoder.device).permute(0, 3, 1, 2)
-    encoded: Array = encoder.network(pixels.float().div_(255)).cpu().numpy()
-    return encoded
-
-
-@dataclass(frozen=True, eq=False)
-class LinearProbe:
-    """A multinomial logistic regression on standardised features.
-
-    Attributes:
-        mean, std: (D,) of the training features.
-        weight, bias: (D, K), (K,).
+    Args:
+        network: (B, 3, size, size) in 0..1 on `device` -> (B, D) on `device`.
+        size: the size of a crop, pixels.
+        context: side of a crop, as a multiple of its box's longer side.
+        device: the device that the network computes on.
     """
 
-    mean: Array
-    std: Array
-    weight: Array
-    bias: Array
+    @torch.inference_mode()
+    def encode(images: Array) -> Array:
+        pixels = torch.from_numpy(images).to(device).permute(0, 3, 1, 2)
+        encoded: Array = network(pixels.float().div_(255)).cpu().numpy()
+        return encoded
 
-    def log_probabilities(self, features: Array) -> Array:
-        """(n, D) -> (n, K) float64, log-probabilities of the classes."""
-        logits = ((features - self.mean) / self.std) @ self.weight + self.bias
-        logits = logits.astype(np.float64) - logits.max(1, keepdims=True)
-        return logits - np.log(np.exp(logits).sum(1, keepdims=True))
+    return CropEncoder(encode, size, context)
 
 
 def fit_probe(features: Array, labels: Array, weights: Array, *, num_classes: int, ridge: float) -> LinearProbe:

@@ -1,7 +1,7 @@
 """The predictor of an ensemble: its members predict in their views, are fused, and are rescored where a rescorer belongs to it.
 
 The ensemble.json of `foldfuse ensemble` names prediction files, which do not say which run made them: a member is looked for
-among the folders beside the file, or named by the user.
+among the folders beside the file, or named by the user. Torch is needed by members whose network is no ONNX file.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from foldfuse.ensemble.member_views import MemberView
 from foldfuse.errors import InputError, counted, unknown_name
 from foldfuse.fusion.methods import wbf
 from foldfuse.inference.base_predictor import Predictor
-from foldfuse.inference.rescoring import Rescorer, apply_rescorer
-from foldfuse.inference.rescoring_data import span
-from foldfuse.inference.run_predictor import RunPredictor, load_run
+from foldfuse.inference.network_predictor import NetworkPredictor
+from foldfuse.inference.networks import has_onnx, load_network
+from foldfuse.inference.rescorer import Rescorer, apply_rescorer
 from foldfuse.inference.tta import PLAIN_VIEW, View, parse_views
 from foldfuse.inference.views import BATCH_SIZE
 from foldfuse.storage.run import Run
 from foldfuse.system.device import choose_device
-from foldfuse.system.progress import Progress, no_progress
+from foldfuse.system.progress import Progress, no_progress, span
 
 RESCORING_SHARE = 0.2  # of the progress
 
@@ -62,6 +62,7 @@ class EnsemblePredictor(Predictor):
         learnt_hashes: content hashes of further images that it has learnt from; see `data.content_hashes`.
         noun: "ensemble" or "campaign".
         engine: what runs every network; see `load`.
+        notes: sentences that say which parts of the ensemble cannot predict new images.
 
     Every network stays on the device after its first use, so that many calls with one image are fast: on a card with little
     memory, the members together must fit beside the images of a batch.
@@ -74,7 +75,8 @@ class EnsemblePredictor(Predictor):
     learnt_hashes: frozenset[str] = frozenset()
     noun: str = "ensemble"
     engine: str = "auto"
-    _loaded: dict[Path, RunPredictor] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    _loaded: dict[Path, NetworkPredictor] = field(default_factory=dict)
 
     @property
     def kind(self) -> str:
@@ -130,7 +132,7 @@ class EnsemblePredictor(Predictor):
         self, part: Part, samples: Sequence[Sample], batch_size: int, progress: Progress
     ) -> dict[str, Predictions]:
         if part.run.folder not in self._loaded:
-            self._loaded[part.run.folder] = load_run(part.run, device=self.device, engine=self.engine)
+            self._loaded[part.run.folder] = load_network(part.run, device=self.device, engine=self.engine)
         one = self._loaded[part.run.folder]
         sizes = [view.decoded_size(one.image_size, one.stride) for view in part.decoded_for or part.views]
         by_view = one.predict_each(samples, part.views, batch_size=batch_size, longest=max(sizes), progress=progress)
@@ -149,6 +151,7 @@ def predictor_of(
     rescorer: Rescorer | None = None,
     learnt_hashes: frozenset[str] = frozenset(),
     noun: str = "ensemble",
+    notes: Sequence[str] = (),
 ) -> EnsemblePredictor:
     """The predictor of an ensemble whose runs are known; networks are loaded when they first predict.
 
@@ -158,7 +161,7 @@ def predictor_of(
     first = parts[0].run.metadata
     for part in parts:
         metadata = part.run.metadata
-        if part.run.is_classifier or not part.run.is_trained:
+        if part.run.is_classifier or not (part.run.is_trained or has_onnx(part.run)):
             what = "the run of a classifier" if part.run.is_classifier else "not trained to its end"
             raise InputError(f"{part.run.folder}: is {what}, so it cannot be a member of {source}.")
         if metadata.classes != first.classes:
@@ -174,10 +177,11 @@ def predictor_of(
         value_ranges=first.value_ranges,
         ensemble=ensemble,
         parts=tuple(parts),
-        device=choose_device(device),
+        device=device if all(has_onnx(part.run) for part in parts) else choose_device(device),
         rescorer=rescorer,
         learnt_hashes=learnt_hashes,
         noun=noun,
+        notes=tuple(notes),
     )
 
 

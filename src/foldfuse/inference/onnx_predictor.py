@@ -13,6 +13,7 @@ import numpy as np
 from foldfuse.data.images import PAD_VALUE
 from foldfuse.detections import Array, Detections
 from foldfuse.errors import InputError
+from foldfuse.inference.crop_encoder import CropEncoder
 from foldfuse.inference.network_predictor import NetworkPredictor
 from foldfuse.inference.numpy_decoding import Decoding, decode
 from foldfuse.inference.tta import View
@@ -55,11 +56,13 @@ class OnnxPredictor(NetworkPredictor):
         decoding: how the outputs become boxes.
         session: the runtime's session.
         fixed_size: the side of the only image that the file takes, in pixels; None for any sizes.
+        run: the run that it was exported from, as the folder of a bundle holds it: without weights. None for a file alone.
     """
 
     decoding: Decoding
     session: Any
     fixed_size: int | None
+    run: Run | None = None
 
     @property
     def kind(self) -> str:
@@ -68,8 +71,8 @@ class OnnxPredictor(NetworkPredictor):
 
     @property
     def runs(self) -> tuple[Run, ...]:
-        """None: the file does not say which run it was exported from, nor which images that run has learnt from."""
-        return ()
+        """The run in a bundle; none for a file alone, which does not say which images its run has learnt from."""
+        return () if self.run is None else (self.run,)
 
     def parse_views(self, names: Sequence[str]) -> tuple[View, ...]:
         """The TTA views of these names. Raises InputError for a name that is no view, or a scale that the file does not take."""
@@ -91,8 +94,7 @@ class OnnxPredictor(NetworkPredictor):
         found: list[Detections] = []
         try:
             for batch in batches:
-                inputs = np.ascontiguousarray(batch.transpose(0, 3, 1, 2).astype(np.float32) / 255)
-                outputs = self.session.run(None, {self.session.get_inputs()[0].name: inputs})
+                outputs = self.session.run(None, {self.session.get_inputs()[0].name: _inputs(batch)})
                 found += decode(outputs, self.decoding, (batch.shape[1], batch.shape[2]))
         except Exception as error:  # the runtime's errors have no common parent
             raise InputError(
@@ -102,18 +104,61 @@ class OnnxPredictor(NetworkPredictor):
         return found
 
 
-def load_onnx(path: Path, *, device: str = "auto") -> OnnxPredictor:
+def load_onnx(path: Path, *, device: str = "auto", run: Run | None = None) -> OnnxPredictor:
     """The predictor of an ONNX file.
 
     Args:
         path: a file of `foldfuse export`.
         device: auto, cpu, or cuda, which needs the runtime's package for it.
+        run: the run that it was exported from, where this is known.
 
     Raises:
         InputError: the file is missing or broken, does not say how it is decoded, or the runtime or device is missing.
     """
     if not path.is_file():
         raise InputError(f"{path}: there is no such file. Write one: foldfuse export RUN --out {path}")
+    session = _session(path, device)
+    facts = _facts(path, session.get_modelmeta().custom_metadata_map)
+    height = session.get_inputs()[0].shape[2]
+    return OnnxPredictor(
+        source=path,
+        classes=facts.classes,
+        category_ids=facts.category_ids,
+        ignore_orientation=facts.ignore_orientation,
+        value_ranges=facts.value_ranges,
+        detector=facts.detector,
+        image_size=facts.image_size,
+        stride=facts.stride,
+        decoding=facts.decoding,
+        session=session,
+        fixed_size=height if isinstance(height, int) else None,
+        run=run,
+    )
+
+
+def onnx_encoder(path: Path, *, size: int, context: float, device: str = "auto") -> CropEncoder:
+    """An encoder of crops whose network is an ONNX file: (B, 3, size, size) in 0..1 -> (B, D).
+
+    Raises:
+        InputError: see `load_onnx`.
+    """
+    session = _session(path, device)
+
+    def encode(images: Array) -> Array:
+        try:
+            (found,) = session.run(None, {session.get_inputs()[0].name: _inputs(images)})
+        except Exception as error:  # the runtime's errors have no common parent
+            raise InputError(
+                f"{path}: cannot be run on crops of {size} px ({' '.join(str(error).split())[:100]}). Export the campaign again."
+            ) from None
+        features: Array = found
+        return features
+
+    return CropEncoder(encode, size, context)
+
+
+def _session(path: Path, device: str) -> Any:
+    """The runtime's session of a file. Raises InputError where the runtime, the device or the file is missing or unusable."""
     if importlib.util.find_spec("onnxruntime") is None:
         raise InputError(f"{path}: onnxruntime must be installed to predict with it: pip install onnxruntime.")
     import onnxruntime
@@ -131,25 +176,15 @@ def load_onnx(path: Path, *, device: str = "auto") -> OnnxPredictor:
     if has_cuda:
         providers.insert(0, (cuda, {"device_id": int(device.partition(":")[2] or 0)}))
     try:
-        session = onnxruntime.InferenceSession(str(path), providers=providers)
+        return onnxruntime.InferenceSession(str(path), providers=providers)
     except Exception as error:  # the runtime's errors have no common parent
         reason = " ".join(str(error).split())[:100]
         raise InputError(f"{path}: cannot be read as an ONNX file ({reason}). Export the run again.") from None
-    facts = _facts(path, session.get_modelmeta().custom_metadata_map)
-    height = session.get_inputs()[0].shape[2]
-    return OnnxPredictor(
-        source=path,
-        classes=facts.classes,
-        category_ids=facts.category_ids,
-        ignore_orientation=facts.ignore_orientation,
-        value_ranges=facts.value_ranges,
-        detector=facts.detector,
-        image_size=facts.image_size,
-        stride=facts.stride,
-        decoding=facts.decoding,
-        session=session,
-        fixed_size=height if isinstance(height, int) else None,
-    )
+
+
+def _inputs(images: Array) -> Array:
+    """(B, H, W, 3) uint8 -> (B, 3, H, W) in 0..1."""
+    return np.ascontiguousarray(images.transpose(0, 3, 1, 2).astype(np.float32) / 255)
 
 
 def _facts(path: Path, metadata: dict[str, str]) -> OnnxFacts:

@@ -1,4 +1,4 @@
-"""`load` opens a run, an ONNX file, an ensemble or a campaign as a predictor. An ONNX file needs no torch."""
+"""`load` opens a run, an ONNX file, an ensemble, a campaign or a bundle as a predictor. What was exported needs no torch."""
 
 from __future__ import annotations
 
@@ -8,6 +8,10 @@ from pathlib import Path
 
 from foldfuse.errors import InputError
 from foldfuse.inference.base_predictor import Predictor
+from foldfuse.inference.bundle import is_bundle, load_bundle
+from foldfuse.inference.campaign_predictor import load_campaign
+from foldfuse.inference.ensemble_predictor import load_ensemble
+from foldfuse.inference.networks import load_network
 from foldfuse.inference.onnx_predictor import load_onnx
 from foldfuse.storage.ledger import NAME as LEDGER
 from foldfuse.storage.run import Run
@@ -16,11 +20,12 @@ from foldfuse.storage.run import Run
 def load(
     path: str | Path, *, device: str = "auto", members: Mapping[str, str | Path] | None = None, engine: str = "auto"
 ) -> Predictor:
-    """A predictor from a run, an ONNX file, an ensemble or a whole campaign.
+    """A predictor from a run, an ONNX file, an ensemble, a whole campaign or a bundle.
 
     Args:
-        path: the folder of a detector's run; an .onnx file of `foldfuse export`; an ensemble.json; or the folder of a campaign,
-            whose current submission is applied: its members, TTA views, fusion and crop rescoring.
+        path: the folder of a detector's run; an .onnx file of `foldfuse export`; an ensemble.json; the folder of a campaign,
+            whose current submission is applied: its members, TTA views, fusion and crop rescoring; or the zip of
+            `foldfuse bundle` or `foldfuse export`, or the folder that it was unpacked into.
         device: auto, cpu, cuda, cuda:N or mps.
         members: {member of an ensemble: the folder of its run}, where they do not lie beside it; RUN@1,1+hflip names TTA views.
         engine: what runs a detector on a CPU: eager (PyTorch), openvino, or auto, the faster one, once that repays converting the
@@ -34,29 +39,26 @@ def load(
         path = path.parent  # the campaign's current submission
     if not path.exists():
         raise InputError(
-            f"{path}: there is nothing of that name. Is {path} the folder of a run or of a campaign, an .onnx file or an "
-            "ensemble.json? Check the name."
+            f"{path}: there is nothing of that name. Is {path} the folder of a run or of a campaign, a bundle, an .onnx file or "
+            "an ensemble.json? Check the name."
         )
-    is_campaign = (path / LEDGER).is_file()
+    is_zip = is_bundle(path)
+    is_campaign = not is_zip and (path / LEDGER).is_file()
     is_ensemble = path.suffix.lower() == ".json" or (path.is_dir() and (path / "ensemble.json").is_file())
     is_run = (path / "run.json").is_file()
-    if members and (is_campaign or is_run or not is_ensemble):
+    if members and (is_zip or is_campaign or is_run or not is_ensemble):
         raise InputError(f"{path}: is no ensemble.json, and only the members of an ensemble are named by --member.")
     if path.suffix.lower() == ".onnx":
         return load_onnx(path, device=device)
+    if is_zip:
+        return load_bundle(path, device=device, engine=engine)
     if is_campaign:
-        from foldfuse.inference.campaign_predictor import load_campaign
-
         return replace(load_campaign(path, device=device), engine=engine)
     if is_ensemble and not is_run:
-        from foldfuse.inference.ensemble_predictor import load_ensemble
-
         return replace(load_ensemble(path, device=device, members=members or {}), engine=engine)
     if path.is_file():
         raise InputError(
-            f"{path}: is a file that nothing is predicted with. Give the folder of a run or of a campaign, an .onnx file, or "
-            "the ensemble.json of an ensemble."
+            f"{path}: is a file that nothing is predicted with. Give the folder of a run or of a campaign, a bundle, an "
+            ".onnx file, or the ensemble.json of an ensemble."
         )
-    from foldfuse.inference.run_predictor import load_run
-
-    return load_run(Run(path), device=device, engine=engine)
+    return load_network(Run(path), device=device, engine=engine)

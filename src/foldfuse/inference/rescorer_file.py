@@ -1,6 +1,7 @@
 """Stores a crop rescorer: the classifier's numbers as safetensors, its settings as JSON. Nothing in them is executed.
 
 Only rescorers on the package's own ImageNet network can be stored: the files lack its weights, which every installation has.
+Where the network lies beside them as an ONNX file, as in an exported campaign, the rescorer needs no torch.
 """
 
 from __future__ import annotations
@@ -12,12 +13,14 @@ from pathlib import Path
 import numpy as np
 
 from foldfuse.errors import InputError
-from foldfuse.inference.crop_features import LinearProbe, imagenet_encoder
-from foldfuse.inference.rescoring import Blend, Rescorer
+from foldfuse.inference.crop_encoder import CropEncoder, LinearProbe
+from foldfuse.inference.onnx_predictor import onnx_encoder
+from foldfuse.inference.rescorer import Blend, Rescorer
 from foldfuse.system.atomic_files import atomic
 from foldfuse.system.records import read_record, write_record
 
 SETTINGS, TENSORS = "rescorer.json", "rescorer.safetensors"
+ENCODER = "encoder.onnx"  # the network, where it does not come from PyTorch
 VERSION = 1
 _TENSORS = ("mean", "std", "weight", "bias")
 
@@ -98,7 +101,16 @@ def read_rescorer(folder: Path, classes: Collection[str], *, device: str) -> tup
     if shapes != expected or not all(np.isfinite(tensors[name]).all() for name in _TENSORS):
         raise InputError(f"{path}: is no crop rescorer of {len(settings.classes)} classes. Restore it from a copy.")
     probe = LinearProbe(*(tensors[name] for name in _TENSORS))
-    encoder = imagenet_encoder(size=settings.crop_size, context=settings.crop_context, device=device)
+    encoder = _encoder(folder, settings, device)
     blend = Blend(settings.alpha, settings.background)
     rescorer = Rescorer(probe, encoder, blend, settings.max_detections, settings.default_log_p)
     return rescorer, frozenset(settings.learnt_images)
+
+
+def _encoder(folder: Path, settings: RescorerSettings, device: str) -> CropEncoder:
+    if (folder / ENCODER).is_file():
+        path = folder / ENCODER
+        return onnx_encoder(path, size=settings.crop_size, context=settings.crop_context, device=device)
+    from foldfuse.inference.crop_features import imagenet_encoder
+
+    return imagenet_encoder(size=settings.crop_size, context=settings.crop_context, device=device)

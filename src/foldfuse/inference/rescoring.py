@@ -13,30 +13,31 @@ Shapes: n boxes, of which m have crops; K classes, column K of probabilities is 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
 import numpy as np
 
 from foldfuse.data.crops import detection_crops, object_crops
-from foldfuse.data.dataset import Dataset, Sample
+from foldfuse.data.dataset import Dataset
 from foldfuse.data.folds import Folds, make_folds
 from foldfuse.detections import Array, Detections, Predictions
 from foldfuse.errors import InputError
 from foldfuse.evaluation.bootstrap import Difference, bootstrap_difference
 from foldfuse.evaluation.matching import check_compatible, require_unlearnt
 from foldfuse.evaluation.metrics import measure
-from foldfuse.inference.crop_features import CropEncoder, LinearProbe, features, imagenet_encoder
+from foldfuse.inference.crop_encoder import CropEncoder
+from foldfuse.inference.crop_features import imagenet_encoder
+from foldfuse.inference.rescorer import Blend, Rescorer, median_log_p, rescored
 from foldfuse.inference.rescoring_data import (
     TrainingCrops,
     encode_training_crops,
     label_detections,
     sample_objects,
-    span,
 )
-from foldfuse.system.progress import Progress, no_progress
+from foldfuse.system.progress import Progress, no_progress, span
 from foldfuse.system.records import to_plain
 
 PARTS = 5  # of the cross-validation where `folds` gives none
@@ -44,39 +45,6 @@ RIDGES = (0.03, 0.1, 0.3, 1.0)
 ALPHAS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7)
 LEAST_PROB_BETTER = 0.65  # share of the bootstrap resamples that must show a gain: likely, not certain
 ENCODING_SHARE = 0.9  # of the progress; training the probes takes the rest
-MIN_LOG_P = -12.0
-
-
-@dataclass(frozen=True)
-class Blend:
-    """The settings that blend the classifier's probability into the score.
-
-    Attributes:
-        alpha: the exponent in s^(1 - alpha) p^alpha; 0 leaves scores unchanged.
-        background: whether p is over all K + 1 classes, or over the K classes given that there is an object.
-    """
-
-    alpha: float = 0.0
-    background: bool = True
-
-
-@dataclass(frozen=True, eq=False)
-class Rescorer:
-    """A trained crop rescorer, for `apply_rescorer`.
-
-    Attributes:
-        probe: the linear classifier of crop features.
-        encoder: makes the features.
-        blend: the settings that blend the probability into the score.
-        max_detections: number of boxes per image that get crops, by highest score.
-        default_log_p: log p of a box without a crop.
-    """
-
-    probe: LinearProbe
-    encoder: CropEncoder
-    blend: Blend
-    max_detections: int
-    default_log_p: float
 
 
 @dataclass(frozen=True)
@@ -204,7 +172,7 @@ def fit_rescorer(
     correct = log_p[on_object, :num_classes].argmax(1) == labels[on_object]
     return RescoringResult(
         rescorer=Rescorer(
-            train.fit(num_classes, ridge), encoder, blend, max_detections, _median_log_p(predictions, rows, log_p, best)
+            train.fit(num_classes, ridge), encoder, blend, max_detections, median_log_p(predictions, rows, log_p, best)
         ),
         predictions=candidates[blend],
         facts=RescoringFacts(
@@ -220,56 +188,6 @@ def fit_rescorer(
         ),
         best=best,
     )
-
-
-def apply_rescorer(
-    rescorer: Rescorer, predictions: Predictions, samples: Sequence[Sample], *, progress: Progress = no_progress
-) -> Predictions:
-    """The predictions of the images `samples`, rescored; unchanged where the rescorer has no likely gain.
-
-    Raises:
-        InputError: an image was not predicted, or cannot be decoded.
-    """
-    predictions = predictions.select_images([s.id for s in samples])
-    if not rescorer.blend.alpha or not len(predictions.boxes):
-        return predictions
-    crops, rows = detection_crops(predictions, samples, max_per_image=rescorer.max_detections)
-    log_p = rescorer.probe.log_probabilities(features(crops, rescorer.encoder, progress=progress))
-    return rescored(predictions, rows, log_p, rescorer.blend, default_log_p=rescorer.default_log_p)
-
-
-def rescored(
-    predictions: Predictions, rows: Array, log_p: Array, blend: Blend, *, default_log_p: float | None = None
-) -> Predictions:
-    """Predictions with the classifier's probability blended into their scores.
-
-    Args:
-        predictions: n boxes.
-        rows: (m,) boxes with crops.
-        log_p: (m, K + 1) of these boxes.
-        blend: the settings that blend the probability into the score.
-        default_log_p: log p of the boxes without crops; by default the median log p of the boxes with crops.
-    """
-    if not blend.alpha:
-        return predictions
-    default = _median_log_p(predictions, rows, log_p, blend) if default_log_p is None else default_log_p
-    class_log_p = np.full(len(predictions.boxes), default)
-    class_log_p[rows] = class_log_probs(predictions, rows, log_p, blend)
-    log_s = np.log(np.maximum(predictions.scores, np.finfo(np.float32).tiny).astype(np.float64))
-    scores = np.exp((1 - blend.alpha) * log_s + blend.alpha * class_log_p)
-    return replace(predictions, scores=scores)
-
-
-def class_log_probs(predictions: Predictions, rows: Array, log_p: Array, blend: Blend) -> Array:
-    """(m,) log p of the box's own class, for each box with a crop."""
-    own = log_p[np.arange(len(rows)), predictions.labels[rows]]
-    if not blend.background:
-        own = own - np.log(np.maximum(1 - np.exp(log_p[:, -1]), np.exp(MIN_LOG_P)))
-    return own.clip(MIN_LOG_P, 0)
-
-
-def _median_log_p(predictions: Predictions, rows: Array, log_p: Array, blend: Blend) -> float:
-    return float(np.median(class_log_probs(predictions, rows, log_p, blend)))
 
 
 def _cross_validate(train: TrainingCrops, num_classes: int, progress: Progress) -> tuple[float, Array]:

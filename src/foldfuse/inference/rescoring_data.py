@@ -14,8 +14,9 @@ import numpy as np
 from foldfuse.boxes import pairwise_iou
 from foldfuse.data.crops import Crops
 from foldfuse.detections import Annotations, Array
-from foldfuse.inference.crop_features import CropEncoder, LinearProbe, features, fit_probe, mirrored
-from foldfuse.system.progress import Progress
+from foldfuse.inference.crop_encoder import CropEncoder, LinearProbe, features, mirrored
+from foldfuse.inference.crop_features import fit_probe
+from foldfuse.system.progress import Progress, span
 
 OBJECT_IOU = 0.5  # a box with at least this IoU has the object's class
 BACKGROUND_IOU = 0.3  # a box below this IoU is background
@@ -92,11 +93,6 @@ def encode_training_crops(
         parts=np.concatenate(parts_of),
         num_objects=int(ends[-2]),
     )
-
-
-def span(progress: Progress, low: float, high: float) -> Progress:
-    """A Progress for one part of the work, which covers the shares `low` to `high` of the whole."""
-    return lambda share: progress(low + share * (high - low))
 
 
 def sample_objects(crops: Crops, most: int, num_classes: int, rng: np.random.Generator) -> Crops:

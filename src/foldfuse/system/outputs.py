@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import zipfile
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -38,16 +39,19 @@ def refuse_input(out: Path, inputs: Iterable[Path | None]) -> None:
             )
 
 
-def refuse_loss(path: Path, *, may_be_dataset: bool = False) -> None:
+def refuse_loss(path: Path, *, may_be_dataset: bool = False, may_be_bundle: bool = False) -> None:
     """Checks that the file at `path` may be replaced by an output.
 
     Args:
         path: an existing file.
         may_be_dataset: whether the output is a dataset in COCO JSON, which may replace another.
+        may_be_bundle: whether the output is a bundle (a zip with bundle.json), which may replace another.
 
     Raises:
         InputError: it is a record of a run or campaign, a database, an image, annotations or a checkpoint.
     """
+    if may_be_bundle and _is_bundle(path):
+        return
     what = _valuable(path, may_be_dataset)
     if what is not None:
         raise InputError(
@@ -65,6 +69,14 @@ def _is_same(one: Path, other: Path) -> bool:
         return Path(one).samefile(other)
     except (OSError, ValueError):  # one of them does not exist
         return os.path.realpath(one) == os.path.realpath(other)
+
+
+def _is_bundle(path: Path) -> bool:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return "bundle.json" in archive.namelist()
+    except (zipfile.BadZipFile, OSError, NotImplementedError):
+        return False
 
 
 def _valuable(path: Path, may_be_dataset: bool) -> str | None:

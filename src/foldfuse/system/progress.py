@@ -43,6 +43,11 @@ def no_progress(share: float) -> None:
     """A Progress that ignores the share."""
 
 
+def span(progress: Progress, low: float, high: float) -> Progress:
+    """A Progress for one part of the work, which covers the shares `low` to `high` of the whole."""
+    return lambda share: progress(low + share * (high - low))
+
+
 def no_status(values: Mapping[str, str]) -> None:
     """A Status that ignores the values."""
 

@@ -71,6 +71,7 @@ OPTIONS = {  # of every command: its arguments by their place, then its options
     "recipes": "",
     "fetch": "RECIPE --init --offline",
     "profile": "MODELS --image-size --budget --out --overwrite",
+    "bundle": "RUN --out --member --wheels --overwrite",
     "export": "MODEL --out --image-size --num-classes --fixed-size --overwrite",
 }
 

@@ -14,9 +14,11 @@ torch.
 
 from __future__ import annotations
 
+import logging
 import re
 import shutil
 import tempfile
+import weakref
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -49,6 +51,8 @@ MAX_RECORD_BYTES = 16 * 2**20
 MAX_JSON_BYTES = 512 * 2**20  # hashes of ten million learnt images
 MAX_TENSOR_BYTES = 8 * 2**30
 MAX_GROWTH = 100  # times the size of the zip that its files may have together, beyond `MAX_RECORD_BYTES`
+
+logger = logging.getLogger(__name__)
 
 Runtime = Literal["torch", "onnx"]
 NOUNS = ("run", "ensemble", "campaign")
@@ -97,6 +101,18 @@ class BundleRecord:
         for name in names:
             if not re.fullmatch(MEMBER_NAME, name):
                 raise InputError(f"{shown(name)} is no name of a member")
+
+
+class TemporaryFolder:
+    """A folder that is removed with this object, or when the process ends.
+
+    Attributes:
+        path: the folder.
+    """
+
+    def __init__(self) -> None:
+        self.path = Path(tempfile.mkdtemp(prefix="foldfuse-bundle-"))
+        weakref.finalize(self, shutil.rmtree, self.path, ignore_errors=True)
 
 
 def is_bundle(path: Path) -> bool:
@@ -151,11 +167,13 @@ def load_bundle(path: Path, *, device: str = "auto", engine: str = "auto") -> Pr
         InputError: the bundle is broken or lacks a file.
     """
     record = read_bundle_record(path)
-    temporary = None if path.is_dir() else tempfile.TemporaryDirectory(prefix="foldfuse-bundle-")
-    folder = path if temporary is None else Path(temporary.name)
+    temporary = None if path.is_dir() else TemporaryFolder()
+    folder = path if temporary is None else temporary.path
     if temporary is not None:
         extract(path, folder)
     predictor = _predictor(path, folder, record, device, engine)
+    for sentence in record.notes:
+        logger.warning("%s", sentence)
     return replace(predictor, source=path, extracted=temporary)
 
 

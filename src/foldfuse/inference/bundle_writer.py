@@ -117,6 +117,7 @@ def collect(
         wanted = (*bundle.RUN_FILES, WEIGHTS) if runtime == "torch" else bundle.RUN_FILES
         if runtime == "torch" and has_onnx(run):
             raise InputError(f"{source}: holds ONNX files alone, so it is a bundle as it is. Copy the zip.")
+        run.load_weights()  # raises where they are broken
         files |= {
             f"{bundle.MEMBERS}/{name}/{file}": run.folder / file for file in wanted if (run.folder / file).is_file()
         }

@@ -2,7 +2,7 @@
 
 Folders are looked for in $FOLDFUSE_SHARED or ../shared: data/NAME with train.json and val.json, and pool/NAME with
 instances.json, which is split 80/20 by the seed with near-duplicates on one side. NAME_2x2 is NAME with four of its images on a
-grid as one image, so that its objects are half as large.
+grid as one image, so that its objects are half as large; NAME_4x4 has sixteen.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import tempfile
 from dataclasses import replace
 from itertools import product
@@ -23,7 +24,7 @@ if TYPE_CHECKING:  # torch is loaded once the allocator is tuned
 
 SHARED = Path(os.environ.get("FOLDFUSE_SHARED", Path(__file__).parents[2] / "shared"))
 EVALUATION = ("safety_gear", "allergen_food", "car_damage")
-GRID = "_2x2"
+GRID = re.compile(r"(.+)_(\d)x\2")
 Row = dict[str, Any]
 
 
@@ -33,7 +34,8 @@ def datasets(name: str, seed: int) -> tuple[Dataset, Dataset]:
     from foldfuse.data.pixels import open_images
     from foldfuse.data.readers.coco import read
 
-    is_grid, name = name.endswith(GRID), name.removesuffix(GRID)
+    whole_name, grid = name, GRID.fullmatch(name)
+    name = grid[1] if grid else name
     if name in EVALUATION:
         whole = open_images(read(SHARED / "pool" / name / "instances.json"))
         folds = make_folds(whole, num_folds=5, seed=seed)
@@ -41,10 +43,14 @@ def datasets(name: str, seed: int) -> tuple[Dataset, Dataset]:
     else:
         train, val = (open_images(read(SHARED / "data" / name / f"{part}.json")) for part in ("train", "val"))
         parts = train, val
-    if not is_grid:
+    if not grid:
         return parts
-    folder = Path(tempfile.gettempdir()) / "foldfuse_grids" / f"{name}-{seed}"
-    return grids(parts[0], folder / "train", copies=4), grids(parts[1], folder / "val", copies=1)
+    folder, side = Path(tempfile.gettempdir()) / "foldfuse_grids" / f"{whole_name}-{seed}", int(grid[2])
+    copies = side**2 // 4  # of a held-out image: some grids must be there to score on
+    return (
+        grids(parts[0], folder / "train", copies=max(4, 2 * copies), side=side),
+        grids(parts[1], folder / "val", copies=copies, side=side),
+    )
 
 
 def grids(dataset: Dataset, folder: Path, *, copies: int, side: int = 2) -> Dataset:

@@ -17,10 +17,12 @@ from campaign_samples import (
 )
 from foldfuse.campaign.planning.allocation import (
     affordable_views,
+    image_seconds,
     make_plan,
     rescoring_seconds,
     reserved_seconds,
     successive_halving,
+    view_cost,
 )
 from foldfuse.campaign.planning.segments import base_runs, is_segment_name, largest_image_size, plan_segments
 from foldfuse.campaign.planning.state import CampaignState
@@ -136,6 +138,22 @@ def test_many_images_are_predicted_in_fewer_views_and_time_is_reserved_for_them(
     assert len(affordable_views(few)) == 3
     assert len(affordable_views(many)) == 1
     assert reserved_seconds(plan_segments(many), many) > reserved_seconds(plan_segments(few), few) + 100
+
+
+def test_tiles_are_views_where_images_are_large_and_objects_small_and_cost_their_pixels():
+    few, tiled = campaign_state(num_val=50, num_test=0), campaign_state(num_val=50, num_test=0, tiles=True)
+    assert [str(view) for view in affordable_views(tiled)] == ["1", "1+hflip", "1+tiles2x2"]
+    assert (view_cost(few), view_cost(tiled)) == (3.5625, 6)
+    assert [str(view) for view in affordable_views(replace(tiled, max_views=2))] == ["1", "1+hflip"]
+    plan, segments = make_plan(tiled), plan_segments(tiled)
+    assert plan.views == ("1", "1+hflip", "1+tiles2x2")
+    more = reserved_seconds(segments, tiled) - reserved_seconds(segments, few)
+    assert more == pytest.approx(50 * sum(image_seconds(segment, few) for segment in segments) * (6 - 3.5625))
+
+
+def test_images_are_cached_at_the_size_of_tiles():
+    state = campaign_state(recipes={"lite0": replace(RECIPE, tiles=0.5, tile_side=0.5)})
+    assert largest_image_size(state) == 2 * largest_image_size(campaign_state())
 
 
 def test_the_plan_adds_up_to_the_deadline_and_follows_the_state():

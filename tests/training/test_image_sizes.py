@@ -28,6 +28,7 @@ from foldfuse.training.image_sizes import (
     choose_image_size,
     measured_choice,
     relative_sizes,
+    tiles_show_more,
     with_image_size,
 )
 from learning_samples import write_dataset
@@ -106,6 +107,22 @@ def test_objects_that_stay_too_small_are_counted_and_tiles_advised_where_they_ar
     few = choose_image_size(drawn([2] + [90] * 99, (2000, 1000)), RECIPE)
     assert "1% of the 100 objects stay too small" in few.reason
     assert "tiles" not in few.reason
+
+
+@pytest.mark.parametrize(
+    ("sides", "size", "image_size", "shown"),
+    [
+        ([40] * 4, (2000, 1000), 320, True),  # 6.4 px, and 11.5 px in tiles
+        ([40] * 5 + [500] * 9, (1000, 2000), 320, True),
+        ([40] * 2 + [500] * 9, (2000, 1000), 320, False),  # a few small objects
+        ([100] * 4, (2000, 1000), 320, False),  # 28.8 px in tiles
+        ([10] * 4, (500, 400), 320, False),  # the image has no more pixels
+        ([40] * 4, (2000, 1000), 1120, False),
+        ([], (2000, 1000), 320, False),
+    ],
+)
+def test_tiles_show_more_of_small_objects_in_large_images(sides, size, image_size, shown):
+    assert tiles_show_more(drawn(sides, size), image_size) == shown
 
 
 def test_a_step_is_timed_only_where_there_is_a_budget_of_time(monkeypatch):

@@ -45,6 +45,7 @@ CARD_MIN_AUTO, CARD_MAX_AUTO = 512, 1024  # pixels: bounds of an image size chos
 
 # prediction
 VIEWS = parse_views(["1", "1+hflip", "1.25"])  # TTA views in the order of their gain per second
+TILED_VIEWS = parse_views(["1", "1+hflip", "1+tiles2x2"])  # the same for large images with small objects
 PLAIN_VIEW = VIEWS[0]
 MAX_PREDICTION_SHARE = 0.3  # of the deadline: predictions that would take more are made in fewer views
 DEFAULT_PIXEL_SECONDS = 0.03 / 256**2  # seconds of one pixel's prediction on one slow core, until measured

@@ -28,5 +28,6 @@ def campaign_state(task: Task, ledger: Ledger, workers: Workers) -> CampaignStat
         pseudo_labels=task.pseudo_labels,
         auto_image_size=task.auto_image_size,
         max_views=ledger.get("max_views"),
+        tiles=task.offers_tiles,
         folds=task.folds,
     )

@@ -20,6 +20,7 @@ from foldfuse.campaign.planning.allocation import (
     Plan,
     Strategy,
     affordable_views,
+    candidate_views,
     make_plan,
     rescoring_seconds,
     reserved_seconds,
@@ -186,7 +187,7 @@ def run_segments(
         if decision.segment is not None and can_start:
             if decision.num_views < len(affordable_views(state)):
                 ledger.set(max_views=decision.num_views)
-                views = ", ".join(map(str, c.VIEWS[: decision.num_views]))
+                views = ", ".join(map(str, candidate_views(state)[: decision.num_views]))
                 ledger.log(
                     f"Time is short for {decision.segment.name}: from now on images are predicted in {views} only."
                 )

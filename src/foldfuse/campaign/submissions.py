@@ -163,7 +163,7 @@ def drop_unaffordable_views(
     weights = ensemble_views(report.ensemble, candidates)
     pending = {key: [part for part in parts[key] if part not in members.test] for key in weights}
     seconds = {
-        key: len(task.test) * View.parse(key.view).scale ** 2 * sum(image_seconds[part.member] for part in left)
+        key: len(task.test) * View.parse(key.view).cost * sum(image_seconds[part.member] for part in left)
         for key, left in pending.items()
         if left
     }

@@ -24,7 +24,7 @@ from foldfuse.recipes import AUTO, BATCH_IMAGE_SIZE, Recipe
 from foldfuse.storage.ledger import NAME, Ledger
 from foldfuse.system.device import card_names
 from foldfuse.system.records import from_plain, to_plain
-from foldfuse.training.image_sizes import ImageSizeChoice
+from foldfuse.training.image_sizes import ImageSizeChoice, tiles_show_more
 
 Split = Literal["val", "test"]
 VAL: Split = "val"
@@ -135,6 +135,15 @@ class Task:
     def auto_image_size(self) -> int | None:
         """The image size in pixels of the recipes that leave it open; None where none does."""
         return None if self.image_size_choice is None else self.image_size_choice.size
+
+    @cached_property
+    def offers_tiles(self) -> bool:
+        """Whether members may predict in tiles: images are large, and many objects small at the default recipe's image size."""
+        recipe = next(iter(self.recipes.values()))
+        size = self.auto_image_size if recipe.image_size == AUTO else recipe.image_size
+        if size is None:
+            return False
+        return tiles_show_more(self.labeled, min(self.image_sizes or (size,), key=lambda allowed: abs(allowed - size)))
 
     @cached_property
     def _hashes(self) -> Mapping[int, str]:
@@ -252,7 +261,7 @@ def prepare_task(
             f"with {val.num_boxes} boxes held out (fold 0 of {folds.num_folds}) to choose the ensemble; {len(test)} "
             f"images to predict{source}."
         )
-    return Task(
+    task = Task(
         train=train,
         val=val,
         test=test,
@@ -269,6 +278,11 @@ def prepare_task(
             recipes, train, ledger, allowed=image_sizes, num_images=len(val) + len(test), device=device
         ),
     )
+    if first and task.offers_tiles:
+        ledger.log(
+            f"The images are large and many objects small, so members may predict in {c.TILED_VIEWS[-1]} too, if time allows."
+        )
+    return task
 
 
 def _image_size_choice(

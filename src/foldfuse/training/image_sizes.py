@@ -16,6 +16,7 @@ import numpy as np
 
 from foldfuse.boxes import area
 from foldfuse.data.dataset import Dataset, Sample
+from foldfuse.data.tiles import tile_shares
 from foldfuse.detections import Array
 from foldfuse.errors import counted
 from foldfuse.recipes import AUTO, BATCH_IMAGE_SIZE, Recipe
@@ -124,6 +125,20 @@ def relative_sizes(samples: Sequence[Sample]) -> Array:
         sizes.append(np.sqrt(area(objects.boxes)) / max(sample.width, sample.height))
     found = np.concatenate(sizes)
     return found[found > 0]
+
+
+def tiles_show_more(dataset: Dataset, image_size: int) -> bool:
+    """Whether 2 x 2 tiles show more of small objects than whole images do at an image size in pixels.
+
+    Half of the images must have the pixels that tiles show, and a quarter of the objects must be no larger than OBJECT_PX
+    even in tiles.
+    """
+    sizes = relative_sizes(dataset.samples)
+    if not len(sizes):
+        return False
+    longest = float(np.median([max(sample.width, sample.height) for sample in dataset.samples]))
+    in_tiles = image_size * tile_shares(2)
+    return longest >= in_tiles and float(np.quantile(sizes, OBJECT_QUANTILE)) * in_tiles <= OBJECT_PX
 
 
 def measured_choice(

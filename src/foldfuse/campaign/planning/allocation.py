@@ -23,7 +23,7 @@ class Decision:
     Attributes:
         segment: the segment to train; None if no segment can start: training is over, or a busy segment must finish first.
         seconds: total seconds of training when the segment ends.
-        num_views: number of `VIEWS` that fit into the time from now on.
+        num_views: number of `candidate_views` that fit into the time from now on.
     """
 
     segment: Segment | None
@@ -109,7 +109,7 @@ def reserved_seconds(segments: Sequence[Segment], state: CampaignState) -> float
 
 def view_cost(state: CampaignState) -> float:
     """Cost of predicting an image in its views, in units of the plain view."""
-    return sum(view.scale**2 for view in affordable_views(state))
+    return sum(view.cost for view in affordable_views(state))
 
 
 def pending_view_seconds(state: CampaignState) -> float:
@@ -118,7 +118,7 @@ def pending_view_seconds(state: CampaignState) -> float:
     Before the last choice of the ensemble, members predict the test images in the plain view alone.
     """
     done = [record for record in state.segments if record.state == "done" and "image_seconds" in record.result]
-    more = max(0.0, view_cost(state) - c.PLAIN_VIEW.scale**2)
+    more = max(0.0, view_cost(state) - c.PLAIN_VIEW.cost)
     return float(state.num_test * more * sum(record.result["image_seconds"] for record in done))
 
 
@@ -146,12 +146,17 @@ def image_seconds(segment: Segment, state: CampaignState) -> float:
     return segment.recipe.image_size**2 * max(per_pixel, default=state.pixel_seconds)
 
 
+def candidate_views(state: CampaignState) -> tuple[View, ...]:
+    """The TTA views that members may predict in, in the order of their gain per second; the plain view first."""
+    return c.TILED_VIEWS if state.tiles else c.VIEWS
+
+
 def affordable_views(state: CampaignState) -> tuple[View, ...]:
-    """As many of `VIEWS` as all members can predict within `MAX_PREDICTION_SHARE` of the deadline; at least the plain view."""
+    """As many `candidate_views` as all members can predict within `MAX_PREDICTION_SHARE` of the deadline; at least one."""
     plain = state.num_images * sum(image_seconds(segment, state) for segment in plan_segments(state))
-    views = c.VIEWS[: state.max_views]
+    views = candidate_views(state)[: state.max_views]
     limit = c.MAX_PREDICTION_SHARE * state.deadline
-    while len(views) > 1 and plain * sum(view.scale**2 for view in views) > limit:
+    while len(views) > 1 and plain * sum(view.cost for view in views) > limit:
         views = views[:-1]
     return views
 

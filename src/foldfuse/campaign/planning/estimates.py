@@ -118,6 +118,7 @@ def estimate_campaign(task: Task, deadline: float) -> CampaignPlan:
         pseudo_labels=task.pseudo_labels,
         auto_image_size=task.auto_image_size,
         folds=task.folds,
+        tiles=task.offers_tiles,
     )
     costs = measure_candidates(state, task.train_in(task.folds[0]), device=task.device)
     step_seconds = {cost.name: cost.step_seconds for cost in costs}

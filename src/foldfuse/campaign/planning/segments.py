@@ -187,10 +187,10 @@ def image_size_at(recipe: Recipe, scale: float, state: CampaignState) -> int:
 
 
 def largest_image_size(state: CampaignState) -> int:
-    """The largest image size that any plan of this campaign may use, in pixels."""
+    """The largest image size that any plan of this campaign may use, in pixels; larger where tiles of the image are shown."""
     several = len(compared_candidates(state)) >= c.MIN_COMPARED
     scale = c.IMAGE_SCALES[1] + 2 * c.SCALE_STEP if several else c.IMAGE_SCALES[-1]
-    return max(image_size_at(recipe, scale, state) for recipe in state.recipes.values())
+    return max(round(image_size_at(recipe, scale, state) * recipe.tile_zoom) for recipe in state.recipes.values())
 
 
 def at_image_size(recipe: Recipe, image_size: int) -> Recipe:

@@ -57,6 +57,7 @@ class CampaignState:
         pseudo_labels: whether the last cooldown runs also train on pseudo-labels.
         auto_image_size: pixels, of the recipes that leave the image size open; None where none does.
         max_views: limit on the TTA views, set when time runs short; None for no limit.
+        tiles: whether tiles are among the TTA views.
     """
 
     recipes: Mapping[str, Recipe]
@@ -75,6 +76,7 @@ class CampaignState:
     pseudo_labels: bool = False
     auto_image_size: int | None = None
     max_views: int | None = None
+    tiles: bool = False
     folds: tuple[int, ...] = (0,)
 
     @property

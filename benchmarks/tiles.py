@@ -56,7 +56,9 @@ def main() -> None:
             continue
         env = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
         words = ["--init", asked.init, "--worker", json.dumps(dict(zip(KEY, key, strict=True)))]
-        shown = subprocess.run([sys.executable, __file__, *words], check=True, stdout=subprocess.PIPE, text=True, env=env)
+        shown = subprocess.run(
+            [sys.executable, __file__, *words], check=True, stdout=subprocess.PIPE, text=True, env=env
+        )
         with asked.out.open("a") as file:
             file.write(shown.stdout.splitlines()[-1] + "\n")
     print(table(read_rows(asked.out)))

@@ -1,13 +1,14 @@
 """Fuses and matches candidate ensembles fast enough for a search that tries hundreds of them.
 
-The result equals that of `fuse` and `match_predictions` bit by bit (tested). Members are checked, ordered and concatenated once;
-fused boxes are matched in the buffers that the fusion filled; threads share the images from the first box to the last match.
+The result equals that of `fuse` and `match_predictions` bit by bit (tested). Members are checked and their boxes sorted into
+islands once; fused boxes are matched in the buffers that the fusion filled; threads share the images from the first box to the
+last match.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -16,49 +17,72 @@ from foldfuse.evaluation import kernels as matching_kernels
 from foldfuse.evaluation.matching import GroundTruth, Matches, match_predictions
 from foldfuse.evaluation.metrics import Metric
 from foldfuse.fusion import methods
+from foldfuse.fusion.islands import Islands, make_islands
 from foldfuse.fusion.methods import Method
+
+
+@dataclass(eq=False)
+class ScorePool:
+    """The scores of each member as they are and calibrated, one array after another; a trial copies none of them.
+
+    Attributes:
+        own: the scores of each member, in the order of its boxes in the islands.
+        values: all arrays so far.
+        first: {(member, exponent): where its array begins in `values`}.
+    """
+
+    own: Sequence[Array]
+    values: Array = field(default_factory=lambda: np.empty(0))
+    first: dict[tuple[int, float], int] = field(default_factory=dict)
+
+    def add(self, members: Sequence[int], exponents: Sequence[float]) -> Array:
+        """(M,) where the scores of these members begin in `values`, raised to their exponents; of the others 0."""
+        wanted = list(zip(members, exponents, strict=True))
+        parts = [self.values]
+        for member, exponent in wanted:
+            if (member, exponent) not in self.first:
+                self.first[member, exponent] = sum(map(len, parts))
+                parts.append(calibrated(self.own[member], exponent))
+        if len(parts) > 1:
+            self.values = np.concatenate(parts)
+        first = np.zeros(len(self.own), np.int64)
+        first[list(members)] = [self.first[pair] for pair in wanted]
+        return first
 
 
 @dataclass(frozen=True, eq=False)
 class Bench:
-    """The concatenated boxes of all members, ready to be fused for any candidate.
+    """The boxes of all members, ready to be fused for any candidate.
 
     Attributes:
         members: the members, with their images in the order of `truth`.
         truth: annotations of the images, I of them by rising id.
         metric: decides how fused boxes are matched.
-        boxes, labels: (N, 4), (N,) of all members.
-        scores: (N,) float64.
-        begin, end: (M, I) the rows of each member on each image.
-        spans: (M + 1,) the rows of each member.
+        islands: the boxes of all members, sorted once for all candidates.
+        scores: the scores of the members, as far as candidates have needed them.
     """
 
     members: tuple[Predictions, ...]
     truth: GroundTruth
     metric: Metric
-    boxes: Array
-    labels: Array
-    scores: Array
-    begin: Array
-    end: Array
-    spans: Array
+    islands: Islands
+    scores: ScorePool
 
 
 def make_bench(members: Sequence[Predictions], truth: GroundTruth, metric: Metric) -> Bench:
     """The Bench of the members, which `fuse` must have checked already; this function does not check them again."""
     ordered = tuple(m.select_images(truth.image_ids) for m in members)
     spans = np.cumsum([0, *(len(m.boxes) for m in ordered)])
-    return Bench(
-        members=ordered,
-        truth=truth,
-        metric=metric,
+    islands = make_islands(
         boxes=np.concatenate([m.boxes for m in ordered]).astype(np.float32),
-        labels=np.concatenate([m.labels for m in ordered]).astype(np.int64),
         scores=np.concatenate([m.scores for m in ordered]).astype(np.float64),
+        labels=np.concatenate([m.labels for m in ordered]).astype(np.int64),
         begin=np.stack([base + m.offsets[:-1] for base, m in zip(spans[:-1], ordered, strict=True)]),
         end=np.stack([base + m.offsets[1:] for base, m in zip(spans[:-1], ordered, strict=True)]),
-        spans=spans,
+        num_classes=truth.num_classes,
     )
+    own = [m.scores.astype(np.float64)[islands.rows[islands.members == i] - spans[i]] for i, m in enumerate(ordered)]
+    return Bench(ordered, truth, metric, islands, ScorePool(own))
 
 
 def calibrated(scores: Array, exponent: float) -> Array:
@@ -92,25 +116,20 @@ def fuse_and_match(
         score_exponents: the score exponent of each chosen member, see `calibrated`.
         threads: number of threads that share the images; None for one per core.
     """
-    begin, end = bench.begin[list(chosen)], bench.end[list(chosen)]
-    scores = bench.scores
-    if any(exponent != 1 for exponent in score_exponents):
-        scores = scores.copy()
-        for member, exponent in zip(chosen, score_exponents, strict=True):
-            rows = slice(bench.spans[member], bench.spans[member + 1])
-            scores[rows] = calibrated(bench.scores[rows], exponent)
-    shares = np.array(weights, np.float64) / max(weights)
-    truth, ious = bench.truth, np.array(bench.metric.ious)
-    rows_of = (end - begin).sum(0)
-    starts = np.cumsum(rows_of) - rows_of
+    islands, truth, ious = bench.islands, bench.truth, np.array(bench.metric.ious)
+    first = bench.scores.add(chosen, score_exponents)
+    scores = bench.scores.values
+    shares = np.zeros(islands.num_members)
+    shares[list(chosen)] = np.array(weights, np.float64) / max(weights)
+    starts = islands.image_rows[:-1]
+    rows_of = np.diff(islands.image_rows)
     status = np.empty((int(rows_of.sum()), len(ious)), np.int8)
     matched = np.full((len(ious), len(truth.boxes)), -1)
-    fuse_images = methods.image_fuser(method, iou=iou, score_threshold=score_threshold)
+    fuse_images = methods.island_fuser(method, iou=iou, score_threshold=score_threshold)
     buffers = methods.make_buffers(rows_of)
 
     def work(images: tuple[int, int]) -> None:
-        rows = bench.boxes, scores, bench.labels, begin, end
-        fuse_images(rows, images, shares, truth.num_classes, buffers)
+        fuse_images(islands, scores, first, images, shares, buffers)
         matching_kernels.to_xywh(buffers.boxes, starts, buffers.counts, images)
         matching_kernels.match(
             buffers.boxes,

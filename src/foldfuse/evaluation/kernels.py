@@ -115,9 +115,9 @@ def rank(status, labels, scores, image, num_classes):
     for k in range(num_classes):
         rows = keys[begin[k] : begin[k + 1]].copy()
         keys[begin[k] : begin[k + 1]] = rows[np.argsort(-scores[rows], kind="mergesort")]  # stable
-    true_image = np.empty(len(keys), np.int64)
+    true_image, true_scores = np.empty(len(keys), np.int64), np.empty(len(keys), scores.dtype)
     for i in range(len(keys)):
-        true_image[i] = image[keys[i]]
+        true_image[i], true_scores[i] = image[keys[i]], scores[keys[i]]
 
     false_slot, false_image, num_false = np.empty(len(status), np.int64), np.empty(len(status), np.int64), 0
     for i in range(len(status)):
@@ -125,10 +125,11 @@ def rank(status, labels, scores, image, num_classes):
             continue
         low, high = begin[labels[i]], begin[labels[i] + 1]
         end = high
+        if low == high or scores[i] < true_scores[high - 1]:
+            continue  # most false positives rank below every true positive
         while low < high:
             middle = (low + high) // 2
-            row = keys[middle]
-            if scores[row] > scores[i] or (scores[row] == scores[i] and row < i):
+            if true_scores[middle] > scores[i] or (true_scores[middle] == scores[i] and keys[middle] < i):
                 low = middle + 1
             else:
                 high = middle

@@ -312,7 +312,7 @@ def soft_nms_class(columns, n, decay, sigma, iou, min_score, overlaps, out):
             height = max(min(y2[i], box[3]) - max(y1[i], box[1]), 0.0)
             overlaps[i] = width * height / (area[i] + box_area - width * height)
         for i in range(n):
-            if overlaps[i] > iou_threshold:
+            if overlaps[i] > iou_threshold and left[i] > min_score:  # a lower score cannot matter any more
                 left[i] *= math.exp(-overlaps[i] * overlaps[i] / sigma) if decay == GAUSSIAN else 1 - overlaps[i]
     return results
 

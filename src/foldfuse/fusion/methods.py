@@ -27,8 +27,10 @@ import numpy as np
 from foldfuse.detections import Array, Predictions
 from foldfuse.errors import InputError, unknown_name
 from foldfuse.fusion import kernels
+from foldfuse.fusion.islands import Islands, fuse_islands
 
 Method = Literal["wbf", "nms", "soft_nms", "nmw"]
+SIGMA, MIN_SCORE = 0.5, 0.001  # of Soft-NMS, where the user gives no others
 
 
 def wbf(
@@ -98,8 +100,8 @@ def soft_nms(
     score_threshold: float = 0.0,
     weights: Sequence[float] | None = None,
     decay: Literal["linear", "gaussian"] = "gaussian",
-    sigma: float = 0.5,
-    min_score: float = 0.001,
+    sigma: float = SIGMA,
+    min_score: float = MIN_SCORE,
     threads: int | None = None,
 ) -> Predictions:
     """Soft-NMS: no box is removed; the score of a box decays with its overlap with each box of higher score.
@@ -172,8 +174,8 @@ def image_fuser(
     iou: float,
     score_threshold: float,
     decay: Literal["linear", "gaussian"] = "gaussian",
-    sigma: float = 0.5,
-    min_score: float = 0.001,
+    sigma: float = SIGMA,
+    min_score: float = MIN_SCORE,
 ) -> ImageFuser:
     """The compiled fusion of a range of images, for `_fuse` and for the trials of an ensemble search.
 
@@ -199,6 +201,41 @@ def image_fuser(
             kernels.soft_nms(code, sigma, min_score, *rows, images, weights, *options)
         else:
             kernels.greedy(kernels.METHODS[method], *rows, images, weights, math.fsum(weights), *options)
+
+    return fuse_images
+
+
+# (islands, scores, first, images, weights, buffers): fuse the images images[0]..images[1] - 1 of the islands into the buffers;
+# the scores of member m begin at scores[first[m]].
+IslandFuser = Callable[[Islands, Array, Array, tuple[int, int], Array, Buffers], None]
+
+
+def island_fuser(method: Method, *, iou: float, score_threshold: float) -> IslandFuser:
+    """The compiled fusion of a range of images whose boxes are sorted into islands; its results are those of `image_fuser`."""
+    threshold = min(score_threshold, float(np.float32(score_threshold)))
+
+    def fuse_images(
+        islands: Islands, scores: Array, first: Array, images: tuple[int, int], weights: Array, buffers: Buffers
+    ) -> None:
+        fuse_islands(
+            kernels.METHODS[method],
+            islands.boxes,
+            islands.members,
+            islands.ranks,
+            islands.begin,
+            islands.labels,
+            islands.images,
+            scores,
+            first,
+            images,
+            weights,
+            math.fsum(weights),
+            threshold,
+            iou,
+            (SIGMA, MIN_SCORE),
+            (buffers.boxes, buffers.scores, buffers.labels),
+            buffers.counts,
+        )
 
     return fuse_images
 

@@ -312,8 +312,8 @@ def test_a_tile_of_an_object_that_is_cut_off_is_not_taken():
 
 
 def test_a_large_image_is_shrunk_with_its_boxes():
-    one = painted(300, 200, (60, 40, 180, 120))
-    made = shrink(one, 150)
-    assert made.image.shape == (100, 150, 3)
-    np.testing.assert_allclose(made.annotations.boxes, [bounds(made.image.min(-1) > 127)])
-    assert shrink(one, 300) is one
+    one = painted(301, 203, (60, 40, 180, 120))
+    made = shrink(one, 2)
+    assert made.image.shape == (102, 151, 3)
+    np.testing.assert_array_equal(made.annotations.boxes, [bounds(made.image.min(-1) > 127)])
+    assert made.annotations.area[0] == 60 * 40

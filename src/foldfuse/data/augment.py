@@ -18,7 +18,6 @@ from numpy.random import Generator
 from PIL import Image
 
 from foldfuse.boxes import area
-from foldfuse.data.decoding import shrunk
 from foldfuse.data.images import PAD_VALUE, ImageArray
 from foldfuse.data.kernels import change_colors, place
 from foldfuse.detections import Annotations, Array
@@ -157,15 +156,11 @@ def _pixels(boxes: Array) -> Array:
     return np.concatenate([np.floor(boxes[:, :2]), np.ceil(boxes[:, 2:])], 1).astype(np.int64)
 
 
-def shrink(one: LabeledImage, longest: int) -> LabeledImage:
-    """The image with its longest side at `longest` pixels, where it is longer; objects that become too small are dropped."""
-    height, width = one.image.shape[:2]
-    size = shrunk((width, height), longest)
-    if size == (width, height):
-        return one
-    image = Image.fromarray(one.image).resize(size, Image.Resampling.BILINEAR, reducing_gap=2.0)
-    scale = (size[0] / width, size[1] / height)
-    return LabeledImage(np.asarray(image), transform_annotations(one.annotations, scale, (0.0, 0.0), (0, 0, *size)))
+def shrink(one: LabeledImage, factor: int) -> LabeledImage:
+    """The image with one pixel for each factor x factor, their mean; objects that become too small are dropped."""
+    image = np.asarray(Image.fromarray(one.image).reduce(factor))
+    window = (0, 0, image.shape[1], image.shape[0])
+    return LabeledImage(image, transform_annotations(one.annotations, (1 / factor, 1 / factor), (0.0, 0.0), window))
 
 
 def random_affine(one: LabeledImage, canvas: tuple[int, int], how: Augmentation, rng: Generator) -> LabeledImage:

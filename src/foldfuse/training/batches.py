@@ -119,8 +119,11 @@ class Batches:
         if not self.recipe.tiles:
             return one
         tile = random_tile(one, self.recipe.tile_side, rng) if rng.random() < self.recipe.tiles else None
-        # the cached image has the pixels that a tile needs: resampling alone would skip some of them
-        return shrink(one, longest_side(self.recipe, whole=True)) if tile is None else tile
+        if tile is not None:
+            return tile
+        # the cached image has the pixels that a tile needs: resampling it to a whole image's size would skip some
+        factor = round(max(one.image.shape[:2]) / longest_side(self.recipe, whole=True))
+        return shrink(one, factor) if factor > 1 else one
 
 
 @dataclass(frozen=True, eq=False)

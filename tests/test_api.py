@@ -20,7 +20,7 @@ ONLY_COMMANDS = {  # function: the options that its command alone has
     "train": set(),
     "run_campaign": {"plan"},  # prints a table and returns no campaign
     "fuse": set(),
-    "score": {"other", "metric"},  # print tables that compare
+    "score": {"other", "metric", "thresholds", "overwrite"},  # print tables, or write a file
 }
 
 

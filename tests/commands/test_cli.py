@@ -38,7 +38,7 @@ OPTIONS = {  # of every command: its arguments by their place, then its options
         "--ignore-orientation --device --engine --overwrite"
     ),
     "evaluate": (
-        "RUN DATA --out --predictions --batch-size --images --ignore-orientation --device --engine --overwrite"
+        "RUN DATA --out --predictions --metric --batch-size --images --ignore-orientation --device --engine --overwrite"
     ),
     "browse": (
         "DATA --predictions --out --score-threshold --input-format --image-ids --category-ids --classes-from --images "
@@ -62,9 +62,12 @@ OPTIONS = {  # of every command: its arguments by their place, then its options
         "PREDICTIONS DATA --out --format --image-names --input-format --image-ids --category-ids --classes-from --images "
         "--ignore-orientation --overwrite"
     ),
-    "score": "PREDICTIONS DATA --other --metric --input-format --image-ids --category-ids --images --ignore-orientation",
+    "score": (
+        "PREDICTIONS DATA --other --metric --thresholds --input-format --image-ids --category-ids --images --ignore-orientation "
+        "--overwrite"
+    ),
     "submit": (
-        "PREDICTIONS DATA --out --like --format --labels --image-names --max-detections --input-format --image-ids "
+        "PREDICTIONS DATA --out --like --format --labels --image-names --score-threshold --thresholds --max-detections --input-format --image-ids "
         "--category-ids --classes-from --images --ignore-orientation --overwrite"
     ),
     "models": "",

@@ -24,7 +24,8 @@ from foldfuse.ensemble.ensemble import Ensemble, EnsembleReport, apply_ensemble,
 from foldfuse.ensemble.member_views import MemberView
 from foldfuse.evaluation.coco import Score, score_predictions
 from foldfuse.evaluation.custom_metric import metric_label
-from foldfuse.evaluation.metrics import measure
+from foldfuse.evaluation.metrics import beta_of, measure
+from foldfuse.evaluation.thresholds import THRESHOLDS, choose_thresholds, write_thresholds
 from foldfuse.formats.predictions import read_predictions, write_predictions
 from foldfuse.formats.submission import write_submission
 from foldfuse.inference import rescorer_file
@@ -220,6 +221,8 @@ def write_submission_folder(
         write_predictions(replace(val, learnt_ids=learnt_ids), temporary / "fused_oof.parquet", images)
         write_predictions(fused, temporary / "fused_test.parquet", task.test)
         ensemble.write(temporary / "ensemble.json")
+        thresholds = choose_thresholds(val, task.val, beta=beta_of(task.metric) or 1.0, seed=task.seed)
+        write_thresholds(temporary / THRESHOLDS, thresholds)
         write_text(temporary / WEIGHTS, origins_page(_origins(ensemble, ledger)))
         if rescorer is not None:
             rescorer_file.write_rescorer(temporary, rescorer, task.train.classes, image_hashes(images.samples))

@@ -13,12 +13,14 @@ from foldfuse.commands.score_tables import (
     class_table,
     confusion_table,
     error_table,
+    print_thresholds,
     scores_table,
-    threshold_table,
 )
 from foldfuse.commands.tables import score_text
 from foldfuse.errors import InputError, counted
 from foldfuse.evaluation.coco import SCORE_NAMES
+from foldfuse.evaluation.custom_metric import metric_label
+from foldfuse.evaluation.metrics import beta_of, measure, open_metric
 from foldfuse.formats.predictions import write_predictions
 from foldfuse.inference.evaluation import RunEvaluation, evaluate_run, held_out_images, keep_evaluation
 from foldfuse.inference.views import BATCH_SIZE
@@ -37,6 +39,7 @@ def evaluate(
     *,
     out: options.OptionalOut = None,
     predictions: Annotated[Path | None, Parameter(metavar="FILE")] = None,
+    metric: options.Metric = "ap50",
     batch_size: options.BatchSize = None,
     images: options.Images = None,
     ignore_orientation: options.IgnoreOrientation = False,
@@ -47,7 +50,8 @@ def evaluate(
     """Predict annotated images with a trained detector, score the predictions, and return the page that shows them.
 
     Prints COCO's numbers, AP by class, the best thresholds, the confusion matrix and the types of error. Images that the run
-    has learnt from are left out.
+    has learnt from are left out. The thresholds of the run's own held-out images are stored with it, for predict; they are best
+    for F1, or for another F that --metric names, such as f2.
 
     Args:
         run: folder of a trained run.
@@ -63,6 +67,7 @@ def evaluate(
         foldfuse evaluate run1
         foldfuse evaluate run1 data/test.json --out test.html --predictions test.parquet
     """
+    open_metric(metric)
     folder = Run(run)
     if is_campaign(run):
         raise InputError(
@@ -79,17 +84,23 @@ def evaluate(
     held_out = held_out_images(folder, data, images=images, ignore_orientation=ignore_orientation)
     with progress_bar(f"predicting {counted(len(held_out.dataset), 'image')}") as progress:
         found = evaluate_run(
-            folder, held_out, device=device, engine=engine, batch_size=batch_size or BATCH_SIZE, progress=progress
+            folder,
+            held_out,
+            device=device,
+            engine=engine,
+            batch_size=batch_size or BATCH_SIZE,
+            beta=beta_of(metric) or 1.0,
+            progress=progress,
         )
     if found.record.predictions is not None:
         _keep(folder, found)
     if predictions is not None:
         write_predictions(found.predictions, predictions, held_out.dataset)
-    _print(found)
+    _print(found, metric)
     return write_run_page(
         run,
         out=page,
-        evaluated=Evaluated(held_out.dataset, found.predictions, found.record, found.diagnosis),
+        evaluated=Evaluated(held_out.dataset, found.predictions, found.record, found.diagnosis, found.thresholds),
     )
 
 
@@ -103,16 +114,15 @@ def _keep(run: Run, found: RunEvaluation) -> None:
         printing.write(f"{error} The score is not kept there.", to_stderr=True)
 
 
-def _print(found: RunEvaluation) -> None:
+def _print(found: RunEvaluation, metric: str) -> None:
     """Print the scores, as `score` does."""
     console, diagnosis, score = printing.console(), found.diagnosis, found.score
-    console.print(
-        scores_table(
-            "COCO scores", ["", "score"], [(head, getattr(score, field)) for field, head in SCORE_NAMES.items()]
-        )
-    )
+    rows = [(head, getattr(score, field)) for field, head in SCORE_NAMES.items()]
+    if metric not in SCORE_NAMES:
+        rows.append((metric_label(metric), measure(found.predictions, found.held_out.dataset, metric=metric)))
+    console.print(scores_table("COCO scores", ["", "score"], rows))
     console.print(class_table([score], ["score"]))
-    console.print(threshold_table(diagnosis, ""))
+    print_thresholds(console, found.thresholds)
     console.print(confusion_table(diagnosis, ""))
     console.print(error_table(diagnosis, ""))
     number = counted(found.record.num_images, "image")

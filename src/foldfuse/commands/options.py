@@ -38,6 +38,7 @@ MAX_CLASSES = 100_000
 MAX_SEED = 2**32 - 1  # numpy's
 MAX_FOLDS = 1000
 MAX_WEIGHT = 1e6
+BEST_WORDS = ("best", "best-by-class")  # of a score threshold; see `evaluation.thresholds`
 
 
 def _split_values(tokens: Sequence[Token]) -> list[str]:
@@ -134,6 +135,18 @@ def _to_device(type_: Any, tokens: Sequence[Token]) -> str:
     if not re.fullmatch(r"auto|cpu|cuda(:[0-9]{1,3})?|mps", device):
         raise InputError(f"no device is called {shown(device)}; expected auto, cpu, cuda, cuda:N or mps.")
     return device
+
+
+def _to_threshold(type_: Any, tokens: Sequence[Token]) -> float | str:
+    text = tokens[-1].value.strip()
+    if text in BEST_WORDS:
+        return text
+    try:
+        value = float(text)
+    except ValueError:
+        raise InputError(f"{shown(text)} is neither a number in 0..1 nor {' or '.join(BEST_WORDS)}.") from None
+    check_fraction(float, value)
+    return value
 
 
 def duration_text(seconds: float | None) -> str | None:
@@ -245,6 +258,7 @@ OptionalMetric = Annotated[str | None, _METRIC]
 Weights = Annotated[tuple[float, ...], Parameter(converter=_to_weights, metavar="X,...")]
 Iou = Annotated[float, Parameter(validator=check_fraction)]
 ScoreThreshold = Annotated[float, Parameter(validator=check_fraction, help="leave out boxes whose score is lower.")]
+ThresholdOrBest = Annotated[float | str | None, Parameter(converter=_to_threshold, metavar="X|best|best-by-class")]
 MaxDetections = Annotated[
     int | None,
     Parameter(

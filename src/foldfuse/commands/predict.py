@@ -16,15 +16,18 @@ from cyclopts import Parameter
 from foldfuse.commands import drawn_images, options
 from foldfuse.commands.ensemble_members import Members, named_members
 from foldfuse.commands.learnt import unlearnt
+from foldfuse.commands.score_tables import threshold_sentence
 from foldfuse.data.dataset import Dataset
 from foldfuse.data.image_inputs import read_paths
 from foldfuse.detections import Predictions
 from foldfuse.errors import InputError, counted, shown
+from foldfuse.evaluation.thresholds import BEST, Choice
 from foldfuse.formats.predictions import ENDINGS, write_predictions
 from foldfuse.inference.base_predictor import Predictor
 from foldfuse.inference.bundle import needs_torch
 from foldfuse.inference.class_labels import concat_shards
 from foldfuse.inference.predictor import load
+from foldfuse.inference.stored_thresholds import stored_thresholds
 from foldfuse.inference.tta import View
 from foldfuse.inference.views import BATCH_SIZE
 from foldfuse.storage.run import Run
@@ -39,7 +42,7 @@ def predict(
     *,
     out: options.OptionalOut = None,
     draw: Annotated[Path | None, Parameter(metavar="DIR")] = None,
-    score_threshold: Annotated[float | None, Parameter(validator=options.check_fraction, metavar="X")] = None,
+    score_threshold: options.ThresholdOrBest = None,
     max_detections: options.MaxDetections = None,
     view: Annotated[options.Names, Parameter(metavar="VIEW,...")] = (),
     member: Members = (),
@@ -71,7 +74,8 @@ def predict(
             are not read, except by a classifier.
         out: file to write: .parquet (keeps everything), .json (COCO results), or .csv; `foldfuse submit` makes submissions.
         draw: folder to write images with boxes drawn on them to; those with a score of 0.3 and more, or of --score-threshold.
-        score_threshold: leave out boxes whose score is lower; all are kept by default, since scores such as AP need them.
+        score_threshold: leave out boxes whose score is lower; all are kept by default, since scores such as AP need them. best or
+            best-by-class: the stored threshold with the best F, of all classes or of each, of a run or a campaign.
         view: TTA views of a run: scales of the recipe's image size, with +tiles2x2 (overlapping tiles of columns x rows), +hflip
             or +vflip; 1 by default.
         member: the run of a member of an ensemble, where it does not lie beside ensemble.json; NAME=RUN@1,1+hflip where the
@@ -127,6 +131,7 @@ def predict(
         if world.is_main:
             for sentence in predictor.repeated_views(views):
                 printing.write(sentence, to_stderr=True)
+        best = stored_thresholds(predictor, views) if isinstance(score_threshold, str) else None
         ignore_orientation = _ignores_orientation(
             predictor.source, predictor.ignore_orientation, ignore_orientation, is_printed=world.is_main
         )
@@ -154,6 +159,11 @@ def predict(
         seconds = time.monotonic() - start
         if world.is_main:
             found = replace(predictor.relabel(concat_shards(shards, dataset.image_ids), dataset), learnt_ids=learnt)
+            if best is not None:
+                choice: Choice = "best" if score_threshold == BEST else "best-by-class"
+                found, score_threshold = best.apply(found, choice), 0.0
+                printing.write(threshold_sentence(best, choice), to_stderr=True)
+            assert not isinstance(score_threshold, str)
             found = _best(found, score_threshold, max_detections)
             _write(found, dataset, out, draw, score_threshold=score_threshold, is_all=all_)
             rate = f"{len(dataset) / max(seconds, 1e-9):.1f} images/s"

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Annotated
 
+from cyclopts import Parameter
 from rich.table import Table
 
 from foldfuse.commands import options
@@ -14,8 +16,9 @@ from foldfuse.commands.score_tables import (
     class_table,
     confusion_table,
     error_table,
+    print_thresholds,
     scores_table,
-    threshold_table,
+    threshold_sentence,
 )
 from foldfuse.commands.tables import text_table
 from foldfuse.data.dataset import Dataset
@@ -26,7 +29,16 @@ from foldfuse.evaluation.bootstrap import SAMPLES, bootstrap_difference
 from foldfuse.evaluation.coco import SCORE_NAMES, score_predictions
 from foldfuse.evaluation.custom_metric import metric_label
 from foldfuse.evaluation.diagnosis import diagnose
-from foldfuse.evaluation.metrics import measure, open_metric
+from foldfuse.evaluation.matching import require_unlearnt
+from foldfuse.evaluation.metrics import beta_of, measure, open_metric
+from foldfuse.evaluation.thresholds import (
+    BEST,
+    THRESHOLDS,
+    Choice,
+    choose_thresholds,
+    read_thresholds,
+    write_thresholds,
+)
 from foldfuse.formats.predictions import write_predictions
 from foldfuse.formats.raw_boxes import ReadAs
 from foldfuse.formats.sample_submission import read_sample
@@ -86,6 +98,8 @@ def submit(
     format: str | None = None,
     labels: options.Labels = None,
     image_names: options.ImageNames = None,
+    score_threshold: options.ThresholdOrBest = None,
+    thresholds: Annotated[Path | None, Parameter(metavar="FILE|FOLDER")] = None,
     max_detections: options.MaxDetections = None,
     input_format: options.InputFormat = None,
     image_ids: options.ImageIds = None,
@@ -104,6 +118,10 @@ def submit(
         format: contest_csv (`PredictionString,image_id`), coco_json (COCO results), csv_boxes (a row for each box) or a layout of
             prediction strings, such as score_xywh; by default the ending of `out` decides: .csv (the contest's) or .json.
             With --like the layout of the boxes, where the sample leaves it open.
+        score_threshold: leave out boxes whose score is lower; all are kept by default, since AP gains from them. best or
+            best-by-class: the threshold with the best F on out-of-fold predictions, one for all classes or one for each.
+        thresholds: where best is taken from: the file of `foldfuse score --thresholds`, or the folder of a campaign or a run; by
+            default thresholds.json beside the predictions.
 
     Raises:
         InputError: a file cannot be used, an image of `data` was not predicted, or the sample names other images.
@@ -112,8 +130,13 @@ def submit(
         foldfuse submit a.parquet data/test.json --out submission.csv
         foldfuse submit a.parquet data/test.json --like sample_submission.csv --out submission.csv
         foldfuse submit a.parquet data/test.json --max-detections 100 --out submission.json
+        foldfuse submit a.parquet data/test.json --score-threshold best-by-class --thresholds night1 --out submission.csv
     """
-    options.refuse_overwrite(out, overwrite, is_file=True, inputs=[predictions, data, images, like, classes_from])
+    inputs = [predictions, data, images, like, classes_from, thresholds]
+    options.refuse_overwrite(out, overwrite, is_file=True, inputs=inputs)
+    if thresholds is not None and not isinstance(score_threshold, str):
+        raise InputError(f"--thresholds {thresholds}: is for --score-threshold best or best-by-class. Add one of them.")
+    best = _thresholds_file(predictions, thresholds) if isinstance(score_threshold, str) else None
     if like is None and labels is not None:
         raise InputError(
             "--labels says what a label is in a submission like a sample. Add --like SAMPLE, or leave it out."
@@ -128,6 +151,13 @@ def submit(
         names = None if image_names is None else reading_of(image_names)
         sample = read_sample(like, dataset, format=format, labels=labels, names=names)
     detections = read_file(predictions, dataset, ReadAs(input_format, image_ids, category_ids))
+    if best is not None:
+        choice: Choice = "best" if score_threshold == BEST else "best-by-class"
+        chosen = read_thresholds(best)
+        detections = chosen.apply(detections, choice)
+        printing.write(f"{best}: {threshold_sentence(chosen, choice)}", to_stderr=True)
+    elif score_threshold is not None:
+        detections = detections.filter(detections.scores >= float(score_threshold))
     if sample is not None:
         for note in sample.notes:
             printing.write(f"{like}: {note}", to_stderr=True)
@@ -148,11 +178,13 @@ def score(
     *,
     other: Path | None = None,
     metric: options.Metric = "ap50",
+    thresholds: Annotated[Path | None, Parameter(metavar="FILE")] = None,
     input_format: options.InputFormat = None,
     image_ids: options.ImageIds = None,
     category_ids: options.CategoryIds = None,
     images: options.Images = None,
     ignore_orientation: options.IgnoreOrientation = False,
+    overwrite: Annotated[bool, Parameter(help="replace an existing --thresholds.")] = False,
 ) -> None:
     """Score predictions against annotations: COCO's numbers, each class, best thresholds, confusion and types of error.
 
@@ -160,6 +192,8 @@ def score(
         predictions: Parquet, COCO results JSON, a CSV or a YOLO folder.
         data: the annotated images, in any layout.
         other: a second file of predictions, to compare with over bootstrap resamples of the images.
+        thresholds: JSON file to write the best score thresholds to, for submit: best for F1, or for another F that --metric
+            names, such as f2.
 
     Raises:
         InputError: a file cannot be used, or the predictions do not fit the data.
@@ -169,6 +203,9 @@ def score(
         foldfuse score a_oof.parquet data/train.json --other b_oof.parquet --metric f2
     """
     open_metric(metric)
+    if thresholds is not None:
+        options.check_ending(thresholds, ".json")
+        options.refuse_overwrite(thresholds, overwrite, is_file=True, inputs=[predictions, data, other, images])
     dataset = read(data, images=images, ignore_orientation=ignore_orientation)
     paths = [predictions] if other is None else [predictions, other]
     read_files = [read_and_report(path, dataset, ReadAs(input_format, image_ids, category_ids)) for path in paths]
@@ -180,6 +217,10 @@ def score(
     names = ["score"] if other is None else _file_names(paths)
     scores = [score_predictions(each, dataset) for each in files]
     diagnoses = [diagnose(each, dataset) for each in files]
+    chosen = [choose_thresholds(each, dataset, beta=beta_of(metric) or 1.0) for each in files]
+    if thresholds is not None:
+        require_unlearnt(files[0], str(predictions), "thresholds chosen on them would be too high for new images")
+        write_thresholds(thresholds, chosen[0])
     console = printing.console()
     summary = [(head, *(getattr(each, field) for each in scores)) for field, head in SCORE_NAMES.items()]
     if metric not in SCORE_NAMES:
@@ -190,11 +231,23 @@ def score(
     console.print(class_table(scores, names))
     if other is not None:
         console.print(_comparison_table(files, dataset, names, metric))
-    for name, diagnosis in zip(names, diagnoses, strict=True):
+    for name, diagnosis, best in zip(names, diagnoses, chosen, strict=True):
         of = "" if other is None else f" of {name}"
-        console.print(threshold_table(diagnosis, of))
+        print_thresholds(console, best, of)
         console.print(confusion_table(diagnosis, of))
         console.print(error_table(diagnosis, of))
+
+
+def _thresholds_file(predictions: Path, given: Path | None) -> Path:
+    """The file with the thresholds of these predictions: as given, or beside them. Raises InputError where there is none."""
+    path = predictions.parent / THRESHOLDS if given is None else given / THRESHOLDS if given.is_dir() else given
+    if not path.is_file():
+        where = f"no {THRESHOLDS} lies beside it" if given is None else f"{given} holds no {THRESHOLDS}"
+        raise InputError(
+            f"{predictions}: its best score thresholds are not known: {where}. Give --thresholds FILE, which 'foldfuse score "
+            f"OOF.parquet DATA --thresholds {THRESHOLDS}' writes, or the folder of a campaign or a run that was evaluated."
+        )
+    return path
 
 
 def scored_images(dataset: Dataset, files: Mapping[Path, Predictions]) -> Dataset:

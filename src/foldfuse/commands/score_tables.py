@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from rich.console import Console
 from rich.table import Table
 
 from foldfuse.commands.tables import score_text, text_table
+from foldfuse.errors import counted
 from foldfuse.evaluation.coco import Score
 from foldfuse.evaluation.diagnosis import Diagnosis
+from foldfuse.evaluation.thresholds import BEST_BY_CLASS, MIN_OBJECTS, Choice, Thresholds
 
 BACKGROUND = "background"
 MATRIX_CLASSES = 8  # a confusion matrix of more classes does not fit 80 columns
 TOP_CONFUSIONS = 15
+MAX_SHOWN = 20  # classes of a sentence
 
 
 def scores_table(title: str, heads: Sequence[str], rows: Sequence[tuple[str | float | None, ...]]) -> Table:
@@ -31,17 +35,59 @@ def class_table(scores: Sequence[Score], names: Sequence[str]) -> Table:
     return text_table("By class", ["class", "boxes", *heads], rows)
 
 
-def threshold_table(diagnosis: Diagnosis, of: str) -> Table:
-    """Precision and recall at the score threshold with the best F1, of all classes and of each annotated class."""
-    best = [("all classes", diagnosis.best), *zip(diagnosis.classes, diagnosis.best_by_class, strict=True)]
+def threshold_table(thresholds: Thresholds, of: str) -> Table:
+    """The score threshold with the best F, of all classes and of each annotated class, with precision and recall there."""
     rows = [
-        [name, *(score_text(value) for value in (b.score, b.f1, b.precision, b.recall))]
-        for name, b in best
-        if b is not None
+        [
+            f"{one.name} *" if not one.is_own else one.name,
+            f"{one.score:.3g}",
+            f"{one.low:.2g} to {one.high:.2g}",
+            *(score_text(value) for value in (one.f, one.precision, one.recall)),
+        ]
+        for one in (thresholds.best, *thresholds.by_class)
+        if one.objects
     ]
-    return text_table(
-        f"Score threshold with the best F1{of}, IoU 0.50", ["class", "threshold", "F1", "precision", "recall"], rows
-    )
+    heads = ["class", "threshold", "95 % interval", thresholds.f_name, "precision", "recall"]
+    return text_table(f"Score threshold with the best {thresholds.f_name}{of}, IoU 0.50", heads, rows)
+
+
+def f_table(thresholds: Thresholds, of: str) -> Table:
+    """F at one threshold and at the thresholds of the classes, on the images that chose them and cross-validated."""
+    rows = []
+    for name, found, cv in (
+        ("one threshold (best)", thresholds.one, thresholds.one_cv),
+        ("by class (best-by-class)", thresholds.each, thresholds.each_cv),
+    ):
+        all_boxes, class_mean = (cv.all_boxes, cv.class_mean) if cv is not None else (None, None)
+        values = (found.all_boxes, all_boxes, found.class_mean, class_mean)
+        rows.append([name, *(score_text(value) for value in values)])
+    heads = ["", "all boxes", "cross-validated", "class mean", "cross-validated"]
+    return text_table(f"{thresholds.f_name} at the thresholds{of}", heads, rows)
+
+
+def print_thresholds(console: Console, thresholds: Thresholds, of: str = "") -> None:
+    """Prints the thresholds, and F at them."""
+    console.print(threshold_table(thresholds, of))
+    for line in follower_lines(thresholds):
+        console.print(line)
+    console.print(f_table(thresholds, of))
+
+
+def threshold_sentence(thresholds: Thresholds, choice: Choice) -> str:
+    """Which thresholds are applied, and their cross-validated F."""
+    cv, scores = thresholds.one_cv, f"{thresholds.best.score:.3g}"
+    if choice == BEST_BY_CLASS:
+        cv, shown = thresholds.each_cv, [f"{one.name} {one.score:.3g}" for one in thresholds.by_class[:MAX_SHOWN]]
+        scores = ", ".join(shown) + (", ..." if len(thresholds.by_class) > MAX_SHOWN else "")
+    value = "" if cv is None else f", {thresholds.f_name} {cv.all_boxes:.3f} cross-validated"
+    return f"boxes are kept from these scores on: {scores} ({counted(thresholds.num_images, 'held-out image')}{value})."
+
+
+def follower_lines(thresholds: Thresholds) -> list[str]:
+    """A sentence on the classes with too few objects for a threshold of their own; none where all have enough."""
+    if not thresholds.followers:
+        return []
+    return [f"* fewer than {MIN_OBJECTS} objects: the threshold of all classes."]
 
 
 def confusion_table(diagnosis: Diagnosis, of: str) -> Table:

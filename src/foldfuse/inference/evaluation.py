@@ -18,6 +18,7 @@ from foldfuse.errors import InputError, counted
 from foldfuse.evaluation.coco import Score, score_predictions
 from foldfuse.evaluation.diagnosis import Diagnosis, diagnose
 from foldfuse.evaluation.record import OOF, VAL, Evaluation, write_evaluation
+from foldfuse.evaluation.thresholds import THRESHOLDS, Thresholds, choose_thresholds, write_thresholds
 from foldfuse.formats.predictions import write_predictions
 from foldfuse.inference.class_labels import labels_by_name, relabel
 from foldfuse.inference.detector import load_detector, predict_views
@@ -58,17 +59,25 @@ class RunEvaluation:
         predictions: of these images, with the dataset's labels.
         score: COCO's numbers; `score.ap`, `score.ap50`, `score.per_class`, ...
         record: what evaluation.json holds of it.
+        beta: of the F score that the thresholds maximise.
     """
 
     held_out: HeldOut
     predictions: Predictions
     score: Score
     record: Evaluation
+    beta: float = 1.0
 
     @cached_property
     def diagnosis(self) -> Diagnosis:
         """Best thresholds, confusion matrix, curves and types of error."""
         return diagnose(self.predictions, self.held_out.dataset)
+
+    @cached_property
+    def thresholds(self) -> Thresholds:
+        """The best score thresholds by class; `thresholds.apply(predictions, "best-by-class")` leaves out boxes below them."""
+        found = choose_thresholds(self.predictions, self.held_out.dataset, beta=self.beta)
+        return replace(found, steps=self.record.steps)
 
     def __repr__(self) -> str:
         numbers = ", ".join(
@@ -123,6 +132,7 @@ def evaluate_run(
     device: str = "auto",
     engine: str = "auto",
     batch_size: int = BATCH_SIZE,
+    beta: float = 1.0,
     progress: Progress = no_progress,
 ) -> RunEvaluation:
     """The predictions of a trained detector on annotated images, and their score.
@@ -155,7 +165,7 @@ def evaluate_run(
         predictions=held_out.file_name,
         score=score,
     )
-    return RunEvaluation(held_out, predictions, score, record)
+    return RunEvaluation(held_out, predictions, score, record, beta)
 
 
 def keep_evaluation(run: Run, evaluation: RunEvaluation) -> None:
@@ -169,6 +179,7 @@ def keep_evaluation(run: Run, evaluation: RunEvaluation) -> None:
     with run.exclusive():
         write_predictions(evaluation.predictions, run.folder / record.predictions, evaluation.held_out.dataset)
         write_evaluation(run.folder, record)
+        write_thresholds(run.folder / THRESHOLDS, evaluation.thresholds)
         metadata = run.metadata
         if metadata.steps is None or metadata.seconds is None or score.ap50 is None:
             return

@@ -17,6 +17,7 @@ from foldfuse.detections import Predictions
 from foldfuse.ensemble.gain import interval_text
 from foldfuse.errors import InputError
 from foldfuse.evaluation.custom_metric import metric_label
+from foldfuse.evaluation.thresholds import THRESHOLDS, read_thresholds
 from foldfuse.formats.predictions import read_predictions
 from foldfuse.provenance import origins_text
 from foldfuse.reporting.charts import Bar, Chart, bar_chart
@@ -86,6 +87,7 @@ def write_campaign_page(folder: Path, *, out: Path | None = None) -> Path:
         advice=next_steps(record, errors, user_notes),
         learning_curves=[chart for chart in (loss_chart(record.curves), score_chart(record.curves)) if chart],
         errors=errors,
+        thresholds=read_or_warn(read_thresholds, _existing(folder / THRESHOLDS), warnings),
         data=dataset_stats(dataset, folds.fold_of if folds else {}) if dataset else None,
         test_examples=examples,
         num_test_images=len(submitted) if submitted else None,

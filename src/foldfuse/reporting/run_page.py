@@ -19,11 +19,12 @@ from foldfuse.errors import InputError, counted
 from foldfuse.evaluation.coco import SCORE_NAMES, Score
 from foldfuse.evaluation.diagnosis import Diagnosis
 from foldfuse.evaluation.record import OOF, VAL, Evaluation, read_evaluation
+from foldfuse.evaluation.thresholds import Thresholds, choose_thresholds
 from foldfuse.formats.predictions import read_predictions
 from foldfuse.provenance import origins_text
 from foldfuse.reporting.charts import Chart, duration_text
 from foldfuse.reporting.dataset_stats import dataset_stats
-from foldfuse.reporting.error_analysis import ErrorAnalysis, analyse_errors
+from foldfuse.reporting.error_analysis import analyse_errors
 from foldfuse.reporting.learning_charts import loss_chart, lr_chart, score_chart
 from foldfuse.reporting.next_commands import next_commands
 from foldfuse.reporting.page_template import installed_versions, template
@@ -48,12 +49,13 @@ _MEANINGS = {  # of the fields of a score
 
 @dataclass(frozen=True, eq=False)
 class Evaluated:
-    """The images that a run was evaluated on, its predictions of them, their score, and their diagnosis where it is known."""
+    """The images that a run was evaluated on, its predictions of them, and their score; diagnosis and thresholds if known."""
 
     dataset: Dataset
     predictions: Predictions
     record: Evaluation
     diagnosis: Diagnosis | None = None
+    thresholds: Thresholds | None = None
 
 
 @dataclass(frozen=True)
@@ -95,8 +97,11 @@ def write_run_page(folder: Path, *, out: Path | None = None, evaluated: Evaluate
         stored = read_or_warn(read_evaluation, folder, warnings)
         evaluated = _stored_predictions(folder, stored, metadata, dataset, read_data, warnings)
     evaluation = evaluated.record if evaluated is not None else stored
-    errors = None
+    errors = thresholds = None
     if evaluated is not None:
+        thresholds = evaluated.thresholds
+        if thresholds is None and evaluated.dataset.num_boxes:
+            thresholds = choose_thresholds(evaluated.predictions, evaluated.dataset)
         errors = analyse_errors(
             evaluated.dataset,
             evaluated.predictions,
@@ -113,7 +118,8 @@ def write_run_page(folder: Path, *, out: Path | None = None, evaluated: Evaluate
         scores=[(name, getattr(evaluation.score, field), _MEANINGS[field]) for field, name in SCORE_NAMES.items()]
         if evaluation
         else [],
-        classes=_class_rows(evaluation.score, errors) if evaluation else [],
+        classes=_class_rows(evaluation.score, thresholds) if evaluation else [],
+        thresholds=thresholds,
         errors=errors,
         curves=_curves(record.curves),
         data=dataset_stats(dataset, {}) if dataset is not None else None,
@@ -179,12 +185,12 @@ def _summary(evaluation: Evaluation | None, curves: LearningCurves) -> str:
     return "No image was held out, or none was scored yet, so the run has no score."
 
 
-def _class_rows(score: Score, errors: ErrorAnalysis | None) -> list[ClassRow]:
+def _class_rows(score: Score, thresholds: Thresholds | None) -> list[ClassRow]:
     """The classes, those with most objects first."""
-    best = errors.diagnosis.best_by_class if errors is not None and errors.diagnosis is not None else ()
+    best = thresholds.by_class if thresholds is not None else ()
     rows = []
     for k, each in enumerate(score.per_class):
-        threshold = best[k] if k < len(best) else None
+        threshold = best[k] if k < len(best) and best[k].objects else None
         numbers = (threshold.score, threshold.precision, threshold.recall) if threshold is not None else ()
         rows.append(ClassRow(each.name, each.boxes, each.ap50, each.ap, *numbers))
     return sorted(rows, key=lambda row: -row.objects)

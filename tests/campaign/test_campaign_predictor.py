@@ -18,6 +18,7 @@ from foldfuse.data.readers.coco import read
 from foldfuse.ensemble.ensemble import Ensemble
 from foldfuse.ensemble.member_views import MemberView
 from foldfuse.errors import InputError
+from foldfuse.evaluation.thresholds import read_thresholds
 from foldfuse.formats.predictions import read_predictions
 from foldfuse.inference.predictor import load
 from submission_samples import crop_rescorer, equal, make_run, members_of, open_campaign, submit
@@ -60,6 +61,10 @@ def test_a_campaign_predicts_its_submission(campaign, made, tmp_path):
     out = tmp_path / "p.parquet"
     assert cli.main(["predict", str(ledger.folder), str(made / "t"), "--out", str(out), "--device", "cpu"]) == 0
     equal(read_predictions(out, task.test), rescored)
+    words = ["predict", str(ledger.folder), str(made / "t"), "--out", str(out), "--overwrite", "--device", "cpu"]
+    assert cli.main([*words, "--score-threshold", "best-by-class"]) == 0
+    thresholds = read_thresholds(ledger.folder / "thresholds.json")
+    equal(read_predictions(out, task.test), thresholds.apply(rescored, "best-by-class"))
     assert len(predictor.learnt_ids(task.labeled)) == 8, "the rescorer has learnt from the held-out images"
 
     for name in ("rescorer.json", "rescorer.safetensors"):

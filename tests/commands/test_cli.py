@@ -67,8 +67,8 @@ OPTIONS = {  # of every command: its arguments by their place, then its options
         "--overwrite"
     ),
     "submit": (
-        "PREDICTIONS DATA --out --like --format --labels --image-names --score-threshold --thresholds --max-detections --input-format --image-ids "
-        "--category-ids --classes-from --images --ignore-orientation --overwrite"
+        "PREDICTIONS DATA --out --like --format --labels --image-names --score-threshold --thresholds --max-detections "
+        "--input-format --image-ids --category-ids --classes-from --images --ignore-orientation --overwrite"
     ),
     "models": "",
     "recipes": "",

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from foldfuse.errors import InputError
 from foldfuse.evaluation.coco import score_predictions
 from foldfuse.evaluation.diagnosis import diagnose
 from foldfuse.evaluation.record import read_evaluation
+from foldfuse.evaluation.thresholds import read_thresholds, write_thresholds
 from foldfuse.formats.predictions import read_predictions
 from foldfuse.inference.evaluation import evaluate, held_out_images
 from foldfuse.storage.run import Run
@@ -112,3 +114,32 @@ def test_a_run_of_the_first_format_is_read(trained, tmp_path):
     (run / "run.json").write_text(json.dumps(document | {"format": 1}))
     assert Run(run).metadata.val is None
     assert len(evaluate(run).held_out.dataset) == 2
+
+
+def test_the_thresholds_are_kept_with_the_run_and_predict_takes_them(trained, tmp_path, capsys):
+    run = Path(shutil.copytree(trained / "run", tmp_path / "run"))
+    assert cli.main(["evaluate", str(run), "--metric", "f2"]) == 0
+    text = capsys.readouterr().out
+    assert "Score threshold with the best F2" in text
+    assert "best-by-class, all boxes" in text
+    stored = read_thresholds(run / "thresholds.json")
+    assert (stored.beta, stored.num_images, stored.steps) == (2.0, 2, 2)
+    out, data = tmp_path / "p.parquet", trained / "d" / "train.json"
+    words = ["predict", str(run), str(data), "--out", str(out), "--overwrite", "--score-threshold"]
+    assert cli.main(words[:-1]) == 0
+    everything = read_predictions(out, read(data))
+    for choice in ("best", "best-by-class"):
+        assert cli.main([*words, choice]) == 0
+        assert "boxes are kept from these scores on" in capsys.readouterr().err
+        kept = stored.apply(everything, choice)
+        assert len(read_predictions(out, read(data)).boxes) == len(kept.boxes)
+    assert cli.main([*words, "most"]) == 2
+    assert "'most' is neither a number in 0..1 nor best or best-by-class" in capsys.readouterr().err
+    assert cli.main([*words, "best", "--view", "1,1+hflip"]) == 2
+    assert "were chosen on predictions in view 1" in capsys.readouterr().err
+    write_thresholds(run / "thresholds.json", replace(stored, steps=1))
+    assert cli.main([*words, "best"]) == 2
+    assert f"after 1 steps, and the run has 2 now. Choose them with: foldfuse evaluate {run}" in capsys.readouterr().err
+    (run / "thresholds.json").unlink()
+    assert cli.main([*words, "best"]) == 2
+    assert f"Choose them with: foldfuse evaluate {run}" in capsys.readouterr().err

@@ -221,7 +221,7 @@ def write_submission_folder(
         write_predictions(replace(val, learnt_ids=learnt_ids), temporary / "fused_oof.parquet", images)
         write_predictions(fused, temporary / "fused_test.parquet", task.test)
         ensemble.write(temporary / "ensemble.json")
-        thresholds = choose_thresholds(val, task.val, beta=beta_of(task.metric) or 1.0, seed=task.seed)
+        thresholds = choose_thresholds(val, images, beta=beta_of(task.metric) or 1.0, seed=task.seed)
         write_thresholds(temporary / THRESHOLDS, thresholds)
         write_text(temporary / WEIGHTS, origins_page(_origins(ensemble, ledger)))
         if rescorer is not None:

@@ -11,7 +11,7 @@ from foldfuse.commands.tables import score_text, text_table
 from foldfuse.errors import counted
 from foldfuse.evaluation.coco import Score
 from foldfuse.evaluation.diagnosis import Diagnosis
-from foldfuse.evaluation.thresholds import BEST_BY_CLASS, MIN_OBJECTS, Choice, Thresholds
+from foldfuse.evaluation.thresholds import BEST, BEST_BY_CLASS, MIN_OBJECTS, Choice, Thresholds
 
 BACKGROUND = "background"
 MATRIX_CLASSES = 8  # a confusion matrix of more classes does not fit 80 columns
@@ -41,7 +41,7 @@ def threshold_table(thresholds: Thresholds, of: str) -> Table:
         [
             f"{one.name} *" if not one.is_own else one.name,
             f"{one.score:.3g}",
-            f"{one.low:.2g} to {one.high:.2g}",
+            f"{one.low:.3g} to {one.high:.3g}",
             *(score_text(value) for value in (one.f, one.precision, one.recall)),
         ]
         for one in (thresholds.best, *thresholds.by_class)
@@ -54,14 +54,14 @@ def threshold_table(thresholds: Thresholds, of: str) -> Table:
 def f_table(thresholds: Thresholds, of: str) -> Table:
     """F at one threshold and at the thresholds of the classes, on the images that chose them and cross-validated."""
     rows = []
-    for name, found, cv in (
-        ("one threshold (best)", thresholds.one, thresholds.one_cv),
-        ("by class (best-by-class)", thresholds.each, thresholds.each_cv),
+    for choice, found, cv in (
+        (BEST, thresholds.one, thresholds.one_cv),
+        (BEST_BY_CLASS, thresholds.each, thresholds.each_cv),
     ):
-        all_boxes, class_mean = (cv.all_boxes, cv.class_mean) if cv is not None else (None, None)
-        values = (found.all_boxes, all_boxes, found.class_mean, class_mean)
-        rows.append([name, *(score_text(value) for value in values)])
-    heads = ["", "all boxes", "cross-validated", "class mean", "cross-validated"]
+        rows.append([f"{choice}, all boxes", score_text(found.all_boxes), score_text(cv.all_boxes if cv else None)])
+        means = found.class_mean, cv.class_mean if cv else None
+        rows.append([f"{choice}, mean of classes", *map(score_text, means)])
+    heads = ["threshold", "in-sample", "cross-validated"]
     return text_table(f"{thresholds.f_name} at the thresholds{of}", heads, rows)
 
 

@@ -19,6 +19,7 @@ from foldfuse.evaluation.custom_metric import load_custom_metric
 from foldfuse.evaluation.metrics import measure
 from foldfuse.formats.predictions import read_predictions
 from foldfuse.storage import ledger as ledgers
+from foldfuse.storage.segments import Role, SegmentRecord
 from learning_samples import write_dataset
 
 SHARE_FOUND = """
@@ -71,8 +72,12 @@ def test_the_function_chooses_the_submission(workers, metric, caplog):
     task, ledger = replace(workers.task, metric=metric), workers.ledger
     check_speed(metric, task.val, ledger.deadline)
     val = {MemberView(name, "1"): noisy(task.val, seed) for name, seed in (("a", 1), ("b", 2))}
+    for name in ("a", "b"):
+        ledger.put_segment(
+            SegmentRecord(name, Role.BASE, {}, None, 0, 0, "done", 1.0, 1.0, 0.0, 1.0, {"image_seconds": 0.01})
+        )
     nothing = Predictions.of(dict.fromkeys(task.test.image_ids, Detections.empty()), task.test.classes)
-    submit_best(task, ledger, MemberPredictions(val=val, test=dict.fromkeys(val, nothing)), last=False)
+    submit_best(task, ledger, MemberPredictions(val, dict.fromkeys(val, nothing), new_members=["a", "b"]), last=False)
     number, score, facts = ledger.latest_submission()
     fused = read_predictions(ledger.folder / "submissions" / str(number) / "fused_oof.parquet", task.val)
     assert score == facts["fused"]["value"] == pytest.approx(measure(fused, task.val, metric=metric))

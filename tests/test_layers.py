@@ -46,6 +46,7 @@ NEEDS_NO_TORCH = {  # rooms, and modules of others
         "commands.predictions",
         "commands.campaign",
         "commands.report",
+        "commands.review",
         "commands.recipes",
         "commands.predict",
         "inference.bundle",

@@ -54,6 +54,7 @@ COMMANDS = {  # name: (function, summary)
     "score": ("foldfuse.commands.predictions:score", "Score predictions against annotations."),
     "submit": ("foldfuse.commands.predictions:submit", "Write predictions as a submission, and read it back."),
     "browse": ("foldfuse.commands.browse:browse", "Write a page to look at images, annotations and predictions."),
+    "review": ("foldfuse.commands.review:review", "Rank likely label errors, and write a page to accept corrections."),
     "models": ("foldfuse.commands.model_table:models", "List the models with their cost."),
     "recipes": ("foldfuse.commands.recipes:recipes", "List the recipes."),
     "fetch": (
@@ -69,7 +70,7 @@ COMMANDS = {  # name: (function, summary)
 }
 GROUPS = {  # heading in the help: its commands
     "Campaigns": ("campaign", "watch", "report", "compare", "note", "demo"),
-    "Data": ("check", "split", "browse"),
+    "Data": ("check", "split", "browse", "review"),
     "Training": ("train", "sweep", "import", "predict", "evaluate"),
     "Predictions": ("fuse", "ensemble", "rescore", "convert", "score", "submit"),
     "Models": ("models", "recipes", "fetch", "profile", "export", "bundle"),

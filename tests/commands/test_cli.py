@@ -19,7 +19,7 @@ OPTIONS = {  # of every command: its arguments by their place, then its options
     "note": "FOLDER TEXT --leaderboard --submission",
     "demo": "--out --deadline --num-images --seed --device",
     "check": (
-        "DATA --fix --out --json-only --box-format --category-ids --ignore-crowd --images --ignore-orientation "
+        "DATA --fix --out --corrections --json-only --box-format --category-ids --ignore-crowd --images --ignore-orientation "
         "--overwrite"
     ),
     "split": "DATA --out --folds --seed --group --ignore-near-duplicates --images --ignore-orientation --overwrite",
@@ -43,6 +43,9 @@ OPTIONS = {  # of every command: its arguments by their place, then its options
     "browse": (
         "DATA --predictions --out --score-threshold --input-format --image-ids --category-ids --classes-from --images "
         "--ignore-orientation --overwrite"
+    ),
+    "review": (
+        "DATA PREDICTIONS --out --top --input-format --image-ids --category-ids --images --ignore-orientation --overwrite"
     ),
     "fuse": (
         "PREDICTIONS --data --out --method --iou --score-threshold --weight --ensemble --input-format --image-ids --category-ids "

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
 from dataclasses import replace
 from urllib.parse import quote
 
@@ -11,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from browser_waits import drawn, wait_for
 from foldfuse.commands.browse import browse
 from foldfuse.data.readers import coco
 from foldfuse.detections import Annotations, Detections, Predictions
@@ -25,45 +25,6 @@ from score_samples import CLASSES, dataset, noisy, predictions, random_dataset
 
 HOSTILE = '</script><img src=x onerror="window.hacked=1">'
 A, B, C = [10, 10, 60, 60], [200, 200, 300, 300], [400, 20, 500, 90]
-FLAGS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
-
-
-@pytest.fixture(scope="module")
-def chromium():
-    program = shutil.which("chromium") or shutil.which("chromium-browser")
-    if program is None:
-        pytest.skip("Chromium is not installed: apt-get install chromium")
-    api = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed: pip install playwright")
-    with api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=program, args=FLAGS)
-        yield browser
-        browser.close()
-
-
-@pytest.fixture
-def open_page(chromium):
-    """A function that opens a page and fails on errors in its console."""
-    pages, problems = [], []
-
-    def open_(path, *, fragment="", width=1280, height=800, **options):
-        page = chromium.new_context(viewport={"width": width, "height": height}, **options).new_page()
-        page.on("console", lambda message: problems.append(message.text) if message.type == "error" else None)
-        page.on("pageerror", lambda error: problems.append(str(error)))
-        page.goto(path.absolute().as_uri() + fragment)
-        wait_for(page, "typeof app !== 'undefined' && document.querySelector('#status').textContent")
-        pages.append(page)
-        return page
-
-    yield open_
-    for page in pages:
-        page.context.close()
-    assert not problems
 
 
 @pytest.fixture
@@ -93,15 +54,6 @@ def shown(tmp_path):
     return path, truth
 
 
-def wait_for(page, expression):
-    """Waits until an expression is true; Playwright's own way needs `eval`, which the page forbids."""
-    for _ in range(200):
-        if page.evaluate(expression):
-            return
-        page.wait_for_timeout(25)
-    raise AssertionError(f"not within 5 s: {expression}")
-
-
 def status(page):
     drawn(page)
     return page.text_content("#status")
@@ -110,11 +62,6 @@ def status(page):
 def set_slider(page, name, value):
     page.evaluate("([id, v]) => {const e = byId(id); e.value = v; e.dispatchEvent(new Event('input'))}", [name, value])
     drawn(page)
-
-
-def drawn(page):
-    """Waits until changes are shown, which are drawn at the next frame."""
-    page.evaluate("new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
 
 
 @pytest.mark.parametrize("values", [[0, 1, 255], [0, 65535], [1e5], [0.5, 1.25], [0.1, 2.0], [-1, 3], []])

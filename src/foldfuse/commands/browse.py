@@ -83,7 +83,7 @@ def browse(
     _tell_of_unusable(dataset, left_out)
     with progress_bar(f"reading {counted(len(dataset), 'image')}") as progress:
         page = write_browser(
-            dataset, layers, out, title=_title(data), left_out=[f.where for f in left_out], progress=progress
+            dataset, layers, out, title=title_of(data), left_out=[f.where for f in left_out], progress=progress
         )
     if needs_folder(dataset):
         printing.write(f"{images_folder(out)} holds its images: move both together.", to_stderr=True)
@@ -118,7 +118,7 @@ def _read_layers(
     """{name: predictions}, without boxes below the score threshold; prints how many are left out."""
     layers, left_out = {}, 0
     for source in sources:
-        found = _read_source(source, dataset, read_as)
+        found = read_source(source, dataset, read_as)
         layers[source.name] = found.filter(found.scores >= score_threshold)
         left_out += int((found.scores < score_threshold).sum())
     if left_out:
@@ -127,7 +127,7 @@ def _read_layers(
     return layers
 
 
-def _read_source(source: PredictionSource, dataset: Dataset, read_as: ReadAs) -> Predictions:
+def read_source(source: PredictionSource, dataset: Dataset, read_as: ReadAs) -> Predictions:
     """The predictions of a source; of a campaign or a run those of the test images, where the others are of other images."""
     if source.test is None:
         return read_file(source.path, dataset, read_as)
@@ -167,7 +167,7 @@ def _tell_of_unusable(dataset: Dataset, left_out: Sequence[Finding]) -> None:
         printing.write(text, to_stderr=True)
 
 
-def _title(data: Path) -> str:
+def title_of(data: Path) -> str:
     """The name of the data with the folder above it, such as "bccd/train"."""
     path = data.resolve()
     return "/".join(part for part in (path.parent.name, path.stem) if part)

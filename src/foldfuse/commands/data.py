@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections import defaultdict
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
+from cyclopts import Parameter
 from rich.table import Table
 
 from foldfuse.commands import options
 from foldfuse.data.box_formats import BoxFormat, CategoryIds, Conventions
+from foldfuse.data.corrections import apply_corrections
 from foldfuse.data.dataset import Dataset, require_annotations
 from foldfuse.data.doctor import CheckReport, class_statistics, examine, write_fixed
 from foldfuse.data.findings import Finding
@@ -73,6 +76,7 @@ def check(
     *,
     fix: bool = False,
     out: options.OptionalOut = None,
+    corrections: Annotated[Path | None, Parameter(metavar="FILE")] = None,
     json_only: bool = False,
     box_format: BoxFormat | None = None,
     category_ids: CategoryIds | None = None,
@@ -93,6 +97,7 @@ def check(
         data: a dataset in any layout: COCO JSON, YOLO, VOC, CVAT or CSV, or a folder with one of them.
         fix: write a fixed copy as COCO JSON to `out`; rows that cannot be fixed are left out.
         out: the file of the fixed copy.
+        corrections: the file that the page of `foldfuse review` downloaded: its corrections are made in the fixed copy.
         json_only: check the rows alone; by default every image is decoded, and near-duplicates are found.
         box_format: read `bbox` in this format instead of COCO's xywh, and write the fixed copy in COCO's. Shares are of the
             image's width and height. With xywh, boxes that look otherwise are taken as they are.
@@ -101,20 +106,29 @@ def check(
         ignore_crowd: take crowd regions and objects marked difficult for ordinary objects.
 
     Raises:
-        InputError: the file is not a dataset, nothing in it can be used, or the copy would replace the original.
+        InputError: the file is not a dataset, nothing in it can be used, the copy would replace the original, or the corrections
+            are of other data.
 
     Examples:
         foldfuse check data
         foldfuse check data/train.json --fix --out data/train.fixed.json
+        foldfuse check data/train.json --fix --corrections corrections.json --out data/train.fixed.json
     """
     if fix != (out is not None):
         raise InputError("--fix and --out go together: give both to write a fixed copy, or neither to check alone.")
+    if corrections is not None and out is None:
+        raise InputError(f"--corrections {corrections}: is applied to a fixed copy. Add --fix --out FILE.")
     if out is not None:
-        options.refuse_overwrite(out, overwrite, is_file=True, inputs=[data, images], may_be_dataset=True)
+        inputs = [data, images, corrections]
+        options.refuse_overwrite(out, overwrite, is_file=True, inputs=inputs, may_be_dataset=True)
     conventions = Conventions(box_format, category_ids, ignore_crowd)
     report = examine(
         data, decode=not json_only, images=images, conventions=conventions, ignore_orientation=ignore_orientation
     )
+    if corrections is not None:
+        dataset = read(data, images=images, ignore_orientation=ignore_orientation)
+        report, sentence = apply_corrections(report, dataset, corrections)
+        printing.write(sentence, to_stderr=True)
     console = printing.console()
     if report.findings:
         console.print(_findings_table(report))

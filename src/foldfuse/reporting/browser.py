@@ -26,8 +26,11 @@ from foldfuse.system.progress import Progress, no_progress
 MARKER = "foldfuse_browse.json"  # in a folder of images that `browse` made
 EMBED_MAX = 60  # images; more lie in a folder beside the page
 _TEMPLATES = Path(__file__).parent / "templates"
-_STYLES = ("browse.css",)
-_SCRIPTS = ("data.js", "matching.js", "selection.js", "drawing.js", "grid.js", "viewer.js", "controls.js", "main.js")
+_STYLES = ("browse/browse.css",)
+_SCRIPTS = tuple(
+    f"browse/{name}.js"
+    for name in ("elements", "data", "matching", "selection", "drawing", "grid", "viewer", "controls", "main")
+)
 
 
 def images_folder(out: Path) -> Path:
@@ -86,15 +89,24 @@ def write_browser(
 
 def browser_page(data: Mapping[str, Any]) -> str:
     """The HTML page with its data, styles and scripts inlined; only scripts of this package can run in it."""
-    script = "\n".join(_source(name) for name in _SCRIPTS)
+    return inlined_page("browse.html", data, styles=_STYLES, scripts=_SCRIPTS)
+
+
+def inlined_page(template: str, data: Mapping[str, Any], *, styles: Sequence[str], scripts: Sequence[str]) -> str:
+    """An HTML page with its data, styles and scripts inlined; no other script can run in it.
+
+    Args:
+        template: the name of the template, which has places for title, style, script, digest and data.
+        data: plain values that JSON holds, with a "title".
+        styles, scripts: names of files below templates/, such as "browse/data.js".
+    """
+    script = "\n".join(_source(name) for name in scripts)
     script = f'"use strict";\n{script}'
     digest = base64.b64encode(hashlib.sha256(f"\n{script}\n".encode()).digest()).decode("ascii")
-    template = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined).from_string(
-        (_TEMPLATES / "browse.html").read_text(encoding="utf-8")
-    )
-    return template.render(
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
+    return environment.from_string(_source(template)).render(
         title=data["title"],
-        style=Markup("\n".join(_source(name) for name in _STYLES)),
+        style=Markup("\n".join(_source(name) for name in styles)),
         script=Markup(script),
         digest=digest,
         data=Markup(script_safe_json(data)),
@@ -131,4 +143,4 @@ def script_safe_json(value: object) -> str:
 
 
 def _source(name: str) -> str:
-    return (_TEMPLATES / "browse" / name).read_text(encoding="utf-8")
+    return (_TEMPLATES / name).read_text(encoding="utf-8")

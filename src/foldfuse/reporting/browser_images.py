@@ -82,23 +82,24 @@ def _render(sample: Sample) -> RenderedImage:
     """The image in both sizes, upright; one without pixels where `missing` says why, or with a line in the log."""
     if sample.missing:
         is_file = sample.path.is_file()
-        return RenderedImage(reason=_without_path(sample.missing, sample.path) if is_file else "the file is missing")
+        return RenderedImage(reason=without_path(sample.missing, sample.path) if is_file else "the file is missing")
     try:
         image = Image.fromarray(load_sample(sample, longest=PREVIEW))
     except InputError as error:
         log.warning("%s It is shown without its pixels.", error)
-        return RenderedImage(reason=_without_path(str(error), sample.path))
+        return RenderedImage(reason=without_path(str(error), sample.path))
     small = image.copy()
     small.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.BILINEAR, reducing_gap=2.0)
-    return RenderedImage(_jpeg(small, _QUALITY[THUMBNAIL]), _jpeg(image, _QUALITY[PREVIEW]))
+    return RenderedImage(encode_jpeg(small, _QUALITY[THUMBNAIL]), encode_jpeg(image, _QUALITY[PREVIEW]))
 
 
-def _without_path(sentence: str, path: Path) -> str:
+def without_path(sentence: str, path: Path) -> str:
     """A sentence on an image without the path that it begins with, which the page does not need to hold."""
     return sentence.removeprefix(f"{path}: ")
 
 
-def _jpeg(image: Image.Image, quality: int) -> bytes:
+def encode_jpeg(image: Image.Image, quality: int) -> bytes:
+    """An image as JPEG."""
     memory = io.BytesIO()
     image.save(memory, "JPEG", quality=quality)
     return memory.getvalue()

@@ -2,8 +2,6 @@
 
 const MANY_CLASSES = 12; // more get a field to search them
 
-const byId = (id) => document.getElementById(id);
-
 /** Makes the controls; `change(part)` is called after each choice. */
 function makeControls(app, change) {
   const { data } = app, controls = {};

@@ -140,10 +140,3 @@ function factsOf(app, image) {
 }
 
 const makeFact = (fact) => make("span", { className: `fact ${fact.className}`, textContent: fact.words });
-
-/** An element with properties. */
-function make(tag, properties = {}, ...children) {
-  const element = Object.assign(document.createElement(tag), properties);
-  element.append(...children);
-  return element;
-}

@@ -10,8 +10,6 @@ import time
 
 import pytest
 
-from foldfuse.system.signals import deferred_interrupts, signals_as_interrupts
-
 pty = pytest.importorskip("pty")  # Windows has neither SIGHUP nor terminals to close
 SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
 LOADS_TORCH = """
@@ -36,45 +34,71 @@ except KeyboardInterrupt:
 """
 
 
-@pytest.fixture(autouse=True)
-def usual_handlers(monkeypatch):
-    before = {number: signal.getsignal(number) for number in SIGNALS}
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    for number in SIGNALS[1:]:
-        signal.signal(number, signal.SIG_DFL)
-    yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
+def in_process(script, *words):
+    """Runs a script in a process of its own, since a signal that is not caught would end the tests."""
+    usual = "".join(f"signal.signal(signal.{name}, signal.SIG_DFL)\n" for name in ("SIGTERM", "SIGHUP"))
+    start = f"import signal, sys\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n{usual}{HELPERS}"
+    command = [sys.executable, "-c", start + script, *map(str, words)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert (done.stdout, done.returncode) == ("ok\n", 0), done.stderr
 
 
-@pytest.mark.parametrize("number", SIGNALS)
-def test_each_signal_interrupts_and_the_old_handler_comes_back(number):
-    before = signal.getsignal(number)
-    with pytest.raises(KeyboardInterrupt), signals_as_interrupts():
+HELPERS = """
+from foldfuse.system.signals import deferred_interrupts, signals_as_interrupts
+def interrupts(number):
+    try:
         signal.raise_signal(number)
-    assert signal.getsignal(number) == before
+    except KeyboardInterrupt:
+        return True
+    return False
+"""
+EACH = """
+number = int(sys.argv[1])
+before = signal.getsignal(number)
+with signals_as_interrupts():
+    assert interrupts(number)
+assert signal.getsignal(number) == before
+with signals_as_interrupts():
+    with deferred_interrupts() as requested:
+        assert not requested()
+        assert not interrupts(number), "the first is recorded"
+        assert requested()
+    assert interrupts(number), "the handler of the block around it is back"
+print("ok")
+"""
+SECOND = """
+with deferred_interrupts() as requested:
+    assert not interrupts(signal.SIGINT)
+    assert interrupts(signal.SIGINT), "a second Ctrl-C ends the work at once"
+assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+print("ok")
+"""
+IGNORED = """
+signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
+with signals_as_interrupts(), deferred_interrupts() as requested:
+    assert not interrupts(signal.SIGHUP)
+    assert not requested()
+print("ok")
+"""
+OF_OTHERS = """
+heard = []
+signal.signal(signal.SIGINT, lambda *_: heard.append("theirs"))
+with deferred_interrupts() as requested:
+    assert not interrupts(signal.SIGINT)
+    assert not requested()
+assert heard == ["theirs"]
+print("ok")
+"""
 
 
 @pytest.mark.parametrize("number", SIGNALS)
-def test_a_deferred_signal_is_only_recorded(number):
-    with signals_as_interrupts():
-        with deferred_interrupts() as requested:
-            assert not requested()
-            signal.raise_signal(number)
-            assert requested()
-        with pytest.raises(KeyboardInterrupt):
-            signal.raise_signal(number)
-    with deferred_interrupts():
-        signal.raise_signal(signal.SIGINT)
-        with pytest.raises(KeyboardInterrupt):
-            signal.raise_signal(signal.SIGINT)
+def test_each_signal_interrupts_and_a_deferred_one_is_only_recorded(number):
+    in_process(EACH, int(number))
 
 
-def test_a_signal_that_is_ignored_stays_ignored():
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
-    with signals_as_interrupts(), deferred_interrupts() as requested:
-        signal.raise_signal(signal.SIGHUP)
-        assert not requested()
+@pytest.mark.parametrize("script", [SECOND, IGNORED, OF_OTHERS], ids=["second", "ignored", "handler of others"])
+def test_what_is_not_deferred(script):
+    in_process(script)
 
 
 def test_an_interrupt_while_torch_loads_waits_until_it_has_loaded():

@@ -11,7 +11,6 @@ import torch
 
 from foldfuse.commands.train import train
 from foldfuse.storage.run import Run
-from foldfuse.system.signals import deferred_interrupts
 from foldfuse.training.budget import Budget
 from learning_samples import write_dataset
 from waiting import wait_until
@@ -93,36 +92,6 @@ def test_an_interrupt_keeps_its_steps_and_says_how_to_resume(data, tmp_path, num
     assert [row["step"] for row in run.log] == list(range(step))
     kept = f"{run.folder}: stopped; {step} steps are kept."
     assert error.decode().endswith(f"{kept} Resume with: foldfuse train --resume {run.folder}\n")
-
-
-@pytest.fixture
-def usual_handler():
-    """Python's own handler of SIGINT, which is not there where the tests run in a shell's background."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
-@pytest.mark.usefixtures("usual_handler")
-def test_a_second_interrupt_ends_work_at_once():
-    with deferred_interrupts() as interrupted:
-        signal.raise_signal(signal.SIGINT)
-        assert interrupted()
-        with pytest.raises(KeyboardInterrupt):
-            signal.raise_signal(signal.SIGINT)
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-
-
-def test_handlers_of_others_are_left_alone():
-    heard = []
-    before = signal.signal(signal.SIGINT, lambda *_: heard.append("theirs"))
-    try:
-        with deferred_interrupts() as interrupted:
-            signal.raise_signal(signal.SIGINT)
-            assert not interrupted()
-    finally:
-        signal.signal(signal.SIGINT, before)
-    assert heard == ["theirs"]
 
 
 def test_a_resumed_run_has_the_rest_of_its_own_budget(data, tmp_path, monkeypatch):

@@ -11,6 +11,7 @@ from campaign_samples import (
     THREE_RECIPES,
     campaign_state,
     ranking_strategy,
+    record_of,
     simulate,
 )
 from foldfuse.campaign import runner
@@ -188,3 +189,29 @@ def test_a_segment_that_fails_in_one_fold_leaves_its_member_out(two_folds):
     assert two_folds.ledger.latest_submission()[2]["folds"] == [0, 1]
     names = {name.partition("@")[0] for name in read_ensemble(two_folds.ledger.folder / "ensemble.json").weights}
     assert not {name for name in names if name.startswith("cooldown1")}
+
+
+def test_where_time_is_short_the_last_folds_are_left_out():
+    state = campaign_state(600.0, folds=(0, 2, 3), num_val=200, num_test=1500)
+    assert successive_halving(replace(state, folds=(0,))).segment is not None
+    end, decisions = simulate(state)
+    assert {decision.segment.fold for decision in decisions} < {0, 2, 3}
+    assert decisions[0].folds < (0, 2, 3)
+    assert end.remaining >= 0
+
+
+def test_a_fold_that_has_begun_is_not_left_out():
+    state = campaign_state(1200.0, folds=(0, 2))
+    done = [record_of(s, state, 100.0) for s in plan_segments(state)[:3]]
+    begun = record_of(plan_segments(state)[3], state, 100.0, state="running", seconds=50.0, result={})
+    late = replace(state, elapsed=1100.0, segments=(*done, begun))
+    assert successive_halving(late).folds == (0, 2)
+
+
+def test_the_folds_left_out_are_told_and_stay_left_out(two_folds, caplog):
+    two_folds.ledger.deadline = 60.0
+    two_folds.capacities = {0.0: 1}
+    run_it(two_folds)
+    state = two_folds.ledger.get("folds_in_time")
+    assert state == [0], caplog.text
+    assert "Time is short: 1 fold of the planned 2 is trained." in caplog.text

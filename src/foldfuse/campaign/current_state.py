@@ -29,5 +29,5 @@ def campaign_state(task: Task, ledger: Ledger, workers: Workers) -> CampaignStat
         auto_image_size=task.auto_image_size,
         max_views=ledger.get("max_views"),
         tiles=task.offers_tiles,
-        folds=task.folds,
+        folds=tuple(ledger.get("folds_in_time") or task.folds),
     )

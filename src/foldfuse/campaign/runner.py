@@ -191,6 +191,12 @@ def run_segments(
                 ledger.log(
                     f"Time is short for {decision.segment.name}: from now on images are predicted in {views} only."
                 )
+            if decision.folds != state.folds:
+                ledger.set(folds_in_time=list(decision.folds))
+                ledger.log(
+                    f"Time is short: {counted(len(decision.folds), 'fold')} of the planned {len(task.folds)} "
+                    f"{'is' if len(decision.folds) == 1 else 'are'} trained."
+                )
             if not workers.prepare(round(largest_image_size(state) * c.CACHE_MARGIN)):
                 workers.start(make_job(decision.segment, decision.seconds, task, ledger, workers))
         elif (members.val or not workers.busy) and state.remaining < reserved_seconds((), state) - rescoring_seconds(

@@ -24,11 +24,13 @@ class Decision:
         segment: the segment to train; None if no segment can start: training is over, or a busy segment must finish first.
         seconds: total seconds of training when the segment ends.
         num_views: number of `candidate_views` that fit into the time from now on.
+        folds: the folds that fit into the time from now on.
     """
 
     segment: Segment | None
     seconds: float = 0.0
     num_views: int = len(c.VIEWS)
+    folds: tuple[int, ...] = (0,)
 
 
 Strategy = Callable[[CampaignState], Decision]
@@ -37,8 +39,19 @@ Strategy = Callable[[CampaignState], Decision]
 def successive_halving(state: CampaignState) -> Decision:
     """The first segment of the plan that is neither over nor busy, with its share of the remaining training time.
 
-    Where the time does not suffice for all segments and there is no member yet, the segment gets all of it.
+    Where the time does not suffice for all segments, the last folds that have not begun are left out, one after another; and
+    where there is no member yet, the segment gets all of the time at last.
     """
+    begun = {record.fold for record in state.segments}
+    decision = _next_segment(state)
+    while decision.segment is None and not state.busy and len(state.folds) > 1 and state.folds[-1] not in begun:
+        state = replace(state, folds=state.folds[:-1])
+        decision = _next_segment(state)
+    return decision if decision.segment is not None else _next_segment(state, alone=True)
+
+
+def _next_segment(state: CampaignState, *, alone: bool = False) -> Decision:
+    """The next segment of the plan; `alone` if no other is to follow where it is a first member."""
     unfinished = [segment for segment in plan_segments(state) if state.is_open(segment.name)]
     free = [segment for segment in unfinished if segment.name not in state.busy]
     if not free or free[0].round > unfinished[0].round:
@@ -47,7 +60,7 @@ def successive_halving(state: CampaignState) -> Decision:
     trained = record.seconds if record is not None else 0.0
     # A member in fewer views is better than no member, and a first member without others is better than no submission.
     choices = [(unfinished, num_views) for num_views in range(len(affordable_views(state)), 0, -1)]
-    if not state.busy and not any(record.state in ("trained", "done") for record in state.segments):
+    if alone and not state.busy and not any(record.state in ("trained", "done") for record in state.segments):
         choices.append(([segment], 1))
     for trained_segments, num_views in choices:
         seconds = training_seconds(segment, trained_segments, replace(state, max_views=num_views))
@@ -58,7 +71,7 @@ def successive_halving(state: CampaignState) -> Decision:
         return Decision(None)
     if record is None and segment.parent is not None and state.state_of(segment.parent) == "failed":
         segment = with_new_parent(segment, state)
-    return Decision(segment, max(seconds, trained), num_views)
+    return Decision(segment, max(seconds, trained), num_views, state.folds)
 
 
 def on_its_own(segment: Segment, state: CampaignState) -> Segment:

@@ -96,7 +96,8 @@ def submit_best(task: Task, ledger: Ledger, members: MemberPredictions, *, last:
     submitted = tuple(latest[2].get("folds") or (0,)) if latest else ()
     known = ledger.segments()
     chosen = choose_folds(predicted, known, folds=task.folds, submitted=submitted, last=last)
-    if not last and not {part.member for parts in chosen.parts.values() for part in parts} & {*members.new_members}:
+    used = {part.member for parts in chosen.parts.values() for part in parts}
+    if not last and members.new_members and not used & {*members.new_members}:
         finish_choice(ledger, members)  # the new member waits for the other members of its fold
         return
     images = task.val_in(*chosen.folds)

@@ -15,7 +15,7 @@ OPTIONS = {  # of every command: its arguments by their place, then its options
     ),
     "watch": "FOLDER",
     "report": "FOLDER --out --overwrite",
-    "compare": "FOLDERS --out --overwrite",
+    "compare": "FOLDERS --out --metric --overwrite",
     "note": "FOLDER TEXT --leaderboard --submission",
     "demo": "--out --deadline --num-images --seed --device",
     "check": (
@@ -29,7 +29,7 @@ OPTIONS = {  # of every command: its arguments by their place, then its options
         "--overwrite"
     ),
     "sweep": (
-        "DATA --out --recipe --image-size --batch-size --budget --folds --seed --images "
+        "DATA --out --recipe --image-size --batch-size --budget --folds --seed --metric --images "
         "--ignore-orientation --device --offline --overwrite"
     ),
     "import": "WEIGHTS --out --overwrite",

@@ -15,6 +15,9 @@ WITH_METRIC = (
     "ensemble a.json --data b.json --out c",
     "rescore a.json --data b.json --out c",
     "campaign d",
+    "evaluate run",
+    "sweep d --out c",
+    "compare a b",
 )
 
 

@@ -68,6 +68,9 @@ def test_the_difference_is_measured_on_the_images_that_both_held_out(shapes, tmp
     assert ap.difference == bootstrap.bootstrap_difference(second, first, both, "ap")
     assert ap50.difference == bootstrap.bootstrap_difference(second, first, both, "ap50")
     assert (ap.first, ap.second) == tuple(metrics.measure(p, both, metric="ap") for p in (first, second))
+    f2, *rest = compare_campaigns([a, b], metric="f2").differences["b"]
+    assert rest == [ap50, ap]
+    assert f2.difference == bootstrap.bootstrap_difference(second, first, both, "f2")
     assert ap.difference.value > 0, "the second one is nearer to the annotations"
 
 

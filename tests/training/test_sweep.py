@@ -2,6 +2,7 @@
 
 import itertools
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -9,14 +10,15 @@ from foldfuse.commands.train import sweep
 from foldfuse.errors import InputError
 from foldfuse.evaluation.bootstrap import bootstrap_difference
 from foldfuse.evaluation.coco import score_predictions
+from foldfuse.evaluation.metrics import measure
 from foldfuse.formats.predictions import write_predictions
 from foldfuse.recipes import load_recipe
-from foldfuse.reporting.sweep_page import sweep_page, sweep_rows
+from foldfuse.reporting.sweep_page import sweep_heads, sweep_page, sweep_rows
 from foldfuse.system.records import read_record
 from foldfuse.training import sweep as module
 from foldfuse.training.budget import Budget
 from foldfuse.training.sweep import Evaluation, Sweep, SweepRequest, SweepRun, combinations
-from foldfuse.training.sweep_comparison import compare_runs
+from foldfuse.training.sweep_comparison import SweepComparison, compare_runs
 from learning_samples import write_dataset
 from score_samples import noisy, random_dataset
 
@@ -105,6 +107,11 @@ def test_runs_are_told_apart_from_the_best_by_the_interval_of_their_difference(t
         .startswith(f"{best} is better than worse: ")
     )
     assert not compare_runs(scores | {"old": 1.0}, files, truth).differences
+    by_f2 = compare_runs(scores, files, truth, metric="f2")
+    assert by_f2.scores == {name: measure(one, truth, metric="f2") for name, one in found.items()}
+    assert by_f2.best == max(by_f2.scores, key=by_f2.scores.get)
+    assert by_f2.differences["worse"] == bootstrap_difference(found["worse"], found[by_f2.best], truth, "f2")
+    assert "in F2 " in by_f2.sentences()[0]
     assert compare_runs({}, files, truth).sentences() == []
 
 
@@ -128,3 +135,10 @@ def test_a_training_that_diverged_comes_last():
     made = Sweep(request, 60.0, {"bad": bad, "<good>": good})
     assert [row[:3] for row in sweep_rows(made)] == [("<good>", "0.100", "0.200"), ("bad", "failed", "–")]
     assert "&lt;good&gt;" in sweep_page(made, "d")
+    other = replace(made, request=replace(request, metric="f2"))
+    other = replace(other, comparison=SweepComparison("<good>", 9, metric="f2", scores={"<good>": 0.7}))
+    assert sweep_heads(other)[:5] == ("run", "F2", "AP", "AP50", "F2 − best")
+    assert [row[:4] for row in sweep_rows(other)] == [
+        ("<good>", "0.700", "0.100", "0.200"),
+        ("bad", "–", "failed", "–"),
+    ]

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from foldfuse.commands import options
 from foldfuse.commands.tables import text_table
+from foldfuse.evaluation.metrics import open_metric
 from foldfuse.reporting.campaign_page import write_campaign_page
 from foldfuse.reporting.compare import compare_campaigns, comparison_page
 from foldfuse.reporting.run_page import write_run_page
@@ -34,9 +35,15 @@ def report(folder: Path, *, out: options.OptionalOut = None, overwrite: options.
 
 
 def compare(
-    folders: tuple[Path, ...], *, out: options.OptionalOut = None, overwrite: options.Overwrite = False
+    folders: tuple[Path, ...],
+    *,
+    out: options.OptionalOut = None,
+    metric: options.OptionalMetric = None,
+    overwrite: options.Overwrite = False,
 ) -> None:
     """Compare campaigns on the same data; each is compared with the first on the images that both held out.
+
+    The differences are in AP50 and AP, and in another metric that is named.
 
     Args:
         folders: the folders of two or more campaigns; the others are compared with the first.
@@ -48,10 +55,13 @@ def compare(
     Examples:
         foldfuse compare campaign1 campaign2
         foldfuse compare campaign1 campaign2 --out comparison.html
+        foldfuse compare campaign1 campaign2 --metric f2
     """
+    if metric is not None:
+        open_metric(metric)
     if out is not None:
         options.refuse_overwrite(out, overwrite, is_file=True, inputs=folders)
-    comparison = compare_campaigns(folders)
+    comparison = compare_campaigns(folders, metric=metric)
     console = printing.console()
     names = [campaign.name for campaign in comparison.campaigns]
     console.print(text_table("Campaigns", ["", *names], comparison.fact_rows()))

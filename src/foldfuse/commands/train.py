@@ -30,11 +30,12 @@ from foldfuse.data.images import ImageCache
 from foldfuse.data.pixels import open_images
 from foldfuse.data.readers.coco import read
 from foldfuse.errors import InputError
+from foldfuse.evaluation.metrics import open_metric
 from foldfuse.inference.pretraining_images import likeness_warnings
 from foldfuse.models.pretrained.yolov5 import category_ids, read_yolov5
 from foldfuse.provenance import licence_notes
 from foldfuse.recipes import ClassifierRecipe, Recipe, load_recipe
-from foldfuse.reporting.sweep_page import HEADS, sweep_page, sweep_rows
+from foldfuse.reporting.sweep_page import TERMINAL_HEADS, sweep_heads, sweep_page, sweep_rows
 from foldfuse.storage.run import Run, RunMetadata
 from foldfuse.storage.run_tensors import Check
 from foldfuse.system import printing
@@ -53,8 +54,6 @@ from foldfuse.training.targets import longest_side
 from foldfuse.training.trackers import check_trackers
 from foldfuse.training.validation import held_out_scorer
 from foldfuse.training.weights_origin import origins_of
-
-_TERMINAL_HEADS = 6  # of the table of a sweep on the terminal
 
 
 def import_weights(weights: Path, *, out: options.Out, overwrite: options.Overwrite = False) -> Path:
@@ -246,6 +245,7 @@ def sweep(
     budget: options.Duration = 1200.0,
     folds: options.NumFolds = 5,
     seed: options.Seed = 0,
+    metric: options.Metric = "ap",
     images: options.Images = None,
     ignore_orientation: options.IgnoreOrientation = False,
     device: options.Device = "auto",
@@ -254,8 +254,8 @@ def sweep(
 ) -> Path:
     """Train every combination of recipe, image size and batch size for the same time, compare them, and return the page.
 
-    Each run's AP is compared with the best by its difference and the 95 % interval of it (bootstrap over the held-out images).
-    The same command resumes a sweep that was stopped, and trains nothing twice.
+    Each run is compared with the best by its difference in the metric and the 95 % interval of it (bootstrap over the held-out
+    images). The same command resumes a sweep that was stopped, and trains nothing twice.
 
     Args:
         data: the annotated images, in any layout.
@@ -275,6 +275,7 @@ def sweep(
     """
     if offline:
         go_offline()
+    open_metric(metric)
     for option, values in (("recipe", recipe), ("image-size", image_size), ("batch-size", batch_size)):
         if len(set(values)) < len(tuple(values)):
             raise InputError(f"--{option} {','.join(map(str, values))}: expected different values.")
@@ -298,6 +299,7 @@ def sweep(
         seconds=budget,
         folds=folds,
         seed=seed,
+        metric=metric,
         device=device,
         ignore_orientation=ignore_orientation,
         overwrite=overwrite,
@@ -314,8 +316,9 @@ def _sweep_table(sweep: Sweep) -> Table:
     """All finished runs of a sweep, the best AP first; the page has more columns, and these fit 80 characters."""
     title = f"{format_duration(sweep.seconds_each or 0.0)} of training each"
     table = Table(title=title, title_justify="left")
-    for head in HEADS[:_TERMINAL_HEADS]:
+    heads = sweep_heads(sweep)[:TERMINAL_HEADS]
+    for head in heads:
         table.add_column(head, justify="left" if head == "run" else "right", overflow="fold")
     for row in sweep_rows(sweep):
-        table.add_row(*row[:_TERMINAL_HEADS])
+        table.add_row(*row[: len(heads)])
     return table

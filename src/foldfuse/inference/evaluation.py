@@ -97,6 +97,7 @@ def evaluate(
     device: str = "auto",
     engine: str = "auto",
     batch_size: int = BATCH_SIZE,
+    beta: float = 1.0,
     progress: Progress = no_progress,
 ) -> RunEvaluation:
     """Predict annotated images with a trained run and score the predictions; nothing is written.
@@ -110,6 +111,7 @@ def evaluate(
         device: such as "auto", "cpu" or "cuda".
         engine: what runs the detector on a CPU; see `load`.
         batch_size: images of 256 px at a time; fewer larger ones.
+        beta: of the F score that `thresholds` of the result maximise.
         progress: gets the finished share of the prediction.
 
     Raises:
@@ -122,7 +124,9 @@ def evaluate(
         images=None if images is None else Path(images),
         ignore_orientation=ignore_orientation,
     )
-    return evaluate_run(folder, held_out, device=device, engine=engine, batch_size=batch_size, progress=progress)
+    return evaluate_run(
+        folder, held_out, device=device, engine=engine, batch_size=batch_size, beta=beta, progress=progress
+    )
 
 
 def evaluate_run(

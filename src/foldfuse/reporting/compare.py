@@ -16,7 +16,7 @@ from foldfuse.data.readers.coco import read
 from foldfuse.detections import Predictions
 from foldfuse.ensemble.gain import interval_text
 from foldfuse.errors import InputError
-from foldfuse.evaluation.bootstrap import Difference, bootstrap_difference
+from foldfuse.evaluation.bootstrap import SAMPLES, Difference, bootstrap_difference
 from foldfuse.evaluation.custom_metric import metric_label
 from foldfuse.evaluation.metrics import measure
 from foldfuse.formats.predictions import read_predictions
@@ -29,7 +29,7 @@ from foldfuse.reporting.score_records import FusedScore
 from foldfuse.storage.notes import Notes, read_notes, read_snapshot
 from foldfuse.system.durations import format_duration
 
-METRICS = ("ap50", "ap")
+METRICS = ("ap50", "ap")  # and one that the user names
 FACTS = (
     "deadline",
     "time used",
@@ -85,18 +85,21 @@ class Comparison:
 
     Attributes:
         campaigns: the campaigns; each is compared with the first.
-        differences: {name of another campaign: its differences from the first, by AP50 and by AP}.
+        differences: {name of another campaign: its differences from the first, by each metric}.
         warnings: sentences on what could not be compared.
+        metrics: the metrics of the differences.
     """
 
     campaigns: tuple[ComparedCampaign, ...]
     differences: Mapping[str, Sequence[ScoreDifference]]
     warnings: tuple[str, ...]
+    metrics: tuple[str, ...] = METRICS
 
     @property
     def title(self) -> str:
         """The title of the differences."""
-        return f"Difference from {self.campaigns[0].name} (held-out images of both, 1000 bootstrap resamples)"
+        samples = min((s.difference.samples for found in self.differences.values() for s in found), default=SAMPLES)
+        return f"Difference from {self.campaigns[0].name} (held-out images of both, {samples} bootstrap resamples)"
 
     def fact_rows(self) -> list[list[str]]:
         """A row of cells for each of the FACTS: its name, then the value of each campaign."""
@@ -105,18 +108,23 @@ class Comparison:
     def difference_rows(self) -> list[list[str]]:
         """A row of cells for each quantity: its name, then the value of each campaign after the first."""
         first, names = self.campaigns[0].name, ["images in common"]
-        for metric in map(str.upper, METRICS):
+        for metric in map(metric_label, self.metrics):
             names += [f"{metric} of {first}", metric, f"{metric} difference", "95 % interval", "resamples better"]
         columns = map(_difference_cells, self.differences.values())
         return [list(row) for row in zip(names, *columns, strict=True)]
 
 
-def compare_campaigns(folders: Sequence[Path]) -> Comparison:
+def compare_campaigns(folders: Sequence[Path], *, metric: str | None = None) -> Comparison:
     """The Comparison of campaigns on the same data; each campaign is compared with the first.
+
+    Args:
+        folders: of the campaigns.
+        metric: a further metric to compare by, besides AP50 and AP.
 
     Raises:
         InputError: fewer than two folders, one of them twice, a folder without a campaign, or different data.
     """
+    metrics = tuple(dict.fromkeys((*([] if metric is None else [metric]), *METRICS)))
     warnings: list[str] = []
     first, *others = campaigns = _read_campaigns(folders, warnings)
     dataset = _dataset(first, warnings)
@@ -124,10 +132,10 @@ def compare_campaigns(folders: Sequence[Path]) -> Comparison:
     for other in others if dataset is not None else ():
         assert dataset is not None
         try:
-            differences[other.name] = score_differences(first, other, dataset)
+            differences[other.name] = score_differences(first, other, dataset, metrics)
         except InputError as error:
             warnings.append(str(error))
-    return Comparison(campaigns, differences, tuple(warnings))
+    return Comparison(campaigns, differences, tuple(warnings), metrics)
 
 
 def _read_campaigns(folders: Sequence[Path], warnings: list[str]) -> tuple[ComparedCampaign, ...]:
@@ -154,8 +162,10 @@ def _read_campaigns(folders: Sequence[Path], warnings: list[str]) -> tuple[Compa
     return tuple(campaigns)
 
 
-def score_differences(first: ComparedCampaign, second: ComparedCampaign, dataset: Dataset) -> list[ScoreDifference]:
-    """By AP50 and by AP, the difference of the second campaign from the first on the images that both held out.
+def score_differences(
+    first: ComparedCampaign, second: ComparedCampaign, dataset: Dataset, metrics: Sequence[str] = METRICS
+) -> list[ScoreDifference]:
+    """By each metric, the difference of the second campaign from the first on the images that both held out.
 
     Raises:
         InputError: a campaign has no held-out predictions yet, or the two held out no image in common.
@@ -175,7 +185,7 @@ def score_differences(first: ComparedCampaign, second: ComparedCampaign, dataset
             measure(b, images, metric=metric),
             bootstrap_difference(b, a, images, metric),
         )
-        for metric in METRICS
+        for metric in metrics
     ]
 
 
@@ -197,9 +207,9 @@ def comparison_page(comparison: Comparison) -> str:
 
 
 def difference_charts(comparison: Comparison) -> list[Chart]:
-    """For AP50 and for AP, a chart of the differences from the first campaign with their intervals."""
+    """For each metric, a chart of the differences from the first campaign with their intervals."""
     charts, first = [], comparison.campaigns[0].name
-    for place, metric in enumerate(map(str.upper, METRICS)):
+    for place, metric in enumerate(map(metric_label, comparison.metrics)):
         rows = [
             Interval(f"{name}: {found[place].second:.4f}", one.value, one.low, one.high)
             for name, found in comparison.differences.items()
@@ -235,7 +245,7 @@ def _facts(campaign: ComparedCampaign) -> list[str]:
 
 
 def _difference_cells(differences: Sequence[ScoreDifference]) -> list[str]:
-    """The values of a campaign's differences from the first, by AP50 and by AP."""
+    """The values of a campaign's differences from the first, by each metric."""
     cells = [str(differences[0].num_images)]
     for scores in differences:
         resampled = scores.difference

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from foldfuse.evaluation.custom_metric import metric_label
 from foldfuse.reporting.charts import Chart, Line
 from foldfuse.reporting.interval_chart import Interval, interval_chart
 from foldfuse.reporting.learning_charts import score_curves
@@ -13,7 +14,7 @@ from foldfuse.training.sweep import Sweep, SweepRun
 from foldfuse.training.sweep_comparison import SweepComparison
 
 MISSING = "–"
-HEADS = ("run", "AP", "AP50", "AP − best", "95 % interval", "images/s", "steps", "lr")  # of `sweep_rows`
+TERMINAL_HEADS = 6  # that fit 80 columns
 
 
 def sweep_page(sweep: Sweep, name: str) -> str:
@@ -35,24 +36,38 @@ def sweep_page(sweep: Sweep, name: str) -> str:
         name=name,
         each=format_duration(sweep.seconds_each or 0.0),
         charts=charts,
-        heads=[*HEADS, "compared with the best"],
+        heads=[*sweep_heads(sweep), "compared with the best"],
         rows=rows,
         sentences=comparison.sentences(),
     )
 
 
+def sweep_heads(sweep: Sweep) -> tuple[str, ...]:
+    """The heads of `sweep_rows`: another metric than AP and AP50 has a column of its own."""
+    metric = sweep.request.metric
+    own = (metric_label(metric),) if _has_own_column(sweep) else ()
+    return ("run", *own, "AP", "AP50", f"{metric_label(metric)} − best", "95 % interval", "images/s", "steps", "lr")
+
+
+def _has_own_column(sweep: Sweep) -> bool:
+    return sweep.request.metric not in ("ap", "ap50")
+
+
 def sweep_rows(sweep: Sweep) -> list[tuple[str, ...]]:
-    """The texts of HEADS for each run, the best AP first."""
+    """The texts of `sweep_heads` for each run, the best by the sweep's metric first."""
     rows, comparison = [], sweep.comparison or SweepComparison()
     for name, run in sweep.runs.items():
         ap, ap50 = _last_scores(run)
-        scores = ("failed", MISSING) if run.failed else (_score_text(ap), _score_text(ap50))
+        own = comparison.scores.get(name, ap)
+        scores: tuple[str, ...] = ("failed", MISSING) if run.failed else (_score_text(ap), _score_text(ap50))
+        if _has_own_column(sweep):
+            scores = (MISSING if run.failed else _score_text(own), *scores)
         one = comparison.differences.get(name)
         difference = (f"{one.value:+.3f}", f"{one.low:+.3f} to {one.high:+.3f}") if one else (MISSING, MISSING)
         speed = f"{run.images_per_second or 0:.1f}"
         lr = f"{sweep.request.recipes[name].lr:.2g}"
         texts = (name, *scores, *difference, speed, str(run.steps or MISSING), lr)
-        rows.append((not run.failed, ap or 0.0, texts))
+        rows.append((not run.failed, own or 0.0, texts))
     return [texts for *_, texts in sorted(rows, key=lambda row: row[:2], reverse=True)]
 
 
@@ -66,7 +81,7 @@ def _difference_chart(sweep: Sweep, comparison: SweepComparison) -> Chart | None
     ]
     if not rows:
         return None
-    title = f"AP minus that of the best, {comparison.best}"
+    title = f"{metric_label(comparison.metric)} minus that of the best, {comparison.best}"
     caption = (
         f"On the {comparison.num_images:,} held-out images; whiskers are 95 % intervals of the bootstrap over them. A run whose "
         "whiskers reach 0 cannot be told apart from the best."

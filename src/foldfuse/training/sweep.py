@@ -24,6 +24,8 @@ from foldfuse.data.folds import make_folds
 from foldfuse.data.images import ImageCache
 from foldfuse.detections import Predictions
 from foldfuse.errors import InputError
+from foldfuse.evaluation.custom_metric import absolute_name, check_ranks, custom_metric, is_custom
+from foldfuse.evaluation.matching import ground_truth
 from foldfuse.evaluation.record import OOF
 from foldfuse.formats.predictions import write_predictions
 from foldfuse.inference.detector import predict_views
@@ -66,6 +68,8 @@ class SweepRequest:
         folds: number of folds; the first one is held out.
         seed: the random seed of the folds and of every training.
         ignore_orientation: whether pixels are taken as stored, whatever an EXIF tag says.
+        metric: the metric that the runs are compared by.
+        metric_sha256: of the text of a custom metric; None for another.
     """
 
     data_fingerprint: str
@@ -74,6 +78,8 @@ class SweepRequest:
     folds: int
     seed: int
     ignore_orientation: bool = False
+    metric: str = "ap"
+    metric_sha256: str | None = None
 
 
 @dataclass(frozen=True)
@@ -139,6 +145,7 @@ def run_sweep(
     seconds: float,
     folds: int = 5,
     seed: int = 0,
+    metric: str = "ap",
     device: str = "auto",
     ignore_orientation: bool = False,
     overwrite: bool = False,
@@ -154,6 +161,7 @@ def run_sweep(
         seconds: budget in seconds for everything: trainings, scoring and overhead.
         folds: number of folds; the first one is held out.
         seed: the random seed of the folds and of every training.
+        metric: the metric that the runs are compared by.
         device: the device to compute on.
         ignore_orientation: how the images were opened, for the runs to remember.
         overwrite: whether to begin anew where `out` holds a sweep; it is removed right before the first file is written.
@@ -164,11 +172,23 @@ def run_sweep(
         InputError: `out` holds something else or is in use, there is too little time, or a training cannot begin.
     """
     began, device = time.monotonic(), choose_device(device)
-    request = SweepRequest(dataset.fingerprint, dict(recipes), seconds, folds, seed, ignore_orientation)
+    custom = custom_metric(metric) if is_custom(metric) else None
+    request = SweepRequest(
+        dataset.fingerprint,
+        dict(recipes),
+        seconds,
+        folds,
+        seed,
+        ignore_orientation,
+        absolute_name(metric),
+        None if custom is None else custom.sha256,
+    )
     sweep = Sweep(request) if overwrite else _read_or_new(out, request, dataset)
     split = make_folds(dataset, num_folds=folds, seed=seed)
     train, val = dataset.subset(split.train_ids(0)), dataset.subset(split.val_ids(0))
     require_annotations(train)
+    if custom is not None:
+        check_ranks(custom, ground_truth(require_annotations(val)))
     for name, recipe in recipes.items():
         if name not in sweep.runs:
             check_new_model(recipe, train)
@@ -285,7 +305,7 @@ def _compared(sweep: Sweep, out: Path, val: Dataset) -> Sweep:
     last = {name: run.evaluations[-1].ap for name, run in sweep.runs.items() if run.evaluations and not run.failed}
     scores = {name: ap for name, ap in last.items() if ap is not None}
     files = {name: out / "runs" / name / OOF for name in scores}
-    return replace(sweep, comparison=compare_runs(scores, files, val))
+    return replace(sweep, comparison=compare_runs(scores, files, val, metric=sweep.request.metric))
 
 
 def _read_or_new(out: Path, request: SweepRequest, dataset: Dataset) -> Sweep:

@@ -310,7 +310,8 @@ def check_image_size(image_size: int) -> None:
     """Raise InputError for a detector's image size that is not a multiple of the stride, or too large."""
     if image_size > MAX_IMAGE_SIZE:
         raise InputError(
-            f"image_size is {shown(image_size)}, and must be {MAX_IMAGE_SIZE} or less. Cut larger images into tiles."
+            f"image_size is {shown(image_size)}, and must be {MAX_IMAGE_SIZE} or less. Train and predict larger images on tiles "
+            "(--set tiles=0.5, then --view 1,1+tiles2x2)."
         )
     if image_size < 32 or image_size % 32:
         below = max(32, image_size // 32 * 32)

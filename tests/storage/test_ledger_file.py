@@ -25,7 +25,9 @@ SLOW_COLUMN = "CREATE TABLE facts (name TEXT, value TEXT AS (hex(zeroblob(100000
 @pytest.fixture
 def folder(tmp_path):
     ledger = create(tmp_path, {"state": "running"}, deadline=60, start=0.0)
-    ledger.put_segment(a_record("a", state="done", result={"views": ["1"], "predicted_views": ["1"], "ap50": 0.5}))
+    ledger.put_segment(
+        a_record("a", state="done", result={"views": ["1"], "predicted_views": ["1", "1+tiles2x2+hflip"], "ap50": 0.5})
+    )
     ledger.log("a sentence")
     ledger.add_submission(0.5, {"fused": {"ap50": 0.5}, "best_member": "a"})
     ledger.close()

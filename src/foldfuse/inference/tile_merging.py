@@ -48,10 +48,10 @@ def merge_tiles(
     for i, j in sorted(alike, key=lambda pair: -min(found.scores[pair[0]], found.scores[pair[1]])):
         if not (kept[i] and kept[j]):
             continue
-        if not cut[i]:
+        if not cut[i]:  # both are whole: the better one stays
             kept[i if found.scores[i] < found.scores[j] else j] = False
         elif {int(tile[k]) for k in groups[i]}.isdisjoint(int(tile[k]) for k in groups[j]):
-            joined = groups[i] + groups[j]
+            joined = groups[i] + groups[j]  # of each tile one box at most: a second one is of another object
             groups |= dict.fromkeys(joined, joined)
     for group in {id(group): group for group in groups.values() if len(group) > 1}.values():
         best = max(group, key=lambda k: found.scores[k])

@@ -23,6 +23,7 @@ from foldfuse.data.readers.coco import read
 from foldfuse.ensemble.ensemble import Ensemble
 from foldfuse.ensemble.member_views import MemberView
 from foldfuse.errors import InputError
+from foldfuse.evaluation.thresholds import read_thresholds
 from foldfuse.formats.predictions import read_predictions
 from foldfuse.inference import bundle as bundles
 from foldfuse.inference.bundle_writer import member_names, write_bundle
@@ -60,6 +61,24 @@ def same(found, expected):
     for name in ("image_ids", "offsets", "boxes", "scores", "labels"):
         np.testing.assert_array_equal(getattr(found, name), getattr(expected, name))
     assert found.learnt_ids == expected.learnt_ids
+
+
+def test_a_bundle_has_the_thresholds_of_its_campaign(made, campaign, zipped, tmp_path, capsys):
+    chosen = read_thresholds(campaign / "thresholds.json")
+    expected = chosen.apply(load(campaign, device="cpu", engine="eager").predict(made / "t"), "best-by-class")
+    out = tmp_path / "found.parquet"
+    words = ["predict", str(zipped), str(made / "t"), "--out", str(out), "--device", "cpu", "--engine", "eager"]
+    assert cli.main([*words, "--score-threshold", "best-by-class"]) == 0
+    found = read_predictions(out, read(made / "t", annotated=False))
+    assert found.offsets.tolist() == expected.offsets.tolist()
+    bare = write_bundle(made / "run", tmp_path / "run.zip").path
+    (made / "run" / "thresholds.json").rename(made / "run" / "kept.json")
+    bare = write_bundle(made / "run", tmp_path / "bare.zip").path
+    (made / "run" / "kept.json").rename(made / "run" / "thresholds.json")
+    for name, status in (("run.zip", 0), ("bare.zip", 2)):
+        words[1] = str(bare.parent / name)
+        assert cli.main([*words, "--overwrite", "--score-threshold", "best"]) == status
+    assert "holds no thresholds.json: what was bundled had stored none" in capsys.readouterr().err
 
 
 def test_a_bundle_predicts_what_its_campaign_predicts(made, campaign, zipped, tmp_path):

@@ -337,6 +337,39 @@ RUN: dict[str, Any] = {
         },
     },
 }
+THRESHOLD = {
+    "name": "cat",
+    "score": 0.4,
+    "low": 0.3,
+    "high": 0.5,
+    "objects": 3,
+    "f": 0.6,
+    "precision": 0.5,
+    "recall": 0.7,
+    "is_own": True,
+}
+SCORES = {"all_boxes": 0.6, "class_mean": 0.5}
+THRESHOLDS = {
+    "format": 1,
+    "beta": 1.0,
+    "num_images": 9,
+    "best": THRESHOLD,
+    "by_class": [THRESHOLD],
+    "steps": None,
+    **dict.fromkeys(("one", "each", "one_cv", "each_cv"), SCORES),
+}
+
+
+@fuzz
+@given(data=st.data())
+def test_thresholds(worker: Worker, data: st.DataObject) -> None:
+    sound = {"images": [{"id": 1, "file_name": "a.png", "width": 9, "height": 9}], "annotations": [], "categories": []}
+    sound["categories"] = [{"id": 1, "name": "cat"}]
+    rows = [{"image_id": 1, "category_id": 1, "bbox": [1, 1, 5, 5], "score": 0.5}]
+    content = data.draw(st.one_of(changed(THRESHOLDS).map(dump), damaged(dump(THRESHOLDS))))
+    files = {"thresholds.json": content, "d.json": dump(sound), "p.json": dump(rows)}
+    words = ["submit", "p.json", "d.json", "--out", "s.json", "--score-threshold", "best-by-class"]
+    check(worker, files, [*words, "--input-format", "coco_json"])
 
 
 @fuzz

@@ -10,7 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from foldfuse.data.readers.coco import read
 from foldfuse.errors import InputError
+from foldfuse.evaluation.thresholds import choose_thresholds, write_thresholds
+from foldfuse.formats.predictions import read_predictions
 from foldfuse.reporting.campaign_page import summary, write_campaign_page
 from foldfuse.reporting.records import read_campaign_record
 from foldfuse.reporting.run_page import write_run_page
@@ -334,3 +337,20 @@ def test_a_ledger_takes_precedence_over_campaign_json(campaign):
     assert record["command"].split(" --out")[0] in page
     (campaign / ledger.NAME).write_bytes(b"broken" * 200)
     assert "cannot be read as a campaign&#39;s ledger" in write_campaign_page(campaign).read_text()
+
+
+def test_the_page_shows_the_thresholds_with_their_cross_validated_f(campaign):
+    dataset = read(read_campaign_record(campaign).data)
+    predictions = read_predictions(campaign / "fused_oof.parquet", dataset)
+    chosen = choose_thresholds(predictions, dataset.subset(predictions))
+    write_thresholds(campaign / "thresholds.json", chosen)
+    text = " ".join(" ".join(read_page(write_campaign_page(campaign)).text).split())
+    assert "Score thresholds" in text
+    assert (
+        f"F1 of all boxes is {chosen.one.all_boxes:.3f} at one threshold (cross-validated {chosen.one_cv.all_boxes:.3f})"
+        in text
+    )
+    assert all(f"{one.score:.3g}" in text for one in chosen.by_class if one.objects)
+    (campaign / "thresholds.json").write_text('{"format": 1, "beta": "much"}')
+    text = " ".join(" ".join(read_page(write_campaign_page(campaign)).text).split())
+    assert "thresholds.json" in text.split("could not show everything")[-1]

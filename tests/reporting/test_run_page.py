@@ -80,6 +80,7 @@ def test_the_page_shows_score_errors_images_curves_and_how_the_run_was_trained(f
         "Left out: 1 image that the run has learnt from",
         "AP small",
         "By class",
+        "Score thresholds",
         "Precision and recall",
         "Errors by type",
         "Confusion of classes",

@@ -5,6 +5,7 @@ ensemble.json        members, weights and fusion; missing in the bundle of a sin
 members/NAME/        a run without its training state: recipe.json, run.json, learnt_images.json, and its network,
                      weights.safetensors or network.onnx
 rescorer.json, rescorer.safetensors, encoder.onnx  the crop rescorer, where there is one
+thresholds.json      the best score thresholds, where they are known
 and, for people, README.md, predict.py, weights.md, LICENSE, NOTICE and wheels/, which are never read here
 
 A zip may come from anywhere: only files of these names are taken out of it, into a temporary folder, within limits of size. None
@@ -43,7 +44,7 @@ WHAT = "the record of a bundle"
 RUN_FILES = ("recipe.json", "run.json", "learnt_images.json")  # of each member, beside its network
 MEMBER_NAME = r"[A-Za-z0-9][A-Za-z0-9._+-]{0,99}"
 _OUR_FILES = re.compile(
-    rf"(?:bundle|ensemble|rescorer)\.json|rescorer\.safetensors|encoder\.onnx|"
+    rf"(?:bundle|ensemble|rescorer|thresholds)\.json|rescorer\.safetensors|encoder\.onnx|"
     rf"{MEMBERS}/{MEMBER_NAME}/(?:(?:recipe|run|learnt_images)\.json|weights\.safetensors|{re.escape(NETWORK)})"
 )
 MAX_FILES = 10_000

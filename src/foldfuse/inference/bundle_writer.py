@@ -10,6 +10,7 @@ import platform
 import re
 import tempfile
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -17,6 +18,7 @@ from typing import Any, Literal
 
 import foldfuse
 from foldfuse.errors import InputError
+from foldfuse.evaluation.thresholds import THRESHOLDS, write_thresholds
 from foldfuse.inference import bundle, rescorer_file
 from foldfuse.inference.base_predictor import Predictor
 from foldfuse.inference.bundle import BundlePart, BundleRecord, Runtime
@@ -24,6 +26,7 @@ from foldfuse.inference.bundle_texts import PREDICT, readme, requirements
 from foldfuse.inference.ensemble_predictor import EnsemblePredictor, Part
 from foldfuse.inference.networks import has_onnx, load_network
 from foldfuse.inference.predictor import load
+from foldfuse.inference.stored_thresholds import stored_thresholds
 from foldfuse.inference.tta import PLAIN_VIEW
 from foldfuse.provenance import origins_page
 from foldfuse.storage.run import Run
@@ -127,6 +130,9 @@ def collect(
         if predictor.rescorer is not None:
             rescorer_file.write_rescorer(folder, predictor.rescorer, predictor.classes, predictor.learnt_hashes)
             files |= {name: folder / name for name in (rescorer_file.SETTINGS, rescorer_file.TENSORS)}
+    with suppress(InputError):  # an earlier version stored none, or a member cannot predict new images
+        write_thresholds(folder / THRESHOLDS, stored_thresholds(predictor))
+        files[THRESHOLDS] = folder / THRESHOLDS
     record = BundleRecord(
         noun=predictor.noun if isinstance(predictor, EnsemblePredictor) else "run",
         source=re.sub(r"\s+", " ", source.resolve().name)[:200],

@@ -1,4 +1,4 @@
-"""The score thresholds that were stored with a run or a campaign, for new images."""
+"""The score thresholds that were stored with a run, a campaign or a bundle of them, for new images."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from foldfuse.ensemble.ensemble import read_ensemble
 from foldfuse.errors import InputError
 from foldfuse.evaluation.thresholds import THRESHOLDS, Thresholds, read_thresholds
 from foldfuse.inference.base_predictor import Predictor
+from foldfuse.inference.bundle import is_bundle
 from foldfuse.inference.ensemble_predictor import EnsemblePredictor
 from foldfuse.inference.tta import PLAIN_VIEW, View
 from foldfuse.storage.ledger import is_campaign, snapshot
@@ -19,16 +20,16 @@ def stored_thresholds(predictor: Predictor, views: Sequence[View] = ()) -> Thres
     """The Thresholds that belong to a predictor: of a run's last evaluation, or of a campaign's current submission.
 
     Args:
-        predictor: of a run or a campaign.
+        predictor: of a run, a campaign or a bundle of one.
         views: the TTA views that are asked for; none for the predictor's own.
 
     Raises:
         InputError: none are stored, or they were chosen for other predictions than the predictor makes now.
     """
     folder = predictor.source
-    if is_campaign(folder):
+    if not is_bundle(folder) and is_campaign(folder):
         return _of_campaign(folder, predictor)
-    if not Run(folder).exists:
+    if not (is_bundle(folder) or Run(folder).exists):
         raise InputError(
             f"{folder}: holds no score thresholds; runs and campaigns do. Give a number, or predict to a file and give that to "
             "'foldfuse submit' with --thresholds FILE, which 'foldfuse score' writes."
@@ -39,6 +40,11 @@ def stored_thresholds(predictor: Predictor, views: Sequence[View] = ()) -> Thres
             f"{folder}: its score thresholds were chosen on predictions in view 1, and fused views ({names}) have other scores. "
             "Leave out --view, or give a number."
         )
+    if is_bundle(folder):
+        path = (folder if predictor.extracted is None else predictor.extracted.path) / THRESHOLDS
+        if not path.is_file():
+            raise InputError(f"{folder}: holds no {THRESHOLDS}: what was bundled had stored none. Give a number.")
+        return read_thresholds(path)
     again = f"Choose them with: foldfuse evaluate {folder}"
     if not (folder / THRESHOLDS).is_file():
         raise InputError(f"{folder}: holds no {THRESHOLDS}, the thresholds that its held-out images choose. {again}")

@@ -7,6 +7,7 @@ log.jsonl            a row for each step; a row with "ap50" or "accuracy" for ea
 weights.safetensors  the averaged (EMA) weights, for prediction
 oof.parquet, val.parquet  predictions of the held-out images: of the fold, or of the data given as --val
 evaluation.json      their score, and what was scored: see `evaluation.record`
+thresholds.json      the best score thresholds on them: see `evaluation.thresholds`
 learnt_images.json   hashes of the images that the weights have learnt from, those of the runs it started from included
 checkpoint.pt        the training state at the last checkpoint, read with weights_only
 checkpoint.previous.pt  the training state at the checkpoint before

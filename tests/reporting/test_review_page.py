@@ -178,6 +178,24 @@ def test_the_command_ranks_learnt_images_out_and_writes_page_or_json(data, tmp_p
         review(data, tuple(files), out=tmp_path / "c.csv")
 
 
+def test_a_campaign_brings_its_fused_predictions(data, tmp_path, capsys):
+    dataset = read(data)
+    found = {
+        s.id: Detections(s.annotations.boxes, np.full(len(s.annotations), 0.9), s.annotations.labels) for s in dataset
+    }
+    fused = replace(Predictions.of(found, dataset.classes).select_images([2, 4]), learnt_ids=frozenset({0, 1, 3, 5}))
+    campaign = tmp_path / "night1"
+    (campaign / "members" / "a").mkdir(parents=True)
+    (campaign / "campaign.sqlite").touch()
+    with pytest.raises(InputError, match="no predictions yet"):
+        review(data, (campaign,), out=tmp_path / "out.json")
+    for name in ("fused_oof.parquet", "members/a/val@1.parquet"):
+        write_predictions(fused, campaign / name, dataset)
+    out = review(data, (campaign,), out=tmp_path / "out.json")
+    assert {one["image_id"] for one in json.loads(out.read_text())["suggestions"]} == {2, 4}
+    assert "2 images of 6 have out-of-fold predictions. Left out: 4 that the networks" in capsys.readouterr().err
+
+
 def test_a_cut_shows_all_boxes_of_a_suggestion(data):
     dataset = read(data)
     Image.new("RGB", (96, 64)).save(data.parent / "images" / "000.png")

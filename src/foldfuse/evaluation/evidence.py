@@ -94,49 +94,55 @@ def covered_share(boxes: Array, others: Array) -> Array:
 
 @dataclass(frozen=True, eq=False)
 class Support:
-    """What the detections say of one box that is, or might be, annotated.
+    """What the detections of an image say of b boxes that are, or might be, annotated.
 
     Attributes:
-        by_class: (K,) for each class the best score x IoU of a detection at the box's place, IoU 0.5 or more.
-        anywhere: the best score x IoU of any detection that touches the box.
-        own: the detection that speaks for the box and its class most strongly; -1 for none.
-        own_iou: its IoU with the box; 0 for none.
-        fit: the best IoU with any detection of its class.
-        fit_anywhere: the best IoU with any detection.
+        by_class: (b, K) for each class the best score x IoU of a detection at the box's place, IoU 0.5 or more.
+        anywhere: (b,) the best score x IoU of any detection that touches the box.
+        own: (b,) the detection that speaks for the box and its class most strongly; -1 for none.
+        own_score, own_iou: (b,) its score, and its IoU with the box; 0 for none.
+        fit: (b,) the best IoU with any detection of the box's class.
+        fit_anywhere: (b,) the best IoU with any detection.
     """
 
     by_class: Array
-    anywhere: float
-    own: int
-    own_iou: float
-    fit: float
-    fit_anywhere: float
+    anywhere: Array
+    own: Array
+    own_score: Array
+    own_iou: Array
+    fit: Array
+    fit_anywhere: Array
 
 
-def support(evidence: ImageEvidence, iou: Array, label: int, owned_by: int, num_classes: int) -> Support:
-    """The support of a box by the detections that belong to no other annotation.
+def support(evidence: ImageEvidence, boxes: Array, labels: Array, owned_by: Array, *, num_classes: int) -> Support:
+    """The support of b boxes by the detections that belong to no other annotation.
 
     Args:
         evidence: of the image.
-        iou: (n,) IoU of the box with each detection.
-        label: its class.
-        owned_by: the annotation whose detection it may take besides the free ones; -1 for none.
+        boxes, labels: (b, 4) and (b,).
+        owned_by: (b,) the annotation whose detection a box may take besides the free ones; -1 for none.
         num_classes: K.
     """
-    found = evidence.found
-    is_free = (evidence.owner < 0) | (evidence.owner == owned_by)
-    strength = np.where(is_free, iou * found.scores, 0.0)
-    by_class = np.zeros(num_classes)
-    near = iou >= SAME_PLACE_IOU
-    np.maximum.at(by_class, found.labels[near], strength[near])
-    is_own = is_free & (found.labels == label)
-    own = np.where(is_own & (iou >= MIN_IOU), strength, 0.0)
-    best = int(own.argmax()) if len(own) and own.max() > 0 else -1
+    found, b, n = evidence.found, len(boxes), len(evidence.found)
+    by_class = np.zeros((b, num_classes))
+    if not n:
+        zero = np.zeros(b)
+        return Support(by_class, zero, np.full(b, -1), zero, zero, zero, zero)
+    iou = pairwise_iou(boxes, found.boxes.astype(np.float64))  # (b, n)
+    iou = np.where((evidence.owner < 0) | (evidence.owner == owned_by[:, None]), iou, 0.0)
+    strength = iou * found.scores
+    rows, columns = np.nonzero(iou >= SAME_PLACE_IOU)
+    np.maximum.at(by_class, (rows, found.labels[columns]), strength[rows, columns])
+    is_own = found.labels == labels[:, None]
+    own_strength = np.where(is_own & (iou >= MIN_IOU), strength, 0.0)
+    own, every = own_strength.argmax(1), np.arange(b)
+    has_own = own_strength[every, own] > 0
     return Support(
         by_class,
-        float(strength.max(initial=0)),
-        best,
-        0.0 if best < 0 else float(iou[best]),
-        float(iou[is_own].max(initial=0)),
-        float(iou[is_free].max(initial=0)),
+        strength.max(1),
+        np.where(has_own, own, -1),
+        np.where(has_own, found.scores[own], 0.0),
+        np.where(has_own, iou[every, own], 0.0),
+        np.where(is_own, iou, 0.0).max(1),
+        iou.max(1),
     )

@@ -36,6 +36,7 @@ Kind = Literal["missed", "class", "place", "spurious", "duplicate"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 PRIOR = 0.03  # the share of boxes with an error of one kind, before anything is seen
 LOWEST_SCORE = 0.01  # detections below say nothing
+LOWEST_MISSED = 0.02  # and those below are no missed objects
 MAX_PLANTED = 2000  # of each kind: enough for a regression on a few features
 _RIDGE = 1.0
 _FLOOR = 1e-3  # of scores, before their logit
@@ -87,261 +88,278 @@ def find_label_errors(dataset: Dataset, predictions: Predictions, *, seed: int =
         for s in dataset.samples
         if s.id in predictions and s.annotations is not None
     ]
-    num_classes = len(dataset.classes)
-    context = _Context(evidence, num_classes, np.random.default_rng(seed))
-    suggestions = [*_of_annotations(context), *_missed(context)]
+    context = _context(evidence, len(dataset.classes))
+    rng = np.random.default_rng(seed)
+    suggestions = [*_of_annotations(context, rng), *_missed(context, rng)]
     return sorted(suggestions, key=lambda s: -s.score)
 
 
+@dataclass(frozen=True, eq=False)
 class _Context:
-    """The images with what is the same for all kinds: the support of each annotation, and statistics of the classes."""
+    """The images with what is the same for all kinds.
 
-    def __init__(self, evidence: Sequence[ImageEvidence], num_classes: int, rng: np.random.Generator) -> None:
-        self.evidence, self.num_classes, self.rng = evidence, num_classes, rng
-        self.places = [(i, j) for i, e in enumerate(evidence) for j in range(len(e.annotations))]
-        self.supports = [
-            support(evidence[i], evidence[i].iou[j], int(evidence[i].annotations.labels[j]), j, num_classes)
-            for i, j in self.places
-        ]
-        # How often annotations of a class look like another: such confusions are the network's, not the annotator's.
-        self.confusion = np.ones((num_classes, num_classes))
-        for each, label in self.labeled():
-            if each.by_class.max() > 0:
-                self.confusion[label, each.by_class.argmax()] += 1
-        self.confusion /= self.confusion.sum(1, keepdims=True)
-        self.seen = np.ones(num_classes)  # median support of the annotations of a class
-        for k in {label for _, label in self.labeled()}:
-            self.seen[k] = np.median([each.anywhere for each, label in self.labeled() if label == k])
+    Attributes:
+        evidence: of each image.
+        supports: of the annotations of each image.
+        confusion: (K, K) how often annotations of a class look like another: the network's confusions, not the annotator's.
+        seen: (K,) the median support of the annotations of a class.
+    """
 
-    def labeled(self) -> list[tuple[Support, int]]:
-        """The support and the label of each annotation."""
-        labels = [int(self.evidence[i].annotations.labels[j]) for i, j in self.places]
-        return list(zip(self.supports, labels, strict=True))
-
-    def box(self, i: int, j: int) -> Array:
-        """(4,) the box of annotation j of image i."""
-        box: Array = self.evidence[i].annotations.boxes[j]
-        return box
-
-    def planted(self) -> list[int]:
-        """The annotations to plant an error in, at random."""
-        order: list[int] = self.rng.permutation(len(self.places)).tolist()
-        return order[:MAX_PLANTED]
+    evidence: Sequence[ImageEvidence]
+    supports: Sequence[Support]
+    confusion: Array
+    seen: Array
 
 
-def _logit(value: float | Array) -> Array:
+def _context(evidence: Sequence[ImageEvidence], num_classes: int) -> _Context:
+    supports = [
+        support(e, e.annotations.boxes, e.annotations.labels, np.arange(len(e.annotations)), num_classes=num_classes)
+        for e in evidence
+    ]
+    confusion, seen = np.ones((num_classes, num_classes)), np.ones(num_classes)
+    if evidence:
+        labels = np.concatenate([e.annotations.labels for e in evidence])
+        by_class = np.concatenate([each.by_class for each in supports])
+        anywhere = np.concatenate([each.anywhere for each in supports])
+        is_seen = by_class.any(1)
+        np.add.at(confusion, (labels[is_seen], by_class[is_seen].argmax(1)), 1)
+        for label in np.unique(labels):
+            seen[label] = np.median(anywhere[labels == label])
+    return _Context(evidence, supports, confusion / confusion.sum(1, keepdims=True), seen)
+
+
+def _logit(value: Array) -> Array:
     clipped = np.clip(value, _FLOOR, 1 - _FLOOR)
     return np.asarray(np.log(clipped / (1 - clipped)))
 
 
-def _features(context: _Context, evidence: ImageEvidence, each: Support, label: int, box: Array) -> list[float]:
-    """(f,) how the detections look at an annotation with this box and class."""
-    others = each.by_class.copy()
-    own, others[label] = others[label], 0
-    best = int(others.argmax())
-    score = float(evidence.found.scores[each.own]) if each.own >= 0 else 0.0
-    side = float(np.log(np.sqrt(max(float(area(box)), 1.0))))
-    iou = each.own_iou
-    return [
-        *(float(_logit(own)), float(_logit(others[best])), max(others[best] - own, 0.0)),
-        float(np.log(context.confusion[label, best])),
-        *(iou, iou**2, float(_logit(score)), (1 - iou) * score),
+def _log_side(boxes: Array) -> Array:
+    """(b,) the logarithm of the square root of the area, in pixels."""
+    return np.asarray(np.log(np.maximum(area(boxes), 1.0)) / 2)
+
+
+def _features(context: _Context, each: Support, boxes: Array, labels: Array) -> Array:
+    """(b, f) how the detections look at annotations with these boxes and classes."""
+    every, others = np.arange(len(boxes)), each.by_class.copy()
+    own = others[every, labels]
+    others[every, labels] = 0
+    best = others.argmax(1)
+    other, iou = others[every, best], each.own_iou
+    columns = [
+        *(_logit(own), _logit(other), np.maximum(other - own, 0), np.log(context.confusion[labels, best])),
+        *(iou, iou**2, _logit(each.own_score), (1 - iou) * each.own_score),
         *(each.fit, each.fit**2, each.fit_anywhere),
-        *(float(_logit(each.anywhere)), float(_logit(context.seen[label])), side),
+        *(_logit(each.anywhere), _logit(context.seen[labels]), _log_side(boxes)),
     ]
+    return np.stack(columns, 1)
 
 
-def _of_annotations(context: _Context) -> list[Suggestion]:
+def _of_annotations(context: _Context, rng: np.random.Generator) -> list[Suggestion]:
     """The most probable error of each annotation."""
-    if not context.places:
+    if not sum(len(e.annotations) for e in context.evidence):
         return []
-    duplicates, scores = _duplicates(context), _annotation_scores(context)
-    suggestions = []
-    for n, (i, j) in enumerate(context.places):
-        evidence, each = context.evidence[i], context.supports[n]
-        label, row = int(evidence.annotations.labels[j]), int(evidence.rows[j])
-        base = Suggestion("spurious", evidence.image_id, float(scores["spurious"][n]), row, found=each.anywhere)
-        options = [base]
+    scores = _annotation_scores(context, rng)
+    suggestions, first = [], 0
+    for evidence, each in zip(context.evidence, context.supports, strict=True):
+        duplicates = _duplicates(evidence, each)
         others = each.by_class.copy()
-        others[label] = 0
-        if others.max() > 0:
-            new, score = int(others.argmax()), float(scores["class"][n])
-            options.append(replace(base, kind="class", score=score, label=new, found=float(others[new])))
-        if each.own >= 0:
-            box, score = evidence.found.boxes[each.own].astype(np.float64), float(scores["place"][n])
-            found = float(evidence.found.scores[each.own])
-            options.append(replace(base, kind="place", score=score, box=box, found=found))
-        if n in duplicates:
-            other, score = duplicates[n]
-            options.append(replace(base, kind="duplicate", score=score, other=int(evidence.rows[other])))
-        suggestions.append(max(options, key=lambda s: s.score))
+        others[np.arange(len(others)), evidence.annotations.labels] = 0
+        for j, row in enumerate(evidence.rows.tolist()):
+            n = first + j
+            spurious = Suggestion("spurious", evidence.image_id, float(scores["spurious"][n]), row)
+            options = [replace(spurious, found=float(each.anywhere[j]))]
+            if others[j].any():
+                new, score = int(others[j].argmax()), float(scores["class"][n])
+                options.append(replace(spurious, kind="class", score=score, label=new, found=float(others[j, new])))
+            if each.own[j] >= 0:
+                box, score = evidence.found.boxes[each.own[j]].astype(np.float64), float(scores["place"][n])
+                options.append(replace(spurious, kind="place", score=score, box=box, found=float(each.own_score[j])))
+            if j in duplicates:
+                other, score = duplicates[j]
+                options.append(replace(spurious, kind="duplicate", score=score, other=int(evidence.rows[other])))
+            suggestions.append(max(options, key=lambda s: s.score))
+        first += len(evidence.rows)
     return suggestions
 
 
-def _annotation_scores(context: _Context) -> dict[Kind, Array]:
+def _annotation_scores(context: _Context, rng: np.random.Generator) -> dict[Kind, Array]:
     """{kind: (number of annotations,) its probability} of the kinds that the detections tell of one annotation."""
-    observed = [
-        _features(context, context.evidence[i], each, int(context.evidence[i].annotations.labels[j]), context.box(i, j))
-        for (i, j), each in zip(context.places, context.supports, strict=True)
-    ]
-    planted = {"class": _wrong_classes(context), "place": _moved_boxes(context), "spurious": _free_boxes(context)}
-    odds = {kind: _odds(observed, rows, prior=PRIOR) for kind, rows in planted.items()}
-    has_other = np.array([(each.by_class > 0).sum() > (each.by_class[label] > 0) for each, label in context.labeled()])
-    odds["class"] = odds["class"] * has_other
-    odds["place"] = odds["place"] * np.array([each.own >= 0 for each in context.supports])
-    total = 1 + sum(odds.values())
-    return {"class": odds["class"] / total, "place": odds["place"] / total, "spurious": odds["spurious"] / total}
+    observed = np.concatenate(
+        [
+            _features(context, each, e.annotations.boxes, e.annotations.labels)
+            for e, each in zip(context.evidence, context.supports, strict=True)
+        ]
+    )
+    planted: dict[Kind, list[Planted]] = {
+        "class": _wrong_classes(context, rng),
+        "place": _moved_boxes(context, rng),
+        "spurious": _free_boxes(context, rng),
+    }
+    odds = {kind: _odds(observed, _planted_features(context, rows), prior=PRIOR) for kind, rows in planted.items()}
+    labels = np.concatenate([e.annotations.labels for e in context.evidence])
+    others = np.concatenate([each.by_class for each in context.supports])
+    others[np.arange(len(others)), labels] = 0
+    odds["class"] = odds["class"] * others.any(1)
+    odds["place"] = odds["place"] * (np.concatenate([each.own for each in context.supports]) >= 0)
+    total = 1 + odds["class"] + odds["place"] + odds["spurious"]
+    return {kind: each / total for kind, each in odds.items()}
 
 
-def _wrong_classes(context: _Context) -> list[list[float]]:
-    """Features of annotations whose class is exchanged for another."""
-    if context.num_classes < 2:
-        return []
-    rows = []
-    for n in context.planted():
-        i, j = context.places[n]
-        evidence = context.evidence[i]
-        label = other_label(int(evidence.annotations.labels[j]), context.num_classes, context.rng)
-        each = support(evidence, evidence.iou[j], label, j, context.num_classes)
-        rows.append(_features(context, evidence, each, label, context.box(i, j)))
-    return rows
+Planted = tuple[int, Array, int, int]  # number of the image, (4,) box, label, annotation whose detection it may take
 
 
-def _moved_boxes(context: _Context) -> list[list[float]]:
-    """Features of annotations whose box is moved."""
-    rows = []
-    for n in context.planted():
-        i, j = context.places[n]
-        evidence, label = context.evidence[i], int(context.evidence[i].annotations.labels[j])
-        moved = moved_box(context.box(i, j), evidence.size, context.rng)
+def _planted_features(context: _Context, planted: Sequence[Planted]) -> Array:
+    """(b, f) the features of planted annotations, image by image."""
+    groups: dict[int, list[Planted]] = {}
+    for one in planted:
+        groups.setdefault(one[0], []).append(one)
+    features = []
+    for i, rows in groups.items():
+        boxes, labels = np.array([row[1] for row in rows]), np.array([row[2] for row in rows], np.int64)
+        owned_by = np.array([row[3] for row in rows])
+        each = support(context.evidence[i], boxes, labels, owned_by, num_classes=len(context.seen))
+        features.append(_features(context, each, boxes, labels))
+    return np.concatenate(features) if features else np.zeros((0, 0))
+
+
+def _chosen(context: _Context, rng: np.random.Generator) -> list[tuple[int, int]]:
+    """The annotations to plant an error in, at random: (number of the image, position)."""
+    places = [(i, j) for i, e in enumerate(context.evidence) for j in range(len(e.annotations))]
+    return [places[n] for n in rng.permutation(len(places))[:MAX_PLANTED].tolist()]
+
+
+def _wrong_classes(context: _Context, rng: np.random.Generator) -> list[Planted]:
+    """Annotations whose class is exchanged for another."""
+    num_classes, planted = len(context.seen), []
+    for i, j in _chosen(context, rng) if num_classes > 1 else ():
+        annotations = context.evidence[i].annotations
+        planted.append((i, annotations.boxes[j], other_label(int(annotations.labels[j]), num_classes, rng), j))
+    return planted
+
+
+def _moved_boxes(context: _Context, rng: np.random.Generator) -> list[Planted]:
+    """Annotations whose box is moved."""
+    planted = []
+    for i, j in _chosen(context, rng):
+        annotations = context.evidence[i].annotations
+        moved = moved_box(annotations.boxes[j], context.evidence[i].size, rng)
         if moved is not None:
-            each = support(evidence, _iou_with(evidence, moved), label, j, context.num_classes)
-            rows.append(_features(context, evidence, each, label, moved))
-    return rows
+            planted.append((i, moved, int(annotations.labels[j]), j))
+    return planted
 
 
-def _free_boxes(context: _Context) -> list[list[float]]:
-    """Features of annotations where no object is: boxes of the annotations, in other images."""
-    rows = []
-    for n in context.planted():
-        i, j = context.places[n]
-        box, label = context.box(i, j), int(context.evidence[i].annotations.labels[j])
-        evidence = context.evidence[int(context.rng.integers(len(context.evidence)))]
-        placed = free_box(box[2:] - box[:2], evidence.size, evidence.annotations.boxes, context.rng)
+def _free_boxes(context: _Context, rng: np.random.Generator) -> list[Planted]:
+    """Annotations where no object is: with boxes of the annotations, in other images."""
+    planted = []
+    for i, j in _chosen(context, rng):
+        annotations, other = context.evidence[i].annotations, int(rng.integers(len(context.evidence)))
+        sides, evidence = annotations.boxes[j, 2:] - annotations.boxes[j, :2], context.evidence[other]
+        placed = free_box(sides, evidence.size, evidence.annotations.boxes, rng)
         if placed is not None:
-            each = support(evidence, _iou_with(evidence, placed), label, -1, context.num_classes)
-            rows.append(_features(context, evidence, each, label, placed))
-    return rows
+            planted.append((other, placed, int(annotations.labels[j]), -1))
+    return planted
 
 
-def _iou_with(evidence: ImageEvidence, box: Array) -> Array:
-    """(n,) the IoU of a box with each detection."""
-    iou: Array = pairwise_iou(box[None], evidence.found.boxes.astype(np.float64))[0]
-    return iou
-
-
-def _duplicates(context: _Context) -> dict[int, tuple[int, float]]:
-    """{number of an annotation that repeats another of its image: (the other's position, score)}."""
+def _duplicates(evidence: ImageEvidence, each: Support) -> dict[int, tuple[int, float]]:
+    """{annotation that repeats another of its image: (the other, score)}."""
     found: dict[int, tuple[int, float]] = {}
-    numbers = {place: n for n, place in enumerate(context.places)}
-    for i, evidence in enumerate(context.evidence):
-        boxes, labels = evidence.annotations.boxes, evidence.annotations.labels
-        iou = np.triu(pairwise_iou(boxes, boxes), 1)
-        for j, k in np.argwhere(iou >= SAME_PLACE_IOU).tolist():
-            pair = [context.supports[numbers[i, one]] for one in (j, k)]
-            # Two objects have two detections; of a second annotation of one object none is left.
-            second = min(each.anywhere for each in pair)
-            logit = 14 * (float(iou[j, k]) - 0.7) - 4 * second + (0.0 if labels[j] == labels[k] else -1.0)
-            score = float(1 / (1 + np.exp(-logit)))
-            # The one that the detections speak for less goes.
-            own = [float(each.by_class[labels[one]]) for one, each in zip((j, k), pair, strict=True)]
-            gone, kept = (j, k) if own[0] < own[1] else (k, j)
-            if score > found.get(numbers[i, gone], (0, 0.0))[1]:
-                found[numbers[i, gone]] = (kept, score)
+    boxes, labels = evidence.annotations.boxes, evidence.annotations.labels
+    iou = np.triu(pairwise_iou(boxes, boxes), 1)
+    for j, k in np.argwhere(iou >= SAME_PLACE_IOU).tolist():
+        # Two objects have two detections; of a second annotation of one object none is left.
+        second = float(min(each.anywhere[j], each.anywhere[k]))
+        logit = 14 * (float(iou[j, k]) - 0.7) - 4 * second - (0.0 if labels[j] == labels[k] else 1.0)
+        score = 1 / (1 + float(np.exp(-logit)))
+        # The one that the detections speak for less goes.
+        gone, kept = (j, k) if each.by_class[j, labels[j]] < each.by_class[k, labels[k]] else (k, j)
+        if score > found.get(gone, (0, 0.0))[1]:
+            found[gone] = (kept, score)
     return found
 
 
-def _missed_features(evidence: ImageEvidence, d: int, annotations: Annotations, precision: Array) -> list[float]:
-    """Of detection d, seen beside these annotations."""
-    box = evidence.found.boxes[d : d + 1].astype(np.float64)
-    overlap = float(pairwise_iou(box, annotations.boxes).max(initial=0))
-    inside = float(covered_share(box, annotations.boxes).max(initial=0))
-    around = float(covered_share(annotations.boxes, box).max(initial=0)) if len(annotations) else 0.0
-    side = float(np.log(np.sqrt(max(float(area(box[0])), 1.0))))
-    score = float(_logit(evidence.found.scores[d]))
-    near = pairwise_iou(box, evidence.found.boxes.astype(np.float64))[0] >= SAME_PLACE_IOU
-    together = 1 - float(np.prod(1 - evidence.found.scores[near]))  # of all classes: an object of an unclear class
-    return [score, float(_logit(together)), overlap, inside, around, side, float(precision[evidence.found.labels[d]])]
+def _missed_features(evidence: ImageEvidence, rows: Array, annotations: Annotations, precision: Array) -> Array:
+    """(b, f) how detections look beside these annotations, `rows` being their (b,) positions."""
+    found = evidence.found
+    boxes = found.boxes[rows].astype(np.float64)
+    near = pairwise_iou(boxes, found.boxes.astype(np.float64)) >= SAME_PLACE_IOU
+    together = 1 - np.where(near, 1 - found.scores, 1.0).prod(1)  # of all classes: an object of an unclear class
+    columns = [
+        *(_logit(found.scores[rows]), _logit(together)),
+        pairwise_iou(boxes, annotations.boxes).max(1, initial=0),
+        covered_share(boxes, annotations.boxes).max(1, initial=0),
+        covered_share(annotations.boxes, boxes).max(0, initial=0),
+        *(_log_side(boxes), precision[found.labels[rows]]),
+    ]
+    return np.stack(columns, 1)
 
 
-def _missed(context: _Context) -> list[Suggestion]:
+def _missed(context: _Context, rng: np.random.Generator) -> list[Suggestion]:
     """Objects that are detected and not annotated."""
-    free, precision = [], np.zeros((2, context.num_classes))
+    free, weight = [], np.ones((2, len(context.seen)))
     for e in context.evidence:
-        near = e.iou.max(0, initial=0)
-        own = np.flatnonzero((e.owner < 0) & (near < SAME_PLACE_IOU))
-        free.append(own)
-        for is_owned, rows in ((0, own), (1, np.flatnonzero(e.owner >= 0))):
-            np.add.at(precision[is_owned], e.found.labels[rows], e.found.scores[rows])
-    log_precision = np.log((precision[1] + 1) / (precision[0] + 1))
-    observed, places = [], []
-    for e, rows in zip(context.evidence, free, strict=True):
-        for d in rows.tolist():
-            observed.append(_missed_features(e, d, e.annotations, log_precision))
-            places.append((e, d))
+        is_free = (e.owner < 0) & (e.iou.max(0, initial=0) < SAME_PLACE_IOU) & (e.found.scores >= LOWEST_MISSED)
+        free.append(np.flatnonzero(is_free))
+        for is_owned, rows in ((0, free[-1]), (1, np.flatnonzero(e.owner >= 0))):
+            np.add.at(weight[is_owned], e.found.labels[rows], e.found.scores[rows])
+    precision = np.log(weight[1] / weight[0])
     planted = []
-    for n in context.planted():
-        i, j = context.places[n]
+    for i, j in _chosen(context, rng):
         e = context.evidence[i]
         owned = np.flatnonzero(e.owner == j)
-        if len(owned) and e.iou[j, owned[0]] >= SAME_PLACE_IOU:
+        if len(owned) and e.iou[j, owned[0]] >= SAME_PLACE_IOU and e.found.scores[owned[0]] >= LOWEST_MISSED:
             rest = e.annotations[np.arange(len(e.annotations)) != j]
-            planted.append(_missed_features(e, int(owned[0]), rest, log_precision))
-    if not observed or not planted:
+            planted.append(_missed_features(e, owned, rest, precision))
+    num_free = sum(map(len, free))
+    if not num_free or not planted:
         return []
-    # A prior share of the objects is missed: so many detections are of one, in the mean.
-    expected = PRIOR * len(planted) * max(1.0, len(context.places) / MAX_PLANTED)
-    odds = _odds(observed, planted, prior=min(0.5, expected / len(observed)))
-    scores = odds / (1 + odds)
-    suggestions = [
-        Suggestion(
-            "missed",
-            e.image_id,
-            float(score),
-            box=e.found.boxes[d].astype(np.float64),
-            label=int(e.found.labels[d]),
-            found=float(e.found.scores[d]),
-        )
-        for (e, d), score in zip(places, scores, strict=True)
-    ]
-    return _one_for_each_place(suggestions)
+    observed = np.concatenate(
+        [_missed_features(e, rows, e.annotations, precision) for e, rows in zip(context.evidence, free, strict=True)]
+    )
+    # A prior share of the objects is missed: so many of the free detections are of one.
+    num_annotations = sum(len(e.annotations) for e in context.evidence)
+    expected = PRIOR * len(planted) * max(1.0, num_annotations / MAX_PLANTED)
+    odds = _odds(observed, np.concatenate(planted), prior=min(0.5, expected / num_free))
+    scores = iter((odds / (1 + odds)).tolist())
+    suggestions = []
+    for e, rows in zip(context.evidence, free, strict=True):
+        own = [
+            Suggestion(
+                "missed",
+                e.image_id,
+                next(scores),
+                box=e.found.boxes[d].astype(np.float64),
+                label=int(e.found.labels[d]),
+                found=float(e.found.scores[d]),
+            )
+            for d in rows.tolist()
+        ]
+        suggestions += _one_for_each_place(own)
+    return suggestions
 
 
 def _one_for_each_place(suggestions: Sequence[Suggestion]) -> list[Suggestion]:
-    """The suggestions without those that overlap a more probable one of their image."""
-    kept: dict[int, list[Suggestion]] = {}
+    """Suggestions of one image without those that overlap a more probable one."""
+    kept: list[Suggestion] = []
     for one in sorted(suggestions, key=lambda s: -s.score):
-        own = kept.setdefault(one.image_id, [])
-        boxes = np.array([other.box for other in own]).reshape(-1, 4)
+        boxes = np.array([other.box for other in kept]).reshape(-1, 4)
         if one.box is not None and pairwise_iou(one.box[None], boxes).max(initial=0) < SAME_PLACE_IOU:
-            own.append(one)
-    return [one for own in kept.values() for one in own]
+            kept.append(one)
+    return kept
 
 
-def _odds(observed: Sequence[Sequence[float]], planted: Sequence[Sequence[float]], *, prior: float) -> Array:
+def _odds(observed: Array, planted: Array, *, prior: float) -> Array:
     """(n,) the odds that each observed sample has an error like the planted ones.
 
     Args:
-        observed: features of the annotations as they are, nearly all of which are right.
-        planted: features of annotations with a planted error; without any the odds are 0.
+        observed: (n, f) features of the annotations as they are, nearly all of which are right.
+        planted: (b, f) features of annotations with a planted error; without any the odds are 0.
         prior: the share of errors.
     """
     if not len(planted):
         return np.zeros(len(observed))
-    x, y = np.array(observed, np.float64), np.array(planted, np.float64)
-    both = np.concatenate([x, y])
+    both = np.concatenate([observed, planted])
     mean, spread = both.mean(0), both.std(0) + 1e-6
-    x, y = (x - mean) / spread, (y - mean) / spread
+    x, y = (observed - mean) / spread, (planted - mean) / spread
     weights = _logistic_regression(x, y)
     odds: Array = np.exp(np.clip(np.c_[x, np.ones(len(x))] @ weights, -30, 30)) * prior / (1 - prior)
     return odds

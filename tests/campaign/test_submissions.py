@@ -45,6 +45,8 @@ def test_before_the_loops_of_fusion_are_compiled_the_best_member_is_submitted_al
     members.new_members = ["good", "bad"]
     (tmp_path / "out").mkdir()
     with closing(create(tmp_path / "out", {}, deadline=60.0, start=time.monotonic())) as ledger:
+        for name in ("good", "bad"):
+            ledger.put_segment(SegmentRecord(name, Role.BASE, {}, None, 0, 0, "done", 1.0, 1.0, 0.0, 1.0, {}))
         submit_best(task, ledger, members, last=False)
         _, score, facts = ledger.latest_submission()
     assert score == pytest.approx(measure(members.val[keys[0]], val))
@@ -117,7 +119,8 @@ def test_the_campaigns_metric_decides(campaign, metric, caplog):
         key: Predictions.of(dict.fromkeys(task.test.image_ids, Detections.empty()), predictions.classes)
         for key, predictions in val.items()
     }
-    submit_best(replace(task, metric=metric), ledger, MemberPredictions(val=val, test=test), last=False)
+    members = MemberPredictions(val=val, test=test, new_members=["fast", "slow"])
+    submit_best(replace(task, metric=metric), ledger, members, last=False)
     _, score, facts = ledger.latest_submission()
     assert (facts["fused"]["metric"], facts["fused"]["value"]) == (metric, score)
     submitted = read_predictions(ledger.folder / "fused_oof.parquet", task.val)

@@ -71,10 +71,11 @@ def one_short_base_run(state: CampaignState) -> Decision:
 
 @pytest.fixture
 def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr("foldfuse.campaign.campaign.successive_halving", one_short_base_run)
+    monkeypatch.setattr("foldfuse.campaign.campaign.to_the_deadline", one_short_base_run)
     monkeypatch.setattr("foldfuse.campaign.runner.rescoring_seconds", lambda state: 0.0)
     monkeypatch.setattr("foldfuse.campaign.constants.FIRST_SEARCH_SECONDS", 0.1)
-    monkeypatch.setattr("foldfuse.campaign.submissions.search_seconds", lambda deadline: 0.1)
+    monkeypatch.setattr("foldfuse.campaign.runner.last_search_seconds", lambda state: 0.1)
+    monkeypatch.setattr("foldfuse.campaign.runner.spend_on_views", lambda *_: None)
     return write_dataset(tmp_path / "d", 16)
 
 

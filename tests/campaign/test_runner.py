@@ -44,9 +44,9 @@ def test_segments_of_a_round_are_trained_side_by_side_after_the_round_before(wor
 def test_the_ensemble_is_chosen_while_the_workers_are_busy(workers, monkeypatch):
     chosen = []
 
-    def recorded(task, ledger, members, *, last):
+    def recorded(task, ledger, members, *, last, **options):
         chosen.append((sorted(members.val), sorted(workers.busy), last))
-        return submit_best(task, ledger, members, last=last)
+        return submit_best(task, ledger, members, last=last, **options)
 
     submit_best = runner.submit_best
     monkeypatch.setattr(runner, "submit_best", recorded)

@@ -11,8 +11,10 @@ import pytest
 
 from foldfuse.campaign.submissions import (
     MemberPredictions,
+    OutOfTime,
     by_name,
     drop_unaffordable_views,
+    in_time,
     submit_best,
     write_submission_folder,
 )
@@ -109,6 +111,21 @@ def test_a_predicted_view_is_never_dropped_for_its_time(campaign, monkeypatch):
     assert set(kept.ensemble.weights) == {"slow@1"}
     kept = drop_unaffordable_views(report, candidates, task, ledger, MemberPredictions(), parts=PARTS)
     assert len(kept.ensemble.weights) == 1, "one view must be predicted"
+
+
+def test_a_prediction_that_would_end_late_is_given_up_once_there_is_a_submission(campaign, monkeypatch):
+    _, ledger, _, _ = campaign
+    ledger.clock, ledger.start, shares = (lambda: now), 0.0, []
+    now = 550.0
+    first = in_time(ledger, shares.append)
+    ledger.add_submission(0.5, {})
+    second = in_time(ledger, shares.append)
+    now = 560.0
+    first(0.1)  # nine times as long still: 90 s, and 40 s are left
+    with pytest.raises(OutOfTime):
+        second(0.1)
+    second(0.5)
+    assert shares == [0.1, 0.1, 0.5]
 
 
 @pytest.mark.parametrize("metric", ["ap50", "f2"])

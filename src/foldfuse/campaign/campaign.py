@@ -29,7 +29,7 @@ from foldfuse.campaign.compiling import CompilingProcess
 from foldfuse.campaign.custom_metric import check_resumed, check_speed, stored_facts
 from foldfuse.campaign.external_members import add_all
 from foldfuse.campaign.leftovers import remove_leftovers
-from foldfuse.campaign.planning.allocation import successive_halving
+from foldfuse.campaign.planning.slack import to_the_deadline
 from foldfuse.campaign.request import SAMPLE, CampaignRequest, command_line
 from foldfuse.campaign.task import Inputs, Task, auto_bounds
 from foldfuse.errors import InputError
@@ -255,7 +255,7 @@ def _work(
         from foldfuse.campaign.runner import run
 
         with closing(_workers(task, ledger, cluster=cluster)) as workers:
-            run(task, ledger, successive_halving, workers, compiling=compiling)
+            run(task, ledger, to_the_deadline, workers, compiling=compiling)
     out = ledger.folder
     logger.info("The submission is %s; %s explains it.", out / "submission.csv", out / "report.html")
 

@@ -6,9 +6,20 @@ from foldfuse.inference.tta import parse_views
 
 # time of a campaign
 MIN_DEADLINE = 60.0  # seconds: less does not suffice to train, predict with and submit even one member
-MARGIN_SHARE = 0.01  # of the deadline, kept free at its end for surprises
-DELIVERY_SECONDS = 5.0  # for the last submission and the report
-SEGMENT_OVERHEAD = 4.0  # seconds a segment: loading, checkpoints, the first choice of an ensemble with it
+MARGIN_SHARE, MAX_MARGIN_SECONDS = 0.01, 6.0  # of the deadline, kept free at its end for surprises
+DELIVERY_SECONDS = 5.0  # for the last submission and the report, until one was measured
+SEGMENT_OVERHEAD = (
+    4.0  # seconds a segment: loading, checkpoints, the first choice of an ensemble with it; until measured
+)
+RESERVE_SAFETY, RESERVE_SECONDS = (
+    1.25,
+    0.3,
+)  # a measured time may be longer the next time by this factor, and by these seconds
+MIN_EXTRA_SECONDS, MIN_EXTRA_SHARE = (
+    15.0,
+    0.04,
+)  # of training, and of the deadline: a shorter extra cooldown run adds little
+MAX_SEARCH_FACTOR = 3.0  # by which the last search may be longer than planned, where nothing else needs the time
 COMPILE_WAIT_SHARE = 0.25  # of the deadline: a campaign waits no longer for compiled loops before it trains
 MEASURING_SHARE = 0.08  # of the deadline: measuring a cost may take as long
 MIN_MEASURING_SECONDS = 8.0  # that measuring takes on two slow cores: with less time, usual costs are taken
@@ -47,6 +58,7 @@ CARD_MIN_AUTO, CARD_MAX_AUTO = 512, 1024  # pixels: bounds of an image size chos
 VIEWS = parse_views(["1", "1+hflip", "1.25"])  # TTA views in the order of their gain per second
 TILED_VIEWS = parse_views(["1", "1+hflip", "1+tiles2x2"])  # the same for large images with small objects
 PLAIN_VIEW = VIEWS[0]
+EXTRA_VIEWS = parse_views(["1.25+hflip", "0.8"])  # for time that is left at the end; their gain was not measured
 MAX_PREDICTION_SHARE = 0.3  # of the deadline: predictions that would take more are made in fewer views
 DEFAULT_PIXEL_SECONDS = 0.03 / 256**2  # seconds of one pixel's prediction on one slow core, until measured
 PREDICTION_SAFETY = 1.2  # by which a prediction may take longer than a few images showed
@@ -62,8 +74,10 @@ MAX_METRIC_SHARE = (
 RESCORING_TRAIN_CROPS = 1500  # crops of annotated objects that the classifier trains on
 RESCORING_CROPS_PER_IMAGE = 30  # detections of an image that are rescored, by score
 RESCORING_CROP_SECONDS = 0.007  # on one slow core
+MEASURED_CROPS = 96  # whose time is measured
 MAX_RESCORING_SHARE = 0.1  # of the deadline: crop rescoring that would take more is left out
 RESCORING_PACE_SHARE = 0.1  # of the rescorer's training, after which its pace can be trusted
+PACE_SHARE = 0.1  # of a prediction, after which its pace can be trusted
 
 # checks of the input
 MAX_UNDECODABLE_SHARE = 0.1  # of the images; more broken images point to another mistake

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from foldfuse.campaign import constants as c
 from foldfuse.campaign.execution.workers import Workers
+from foldfuse.campaign.planning.slack import measured_reserves
 from foldfuse.campaign.planning.state import CampaignState
 from foldfuse.campaign.task import Task
 from foldfuse.storage.ledger import Ledger
@@ -30,4 +31,10 @@ def campaign_state(task: Task, ledger: Ledger, workers: Workers) -> CampaignStat
         max_views=ledger.get("max_views"),
         tiles=task.offers_tiles,
         folds=tuple(ledger.get("folds_in_time") or task.folds),
+        reserves=measured_reserves(ledger.intervals(), crop_seconds=ledger.get("crop_seconds")),
     )
+
+
+def delivery_seconds(ledger: Ledger) -> float:
+    """Seconds to reserve for a submission and the report."""
+    return measured_reserves(ledger.intervals()).delivery

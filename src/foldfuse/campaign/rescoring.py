@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import time
+
+import numpy as np
+
 from foldfuse.campaign import constants as c
+from foldfuse.campaign.current_state import delivery_seconds
 from foldfuse.campaign.custom_metric import choice_seconds
 from foldfuse.campaign.submissions import MemberPredictions, write_submission_folder
 from foldfuse.campaign.task import Task
+from foldfuse.data.crops import object_crops
 from foldfuse.ensemble.ensemble import read_ensemble
 from foldfuse.ensemble.gain import interval_text
 from foldfuse.evaluation.coco import score_predictions
 from foldfuse.evaluation.custom_metric import metric_label
 from foldfuse.formats.predictions import read_predictions
 from foldfuse.inference import rescoring
+from foldfuse.inference.crop_encoder import features
 from foldfuse.inference.crop_features import imagenet_encoder
 from foldfuse.inference.rescorer import apply_rescorer
 from foldfuse.storage.ledger import Ledger
@@ -39,7 +46,7 @@ def rescore_submission(task: Task, ledger: Ledger, members: MemberPredictions) -
     test = read_predictions(folder / "fused_test.parquet", task.test)
     if len(images) < rescoring.PARTS or not len(val.boxes):
         return  # too few images to tell a gain from chance
-    if choice_seconds(task.metric, images) > (ledger.remaining - c.DELIVERY_SECONDS) / 2:
+    if choice_seconds(task.metric, images) > (ledger.remaining - delivery_seconds(ledger)) / 2:
         ledger.log(_NO_TIME)
         return
     remaining_at_start, metric = ledger.remaining, metric_label(task.metric)
@@ -67,7 +74,7 @@ def rescore_submission(task: Task, ledger: Ledger, members: MemberPredictions) -
                 "out-of-fold. The submission stays."
             )
             return
-        if (remaining_at_start - ledger.remaining) * test_share > ledger.remaining - c.DELIVERY_SECONDS:
+        if (remaining_at_start - ledger.remaining) * test_share > ledger.remaining - delivery_seconds(ledger):
             ledger.log(_NO_TIME)
             return
         rescored = apply_rescorer(result.rescorer, test, task.test_samples)
@@ -94,11 +101,25 @@ def rescore_submission(task: Task, ledger: Ledger, members: MemberPredictions) -
     )
 
 
+def measure_crops(task: Task, ledger: Ledger) -> None:
+    """Measures and records the seconds of a crop on this machine, for the time that is reserved for crop rescoring."""
+    crops = object_crops(task.train_in(task.folds[0]))
+    chosen = np.zeros(len(crops), bool)
+    chosen[: c.MEASURED_CROPS] = True
+    encoder = imagenet_encoder(device=task.device)
+    with ledger.timed("measure crop rescoring", "setup"):
+        start = time.monotonic()
+        features(crops.filter(chosen), encoder)
+        seconds = (time.monotonic() - start) / int(chosen.sum())
+    ledger.set(crop_seconds=c.PREDICTION_SAFETY * seconds / rescoring.ENCODING_SHARE)
+
+
 class _Pace:
     """Compares the pace of the rescorer's training with the remaining time."""
 
     def __init__(self, ledger: Ledger, test_share: float) -> None:
         self._ledger, self._test_share = ledger, test_share
+        self._delivery = delivery_seconds(ledger)
         # Share done and seconds left at the first call; earlier work is not part of the pace.
         self._first: tuple[float, float] | None = None
 
@@ -108,5 +129,5 @@ class _Pace:
         self._first = self._first or (share, remaining)
         done = share - self._first[0]
         pace = (self._first[1] - remaining) / done if done >= c.RESCORING_PACE_SHARE else 0.0
-        if pace * (1 - share + self._test_share) > remaining - c.DELIVERY_SECONDS:
+        if pace * (1 - share + self._test_share) > remaining - self._delivery:
             raise _TooSlow

@@ -16,6 +16,7 @@ from foldfuse.campaign.compiling import CompilingProcess, are_compiled, compile_
 from foldfuse.campaign.current_state import campaign_state
 from foldfuse.campaign.execution.jobs import HeldOutPredictions, predict_held_out
 from foldfuse.campaign.execution.workers import SegmentJob, SegmentResult, WorkerLost, Workers
+from foldfuse.campaign.extra_views import spend_on_views
 from foldfuse.campaign.planning.allocation import (
     Plan,
     Strategy,
@@ -27,8 +28,9 @@ from foldfuse.campaign.planning.allocation import (
 )
 from foldfuse.campaign.planning.estimates import measure_costs
 from foldfuse.campaign.planning.segments import base_runs, largest_image_size, plan_segments
+from foldfuse.campaign.planning.slack import last_search_seconds
 from foldfuse.campaign.planning.state import CampaignState, Segment
-from foldfuse.campaign.rescoring import rescore_submission
+from foldfuse.campaign.rescoring import measure_crops, rescore_submission
 from foldfuse.campaign.submissions import MemberPredictions, load_predictions, publish, refresh_report, submit_best
 from foldfuse.campaign.task import VAL, Task, predictions_path
 from foldfuse.data.dataset import Dataset
@@ -183,6 +185,8 @@ def run_segments(
             save_plan(task, ledger, workers)
             if are_compiled():  # the page needs the loops too
                 refresh_report(ledger)
+            if rescoring_seconds(state) and ledger.get("crop_seconds") is None:
+                measure_crops(task, ledger)
             continue  # submitting took time: the strategy decides again
         if decision.segment is not None and can_start:
             if decision.num_views < len(affordable_views(state)):
@@ -212,10 +216,12 @@ def run_segments(
         )
     if compiling is not None:
         compiling.wait(state.remaining - reserved_seconds((), state))
-    submit_best(task, ledger, members, last=True)
+    seconds = last_search_seconds(campaign_state(task, ledger, workers))
+    submit_best(task, ledger, members, last=True, seconds=seconds)
     state = campaign_state(task, ledger, workers)
-    if 0 < rescoring_seconds(state) <= state.remaining - c.DELIVERY_SECONDS:
+    if 0 < rescoring_seconds(state) <= state.remaining - state.reserves.delivery:
         rescore_submission(task, ledger, members)
+    spend_on_views(task, ledger, members)
 
 
 def record_result(result: SegmentResult, ledger: Ledger, losses: Counter[str]) -> None:

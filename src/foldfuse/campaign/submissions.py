@@ -13,6 +13,7 @@ from typing import Any
 
 from foldfuse.campaign import constants as c
 from foldfuse.campaign.compiling import are_compiled
+from foldfuse.campaign.current_state import delivery_seconds
 from foldfuse.campaign.fold_members import choose_folds
 from foldfuse.campaign.planning.allocation import search_seconds
 from foldfuse.campaign.planning.segments import member_name
@@ -38,7 +39,7 @@ from foldfuse.storage.ledger import Ledger
 from foldfuse.storage.run import Run
 from foldfuse.system.atomic_files import atomic, atomic_folder, write_text
 from foldfuse.system.device import choose_device, release_memory
-from foldfuse.system.progress import progress_bar
+from foldfuse.system.progress import Progress, progress_bar
 
 WEIGHTS = "weights.md"  # where the initial weights of the members come from
 
@@ -84,11 +85,23 @@ def load_predictions(task: Task, ledger: Ledger) -> MemberPredictions:
     return members
 
 
-def submit_best(task: Task, ledger: Ledger, members: MemberPredictions, *, last: bool) -> None:
+class OutOfTime(Exception):
+    """A prediction would not be ready before the deadline."""
+
+
+def submit_best(
+    task: Task, ledger: Ledger, members: MemberPredictions, *, last: bool, seconds: float | None = None
+) -> None:
     """Chooses the best ensemble of the members, and submits it if it scores better on the held-out images than before.
 
     Before the `last` choice only plain views are candidates, so that little time goes into predictions that a later choice
     may not need.
+
+    Args:
+        task, ledger: of the campaign.
+        members: the members.
+        last: whether all views are candidates.
+        seconds: of the search; as planned by default.
     """
     plain = str(c.PLAIN_VIEW)
     predicted = [key for key in members.val if last or key.view == plain]
@@ -103,22 +116,29 @@ def submit_best(task: Task, ledger: Ledger, members: MemberPredictions, *, last:
     images = task.val_in(*chosen.folds)
     candidates = chosen.candidates(members.val, images.image_ids)
     with ledger.timed("search the ensemble", "fuse"):
-        seconds = search_seconds(ledger.deadline) if last else c.FIRST_SEARCH_SECONDS
+        if seconds is None:
+            seconds = search_seconds(ledger.deadline) if last else c.FIRST_SEARCH_SECONDS
         named = by_name(candidates)
         if are_compiled():
             report = build_ensemble(named, images, metric=task.metric, seconds=seconds, seed=task.seed)
         else:  # compiling would take longer than a short campaign has
             report = best_single_member(named, images, metric=task.metric)
         report = drop_unaffordable_views(report, candidates, task, ledger, members, parts=chosen.parts)
-    if members.score is not None and report.score <= members.score and chosen.folds == submitted:
+    is_better = members.score is None or report.score > members.score or chosen.folds != submitted
+    if not is_better:
         ledger.log(
             f"The ensemble with the new member has {metric_label(report.metric)} {report.score:.3f} out-of-fold, no more than "
             "before: the submission stays."
         )
     else:
         ensemble = report.ensemble.with_parts({str(key): [*map(str, parts)] for key, parts in chosen.parts.items()})
-        with ledger.timed("predict the test images", "predict"):
-            predict_test_images(ensemble, members.val, task, ledger, members)
+        try:
+            with ledger.timed("predict the test images", "predict"):
+                predict_test_images(ensemble, members.val, task, ledger, members)
+        except OutOfTime:
+            ledger.log("Predicting the test images takes longer than there is time for: the submission stays.")
+            finish_choice(ledger, members)
+            return
         with ledger.timed("submit", "submit"):
             val = apply_ensemble(report.ensemble, named)
             test = apply_ensemble(ensemble, by_name(members.test))
@@ -169,7 +189,7 @@ def drop_unaffordable_views(
         for key, left in pending.items()
         if left
     }
-    free = ledger.remaining - c.DELIVERY_SECONDS
+    free = ledger.remaining - delivery_seconds(ledger)
     by_value = sorted(seconds, key=lambda key: weights[key] / max(seconds[key], 1e-9))
     dropped = []
     while by_value and len(weights) > 1 and sum(seconds.get(key, 0.0) for key in weights) > free:
@@ -257,7 +277,11 @@ def predict_test_images(
     ledger: Ledger,
     members: MemberPredictions,
 ) -> None:
-    """Predicts the test images with each member and view of the ensemble that has not predicted them yet."""
+    """Predicts the test images with each member and view of the ensemble that has not predicted them yet.
+
+    Raises:
+        OutOfTime: the time does not suffice, and there is a submission already.
+    """
     missing: dict[str, list[View]] = {}
     for key in ensemble_views(ensemble, candidates):
         if key not in members.test:
@@ -273,7 +297,7 @@ def predict_test_images(
                 image_size=run.recipe.image_size,
                 views=views,
                 engine="auto",
-                progress=progress,
+                progress=in_time(ledger, progress),
             )
         for view, predictions in predicted.items():
             members.test[MemberView(member, str(view))] = predictions
@@ -281,6 +305,24 @@ def predict_test_images(
             write_predictions(predictions, path, task.test)
         del model
         release_memory(choose_device(task.device))
+
+
+def in_time(ledger: Ledger, progress: Progress) -> Progress:
+    """A progress that raises OutOfTime where the work, at its pace so far, would not end in time for a submission.
+
+    Before the first submission it never does: a late submission is better than none.
+    """
+    if ledger.latest_submission() is None:
+        return progress
+    began, delivery = ledger.elapsed, delivery_seconds(ledger)
+
+    def check(share: float) -> None:
+        progress(share)
+        left = (ledger.elapsed - began) * (1 / share - 1) if share >= c.PACE_SHARE else 0.0
+        if left > ledger.remaining - delivery:
+            raise OutOfTime
+
+    return check
 
 
 def fill_missing_images(predictions: Predictions, task: Task) -> Predictions:

@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from foldfuse.errors import InputError, shown
 from foldfuse.storage import ledger_file
@@ -44,6 +44,20 @@ logger = logging.getLogger(__name__)
 def is_campaign(folder: Path) -> bool:
     """Whether a folder is a campaign's, running or finished, perhaps copied without its ledger; a run's folder is not."""
     return any((folder / name).exists() for name in _MARKS) and not (folder / "run.json").exists()
+
+
+class Interval(NamedTuple):
+    """An interval of the timeline; its end is None while it lasts."""
+
+    name: str
+    kind: str
+    start: float
+    end: float | None
+
+    @property
+    def seconds(self) -> float:
+        """Its length; 0 while it lasts."""
+        return 0.0 if self.end is None else self.end - self.start
 
 
 @dataclass
@@ -99,6 +113,11 @@ class Ledger:
         finally:
             with self.db:
                 self.db.execute("UPDATE events SET ended = ? WHERE id = ?", (round(self.elapsed, 2), row.lastrowid))
+
+    def intervals(self) -> list[Interval]:
+        """The intervals of the timeline, in the order in which they began."""
+        query = "SELECT text, kind, began, ended FROM events WHERE kind != 'note' ORDER BY id"
+        return [Interval(*row) for row in self.db.execute(query)]
 
     def log(self, sentence: str) -> None:
         """Keeps a sentence that explains a decision, and logs it with the campaign's time."""

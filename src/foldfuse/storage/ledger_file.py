@@ -119,6 +119,7 @@ _FACTS: dict[str, Any] = {
     "reported": bool,
     "plan": _Plan | None,
     "pixel_seconds": _Seconds | None,
+    "crop_seconds": _Seconds | None,
     "step_seconds": dict[str, Annotated[float, msgspec.Meta(gt=0)]] | None,
     "image_size_choice": _ImageSizeChoice,
     "ranking": list[str] | None,

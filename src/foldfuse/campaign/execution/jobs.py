@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from foldfuse.campaign import constants as c
-from foldfuse.campaign.planning.allocation import affordable_views
+from foldfuse.campaign.planning.slack import views_in_time
 from foldfuse.campaign.planning.state import CampaignState
 from foldfuse.data.dataset import Dataset
 from foldfuse.data.images import ImageCache
@@ -92,7 +92,7 @@ def predict_held_out(run: Run, val: Dataset, state: CampaignState, *, device: st
 
     The time of one image in the plain view decides the number of views, and is measured here.
     """
-    device = choose_device(device)
+    called, device = time.monotonic(), choose_device(device)
     model, classes = load_detector(run, device)
     image_size = run.recipe.image_size
     if next(model.parameters()).device.type != "cpu":  # a card loads its libraries and kernels at the first image
@@ -104,7 +104,8 @@ def predict_held_out(run: Run, val: Dataset, state: CampaignState, *, device: st
         replace(record, result={"image_seconds": seconds}) if record.name == run.folder.name else record
         for record in state.segments
     )
-    views = affordable_views(replace(state, segments=segments))[1:]
+    elapsed = state.elapsed + time.monotonic() - called
+    views = views_in_time(replace(state, segments=segments, elapsed=elapsed), run.folder.name)[1:]
     others = {}
     if views:
         others = predict_views(model, val.samples, classes, image_size=image_size, views=views, engine="auto")

@@ -115,9 +115,19 @@ def training_seconds(segment: Segment, unfinished: Sequence[Segment], state: Cam
 def reserved_seconds(segments: Sequence[Segment], state: CampaignState) -> float:
     """Seconds for everything but the training of `segments`: predictions, ensemble, rescoring and delivery."""
     per_image = sum(image_seconds(segment, state) for segment in segments) * view_cost(state)
-    fixed = c.MARGIN_SHARE * state.deadline + c.DELIVERY_SECONDS + search_seconds(state.deadline)
-    overhead = c.SEGMENT_OVERHEAD * len(segments)
+    fixed = margin_seconds(state.deadline) + state.reserves.delivery + search_seconds(state.deadline)
+    overhead = overhead_seconds(len(segments), state)
     return fixed + overhead + rescoring_seconds(state) + pending_view_seconds(state) + state.num_images * per_image
+
+
+def margin_seconds(deadline: float) -> float:
+    """Seconds kept free before the deadline for surprises."""
+    return min(c.MAX_MARGIN_SECONDS, c.MARGIN_SHARE * deadline)
+
+
+def overhead_seconds(num_segments: int, state: CampaignState) -> float:
+    """Seconds for the work around the training of so many segments; after the last one, only its files are written."""
+    return state.reserves.overhead * num_segments + state.reserves.between * max(0, num_segments - 1)
 
 
 def view_cost(state: CampaignState) -> float:
@@ -142,8 +152,8 @@ def search_seconds(deadline: float) -> float:
 
 def rescoring_seconds(state: CampaignState) -> float:
     """Seconds for crop rescoring; 0 where it would take too much of the deadline."""
-    crops = c.RESCORING_TRAIN_CROPS + c.RESCORING_CROPS_PER_IMAGE * state.num_images
-    seconds = c.RESCORING_CROP_SECONDS * crops
+    crops = c.RESCORING_TRAIN_CROPS + c.RESCORING_CROPS_PER_IMAGE * (state.num_val * len(state.folds) + state.num_test)
+    seconds = state.reserves.crop * crops
     return seconds if seconds <= c.MAX_RESCORING_SHARE * state.deadline else 0.0
 
 
@@ -220,7 +230,7 @@ def make_plan(state: CampaignState) -> Plan:
             )
         )
     per_image = sum(image_seconds(segment, state) for segment in unfinished) * view_cost(state)
-    other = c.MARGIN_SHARE * state.deadline + c.DELIVERY_SECONDS + c.SEGMENT_OVERHEAD * len(unfinished)
+    other = margin_seconds(state.deadline) + state.reserves.delivery + overhead_seconds(len(unfinished), state)
     reserved = {
         "predict the held-out images": state.num_val * per_image,
         "predict the test images": state.num_test * per_image + pending_view_seconds(state),

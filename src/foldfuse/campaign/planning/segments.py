@@ -123,7 +123,7 @@ def _cooldowns_of_one(base: Segment, state: CampaignState) -> list[Segment]:
     """
     recipe, scales = state.default_recipe, c.IMAGE_SCALES[1:]
     begun = sum(record.role == Role.COOLDOWN and record.fold == state.folds[0] for record in state.segments)
-    count = max(num_cooldowns(1 - c.SINGLE_BASE_SHARE, state), state.num_workers, begun)
+    count = max(num_cooldowns(1 - c.SINGLE_BASE_SHARE, state), state.num_workers, begun) + state.extra_cooldowns
     sizes = [image_size_at(recipe, scales[i % len(scales)], state) for i in range(count)]
     cooldowns = [
         Segment(

@@ -38,6 +38,23 @@ class Segment:
 
 
 @dataclass(frozen=True)
+class Reserves:
+    """Seconds to reserve for work beside trainings and predictions, as measured so far.
+
+    Attributes:
+        delivery: for the last submission and the report.
+        overhead: for each segment: loading, checkpoints, files.
+        between: for each segment but the last one: an ensemble with it, a submission and the report.
+        crop: for each crop of crop rescoring.
+    """
+
+    delivery: float = c.DELIVERY_SECONDS
+    overhead: float = c.SEGMENT_OVERHEAD
+    between: float = 0.0
+    crop: float = c.RESCORING_CROP_SECONDS
+
+
+@dataclass(frozen=True)
 class CampaignState:
     """Everything that a strategy looks at.
 
@@ -58,6 +75,8 @@ class CampaignState:
         auto_image_size: pixels, of the recipes that leave the image size open; None where none does.
         max_views: limit on the TTA views, set when time runs short; None for no limit.
         tiles: whether tiles are among the TTA views.
+        reserves: seconds for other work.
+        extra_cooldowns: cooldown runs beyond those of the plan, of a single base run.
     """
 
     recipes: Mapping[str, Recipe]
@@ -78,6 +97,8 @@ class CampaignState:
     max_views: int | None = None
     tiles: bool = False
     folds: tuple[int, ...] = (0,)
+    reserves: Reserves = Reserves()
+    extra_cooldowns: int = 0
 
     @property
     def default_recipe(self) -> Recipe:

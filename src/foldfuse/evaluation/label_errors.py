@@ -319,31 +319,24 @@ def _missed(context: _Context, rng: np.random.Generator) -> list[Suggestion]:
     num_annotations = sum(len(e.annotations) for e in context.evidence)
     expected = PRIOR * len(planted) * max(1.0, num_annotations / MAX_PLANTED)
     odds = _odds(observed, np.concatenate(planted), prior=min(0.5, expected / num_free))
-    scores = iter((odds / (1 + odds)).tolist())
-    suggestions = []
+    scores, suggestions, first = odds / (1 + odds), [], 0
     for e, rows in zip(context.evidence, free, strict=True):
-        own = [
-            Suggestion(
-                "missed",
-                e.image_id,
-                next(scores),
-                box=e.found.boxes[d].astype(np.float64),
-                label=int(e.found.labels[d]),
-                found=float(e.found.scores[d]),
-            )
-            for d in rows.tolist()
-        ]
-        suggestions += _one_for_each_place(own)
+        own, boxes = scores[first : first + len(rows)], e.found.boxes[rows].astype(np.float64)
+        first += len(rows)
+        for k in _one_for_each_place(boxes, own):
+            label, found = int(e.found.labels[rows[k]]), float(e.found.scores[rows[k]])
+            suggestions.append(Suggestion("missed", e.image_id, float(own[k]), box=boxes[k], label=label, found=found))
     return suggestions
 
 
-def _one_for_each_place(suggestions: Sequence[Suggestion]) -> list[Suggestion]:
-    """Suggestions of one image without those that overlap a more probable one."""
-    kept: list[Suggestion] = []
-    for one in sorted(suggestions, key=lambda s: -s.score):
-        boxes = np.array([other.box for other in kept]).reshape(-1, 4)
-        if one.box is not None and pairwise_iou(one.box[None], boxes).max(initial=0) < SAME_PLACE_IOU:
-            kept.append(one)
+def _one_for_each_place(boxes: Array, scores: Array) -> list[int]:
+    """The rows of one image's (b, 4) boxes that overlap none of a higher score."""
+    rest = np.argsort(-scores, kind="stable")
+    iou, kept = pairwise_iou(boxes, boxes), []
+    while len(rest):
+        kept.append(int(rest[0]))
+        rest = rest[iou[rest[0], rest] < SAME_PLACE_IOU]
+        rest = rest[rest != kept[-1]]
     return kept
 
 

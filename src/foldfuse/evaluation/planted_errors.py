@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from foldfuse.boxes import area, clip, pairwise_iou
+from foldfuse.boxes import clip, pairwise_iou
 from foldfuse.detections import Array
+from foldfuse.evaluation.evidence import covered_share
 
 MOVED_IOU = (0.25, 0.75)  # of a badly placed box with its object
 FREE_IOU = 0.1  # a box with less overlap with every annotation is on no object
@@ -39,18 +40,11 @@ def free_box(sides: Array, size: tuple[int, int], taken: Array, rng: np.random.G
     """
     room = np.array(size, np.float64)
     sides = np.minimum(sides, room)
-    for _ in range(_TRIES):
-        corner = rng.uniform(0, 1, 2) * (room - sides)
-        box = np.concatenate([corner, corner + sides])
-        if not len(taken) or (pairwise_iou(box[None], taken).max() < FREE_IOU and _share(box, taken) < FREE_IOU):
-            return box
-    return None
-
-
-def _share(box: Array, taken: Array) -> float:
-    """The greatest share of a box that one of the taken boxes covers."""
-    top_left, bottom_right = np.maximum(box[:2], taken[:, :2]), np.minimum(box[2:], taken[:, 2:])
-    return float((np.maximum(bottom_right - top_left, 0).prod(1) / max(float(area(box)), 1e-9)).max())
+    corners = rng.uniform(0, 1, (_TRIES, 2)) * (room - sides)
+    boxes = np.concatenate([corners, corners + sides], 1)
+    overlap = np.maximum(pairwise_iou(boxes, taken), covered_share(boxes, taken)).max(1, initial=0)
+    free = np.flatnonzero(overlap < FREE_IOU)
+    return boxes[free[0]] if len(free) else None
 
 
 def other_label(label: int, num_classes: int, rng: np.random.Generator) -> int:

@@ -41,8 +41,9 @@ MIN_OBJECTS = 10
 PRIOR_OBJECTS = 40.0
 FOLDS = 5
 SAMPLES = 200  # bootstrap resamples of the images, for the intervals
-MAX_BOX_SAMPLES = 50_000_000  # boxes times resamples: of more boxes there are fewer resamples
+MAX_BOX_SAMPLES = 20_000_000  # boxes times resamples: of more boxes there are fewer resamples
 MIN_SAMPLES = 40
+MAX_CELLS = 4_000_000  # of boxes and resamples at a time, for memory
 BEST, BEST_BY_CLASS = "best", "best-by-class"
 Choice = Literal["best", "best-by-class"]
 
@@ -151,11 +152,10 @@ def choose_thresholds(predictions: Predictions, dataset: Dataset, *, beta: float
     boxes = _boxes(predictions, ground_truth(dataset))
     num_images, once = len(dataset), np.ones(len(dataset), np.int64)
     rng = np.random.default_rng(seed)
-    chosen = boxes.choose(once, beta)
+    (chosen,) = boxes.choose(once[None], beta)
     samples = int(np.clip(MAX_BOX_SAMPLES / max(len(boxes.scores), 1), MIN_SAMPLES, SAMPLES))
     counts = rng.multinomial(num_images, np.full(num_images, 1 / num_images), size=samples)
-    resampled = np.array([boxes.choose(one, beta) for one in counts])
-    low, high = np.quantile(resampled, (0.025, 0.975), axis=0)
+    low, high = np.quantile(boxes.choose(counts, beta), (0.025, 0.975), axis=0)
     low, high = np.minimum(low, chosen), np.maximum(high, chosen)
     own = boxes.objects(once) >= MIN_OBJECTS
     one, each = np.full(boxes.num_classes, chosen[-1]), chosen[:-1]
@@ -164,7 +164,8 @@ def choose_thresholds(predictions: Predictions, dataset: Dataset, *, beta: float
     one_cv = each_cv = None
     if num_images > 1:
         part_of = rng.permutation(num_images) % min(FOLDS, num_images)
-        parts = [(boxes.choose(part_of != part, beta), part_of == part) for part in range(part_of.max() + 1)]
+        held_out = part_of == np.arange(part_of.max() + 1)[:, None]  # (parts, I)
+        parts = list(zip(boxes.choose(~held_out, beta), held_out, strict=True))
         one_cv = _f_scores(sum(boxes.totals(np.full(boxes.num_classes, t[-1]), held) for t, held in parts), beta)
         each_cv = _f_scores(sum(boxes.totals(t[:-1], held) for t, held in parts), beta)
     return Thresholds(
@@ -201,6 +202,40 @@ def read_thresholds(path: Path) -> Thresholds:
 
 
 @dataclass(frozen=True, eq=False)
+class _Group:
+    """Some boxes by their score: U different scores.
+
+    Attributes:
+        rows: their rows, by falling score.
+        starts: (U,) where each score begins in `rows`.
+        scores: (U,) falling.
+    """
+
+    rows: Array
+    starts: Array
+    scores: Array
+
+    def sums(self, weight: Array) -> Array:
+        """(S, U) the weight of all boxes from each score on, of the (n, S) weights of all boxes."""
+        if not len(self.rows):
+            return np.zeros((weight.shape[1], 0))
+        return np.add.reduceat(weight[self.rows], self.starts, axis=0).cumsum(0).T
+
+    def best(self, tp: Array, boxes: Array, objects: Array, beta: float) -> Array:
+        """(S,) the score with the best F-beta, 0 where there is no true positive; the highest of equally good ones."""
+        if not len(self.scores):
+            return np.zeros(len(tp))
+        f = tp / np.maximum(boxes + beta**2 * objects, 1e-12)
+        return np.where(tp[:, -1] > 0, self.scores[f.argmax(1)], 0.0)
+
+
+def _group(scores: Array, rows: Array) -> _Group:
+    own = scores[rows]
+    starts = np.flatnonzero(np.append(True, own[1:] != own[:-1])) if len(rows) else np.zeros(0, np.int64)
+    return _Group(rows, starts, own[starts])
+
+
+@dataclass(frozen=True, eq=False)
 class _Boxes:
     """The boxes that count, by falling score, and the objects.
 
@@ -220,45 +255,45 @@ class _Boxes:
     num_classes: int
 
     @cached_property
-    def groups(self) -> list[Array]:
+    def groups(self) -> list[_Group]:
         """The rows of each class, then those of all classes."""
-        return [*(np.flatnonzero(self.labels == k) for k in range(self.num_classes)), np.arange(len(self.labels))]
-
-    @cached_property
-    def below(self) -> list[Array]:
-        """For each row of a class, the number of boxes of all classes whose score is not lower."""
-        rising = self.scores[::-1]
-        return [len(rising) - np.searchsorted(rising, self.scores[rows], side="left") for rows in self.groups]
+        rows = [np.flatnonzero(self.labels == k) for k in range(self.num_classes)]
+        return [_group(self.scores, each) for each in (*rows, np.arange(len(self.labels)))]
 
     def objects(self, counts: Array) -> Array:
         """(K,) objects of each class, where image i counts counts[i] times."""
         return np.bincount(self.object_labels, counts[self.object_image], self.num_classes)
 
     def choose(self, counts: Array, beta: float) -> Array:
-        """(K + 1,) the best threshold of each class, then of all classes; 0 where no box finds an object."""
-        objects, weight = self.objects(counts), counts[self.image].astype(np.float64)
-        total, tp_weight = max(objects.sum(), 1), weight * self.is_tp
-        # of all classes: the share of objects that are found, and boxes by object, after each number of boxes
-        prior_tp, prior_boxes = (np.append(0, np.cumsum(each)) / total for each in (tp_weight, weight))
-        chosen = np.zeros(self.num_classes + 1)
-        for k in (self.num_classes, *range(self.num_classes)):
-            rows, is_all = self.groups[k], k == self.num_classes
-            if not is_all and objects[k] < MIN_OBJECTS:
-                chosen[k] = chosen[-1]
-                continue
-            tp, boxes, num = (
-                np.cumsum(tp_weight[rows]),
-                np.cumsum(weight[rows]),
-                objects.sum() if is_all else objects[k],
-            )
-            if not len(rows) or not tp[-1]:
-                continue
-            prior = 0.0 if is_all else PRIOR_OBJECTS
-            tp, boxes = tp + prior * prior_tp[self.below[k]], boxes + prior * prior_boxes[self.below[k]]
-            f = tp / (boxes + beta**2 * (num + prior))
-            scores = self.scores[rows]
-            last = np.append(scores[1:] != scores[:-1], True)  # boxes of equal score stay together
-            chosen[k] = scores[np.where(last, f, -1.0).argmax()]
+        """(S, K + 1) the best threshold of each class, then of all classes, in each of S samples of the images.
+
+        Args:
+            counts: (S, I) how often each image is in each sample.
+            beta: of F-beta.
+
+        A threshold is 0 where no box finds an object.
+        """
+        size = max(1, MAX_CELLS // max(len(self.scores), 1))
+        return np.concatenate([self._choose(counts[i : i + size], beta) for i in range(0, len(counts), size)])
+
+    def _choose(self, counts: Array, beta: float) -> Array:
+        objects = np.stack([self.objects(each) for each in counts])  # (S, K)
+        weight = np.ascontiguousarray(counts.T, np.float64)[self.image]  # (n, S)
+        tp_weight = weight * self.is_tp[:, None]
+        every, total = self.groups[-1], objects.sum(1, keepdims=True)
+        tp, boxes = every.sums(tp_weight), every.sums(weight)  # (S, U), from the highest score down
+        chosen = np.zeros((len(counts), self.num_classes + 1))
+        chosen[:, -1] = every.best(tp, boxes, total, beta)
+        # of all classes, by object: found objects and boxes from each score on
+        prior_tp, prior_boxes = (np.pad(each, ((0, 0), (1, 0))) / np.maximum(total, 1) for each in (tp, boxes))
+        for k, group in enumerate(self.groups[:-1]):
+            above = np.searchsorted(-every.scores, -group.scores, side="right")  # scores of `every` that are not lower
+            num = objects[:, [k]] + PRIOR_OBJECTS
+            tp, boxes = group.sums(tp_weight), group.sums(weight)
+            found = tp[:, -1] if tp.shape[1] else np.zeros(len(counts))
+            tp, boxes = tp + PRIOR_OBJECTS * prior_tp[:, above], boxes + PRIOR_OBJECTS * prior_boxes[:, above]
+            own = np.where(found > 0, group.best(tp, boxes, num, beta), 0.0)
+            chosen[:, k] = np.where(objects[:, k] < MIN_OBJECTS, chosen[:, -1], own)
         return chosen
 
     def totals(self, thresholds: Array, counts: Array) -> Array:

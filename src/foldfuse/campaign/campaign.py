@@ -32,13 +32,14 @@ from foldfuse.campaign.leftovers import remove_leftovers
 from foldfuse.campaign.planning.slack import to_the_deadline
 from foldfuse.campaign.request import SAMPLE, CampaignRequest, command_line
 from foldfuse.campaign.task import Inputs, Task, auto_bounds
-from foldfuse.errors import InputError
+from foldfuse.errors import InputError, counted
 from foldfuse.recipes import AUTO, Recipe
 from foldfuse.reporting.campaign_page import write_campaign_page
 from foldfuse.reporting.live import live
 from foldfuse.storage import ledger as ledgers
 from foldfuse.storage.ledger import Ledger
 from foldfuse.storage.ledger_file import check_facts
+from foldfuse.system import host
 from foldfuse.system.atomic_files import atomic
 from foldfuse.system.device import devices_of
 from foldfuse.system.disk_full import disk_full_as_input_error
@@ -236,6 +237,8 @@ def _work(
     console: Console | None,
 ) -> None:
     """Prepares the task and the external members, then runs the campaign; unusable input removes a new folder."""
+    from foldfuse.campaign.pace import settle_threads  # loads torch
+
     with (
         ledger.heartbeat(),
         live(ledger.folder, console=console),
@@ -244,6 +247,7 @@ def _work(
     ):
         try:
             with ledger.timed("check the data", "setup"):
+                settle_threads(request.device, ledger)  # before a step is measured
                 task = request.make_task(inputs, recipes, ledger)
                 check_speed(task.metric, task.val, ledger.deadline)
                 add_all(request.external_run, request.external_predictions, task, ledger)
@@ -257,7 +261,13 @@ def _work(
         with closing(_workers(task, ledger, cluster=cluster)) as workers:
             run(task, ledger, to_the_deadline, workers, compiling=compiling)
     out = ledger.folder
-    logger.info("The submission is %s; %s explains it.", out / "submission.csv", out / "report.html")
+    share = ledger.get("cpu_share")
+    cores = (
+        ""
+        if share is None
+        else f" This process used {share:.0%} of the time of {counted(host.usable_cores(), 'core')}."
+    )
+    logger.info("The submission is %s; %s explains it.%s", out / "submission.csv", out / "report.html", cores)
 
 
 def _workers(task: Task, ledger: Ledger, *, cluster: bool) -> Workers:

@@ -19,6 +19,9 @@ MIN_EXTRA_SECONDS, MIN_EXTRA_SHARE = (
     15.0,
     0.04,
 )  # of training, and of the deadline: a shorter extra cooldown run adds little
+THREADS_SECONDS = 10.0  # after which the number of threads is measured anew before a piece of work
+RETRY_THREADS_SECONDS = 30.0  # after which a training tries more threads again, where it has few
+MIN_REPLANNED_SHARE = 0.03  # of a segment's time: a smaller change is not made
 MAX_SEARCH_FACTOR = 3.0  # by which the last search may be longer than planned, where nothing else needs the time
 COMPILE_WAIT_SHARE = 0.25  # of the deadline: a campaign waits no longer for compiled loops before it trains
 MEASURING_SHARE = 0.08  # of the deadline: measuring a cost may take as long

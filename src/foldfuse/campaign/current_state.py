@@ -31,6 +31,7 @@ def campaign_state(task: Task, ledger: Ledger, workers: Workers) -> CampaignStat
         max_views=ledger.get("max_views"),
         tiles=task.offers_tiles,
         folds=tuple(ledger.get("folds_in_time") or task.folds),
+        slowdown=ledger.get("slowdown") or 1.0,
         reserves=measured_reserves(ledger.intervals(), crop_seconds=ledger.get("crop_seconds")),
     )
 

@@ -17,6 +17,7 @@ from foldfuse.campaign.current_state import campaign_state
 from foldfuse.campaign.execution.jobs import HeldOutPredictions, predict_held_out
 from foldfuse.campaign.execution.workers import SegmentJob, SegmentResult, WorkerLost, Workers
 from foldfuse.campaign.extra_views import spend_on_views
+from foldfuse.campaign.pace import CoreUse, settle_threads
 from foldfuse.campaign.planning.allocation import (
     Plan,
     Strategy,
@@ -71,6 +72,7 @@ def run(
             members ends the campaign early with a submission of the members so far.
     """
     device = choose_device(task.device)
+    cores = CoreUse.start()
     ledger.set(machine=host.describe(device), device=device, state="running", reported=False)
     publish(ledger)
     try:
@@ -104,6 +106,7 @@ def run(
         ledger.set(
             finished=datetime.now(UTC).isoformat(timespec="seconds"),
             peak_memory_mb=None if memory is None else round(memory),
+            cpu_share=None if workers.is_async else cores.share,  # other processes train
         )
         save_plan(task, ledger, workers)
         refresh_report(ledger)
@@ -112,6 +115,9 @@ def run(
 
 def log_plan(plan: Plan, ledger: Ledger) -> None:
     """Logs the planned segments with their training time, and the time reserved for everything else."""
+    if plan.segments[0].state == "planned" and plan.segments[0].seconds < c.MIN_SEGMENT_SECONDS:
+        ledger.log("The plan: the time does not suffice for all segments, so one member is trained.")
+        return
     segments = ", ".join(f"{segment.name} for {format_duration(segment.seconds)}" for segment in plan.segments)
     reserved = format_duration(sum(plan.reserved.values()))
     ledger.log(f"The plan: {segments}; {reserved} for predictions, the ensemble and the submission.")
@@ -353,6 +359,7 @@ def add_member(
     """Makes a trained segment a member. `predicted`: its predictions of the held-out images; None to predict them now."""
     run, val = Run(ledger.folder / "members" / record.name), task.val_in(record.fold)
     if predicted is None:
+        settle_threads(task.device, ledger)
         with ledger.timed(f"out-of-fold {record.name}", "predict"):
             predicted = predict_held_out(run, val, campaign_state(task, ledger, workers), device=task.device)
     for view, predictions in predicted.views.items():
@@ -382,6 +389,7 @@ def add_member(
         "weight": None,
         "image_seconds": predicted.image_seconds,
     }
+    ledger.set(slowdown=None)  # the time of an image is measured anew
     ledger.put_segment(replace(record, state="done", ended=ledger.elapsed, result=result))
     members.runs[record.name] = run
     members.val |= {MemberView(record.name, str(view)): boxes for view, boxes in predicted.views.items()}

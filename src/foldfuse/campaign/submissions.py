@@ -15,6 +15,7 @@ from foldfuse.campaign import constants as c
 from foldfuse.campaign.compiling import are_compiled
 from foldfuse.campaign.current_state import delivery_seconds
 from foldfuse.campaign.fold_members import choose_folds
+from foldfuse.campaign.pace import settle_threads
 from foldfuse.campaign.planning.allocation import search_seconds
 from foldfuse.campaign.planning.segments import member_name
 from foldfuse.campaign.task import TEST, VAL, Task, predictions_path
@@ -282,6 +283,7 @@ def predict_test_images(
     Raises:
         OutOfTime: the time does not suffice, and there is a submission already.
     """
+    settle_threads(task.device, ledger)
     missing: dict[str, list[View]] = {}
     for key in ensemble_views(ensemble, candidates):
         if key not in members.test:

@@ -184,6 +184,7 @@ class CampaignRecord:
     device: str | None = None
     machine: Mapping[str, Any] = field(default_factory=dict)
     peak_memory_mb: float | None = None
+    cpu_share: float | None = None
     left_out: tuple[LeftOut, ...] = ()
     timeline: tuple[Stage, ...] = ()
     members: tuple[Member, ...] = ()

@@ -109,6 +109,8 @@ def work_chart(record: CampaignRecord) -> Chart | None:
             lanes.append(Lane(kind, words, spans, f"f{i % PALETTE_SIZE}"))
     svg = lane_chart(lanes, deadline=record.deadline_seconds, label="Time spent on each kind of work")
     caption = "Time since the start. Each block is one piece of work; the shares are of all work done."
+    if record.cpu_share is not None:
+        caption += f" The process used {record.cpu_share:.0%} of the cores' time."
     return Chart("By kind of work", svg, caption + _deadline_caption(record))
 
 

@@ -120,6 +120,8 @@ _FACTS: dict[str, Any] = {
     "plan": _Plan | None,
     "pixel_seconds": _Seconds | None,
     "crop_seconds": _Seconds | None,
+    "cpu_share": _Seconds | None,
+    "slowdown": Annotated[float, msgspec.Meta(gt=0, le=1e4)] | None,
     "step_seconds": dict[str, Annotated[float, msgspec.Meta(gt=0)]] | None,
     "image_size_choice": _ImageSizeChoice,
     "ranking": list[str] | None,

@@ -164,6 +164,7 @@ def fit(
             row |= {name: value if math.isfinite(value) else None for name, value in losses.items()}
             log.append(row | ({"skipped": 1} if overflow else {}) | {"data_wait": round(data_wait, 3)})
             step += 1
+            session.after_step()
             spent, soon, stop, since_saved = world.broadcast(
                 budget.spent(step), budget.spent(step + 1), interrupted(), budget.elapsed() - saved_at
             )

@@ -44,6 +44,7 @@ class TrainingSession:
         tracker: receives the new rows of the log at each checkpoint.
         evaluate: gives the scores of averaged weights. The session calls it at checkpoints, outside the budget, and logs the
             scores.
+        after_step: called after each step; it may change the budget.
         evaluate_seconds: seconds of training between two evaluations, the last state excepted, which the caller scores itself;
             None evaluates at every checkpoint, the last one included.
     """
@@ -57,6 +58,7 @@ class TrainingSession:
     tracker: Tracker | None = None
     evaluate: Evaluate | None = None
     evaluate_seconds: float | None = None
+    after_step: Callable[[], None] = lambda: None
 
 
 @contextmanager

@@ -6,7 +6,7 @@ No function reads the ledger or the campaign's clock.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -51,6 +51,7 @@ def train_segment(
     checkpoint_seconds: float,
     device: str = "auto",
     progress: Progress = no_progress,
+    watch: Callable[[Budget], Callable[[], None]] | None = None,
 ) -> float:
     """Trains a run up to `seconds` in all, and returns the seconds that it has trained.
 
@@ -64,15 +65,18 @@ def train_segment(
         checkpoint_seconds: seconds between checkpoints.
         device: the device to train on.
         progress: receives the share that is done.
+        watch: makes a function of the budget that is called after each step, and may change the budget.
     """
     start = parent.load_checkpoint()[0] if parent is not None and state is None else None
     device = choose_device(device)
+    budget = Budget(seconds=seconds)
     session = TrainingSession(
-        Budget(seconds=seconds),
+        budget,
         World(device=device),
         checkpoint=state,
         checkpoint_seconds=checkpoint_seconds,
         progress=progress,
+        after_step=(lambda: None) if watch is None else watch(budget),
     )
     try:
         with current_device(device):

@@ -6,12 +6,13 @@ results to the ledger.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from foldfuse.campaign.execution.jobs import HeldOutPredictions, concat, train_segment
+from foldfuse.campaign.pace import SegmentWatch, settle_threads
 from foldfuse.campaign.planning.state import CampaignState
 from foldfuse.campaign.task import Task
 from foldfuse.data.dataset import Dataset
@@ -19,6 +20,7 @@ from foldfuse.data.images import ImageCache
 from foldfuse.storage.ledger import Ledger
 from foldfuse.storage.run import Run
 from foldfuse.system.progress import progress_bar
+from foldfuse.training.budget import Budget
 
 
 @dataclass(frozen=True)
@@ -166,6 +168,11 @@ class LocalWorker:
         images = self._images.of(dataset.samples)
         if job.pseudo_labeled is not None:
             dataset, images = concat(dataset, images, job.pseudo_labeled)
+        settle_threads(self._task.device, self._ledger)
+
+        def watch(budget: Budget) -> Callable[[], None]:
+            return SegmentWatch(job.name, job.state, budget, self._ledger, self._task.device).after_step
+
         try:
             with (
                 self._ledger.timed(f"train {job.name}", "train"),
@@ -181,6 +188,7 @@ class LocalWorker:
                     checkpoint_seconds=job.checkpoint_seconds,
                     device=self._task.device,
                     progress=progress,
+                    watch=watch,
                 )
         except FloatingPointError as error:
             self._results.append(SegmentResult(job.name, error=error))

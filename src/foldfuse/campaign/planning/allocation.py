@@ -115,7 +115,7 @@ def training_seconds(segment: Segment, unfinished: Sequence[Segment], state: Cam
 def reserved_seconds(segments: Sequence[Segment], state: CampaignState) -> float:
     """Seconds for everything but the training of `segments`: predictions, ensemble, rescoring and delivery."""
     per_image = sum(image_seconds(segment, state) for segment in segments) * view_cost(state)
-    fixed = margin_seconds(state.deadline) + state.reserves.delivery + search_seconds(state.deadline)
+    fixed = margin_seconds(state.deadline) + delivery_seconds(state) + search_seconds(state.deadline)
     overhead = overhead_seconds(len(segments), state)
     return fixed + overhead + rescoring_seconds(state) + pending_view_seconds(state) + state.num_images * per_image
 
@@ -125,9 +125,15 @@ def margin_seconds(deadline: float) -> float:
     return min(c.MAX_MARGIN_SECONDS, c.MARGIN_SHARE * deadline)
 
 
+def delivery_seconds(state: CampaignState) -> float:
+    """Seconds for the last submission and the report."""
+    return state.slowdown * state.reserves.delivery
+
+
 def overhead_seconds(num_segments: int, state: CampaignState) -> float:
     """Seconds for the work around the training of so many segments; after the last one, only its files are written."""
-    return state.reserves.overhead * num_segments + state.reserves.between * max(0, num_segments - 1)
+    own, between = state.reserves.overhead * num_segments, state.reserves.between * max(0, num_segments - 1)
+    return state.slowdown * (own + between)
 
 
 def view_cost(state: CampaignState) -> float:
@@ -142,7 +148,7 @@ def pending_view_seconds(state: CampaignState) -> float:
     """
     done = [record for record in state.segments if record.state == "done" and "image_seconds" in record.result]
     more = max(0.0, view_cost(state) - c.PLAIN_VIEW.cost)
-    return float(state.num_test * more * sum(record.result["image_seconds"] for record in done))
+    return float(state.slowdown * state.num_test * more * sum(record.result["image_seconds"] for record in done))
 
 
 def search_seconds(deadline: float) -> float:
@@ -153,20 +159,20 @@ def search_seconds(deadline: float) -> float:
 def rescoring_seconds(state: CampaignState) -> float:
     """Seconds for crop rescoring; 0 where it would take too much of the deadline."""
     crops = c.RESCORING_TRAIN_CROPS + c.RESCORING_CROPS_PER_IMAGE * (state.num_val * len(state.folds) + state.num_test)
-    seconds = state.reserves.crop * crops
+    seconds = state.slowdown * state.reserves.crop * crops
     return seconds if seconds <= c.MAX_RESCORING_SHARE * state.deadline else 0.0
 
 
 def image_seconds(segment: Segment, state: CampaignState) -> float:
-    """Seconds of one image in the plain view: as measured, else scaled by pixels from other members."""
+    """Seconds of one image in the plain view now: as measured, else scaled by pixels from other members."""
     measured = {record.name: record for record in state.segments if "image_seconds" in record.result and record.recipe}
     if segment.name in measured:
-        return float(measured[segment.name].result["image_seconds"])
+        return state.slowdown * float(measured[segment.name].result["image_seconds"])
     alike = [record for record in measured.values() if record.recipe["detector"] == segment.recipe.detector]
     per_pixel = [
         record.result["image_seconds"] / record.recipe["image_size"] ** 2 for record in alike or measured.values()
     ]
-    return segment.recipe.image_size**2 * max(per_pixel, default=state.pixel_seconds)
+    return state.slowdown * segment.recipe.image_size**2 * max(per_pixel, default=state.pixel_seconds)
 
 
 def candidate_views(state: CampaignState) -> tuple[View, ...]:
@@ -230,7 +236,7 @@ def make_plan(state: CampaignState) -> Plan:
             )
         )
     per_image = sum(image_seconds(segment, state) for segment in unfinished) * view_cost(state)
-    other = margin_seconds(state.deadline) + state.reserves.delivery + overhead_seconds(len(unfinished), state)
+    other = margin_seconds(state.deadline) + delivery_seconds(state) + overhead_seconds(len(unfinished), state)
     reserved = {
         "predict the held-out images": state.num_val * per_image,
         "predict the test images": state.num_test * per_image + pending_view_seconds(state),

@@ -55,6 +55,28 @@ def extra_cooldown(state: CampaignState) -> Decision | None:
     return None
 
 
+def replanned_seconds(state: CampaignState, name: str) -> float:
+    """Total seconds for a segment in training, by the state of now: what it has trained, and its share of the time that is left.
+
+    Args:
+        state: now; the segment's record has the seconds so far and its budget.
+        name: the name of the segment.
+    """
+    unfinished = [segment for segment in plan_segments(state) if state.is_open(segment.name)]
+    segment, record = next((s for s in unfinished if s.name == name), None), state.record(name)
+    assert record is not None, "a segment in training has a record"
+    if segment is None:
+        return record.budget
+    choices = [(unfinished, number) for number in range(len(affordable_views(state)), 0, -1)]
+    if not any(other.state in ("trained", "done") for other in state.segments):
+        choices.append(([segment], 1))  # a first member without others is better than none
+    for trained_segments, number in choices:
+        seconds = training_seconds(segment, trained_segments, replace(state, max_views=number))
+        if seconds - record.seconds >= c.MIN_SEGMENT_SECONDS:
+            return seconds
+    return max(record.seconds, seconds)
+
+
 def measured_reserves(intervals: Iterable[Interval], *, crop_seconds: float | None = None) -> Reserves:
     """The reserves from the timeline of a campaign so far; the usual ones for work that was not done yet.
 

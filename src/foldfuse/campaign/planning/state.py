@@ -76,6 +76,7 @@ class CampaignState:
         max_views: limit on the TTA views, set when time runs short; None for no limit.
         tiles: whether tiles are among the TTA views.
         reserves: seconds for other work.
+        slowdown: how many times as long work takes now as when it was measured.
         extra_cooldowns: cooldown runs beyond those of the plan, of a single base run.
     """
 
@@ -98,6 +99,7 @@ class CampaignState:
     tiles: bool = False
     folds: tuple[int, ...] = (0,)
     reserves: Reserves = Reserves()
+    slowdown: float = 1.0
     extra_cooldowns: int = 0
 
     @property

@@ -78,7 +78,7 @@ OPTIONS = {  # of every command: its arguments by their place, then its options
     "fetch": "RECIPE --init --offline",
     "profile": "MODELS --image-size --budget --out --overwrite",
     "bundle": "RUN --out --member --wheels --overwrite",
-    "export": "MODEL --out --image-size --num-classes --fixed-size --overwrite",
+    "export": "MODEL --out --image-size --num-classes --fixed-size --member --overwrite",
 }
 
 

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import importlib.util
-import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
 from foldfuse.commands import options
-from foldfuse.errors import InputError
+from foldfuse.commands.ensemble_members import Members, named_members
+from foldfuse.errors import InputError, counted
 from foldfuse.inference.cost import (
     CostPoint,
     check_image_size,
@@ -22,10 +21,11 @@ from foldfuse.inference.cost import (
     measure_costs,
     scaling_exponents,
 )
-from foldfuse.inference.detector import load_detector
-from foldfuse.inference.onnx_export import PACKAGES, run_facts, write_onnx
+from foldfuse.inference.onnx_bundle import export_run, network_metadata, write_onnx_bundle
+from foldfuse.inference.onnx_export import PACKAGES, require_exportable, write_onnx
 from foldfuse.models.cpu.fold_batch_norm import fold_batch_norms
 from foldfuse.reporting.profile_page import page
+from foldfuse.storage import ledger
 from foldfuse.storage.run import Run
 from foldfuse.system import printing
 from foldfuse.system.atomic_files import write_text
@@ -96,19 +96,27 @@ def export(
     image_size: options.ImageSize = None,
     num_classes: options.NumClasses = 80,
     fixed_size: bool = False,
+    member: Members = (),
     overwrite: options.Overwrite = False,
 ) -> Path:
-    """Write a model as an ONNX file, run the file in ONNX Runtime, and compare its outputs with PyTorch's.
+    """Write a run, an ensemble or a whole campaign as ONNX, run it in ONNX Runtime, and compare the outputs with PyTorch's.
 
-    The file holds the network alone; boxes are decoded outside. Needs the packages of foldfuse[export].
+    A run becomes one .onnx file, whose outputs are boxes, scores and labels, besides those of the network. A .zip holds
+    everything that predicts: the ONNX file of each member, the ensemble with its TTA views, and the crop rescorer.
+    `foldfuse predict` takes both, and needs neither torch nor the run then.
+
+    Needs the packages of foldfuse[export].
 
     Args:
-        model: folder of a trained run; or the name of a model, which is exported with random weights, to try a runtime.
-        out: .onnx file to write.
+        model: folder of a trained run or of a campaign, the ensemble.json of `foldfuse ensemble`; or the name of a model, which
+            is exported with random weights, to try a runtime.
+        out: .onnx file or .zip to write.
         image_size: side in pixels to check the file at; also the size of the file that takes one size alone. By default the
             run's own size.
         num_classes: number of classes of a model given by its name.
         fixed_size: export for one image of one size; some runtimes need that.
+        member: the run of a member of an ensemble, where it does not lie beside ensemble.json; NAME=RUN@1,1+hflip where the
+            member was predicted in several views. Repeat for more.
 
     Raises:
         InputError: there is no such run or model, the size does not suit it, or a package is missing.
@@ -116,34 +124,44 @@ def export(
     Examples:
         foldfuse export run1 --out run1.onnx
         foldfuse export run1 --image-size 320 --fixed-size --out run1_320.onnx
+        foldfuse export campaign1 --out campaign1.zip
     """
-    options.check_ending(out, ".onnx")
-    options.refuse_overwrite(out, overwrite, is_file=True, inputs=[Path(model)])
+    options.check_ending(out, ".onnx", ".zip")
+    options.refuse_overwrite(out, overwrite, is_file=True, inputs=[Path(model)], may_be_bundle=out.suffix == ".zip")
     missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
     if missing:
         raise InputError(f"{', '.join(missing)} must be installed to write ONNX: pip install 'foldfuse[export]'.")
-    net: Any
+    if out.suffix == ".zip":
+        return _export_bundle(model, out, named_members(member), image_size=image_size, fixed_size=fixed_size)
+    if member or ledger.is_campaign(Path(model)) or model.endswith(".json"):
+        raise InputError(f"{out}: an ensemble or a campaign is exported as a zip. Give --out {out.with_suffix('.zip')}")
     if Path(model).is_dir():
-        run = Run(Path(model))
-        net, classes = load_detector(run, "cpu")
-        _require_exportable(net, run.recipe.detector)
-        size, metadata = run.recipe.image_size, {"model": run.recipe.detector, "classes": json.dumps(classes)}
-        metadata |= run_facts(run, net)
+        takes = export_run(Run(Path(model)), out, image_size=image_size, fixed_size=fixed_size)
     else:
         net = make_model(model, num_classes)
-        _require_exportable(net, model)
+        require_exportable(net, model)
         if is_detector(model):
             net = fold_batch_norms(net)
-        size, metadata = default_image_size(net), {"model": model}
-    metadata |= {"stride": str(net.stride)} | {k: str(getattr(net, k)) for k in ("anchor_scale",) if hasattr(net, k)}
-    size = size if image_size is None else image_size
-    check_image_size(net, size)
-    takes = write_onnx(net, out, image_size=size, metadata=metadata, fixed_size=fixed_size)
+        size = default_image_size(net) if image_size is None else image_size
+        check_image_size(net, size)
+        metadata = {"model": model, **network_metadata(net)}
+        takes = write_onnx(net, out, image_size=size, metadata=metadata, fixed_size=fixed_size)
     printing.write(f"{out}: takes {takes}; its outputs in ONNX Runtime equal PyTorch's.")
     return out
 
 
-def _require_exportable(net: Any, name: str) -> None:
-    """Raise InputError for a network that says of itself that it cannot be written as ONNX."""
-    if not getattr(net, "is_exportable", True):
-        raise InputError(f"{name}: ONNX has no operation for a part of this network. Export another detector.")
+def _export_bundle(
+    model: str, out: Path, members: Mapping[str, str], *, image_size: int | None, fixed_size: bool
+) -> Path:
+    """Writes the zip of a run, an ensemble or a campaign."""
+    if image_size is not None or fixed_size:
+        raise InputError(
+            f"{out}: a zip holds files for images of any size. Leave out --image-size and --fixed-size, or write an .onnx file."
+        )
+    made = write_onnx_bundle(Path(model), out, members=members)
+    networks = counted(len({part.member for part in made.record.parts}), "network")
+    printing.write(
+        f"{out}: {networks}, {made.num_bytes / 1e6:,.1f} MB; the outputs in ONNX Runtime equal PyTorch's. It predicts without "
+        f"torch: foldfuse predict {out} IMAGES --out predictions.parquet"
+    )
+    return out

@@ -21,6 +21,7 @@ from foldfuse.storage.run import Run
 from foldfuse.system.files import parse_json
 from foldfuse.system.records import from_plain
 
+DECODED = ("boxes", "scores", "labels")  # outputs of a file that decodes
 KEY = "foldfuse"  # of the metadata entry that holds an `OnnxFacts` as JSON
 VERSION = 1
 
@@ -94,14 +95,24 @@ class OnnxPredictor(NetworkPredictor):
         found: list[Detections] = []
         try:
             for batch in batches:
-                outputs = self.session.run(None, {self.session.get_inputs()[0].name: _inputs(batch)})
-                found += decode(outputs, self.decoding, (batch.shape[1], batch.shape[2]))
+                names = [output.name for output in self.session.get_outputs()]
+                is_decoded = set(DECODED) <= set(names)  # not so in files of earlier versions
+                wanted = DECODED if is_decoded else names
+                outputs = self.session.run(wanted, {self.session.get_inputs()[0].name: _inputs(batch)})
+                canvas = (batch.shape[1], batch.shape[2])
+                found += _detections(*outputs) if is_decoded else decode(outputs, self.decoding, canvas)
         except Exception as error:  # the runtime's errors have no common parent
             raise InputError(
                 f"{self.source}: cannot be run on images of {images.shape[2]} x {images.shape[1]} px ({str(error)[:100]}). "
                 "Export the run again."
             ) from None
         return found
+
+
+def _detections(boxes: Array, scores: Array, labels: Array) -> list[Detections]:
+    """The detections in the outputs of a file that decodes: (B, M, 4), (B, M) and (B, M), where padding has the label -1."""
+    kept = labels >= 0
+    return [Detections(boxes[i, own], scores[i, own], labels[i, own]) for i, own in enumerate(kept)]
 
 
 def load_onnx(path: Path, *, device: str = "auto", run: Run | None = None) -> OnnxPredictor:
@@ -176,7 +187,9 @@ def _session(path: Path, device: str) -> Any:
     if has_cuda:
         providers.insert(0, (cuda, {"device_id": int(device.partition(":")[2] or 0)}))
     try:
-        return onnxruntime.InferenceSession(str(path), providers=providers)
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3  # its warnings are about constants that it does not fold
+        return onnxruntime.InferenceSession(str(path), options, providers=providers)
     except Exception as error:  # the runtime's errors have no common parent
         reason = " ".join(str(error).split())[:100]
         raise InputError(f"{path}: cannot be read as an ONNX file ({reason}). Export the run again.") from None

@@ -93,9 +93,10 @@ class YOLOv5Head(nn.Module):
     def forward(self, levels: Sequence[Tensor], image: tuple[int, int]) -> YOLOOutput:
         """(B, C_i, H_i, W_i) of each level, and (height, width) of the network's input -> YOLOOutput."""
         outputs = [conv(x).permute(0, 2, 3, 1).flatten(1, 2) for conv, x in zip(self.predict, levels, strict=True)]
-        logits = torch.cat(outputs, 1).view(len(levels[0]), -1, 5 + self.num_classes)
-        sizes = tuple((int(x.shape[-2]), int(x.shape[-1])) for x in levels)
-        return YOLOOutput(logits, sizes, (int(image[0]), int(image[1])))
+        logits = torch.cat(outputs, 1)
+        logits = logits.view(logits.shape[0], -1, 5 + self.num_classes)  # no len(): it would fix the batch of an export
+        sizes = tuple((x.shape[-2], x.shape[-1]) for x in levels)  # no int(): it would fix the size of an export
+        return YOLOOutput(logits, sizes, image)
 
     def class_layers(self) -> list[ClassLayer]:
         """The layers whose rows belong to classes; the loss does not train the row of a single class."""

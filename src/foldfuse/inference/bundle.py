@@ -31,7 +31,7 @@ from foldfuse.ensemble.ensemble import Ensemble, read_ensemble
 from foldfuse.errors import InputError, shown
 from foldfuse.inference import rescorer_file
 from foldfuse.inference.base_predictor import Predictor
-from foldfuse.inference.ensemble_predictor import Part, predictor_of
+from foldfuse.inference.ensemble_predictor import EnsemblePredictor, Part, predictor_of
 from foldfuse.inference.networks import NETWORK, load_network
 from foldfuse.inference.tta import View
 from foldfuse.storage.run import Run
@@ -158,6 +158,14 @@ def read_bundle_record(path: Path) -> BundleRecord:
 
 
 def load_bundle(path: Path, *, device: str = "auto", engine: str = "auto") -> Predictor:
+    """The predictor of a bundle, as `open_bundle` gives it; logs which parts of the ensemble could not be bundled."""
+    predictor = open_bundle(path, device=device, engine=engine)
+    for sentence in predictor.notes if isinstance(predictor, EnsemblePredictor) else ():
+        logger.warning("%s", sentence)
+    return predictor
+
+
+def open_bundle(path: Path, *, device: str = "auto", engine: str = "auto") -> Predictor:
     """The predictor of a bundle; its files are taken out of a zip into a temporary folder that lives as long as the predictor.
 
     Args:
@@ -173,8 +181,6 @@ def load_bundle(path: Path, *, device: str = "auto", engine: str = "auto") -> Pr
     if temporary is not None:
         extract(path, folder)
     predictor = _predictor(path, folder, record, device, engine)
-    for sentence in record.notes:
-        logger.warning("%s", sentence)
     return replace(predictor, source=path, extracted=temporary)
 
 

@@ -95,7 +95,7 @@ def finish(out: Path, files: Mapping[str, Path | bytes], record: BundleRecord, n
 
 def check(path: Path) -> None:
     """Asserts that a bundle reads back: its files are whole, and its ensemble and every network open."""
-    opened = bundle.load_bundle(path, device="cpu")
+    opened = bundle.open_bundle(path, device="cpu")
     if isinstance(opened, EnsemblePredictor):
         for run in opened.runs:
             load_network(run, device="cpu")

@@ -40,8 +40,9 @@ def write_onnx_bundle(source: Path, out: Path, *, members: Mapping[str, str | Pa
     predictor = load(source, device="cpu", members=members)
     with tempfile.TemporaryDirectory(prefix="foldfuse-export-") as temporary:
         folder = Path(temporary)
+        of_parts = _runs(predictor)
         files, record = collect(predictor, source, folder, runtime="onnx")
-        runs = dict(zip((part.member for part in record.parts), _runs(predictor), strict=True))
+        runs = dict(zip((part.member for part in record.parts), of_parts, strict=True))
         for name, run in runs.items():
             path = folder / f"{name}.onnx"
             export_run(run, path, needs_any_size=True)

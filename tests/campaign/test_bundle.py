@@ -210,7 +210,7 @@ def test_only_files_of_a_bundle_are_taken_out_of_a_zip(zipped, tmp_path):
     bundles.extract(path, tmp_path / "into" / "here")
     files = {file.relative_to(tmp_path).as_posix() for file in tmp_path.rglob("*") if file.is_file()}
     own = {
-        *("bundle.json", "ensemble.json", "rescorer.json", "rescorer.safetensors"),
+        *("bundle.json", "ensemble.json", "rescorer.json", "rescorer.safetensors", "thresholds.json"),
         *(f"members/base/{name}" for name in bundles.RUN_FILES),
     }
     assert files == {"evil.zip", *(f"into/here/{name}" for name in own)}

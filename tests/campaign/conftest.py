@@ -11,7 +11,8 @@ import pytest
 
 from campaign_samples import FakeWorkers, noisy
 from foldfuse.campaign import constants, runner, submissions
-from foldfuse.campaign.submissions import MemberPredictions, ensemble_views
+from foldfuse.campaign.affordable import ensemble_views
+from foldfuse.campaign.submissions import MemberPredictions
 from foldfuse.campaign.task import Task
 from foldfuse.data.readers.coco import read
 from foldfuse.detections import Predictions

@@ -7,7 +7,8 @@ from contextlib import closing
 import numpy as np
 from rich.console import Console
 
-from foldfuse.campaign.submissions import by_name, ensemble_summary, log_ensemble
+from foldfuse.campaign.affordable import by_name
+from foldfuse.campaign.submissions import ensemble_summary, log_ensemble
 from foldfuse.ensemble.ensemble import build_ensemble
 from foldfuse.ensemble.member_views import MemberView
 from foldfuse.evaluation.bootstrap import difference

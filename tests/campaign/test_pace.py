@@ -122,7 +122,7 @@ def test_a_segment_whose_machine_slows_down_is_planned_anew_so_that_the_rest_end
     assert 300 < asked[0] <= 310
     assert ledger.facts["slowdown"] == pytest.approx(2.5)
     assert seconds < 0.95 * planned
-    assert "cooldown1-320: a step takes 2.5 times as long as at first" in ledger.sentences[0]
+    assert "cooldown1-320: a step now takes 2.5 times as long as at first" in ledger.sentences[0]
     _, own, last = plan_segments(state)
     predictions = 2.5 * image_seconds(own.recipe) * (state.num_test + state.num_val * 3.5625)
     done = (state.segments[0], record_of(own, state, seconds))

@@ -9,15 +9,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from foldfuse.campaign.submissions import (
-    MemberPredictions,
-    OutOfTime,
-    by_name,
-    drop_unaffordable_views,
-    in_time,
-    submit_best,
-    write_submission_folder,
-)
+from foldfuse.campaign.affordable import OutOfTime, by_name, drop_unaffordable_views, drop_unpredicted_views, in_time
+from foldfuse.campaign.submissions import MemberPredictions, submit_best, write_submission_folder
 from foldfuse.campaign.task import Task
 from foldfuse.data.readers.coco import read
 from foldfuse.detections import Detections, Predictions
@@ -111,6 +104,31 @@ def test_a_predicted_view_is_never_dropped_for_its_time(campaign, monkeypatch):
     assert set(kept.ensemble.weights) == {"slow@1"}
     kept = drop_unaffordable_views(report, candidates, task, ledger, MemberPredictions(), parts=PARTS)
     assert len(kept.ensemble.weights) == 1, "one view must be predicted"
+
+
+def test_where_the_time_is_over_the_views_that_were_predicted_are_submitted(campaign, monkeypatch, caplog):
+    task, ledger, candidates, report = campaign
+    members = MemberPredictions(test={MemberView("fast", view): candidates[MemberView("fast", view)] for view in VIEWS})
+    kept = drop_unpredicted_views(report, candidates, task, ledger, members, parts=PARTS)
+    assert set(kept.ensemble.weights) == {f"fast@{view}" for view in VIEWS}
+    assert (kept.nested_score, kept.interval) == (None, None)
+    assert drop_unpredicted_views(report, candidates, task, ledger, MemberPredictions(), parts=PARTS) is None
+
+    def slow(ensemble, candidates, task, ledger, members):
+        key = MemberView("fast", "1")
+        members.test[key] = Predictions.of(dict.fromkeys(task.test.image_ids, Detections.empty()), task.test.classes)
+        raise OutOfTime
+
+    monkeypatch.setattr("foldfuse.campaign.submissions.predict_test_images", slow)
+    classes = task.val.classes
+    val = {MemberView(n, "1"): replace(candidates[MemberView(n, "1")], classes=classes) for n in ("fast", "slow")}
+    members = MemberPredictions(val=val, new_members=["fast", "slow"])
+    both = replace(report, ensemble=Ensemble({"fast@1": 1.0, "slow@1": 1.0}))
+    monkeypatch.setattr("foldfuse.campaign.submissions.build_ensemble", lambda *_, **__: both)
+    submit_best(task, ledger, members, last=False)
+    _, score, facts = ledger.latest_submission()
+    assert facts["fused"]["weights"] == {"fast@1": 1.0}
+    assert score == pytest.approx(measure(val[MemberView("fast", "1")], task.val))
 
 
 def test_a_prediction_that_would_end_late_is_given_up_once_there_is_a_submission(campaign, monkeypatch):

@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from foldfuse.campaign import constants as c
+from foldfuse.campaign.affordable import OutOfTime, in_time
 from foldfuse.campaign.current_state import delivery_seconds
 from foldfuse.campaign.planning.allocation import margin_seconds
 from foldfuse.campaign.planning.segments import member_name
-from foldfuse.campaign.submissions import MemberPredictions, OutOfTime, in_time, submit_best
+from foldfuse.campaign.submissions import MemberPredictions, submit_best
 from foldfuse.campaign.task import VAL, Task, predictions_path
 from foldfuse.ensemble.member_views import MemberView
 from foldfuse.formats.predictions import write_predictions

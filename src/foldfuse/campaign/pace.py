@@ -80,7 +80,7 @@ class SegmentWatch:
 
     def _plan_anew(self) -> None:
         """Plans the segment anew with the speed of now, and says so where its time changes."""
-        slowdown, trained = self._throughput.slowdown, self.budget.elapsed()
+        slowdown, trained = max(1.0, self._throughput.slowdown), self.budget.elapsed()
         self.ledger.set(slowdown=round(slowdown, 3))
         records = tuple(
             replace(r, seconds=trained, budget=max(r.budget, trained + 1e-6)) if r.name == self.name else r
@@ -94,8 +94,8 @@ class SegmentWatch:
             return
         self.budget.seconds = after
         self.ledger.log(
-            f"{self.name}: a step takes {slowdown:.1f} times as long as at first, and so will predictions. It trains for "
-            f"{format_duration(after)} instead of {format_duration(before)}."
+            f"{self.name}: a step now takes {self._throughput.slowdown:.1f} times as long as at first, and the time is "
+            f"planned anew. It trains for {format_duration(after)} instead of {format_duration(before)}."
         )
 
 

@@ -7,13 +7,20 @@ folder. Whenever a process is killed, a valid submission lies at the top.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from foldfuse.campaign import constants as c
+from foldfuse.campaign.affordable import (
+    OutOfTime,
+    by_name,
+    drop_unaffordable_views,
+    drop_unpredicted_views,
+    ensemble_views,
+    in_time,
+)
 from foldfuse.campaign.compiling import are_compiled
-from foldfuse.campaign.current_state import delivery_seconds
 from foldfuse.campaign.fold_members import choose_folds
 from foldfuse.campaign.pace import settle_threads
 from foldfuse.campaign.planning.allocation import search_seconds
@@ -26,7 +33,7 @@ from foldfuse.ensemble.ensemble import Ensemble, EnsembleReport, apply_ensemble,
 from foldfuse.ensemble.member_views import MemberView
 from foldfuse.evaluation.coco import Score, score_predictions
 from foldfuse.evaluation.custom_metric import metric_label
-from foldfuse.evaluation.metrics import beta_of, measure
+from foldfuse.evaluation.metrics import beta_of
 from foldfuse.evaluation.thresholds import THRESHOLDS, choose_thresholds, write_thresholds
 from foldfuse.formats.predictions import read_predictions, write_predictions
 from foldfuse.formats.submission import write_submission
@@ -40,7 +47,7 @@ from foldfuse.storage.ledger import Ledger
 from foldfuse.storage.run import Run
 from foldfuse.system.atomic_files import atomic, atomic_folder, write_text
 from foldfuse.system.device import choose_device, release_memory
-from foldfuse.system.progress import Progress, progress_bar
+from foldfuse.system.progress import progress_bar
 
 WEIGHTS = "weights.md"  # where the initial weights of the members come from
 
@@ -84,10 +91,6 @@ def load_predictions(task: Task, ledger: Ledger) -> MemberPredictions:
     latest = ledger.latest_submission()
     members.score = latest[1] if latest else None
     return members
-
-
-class OutOfTime(Exception):
-    """A prediction would not be ready before the deadline."""
 
 
 def submit_best(
@@ -137,9 +140,13 @@ def submit_best(
             with ledger.timed("predict the test images", "predict"):
                 predict_test_images(ensemble, members.val, task, ledger, members)
         except OutOfTime:
-            ledger.log("Predicting the test images takes longer than there is time for: the submission stays.")
-            finish_choice(ledger, members)
-            return
+            smaller = drop_unpredicted_views(report, candidates, task, ledger, members, parts=chosen.parts)
+            if smaller is None or (members.score is not None and smaller.score <= members.score):
+                ledger.log("Predicting the test images takes longer than there is time for: the submission stays.")
+                finish_choice(ledger, members)
+                return
+            report = smaller
+            ensemble = report.ensemble.with_parts({str(key): [*map(str, p)] for key, p in chosen.parts.items()})
         with ledger.timed("submit", "submit"):
             val = apply_ensemble(report.ensemble, named)
             test = apply_ensemble(ensemble, by_name(members.test))
@@ -155,59 +162,6 @@ def finish_choice(ledger: Ledger, members: MemberPredictions) -> None:
     """Records that the new members have been looked at."""
     members.new_members.clear()
     ledger.set(chosen_from=sorted({key.member for key in members.val}))
-
-
-def by_name(predictions: Mapping[MemberView, Predictions]) -> dict[str, Predictions]:
-    """The predictions under the names that an Ensemble gives its members."""
-    return {str(key): value for key, value in predictions.items()}
-
-
-def ensemble_views(ensemble: Ensemble, candidates: Mapping[MemberView, Predictions]) -> dict[MemberView, float]:
-    """{member and view: its weight} of an ensemble that was chosen from `candidates`, in the ensemble's order."""
-    keys = {str(key): key for key in candidates}
-    return {keys[name]: weight for name, weight in ensemble.weights.items()}
-
-
-def drop_unaffordable_views(
-    report: EnsembleReport,
-    candidates: Mapping[MemberView, Predictions],
-    task: Task,
-    ledger: Ledger,
-    members: MemberPredictions,
-    *,
-    parts: Mapping[MemberView, Sequence[MemberView]],
-) -> EnsembleReport:
-    """The ensemble without views that cannot be predicted in the remaining time.
-
-    Views with the least weight for each second of predicting the test images go first; one view stays. `parts` are the segments
-    that predict the test images for each candidate.
-    """
-    image_seconds = {record.name: float(record.result.get("image_seconds", 0.0)) for record in ledger.segments()}
-    weights = ensemble_views(report.ensemble, candidates)
-    pending = {key: [part for part in parts[key] if part not in members.test] for key in weights}
-    seconds = {
-        key: len(task.test) * View.parse(key.view).cost * sum(image_seconds[part.member] for part in left)
-        for key, left in pending.items()
-        if left
-    }
-    free = ledger.remaining - delivery_seconds(ledger)
-    by_value = sorted(seconds, key=lambda key: weights[key] / max(seconds[key], 1e-9))
-    dropped = []
-    while by_value and len(weights) > 1 and sum(seconds.get(key, 0.0) for key in weights) > free:
-        dropped.append(by_value.pop(0))
-        del weights[dropped[-1]]
-    if not dropped:
-        return report
-    names = {str(key): weight for key, weight in weights.items()}
-    exponents = {name: value for name, value in report.ensemble.score_exponents.items() if name in names}
-    ensemble = replace(report.ensemble, weights=names, score_exponents=exponents)
-    in_order = [name for name in report.ensemble.weights if name not in names]
-    ledger.log(f"Left out of the ensemble, because predicting with it would take too long: {', '.join(in_order)}.")
-    fused = apply_ensemble(ensemble, by_name(candidates))
-    score = measure(fused, task.val.subset(fused.image_ids), metric=report.metric)
-    table = tuple(replace(row, leave_one_out_gain=None) for row in report.table)
-    # the nested score, its interval and the gains were those of the larger ensemble
-    return replace(report, ensemble=ensemble, score=score, nested_score=None, interval=None, table=table)
 
 
 def write_submission_folder(
@@ -285,7 +239,10 @@ def predict_test_images(
     """
     settle_threads(task.device, ledger)
     missing: dict[str, list[View]] = {}
-    for key in ensemble_views(ensemble, candidates):
+    weights = ensemble_views(ensemble, candidates)
+    for key in sorted(
+        weights, key=lambda key: -weights[key]
+    ):  # the most important first, should the time be over early
         if key not in members.test:
             missing.setdefault(key.member, []).append(View.parse(key.view))
     for member, views in missing.items():
@@ -307,24 +264,6 @@ def predict_test_images(
             write_predictions(predictions, path, task.test)
         del model
         release_memory(choose_device(task.device))
-
-
-def in_time(ledger: Ledger, progress: Progress) -> Progress:
-    """A progress that raises OutOfTime where the work, at its pace so far, would not end in time for a submission.
-
-    Before the first submission it never does: a late submission is better than none.
-    """
-    if ledger.latest_submission() is None:
-        return progress
-    began, delivery = ledger.elapsed, delivery_seconds(ledger)
-
-    def check(share: float) -> None:
-        progress(share)
-        left = (ledger.elapsed - began) * (1 / share - 1) if share >= c.PACE_SHARE else 0.0
-        if left > ledger.remaining - delivery:
-            raise OutOfTime
-
-    return check
 
 
 def fill_missing_images(predictions: Predictions, task: Task) -> Predictions:

@@ -298,6 +298,7 @@ socket.socket.connect = socket.create_connection = socket.getaddrinfo = refuse
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="the environment's folders have other names there")
 def test_a_bundle_predicts_in_a_fresh_environment_without_a_network(made, campaign, tmp_path):
     """Foldfuse comes from the wheel in the bundle; the packages that it needs are those of this environment."""
     path = write_bundle(campaign, tmp_path / "bundle.zip", wheels="own").path

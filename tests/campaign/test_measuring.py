@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from types import SimpleNamespace
 
 import pytest
 
-from foldfuse.campaign import compiling
+from foldfuse.campaign import compiling, submissions
 from foldfuse.campaign import constants as c
 from foldfuse.campaign.planning import measuring
 from foldfuse.campaign.planning.measuring import choose_size_by_clock, measuring_seconds, planned_pixel_seconds
 from foldfuse.data.readers.coco import read
 from foldfuse.inference import engine
 from foldfuse.recipes import load_recipe
+from foldfuse.storage import ledger as ledgers
 from foldfuse.training import step_cost
 from learning_samples import write_dataset
 
@@ -97,3 +99,15 @@ def test_a_campaign_waits_for_loops_up_to_a_share_of_its_deadline(compiled, dead
 def test_without_a_process_everything_is_compiled_here(compiled):
     assert compiling.compile_by_clock("ap50", None, deadline=60.0, elapsed=10.0)
     assert compiled == ["training", "ap50"]
+
+
+def test_a_report_whose_loops_are_not_compiled_is_left_out_at_the_deadline(tmp_path, monkeypatch):
+    written = []
+    monkeypatch.setattr(submissions, "write_campaign_page", written.append)
+    monkeypatch.setattr(submissions, "are_compiled", lambda: False)
+    with closing(ledgers.create(tmp_path, {}, deadline=75.0, start=0.0)) as ledger:
+        ledger.clock = lambda: 70.0
+        assert not submissions.refresh_report(ledger)
+        ledger.deadline = 600.0
+        assert submissions.refresh_report(ledger)
+    assert written == [tmp_path]

@@ -267,7 +267,8 @@ def _work(
         if share is None
         else f" This process used {share:.0%} of the time of {counted(host.usable_cores(), 'core')}."
     )
-    logger.info("The submission is %s; %s explains it.%s", out / "submission.csv", out / "report.html", cores)
+    report = f"; {out / 'report.html'} explains it" if ledger.get("reported") else ""
+    logger.info("The submission is %s%s.%s", out / "submission.csv", report, cores)
 
 
 def _workers(task: Task, ledger: Ledger, *, cluster: bool) -> Workers:

@@ -166,7 +166,7 @@ def _predictions(seed: int) -> Predictions:
 def main() -> None:
     """Compiles the loops of scoring and fusion, as `CompilingProcess` starts it: with less priority than the campaign."""
     with suppress(AttributeError, OSError):  # Windows has no such call
-        os.nice(5)
+        os.nice(19)
     compile_scoring_loops(sys.argv[1])
 
 

@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from foldfuse.campaign import constants as c
-from foldfuse.campaign.compiling import CompilingProcess, are_compiled, compile_by_clock
+from foldfuse.campaign.compiling import CompilingProcess, compile_by_clock
 from foldfuse.campaign.current_state import campaign_state
 from foldfuse.campaign.execution.jobs import HeldOutPredictions, predict_held_out
 from foldfuse.campaign.execution.workers import SegmentJob, SegmentResult, WorkerLost, Workers
@@ -109,8 +109,9 @@ def run(
             cpu_share=None if workers.is_async else cores.share,  # other processes train
         )
         save_plan(task, ledger, workers)
-        refresh_report(ledger)
-        ledger.set(reported=True)
+        ledger.set(reported=(written := refresh_report(ledger) is not False))
+        if not written:
+            ledger.log(f"There is no time to write the report. Write it with: foldfuse report {ledger.folder}")
 
 
 def log_plan(plan: Plan, ledger: Ledger) -> None:
@@ -189,8 +190,7 @@ def run_segments(
         if members.new_members and not (can_start and workers.is_async):
             submit_best(task, ledger, members, last=False)
             save_plan(task, ledger, workers)
-            if are_compiled():  # the page needs the loops too
-                refresh_report(ledger)
+            refresh_report(ledger)
             if rescoring_seconds(state) and ledger.get("crop_seconds") is None:
                 measure_crops(task, ledger)
             continue  # submitting took time: the strategy decides again

@@ -20,7 +20,7 @@ from foldfuse.campaign.affordable import (
     ensemble_views,
     in_time,
 )
-from foldfuse.campaign.compiling import are_compiled
+from foldfuse.campaign.compiling import COMPILE_SECONDS, are_compiled
 from foldfuse.campaign.fold_members import choose_folds
 from foldfuse.campaign.pace import settle_threads
 from foldfuse.campaign.planning.allocation import search_seconds
@@ -332,8 +332,12 @@ def log_ensemble(report: EnsembleReport, candidates: Mapping[MemberView, Predict
     )
 
 
-def refresh_report(ledger: Ledger) -> None:
-    """Writes the campaign's page and its export again."""
+def refresh_report(ledger: Ledger) -> bool:
+    """Writes the campaign's page and its export again; returns False where there is no time to compile the page's loops."""
+    if not are_compiled() and ledger.remaining < COMPILE_SECONDS:
+        ledger.export()
+        return False
     with ledger.timed("report", "report"):
         write_campaign_page(ledger.folder)
     ledger.export()
+    return True

@@ -36,8 +36,9 @@ Kind = Literal["missed", "class", "place", "spurious", "duplicate"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 PRIOR = 0.03  # the share of boxes with an error of one kind, before anything is seen
 LOWEST_SCORE = 0.01  # detections below say nothing
+PLAUSIBLE = 0.3  # the score from which a free detection is taken for the object of an annotation
 LOWEST_MISSED = 0.02  # and those below are no missed objects
-MAX_PLANTED = 2000  # of each kind: enough for a regression on a few features
+LEAST_PLANTED, MAX_PLANTED = 1000, 2000  # of each kind: enough for a regression on a few features
 _RIDGE = 1.0
 _FLOOR = 1e-3  # of scores, before their logit
 
@@ -201,6 +202,10 @@ def _annotation_scores(context: _Context, rng: np.random.Generator) -> dict[Kind
     others[np.arange(len(others)), labels] = 0
     odds["class"] = odds["class"] * others.any(1)
     odds["place"] = odds["place"] * (np.concatenate([each.own for each in context.supports]) >= 0)
+    # A box that a detection of its class touches, which no other annotation has, is not spurious: it is off.
+    is_touched = np.concatenate([each.own_score for each in context.supports]) >= PLAUSIBLE
+    odds["place"] = odds["place"] + np.where(is_touched, odds["spurious"], 0.0)
+    odds["spurious"] = np.where(is_touched, 0.0, odds["spurious"])
     total = 1 + odds["class"] + odds["place"] + odds["spurious"]
     return {kind: each / total for kind, each in odds.items()}
 
@@ -222,10 +227,11 @@ def _planted_features(context: _Context, planted: Sequence[Planted]) -> Array:
     return np.concatenate(features) if features else np.zeros((0, 0))
 
 
-def _chosen(context: _Context, rng: np.random.Generator) -> list[tuple[int, int]]:
-    """The annotations to plant an error in, at random: (number of the image, position)."""
+def _chosen(context: _Context, rng: np.random.Generator, *, least: int = LEAST_PLANTED) -> list[tuple[int, int]]:
+    """The annotations to plant an error in, at random: (number of the image, position); of few, each several times."""
     places = [(i, j) for i, e in enumerate(context.evidence) for j in range(len(e.annotations))]
-    return [places[n] for n in rng.permutation(len(places))[:MAX_PLANTED].tolist()]
+    repeats = -(-least // max(len(places), 1))
+    return [places[n] for n in rng.permutation(len(places))[:MAX_PLANTED].tolist()] * max(repeats, 1)
 
 
 def _wrong_classes(context: _Context, rng: np.random.Generator) -> list[Planted]:
@@ -303,7 +309,7 @@ def _missed(context: _Context, rng: np.random.Generator) -> list[Suggestion]:
             np.add.at(weight[is_owned], e.found.labels[rows], e.found.scores[rows])
     precision = np.log(weight[1] / weight[0])
     planted = []
-    for i, j in _chosen(context, rng):
+    for i, j in _chosen(context, rng, least=1):
         e = context.evidence[i]
         owned = np.flatnonzero(e.owner == j)
         if len(owned) and e.iou[j, owned[0]] >= SAME_PLACE_IOU and e.found.scores[owned[0]] >= LOWEST_MISSED:
@@ -363,7 +369,8 @@ def _logistic_regression(negatives: Array, positives: Array) -> Array:
     x = np.concatenate([negatives, positives])
     x = np.c_[x, np.ones(len(x))]
     target = np.r_[np.zeros(len(negatives)), np.ones(len(positives))]
-    share = np.where(target > 0, 0.5 / len(positives), 0.5 / len(negatives)) * len(x)
+    total = min(len(x), 2 * len(negatives))  # that an annotation is planted in several times is no more evidence
+    share = np.where(target > 0, 0.5 / len(positives), 0.5 / len(negatives)) * total
     weights, ridge = np.zeros(x.shape[1]), np.r_[np.full(x.shape[1] - 1, _RIDGE), 1e-6]
     for _ in range(30):
         p = 1 / (1 + np.exp(-np.clip(x @ weights, -30, 30)))

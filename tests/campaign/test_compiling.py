@@ -8,6 +8,7 @@ import torch
 
 from foldfuse.campaign.compiling import compile_loops
 from foldfuse.detections import Predictions
+from foldfuse.ensemble import logistic, stack
 from foldfuse.ensemble.ensemble import apply_ensemble, build_ensemble
 from foldfuse.ensemble.search import METHODS
 from foldfuse.evaluation import kernels as scoring
@@ -21,7 +22,7 @@ from score_samples import noisy, random_dataset
 
 LOOPS = [
     loop
-    for module in (scoring, fusion, islands, depthwise)
+    for module in (scoring, fusion, islands, stack, logistic, depthwise)
     for loop in vars(module).values()
     if isinstance(loop, numba.core.registry.CPUDispatcher)
 ]

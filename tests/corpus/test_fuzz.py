@@ -59,12 +59,19 @@ XML = b"""<?xml version="1.0" encoding="UTF-8"?>
 </annotation>
 """
 ENSEMBLE = {
-    "format": 1,
+    "format": 2,
     "method": "wbf",
     "iou": 0.55,
     "score_threshold": 0.0,
     "weights": {"p": 1.0, "q": 0.5},
     "score_exponents": {"p": 1.0},
+    "calibrations": {"p": {"slope": 0.8, "offset": -0.3}},
+    "stack": {
+        "coefficients": {"score": -0.1, "agreement": 1.5, "size_squared": -0.2},
+        "intercept": -0.5,
+        "class_sizes": [[3.0, 0.5], [3.5, 0.4]],
+        "voters": {},
+    },
 }
 
 

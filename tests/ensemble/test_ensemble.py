@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ensemble_samples import some_members
 from foldfuse.commands.fusion import ensemble
 from foldfuse.commands.fusion import fuse as fuse_files
 from foldfuse.data.readers.coco import write
@@ -27,17 +28,6 @@ from foldfuse.fusion.methods import fuse
 from score_samples import noisy, predictions, random_dataset
 
 FOREVER = float("inf")
-
-
-def some_members(truth, *, digits=None):
-    """Four members, good and bad, with the images in different orders."""
-    made = {
-        "a": noisy(truth, 1, digits=digits),
-        "b": noisy(truth, 2, jitter=0.07, digits=digits),
-        "c": noisy(truth, 3, keep=0.5, digits=digits),
-        "d": noisy(truth, 4, extra=15, jitter=0.2, digits=digits),
-    }
-    return made | {"c": made["c"].select_images(truth.image_ids[::-1])}
 
 
 def space_of(members, truth, metric="ap50", folds=3):
@@ -58,10 +48,7 @@ def test_a_trial_is_fusing_and_matching(method, threads):
     )
     got = trials.fuse_and_match(
         trials.make_bench(list(members.values()), ground_truth(truth), metric),
-        [0, 2, 3],
-        **settings,
-        weights=[2.0, 1.0, 0.5],
-        score_exponents=[0.5, 1.0, 2.0],
+        trials.Fusion([0, 2, 3], **settings, weights=[2.0, 1.0, 0.5], score_exponents=[0.5, 1.0, 2.0]),
         threads=threads,
     )
     for column in ("image", "labels", "scores", "status"):
@@ -238,7 +225,7 @@ def test_an_ensemble_is_written_and_read_back(tmp_path):
     [
         ('{"members": {"a": 1}}', "is not an ensemble"),
         ("[]", "expected the JSON object of an ensemble"),
-        ('{"format": 2, "weights": {"a": 1}}', "is an ensemble of format 2"),
+        ('{"format": 3, "weights": {"a": 1}}', "is an ensemble of format 3"),
         ('{"format": 1, "weights": {"a": 1}, "method": "wbff"}', "is not an ensemble"),
         ('{"format": 1, "weights": {}}', "at least one"),
         ('{"format": 1, "weights": {"a": -1}}', "weight -1"),

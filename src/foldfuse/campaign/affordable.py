@@ -99,11 +99,9 @@ def without(
     """The ensemble without some of its members and views, scored anew."""
     if not dropped:
         return report
-    weights = {key: w for key, w in ensemble_views(report.ensemble, candidates).items() if key not in dropped}
-    names = {str(key): weight for key, weight in weights.items()}
-    exponents = {name: value for name, value in report.ensemble.score_exponents.items() if name in names}
-    ensemble = replace(report.ensemble, weights=names, score_exponents=exponents)
-    in_order = [name for name in report.ensemble.weights if name not in names]
+    keys = ensemble_views(report.ensemble, candidates)
+    in_order = [str(key) for key in keys if key in dropped]
+    ensemble = report.ensemble.without(in_order)
     ledger.log(f"Left out of the ensemble, because predicting with it would take too long: {', '.join(in_order)}.")
     fused = apply_ensemble(ensemble, by_name(candidates))
     score = measure(fused, task.val.subset(fused.image_ids), metric=report.metric)

@@ -20,20 +20,29 @@ from foldfuse.campaign import constants as c
 from foldfuse.data.dataset import Dataset, Sample
 from foldfuse.data.kernels import change_colors, place
 from foldfuse.detections import Annotations, Detections, Predictions
-from foldfuse.ensemble import trials
+from foldfuse.ensemble import stack, trials
+from foldfuse.ensemble.cross_fitting import CrossFitter
 from foldfuse.ensemble.search import METHODS
 from foldfuse.evaluation import kernels as scoring
 from foldfuse.evaluation.custom_metric import is_custom
 from foldfuse.evaluation.diagnosis import diagnose
 from foldfuse.evaluation.matching import f1_score, ground_truth
 from foldfuse.evaluation.metrics import Metric, get_metric, measure
+from foldfuse.fusion import islands
 from foldfuse.fusion import kernels as fusion
 from foldfuse.fusion.methods import fuse
 from foldfuse.system.compiled import has_kept, keeps_code
 
 COMPILE_SECONDS = 30.0  # that compiling takes on a slow core
 CLOSE_SECONDS = 5.0  # for the process to end, once it is told to
-_LOOPS = (scoring.match, scoring.rank, fusion.greedy, fusion.soft_nms)  # the slow ones to compile
+_LOOPS = (
+    scoring.match,
+    scoring.rank,
+    fusion.greedy,
+    fusion.soft_nms,
+    islands.fuse_islands,
+    stack._fill,
+)  # the slow ones to compile
 
 
 def compile_loops(metric: str) -> None:
@@ -67,16 +76,11 @@ def compile_scoring_loops(metric: str) -> None:
     f1_score(members[0][1], dataset.samples[0].annotations or Annotations.empty())
     for method in METHODS:
         fuse(members, method=method)
-        trials.fuse_and_match(
-            bench,
-            (0, 1),
-            method=method,
-            iou=0.5,
-            score_threshold=0.0,
-            weights=[1.0, 1.0],
-            score_exponents=[1.0, 2.0],
-            threads=1,
-        )
+        candidate = trials.Fusion((0, 1), method, 0.5, 0.0, weights=[1.0, 1.0], score_exponents=[1.0, 2.0])
+        trials.fuse_and_match(bench, candidate, threads=1)
+    fitter = CrossFitter(bench, np.arange(2), threads=1)
+    fitter.add_calibration(0)
+    fitter.stacked(candidate, 0)
 
 
 def are_compiled() -> bool:

@@ -326,8 +326,9 @@ def log_ensemble(report: EnsembleReport, candidates: Mapping[MemberView, Predict
     if not report.num_candidates:
         ledger.log(f"Submitted {best_name} alone: {report.metric.upper()} {report.score:.3f} out-of-fold.")
         return
+    learned = f" ({ensemble.learned})" if ensemble.learned else ""
     ledger.log(
-        f"Submitted {ensemble.method.upper()} at IoU {ensemble.iou:g} of {members}: {metric_label(report.metric)} "
+        f"Submitted {ensemble.method.upper()} at IoU {ensemble.iou:g}{learned} of {members}: {metric_label(report.metric)} "
         f"{report.score:.3f} out-of-fold, where plain WBF of all members has {report.uniform_score:.3f}. {sentence}"
     )
 

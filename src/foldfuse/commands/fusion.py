@@ -163,6 +163,8 @@ def _print_report(report: EnsembleReport, console: Console) -> None:
     settings = f"{chosen.method.upper()}, IoU threshold {chosen.iou:g}"
     if chosen.score_threshold:
         settings += f", score threshold {chosen.score_threshold:g}"
+    if chosen.learned:
+        settings += f", {chosen.learned}"
     at_choice = f"{report.score:.4f} on the images that chose it"
     others = f"the best single member, {name}, has {score:.4f}, and WBF of all members {report.uniform_score:.4f}"
     lines = [f"Best of {report.num_candidates} candidates, {settings}: {at_choice}. There {others}."]

@@ -6,8 +6,9 @@ loads no model, so the predictions may come from any tool.
 
 from __future__ import annotations
 
+import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -16,20 +17,25 @@ import numpy as np
 from foldfuse.data.dataset import Dataset
 from foldfuse.detections import Predictions
 from foldfuse.display import MAX_ROWS, short, table_html, value_html
-from foldfuse.ensemble import custom_search, trials
+from foldfuse.ensemble import cross_fitting, custom_search, trials
 from foldfuse.ensemble import search as ensemble_search
+from foldfuse.ensemble.calibration import Calibration
 from foldfuse.ensemble.custom_search import CustomSpace
 from foldfuse.ensemble.gain import Gain, make_gain
 from foldfuse.ensemble.search import Candidate
+from foldfuse.ensemble.stack import Stack, apply_stack, check_stack
 from foldfuse.errors import InputError, counted
 from foldfuse.evaluation.bootstrap import MIN_SAMPLES, Difference, affordable_samples, difference
 from foldfuse.evaluation.custom_metric import CustomMetric, check_ranks
 from foldfuse.evaluation.matching import check_compatible, ground_truth, require_unlearnt
 from foldfuse.evaluation.metrics import get_metric, measure
 from foldfuse.fusion.methods import Method, fuse
-from foldfuse.system.records import read_record, write_record
+from foldfuse.system.atomic_files import write_text
+from foldfuse.system.records import read_record, to_plain
 
-VERSION = 1  # of ensemble.json
+VERSION = (
+    2  # of ensemble.json; one without calibrations and a stack is written as format 1, which earlier versions read
+)
 
 
 @dataclass(frozen=True, repr=False)
@@ -41,7 +47,9 @@ class Ensemble:
         method: the fusion method.
         iou: boxes match where their IoU is above this.
         score_threshold: boxes with a lower (calibrated) score are left out.
-        score_exponents: {member: exponent that calibrates its scores before fusion}; 1 for a member without an entry.
+        score_exponents: {member: exponent of its scores before fusion}; 1 for a member without an entry.
+        calibrations: {member: the calibration of its scores before the exponent}; none for a member without an entry.
+        stack: the model that scores the fused boxes anew; None where they keep their scores.
     """
 
     weights: Mapping[str, float]
@@ -49,6 +57,23 @@ class Ensemble:
     iou: float = 0.55
     score_threshold: float = 0.0
     score_exponents: Mapping[str, float] = field(default_factory=dict)
+    calibrations: Mapping[str, Calibration] = field(default_factory=dict)
+    stack: Stack | None = None
+
+    @property
+    def learned(self) -> str:
+        """What of it learns from annotations beside the weights, such as "calibrated scores, stacking"; "" for nothing."""
+        parts = {"calibrated scores": bool(self.calibrations), "stacking": self.stack is not None}
+        return ", ".join(part for part, used in parts.items() if used)
+
+    def without(self, names: Collection[str]) -> Ensemble:
+        """The ensemble without some members; the others keep their settings."""
+        return replace(
+            self,
+            weights={name: value for name, value in self.weights.items() if name not in names},
+            score_exponents={name: value for name, value in self.score_exponents.items() if name not in names},
+            calibrations={name: value for name, value in self.calibrations.items() if name not in names},
+        )
 
     def __repr__(self) -> str:
         """Such as "Ensemble(wbf of 3 members: a 0.50, b 0.30, c 0.20; IoU threshold 0.55)"."""
@@ -56,7 +81,8 @@ class Ensemble:
         shown = ", ".join(f"{short(name, 40)} {weight / total:.2f}" for name, weight in most)
         rest = f", … and {len(self.weights) - len(most)} more" if len(self.weights) > len(most) else ""
         members = counted(len(self.weights), "member")
-        return f"Ensemble({self.method} of {members}: {shown}{rest}; IoU threshold {self.iou:g})"
+        settings = "; ".join([f"IoU threshold {self.iou:g}", *([self.learned] if self.learned else [])])
+        return f"Ensemble({self.method} of {members}: {shown}{rest}; {settings})"
 
     def _repr_html_(self) -> str:
         """What a notebook shows: the members with their shares of the weight."""
@@ -76,11 +102,17 @@ class Ensemble:
         """
         weights = {part: w / len(parts[name]) for name, w in self.weights.items() for part in parts[name]}
         exponents = {part: value for name, value in self.score_exponents.items() for part in parts[name]}
-        return replace(self, weights=weights, score_exponents=exponents)
+        calibrations = {part: value for name, value in self.calibrations.items() for part in parts[name]}
+        voters = {part: name for name in self.weights for part in parts[name] if part != name}
+        stack = None if self.stack is None else replace(self.stack, voters=voters)
+        return replace(self, weights=weights, score_exponents=exponents, calibrations=calibrations, stack=stack)
 
     def write(self, path: Path) -> None:
         """Write as a small JSON file."""
-        write_record(path, self, version=VERSION)
+        plain = to_plain(self, version=VERSION if self.learned else 1)
+        if not self.learned:
+            del plain["calibrations"], plain["stack"]
+        write_text(path, json.dumps(plain, indent=1, allow_nan=False) + "\n")
 
 
 def read_ensemble(path: Path) -> Ensemble:
@@ -93,10 +125,14 @@ def read_ensemble(path: Path) -> Ensemble:
     ensemble = read_record(path, Ensemble, version=VERSION, what="an ensemble", hint=hint)
     if not ensemble.weights:
         raise InputError(f"{path}: has no member. An ensemble has at least one.")
-    for what, values in (("weight", ensemble.weights), ("score exponent", ensemble.score_exponents)):
+    slopes = {name: calibration.slope for name, calibration in ensemble.calibrations.items()}
+    numbers = ("weight", ensemble.weights), ("score exponent", ensemble.score_exponents), ("calibration slope", slopes)
+    for what, values in numbers:
         for name, value in values.items():
             if not 0 < value < float("inf"):
                 raise InputError(f"{path}: member {name!r} has the {what} {value}, expected a number above 0.")
+    if ensemble.stack is not None:
+        check_stack(ensemble.stack, path)
     return ensemble
 
 
@@ -114,18 +150,19 @@ def apply_ensemble(ensemble: Ensemble, members: Mapping[str, Predictions]) -> Pr
         )
     if len(ensemble.weights) == 1:
         return members[next(iter(ensemble.weights))]
-    parts = [_calibrated(members[name], ensemble.score_exponents.get(name, 1.0)) for name in ensemble.weights]
-    return fuse(
-        parts,
-        method=ensemble.method,
-        iou=ensemble.iou,
-        score_threshold=ensemble.score_threshold,
-        weights=list(ensemble.weights.values()),
-    )
+    parts = [_calibrated(members[name], ensemble, name) for name in ensemble.weights]
+    weights, iou, score_threshold = list(ensemble.weights.values()), ensemble.iou, ensemble.score_threshold
+    fused = fuse(parts, method=ensemble.method, iou=iou, score_threshold=score_threshold, weights=weights)
+    if ensemble.stack is None:
+        return fused
+    named = dict(zip(ensemble.weights, parts, strict=True))
+    return apply_stack(ensemble.stack, fused, named, weights, iou=iou, score_threshold=score_threshold)
 
 
-def _calibrated(member: Predictions, exponent: float) -> Predictions:
-    return replace(member, scores=trials.calibrated(member.scores, exponent))
+def _calibrated(member: Predictions, ensemble: Ensemble, name: str) -> Predictions:
+    calibration, scores = ensemble.calibrations.get(name), member.scores
+    scores = scores if calibration is None else calibration.apply(scores)
+    return replace(member, scores=trials.calibrated(scores, ensemble.score_exponents.get(name, 1.0)))
 
 
 @dataclass(frozen=True)
@@ -238,7 +275,12 @@ def build_ensemble(
     num_images = len(truth.image_ids)
     fold_of = np.random.default_rng(seed).permutation(num_images) % min(folds, num_images)
     space = ensemble_search.SearchSpace(
-        trials.make_bench(list(members.values()), truth, matched_for), fold_of, threads, clock, seed
+        trials.make_bench(list(members.values()), truth, matched_for),
+        fold_of,
+        threads,
+        clock,
+        seed,
+        learns=num_images > 1 and matched_for is chosen_metric,
     )
 
     start = clock()
@@ -255,19 +297,30 @@ def build_ensemble(
         single = space.measure(space.single(names.index(leader)))
         interval = difference(nested_metric, single, num_images=num_images, seed=seed)
     best = ensemble_search.without_useless_members(space, best)
+    ensemble, score = _ensemble(best, names), space.score(best)
+    if best.is_learned:
+        ensemble = _with_models(ensemble, space, best, names)
+        score = measure(apply_ensemble(ensemble, members), dataset, metric=metric)
+    gains = _leave_one_out_gains(
+        best, ensemble, lambda one: measure(apply_ensemble(one, members), dataset, metric=metric), space.score
+    )
+    total = sum(ensemble.weights.values())
     return EnsembleReport(
-        ensemble=_ensemble(best, names),
+        ensemble=ensemble,
         metric=metric,
-        score=space.score(best),
+        score=score,
         nested_score=nested,
         interval=interval,
         best_single=(leader, singles[leader]),
         uniform_score=space.score(space.uniform()),
         table=(
-            *_member_scores(space, best, names, singles),
+            *sorted(
+                (MemberScore(n, singles[n], ensemble.weights.get(n, 0.0) / total, gains.get(n)) for n in names),
+                key=_falling,
+            ),
             *(MemberScore(name, measure(p, dataset, metric=metric), 0.0, None) for name, p in empty.items()),
         ),
-        num_candidates=len(space.cache),
+        num_candidates=space.num_candidates,
     )
 
 
@@ -323,13 +376,25 @@ def _ensemble(candidate: Candidate, names: Sequence[str]) -> Ensemble:
     return Ensemble(weights, candidate.method, candidate.iou, candidate.score_threshold, exponents)
 
 
-def _member_scores(
-    space: ensemble_search.SearchSpace, best: Candidate, names: Sequence[str], singles: Mapping[str, float]
-) -> tuple[MemberScore, ...]:
-    total = sum(best.weights)
-    rows = []
-    for i, name in enumerate(names):
-        others = len(best.members) > 1 and i in best.members
-        gain = space.score(best) - space.score(best.with_weight(i, 0.0)) if others else None
-        rows.append(MemberScore(name, singles[name], best.weights[i] / total, gain))
-    return tuple(sorted(rows, key=_falling))
+def _with_models(
+    ensemble: Ensemble, space: ensemble_search.SearchSpace, best: Candidate, names: Sequence[str]
+) -> Ensemble:
+    """The ensemble with the models of a learned candidate, fitted on all images."""
+    found = {names[i]: space.fitter.calibration(i, frozenset()) for i in best.members if best.calibrated}
+    final = space.fusion(best.canonical, cross_fitting.FINAL)
+    return replace(ensemble, calibrations=found, stack=space.fitter.final_stack(final) if best.stacked else None)
+
+
+def _leave_one_out_gains(
+    best: Candidate, ensemble: Ensemble, value: Callable[[Ensemble], float], score: Callable[[Candidate], float]
+) -> dict[str, float]:
+    """{chosen member: the score - the score without it}; models stay as they are. Empty for an ensemble of one member."""
+    if len(best.members) == 1:
+        return {}
+    if best.is_learned:
+        whole = value(ensemble)
+        return {name: whole - value(ensemble.without([name])) for name in ensemble.weights}
+    return {
+        name: score(best) - score(best.with_weight(i, 0.0))
+        for i, name in zip(best.members, ensemble.weights, strict=True)
+    }

@@ -22,6 +22,7 @@ import numpy as np
 
 from foldfuse.detections import Array
 from foldfuse.ensemble import trials
+from foldfuse.ensemble.cross_fitting import CrossFitter
 from foldfuse.evaluation.matching import Matches
 from foldfuse.evaluation.metrics import ResampledMetric
 from foldfuse.fusion.methods import Method
@@ -30,6 +31,9 @@ ALL = 0  # column of `SearchSpace.cache`: all images; column k + 1 leaves out fo
 RESAMPLES = 30  # each leaves out one fold in turn; at least two a fold
 MIN_GAIN = 5e-4  # of a change
 MIN_STANDARD_ERRORS = 1.0  # of the gain of a changed setting
+STACK_STANDARD_ERRORS = (
+    0.0  # of the gain of stacking, whose trial is cross-fitted: its chance gains are as often losses
+)
 MAX_VOTES = 12.0  # sum of the weights in forward selection; with many members, twice their number
 MIN_WEIGHT = 0.05  # as a fraction of the greatest weight; a member with less is dropped
 SAME_SCORE = 1e-12  # two scores that differ by no more are equal but for rounding
@@ -42,13 +46,23 @@ EXPONENTS = (0.25, 4.0)  # least and greatest
 
 @dataclass(frozen=True)
 class Candidate:
-    """Weights and score exponents of all M members (0 and 1 for a member that is not chosen), and the fusion settings."""
+    """Weights and score exponents of all M members (0 and 1 for a member that is not chosen), and the fusion settings.
+
+    `calibrated` candidates calibrate each member's scores before the exponents, and `stacked` ones score the fused boxes anew.
+    """
 
     weights: tuple[float, ...]
     score_exponents: tuple[float, ...]
     method: Method = "wbf"
     iou: float = 0.55
     score_threshold: float = 0.0
+    calibrated: bool = False
+    stacked: bool = False
+
+    @property
+    def is_learned(self) -> bool:
+        """Whether models that learn from annotations change its scores."""
+        return self.calibrated or self.stacked
 
     @property
     def members(self) -> tuple[int, ...]:
@@ -85,7 +99,10 @@ class SearchSpace:
         threads: number of threads of the fusion; None for one per core.
         clock: seconds, from any start.
         seed: the random seed of the resamples.
-        cache: {canonical candidate: (K + 1 + D,) its scores on all images, without each fold, and on each resample}.
+        learns: whether learned candidates are tried; they need two folds.
+        cache: {(canonical candidate, variant): (K + 1 + D,) its scores on all images, without each fold, and on each resample}.
+            The models of a learned candidate differ by variant (see `cross_fitting`): variant 0 holds the columns for choices on
+            all images, variant k + 1 those for choices without fold k. Other candidates have variant 0 alone.
     """
 
     bench: trials.Bench
@@ -93,11 +110,22 @@ class SearchSpace:
     threads: int | None
     clock: Callable[[], float]
     seed: int = 0
-    cache: dict[Candidate, Array] = field(default_factory=dict)
+    learns: bool = False
+    cache: dict[tuple[Candidate, int], Array] = field(default_factory=dict)
 
     @property
     def num_members(self) -> int:
         return len(self.bench.members)
+
+    @property
+    def num_candidates(self) -> int:
+        """Number of candidates that were scored."""
+        return len({candidate for candidate, _ in self.cache})
+
+    @cached_property
+    def fitter(self) -> CrossFitter:
+        """Fits the models of learned candidates."""
+        return CrossFitter(self.bench, self.fold_of, self.threads)
 
     @property
     def num_folds(self) -> int:
@@ -132,40 +160,59 @@ class SearchSpace:
         """WBF of all members with equal weights."""
         return Candidate((1.0,) * self.num_members, (1.0,) * self.num_members)
 
-    def matches(self, candidate: Candidate) -> Matches:
-        """The matches of the candidate's fused predictions."""
+    def variant(self, candidate: Candidate, column: int) -> int:
+        """The variant of a candidate for choices on a column."""
+        return column if candidate.is_learned and column <= self.num_folds else 0
+
+    def fusion(self, candidate: Candidate, variant: int) -> trials.Fusion:
+        """How the candidate fuses its members."""
+        if candidate.calibrated:
+            self.fitter.add_calibration(variant)
         chosen = candidate.members
-        if len(chosen) == 1:
-            return trials.match_single(self.bench, chosen[0])
-        return trials.fuse_and_match(
-            self.bench,
+        return trials.Fusion(
             chosen,
             method=candidate.method,
             iou=candidate.iou,
             score_threshold=candidate.score_threshold,
             weights=[candidate.weights[i] for i in chosen],
             score_exponents=[candidate.score_exponents[i] for i in chosen],
-            threads=self.threads,
+            calibration=variant if candidate.calibrated else None,
         )
 
-    def measure(self, candidate: Candidate) -> ResampledMetric:
-        """The candidate's metric on any resample of the images."""
-        return self.bench.metric.prepare(self.matches(candidate))
+    def matches(self, candidate: Candidate, variant: int = 0) -> Matches:
+        """The matches of the candidate's fused predictions, in a variant where it is a learned one."""
+        if len(candidate.members) == 1:
+            return trials.match_single(self.bench, candidate.members[0])
+        fusion = self.fusion(candidate, variant)
+        if candidate.stacked:
+            return self.fitter.stacked(fusion, variant)
+        return trials.fuse_and_match(self.bench, fusion, threads=self.threads)
 
-    def values(self, candidate: Candidate) -> Array:
-        """(K + 1 + D,) the candidate's scores, as in `cache`."""
+    def measure(self, candidate: Candidate, variant: int = 0) -> ResampledMetric:
+        """The candidate's metric on any resample of the images."""
+        return self.bench.metric.prepare(self.matches(candidate, variant))
+
+    def known(self, candidate: Candidate, column: int) -> bool:
+        """Whether the candidate's score on a column is known."""
         key = candidate.canonical
-        if key not in self.cache:
-            self.cache[key] = self.measure(key)(self.image_counts)
-        return self.cache[key]
+        return (key, self.variant(key, column)) in self.cache
+
+    def values(self, candidate: Candidate, column: int = ALL) -> Array:
+        """(K + 1 + D,) the candidate's scores for choices on a column, as in `cache`."""
+        key = candidate.canonical
+        variant = self.variant(key, column)
+        if (key, variant) not in self.cache:
+            self.cache[key, variant] = self.measure(key, variant)(self.image_counts)
+        return self.cache[key, variant]
 
     def score(self, candidate: Candidate, column: int = ALL) -> float:
         """The candidate's score on all images, without fold `column` - 1, or on a resample."""
-        return float(self.values(candidate)[column])
+        return float(self.values(candidate, column)[column])
 
     def standard_error(self, candidate: Candidate, other: Candidate, column: int) -> float:
         """The standard error of the difference of two candidates, over the resamples."""
-        return float((self.values(candidate) - self.values(other))[self.resamples(column)].std())
+        difference = self.values(candidate, column) - self.values(other, column)
+        return float(difference[self.resamples(column)].std())
 
 
 def search(space: SearchSpace, column: int = ALL, *, until: float) -> Candidate:
@@ -175,9 +222,11 @@ def search(space: SearchSpace, column: int = ALL, *, until: float) -> Candidate:
     """
     start = space.clock()
     selected = bagged_selection(space, column, until=start + (until - start) / 2)
-    settings = (other_methods, other_ious, other_exponents, other_score_thresholds)
-    chosen = hill_climb(space, selected, settings, column, until=until, min_standard_errors=MIN_STANDARD_ERRORS)
-    return max([chosen, *_plain(space)], key=lambda c: space.score(c, column))
+    for moves, share in SETTINGS if space.learns else (PLAIN_SETTINGS,):
+        now = space.clock()
+        end = now + share * (until - now)
+        selected = hill_climb(space, selected, moves, column, until=end, min_standard_errors=MIN_STANDARD_ERRORS)
+    return max([selected, *_plain(space)], key=lambda c: space.score(c, column))
 
 
 def without_useless_members(space: SearchSpace, candidate: Candidate) -> Candidate:
@@ -185,12 +234,13 @@ def without_useless_members(space: SearchSpace, candidate: Candidate) -> Candida
 
     Members with the least weight go first. Forward selection keeps such a member, since dropping it gains nothing.
     """
+    plain = replace(candidate, stacked=False)  # quick, and a member without a vote has no part in stacking either
     for member in sorted(candidate.members, key=lambda i: candidate.weights[i]):
-        if len(candidate.members) > 1:
-            without = candidate.with_weight(member, 0.0)
-            if np.abs(space.values(without) - space.values(candidate)).max() <= SAME_SCORE:
-                candidate = without
-    return candidate
+        if len(plain.members) > 1:
+            without = plain.with_weight(member, 0.0)
+            if np.abs(space.values(without) - space.values(plain)).max() <= SAME_SCORE:
+                plain = without
+    return replace(plain, stacked=candidate.stacked and len(plain.members) > 1)
 
 
 def bagged_selection(space: SearchSpace, column: int, *, until: float) -> Candidate:
@@ -231,7 +281,7 @@ def hill_climb(
     def better(current: Candidate, candidates: Iterator[Candidate]) -> Candidate:
         best, best_gain = current, 0.0
         for candidate in candidates:
-            if candidate.canonical in space.cache or space.clock() < until:
+            if space.known(candidate, column) or space.clock() < until:
                 gain = space.score(candidate, column) - space.score(current, column)
                 if gain <= max(best_gain, MIN_GAIN):
                     continue
@@ -260,7 +310,8 @@ def nested(space: SearchSpace, reference: Candidate, *, until: float) -> Resampl
     for fold in range(space.num_folds):
         now = space.clock()
         candidate = search(space, fold + 1, until=now + (until - now) / (space.num_folds - fold))
-        matches = space.matches(candidate.canonical)
+        candidate = candidate.canonical
+        matches = space.matches(candidate, space.variant(candidate, fold + 1))
         held_out = space.fold_of[matches.image] == fold
         scores = at_same_rank(matches.scores, scale)[held_out]
         parts.append((matches.image[held_out], matches.labels[held_out], scores, matches.status[held_out]))
@@ -315,3 +366,22 @@ def other_exponents(candidate: Candidate) -> Iterator[Candidate]:
         for factor in EXPONENT_FACTORS:
             if low <= candidate.score_exponents[i] * factor <= high:
                 yield candidate.with_exponent(i, candidate.score_exponents[i] * factor)
+
+
+def calibration(candidate: Candidate) -> Iterator[Candidate]:
+    """The candidate with calibrated scores, or without."""
+    yield replace(candidate, calibrated=not candidate.calibrated)
+
+
+def stacking(candidate: Candidate) -> Iterator[Candidate]:
+    """The candidate with a stacking model on its own and on calibrated scores."""
+    if not candidate.stacked:
+        yield replace(candidate, stacked=True)
+        yield replace(candidate, stacked=True, calibrated=not candidate.calibrated)
+
+
+Moves = tuple[Callable[[Candidate], Iterator[Candidate]], ...]
+# Moves, and the share of the time that is left for them. A stacked candidate takes several times as long as another one, so that
+# stacking comes last, and is tried even where the other moves take all of their time.
+PLAIN_SETTINGS: tuple[Moves, float] = (other_methods, other_ious, other_exponents, other_score_thresholds), 1.0
+SETTINGS: tuple[tuple[Moves, float], ...] = (((calibration, *PLAIN_SETTINGS[0]), 0.8), ((stacking,), 1.0))

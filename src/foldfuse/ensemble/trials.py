@@ -7,7 +7,7 @@ last match.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -16,37 +16,37 @@ from foldfuse.detections import Array, Predictions
 from foldfuse.evaluation import kernels as matching_kernels
 from foldfuse.evaluation.matching import GroundTruth, Matches, match_predictions
 from foldfuse.evaluation.metrics import Metric
-from foldfuse.fusion import methods
+from foldfuse.fusion import kernels, methods
 from foldfuse.fusion.islands import Islands, make_islands
 from foldfuse.fusion.methods import Method
 
 
 @dataclass(eq=False)
 class ScorePool:
-    """The scores of each member as they are and calibrated, one array after another; a trial copies none of them.
+    """The scores of each member, as they are and calibrated, one array after another; a trial copies none of them.
 
     Attributes:
-        own: the scores of each member, in the order of its boxes in the islands.
+        own: {calibration: the scores of each member, in the order of its boxes in the islands}; None is no calibration.
         values: all arrays so far.
-        first: {(member, exponent): where its array begins in `values`}.
+        first: {(calibration, member, exponent): where its array begins in `values`}.
     """
 
-    own: Sequence[Array]
+    own: dict[int | None, Sequence[Array]]
     values: Array = field(default_factory=lambda: np.empty(0))
-    first: dict[tuple[int, float], int] = field(default_factory=dict)
+    first: dict[tuple[int | None, int, float], int] = field(default_factory=dict)
 
-    def add(self, members: Sequence[int], exponents: Sequence[float]) -> Array:
-        """(M,) where the scores of these members begin in `values`, raised to their exponents; of the others 0."""
-        wanted = list(zip(members, exponents, strict=True))
+    def add(self, members: Sequence[int], exponents: Sequence[float], calibration: int | None = None) -> Array:
+        """(M,) where the scores of these members begin in `values`, calibrated and raised to their exponents; else 0."""
         parts = [self.values]
-        for member, exponent in wanted:
-            if (member, exponent) not in self.first:
-                self.first[member, exponent] = sum(map(len, parts))
-                parts.append(calibrated(self.own[member], exponent))
+        first = np.zeros(len(self.own[None]), np.int64)
+        for member, exponent in zip(members, exponents, strict=True):
+            key = calibration, member, exponent
+            if key not in self.first:
+                self.first[key] = sum(map(len, parts))
+                parts.append(calibrated(self.own[calibration][member], exponent))
+            first[member] = self.first[key]
         if len(parts) > 1:
             self.values = np.concatenate(parts)
-        first = np.zeros(len(self.own), np.int64)
-        first[list(members)] = [self.first[pair] for pair in wanted]
         return first
 
 
@@ -82,7 +82,7 @@ def make_bench(members: Sequence[Predictions], truth: GroundTruth, metric: Metri
         num_classes=truth.num_classes,
     )
     own = [m.scores.astype(np.float64)[islands.rows[islands.members == i] - spans[i]] for i, m in enumerate(ordered)]
-    return Bench(ordered, truth, metric, islands, ScorePool(own))
+    return Bench(ordered, truth, metric, islands, ScorePool({None: own}))
 
 
 def calibrated(scores: Array, exponent: float) -> Array:
@@ -96,40 +96,44 @@ def match_single(bench: Bench, member: int) -> Matches:
     return match_predictions(bench.members[member], bench.truth, ious=metric.ious, max_detections=metric.max_detections)
 
 
-def fuse_and_match(
-    bench: Bench,
-    chosen: Sequence[int],
-    *,
-    method: Method,
-    iou: float,
-    score_threshold: float,
-    weights: Sequence[float],
-    score_exponents: Sequence[float],
-    threads: int | None = None,
-) -> Matches:
-    """The matches of the chosen members when fused.
+@dataclass(frozen=True)
+class Fusion:
+    """How a candidate fuses its members.
 
-    Args:
-        bench: all members.
+    Attributes:
         chosen: indices of the members to fuse.
         method, iou, score_threshold, weights: as for `fuse`.
         score_exponents: the score exponent of each chosen member, see `calibrated`.
-        threads: number of threads that share the images; None for one per core.
+        calibration: the calibration of the scores, as `ScorePool.own` knows it.
     """
+
+    chosen: Sequence[int]
+    method: Method
+    iou: float
+    score_threshold: float
+    weights: Sequence[float]
+    score_exponents: Sequence[float]
+    calibration: int | None = None
+
+    def shares(self, num_members: int) -> Array:
+        """(M,) the weights of all members, relative to the greatest."""
+        shares = np.zeros(num_members)
+        shares[list(self.chosen)] = np.array(self.weights, np.float64) / max(self.weights)
+        return shares
+
+
+def fuse_and_match(bench: Bench, fusion: Fusion, *, threads: int | None = None) -> Matches:
+    """The matches of members when fused; `threads` share the images, None for one per core."""
     islands, truth, ious = bench.islands, bench.truth, np.array(bench.metric.ious)
-    first = bench.scores.add(chosen, score_exponents)
-    scores = bench.scores.values
-    shares = np.zeros(islands.num_members)
-    shares[list(chosen)] = np.array(weights, np.float64) / max(weights)
-    starts = islands.image_rows[:-1]
     rows_of = np.diff(islands.image_rows)
+    starts = islands.image_rows[:-1]
     status = np.empty((int(rows_of.sum()), len(ious)), np.int8)
     matched = np.full((len(ious), len(truth.boxes)), -1)
-    fuse_images = methods.island_fuser(method, iou=iou, score_threshold=score_threshold)
     buffers = methods.make_buffers(rows_of)
+    fuse_images = _fuser(bench, fusion, buffers)
 
     def work(images: tuple[int, int]) -> None:
-        fuse_images(islands, scores, first, images, shares, buffers)
+        fuse_images(images)
         matching_kernels.to_xywh(buffers.boxes, starts, buffers.counts, images)
         matching_kernels.match(
             buffers.boxes,
@@ -150,3 +154,23 @@ def fuse_and_match(
     image = np.repeat(np.arange(len(counts)), counts)
     kept = np.arange(len(image)) + np.repeat(starts - (np.cumsum(counts) - counts), counts)
     return Matches(truth, image, buffers.labels[kept], buffers.scores[kept], status[kept])
+
+
+def fuse_members(bench: Bench, fusion: Fusion, *, threads: int | None = None) -> Predictions:
+    """The members fused, with the images in the order of the truth; as `fuse` without its checks."""
+    rows_of = np.diff(bench.islands.image_rows)
+    buffers = methods.make_buffers(rows_of)
+    methods.share_images(_fuser(bench, fusion, buffers), rows_of, threads)
+    boxes, scores, labels = kernels.compact(buffers.boxes, buffers.scores, buffers.labels, rows_of, buffers.counts)
+    offsets = np.concatenate([[0], np.cumsum(buffers.counts)]).astype(np.int64)
+    return Predictions(
+        bench.truth.image_ids, offsets, boxes.astype(np.float32), scores, labels, bench.members[0].classes
+    )
+
+
+def _fuser(bench: Bench, fusion: Fusion, buffers: methods.Buffers) -> Callable[[tuple[int, int]], None]:
+    """The function that fuses a range of images into the buffers."""
+    first = bench.scores.add(fusion.chosen, fusion.score_exponents, fusion.calibration)
+    scores, shares = bench.scores.values, fusion.shares(bench.islands.num_members)
+    fuse_images = methods.island_fuser(fusion.method, iou=fusion.iou, score_threshold=fusion.score_threshold)
+    return lambda images: fuse_images(bench.islands, scores, first, images, shares, buffers)

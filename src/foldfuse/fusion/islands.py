@@ -13,6 +13,7 @@ Shapes: N rows (boxes) of M members, I images, S islands.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -71,6 +72,21 @@ class Islands:
     labels: Array
     images: Array
     num_members: int
+
+    @cached_property
+    def rectangles(self) -> Array:
+        """(S, 4) float32, the rectangle around the boxes of each island."""
+        if not len(self.labels):
+            return np.zeros((0, 4), np.float32)
+        starts = self.begin[:-1]
+        corners = np.minimum.reduceat(self.boxes[:, :2], starts), np.maximum.reduceat(self.boxes[:, 2:], starts)
+        return np.concatenate(corners, 1)
+
+    def by_member(self, scores: Array) -> tuple[Array, Array]:
+        """The scores of the members' concatenated rows as the fusion takes them: `scores` and `first` of `fuse_islands`."""
+        order = np.argsort(self.members, kind="stable")
+        lengths = np.bincount(self.members, minlength=self.num_members)
+        return scores[self.rows[order]], np.cumsum(lengths) - lengths
 
     @property
     def image_rows(self) -> Array:

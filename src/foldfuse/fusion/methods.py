@@ -261,16 +261,11 @@ def _fuse(
     """The members fused: checks them, concatenates their rows, fuses each image and gathers the results."""
     if threads is not None and threads < 1:
         raise InputError(f"threads is {threads}, and must be 1 or more; None takes one per core.")
-    shares = _normalized(weights, len(members))
-    begin, end = _rows(members)
-    classes = members[0].classes
-    boxes = np.concatenate([m.boxes for m in members], dtype=np.float32)
-    scores = np.concatenate([m.scores for m in members], dtype=np.float64)
-    labels = np.concatenate([m.labels for m in members], dtype=np.int64)
-    _check_rows(members, boxes, scores, labels)
+    shares = normalized(weights, len(members))
+    rows = concatenated(members)
+    classes, (_, _, _, begin, end) = members[0].classes, rows
     rows_of = (end - begin).sum(0)
     buffers = make_buffers(rows_of)
-    rows = boxes, scores, labels, begin, end
     share_images(lambda images: fuse_images(rows, images, shares, len(classes), buffers), rows_of, threads)
     boxes, scores, labels = kernels.compact(buffers.boxes, buffers.scores, buffers.labels, rows_of, buffers.counts)
     offsets = np.concatenate([[0], np.cumsum(buffers.counts)]).astype(np.int64)
@@ -278,7 +273,21 @@ def _fuse(
     return Predictions(members[0].image_ids, offsets, boxes.astype(np.float32), scores, labels, classes, learnt_ids)
 
 
-def _normalized(weights: Sequence[float] | None, num_members: int) -> Array:
+def concatenated(members: Sequence[Predictions]) -> tuple[Array, Array, Array, Array, Array]:
+    """Boxes (N, 4) float32, scores and labels (N,) of all members, and begin and end (M, I) of each member on each image.
+
+    Raises:
+        InputError: members differ in images or classes, or hold a broken box.
+    """
+    begin, end = _rows(members)
+    boxes = np.concatenate([m.boxes for m in members], dtype=np.float32)
+    scores = np.concatenate([m.scores for m in members], dtype=np.float64)
+    labels = np.concatenate([m.labels for m in members], dtype=np.int64)
+    _check_rows(members, boxes, scores, labels)
+    return boxes, scores, labels, begin, end
+
+
+def normalized(weights: Sequence[float] | None, num_members: int) -> Array:
     """(M,) float64, each weight divided by the greatest."""
     if num_members == 0:
         raise InputError("there is nothing to fuse: expected the predictions of at least one member.")

@@ -87,11 +87,9 @@ def _key(name: str, path: Path) -> MemberView:
 
 def _without(ensemble: Ensemble, names: list[str]) -> Ensemble:
     """An ensemble without some members; the weights of the others have the same sum as all had."""
-    kept = {name: weight for name, weight in ensemble.weights.items() if name not in names}
-    factor = sum(ensemble.weights.values()) / sum(kept.values())
-    exponents = {name: value for name, value in ensemble.score_exponents.items() if name in kept}
-    weights = {name: weight * factor for name, weight in kept.items()} if names else kept
-    return replace(ensemble, weights=weights, score_exponents=exponents)
+    kept = ensemble.without(names)
+    factor = sum(ensemble.weights.values()) / sum(kept.weights.values()) if names else 1.0
+    return replace(kept, weights={name: weight * factor for name, weight in kept.weights.items()})
 
 
 def _parts(folder: Path, number: int, keys: Mapping[str, MemberView]) -> list[Part]:

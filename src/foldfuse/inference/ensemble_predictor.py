@@ -84,7 +84,8 @@ class EnsemblePredictor(Predictor):
         networks = counted(len(self.runs), "network")
         views = counted(sum(len(part.views) for part in self.parts), "view")
         rescoring = ", crop rescoring" if self.rescorer is not None else ""
-        return f"{self.noun} of {networks} in {views} by {self.ensemble.method.upper()}{rescoring}"
+        learned = f", {self.ensemble.learned}" if self.ensemble.learned else ""
+        return f"{self.noun} of {networks} in {views} by {self.ensemble.method.upper()}{learned}{rescoring}"
 
     @property
     def runs(self) -> tuple[Run, ...]:

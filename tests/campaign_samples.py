@@ -21,6 +21,7 @@ from foldfuse.campaign.planning.allocation import (
     view_cost,
 )
 from foldfuse.campaign.planning.segments import base_runs
+from foldfuse.campaign.planning.soups import ready_soups
 from foldfuse.campaign.planning.state import CampaignState, Segment
 from foldfuse.campaign.task import Task
 from foldfuse.data.dataset import Dataset
@@ -102,6 +103,11 @@ def simulate(
         others = tuple(other for other in state.segments if other.name != segment.name)
         elapsed = state.elapsed + seconds - trained + overhead + predicting
         state = replace(state, elapsed=elapsed, segments=(*others, record))
+        for soup, _ in ready_soups(state).values():
+            seconds_each = image_seconds(soup.recipe)
+            seconds = overhead + seconds_each * (state.num_val * view_cost(state) + state.num_test)
+            record = record_of(soup, state, 0.0, result={"image_seconds": seconds_each})
+            state = replace(state, elapsed=state.elapsed + seconds, segments=(*state.segments, record))
         decisions.append(decision)
     late = pending_view_seconds(state) + search_seconds(state.deadline) + rescoring_seconds(state)
     return replace(state, elapsed=state.elapsed + late), decisions

@@ -10,20 +10,35 @@ from pathlib import Path
 import pytest
 
 from campaign_samples import FakeWorkers, noisy
-from foldfuse.campaign import constants, runner, submissions
+from foldfuse.campaign import constants, new_members, runner, soups, submissions
 from foldfuse.campaign.affordable import ensemble_views
+from foldfuse.campaign.execution.jobs import HeldOutPredictions
+from foldfuse.campaign.planning.state import CampaignState
 from foldfuse.campaign.submissions import MemberPredictions
 from foldfuse.campaign.task import Task
+from foldfuse.data.dataset import Dataset
 from foldfuse.data.readers.coco import read
 from foldfuse.detections import Predictions
 from foldfuse.ensemble.ensemble import Ensemble
 from foldfuse.ensemble.member_views import MemberView
-from foldfuse.recipes import load_recipe
+from foldfuse.recipes import Recipe, load_recipe
 from foldfuse.storage import ledger as ledgers
 from foldfuse.storage.ledger import Ledger
+from foldfuse.storage.recipe_file import write_recipe
+from foldfuse.storage.run import Run, RunMetadata
+from foldfuse.system.records import from_plain
 from learning_samples import write_dataset
 
 DEADLINE = 100.0
+
+
+def predict_soup(run: Run, val: Dataset, state: CampaignState, *, device: str) -> HeldOutPredictions:
+    """The predictions of a soup, which the fake workers do not make."""
+    run.write_metadata(RunMetadata(steps=7, seconds=0.0))
+    record = state.record(run.folder.name)
+    assert record is not None
+    write_recipe(from_plain(record.recipe, Recipe, where="", what=""), run.folder / "recipe.json")
+    return HeldOutPredictions({constants.PLAIN_VIEW: noisy(val, 99)}, image_seconds=0.001)
 
 
 @pytest.fixture
@@ -36,6 +51,8 @@ def workers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeWor
     task = Task(train, val, truth.without_annotations(), frozenset(), recipes, (), 0, 3)
     (tmp_path / "out").mkdir()
     monkeypatch.setattr(runner, "refresh_report", lambda ledger: None)
+    monkeypatch.setattr(soups, "_write", lambda ledger, name, recipe, names: None)
+    monkeypatch.setattr(new_members, "predict_held_out", predict_soup)
 
     def predict_test_images(
         ensemble: Ensemble,

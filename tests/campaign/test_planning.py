@@ -141,7 +141,8 @@ def test_many_images_are_predicted_in_fewer_views_and_time_is_reserved_for_them(
 
 
 def test_tiles_are_views_where_images_are_large_and_objects_small_and_cost_their_pixels():
-    few, tiled = campaign_state(num_val=50, num_test=0), campaign_state(num_val=50, num_test=0, tiles=True)
+    few = campaign_state(num_val=50, num_test=0, soups=False)
+    tiled = replace(few, tiles=True)
     assert [str(view) for view in affordable_views(tiled)] == ["1", "1+hflip", "1+tiles2x2"]
     assert (view_cost(few), view_cost(tiled)) == (3.5625, 6)
     assert [str(view) for view in affordable_views(replace(tiled, max_views=2))] == ["1", "1+hflip"]

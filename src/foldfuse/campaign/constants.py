@@ -44,6 +44,7 @@ MIN_PROMOTED = 2  # base runs that may be promoted, however few there are
 MIN_COOLDOWNS, MAX_COOLDOWNS = 2, 4  # cooldown runs of one base or extended run
 MIN_COOLDOWN_SECONDS = 480.0  # of training: with less for each there are only MIN_COOLDOWNS
 COOLDOWN_MOSAIC_END = 0.4  # share of a cooldown run after which it sees whole images, as at test time
+MIN_SOUP_DEADLINE = 300.0  # seconds: below, the predictions of a soup cost more training than it is worth
 MIN_SEGMENT_SECONDS = 5.0  # of training: a segment with less is not started
 FOLD_COUNTS = (1, 2, 3, 5)  # of folds that are trained
 MIN_FOLD_STEPS = 1200  # of training, of all segments of one fold: with fewer, more steps gain more than another fold

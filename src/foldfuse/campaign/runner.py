@@ -9,15 +9,15 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import replace
 from datetime import UTC, datetime
-from typing import Any
 
 from foldfuse.campaign import constants as c
 from foldfuse.campaign.compiling import CompilingProcess, compile_by_clock
 from foldfuse.campaign.current_state import campaign_state
-from foldfuse.campaign.execution.jobs import HeldOutPredictions, predict_held_out
+from foldfuse.campaign.execution.jobs import HeldOutPredictions
 from foldfuse.campaign.execution.workers import SegmentJob, SegmentResult, WorkerLost, Workers
 from foldfuse.campaign.extra_views import spend_on_views
-from foldfuse.campaign.pace import CoreUse, settle_threads
+from foldfuse.campaign.new_members import add_member
+from foldfuse.campaign.pace import CoreUse
 from foldfuse.campaign.planning.allocation import (
     Plan,
     Strategy,
@@ -32,14 +32,14 @@ from foldfuse.campaign.planning.segments import base_runs, largest_image_size, p
 from foldfuse.campaign.planning.slack import last_search_seconds
 from foldfuse.campaign.planning.state import CampaignState, Segment
 from foldfuse.campaign.rescoring import measure_crops, rescore_submission
+from foldfuse.campaign.soups import make_soups
 from foldfuse.campaign.submissions import MemberPredictions, load_predictions, publish, refresh_report, submit_best
-from foldfuse.campaign.task import VAL, Task, predictions_path
+from foldfuse.campaign.task import Task
 from foldfuse.data.dataset import Dataset
 from foldfuse.ensemble.member_views import MemberView
 from foldfuse.ensemble.pseudo_labels import confident_predictions, pseudo_labeled
 from foldfuse.ensemble.ranking import promoted, rank_by_ensemble_gain
 from foldfuse.errors import InputError, counted
-from foldfuse.evaluation.coco import score_predictions
 from foldfuse.evaluation.custom_metric import metric_label
 from foldfuse.formats.predictions import read_predictions, write_predictions
 from foldfuse.inference.learnt_images import learnt_before
@@ -178,6 +178,8 @@ def run_segments(
         for record in ledger.segments():
             if record.state == "trained":
                 add_member(record, task, ledger, members, workers, predictions.pop(record.name, None))
+        for record in make_soups(task, ledger, workers):
+            add_member(record, task, ledger, members, workers, None)
         rank_base_runs(task, ledger, members, workers)
         wait, state = 0.0, campaign_state(task, ledger, workers)
         all_failed = not workers.busy and all(state.state_of(base.name) == "failed" for base in base_runs(state))
@@ -346,55 +348,3 @@ def load_pseudo_labels(run: Run, task: Task, ledger: Ledger) -> Dataset | None:
         "test images."
     )
     return dataset if len(dataset) else None
-
-
-def add_member(
-    record: SegmentRecord,
-    task: Task,
-    ledger: Ledger,
-    members: MemberPredictions,
-    workers: Workers,
-    predicted: HeldOutPredictions | None,
-) -> None:
-    """Makes a trained segment a member. `predicted`: its predictions of the held-out images; None to predict them now."""
-    run, val = Run(ledger.folder / "members" / record.name), task.val_in(record.fold)
-    if predicted is None:
-        settle_threads(task.device, ledger)
-        with ledger.timed(f"out-of-fold {record.name}", "predict"):
-            predicted = predict_held_out(run, val, campaign_state(task, ledger, workers), device=task.device)
-    for view, predictions in predicted.views.items():
-        write_predictions(predictions, predictions_path(run.folder, VAL, str(view)), val)
-    score = score_predictions(predicted.views[c.PLAIN_VIEW], val)
-    recipe, metadata = run.recipe, run.metadata
-    seconds, speed = metadata.seconds or 0.0, metadata.images_per_second or 0.0
-    rows = [row for row in run.log if "ap50" not in row or "loss" in row]
-    run.write_log([*rows, {"step": metadata.steps, "seconds": seconds, "ap": score.ap, "ap50": score.ap50}])
-    views = [str(view) for view in predicted.views]
-    result: dict[str, Any] = {
-        **record.result,
-        "name": record.name,
-        "recipe": recipe.detector,
-        "image_size": recipe.image_size,
-        "seed": record.seed,
-        "fold": record.fold,
-        "predicted_views": views,
-        "views": views,
-        "seconds": seconds,
-        "steps": metadata.steps,
-        "images_per_second": metadata.images_per_second,
-        "device": metadata.trained_on,
-        "ap": score.ap,
-        "ap50": score.ap50,
-        "leave_one_out_gain": None,
-        "weight": None,
-        "image_seconds": predicted.image_seconds,
-    }
-    ledger.set(slowdown=None)  # the time of an image is measured anew
-    ledger.put_segment(replace(record, state="done", ended=ledger.elapsed, result=result))
-    members.runs[record.name] = run
-    members.val |= {MemberView(record.name, str(view)): boxes for view, boxes in predicted.views.items()}
-    members.new_members.append(record.name)
-    ledger.log(
-        f"{record.name}: AP50 {score.ap50:.3f}, AP {score.ap:.3f} on the held-out images after "
-        f"{counted(metadata.steps or 0, 'step')} in {format_duration(seconds)} ({speed:.1f} images a second)."
-    )

@@ -18,6 +18,7 @@ _ROLES = {  # of the ledger: name on the page, colour
     "base": ("base run", "f1"),
     "extended": ("extended run", "f4"),
     "cooldown": ("cooldown run", "f2"),
+    "soup": ("averaged weights", "f3"),
     "external_run": ("external run", "f5"),
     "external_predictions": ("external predictions", "f6"),
 }

@@ -14,8 +14,14 @@ class Role(StrEnum):
     BASE = "base"  # trains at a constant learning rate from the recipe's initial weights
     EXTENDED = "extended"  # continues a promoted base run at a larger image size, still at a constant rate
     COOLDOWN = "cooldown"  # continues a base or extended run while the learning rate decays to 0
+    SOUP = "soup"  # the mean of the weights of cooldown runs with one parent
     EXTERNAL_RUN = "external_run"  # a run folder trained outside the campaign
     EXTERNAL_PREDICTIONS = "external_predictions"  # another toolkit's predictions
+
+    @property
+    def has_checkpoint(self) -> bool:
+        """Whether the campaign trained the member itself, so that another segment can continue it."""
+        return not self.is_external and self != Role.SOUP
 
     @property
     def is_external(self) -> bool:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 
 from foldfuse.campaign import constants as c
 from foldfuse.campaign.planning.segments import at_image_size, constant_lr, plan_segments
+from foldfuse.campaign.planning.soups import pending_soups
 from foldfuse.campaign.planning.state import CampaignState, Segment
 from foldfuse.inference.tta import View
 from foldfuse.storage.segments import Role
@@ -58,12 +59,13 @@ def _next_segment(state: CampaignState, *, alone: bool = False) -> Decision:
         return Decision(None)
     segment, record = free[0], state.record(free[0].name)
     trained = record.seconds if record is not None else 0.0
-    # A member in fewer views is better than no member, and a first member without others is better than no submission.
-    choices = [(unfinished, num_views) for num_views in range(len(affordable_views(state)), 0, -1)]
+    # A member without a soup or in fewer views is better than none, and a first member without others better than no submission.
+    views = len(affordable_views(state))
+    choices = [(unfinished, views, True), *((unfinished, num_views, False) for num_views in range(views, 0, -1))]
     if alone and not state.busy and not any(record.state in ("trained", "done") for record in state.segments):
-        choices.append(([segment], 1))
-    for trained_segments, num_views in choices:
-        seconds = training_seconds(segment, trained_segments, replace(state, max_views=num_views))
+        choices.append(([segment], 1, False))
+    for trained_segments, num_views, soups in choices:
+        seconds = training_seconds(segment, trained_segments, replace(state, max_views=num_views, soups=soups))
         if seconds >= c.MIN_SEGMENT_SECONDS or trained:
             segment = segment if trained_segments is unfinished else on_its_own(segment, state)
             break
@@ -87,7 +89,7 @@ def with_new_parent(segment: Segment, state: CampaignState) -> Segment:
     done = [
         record
         for record in state.segments
-        if record.state == "done" and not record.role.is_external and record.fold == segment.fold
+        if record.state == "done" and record.role.has_checkpoint and record.fold == segment.fold
     ]
     parent = next((record.name for record in done if record.recipe["detector"] == segment.recipe.detector), None)
     if parent is not None:
@@ -114,9 +116,10 @@ def training_seconds(segment: Segment, unfinished: Sequence[Segment], state: Cam
 
 def reserved_seconds(segments: Sequence[Segment], state: CampaignState) -> float:
     """Seconds for everything but the training of `segments`: predictions, ensemble, rescoring and delivery."""
-    per_image = sum(image_seconds(segment, state) for segment in segments) * view_cost(state)
+    to_predict = (*segments, *pending_soups(state))
+    per_image = sum(image_seconds(segment, state) for segment in to_predict) * view_cost(state)
     fixed = margin_seconds(state.deadline) + delivery_seconds(state) + search_seconds(state.deadline)
-    overhead = overhead_seconds(len(segments), state)
+    overhead = overhead_seconds(len(to_predict), state)
     return fixed + overhead + rescoring_seconds(state) + pending_view_seconds(state) + state.num_images * per_image
 
 
@@ -235,8 +238,9 @@ def make_plan(state: CampaignState) -> Plan:
                 segment.name, recipe.image_size, recipe.batch_size, state.state_of(segment.name), round(seconds, 1)
             )
         )
-    per_image = sum(image_seconds(segment, state) for segment in unfinished) * view_cost(state)
-    other = margin_seconds(state.deadline) + delivery_seconds(state) + overhead_seconds(len(unfinished), state)
+    to_predict = (*unfinished, *pending_soups(state))
+    per_image = sum(image_seconds(segment, state) for segment in to_predict) * view_cost(state)
+    other = margin_seconds(state.deadline) + delivery_seconds(state) + overhead_seconds(len(to_predict), state)
     reserved = {
         "predict the held-out images": state.num_val * per_image,
         "predict the test images": state.num_test * per_image + pending_view_seconds(state),

@@ -175,7 +175,7 @@ def segment_name(role: Role, image_size: int, *, number: int | None = None, reci
 
 def is_segment_name(name: str) -> bool:
     """Whether the campaign may use this name for its own segments, so that no external member may have the name."""
-    return re.match(rf"({Role.BASE}|{Role.EXTENDED}|{Role.COOLDOWN})\d*-", name) is not None
+    return re.match(rf"({Role.BASE}|{Role.EXTENDED}|{Role.COOLDOWN}|{Role.SOUP})\d*-", name) is not None
 
 
 def image_size_at(recipe: Recipe, scale: float, state: CampaignState) -> int:

@@ -64,6 +64,7 @@ class CampaignState:
         seed: the seed of every random choice.
         deadline, elapsed: seconds.
         num_val, num_test: held-out and test images that each member predicts.
+        soups: whether soups may be planned.
         folds: the folds of which each is held out from its own segments; the base runs of the first one are compared.
         segments: records of the segments so far.
         step_seconds: {recipe name: seconds of a step of its base run}, as measured; unmeasured recipes are not tried.
@@ -101,6 +102,7 @@ class CampaignState:
     reserves: Reserves = Reserves()
     slowdown: float = 1.0
     extra_cooldowns: int = 0
+    soups: bool = True
 
     @property
     def default_recipe(self) -> Recipe:

@@ -1,0 +1,73 @@
+"""Makes the soups of a campaign: runs whose weights are the mean of those of cooldown runs."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import replace
+
+from foldfuse.campaign.current_state import campaign_state
+from foldfuse.campaign.execution.workers import Workers
+from foldfuse.campaign.planning.allocation import reserved_seconds
+from foldfuse.campaign.planning.soups import ready_soups
+from foldfuse.campaign.task import Task
+from foldfuse.recipes import Recipe
+from foldfuse.storage.ledger import Ledger
+from foldfuse.storage.run import Run
+from foldfuse.storage.segments import SegmentRecord
+from foldfuse.system.records import to_plain
+
+
+def make_soups(task: Task, ledger: Ledger, workers: Workers) -> list[SegmentRecord]:
+    """Makes the soups whose runs are all there, where there is time to predict with them; returns their records."""
+    state = campaign_state(task, ledger, workers)
+    made = []
+    for name, (soup, names) in ready_soups(state).items():
+        record = SegmentRecord(
+            name=name,
+            role=soup.role,
+            recipe=to_plain(soup.recipe),
+            parent=soup.parent,
+            fold=soup.fold,
+            seed=soup.seed,
+            state="trained",
+            budget=0.0,
+            seconds=0.0,
+            started=ledger.elapsed,
+            ended=None,
+            result={"averaged": list(names)},
+        )
+        if state.remaining < reserved_seconds((), state):
+            reason = "no time is left to predict with it."
+            ledger.put_segment(replace(record, state="failed", ended=ledger.elapsed, result={"reason": reason}))
+            ledger.log(f"{name} is left out: {reason}")
+            continue
+        with ledger.timed(f"average {name}", "fuse"):
+            _write(ledger, name, soup.recipe, names)
+        ledger.put_segment(record)
+        ledger.log(f"{name} has the mean of the weights of {', '.join(names[:-1])} and {names[-1]}.")
+        made.append(record)
+    return made
+
+
+def _write(ledger: Ledger, name: str, recipe: Recipe, names: Sequence[str]) -> None:
+    """Writes the run folder of a soup; what a killed process left of it is replaced."""
+    from foldfuse.training.soups import average_weights  # loads torch
+
+    members = ledger.folder / "members"
+    parts = [Run(members / part) for part in names]
+    shutil.rmtree(members / name, ignore_errors=True)
+    first = parts[0].metadata
+    metadata = replace(
+        first,
+        steps=max(part.metadata.steps or 0 for part in parts),
+        seconds=0.0,
+        images_per_second=None,
+        data_wait_share=None,
+        canvas=None,
+        mosaic_end=None,
+        budget=None,
+    )
+    run = Run.create(members / name, recipe, metadata)
+    run.save_weights(average_weights(parts))
+    run.write_learnt_images({image for part in parts for image in part.learnt_images or ()})

@@ -96,6 +96,7 @@ def run_campaign(
     image_size: int | str | Sequence[int] = (),
     set: Changes = (),
     folds: int | AnyPath = 5,
+    train_folds: int | str = "auto",
     external_run: AnyPath | Sequence[AnyPath] = (),
     external_predictions: str | Sequence[str] = (),
     seed: int = 0,

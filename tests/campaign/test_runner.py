@@ -118,7 +118,7 @@ def test_no_segment_of_a_later_round_starts_before_the_round_is_over(workers, co
     roles = {record.name: record.role for record in workers.ledger.segments()}
     order = [list(Role).index(roles[name]) for name, _, _ in workers.started]
     assert order == sorted(order)
-    assert set(roles.values()) == {Role.BASE, Role.EXTENDED, Role.COOLDOWN}
+    assert set(roles.values()) == {Role.BASE, Role.EXTENDED, Role.COOLDOWN, Role.SOUP}
 
 
 def test_with_one_worker_left_the_cooldown_runs_are_trained_one_after_another(workers):

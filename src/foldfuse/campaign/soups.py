@@ -16,6 +16,7 @@ from foldfuse.storage.ledger import Ledger
 from foldfuse.storage.run import Run
 from foldfuse.storage.segments import SegmentRecord
 from foldfuse.system.records import to_plain
+from foldfuse.training.soups import average_weights
 
 
 def make_soups(task: Task, ledger: Ledger, workers: Workers) -> list[SegmentRecord]:
@@ -52,8 +53,6 @@ def make_soups(task: Task, ledger: Ledger, workers: Workers) -> list[SegmentReco
 
 def _write(ledger: Ledger, name: str, recipe: Recipe, names: Sequence[str]) -> None:
     """Writes the run folder of a soup; what a killed process left of it is replaced."""
-    from foldfuse.training.soups import average_weights  # loads torch
-
     members = ledger.folder / "members"
     parts = [Run(members / part) for part in names]
     shutil.rmtree(members / name, ignore_errors=True)

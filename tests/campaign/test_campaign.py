@@ -198,14 +198,14 @@ def test_ctrl_c_in_the_first_training_ends_it_at_once(data, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("train_folds", [1, 2])
-def test_a_campaign_keeps_its_deadline_and_leaves_a_valid_submission(data, tmp_path, capsys, train_folds):
+@pytest.mark.parametrize(("train_folds", "deadline"), [(1, "60s"), (2, "150s")])
+def test_a_campaign_keeps_its_deadline_and_leaves_a_valid_submission(data, tmp_path, capsys, train_folds, deadline):
     break_images(data, 1)
     test = write_dataset(tmp_path / "t", 6, size=(64, 96), seed=9)
     cut_off = test.parent / "images" / "002.png"
     cut_off.write_bytes(cut_off.read_bytes()[:-200])  # cut off while copying
     out = tmp_path / "out"
-    options = ["--deadline", "60s", "--out", str(out), "--folds", "3", "--train-folds", str(train_folds)]
+    options = ["--deadline", deadline, "--out", str(out), "--folds", "3", "--train-folds", str(train_folds)]
     changes = ["--set", "image_size=64", "--set", "batch_size=2"]
     assert cli.main(["campaign", str(data), "--test", str(test), *options, *changes]) == 0
 

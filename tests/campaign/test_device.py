@@ -58,6 +58,13 @@ def seen_by(monkeypatch, module, name, device_of):
     return devices
 
 
+@pytest.fixture(autouse=True)
+def no_threads_to_settle(monkeypatch):
+    """Cards have no threads to measure, but these are not there."""
+    for module in (workers, submissions):
+        monkeypatch.setattr(module, "settle_threads", lambda *_, **__: False)
+
+
 def test_measuring_a_candidate(task, monkeypatch):
     model = SimpleNamespace(stride=32)
     devices = seen_by(monkeypatch, model, "to", lambda device, **_: device)

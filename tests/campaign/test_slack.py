@@ -25,6 +25,7 @@ from foldfuse.campaign.planning.slack import (
     to_the_deadline,
     views_in_time,
 )
+from foldfuse.campaign.planning.soups import ready_soups
 from foldfuse.campaign.planning.state import CampaignState, Reserves
 from foldfuse.storage.ledger import Interval
 
@@ -73,12 +74,17 @@ class Machine:
             if failed:
                 continue
             state = replace(state, elapsed=state.elapsed + self.overhead)
-            plain = state.num_val * image_seconds
-            now = replace(state, elapsed=state.elapsed + plain)
-            cost = sum(view.cost for view in views_in_time(now, segment.name))
-            spend("out-of-fold", "predict", plain * cost)
+            self._predict(segment, record, state, spend)
             state = replace(state, segments=(*state.segments[:-1], replace(record, state="done")))
-            spend("predict the test images", "predict", state.num_test * image_seconds)
+            for soup, _ in ready_soups(state).values():
+                if state.remaining < reserved_seconds((), state):
+                    state = replace(state, soups=False)
+                    break
+                result = {"image_seconds": self.pixel_seconds * soup.recipe.image_size**2}
+                record = record_of(soup, state, 0.0, state="trained", result=result)
+                state = replace(state, segments=(*state.segments, record))
+                self._predict(soup, record, state, spend)
+                state = replace(state, segments=(*state.segments[:-1], replace(record, state="done")))
             spend("submit", "submit", self.delivery / 2)
             spend("report", "report", self.delivery / 2)
             state = replace(state, reserves=measured_reserves(timeline, crop_seconds=1.1 * self.crop))
@@ -93,6 +99,15 @@ class Machine:
             self._views(state, spend)
         spend("report", "report", self.delivery / 2)
         return state, names
+
+    def _predict(self, segment, record, state: CampaignState, spend) -> None:
+        """The predictions of a segment: of the held-out images in as many views as there is time for, then of the test images."""
+        image_seconds = record.result["image_seconds"]
+        plain = state.num_val * image_seconds
+        now = replace(state, elapsed=state.elapsed + plain)
+        cost = sum(view.cost for view in views_in_time(now, segment.name))
+        spend("out-of-fold", "predict", plain * cost)
+        spend("predict the test images", "predict", state.num_test * image_seconds)
 
     def _views(self, state: CampaignState, spend) -> None:
         """The views that fill the rest, as `spend_on_views` predicts them."""

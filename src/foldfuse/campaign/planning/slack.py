@@ -47,12 +47,12 @@ def extra_cooldown(state: CampaignState) -> Decision | None:
     longer = replace(state, extra_cooldowns=1)
     extra = plan_segments(longer)[-1]
     least = max(c.MIN_EXTRA_SECONDS, c.MIN_EXTRA_SHARE * state.deadline)
-    for num_views in range(len(affordable_views(longer)), 0, -1):
-        seconds = training_seconds(extra, [extra], replace(longer, max_views=num_views))
-        if seconds >= least:
-            failed = extra.parent is not None and state.state_of(extra.parent) == "failed"
-            return Decision(with_new_parent(extra, state) if failed else extra, seconds, num_views, state.folds)
-    return None
+    num_views = len(affordable_views(state))  # fewer views would cost more than the run gains
+    seconds = training_seconds(extra, [extra], replace(longer, max_views=num_views))
+    if seconds < least:
+        return None
+    failed = extra.parent is not None and state.state_of(extra.parent) == "failed"
+    return Decision(with_new_parent(extra, state) if failed else extra, seconds, num_views, state.folds)
 
 
 def replanned_seconds(state: CampaignState, name: str) -> float:

@@ -110,6 +110,7 @@ def test_after_a_hangup_printing_is_no_error(tmp_path):
     out = tmp_path / "after"
     script = (
         "import os, signal, time\n"
+        "signal.signal(signal.SIGHUP, signal.SIG_DFL)\n"  # it may be ignored where the tests run
         "from foldfuse.system.signals import signals_as_interrupts\n"
         "try:\n"
         "    with signals_as_interrupts():\n"

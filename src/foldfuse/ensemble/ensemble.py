@@ -111,7 +111,8 @@ class Ensemble:
         """Write as a small JSON file."""
         plain = to_plain(self, version=VERSION if self.learned else 1)
         if not self.learned:
-            del plain["calibrations"], plain["stack"]
+            for name in ("calibrations", "stack"):
+                plain.pop(name, None)  # a field that the file left out is no key
         write_text(path, json.dumps(plain, indent=1, allow_nan=False) + "\n")
 
 

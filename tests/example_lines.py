@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import shutil
@@ -15,6 +16,7 @@ import numpy as np
 import pytest
 
 from foldfuse import cli, recipes
+from foldfuse.data.corrections import FORMAT, KIND
 from foldfuse.data.folds import make_folds
 from foldfuse.data.readers.coco import read
 from foldfuse.detections import Annotations, Detections, Predictions
@@ -53,6 +55,8 @@ def make_files(folder: Path) -> None:
         write_predictions(_predictions(folder / "data" / "test.json", seed=seed), folder / f"{name}.parquet", tested)
     for name in ("campaign", "campaign1", "campaign2", "night", "night1"):
         _make_campaign(folder / name, train)
+    no_corrections = {"format": FORMAT, "kind": KIND, "fingerprint": dataset.fingerprint, "corrections": []}
+    (folder / "corrections.json").write_text(json.dumps(no_corrections))
 
 
 def _predictions(path: Path, *, seed: int) -> Predictions:
@@ -80,9 +84,10 @@ def _make_campaign(folder: Path, data: Path) -> None:
 
 
 def make_runs(folder: Path, line: Callable[[str], int]) -> None:
-    """Makes ensemble.json, and trains the runs that examples name, for a step each; one becomes the member of campaign1."""
+    """Makes ensemble.json, thresholds, and the runs that examples name, of a step each; one is the member of campaign1."""
     Ensemble({"a": 1.0, "b": 2.0}).write(folder / "ensemble.json")
     for words in (
+        "score night1/fused_oof.parquet data/train.json --thresholds night1/thresholds.json",
         "train data/train.json --recipe lite0_fpn --folds folds.json --steps 1 --out run1",
         "train data/train.json --recipe classify_lite0 --folds folds.json --steps 1 --out classifier1",
     ):

@@ -218,6 +218,9 @@ def test_an_ensemble_is_written_and_read_back(tmp_path):
         "score_threshold": 0.05,
         "score_exponents": {"y": 0.5},
     }
+    first = (tmp_path / "ensemble.json").read_bytes()
+    read_ensemble(tmp_path / "ensemble.json").write(tmp_path / "ensemble.json")
+    assert (tmp_path / "ensemble.json").read_bytes() == first
 
 
 @pytest.mark.parametrize(

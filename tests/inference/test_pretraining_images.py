@@ -11,7 +11,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from foldfuse.campaign.external_members import add_all
-from foldfuse.campaign.task import Inputs, prepare_task
+from foldfuse.campaign.task import Inputs, note_weights, prepare_task
 from foldfuse.commands.predict import predict
 from foldfuse.commands.train import sweep, train
 from foldfuse.data.folds import make_folds
@@ -222,6 +222,7 @@ def test_a_campaign_notes_what_its_weights_and_external_runs_know(folder, run, r
     ledger = ledgers.create(tmp_path, {}, deadline=60, start=0.0)
     recipes = {"a": recipe, "b": replace(recipe, image_size=96), "c": replace(recipe, init_weights="none")}
     task = prepare_task(Inputs(labeled, None, folds), recipes, **settings, ledger=ledger)
+    note_weights(recipes, task.val, ledger)
     add_all([run.folder], (), task, ledger)
     ledger.close()
     notes = [note for note in ledgers.snapshot(tmp_path)["notes"] if "look like" in note]

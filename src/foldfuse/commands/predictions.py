@@ -130,7 +130,7 @@ def submit(
         foldfuse submit a.parquet data/test.json --out submission.csv
         foldfuse submit a.parquet data/test.json --like sample_submission.csv --out submission.csv
         foldfuse submit a.parquet data/test.json --max-detections 100 --out submission.json
-        foldfuse submit a.parquet data/test.json --score-threshold best-by-class --thresholds night1 --out submission.csv
+        foldfuse submit a.parquet data/test.json --score-threshold best --thresholds night1 --out best.csv
     """
     inputs = [predictions, data, images, like, classes_from, thresholds]
     options.refuse_overwrite(out, overwrite, is_file=True, inputs=inputs)

@@ -68,8 +68,7 @@ def review(
 
     Examples:
         foldfuse review data/train.json campaign
-        foldfuse review data/train.json fold0.parquet fold1.parquet --out review.html --top 50
-        foldfuse check data/train.json --fix --corrections corrections.json --out data/corrected.json
+        foldfuse review data/train.json a_oof.parquet b_oof.parquet --out review2.html --top 50
     """
     options.check_ending(out, ".html", ".htm", ".json")
     sources = _sources(predictions)

@@ -77,7 +77,8 @@ class Machine:
             self._predict(segment, record, state, spend)
             state = replace(state, segments=(*state.segments[:-1], replace(record, state="done")))
             for soup, _ in ready_soups(state).values():
-                if state.remaining < reserved_seconds((), state):
+                plain = self.pixel_seconds * soup.recipe.image_size**2 * state.num_images
+                if state.remaining < reserved_seconds((), replace(state, soups=False)) + plain:
                     state = replace(state, soups=False)
                     break
                 result = {"image_seconds": self.pixel_seconds * soup.recipe.image_size**2}

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from foldfuse.campaign.current_state import campaign_state
 from foldfuse.campaign.execution.workers import Workers
-from foldfuse.campaign.planning.allocation import reserved_seconds
+from foldfuse.campaign.planning.allocation import image_seconds, overhead_seconds, reserved_seconds
 from foldfuse.campaign.planning.soups import ready_soups
 from foldfuse.campaign.task import Task
 from foldfuse.recipes import Recipe
@@ -38,7 +38,8 @@ def make_soups(task: Task, ledger: Ledger, workers: Workers) -> list[SegmentReco
             ended=None,
             result={"averaged": list(names)},
         )
-        if state.remaining < reserved_seconds((), state):
+        plain = image_seconds(soup, state) * state.num_images + overhead_seconds(1, state)
+        if state.remaining < reserved_seconds((), replace(state, soups=False)) + plain:
             reason = "no time is left to predict with it."
             ledger.put_segment(replace(record, state="failed", ended=ledger.elapsed, result={"reason": reason}))
             ledger.log(f"{name} is left out: {reason}")

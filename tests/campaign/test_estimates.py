@@ -36,7 +36,9 @@ def test_a_candidate_is_measured_in_its_precision(tmp_path, monkeypatch):
 def test_a_plan_is_shown_and_nothing_is_written(tmp_path, capsys):
     data, out = write_dataset(tmp_path / "d"), tmp_path / "out"
     changes = ("image_size=64", "batch_size=2")
-    none = campaign(data, deadline=3600.0, out=out, recipe=("efficientdet_lite0",), set=changes, plan=True)
+    none = campaign(
+        data, deadline=3600.0, out=out, recipe=("efficientdet_lite0",), set=changes, train_folds=2, plan=True
+    )
     assert none is None
     assert not out.exists()
     shown = capsys.readouterr().out
@@ -44,7 +46,8 @@ def test_a_plan_is_shown_and_nothing_is_written(tmp_path, capsys):
     assert "no time" not in shown
     assert "train base-128" in shown
     assert "predict the test images" in shown
-    assert "3 members; fold 0 of 5" in shown
+    assert "2 of 5 folds are trained, as --train-folds says." in shown
+    assert "6 members; its own fold of 5 is held out from each of them." in shown
 
 
 def test_a_plan_downloads_no_weights(tmp_path, monkeypatch, capsys):

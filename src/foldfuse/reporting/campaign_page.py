@@ -158,6 +158,8 @@ def _score_charts(record: CampaignRecord) -> tuple[Chart, ...]:
             values = ", ".join(f"{b.label} {b.text}" for b in bars)
             svg = bar_chart(bars, label=f"{title} of each member: {values}.")
             caption = f"Average precision {meaning}, on held-out images; members in their plain view."
+            if len({m.fold for m in record.members}) > 1:
+                caption += " Each member is scored on its own fold."
             if gain is not None and gain.metric == key:
                 caption += (
                     f" The whisker is the 95 % interval of the gain over {gain.baseline} ({gain.baseline_score:.3f}), added to "

@@ -20,7 +20,8 @@ from foldfuse.campaign.task import TEST, VAL, predictions_path
 from foldfuse.data.dataset import Dataset
 from foldfuse.data.readers.coco import read
 from foldfuse.detections import Predictions
-from foldfuse.ensemble.ensemble import apply_ensemble, build_ensemble
+from foldfuse.ensemble.build import build_ensemble
+from foldfuse.ensemble.ensemble import apply_ensemble
 from foldfuse.ensemble.member_views import MemberView
 from foldfuse.evaluation.metrics import measure
 from foldfuse.formats.predictions import read_predictions

@@ -34,7 +34,8 @@ from foldfuse.campaign.task import predictions_path
 from foldfuse.data.dataset import Dataset
 from foldfuse.data.readers.coco import read
 from foldfuse.detections import Predictions
-from foldfuse.ensemble.ensemble import Ensemble, apply_ensemble, build_ensemble
+from foldfuse.ensemble.build import build_ensemble
+from foldfuse.ensemble.ensemble import Ensemble, apply_ensemble
 from foldfuse.ensemble.member_views import MemberView
 from foldfuse.evaluation.bootstrap import bootstrap_difference
 from foldfuse.evaluation.metrics import measure

@@ -9,7 +9,8 @@ import torch
 from foldfuse.campaign.compiling import compile_loops
 from foldfuse.detections import Predictions
 from foldfuse.ensemble import logistic, stack
-from foldfuse.ensemble.ensemble import apply_ensemble, build_ensemble
+from foldfuse.ensemble.build import build_ensemble
+from foldfuse.ensemble.ensemble import apply_ensemble
 from foldfuse.ensemble.search import METHODS
 from foldfuse.evaluation import kernels as scoring
 from foldfuse.evaluation.diagnosis import diagnose

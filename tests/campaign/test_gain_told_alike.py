@@ -9,7 +9,7 @@ from rich.console import Console
 
 from foldfuse.campaign.affordable import by_name
 from foldfuse.campaign.submissions import ensemble_summary, log_ensemble
-from foldfuse.ensemble.ensemble import build_ensemble
+from foldfuse.ensemble.build import build_ensemble
 from foldfuse.ensemble.member_views import MemberView
 from foldfuse.evaluation.bootstrap import difference
 from foldfuse.evaluation.coco import score_predictions

@@ -11,7 +11,7 @@ from foldfuse.campaign import constants as c
 from foldfuse.campaign import runner, submissions
 from foldfuse.campaign.planning.allocation import successive_halving
 from foldfuse.campaign.submissions import MemberPredictions
-from foldfuse.ensemble.ensemble import EnsembleReport
+from foldfuse.ensemble.build import EnsembleReport
 from foldfuse.errors import InputError
 from foldfuse.formats.submission import validate_submission
 from foldfuse.storage import ledger as ledgers

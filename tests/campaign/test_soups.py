@@ -12,6 +12,7 @@ from foldfuse.campaign import constants as c
 from foldfuse.campaign import runner, soups
 from foldfuse.campaign.planning.allocation import reserved_seconds, successive_halving
 from foldfuse.campaign.planning.segments import base_runs, plan_segments
+from foldfuse.campaign.planning.slack import views_in_time
 from foldfuse.campaign.planning.soups import pending_soups, planned_soups, ready_soups
 from foldfuse.recipes import load_recipe
 from foldfuse.storage.run import Run, RunMetadata
@@ -84,6 +85,15 @@ def test_with_little_time_there_is_none_and_a_segment_is_worth_more():
         assert (successive_halving(late).segment is None) == (
             successive_halving(replace(late, soups=False)).segment is None
         )
+
+
+def test_a_soup_predicts_in_no_more_views_than_there_is_time_for():
+    state = done(campaign_state(600.0), 0, 1, 2)
+    ((soup, _),) = ready_soups(state).values()
+    record = record_of(soup, state, 0.0, state="trained", result={"image_seconds": 0.03})
+    there = replace(state, segments=(*state.segments, record))
+    assert len(views_in_time(replace(there, elapsed=300.0), soup.name)) == 3
+    assert len(views_in_time(replace(there, elapsed=560.0), soup.name)) == 1
 
 
 @pytest.mark.parametrize("deadline", [300.0, 600.0, 7200.0])

@@ -14,7 +14,8 @@ from foldfuse.campaign.submissions import MemberPredictions, submit_best, write_
 from foldfuse.campaign.task import Task
 from foldfuse.data.readers.coco import read
 from foldfuse.detections import Detections, Predictions
-from foldfuse.ensemble.ensemble import Ensemble, EnsembleReport, apply_ensemble
+from foldfuse.ensemble.build import EnsembleReport
+from foldfuse.ensemble.ensemble import Ensemble, apply_ensemble
 from foldfuse.ensemble.member_views import MemberView
 from foldfuse.evaluation.metrics import measure
 from foldfuse.formats.predictions import read_predictions

@@ -6,7 +6,7 @@ import cyclopts
 import pytest
 
 from foldfuse.cli import main, make_app
-from foldfuse.commands import options
+from foldfuse.commands import option_values, options
 from foldfuse.errors import InputError
 from foldfuse.recipes import AUTO
 
@@ -118,7 +118,7 @@ def test_every_command_with_a_metric_checks_it_first(words, metric, sentence, ca
 @pytest.mark.parametrize("text", ["45s", "10m", "1h", "1h30m", "90s"])
 def test_durations_are_shown_as_they_are_given(text):
     seconds = run("--budget", text)["budget"]
-    assert run("--budget", options.duration_text(seconds))["budget"] == seconds
+    assert run("--budget", option_values.duration_text(seconds))["budget"] == seconds
 
 
 def test_options_of_their_own_win_over_set():

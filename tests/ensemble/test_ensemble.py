@@ -17,7 +17,8 @@ from foldfuse.data.readers.coco import write
 from foldfuse.detections import Predictions
 from foldfuse.ensemble import search as ensemble_search
 from foldfuse.ensemble import trials
-from foldfuse.ensemble.ensemble import Ensemble, apply_ensemble, build_ensemble, read_ensemble
+from foldfuse.ensemble.build import build_ensemble
+from foldfuse.ensemble.ensemble import Ensemble, apply_ensemble, read_ensemble
 from foldfuse.ensemble.search import ALL, Candidate, SearchSpace
 from foldfuse.errors import InputError
 from foldfuse.evaluation.bootstrap import bootstrap_difference

@@ -15,9 +15,10 @@ from foldfuse.boxes import pairwise_iou
 from foldfuse.data.dataset import Dataset
 from foldfuse.ensemble import search as ensemble_search
 from foldfuse.ensemble import trials
+from foldfuse.ensemble.build import build_ensemble
 from foldfuse.ensemble.calibration import Calibration, bin_scores, fit_calibration
 from foldfuse.ensemble.cross_fitting import FINAL
-from foldfuse.ensemble.ensemble import Ensemble, apply_ensemble, build_ensemble, read_ensemble
+from foldfuse.ensemble.ensemble import Ensemble, apply_ensemble, read_ensemble
 from foldfuse.ensemble.logistic import LEAST, fit_logistic, logit, sigmoid
 from foldfuse.ensemble.search import SearchSpace
 from foldfuse.ensemble.stack import FEATURES, Stack, Votes, vote_features

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from foldfuse.ensemble.ensemble import apply_ensemble, build_ensemble
+from foldfuse.ensemble.build import build_ensemble
+from foldfuse.ensemble.ensemble import apply_ensemble
 from foldfuse.errors import InputError
 from foldfuse.evaluation.bootstrap import MIN_SAMPLES, bootstrap_difference
 from foldfuse.evaluation.custom_metric import (

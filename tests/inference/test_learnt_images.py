@@ -18,7 +18,7 @@ from foldfuse.commands.train import train
 from foldfuse.data.content_hashes import image_hashes
 from foldfuse.data.folds import make_folds, read_folds
 from foldfuse.data.readers.coco import read
-from foldfuse.ensemble.ensemble import build_ensemble
+from foldfuse.ensemble.build import build_ensemble
 from foldfuse.errors import InputError
 from foldfuse.formats.predictions import read_predictions, write_predictions
 from foldfuse.inference.learnt_images import learnt_before, learnt_ids

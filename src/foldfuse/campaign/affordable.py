@@ -10,7 +10,8 @@ from foldfuse.campaign import constants as c
 from foldfuse.campaign.current_state import delivery_seconds
 from foldfuse.campaign.task import Task
 from foldfuse.detections import Predictions
-from foldfuse.ensemble.ensemble import Ensemble, EnsembleReport, apply_ensemble
+from foldfuse.ensemble.build import EnsembleReport
+from foldfuse.ensemble.ensemble import Ensemble, apply_ensemble
 from foldfuse.ensemble.member_views import MemberView
 from foldfuse.evaluation.metrics import measure
 from foldfuse.inference.tta import View

@@ -8,17 +8,11 @@ from foldfuse.inference.tta import parse_views
 MIN_DEADLINE = 60.0  # seconds: less does not suffice to train, predict with and submit even one member
 MARGIN_SHARE, MAX_MARGIN_SECONDS = 0.01, 6.0  # of the deadline, kept free at its end for surprises
 DELIVERY_SECONDS = 5.0  # for the last submission and the report, until one was measured
-SEGMENT_OVERHEAD = (
-    4.0  # seconds a segment: loading, checkpoints, the first choice of an ensemble with it; until measured
-)
-RESERVE_SAFETY, RESERVE_SECONDS = (
-    1.25,
-    0.3,
-)  # a measured time may be longer the next time by this factor, and by these seconds
-MIN_EXTRA_SECONDS, MIN_EXTRA_SHARE = (
-    15.0,
-    0.04,
-)  # of training, and of the deadline: a shorter extra cooldown run adds little
+SEGMENT_OVERHEAD = 4.0  # seconds a segment, until measured: loading, checkpoints, the first choice of an ensemble with it
+# a measured time may be longer the next time by this factor, and by these seconds
+RESERVE_SAFETY, RESERVE_SECONDS = 1.25, 0.3
+# of training, and of the deadline: a shorter extra cooldown run adds little
+MIN_EXTRA_SECONDS, MIN_EXTRA_SHARE = 15.0, 0.04
 THREADS_SECONDS = 10.0  # after which the number of threads is measured anew before a piece of work
 RETRY_THREADS_SECONDS = 30.0  # after which a training tries more threads again, where it has few
 MIN_REPLANNED_SHARE = 0.03  # of a segment's time: a smaller change is not made
@@ -72,9 +66,7 @@ CACHE_MARGIN = 1.1  # decoded images are larger than the largest image size by t
 # ensemble and crop rescoring
 FIRST_SEARCH_SECONDS = 2.0  # for an ensemble that a later member may change
 SEARCH_SHARE, MIN_SEARCH_SECONDS, MAX_SEARCH_SECONDS = 0.012, 3.0, 60.0  # for the last choice of the ensemble
-MAX_METRIC_SHARE = (
-    1 / 2000
-)  # of the deadline, for one call of the user's own metric: crop rescoring alone makes some 200 calls
+MAX_METRIC_SHARE = 1 / 2000  # of the deadline, for a call of the user's own metric: crop rescoring makes some 200 calls
 RESCORING_TRAIN_CROPS = 1500  # crops of annotated objects that the classifier trains on
 RESCORING_CROPS_PER_IMAGE = 30  # detections of an image that are rescored, by score
 RESCORING_CROP_SECONDS = 0.007  # on one slow core

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from foldfuse.campaign import constants as c
 from foldfuse.campaign.affordable import OutOfTime, in_time
 from foldfuse.campaign.current_state import delivery_seconds
-from foldfuse.campaign.planning.allocation import margin_seconds
+from foldfuse.campaign.planning.allocation import candidate_views, margin_seconds
 from foldfuse.campaign.planning.segments import member_name
 from foldfuse.campaign.submissions import MemberPredictions, submit_best
 from foldfuse.campaign.task import VAL, Task, predictions_path
@@ -76,7 +76,7 @@ def spend_on_views(task: Task, ledger: Ledger, members: MemberPredictions) -> No
     costs = _members(latest[2].get("fused") or {}, ledger)
     num_images = len(task.val_in(task.folds[0])) + len(task.test)
     reserved = margin_seconds(ledger.deadline) + delivery_seconds(ledger) + c.FIRST_SEARCH_SECONDS
-    views = c.TILED_VIEWS if task.offers_tiles else c.VIEWS
+    views = candidate_views(tiles=task.offers_tiles)
     spent, added = 0.0, []  # of the next submission's predictions of test images
     while chosen := next_view(costs, num_images=num_images, seconds=ledger.remaining - reserved - spent, views=views):
         member, view, cost = chosen

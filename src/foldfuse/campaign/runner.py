@@ -32,6 +32,7 @@ from foldfuse.campaign.planning.segments import base_runs, largest_image_size, p
 from foldfuse.campaign.planning.slack import last_search_seconds
 from foldfuse.campaign.planning.state import CampaignState, Segment
 from foldfuse.campaign.rescoring import measure_crops, rescore_submission
+from foldfuse.campaign.segment_records import leave_out, new_record
 from foldfuse.campaign.soups import make_soups
 from foldfuse.campaign.submissions import MemberPredictions, load_predictions, publish, refresh_report, submit_best
 from foldfuse.campaign.task import Task
@@ -45,7 +46,6 @@ from foldfuse.formats.predictions import read_predictions, write_predictions
 from foldfuse.inference.learnt_images import learnt_before
 from foldfuse.storage.ledger import Ledger
 from foldfuse.storage.run import Run
-from foldfuse.storage.segments import SegmentRecord
 from foldfuse.system import host
 from foldfuse.system.device import choose_device
 from foldfuse.system.durations import format_duration
@@ -199,7 +199,7 @@ def run_segments(
         if decision.segment is not None and can_start:
             if decision.num_views < len(affordable_views(state)):
                 ledger.set(max_views=decision.num_views)
-                views = ", ".join(map(str, candidate_views(state)[: decision.num_views]))
+                views = ", ".join(map(str, candidate_views(tiles=state.tiles)[: decision.num_views]))
                 ledger.log(
                     f"Time is short for {decision.segment.name}: from now on images are predicted in {views} only."
                 )
@@ -259,14 +259,6 @@ def drop_unaffordable(state: CampaignState, ledger: Ledger) -> None:
         leave_out(record, "no time is left to train it.", ledger)
 
 
-def leave_out(record: SegmentRecord, reason: str, ledger: Ledger) -> None:
-    """Records a segment as failed, with the reason, and logs it."""
-    ledger.put_segment(
-        replace(record, state="failed", ended=ledger.elapsed, result={**record.result, "reason": reason})
-    )
-    ledger.log(f"{record.name} is left out: {reason}")
-
-
 def save_plan(task: Task, ledger: Ledger, workers: Workers) -> None:
     """Records the current plan, for the report."""
     ledger.set(plan=to_plain(make_plan(campaign_state(task, ledger, workers))))
@@ -310,24 +302,6 @@ def make_job(segment: Segment, seconds: float, task: Task, ledger: Ledger, worke
         checkpoint_seconds=max(c.MIN_CHECKPOINT_SECONDS, ledger.deadline / c.MAX_CHECKPOINTS),
         state=campaign_state(task, ledger, workers),
         pseudo_labeled=load_pseudo_labels(run, task, ledger) if segment.pseudo_labels else None,
-    )
-
-
-def new_record(segment: Segment, ledger: Ledger) -> SegmentRecord:
-    """The record of a segment that begins now."""
-    return SegmentRecord(
-        name=segment.name,
-        role=segment.role,
-        recipe=to_plain(segment.recipe),
-        parent=segment.parent,
-        fold=segment.fold,
-        seed=segment.seed,
-        state="running",
-        budget=0.0,
-        seconds=0.0,
-        started=ledger.elapsed,
-        ended=None,
-        result={},
     )
 
 

@@ -10,12 +10,12 @@ from foldfuse.campaign.current_state import campaign_state
 from foldfuse.campaign.execution.workers import Workers
 from foldfuse.campaign.planning.allocation import image_seconds, overhead_seconds, reserved_seconds
 from foldfuse.campaign.planning.soups import ready_soups
+from foldfuse.campaign.segment_records import leave_out, new_record
 from foldfuse.campaign.task import Task
 from foldfuse.recipes import Recipe
 from foldfuse.storage.ledger import Ledger
 from foldfuse.storage.run import Run
 from foldfuse.storage.segments import SegmentRecord
-from foldfuse.system.records import to_plain
 from foldfuse.training.soups import average_weights
 
 
@@ -24,25 +24,10 @@ def make_soups(task: Task, ledger: Ledger, workers: Workers) -> list[SegmentReco
     state = campaign_state(task, ledger, workers)
     made = []
     for name, (soup, names) in ready_soups(state).items():
-        record = SegmentRecord(
-            name=name,
-            role=soup.role,
-            recipe=to_plain(soup.recipe),
-            parent=soup.parent,
-            fold=soup.fold,
-            seed=soup.seed,
-            state="trained",
-            budget=0.0,
-            seconds=0.0,
-            started=ledger.elapsed,
-            ended=None,
-            result={"averaged": list(names)},
-        )
+        record = replace(new_record(soup, ledger), state="trained", result={"averaged": list(names)})
         plain = image_seconds(soup, state) * state.num_images + overhead_seconds(1, state)
         if state.remaining < reserved_seconds((), replace(state, soups=False)) + plain:
-            reason = "no time is left to predict with it."
-            ledger.put_segment(replace(record, state="failed", ended=ledger.elapsed, result={"reason": reason}))
-            ledger.log(f"{name} is left out: {reason}")
+            leave_out(record, "no time is left to predict with it.", ledger)
             continue
         with ledger.timed(f"average {name}", "fuse"):
             _write(ledger, name, soup.recipe, names)

@@ -29,7 +29,8 @@ from foldfuse.campaign.task import TEST, VAL, Task, predictions_path
 from foldfuse.data.content_hashes import image_hashes
 from foldfuse.detections import Detections, Predictions
 from foldfuse.ensemble.best_single import best_single_member
-from foldfuse.ensemble.ensemble import Ensemble, EnsembleReport, apply_ensemble, build_ensemble
+from foldfuse.ensemble.build import EnsembleReport, build_ensemble
+from foldfuse.ensemble.ensemble import Ensemble, apply_ensemble
 from foldfuse.ensemble.member_views import MemberView
 from foldfuse.evaluation.coco import Score, score_predictions
 from foldfuse.evaluation.custom_metric import metric_label

@@ -14,7 +14,8 @@ from foldfuse.commands.tables import text_table
 from foldfuse.data.dataset import Dataset
 from foldfuse.data.readers.coco import read
 from foldfuse.detections import Predictions
-from foldfuse.ensemble.ensemble import EnsembleReport, apply_ensemble, build_ensemble, read_ensemble
+from foldfuse.ensemble.build import EnsembleReport, build_ensemble
+from foldfuse.ensemble.ensemble import apply_ensemble, read_ensemble
 from foldfuse.errors import InputError
 from foldfuse.evaluation.custom_metric import is_custom, metric_label
 from foldfuse.evaluation.metrics import open_metric

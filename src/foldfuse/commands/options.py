@@ -16,175 +16,19 @@ writes a folder calls `remove_old(out, overwrite)` right before writing.
 from __future__ import annotations
 
 import importlib.util
-import math
 import os
-import re
 import shutil
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from cyclopts import Parameter, Token
+from cyclopts import Parameter
 
-from foldfuse.errors import InputError, shown
+from foldfuse.commands import option_values as values
+from foldfuse.errors import InputError
 from foldfuse.recipes import AUTO, AUTO_WORD
 from foldfuse.system.atomic_files import check_target
-from foldfuse.system.durations import duration_option, parse_duration
 from foldfuse.system.outputs import OWN_FILES, is_own_folder, refuse_input, refuse_loss
-
-MAX_COUNT = 10**9  # of steps, boxes, images
-MAX_SIZE = 4096  # px of an image, images of a batch
-MAX_CLASSES = 100_000
-MAX_SEED = 2**32 - 1  # numpy's
-MAX_FOLDS = 1000
-MAX_WEIGHT = 1e6
-BEST_WORDS = ("best", "best-by-class")  # of a score threshold; see `evaluation.thresholds`
-
-
-def _split_values(tokens: Sequence[Token]) -> list[str]:
-    """The values of an option that is given several times, with commas between values, or both."""
-    values = [text.strip() for token in tokens for text in token.value.split(",")]
-    if not all(values):
-        raise InputError("a comma has no value before or after it.")
-    return values
-
-
-def _numbers(kind: type[int] | type[float], values: Sequence[str]) -> tuple[Any, ...]:
-    try:
-        return tuple(kind(value) for value in values)
-    except ValueError:
-        name = "whole numbers" if kind is int else "numbers"
-        raise InputError(f"{shown(','.join(values))} are not {name} with commas between them.") from None
-
-
-def _to_names(type_: Any, tokens: Sequence[Token]) -> tuple[str, ...]:
-    return tuple(_split_values(tokens))
-
-
-def _to_counts(type_: Any, tokens: Sequence[Token]) -> tuple[int, ...]:
-    counts: tuple[int, ...] = _numbers(int, _split_values(tokens))
-    for count in counts:
-        _check_size(int, count)
-    return counts
-
-
-def _to_image_size(type_: Any, tokens: Sequence[Token]) -> int:
-    text = tokens[-1].value.strip()
-    if text == AUTO_WORD:
-        return AUTO
-    if not re.fullmatch(r"[+-]?[0-9]{1,18}", text):
-        raise InputError(f"{shown(text)} is neither a whole number nor {AUTO_WORD}.")
-    _check_size(int, int(text))
-    return int(text)
-
-
-def _to_auto_or_image_sizes(type_: Any, tokens: Sequence[Token]) -> tuple[int, ...]:
-    values = _split_values(tokens)
-    if AUTO_WORD not in values:
-        return _to_counts(type_, tokens)
-    if len(values) > 1:
-        raise InputError(f"{shown(','.join(values))}: {AUTO_WORD} stands alone. Give it, or the sizes in pixels.")
-    return (AUTO,)
-
-
-def _to_weights(type_: Any, tokens: Sequence[Token]) -> tuple[float, ...]:
-    weights: tuple[float, ...] = _numbers(float, _split_values(tokens))
-    for weight in weights:
-        if not 0 <= weight <= MAX_WEIGHT:
-            raise InputError(f"the weight {weight:g} is not in 0..{MAX_WEIGHT:g}.")
-    return weights
-
-
-def _to_seconds(type_: Any, tokens: Sequence[Token]) -> float:
-    return parse_duration(tokens[-1].value)
-
-
-def _to_train_folds(type_: Any, tokens: Sequence[Token]) -> int | Literal["auto"]:
-    text = tokens[-1].value
-    if text == "auto":
-        return "auto"
-    if not re.fullmatch(r"[1-9][0-9]{0,8}", text):
-        raise InputError(f"--train-folds is auto or a number of folds, 1 or more; got {text!r}.")
-    return int(text)
-
-
-def _to_folds(type_: Any, tokens: Sequence[Token]) -> int | Path:
-    text = tokens[-1].value
-    if not re.fullmatch(r"[+-]?[0-9]{1,18}", text):
-        return Path(text)
-    _check_num_folds(int, int(text))
-    return int(text)
-
-
-def _check_num_folds(type_: Any, num_folds: int | None) -> None:
-    if num_folds is not None and num_folds < 2:
-        raise InputError(f"{num_folds} folds are too few; expected 2 or more.")
-    if num_folds is not None and num_folds > MAX_FOLDS:
-        raise InputError(f"{num_folds} folds are too many; expected {MAX_FOLDS} or fewer.")
-
-
-def _to_changes(type_: Any, tokens: Sequence[Token]) -> tuple[str, ...]:
-    for token in tokens:
-        if not re.match(r"\w+=", token.value):
-            raise InputError(f"{shown(token.value)} is no change to a recipe; write key=value, such as lr=3e-4.")
-    return tuple(token.value for token in tokens)
-
-
-def _to_device(type_: Any, tokens: Sequence[Token]) -> str:
-    device = tokens[-1].value
-    if not re.fullmatch(r"auto|cpu|cuda(:[0-9]{1,3})?|mps", device):
-        raise InputError(f"no device is called {shown(device)}; expected auto, cpu, cuda, cuda:N or mps.")
-    return device
-
-
-def _to_threshold(type_: Any, tokens: Sequence[Token]) -> float | str:
-    text = tokens[-1].value.strip()
-    if text in BEST_WORDS:
-        return text
-    try:
-        value = float(text)
-    except ValueError:
-        raise InputError(f"{shown(text)} is neither a number in 0..1 nor {' or '.join(BEST_WORDS)}.") from None
-    check_fraction(float, value)
-    return value
-
-
-def duration_text(seconds: float | None) -> str | None:
-    """Seconds as text that an option accepts: "90s", "10m", "1h30m"; None for None."""
-    return None if seconds is None else duration_option(seconds)
-
-
-def check_fraction(type_: Any, value: float | None) -> None:
-    """Raises InputError for a number that is not in 0..1."""
-    if value is not None and not 0 <= value <= 1:  # NaN too
-        raise InputError(f"{value:g} is not in 0..1.")
-
-
-def _check_finite(type_: Any, value: float | None) -> None:
-    if value is not None and not math.isfinite(value):
-        raise InputError(f"{value:g} is not a finite number.")
-
-
-def _check_count(type_: Any, value: int | None) -> None:
-    _check_range(value, 1, MAX_COUNT)
-
-
-def _check_num_classes(type_: Any, value: int) -> None:
-    _check_range(value, 1, MAX_CLASSES)
-
-
-def _check_size(type_: Any, value: int | None) -> None:
-    _check_range(value, 1, MAX_SIZE)
-
-
-def _check_seed(type_: Any, value: int | None) -> None:
-    _check_range(value, 0, MAX_SEED)
-
-
-def _check_range(value: int | None, least: int, most: int) -> None:
-    if value is not None and not least <= value <= most:
-        raise InputError(f"{shown(value)} is not in {least}..{most}.")
-
 
 # output
 Out = Annotated[Path, Parameter(name=("--out", "-o"))]
@@ -211,41 +55,42 @@ ClassesFrom = Annotated[
 ]
 
 # recipes and their changes
-Names = Annotated[tuple[str, ...], Parameter(converter=_to_names, metavar="NAME,...")]
+Names = Annotated[tuple[str, ...], Parameter(converter=values.to_names, metavar="NAME,...")]
 Set = Annotated[
     tuple[str, ...],
     Parameter(
-        converter=_to_changes,
+        converter=values.to_changes,
         metavar="KEY=VALUE",
         help="change a field of the recipe, such as lr=3e-4; repeat for more.",
     ),
 ]
-Lr = Annotated[float | None, Parameter(validator=_check_finite, help="learning rate; short for --set lr=.")]
-ImageSize = Annotated[int | None, Parameter(validator=_check_size, metavar="PX")]
-AutoImageSize = Annotated[int | None, Parameter(converter=_to_image_size, metavar="PX|auto")]
-AutoImageSizes = Annotated[tuple[int, ...], Parameter(converter=_to_auto_or_image_sizes, metavar="PX,...|auto")]
-ImageSizes = Annotated[tuple[int, ...], Parameter(converter=_to_counts, metavar="PX,...")]
-BatchSize = Annotated[int | None, Parameter(validator=_check_count, metavar="N")]
-BatchSizes = Annotated[tuple[int, ...], Parameter(converter=_to_counts, metavar="N,...")]
+Lr = Annotated[float | None, Parameter(validator=values.check_finite, help="learning rate; short for --set lr=.")]
+ImageSize = Annotated[int | None, Parameter(validator=values.check_size, metavar="PX")]
+AutoImageSize = Annotated[int | None, Parameter(converter=values.to_image_size, metavar="PX|auto")]
+AutoImageSizes = Annotated[tuple[int, ...], Parameter(converter=values.to_auto_or_image_sizes, metavar="PX,...|auto")]
+ImageSizes = Annotated[tuple[int, ...], Parameter(converter=values.to_counts, metavar="PX,...")]
+BatchSize = Annotated[int | None, Parameter(validator=values.check_count, metavar="N")]
+BatchSizes = Annotated[tuple[int, ...], Parameter(converter=values.to_counts, metavar="N,...")]
 
 # randomness
-Seed = Annotated[int, Parameter(validator=_check_seed, metavar="N")]
-OptionalSeed = Annotated[int | None, Parameter(validator=_check_seed, metavar="N")]
+Seed = Annotated[int, Parameter(validator=values.check_seed, metavar="N")]
+OptionalSeed = Annotated[int | None, Parameter(validator=values.check_seed, metavar="N")]
 
 # counts
-Count = Annotated[int, Parameter(validator=_check_count, metavar="N")]
-NumClasses = Annotated[int, Parameter(validator=_check_num_classes, metavar="N")]
-OptionalCount = Annotated[int | None, Parameter(validator=_check_count, metavar="N")]
+Count = Annotated[int, Parameter(validator=values.check_count, metavar="N")]
+NumClasses = Annotated[int, Parameter(validator=values.check_num_classes, metavar="N")]
+OptionalCount = Annotated[int | None, Parameter(validator=values.check_count, metavar="N")]
 
 # time
-Duration = Annotated[float, Parameter(converter=_to_seconds, metavar="TIME", show_default=duration_text)]
-OptionalDuration = Annotated[float | None, Parameter(converter=_to_seconds, metavar="TIME", show_default=duration_text)]
+_TIME = Parameter(converter=values.to_seconds, metavar="TIME", show_default=values.duration_text)
+Duration = Annotated[float, _TIME]
+OptionalDuration = Annotated[float | None, _TIME]
 
 # folds
-NumFolds = Annotated[int, Parameter(validator=_check_num_folds, metavar="N")]
+NumFolds = Annotated[int, Parameter(validator=values.check_num_folds, metavar="N")]
 FoldsFile = Annotated[Path | None, Parameter(metavar="FILE")]
-Folds = Annotated[int | Path, Parameter(converter=_to_folds, metavar="N|FILE")]
-TrainFolds = Annotated[int | Literal["auto"], Parameter(converter=_to_train_folds, metavar="K|auto")]
+Folds = Annotated[int | Path, Parameter(converter=values.to_folds, metavar="N|FILE")]
+TrainFolds = Annotated[int | Literal["auto"], Parameter(converter=values.to_train_folds, metavar="K|auto")]
 
 # predictions and scores
 _METRIC = Parameter(  # checked by `evaluation.metrics.open_metric`, which would make every command load numba
@@ -255,14 +100,18 @@ _METRIC = Parameter(  # checked by `evaluation.metrics.open_metric`, which would
 )
 Metric = Annotated[str, _METRIC]
 OptionalMetric = Annotated[str | None, _METRIC]
-Weights = Annotated[tuple[float, ...], Parameter(converter=_to_weights, metavar="X,...")]
-Iou = Annotated[float, Parameter(validator=check_fraction)]
-ScoreThreshold = Annotated[float, Parameter(validator=check_fraction, help="leave out boxes whose score is lower.")]
-ThresholdOrBest = Annotated[float | str | None, Parameter(converter=_to_threshold, metavar="X|best|best-by-class")]
+Weights = Annotated[tuple[float, ...], Parameter(converter=values.to_weights, metavar="X,...")]
+Iou = Annotated[float, Parameter(validator=values.check_fraction)]
+ScoreThreshold = Annotated[
+    float, Parameter(validator=values.check_fraction, help="leave out boxes whose score is lower.")
+]
+ThresholdOrBest = Annotated[
+    float | str | None, Parameter(converter=values.to_threshold, metavar="X|best|best-by-class")
+]
 MaxDetections = Annotated[
     int | None,
     Parameter(
-        validator=_check_count,
+        validator=values.check_count,
         metavar="N",
         help="keep the N boxes of each image with the highest scores; all by default.",
     ),
@@ -311,7 +160,9 @@ CategoryIds = Annotated[
 # where a network runs
 Device = Annotated[
     str,
-    Parameter(converter=_to_device, metavar="DEVICE", help="device to compute on: auto, cpu, cuda, cuda:N or mps."),
+    Parameter(
+        converter=values.to_device, metavar="DEVICE", help="device to compute on: auto, cpu, cuda, cuda:N or mps."
+    ),
 ]
 
 Engine = Annotated[

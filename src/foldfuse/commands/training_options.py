@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
-from foldfuse.commands import options
+from foldfuse.commands import option_values
 from foldfuse.data.dataset import Dataset, require_annotations
 from foldfuse.data.folds import divide, read_folds
 from foldfuse.data.pixels import open_images
@@ -291,8 +291,8 @@ def warn_of_learnt(recipe: Recipe | ClassifierRecipe, data: TrainingData) -> Non
 
 def training_budget(seconds: float | None, steps: int | None) -> dict[str, float] | None:
     """The budget that was asked for; None where none was."""
-    if steps is not None and not 1 <= steps <= options.MAX_COUNT:
-        raise InputError(f"steps is {shown(steps)}, and must be in 1..{options.MAX_COUNT}.")
+    if steps is not None and not 1 <= steps <= option_values.MAX_COUNT:
+        raise InputError(f"steps is {shown(steps)}, and must be in 1..{option_values.MAX_COUNT}.")
     if steps is not None:
         return {"steps": steps}
     return None if seconds is None else {"seconds": seconds}

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 
 from foldfuse.data.dataset import Dataset
 from foldfuse.detections import Predictions
-from foldfuse.ensemble.ensemble import Ensemble, EnsembleReport, MemberScore
+from foldfuse.ensemble.build import EnsembleReport, MemberScore
+from foldfuse.ensemble.ensemble import Ensemble
 from foldfuse.evaluation.coco import score_predictions
 from foldfuse.evaluation.metrics import measure
 

@@ -1,41 +1,24 @@
-"""Chooses an ensemble on out-of-fold predictions and estimates its score by nested cross-validation.
-
-An Ensemble is a small JSON file: members, weights and the settings of their fusion. The search works on predictions alone and
-loads no model, so the predictions may come from any tool.
-"""
+"""`Ensemble`: members, weights and the settings of their fusion, a small JSON file; applied to predictions of any tool."""
 
 from __future__ import annotations
 
 import json
-import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-import numpy as np
-
-from foldfuse.data.dataset import Dataset
 from foldfuse.detections import Predictions
 from foldfuse.display import MAX_ROWS, short, table_html, value_html
-from foldfuse.ensemble import cross_fitting, custom_search, trials
-from foldfuse.ensemble import search as ensemble_search
+from foldfuse.ensemble import trials
 from foldfuse.ensemble.calibration import Calibration
-from foldfuse.ensemble.custom_search import CustomSpace
-from foldfuse.ensemble.gain import Gain, make_gain
-from foldfuse.ensemble.search import Candidate
 from foldfuse.ensemble.stack import Stack, apply_stack, check_stack
 from foldfuse.errors import InputError, counted
-from foldfuse.evaluation.bootstrap import MIN_SAMPLES, Difference, affordable_samples, difference
-from foldfuse.evaluation.custom_metric import CustomMetric, check_ranks
-from foldfuse.evaluation.matching import check_compatible, ground_truth, require_unlearnt
-from foldfuse.evaluation.metrics import get_metric, measure
 from foldfuse.fusion.methods import Method, fuse
 from foldfuse.system.atomic_files import write_text
 from foldfuse.system.records import read_record, to_plain
 
-VERSION = (
-    2  # of ensemble.json; one without calibrations and a stack is written as format 1, which earlier versions read
-)
+# Of ensemble.json; one without calibrations and a stack is written as format 1, which earlier versions read.
+VERSION = 2
 
 
 @dataclass(frozen=True, repr=False)
@@ -164,238 +147,3 @@ def _calibrated(member: Predictions, ensemble: Ensemble, name: str) -> Predictio
     calibration, scores = ensemble.calibrations.get(name), member.scores
     scores = scores if calibration is None else calibration.apply(scores)
     return replace(member, scores=trials.calibrated(scores, ensemble.score_exponents.get(name, 1.0)))
-
-
-@dataclass(frozen=True)
-class MemberScore:
-    """The scores of one member.
-
-    Attributes:
-        name: the name of the member.
-        single_score: the member's own score; None where there was no time to measure it by a custom metric.
-        weight: the weight as a fraction of all weights; 0 for a member that was not chosen.
-        leave_one_out_gain: the ensemble's score minus its score without the member; None for a member that was not chosen or is
-            the only one.
-    """
-
-    name: str
-    single_score: float | None
-    weight: float
-    leave_one_out_gain: float | None
-
-
-@dataclass(frozen=True)
-class EnsembleReport:
-    """A chosen ensemble and its scores.
-
-    Attributes:
-        ensemble: the best candidate.
-        metric: the metric that the ensemble maximises.
-        score: the score of the ensemble on the images that chose it, which is optimistic.
-        nested_score: nested cross-validation: each fold is scored with an ensemble chosen without it; None with one image, and
-            where the ensemble was changed after the choice.
-        interval: the nested score minus the best single member's, over bootstrap resamples; None where `nested_score` is.
-        best_single: the best member, and its score.
-        uniform_score: the score of WBF of all members with equal weights.
-        table: the scores of all members, by falling single score.
-        num_candidates: number of candidates that were fused and scored.
-    """
-
-    ensemble: Ensemble
-    metric: str
-    score: float
-    nested_score: float | None
-    interval: Difference | None
-    best_single: tuple[str, float]
-    uniform_score: float
-    table: tuple[MemberScore, ...]
-    num_candidates: int
-
-    @property
-    def gain(self) -> Gain | None:
-        """The gain over the best single member, with the interval of this very difference; None without a nested score."""
-        interval = (self.interval.low, self.interval.high) if self.interval else None
-        return make_gain(self.metric, self.nested_score, self.best_single, interval)
-
-    @property
-    def leave_one_out_gain(self) -> dict[str, float]:
-        """{chosen member: its leave-one-out gain}; empty for an ensemble of one member."""
-        return {row.name: row.leave_one_out_gain for row in self.table if row.leave_one_out_gain is not None}
-
-
-def build_ensemble(
-    members: Mapping[str, Predictions],
-    dataset: Dataset,
-    *,
-    metric: str = "ap50",
-    seconds: float = 60.0,
-    folds: int = 5,
-    seed: int = 0,
-    threads: int | None = None,
-    clock: Callable[[], float] = time.monotonic,
-) -> EnsembleReport:
-    """The best ensemble that the search finds in the given time; never worse than the best member or WBF of all members.
-
-    Three quarters of the time choose the ensemble; the rest repeats the choice without each fold, for the nested score. The
-    single members and WBF of all members are always scored, however short the time.
-
-    Args:
-        members: {name: out-of-fold predictions of the images of `dataset`}.
-        dataset: annotated.
-        metric: the name of a metric, see `evaluation.metrics`.
-        seconds: seconds after which the search returns the best candidate so far.
-        folds: number of random parts of the images.
-        seed: the random seed of the folds and of the bootstrap.
-        threads: number of threads of the fusion; None for one per core.
-        clock: seconds, from any start.
-
-    Raises:
-        InputError: there is no member, the metric is unknown, or the members do not fit the dataset or each other.
-    """
-    if not members:
-        raise InputError("there is no member to build an ensemble of. Give at least one file of predictions.")
-    if folds < 2:
-        raise InputError(
-            f"folds is {folds}, and must be 2 or more: each fold is scored with an ensemble chosen on the others."
-        )
-    chosen_metric = get_metric(metric)
-    for name, predictions in members.items():
-        check_compatible(predictions, dataset)
-        require_unlearnt(predictions, name, "weights chosen on them would favour it")
-    fuse(list(members.values()), threads=threads)  # raises where a member holds a broken box or lacks an image
-    empty = {name: predictions for name, predictions in members.items() if not len(predictions.boxes)}
-    if len(empty) < len(members):  # a member that found nothing adds nothing
-        members = {name: predictions for name, predictions in members.items() if name not in empty}
-    else:
-        empty = {}
-    truth, names = ground_truth(dataset), list(members)
-    matched_for = chosen_metric
-    if isinstance(matched_for, CustomMetric):
-        check_ranks(matched_for, truth)
-        matched_for = custom_search.PROXY
-    num_images = len(truth.image_ids)
-    fold_of = np.random.default_rng(seed).permutation(num_images) % min(folds, num_images)
-    space = ensemble_search.SearchSpace(
-        trials.make_bench(list(members.values()), truth, matched_for),
-        fold_of,
-        threads,
-        clock,
-        seed,
-        learns=num_images > 1 and matched_for is chosen_metric,
-    )
-
-    start = clock()
-    if isinstance(chosen_metric, CustomMetric):
-        custom = CustomSpace(space, chosen_metric, lambda c: apply_ensemble(_ensemble(c, names), members))
-        return _by_custom_metric(custom, names, list(empty), metric, until=start + seconds)
-    best = ensemble_search.search(space, until=start + 0.75 * seconds)
-    singles = {name: space.score(space.single(i)) for i, name in enumerate(names)}
-    leader = max(singles, key=lambda name: singles[name])
-    nested = interval = None
-    if num_images > 1:
-        nested_metric = ensemble_search.nested(space, best, until=start + seconds)
-        nested = float(nested_metric(np.ones((1, num_images), np.int64))[0])
-        single = space.measure(space.single(names.index(leader)))
-        interval = difference(nested_metric, single, num_images=num_images, seed=seed)
-    best = ensemble_search.without_useless_members(space, best)
-    ensemble, score = _ensemble(best, names), space.score(best)
-    if best.is_learned:
-        ensemble = _with_models(ensemble, space, best, names)
-        score = measure(apply_ensemble(ensemble, members), dataset, metric=metric)
-    gains = _leave_one_out_gains(
-        best, ensemble, lambda one: measure(apply_ensemble(one, members), dataset, metric=metric), space.score
-    )
-    total = sum(ensemble.weights.values())
-    return EnsembleReport(
-        ensemble=ensemble,
-        metric=metric,
-        score=score,
-        nested_score=nested,
-        interval=interval,
-        best_single=(leader, singles[leader]),
-        uniform_score=space.score(space.uniform()),
-        table=(
-            *sorted(
-                (MemberScore(n, singles[n], ensemble.weights.get(n, 0.0) / total, gains.get(n)) for n in names),
-                key=_falling,
-            ),
-            *(MemberScore(name, measure(p, dataset, metric=metric), 0.0, None) for name, p in empty.items()),
-        ),
-        num_candidates=space.num_candidates,
-    )
-
-
-def _by_custom_metric(
-    custom: CustomSpace, names: Sequence[str], empty: Sequence[str], metric: str, *, until: float
-) -> EnsembleReport:
-    """The best ensemble by a custom metric, as `build_ensemble` reports it; a score that there is no time for is None."""
-    space, start = custom.space, custom.space.clock()
-    num_images, share = len(space.fold_of), custom_search.CHOICE_SHARE
-    best = custom_search.choose(custom, ensemble_search.ALL, until=start + share * (until - start))
-    score = custom.score(best)
-    gains = {}
-    for i in best.members if len(best.members) > 1 else ():
-        without = custom.affordable_score(best.with_weight(i, 0.0), ensemble_search.ALL, until=until)
-        gains[i] = None if without is None else score - without
-    singles = {
-        i: custom.affordable_score(space.single(i), ensemble_search.ALL, until=start) for i in range(space.num_members)
-    }
-    known = {i: value for i, value in singles.items() if value is not None}
-    leader = max(known, key=lambda i: known[i]) if known else max(singles, key=lambda i: space.score(space.single(i)))
-    singles[leader] = leader_score = custom.score(space.single(leader))
-    nested = interval = None
-    pooled = custom_search.nested(custom, best, until=until) if num_images > 1 else None
-    if pooled is not None:
-        nested, single = float(pooled(np.ones((1, num_images), np.int64))[0]), custom.measure(space.single(leader))
-        single(np.ones((1, num_images), np.int64))  # measures its time
-        samples = affordable_samples([pooled, single], until - space.clock())
-        if samples >= MIN_SAMPLES:
-            interval = difference(pooled, single, num_images=num_images, samples=samples, seed=space.seed)
-    total = sum(best.weights)
-    rows = [MemberScore(name, singles[i], best.weights[i] / total, gains.get(i)) for i, name in enumerate(names)]
-    rows += [MemberScore(name, None, 0.0, None) for name in empty]
-    return EnsembleReport(
-        ensemble=_ensemble(best, names),
-        metric=metric,
-        score=score,
-        nested_score=nested,
-        interval=interval,
-        best_single=(names[leader], leader_score),
-        uniform_score=custom.score(space.uniform()),
-        table=tuple(sorted(rows, key=_falling)),
-        num_candidates=custom.num_candidates,
-    )
-
-
-def _falling(row: MemberScore) -> tuple[bool, float]:
-    return (row.single_score is None, -(row.single_score or 0.0))
-
-
-def _ensemble(candidate: Candidate, names: Sequence[str]) -> Ensemble:
-    weights = {names[i]: candidate.weights[i] for i in candidate.members}
-    exponents = {names[i]: candidate.score_exponents[i] for i in candidate.members if candidate.score_exponents[i] != 1}
-    return Ensemble(weights, candidate.method, candidate.iou, candidate.score_threshold, exponents)
-
-
-def _with_models(
-    ensemble: Ensemble, space: ensemble_search.SearchSpace, best: Candidate, names: Sequence[str]
-) -> Ensemble:
-    """The ensemble with the models of a learned candidate, fitted on all images."""
-    found = {names[i]: space.fitter.calibration(i, frozenset()) for i in best.members if best.calibrated}
-    final = space.fusion(best.canonical, cross_fitting.FINAL)
-    return replace(ensemble, calibrations=found, stack=space.fitter.final_stack(final) if best.stacked else None)
-
-
-def _leave_one_out_gains(
-    best: Candidate, ensemble: Ensemble, value: Callable[[Ensemble], float], score: Callable[[Candidate], float]
-) -> dict[str, float]:
-    """{chosen member: the score - the score without it}; models stay as they are. Empty for an ensemble of one member."""
-    if len(best.members) == 1:
-        return {}
-    if best.is_learned:
-        whole = value(ensemble)
-        return {name: whole - value(ensemble.without([name])) for name in ensemble.weights}
-    return {
-        name: score(best) - score(best.with_weight(i, 0.0))
-        for i, name in zip(best.members, ensemble.weights, strict=True)
-    }

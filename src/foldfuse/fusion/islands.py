@@ -39,10 +39,10 @@ from foldfuse.fusion.kernels import (
     SCORE,
     SOFT_NMS,
     WBF,
-    _before,
-    _sort_rows,
-    _write,
+    comes_before,
     soft_nms_class,
+    sort_rows,
+    write_fused,
 )
 
 MARGIN = 1e-6  # of a coordinate: the rectangle around an island is so much larger, since means are rounded
@@ -132,7 +132,7 @@ def _sorted_by_island(boxes, scores, labels, begin, end, num_classes):
                 image_scores[count], image_labels[count] = scores[row], labels[row]
                 image_boxes[count] = boxes[row]
                 count += 1
-        _sort_rows(image_scores, image_boxes, image_labels, count, num_classes, order, spare, starts)
+        sort_rows(image_scores, image_boxes, image_labels, count, num_classes, order, spare, starts)
         for label in range(num_classes):
             first, last = starts[label], starts[label + 1]
             found = _assign_islands(image_boxes, order, first, last, hulls, links, island_of)
@@ -246,14 +246,14 @@ def fuse_islands(
             if count == 0:
                 continue
             if count > FEW_ROWS:
-                _sort_rows(raw_scores, bounds, no_label, count, 1, order, spare, starts)
+                sort_rows(raw_scores, bounds, no_label, count, 1, order, spare, starts)
                 for i in range(count):
                     votes_of[i] = raw_scores[order[i]]
             else:
                 for i in range(count):  # an insertion sort: the rows are few, and nearly in this order
                     j, score = i, raw_scores[i]
                     while j > 0 and votes_of[j - 1] <= score:
-                        if votes_of[j - 1] == score and not _before(raw_scores, bounds, i, order[j - 1]):
+                        if votes_of[j - 1] == score and not comes_before(raw_scores, bounds, i, order[j - 1]):
                             break
                         votes_of[j], order[j] = votes_of[j - 1], order[j - 1]
                         j -= 1
@@ -333,5 +333,5 @@ def fuse_islands(
                 fused_labels[results] = labels[island]
                 results += 1
             clear(heads, chain, num_clusters, use_grid)
-        _write(fused_boxes, fused_scores, fused_labels, results, one_label, write_order, write_spare, out, offset)
+        write_fused(fused_boxes, fused_scores, fused_labels, results, one_label, write_order, write_spare, out, offset)
         counts[image] = results

@@ -50,7 +50,7 @@ def first_bad_row(boxes, scores, labels, num_classes):
 
 
 @compiled
-def _before(scores, boxes, a, b):
+def comes_before(scores, boxes, a, b):
     """Whether row `a` precedes row `b`: by falling score, then by x1, y1, x2, y2."""
     if scores[a] != scores[b]:
         return scores[a] > scores[b]
@@ -61,7 +61,7 @@ def _before(scores, boxes, a, b):
 
 
 @compiled
-def _sort_rows(scores, boxes, labels, count, num_classes, order, spare, starts):
+def sort_rows(scores, boxes, labels, count, num_classes, order, spare, starts):
     """Fill order[:count] with rows by label, then falling score, then box; label k begins at starts[k].
 
     This is a radix sort on the bits of the scores as float32, which must be in [0, 1]: three stable passes of 10 bits, then one
@@ -101,7 +101,7 @@ def _sort_rows(scores, boxes, labels, count, num_classes, order, spare, starts):
     for k in range(num_classes):
         for i in range(starts[k] + 1, starts[k + 1]):
             row, j = spare[i], i
-            while j > starts[k] and bits[spare[j - 1]] == bits[row] and _before(scores, boxes, row, spare[j - 1]):
+            while j > starts[k] and bits[spare[j - 1]] == bits[row] and comes_before(scores, boxes, row, spare[j - 1]):
                 spare[j] = spare[j - 1]
                 j -= 1
             spare[j] = row
@@ -163,7 +163,7 @@ def greedy(
     for image in range(images[0], images[1]):
         count = _gather(boxes, scores, labels, begin, end, image, weights, score_threshold, image_rows, member_of)
         image_boxes, image_scores, image_labels = image_rows
-        _sort_rows(image_scores, image_boxes, image_labels, count, num_classes, order, spare, starts)
+        sort_rows(image_scores, image_boxes, image_labels, count, num_classes, order, spare, starts)
         results = 0
         for label in range(num_classes):
             use_grid = starts[label + 1] - starts[label] > GRID_MIN_BOXES
@@ -212,15 +212,15 @@ def greedy(
                 results += 1
             clear(heads, chain, num_clusters, use_grid)
 
-        _write(fused_boxes, fused_scores, fused_labels, results, one_label, order, spare, out, offset)
+        write_fused(fused_boxes, fused_scores, fused_labels, results, one_label, order, spare, out, offset)
         counts[image] = results
         offset += rows_of[image]
 
 
 @compiled
-def _write(boxes, scores, labels, count, one_label, order, spare, out, offset):
+def write_fused(boxes, scores, labels, count, one_label, order, spare, out, offset):
     """Copy the results of one image to `out` in falling order of score, then by box, then by label."""
-    _sort_rows(scores, boxes, one_label, count, 1, order, spare, np.empty(2, np.int64))
+    sort_rows(scores, boxes, one_label, count, 1, order, spare, np.empty(2, np.int64))
     out_boxes, out_scores, out_labels = out
     for i in range(count):
         row, to = order[i], offset + i
@@ -259,7 +259,7 @@ def soft_nms(
     for image in range(images[0], images[1]):
         count = _gather(boxes, scores, labels, begin, end, image, weights, score_threshold, image_rows, member_of)
         image_boxes, image_scores, image_labels = image_rows
-        _sort_rows(image_scores, image_boxes, image_labels, count, num_classes, order, spare, starts)
+        sort_rows(image_scores, image_boxes, image_labels, count, num_classes, order, spare, starts)
         results = 0
         for label in range(num_classes):
             n = starts[label + 1] - starts[label]
@@ -274,7 +274,7 @@ def soft_nms(
                 fused_labels[results] = label
                 results += 1
 
-        _write(fused_boxes, fused_scores, fused_labels, results, one_label, order, spare, out, offset)
+        write_fused(fused_boxes, fused_scores, fused_labels, results, one_label, order, spare, out, offset)
         counts[image] = results
         offset += rows_of[image]
 

@@ -178,15 +178,15 @@ def image_seconds(segment: Segment, state: CampaignState) -> float:
     return state.slowdown * segment.recipe.image_size**2 * max(per_pixel, default=state.pixel_seconds)
 
 
-def candidate_views(state: CampaignState) -> tuple[View, ...]:
+def candidate_views(*, tiles: bool) -> tuple[View, ...]:
     """The TTA views that members may predict in, in the order of their gain per second; the plain view first."""
-    return c.TILED_VIEWS if state.tiles else c.VIEWS
+    return c.TILED_VIEWS if tiles else c.VIEWS
 
 
 def affordable_views(state: CampaignState) -> tuple[View, ...]:
     """As many `candidate_views` as all members can predict within `MAX_PREDICTION_SHARE` of the deadline; at least one."""
     plain = state.num_images * sum(image_seconds(segment, state) for segment in plan_segments(state))
-    views = candidate_views(state)[: state.max_views]
+    views = candidate_views(tiles=state.tiles)[: state.max_views]
     limit = c.MAX_PREDICTION_SHARE * state.deadline
     while len(views) > 1 and plain * sum(view.cost for view in views) > limit:
         views = views[:-1]

@@ -24,6 +24,7 @@ from foldfuse.campaign.planning.allocation import (
     with_new_parent,
 )
 from foldfuse.campaign.planning.segments import base_runs, plan_segments
+from foldfuse.campaign.planning.soups import planned_soups
 from foldfuse.campaign.planning.state import CampaignState, Reserves
 from foldfuse.inference.tta import View
 from foldfuse.storage.ledger import Interval
@@ -129,7 +130,8 @@ def views_in_time(state: CampaignState, name: str) -> tuple[View, ...]:
     segments = plan_segments(state)
     if state.busy or any(state.is_open(s.name) for s in segments if s.name != name):
         return views  # the strategy lowers the number of views for the segments to come
-    segment = next((s for s in segments if s.name == name), None)
+    soups = (soup for soup, _ in planned_soups(state).values())
+    segment = next((s for s in (*segments, *soups) if s.name == name), None)
     if segment is None:
         return views
     seconds = image_seconds(segment, state)

@@ -6,8 +6,8 @@ fraction of a full training. With more time several base runs are compared, and 
 promoted. Every run holds out a fold, fold 0 where time is short: its predictions of it are out-of-fold, and the ensemble is
 chosen on them. With time for it several folds are trained, each with the same segments (see `trained_folds`).
 
-From the first finished member on there is a valid submission on disk. Only a submission with a better score on the held-out
-fold replaces it. The ledger records all work, so that a killed campaign can be resumed.
+From the first finished member on there is a valid submission on disk. Only one with a better score on the held-out images, or
+one that was chosen on more folds, replaces it. The ledger records all work, so that a killed campaign can be resumed.
 """
 
 from __future__ import annotations

@@ -117,7 +117,7 @@ class Task:
         return self.val.subset(set().union(*(self.held_out[fold] for fold in folds)))
 
     @cached_property
-    def cached(self) -> Dataset:
+    def learnable(self) -> Dataset:
         """The images that some member trains on."""
         return self.labeled if len(self.folds) > 1 else self.train
 
@@ -148,7 +148,7 @@ class Task:
     @cached_property
     def _hashes(self) -> Mapping[int, str]:
         """{image id: hash} of the images that some member trains on."""
-        return dict(zip(self.cached.image_ids, image_hashes(self.cached.samples), strict=True))
+        return dict(zip(self.learnable.image_ids, image_hashes(self.learnable.samples), strict=True))
 
     def train_hashes(self, fold: int) -> tuple[str, ...]:
         """The hashes of the images that the members of a fold train on, which their runs record."""

@@ -38,7 +38,7 @@ class Setup:
     """The first message to a process.
 
     Attributes:
-        cached: the images that some segment trains on.
+        learnable: the images that some segment trains on.
         folds: {fold: (the images that its segments train on, its held-out images)}.
         longest: longest side, in pixels, of the decoded images.
         device: the device to compute on.
@@ -46,7 +46,7 @@ class Setup:
         threads: threads to compute with at most.
     """
 
-    cached: Dataset
+    learnable: Dataset
     folds: Mapping[int, tuple[Dataset, Dataset]]
     longest: int
     device: str
@@ -179,7 +179,7 @@ def _work(setup: Setup, inbox: queue.SimpleQueue[Setup | Order], answer: Any) ->
     logger.addHandler(_Forward(answer))
     torch.set_num_threads(min(setup.threads, torch.get_num_threads()))
     compile_training_loops()
-    images = ImageCache.load(setup.cached.samples, longest=setup.longest)
+    images = ImageCache.load(setup.learnable.samples, longest=setup.longest)
     answer(Ready())
     with current_device(setup.device):
         _carry_out(setup, images, inbox, answer)

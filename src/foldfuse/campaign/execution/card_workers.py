@@ -205,7 +205,7 @@ class CardWorkers:
         self._workers.append(worker)
         cores, threads = share_of_cores(slot, count), max(1, usable_cores() // count)
         folds = {fold: (self._task.train_in(fold), self._task.val_in(fold)) for fold in self._task.folds}
-        setup = Setup(self._task.cached, folds, self._longest, device, cores, threads)
+        setup = Setup(self._task.learnable, folds, self._longest, device, cores, threads)
         worker.reader = threading.Thread(target=self._receive, args=(worker, setup), daemon=True)
         worker.reader.start()
 

@@ -158,7 +158,7 @@ class LocalWorker:
         if self._images is not None:
             return False
         with self._ledger.timed("decode the images", "setup"):
-            self._images = ImageCache.load(self._task.cached.samples, longest=longest)
+            self._images = ImageCache.load(self._task.learnable.samples, longest=longest)
         return True
 
     def start(self, job: SegmentJob) -> None:

@@ -8,7 +8,7 @@ from foldfuse.inference.tta import parse_views
 MIN_DEADLINE = 60.0  # seconds: less does not suffice to train, predict with and submit even one member
 MARGIN_SHARE, MAX_MARGIN_SECONDS = 0.01, 6.0  # of the deadline, kept free at its end for surprises
 DELIVERY_SECONDS = 5.0  # for the last submission and the report, until one was measured
-SEGMENT_OVERHEAD = 4.0  # seconds a segment, until measured: loading, checkpoints, the first choice of an ensemble with it
+SEGMENT_OVERHEAD = 4.0  # seconds a segment, until measured: loading, checkpoints, an early choice of the ensemble
 # a measured time may be longer the next time by this factor, and by these seconds
 RESERVE_SAFETY, RESERVE_SECONDS = 1.25, 0.3
 # of training, and of the deadline: a shorter extra cooldown run adds little

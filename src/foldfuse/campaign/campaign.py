@@ -25,13 +25,13 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from foldfuse.campaign.compiling import CompilingProcess
+from foldfuse.campaign.compiling import CompilingProcesses, compile_by_clock
 from foldfuse.campaign.custom_metric import check_resumed, check_speed, stored_facts
 from foldfuse.campaign.external_members import add_all
 from foldfuse.campaign.leftovers import remove_leftovers
 from foldfuse.campaign.planning.slack import to_the_deadline
 from foldfuse.campaign.request import SAMPLE, CampaignRequest, command_line
-from foldfuse.campaign.task import Inputs, Task, auto_bounds
+from foldfuse.campaign.task import Inputs, Task, auto_bounds, check_and_fold
 from foldfuse.errors import InputError, counted
 from foldfuse.recipes import AUTO, Recipe
 from foldfuse.reporting.campaign_page import write_campaign_page
@@ -238,16 +238,23 @@ def _work(
 ) -> None:
     """Prepares the task and the external members, then runs the campaign; unusable input removes a new folder."""
     from foldfuse.campaign.pace import settle_threads  # loads torch
+    from foldfuse.campaign.runner import run
 
     with (
         ledger.heartbeat(),
         live(ledger.folder, console=console),
         _interrupt_recorded(ledger),
-        closing(CompilingProcess(request.metric)) as compiling,
+        closing(CompilingProcesses(request.metric)) as compiling,
     ):
         try:
             with ledger.timed("check the data", "setup"):
-                settle_threads(request.device, ledger)  # before a step is measured
+                check_and_fold(inputs, request.seed, ledger)
+            with ledger.timed("compile", "setup"):
+                compiled = compile_by_clock(request.metric, compiling, deadline=ledger.deadline, elapsed=ledger.elapsed)
+            if not compiled:
+                ledger.log("The loops of scoring and fusion are still being compiled; training begins without them.")
+            with ledger.timed("choose sizes and folds", "setup"):
+                settle_threads(request.device, ledger)  # before a step is measured, once nothing compiles any more
                 task = request.make_task(inputs, recipes, ledger)
                 check_speed(task.metric, task.val, ledger.deadline)
                 add_all(request.external_run, request.external_predictions, task, ledger)
@@ -255,8 +262,6 @@ def _work(
             if new:
                 shutil.rmtree(ledger.folder)  # so that the same command works once the data is fixed
             raise
-
-        from foldfuse.campaign.runner import run
 
         with closing(_workers(task, ledger, cluster=cluster)) as workers:
             run(task, ledger, to_the_deadline, workers, compiling=compiling)

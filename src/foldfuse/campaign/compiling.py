@@ -1,8 +1,8 @@
 """Compiles the loops that a campaign needs: the first call of each takes seconds where no machine code is kept.
 
-A second process compiles them (`CompilingProcess`) while this one reads the data. Before it plans, the campaign waits for
-the rest, up to a share of its deadline; a short campaign goes on to train meanwhile. Where machine code is kept, from an earlier
-campaign, there is nothing to do.
+Two processes compile them (`CompilingProcesses`) while this one reads the data. Before it measures and plans, the campaign waits
+for the rest, up to a share of its deadline; a short campaign goes on to train meanwhile. Where machine code is kept, from an
+earlier campaign, there is nothing to do.
 """
 
 from __future__ import annotations
@@ -64,18 +64,30 @@ def compile_training_loops() -> None:
 
 
 def compile_scoring_loops(metric: str) -> None:
-    """Compiles the loops of scoring, fusion and the ensemble search by `metric`; those that a first member needs come first."""
+    """Compiles the loops of fusion, scoring and the ensemble search by `metric`."""
+    compile_fusion()
+    compile_search(metric)
+
+
+def compile_fusion() -> None:
+    """Compiles the loops that fuse members for a submission."""
+    members = [_predictions(0), _predictions(1)]
+    for method in METHODS:
+        fuse(members, method=method)
+
+
+def compile_search(metric: str) -> None:
+    """Compiles the loops of scoring and the ensemble search by `metric`; those that a first member needs come first."""
     dataset, members = _dataset(), [_predictions(0), _predictions(1)]
     metric = "ap50" if is_custom(metric) else metric  # the fast search proposes by AP50
     chosen = get_metric(metric)
     assert isinstance(chosen, Metric)
-    bench = trials.make_bench(members, ground_truth(dataset), chosen)
     for name in {metric, "ap", "ap50"}:
         measure(members[0], dataset, metric=name)
+    bench = trials.make_bench(members, ground_truth(dataset), chosen)
     diagnose(members[0], dataset)
     f1_score(members[0][1], dataset.samples[0].annotations or Annotations.empty())
     for method in METHODS:
-        fuse(members, method=method)
         candidate = trials.Fusion((0, 1), method, 0.5, 0.0, weights=[1.0, 1.0], score_exponents=[1.0, 2.0])
         trials.fuse_and_match(bench, candidate, threads=1)
     fitter = CrossFitter(bench, np.arange(2), threads=1)
@@ -88,12 +100,12 @@ def are_compiled() -> bool:
     return all(loop.signatures or has_kept(loop) for loop in _LOOPS)
 
 
-def compile_by_clock(metric: str, beside: CompilingProcess | None, *, deadline: float, elapsed: float) -> bool:
+def compile_by_clock(metric: str, beside: CompilingProcesses | None, *, deadline: float, elapsed: float) -> bool:
     """Compiles the loops as far as the clock allows before a training, and returns whether all are compiled.
 
     Args:
         metric: the campaign's.
-        beside: the process that compiles besides this one; None where there is none.
+        beside: the processes that compile besides this one; None where there is none.
         deadline, elapsed: of the campaign, in seconds.
     """
     start = time.monotonic()
@@ -108,46 +120,52 @@ def compile_by_clock(metric: str, beside: CompilingProcess | None, *, deadline: 
     return True
 
 
-class CompilingProcess:
-    """Compiles the loops of scoring and fusion in a process of its own, where their machine code is not kept yet.
+class CompilingProcesses:
+    """Compiles the loops of scoring and fusion in two processes of their own, where their machine code is not kept yet.
 
     Args:
         metric: the campaign's.
 
     Attributes:
-        is_over: whether there is nothing to wait for: the code is kept, or the process has ended.
+        is_over: whether there is nothing to wait for: the code is kept, or the processes have ended.
     """
 
     def __init__(self, metric: str) -> None:
-        self._process: subprocess.Popen[bytes] | None = None
+        self._processes: list[subprocess.Popen[bytes]] = []
         if all(map(has_kept, _LOOPS)) or not all(map(keeps_code, _LOOPS)):
             return
-        with suppress(OSError):  # no process can be started: the loops are compiled at their first call
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "foldfuse.campaign.compiling", "ap50" if is_custom(metric) else metric],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-            )
+        for words in (("fusion",), ("search", "ap50" if is_custom(metric) else metric)):
+            with suppress(OSError):  # no process can be started: the loops are compiled at their first call
+                self._processes.append(
+                    subprocess.Popen(
+                        [sys.executable, "-m", "foldfuse.campaign.compiling", *words],
+                        stdin=subprocess.DEVNULL,
+                        stdout=subprocess.DEVNULL,
+                        stderr=subprocess.DEVNULL,
+                    )
+                )
 
     @property
     def is_over(self) -> bool:
-        return self._process is None or self._process.poll() is not None
+        return all(process.poll() is not None for process in self._processes)
 
     def wait(self, seconds: float) -> bool:
-        """Waits up to `seconds` for the end of the process, and returns whether it has ended."""
-        if self._process is not None:
+        """Waits up to `seconds` for the end of the processes, and returns whether they have ended."""
+        end = time.monotonic() + seconds
+        for process in self._processes:
             with suppress(subprocess.TimeoutExpired):
-                self._process.wait(max(0.0, seconds))
+                process.wait(max(0.0, end - time.monotonic()))
         return self.is_over
 
     def close(self) -> None:
-        """Ends the process; what it has compiled is kept."""
-        if self._process is not None and self._process.poll() is None:
-            self._process.terminate()
-            if not self.wait(CLOSE_SECONDS):
-                self._process.kill()
-                self._process.wait()
+        """Ends the processes; what they have compiled is kept."""
+        for process in self._processes:
+            if process.poll() is None:
+                process.terminate()
+        if not self.wait(CLOSE_SECONDS):
+            for process in self._processes:
+                process.kill()
+                process.wait()
 
 
 def _dataset() -> Dataset:
@@ -168,10 +186,14 @@ def _predictions(seed: int) -> Predictions:
 
 
 def main() -> None:
-    """Compiles the loops of scoring and fusion, as `CompilingProcess` starts it: with less priority than the campaign."""
+    """Compiles the loops of fusion, or those of a search, as `CompilingProcesses` starts it: with less priority."""
     with suppress(AttributeError, OSError):  # Windows has no such call
         os.nice(19)
-    compile_scoring_loops(sys.argv[1])
+    what, *metric = sys.argv[1:]
+    if what == "fusion":
+        compile_fusion()
+    else:
+        compile_search(*metric)
 
 
 if __name__ == "__main__":

@@ -65,17 +65,21 @@ def next_view(
     return best, view, cost
 
 
-def spend_on_views(task: Task, ledger: Ledger, members: MemberPredictions) -> None:
+def spend_on_views(task: Task, ledger: Ledger, members: MemberPredictions, *, reserved: float = 0.0) -> None:
     """Predicts further views with members of the submission while there is time, and submits where the ensemble gets better.
 
     A submission with crop rescoring stays as it is: another ensemble would need another rescorer.
+
+    Args:
+        task, ledger, members: of the campaign.
+        reserved: seconds for what comes after it, other than the report.
     """
     latest = ledger.latest_submission()
     if latest is None or latest[2].get("rescoring"):
         return
     costs = _members(latest[2].get("fused") or {}, ledger)
     num_images = len(task.val_in(task.folds[0])) + len(task.test)
-    reserved = margin_seconds(ledger.deadline) + delivery_seconds(ledger) + c.FIRST_SEARCH_SECONDS
+    reserved += margin_seconds(ledger.deadline) + delivery_seconds(ledger) + c.FIRST_SEARCH_SECONDS
     views = candidate_views(tiles=task.offers_tiles)
     spent, added = 0.0, []  # of the next submission's predictions of test images
     while chosen := next_view(costs, num_images=num_images, seconds=ledger.remaining - reserved - spent, views=views):

@@ -9,9 +9,10 @@ import numpy as np
 from foldfuse.campaign import constants as c
 from foldfuse.campaign.current_state import delivery_seconds
 from foldfuse.campaign.custom_metric import choice_seconds
+from foldfuse.campaign.planning.allocation import object_crop_count
 from foldfuse.campaign.submissions import MemberPredictions, write_submission_folder
 from foldfuse.campaign.task import Task
-from foldfuse.data.crops import object_crops
+from foldfuse.data.crops import Crops, object_crops
 from foldfuse.ensemble.ensemble import read_ensemble
 from foldfuse.ensemble.gain import interval_text
 from foldfuse.evaluation.coco import score_predictions
@@ -50,7 +51,7 @@ def rescore_submission(task: Task, ledger: Ledger, members: MemberPredictions) -
         ledger.log(_NO_TIME)
         return
     remaining_at_start, metric = ledger.remaining, metric_label(task.metric)
-    train_crops = c.RESCORING_TRAIN_CROPS + c.RESCORING_CROPS_PER_IMAGE * len(images)
+    train_crops = object_crop_count(task.labeled.num_boxes) + c.RESCORING_CROPS_PER_IMAGE * len(images)
     test_share = c.RESCORING_CROPS_PER_IMAGE * len(task.test_samples) / train_crops  # of the time that training takes
 
     with ledger.timed("crop rescoring", "fuse"):
@@ -104,14 +105,19 @@ def rescore_submission(task: Task, ledger: Ledger, members: MemberPredictions) -
 def measure_crops(task: Task, ledger: Ledger) -> None:
     """Measures and records the seconds of a crop on this machine, for the time that is reserved for crop rescoring."""
     crops = object_crops(task.train_in(task.folds[0]))
-    chosen = np.zeros(len(crops), bool)
-    chosen[: c.MEASURED_CROPS] = True
     encoder = imagenet_encoder(device=task.device)
     with ledger.timed("measure crop rescoring", "setup"):
+        features(_first(crops, c.WARM_UP_CROPS), encoder)
+        timed = _first(crops, c.MEASURED_CROPS)
         start = time.monotonic()
-        features(crops.filter(chosen), encoder)
-        seconds = (time.monotonic() - start) / int(chosen.sum())
-    ledger.set(crop_seconds=c.PREDICTION_SAFETY * seconds / rescoring.ENCODING_SHARE)
+        features(timed, encoder)
+        seconds = (time.monotonic() - start) / len(timed)
+    ledger.set(crop_seconds=c.CROP_SAFETY * seconds / rescoring.ENCODING_SHARE)
+
+
+def _first(crops: Crops, number: int) -> Crops:
+    """The first crops, as many as `number`."""
+    return crops.filter(np.arange(len(crops)) < number)
 
 
 class _Pace:

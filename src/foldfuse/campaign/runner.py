@@ -11,7 +11,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 
 from foldfuse.campaign import constants as c
-from foldfuse.campaign.compiling import CompilingProcess, compile_by_clock
+from foldfuse.campaign.compiling import CompilingProcesses
 from foldfuse.campaign.current_state import campaign_state
 from foldfuse.campaign.execution.jobs import HeldOutPredictions
 from foldfuse.campaign.execution.workers import SegmentJob, SegmentResult, WorkerLost, Workers
@@ -56,7 +56,7 @@ from foldfuse.training.targets import missing_targets
 
 
 def run(
-    task: Task, ledger: Ledger, strategy: Strategy, workers: Workers, *, compiling: CompilingProcess | None = None
+    task: Task, ledger: Ledger, strategy: Strategy, workers: Workers, *, compiling: CompilingProcesses | None = None
 ) -> None:
     """Runs the campaign until its deadline, and writes the submission and the report to its folder.
 
@@ -76,10 +76,6 @@ def run(
     ledger.set(machine=host.describe(device), device=device, state="running", reported=False)
     publish(ledger)
     try:
-        with ledger.timed("compile", "setup"):
-            compiled = compile_by_clock(task.metric, compiling, deadline=ledger.deadline, elapsed=ledger.elapsed)
-        if not compiled:
-            ledger.log("The loops of scoring and fusion are still being compiled; training begins without them.")
         if ledger.get("plan") is None:
             measure_costs(task, ledger, campaign_state(task, ledger, workers))
             log_plan(make_plan(campaign_state(task, ledger, workers)), ledger)
@@ -154,7 +150,7 @@ def run_segments(
     members: MemberPredictions,
     workers: Workers,
     *,
-    compiling: CompilingProcess | None = None,
+    compiling: CompilingProcesses | None = None,
 ) -> None:
     """Starts the segments that the strategy picks until training is over, and submits the best ensemble of the members so far.
 
@@ -228,6 +224,7 @@ def run_segments(
     submit_best(task, ledger, members, last=True, seconds=seconds)
     state = campaign_state(task, ledger, workers)
     if 0 < rescoring_seconds(state) <= state.remaining - state.reserves.delivery:
+        spend_on_views(task, ledger, members, reserved=rescoring_seconds(state))
         rescore_submission(task, ledger, members)
     spend_on_views(task, ledger, members)
 

@@ -223,9 +223,8 @@ def prepare_task(
     Raises:
         InputError: too many images cannot be decoded, or there are too few to fold.
     """
-    first = ledger.get("undecodable_train") is None
-    if first:
-        _check_and_fold(inputs, seed, ledger)
+    first = ledger.get("train_folds") is None
+    check_and_fold(inputs, seed, ledger)
     undecodable = frozenset(ledger.get("undecodable_test") or ())
     labeled = inputs.labeled.subset(set(inputs.labeled.image_ids) - set(ledger.get("undecodable_train")))
     labeled = open_images(labeled, ignore_orientation=inputs.ignore_orientation)
@@ -357,8 +356,10 @@ def note_weights(recipes: Mapping[str, Recipe], val: Dataset, ledger: Ledger) ->
         ledger.log(f"WARNING: {note}")
 
 
-def _check_and_fold(inputs: Inputs, seed: int, ledger: Ledger) -> None:
-    """Finds the images that cannot be decoded, folds the others, and records both."""
+def check_and_fold(inputs: Inputs, seed: int, ledger: Ledger) -> None:
+    """Finds the images that cannot be decoded, folds the others, and records both, once. Raises InputError as `prepare_task`."""
+    if ledger.get("undecodable_train") is not None:
+        return
     undecodable_train = _undecodable(inputs.labeled, ignore_orientation=inputs.ignore_orientation)
     labeled = inputs.labeled.subset(set(inputs.labeled.image_ids) - {row["id"] for row in undecodable_train})
     labeled = open_images(require_annotations(labeled), ignore_orientation=inputs.ignore_orientation, is_logged=False)

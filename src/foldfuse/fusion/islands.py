@@ -40,6 +40,7 @@ from foldfuse.fusion.kernels import (
     SOFT_NMS,
     WBF,
     comes_before,
+    rows_of,
     soft_nms_class,
     sort_rows,
     write_fused,
@@ -112,7 +113,7 @@ def _sorted_by_island(boxes, scores, labels, begin, end, num_classes):
     """Members, ranks, rows, begin, labels and images of `Islands`."""
     num_images, total, size = begin.shape[1], 0, 0
     for image in range(num_images):
-        here = (end[:, image] - begin[:, image]).sum()
+        here = rows_of(begin, end, image)
         total, size = total + here, max(size, here)
     members, ranks, rows = np.empty(total, np.int32), np.empty(total, np.int32), np.empty(total, np.int64)
     seen = np.zeros(len(begin), np.int64)
@@ -130,7 +131,8 @@ def _sorted_by_island(boxes, scores, labels, begin, end, num_classes):
             for row in range(begin[member, image], end[member, image]):
                 of_image[count], member_of[count] = row, member
                 image_scores[count], image_labels[count] = scores[row], labels[row]
-                image_boxes[count] = boxes[row]
+                for c in range(4):
+                    image_boxes[count, c] = boxes[row, c]
                 count += 1
         sort_rows(image_scores, image_boxes, image_labels, count, num_classes, order, spare, starts)
         for label in range(num_classes):

@@ -108,6 +108,26 @@ def sort_rows(scores, boxes, labels, count, num_classes, order, spare, starts):
 
 
 @compiled
+def rows_of(begin, end, image):
+    """The number of rows of an image, of all members."""
+    rows = 0
+    for member in range(len(begin)):
+        rows += end[member, image] - begin[member, image]
+    return rows
+
+
+@compiled
+def place_of(begin, end, images):
+    """The number of rows of the images before images[0], and the most rows of an image in images[0]..images[1] - 1."""
+    offset, size = 0, 0
+    for image in range(images[0]):
+        offset += rows_of(begin, end, image)
+    for image in range(images[0], images[1]):
+        size = max(size, rows_of(begin, end, image))
+    return offset, size
+
+
+@compiled
 def _gather(boxes, scores, labels, begin, end, image, weights, score_threshold, image_rows, member_of):
     """Copy the rows of one image that have a vote to `image_rows`, with weighted scores; return their number."""
     image_boxes, image_scores, image_labels = image_rows
@@ -145,11 +165,7 @@ def greedy(
         counts: (I,) to fill with the number of results of each image.
     """
     members = len(weights)
-    rows_of = (end - begin).sum(0)
-    offset, size = rows_of[: images[0]].sum(), 0
-    for image in range(images[0], images[1]):
-        size = max(size, rows_of[image])
-
+    offset, size = place_of(begin, end, images)
     image_rows = np.empty((size, 4), np.float32), np.empty(size), np.empty(size, np.int64)
     member_of = np.empty(size, np.int64)
     order, spare, starts = np.empty(size, np.int32), np.empty(size, np.int32), np.empty(num_classes + 1, np.int64)
@@ -214,7 +230,7 @@ def greedy(
 
         write_fused(fused_boxes, fused_scores, fused_labels, results, one_label, order, spare, out, offset)
         counts[image] = results
-        offset += rows_of[image]
+        offset += rows_of(begin, end, image)
 
 
 @compiled
@@ -242,11 +258,7 @@ def soft_nms(
         min_score: a box whose score falls to this or below is left out.
         boxes, scores, labels, begin, end, images, weights, score_threshold, iou, num_classes, out, counts: as for `greedy`.
     """
-    rows_of = (end - begin).sum(0)
-    offset, size = rows_of[: images[0]].sum(), 0
-    for image in range(images[0], images[1]):
-        size = max(size, rows_of[image])
-
+    offset, size = place_of(begin, end, images)
     image_rows = np.empty((size, 4), np.float32), np.empty(size), np.empty(size, np.int64)
     member_of = np.empty(size, np.int64)
     order, spare, starts = np.empty(size, np.int32), np.empty(size, np.int32), np.empty(num_classes + 1, np.int64)
@@ -276,7 +288,7 @@ def soft_nms(
 
         write_fused(fused_boxes, fused_scores, fused_labels, results, one_label, order, spare, out, offset)
         counts[image] = results
-        offset += rows_of[image]
+        offset += rows_of(begin, end, image)
 
 
 @compiled
@@ -347,7 +359,8 @@ def compact(boxes, scores, labels, rows_of, counts):
     source, target = 0, 0
     for image in range(len(counts)):
         for i in range(counts[image]):
-            boxes[target + i] = boxes[source + i]
+            for c in range(4):
+                boxes[target + i, c] = boxes[source + i, c]
             scores[target + i] = scores[source + i]
             labels[target + i] = labels[source + i]
         source += rows_of[image]

@@ -6,7 +6,7 @@ from collections import deque
 from dataclasses import dataclass, field
 from statistics import median, median_high
 
-WINDOW_SECONDS = 3.0  # of the last steps that are compared with the steps before
+WINDOW_SECONDS = 6.0  # of the last steps that are compared with the steps before
 MIN_STEPS = 3  # in that window; twice as many before it
 MAX_STEPS = 200  # before it, that are remembered
 SLOWER, FASTER = 1.4, 0.7  # of the median before: a change that is noticed

@@ -161,9 +161,15 @@ def search_seconds(deadline: float) -> float:
 
 def rescoring_seconds(state: CampaignState) -> float:
     """Seconds for crop rescoring; 0 where it would take too much of the deadline."""
-    crops = c.RESCORING_TRAIN_CROPS + c.RESCORING_CROPS_PER_IMAGE * (state.num_val * len(state.folds) + state.num_test)
+    num_images = state.num_val * len(state.folds) + state.num_test
+    crops = object_crop_count(state.num_objects) + c.RESCORING_CROPS_PER_IMAGE * num_images
     seconds = state.slowdown * state.reserves.crop * crops
     return seconds if seconds <= c.MAX_RESCORING_SHARE * state.deadline else 0.0
+
+
+def object_crop_count(num_objects: int) -> int:
+    """How many crops of annotated objects crop rescoring encodes: of few objects the mirror images too."""
+    return 2 * num_objects if 2 * num_objects <= c.RESCORING_TRAIN_CROPS else min(num_objects, c.RESCORING_TRAIN_CROPS)
 
 
 def image_seconds(segment: Segment, state: CampaignState) -> float:

@@ -64,6 +64,7 @@ class CampaignState:
         seed: the seed of every random choice.
         deadline, elapsed: seconds.
         num_val, num_test: held-out and test images that each member predicts.
+        num_objects: annotated boxes of all images, for crop rescoring.
         soups: whether soups may be planned.
         folds: the folds of which each is held out from its own segments; the base runs of the first one are compared.
         segments: records of the segments so far.
@@ -88,6 +89,7 @@ class CampaignState:
     elapsed: float
     num_val: int
     num_test: int
+    num_objects: int = c.RESCORING_TRAIN_CROPS
     segments: tuple[SegmentRecord, ...] = ()
     step_seconds: Mapping[str, float] = field(default_factory=dict)
     ranking: tuple[str, ...] = ()

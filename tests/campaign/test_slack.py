@@ -197,7 +197,9 @@ def test_no_extra_cooldown_run_where_it_would_be_short_or_alone_in_its_fold():
 
 def test_reserves_are_measured_from_the_timeline():
     assert measured_reserves([]) == Reserves()
-    assert measured_reserves([], crop_seconds=0.01).crop == 0.01
+    reserves = measured_reserves([], crop_seconds=0.01)
+    assert (reserves.crop, reserves.object_crop) == (0.01, 0.01)
+    assert measured_reserves([], crop_seconds=0.01, object_crop_seconds=0.03).object_crop == 0.03
     one = [
         Interval("train a", "train", 0, 10),
         Interval("submit", "submit", 13, 13.4),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from foldfuse.campaign import constants as c
 from foldfuse.campaign.execution.workers import Workers
 from foldfuse.campaign.planning.slack import measured_reserves
-from foldfuse.campaign.planning.state import CampaignState
+from foldfuse.campaign.planning.state import CampaignState, Reserves
 from foldfuse.campaign.task import Task
 from foldfuse.storage.ledger import Ledger
 
@@ -33,10 +33,19 @@ def campaign_state(task: Task, ledger: Ledger, workers: Workers) -> CampaignStat
         tiles=task.offers_tiles,
         folds=tuple(ledger.get("folds_in_time") or task.folds),
         slowdown=ledger.get("slowdown") or 1.0,
-        reserves=measured_reserves(ledger.intervals(), crop_seconds=ledger.get("crop_seconds")),
+        reserves=reserves_of(ledger),
+    )
+
+
+def reserves_of(ledger: Ledger) -> Reserves:
+    """The seconds to reserve for work beside trainings and predictions, as measured so far."""
+    return measured_reserves(
+        ledger.intervals(),
+        crop_seconds=ledger.get("crop_seconds"),
+        object_crop_seconds=ledger.get("object_crop_seconds"),
     )
 
 
 def delivery_seconds(ledger: Ledger) -> float:
     """Seconds to reserve for a submission and the report."""
-    return measured_reserves(ledger.intervals()).delivery
+    return reserves_of(ledger).delivery

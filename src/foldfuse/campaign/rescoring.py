@@ -7,19 +7,19 @@ import time
 import numpy as np
 
 from foldfuse.campaign import constants as c
-from foldfuse.campaign.current_state import delivery_seconds
+from foldfuse.campaign.current_state import delivery_seconds, reserves_of
 from foldfuse.campaign.custom_metric import choice_seconds
 from foldfuse.campaign.planning.allocation import object_crop_count
 from foldfuse.campaign.submissions import MemberPredictions, write_submission_folder
 from foldfuse.campaign.task import Task
-from foldfuse.data.crops import Crops, object_crops
+from foldfuse.data.crops import Crops, detection_crops, object_crops
 from foldfuse.ensemble.ensemble import read_ensemble
 from foldfuse.ensemble.gain import interval_text
 from foldfuse.evaluation.coco import score_predictions
 from foldfuse.evaluation.custom_metric import metric_label
 from foldfuse.formats.predictions import read_predictions
 from foldfuse.inference import rescoring
-from foldfuse.inference.crop_encoder import features
+from foldfuse.inference.crop_encoder import CropEncoder, features
 from foldfuse.inference.crop_features import imagenet_encoder
 from foldfuse.inference.rescorer import apply_rescorer
 from foldfuse.storage.ledger import Ledger
@@ -50,9 +50,7 @@ def rescore_submission(task: Task, ledger: Ledger, members: MemberPredictions) -
     if choice_seconds(task.metric, images) > (ledger.remaining - delivery_seconds(ledger)) / 2:
         ledger.log(_NO_TIME)
         return
-    remaining_at_start, metric = ledger.remaining, metric_label(task.metric)
-    train_crops = object_crop_count(task.labeled.num_boxes) + c.RESCORING_CROPS_PER_IMAGE * len(images)
-    test_share = c.RESCORING_CROPS_PER_IMAGE * len(task.test_samples) / train_crops  # of the time that training takes
+    metric, pace = metric_label(task.metric), _Pace(task, ledger, num_images=len(images))
 
     with ledger.timed("crop rescoring", "fuse"):
         try:
@@ -64,7 +62,7 @@ def rescore_submission(task: Task, ledger: Ledger, members: MemberPredictions) -
                 max_detections=c.RESCORING_CROPS_PER_IMAGE,
                 max_objects=c.RESCORING_TRAIN_CROPS,
                 seed=task.seed,
-                progress=_Pace(ledger, test_share).check,
+                progress=pace.check,
             )
         except _TooSlow:
             ledger.log(_NO_TIME)
@@ -75,7 +73,7 @@ def rescore_submission(task: Task, ledger: Ledger, members: MemberPredictions) -
                 "out-of-fold. The submission stays."
             )
             return
-        if (remaining_at_start - ledger.remaining) * test_share > ledger.remaining - delivery_seconds(ledger):
+        if pace.is_too_slow(1.0):
             ledger.log(_NO_TIME)
             return
         rescored = apply_rescorer(result.rescorer, test, task.test_samples)
@@ -103,16 +101,29 @@ def rescore_submission(task: Task, ledger: Ledger, members: MemberPredictions) -
 
 
 def measure_crops(task: Task, ledger: Ledger) -> None:
-    """Measures and records the seconds of a crop on this machine, for the time that is reserved for crop rescoring."""
-    crops = object_crops(task.train_in(task.folds[0]))
-    encoder = imagenet_encoder(device=task.device)
+    """Measures and records the seconds of a crop on this machine, for the time that is reserved for crop rescoring.
+
+    A detection's crop costs less than an object's where an image has few objects, since each image is decoded once.
+    """
+    latest = ledger.latest_submission()
+    assert latest is not None, "a first submission comes before"
+    images = task.val_in(*(latest[2].get("folds") or task.folds))
+    val = read_predictions(ledger.folder / "submissions" / str(latest[0]) / "fused_oof.parquet", images)
+    detections, _ = detection_crops(val, images.samples, max_per_image=c.RESCORING_CROPS_PER_IMAGE)
+    objects, encoder = object_crops(task.train_in(task.folds[0])), imagenet_encoder(device=task.device)
     with ledger.timed("measure crop rescoring", "setup"):
-        features(_first(crops, c.WARM_UP_CROPS), encoder)
-        timed = _first(crops, c.MEASURED_CROPS)
-        start = time.monotonic()
-        features(timed, encoder)
-        seconds = (time.monotonic() - start) / len(timed)
-    ledger.set(crop_seconds=c.CROP_SAFETY * seconds / rescoring.ENCODING_SHARE)
+        features(_first(objects, c.WARM_UP_CROPS), encoder)
+        of_object = _crop_seconds(objects, encoder)
+        of_detection = _crop_seconds(detections, encoder) if len(detections) else of_object
+    ledger.set(crop_seconds=of_detection, object_crop_seconds=of_object)
+
+
+def _crop_seconds(crops: Crops, encoder: CropEncoder) -> float:
+    """Seconds to plan with for each of these crops, as the first ones show."""
+    timed = _first(crops, c.MEASURED_CROPS)
+    start = time.monotonic()
+    features(timed, encoder)
+    return c.CROP_SAFETY * (time.monotonic() - start) / len(timed) / rescoring.ENCODING_SHARE
 
 
 def _first(crops: Crops, number: int) -> Crops:
@@ -121,19 +132,41 @@ def _first(crops: Crops, number: int) -> Crops:
 
 
 class _Pace:
-    """Compares the pace of the rescorer's training with the remaining time."""
+    """Compares the pace of crop rescoring with the remaining time.
 
-    def __init__(self, ledger: Ledger, test_share: float) -> None:
-        self._ledger, self._test_share = ledger, test_share
-        self._delivery = delivery_seconds(ledger)
+    Args:
+        task, ledger: of the campaign.
+        num_images: held-out images that are rescored.
+    """
+
+    def __init__(self, task: Task, ledger: Ledger, *, num_images: int) -> None:
+        self._ledger, reserves = ledger, reserves_of(ledger)
+        self._delivery = reserves.delivery
+        self._num_objects = object_crop_count(task.labeled.num_boxes)
+        self._num_detections = c.RESCORING_CROPS_PER_IMAGE * num_images
+        self._object_crop, self._crop = reserves.object_crop, reserves.crop
+        self._test = c.RESCORING_CROPS_PER_IMAGE * len(task.test_samples) * reserves.crop
         # Share done and seconds left at the first call; earlier work is not part of the pace.
         self._first: tuple[float, float] | None = None
 
     def check(self, share: float) -> None:
         """Raises _TooSlow where the rest of the training and the test images would take longer than the remaining time."""
+        if self.is_too_slow(share):
+            raise _TooSlow
+
+    def is_too_slow(self, share: float) -> bool:
+        """Whether the rest would take longer than the remaining time, when a share of the training is done."""
         remaining = self._ledger.remaining
         self._first = self._first or (share, remaining)
-        done = share - self._first[0]
-        pace = (self._first[1] - remaining) / done if done >= c.RESCORING_PACE_SHARE else 0.0
-        if pace * (1 - share + self._test_share) > remaining - self._delivery:
-            raise _TooSlow
+        planned, slowdown = self._planned(share) - self._planned(self._first[0]), 0.0
+        if share - self._first[0] >= c.RESCORING_PACE_SHARE:
+            slowdown = (self._first[1] - remaining) / planned
+        return slowdown * (self._planned(1.0) - self._planned(share) + self._test) > remaining - self._delivery
+
+    def _planned(self, share: float) -> float:
+        """Planned seconds of a share of the training: objects come first, then detections, then the probes."""
+        encoded = min(1.0, share / rescoring.ENCODING_SHARE) * (self._num_objects + self._num_detections)
+        objects = min(encoded, self._num_objects)
+        crops = objects * self._object_crop + (encoded - objects) * self._crop
+        every = self._num_objects * self._object_crop + self._num_detections * self._crop
+        return rescoring.ENCODING_SHARE * crops + max(0.0, share - rescoring.ENCODING_SHARE) * every

@@ -120,6 +120,7 @@ _FACTS: dict[str, Any] = {
     "plan": _Plan | None,
     "pixel_seconds": _Seconds | None,
     "crop_seconds": _Seconds | None,
+    "object_crop_seconds": _Seconds | None,
     "cpu_share": _Seconds | None,
     "slowdown": Annotated[float, msgspec.Meta(gt=0, le=1e4)] | None,
     "step_seconds": dict[str, Annotated[float, msgspec.Meta(gt=0)]] | None,

@@ -162,8 +162,9 @@ def search_seconds(deadline: float) -> float:
 def rescoring_seconds(state: CampaignState) -> float:
     """Seconds for crop rescoring; 0 where it would take too much of the deadline."""
     num_images = state.num_val * len(state.folds) + state.num_test
-    crops = object_crop_count(state.num_objects) + c.RESCORING_CROPS_PER_IMAGE * num_images
-    seconds = state.slowdown * state.reserves.crop * crops
+    objects = object_crop_count(state.num_objects) * state.reserves.object_crop
+    detections = c.RESCORING_CROPS_PER_IMAGE * num_images * state.reserves.crop
+    seconds = state.slowdown * (objects + detections)
     return seconds if seconds <= c.MAX_RESCORING_SHARE * state.deadline else 0.0
 
 

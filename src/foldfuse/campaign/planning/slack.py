@@ -78,16 +78,21 @@ def replanned_seconds(state: CampaignState, name: str) -> float:
     return max(record.seconds, seconds)
 
 
-def measured_reserves(intervals: Iterable[Interval], *, crop_seconds: float | None = None) -> Reserves:
+def measured_reserves(
+    intervals: Iterable[Interval], *, crop_seconds: float | None = None, object_crop_seconds: float | None = None
+) -> Reserves:
     """The reserves from the timeline of a campaign so far; the usual ones for work that was not done yet.
 
     Args:
         intervals: of the timeline.
-        crop_seconds: of a crop of crop rescoring, where it was measured.
+        crop_seconds: of the crop of a detection, where it was measured.
+        object_crop_seconds: of the crop of an object; `crop_seconds` by default.
     """
     every = list(intervals)
     known = [interval for interval in every if interval.end is not None]
-    reserves = Reserves() if crop_seconds is None else Reserves(crop=crop_seconds)
+    reserves = Reserves()
+    if crop_seconds is not None:
+        reserves = Reserves(crop=crop_seconds, object_crop=object_crop_seconds or crop_seconds)
     submits, reports = ([i.seconds for i in known if i.kind == kind] for kind in ("submit", "report"))
     if submits and reports:
         reserves = replace(reserves, delivery=_safe(max(submits) + max(reports)))

@@ -45,13 +45,15 @@ class Reserves:
         delivery: for the last submission and the report.
         overhead: for each segment: loading, checkpoints, files.
         between: for each segment but the last one: an ensemble with it, a submission and the report.
-        crop: for each crop of crop rescoring.
+        crop: for each crop of a detection in crop rescoring.
+        object_crop: for each crop of an annotated object; of images with few objects it costs more.
     """
 
     delivery: float = c.DELIVERY_SECONDS
     overhead: float = c.SEGMENT_OVERHEAD
     between: float = 0.0
     crop: float = c.RESCORING_CROP_SECONDS
+    object_crop: float = c.RESCORING_CROP_SECONDS
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from foldfuse.campaign import constants as c
 from foldfuse.campaign.affordable import OutOfTime, in_time
 from foldfuse.campaign.current_state import delivery_seconds
-from foldfuse.campaign.planning.allocation import candidate_views, margin_seconds
+from foldfuse.campaign.planning.allocation import candidate_views, margin_seconds, search_seconds
 from foldfuse.campaign.planning.segments import member_name
 from foldfuse.campaign.submissions import MemberPredictions, submit_best
 from foldfuse.campaign.task import VAL, Task, predictions_path
@@ -79,7 +79,8 @@ def spend_on_views(task: Task, ledger: Ledger, members: MemberPredictions, *, re
         return
     costs = _members(latest[2].get("fused") or {}, ledger)
     num_images = len(task.val_in(task.folds[0])) + len(task.test)
-    reserved += margin_seconds(ledger.deadline) + delivery_seconds(ledger) + c.FIRST_SEARCH_SECONDS
+    search = search_seconds(ledger.deadline) if reserved else c.FIRST_SEARCH_SECONDS  # what comes after may not be late
+    reserved += margin_seconds(ledger.deadline) + delivery_seconds(ledger) + search
     views = candidate_views(tiles=task.offers_tiles)
     spent, added = 0.0, []  # of the next submission's predictions of test images
     while chosen := next_view(costs, num_images=num_images, seconds=ledger.remaining - reserved - spent, views=views):
@@ -96,7 +97,7 @@ def spend_on_views(task: Task, ledger: Ledger, members: MemberPredictions, *, re
     if not added:
         return
     ledger.log(f"Time is left over: the ensemble is chosen again, with {', '.join(added)}.")
-    left = ledger.remaining - reserved + c.FIRST_SEARCH_SECONDS - spent
+    left = ledger.remaining - reserved + search - spent
     submit_best(task, ledger, members, last=True, seconds=max(c.FIRST_SEARCH_SECONDS, left))
 
 

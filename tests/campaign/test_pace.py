@@ -9,7 +9,7 @@ import pytest
 from campaign_samples import campaign_state, image_seconds, record_of
 from foldfuse.campaign import pace
 from foldfuse.campaign.pace import CoreUse, SegmentWatch
-from foldfuse.campaign.planning.allocation import reserved_seconds, successive_halving
+from foldfuse.campaign.planning.allocation import affordable_views, reserved_seconds, successive_halving, view_cost
 from foldfuse.campaign.planning.segments import plan_segments
 from foldfuse.campaign.planning.slack import replanned_seconds
 from foldfuse.training import threads
@@ -124,9 +124,12 @@ def test_a_segment_whose_machine_slows_down_is_planned_anew_so_that_the_rest_end
     assert seconds < 0.95 * planned
     assert "cooldown1-320: a step now takes 2.5 times as long as at first" in ledger.sentences[0]
     _, own, last = plan_segments(state)
-    predictions = 2.5 * image_seconds(own.recipe) * (state.num_test + state.num_val * 3.5625)
+    num_views = ledger.facts["max_views"]
+    assert num_views < len(affordable_views(state)), "views are given up before a quarter of the training is"
+    cost = view_cost(replace(state, max_views=num_views))
+    predictions = 2.5 * image_seconds(own.recipe) * (state.num_test + state.num_val * cost)
     done = (state.segments[0], record_of(own, state, seconds))
-    after = replace(state, elapsed=ledger.elapsed + 4 + predictions, slowdown=2.5, segments=done)
+    after = replace(state, elapsed=ledger.elapsed + 4 + predictions, slowdown=2.5, segments=done, max_views=num_views)
     left = after.remaining - reserved_seconds([last], after)
     assert 0.45 * seconds < left < seconds, "the other cooldown run loses its part too"
 
@@ -141,6 +144,7 @@ def test_a_segment_whose_machine_keeps_its_pace_is_left_alone(monkeypatch):
 def test_where_the_pace_comes_back_the_segment_gets_its_time_back(monkeypatch):
     seconds, planned, ledger, _, _ = train(monkeypatch, lambda now: 1.0 if 270 < now < 290 else 0.4)
     assert ledger.facts["slowdown"] == pytest.approx(1.0)
+    assert ledger.facts["max_views"] is None, "as before"
     assert seconds == pytest.approx(planned, rel=0.03)
 
 
@@ -149,9 +153,9 @@ def test_a_first_member_is_trained_to_its_own_end_where_no_other_has_time():
     decision = successive_halving(state)
     running = record_of(decision.segment, state, decision.seconds, state="running", seconds=5.0, result={})
     now = replace(state, elapsed=state.elapsed + 5.0, segments=(running,))
-    assert replanned_seconds(now, running.name) == pytest.approx(decision.seconds, abs=0.1)
+    assert replanned_seconds(now, running.name)[0] == pytest.approx(decision.seconds, abs=0.1)
     slow = replace(now, slowdown=3.0)
-    assert replanned_seconds(slow, running.name) == 5.0, "predictions need all of the rest"
+    assert replanned_seconds(slow, running.name) == (5.0, 1), "predictions need all of the rest"
 
 
 def test_the_share_of_the_cores():

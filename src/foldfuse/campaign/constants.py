@@ -16,6 +16,7 @@ MIN_EXTRA_SECONDS, MIN_EXTRA_SHARE = 15.0, 0.04
 THREADS_SECONDS = 10.0  # after which the number of threads is measured anew before a piece of work
 RETRY_THREADS_SECONDS = 30.0  # after which a training tries more threads again, where it has few
 MIN_REPLANNED_SHARE = 0.03  # of a segment's time: a smaller change is not made
+KEPT_SHARE = 0.75  # of a training's time, which is not given up for TTA views on a machine that became slower
 MAX_SEARCH_FACTOR = 3.0  # by which the last search may be longer than planned, where nothing else needs the time
 COMPILE_WAIT_SHARE = 0.25  # of the deadline: a campaign waits no longer for compiled loops before it trains
 MEASURING_SHARE = 0.08  # of the deadline: measuring a cost may take as long

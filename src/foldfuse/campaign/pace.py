@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 from foldfuse.campaign import constants as c
+from foldfuse.campaign.planning.allocation import affordable_views
 from foldfuse.campaign.planning.slack import replanned_seconds
 from foldfuse.campaign.planning.state import CampaignState
 from foldfuse.errors import counted
@@ -89,7 +90,11 @@ class SegmentWatch:
         state = replace(
             self.state, elapsed=self.ledger.elapsed, segments=records, slowdown=slowdown * self.state.slowdown
         )
-        before, after = self.budget.seconds, replanned_seconds(state, self.name)
+        before, (after, num_views) = self.budget.seconds, replanned_seconds(state, self.name)
+        fewer = num_views < len(affordable_views(self.state))
+        self.ledger.set(
+            max_views=num_views if fewer else self.state.max_views
+        )  # all views again where the pace is back
         if abs(after - before) < max(1.0, c.MIN_REPLANNED_SHARE * before):
             return
         self.budget.seconds = after

@@ -56,8 +56,12 @@ def extra_cooldown(state: CampaignState) -> Decision | None:
     return Decision(with_new_parent(extra, state) if failed else extra, seconds, num_views, state.folds)
 
 
-def replanned_seconds(state: CampaignState, name: str) -> float:
-    """Total seconds for a segment in training, by the state of now: what it has trained, and its share of the time that is left.
+def replanned_seconds(state: CampaignState, name: str) -> tuple[float, int]:
+    """Total seconds for a segment in training, by the state of now, and the number of TTA views that leaves time for.
+
+    The seconds are those that it has trained, and its share of the time that is left.
+
+    Views are given up before the training loses more than `1 - KEPT_SHARE` of its time.
 
     Args:
         state: now; the segment's record has the seconds so far and its budget.
@@ -66,16 +70,19 @@ def replanned_seconds(state: CampaignState, name: str) -> float:
     unfinished = [segment for segment in plan_segments(state) if state.is_open(segment.name)]
     segment, record = next((s for s in unfinished if s.name == name), None), state.record(name)
     assert record is not None, "a segment in training has a record"
+    num_views = len(affordable_views(state))
     if segment is None:
-        return record.budget
-    choices = [(unfinished, number) for number in range(len(affordable_views(state)), 0, -1)]
+        return record.budget, num_views
+    choices = [(unfinished, number) for number in range(num_views, 0, -1)]
     if not any(other.state in ("trained", "done") for other in state.segments):
         choices.append(([segment], 1))  # a first member without others is better than none
+    enough, most = max(record.seconds + c.MIN_SEGMENT_SECONDS, c.KEPT_SHARE * record.budget), record.seconds
     for trained_segments, number in choices:
         seconds = training_seconds(segment, trained_segments, replace(state, max_views=number))
-        if seconds - record.seconds >= c.MIN_SEGMENT_SECONDS:
-            return seconds
-    return max(record.seconds, seconds)
+        if seconds >= enough:
+            return seconds, number
+        most = max(most, seconds)
+    return most, 1
 
 
 def measured_reserves(

@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
-.PHONY: demo test test-slow test-gpu test-all check bench clean
+.PHONY: demo test test-slow test-gpu test-all check docs bench clean
 
 demo: $(VENV)/ready  ## the main job on drawn scenes of trash: demo/campaign/submission.csv and report.html
 	rm -rf demo/campaign
@@ -26,11 +26,14 @@ check: $(VENV)/ready  ## style and types
 	$(BIN)/ruff format --check src tests benchmarks docs
 	$(BIN)/mypy
 
+docs: $(VENV)/ready  ## the docs site in site/; a broken link ends the build
+	$(BIN)/python docs/build_site.py
+
 bench: $(VENV)/ready  ## the claims of speed, measured beside the rivals (benchmarks/campaign.py takes hours: by hand)
 	for script in benchmarks/fusion.py benchmarks/ensemble.py; do $(BIN)/python $$script || exit 1; done
 
 clean:
-	rm -rf $(VENV) demo .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) demo site .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
 $(VENV)/ready: pyproject.toml
 	$(PYTHON) -m venv $(VENV)

@@ -28,7 +28,7 @@ ROOMS = [  # from the top down; the rooms of one row do not know each other: (na
     ([("ensemble", False)], "the search for members and weights"),
     ([("evaluation", False), ("formats", False)], "metrics; predictions on disk"),
     ([("data", False), ("models", True), ("fusion", False), ("storage", False)], ""),
-    ([("recipes", False), ("provenance", False)], "what decides a run; where weights come from"),
+    ([("recipes", False), ("provenance", False)], "what decides a run; sources of weights"),
     ([("system", True)], "files, signals, processes, devices"),
     ([("detections", False)], "the types that travel"),
     ([("drawing", False), ("exchange", False)], "boxes on an image; boxes for pandas"),

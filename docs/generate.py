@@ -1,6 +1,7 @@
-"""Writes commands.md and recipes.md beside this file: `python docs/generate.py`.
+"""Writes commands.md, recipes.md and api.md beside this file: `python docs/generate.py`.
 
-The text comes from the signatures and docstrings of the commands, as in their help pages, and from the fields of the recipes.
+The text comes from the signatures and docstrings of the commands, as in their help pages, from the fields of the recipes, and
+from the docstrings of the public names.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from typing import Any
 from cyclopts.help import HelpEntry, HelpPanel
 from rich.console import Console
 
+from api_page import api_page
 from foldfuse import cli, recipes
 
 HERE = Path(__file__).parent
@@ -243,7 +245,11 @@ def recipes_page() -> str:
     return "\n".join(lines) + "\n"
 
 
-PAGES: Mapping[str, Callable[[], str]] = {"commands.md": commands_page, "recipes.md": recipes_page}
+PAGES: Mapping[str, Callable[[], str]] = {
+    "commands.md": commands_page,
+    "recipes.md": recipes_page,
+    "api.md": lambda: api_page(NOTICE),
+}
 
 if __name__ == "__main__":
     for page, make in PAGES.items():

@@ -18,6 +18,7 @@ says how its numbers were measured and what they do not show.
 FIRST = ("campaign", "time_to_ap", "pretraining", "ensemble_study", "rescore", "review")  # the others follow by name
 MAX_ROWS = 10
 IMAGE_TYPES = {"image/png": ".png", "image/jpeg": ".jpg"}
+NAMELESS = re.compile(r"<[^<>\n]*>")  # such as "<IPython.core.display.HTML object>": it says nothing
 ESCAPES = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 
 
@@ -101,4 +102,4 @@ def output_parts(output: dict[str, Any], name: str, write: Callable[[str, bytes]
             write(name + ending, base64.b64decode("".join(data[kind])))
             return [f"![output]({name}{ending})"]
     text = ESCAPES.sub("", "".join(data.get("text/plain", ""))).strip("\n")
-    return [fence(text, "text")] if text.strip() else []
+    return [] if not text.strip() or NAMELESS.fullmatch(text) else [fence(text, "text")]

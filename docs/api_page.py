@@ -57,11 +57,18 @@ def definition(tree: ast.Module, name: str) -> ast.stmt:
 
 
 def constants_of(tree: ast.Module) -> dict[str, str]:
-    """{name: value} of the plain constants of a module, which signatures use as defaults."""
+    """{name: value} of the plain constants that a module has or imports, which signatures use as defaults."""
     found = {}
     for node in tree.body:
-        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Constant):
-            found[ast.unparse(node.targets[0])] = ast.unparse(node.value)
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("foldfuse."):
+            names = {alias.name: alias.asname or alias.name for alias in node.names if alias.name.isupper()}
+            theirs = constants_of(tree_of(node.module.removeprefix("foldfuse."))) if names else {}
+            found |= {names[name]: value for name, value in theirs.items() if name in names}
+        elif isinstance(node, ast.Assign):
+            pairs = zip(
+                *(each.elts if isinstance(each, ast.Tuple) else [each] for each in (node.targets[0], node.value))
+            )
+            found |= {ast.unparse(to): ast.unparse(value) for to, value in pairs if isinstance(value, ast.Constant)}
     return found
 
 

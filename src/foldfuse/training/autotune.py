@@ -1,13 +1,16 @@
 """Autotuning: measures a few training steps in several compute configurations, and takes the fastest that computes the same.
 
-One setting of the configuration is changed at a time. A change is kept only where a step takes clearly less time and the
-loss equals the default configuration's to within `TOLERANCE`. A copy of the model makes the steps, and the random state
-is restored, so that the training itself is not affected. Results are remembered for each machine.
+One setting of the configuration is changed at a time, and steps with and without the change are measured in turns, so that other
+work on the machine slows both. A change is kept only where its step takes clearly less time in each turn and the loss equals
+the default configuration's to within `TOLERANCE`. Copies of the model make the steps, and the random state is restored, so
+that the training itself is not affected. Results are remembered for each machine where the times of full batches were steady:
+what a busy machine or a part of a batch shows counts for one training alone.
 """
 
 from __future__ import annotations
 
 import copy
+import math
 import time
 from collections.abc import Generator, Sequence
 from contextlib import suppress
@@ -27,7 +30,10 @@ from foldfuse.training.precision import ComputeConfig, default_config
 
 MIN_SPEEDUP = 1 / 0.93  # of a step: below it, a gain may be a busy machine's noise
 TOLERANCE = 0.02  # of the loss, relative
-ROUNDS = 3  # timed steps of each configuration, after one that is not timed; the fastest counts
+ROUNDS = 3  # timed steps with a change, and as many without it; the fastest counts
+STEADY = (
+    1.15  # the slowest of those steps is at most so many times as slow as the fastest, where results are remembered
+)
 MAX_SHARE = 0.03  # of the budget, for measuring full batches
 MAX_SHARE_SMALL = (
     0.06  # of the budget, for measuring `SMALL_BATCH` images: steps are slow then, and a change gains most
@@ -36,7 +42,7 @@ SMALL_BATCH = 2  # images
 
 COMPILE_SECONDS = 60.0  # that compiling is expected to take, before it is measured
 
-MEMORY_FORMAT = 1
+MEMORY_FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -91,8 +97,8 @@ def autotune(
     if key in known:
         return known[key]
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        result = _measure(model, batch, frozen_stages, seconds)
-    if result is not None:
+        result, is_steady = _measure(model, batch, frozen_stages, seconds)
+    if result is not None and is_steady:
         with suppress(InputError):  # an unwritable cache only means that the next run measures again
             write_record(memory, AutotuneMemory(_read_memory(memory).results | {key: result}), version=MEMORY_FORMAT)
     return result
@@ -129,113 +135,116 @@ def compiling_repays(
 
 
 def affordable(step_seconds: float, batch_size: int, budget_seconds: float) -> tuple[int, int] | None:
-    """The number of images and of timed steps per configuration that the budget allows; None where the fewest cost too much.
+    """The number of images and of turns for each change that the budget allows; None where the fewest cost too much.
 
     Args:
         step_seconds: seconds of a step with `SMALL_BATCH` images.
         batch_size: the batch size of the training.
         budget_seconds: the budget of the training in seconds.
     """
-    choices = ((batch_size, ROUNDS, MAX_SHARE), (batch_size, 1, MAX_SHARE), (SMALL_BATCH, 1, MAX_SHARE_SMALL))
+    choices = (
+        (batch_size, ROUNDS, MAX_SHARE),
+        (batch_size, 2, MAX_SHARE),
+        (SMALL_BATCH, ROUNDS, MAX_SHARE_SMALL),
+        (SMALL_BATCH, 1, MAX_SHARE_SMALL),
+    )
     for images, rounds, share in choices:
-        if 4 * (1 + rounds) * step_seconds * images / SMALL_BATCH <= share * budget_seconds:
+        steps = 4 + 2 * 3 * rounds  # each configuration's first step is not timed; three changes
+        if steps * step_seconds * images / SMALL_BATCH <= share * budget_seconds:
             return images, rounds
     return None
 
 
 def _measure(
     model: Any, batch: tuple[Tensor, Sequence[Any]], frozen_stages: int, budget_seconds: float
-) -> AutotuneResult | None:
+) -> tuple[AutotuneResult | None, bool]:
+    """The fastest configuration, and whether it may be remembered."""
     device = next(model.parameters()).device
     best = default_config(device)
     images, targets = batch
-    small = images[:SMALL_BATCH], targets[:SMALL_BATCH]
-    step_seconds = _time_step(model, small, frozen_stages, best, rounds=0).seconds
+    step_seconds = _Steps(model, (images[:SMALL_BATCH], targets[:SMALL_BATCH]), frozen_stages, best)()
     plan = affordable(step_seconds, len(images), budget_seconds)
     if plan is None:
-        return None
+        return None, False
     count, rounds = plan
     batch = images[:count], targets[:count]
-    default = _time_step(model, batch, frozen_stages, best, rounds=rounds)
-    tried: dict[str, float | str] = {str(best): round(default.seconds, 4)}
-    best_seconds = default.seconds
+    steps = _Steps(model, batch, frozen_stages, best)
+    tried: dict[str, float | str] = {str(best): round(steps(), 4)}
+    default, default_loss = str(best), steps.loss
+    speedup, is_steady = 1.0, rounds == ROUNDS and count == len(images)
     trials = candidates(best, device, budget_seconds=budget_seconds)
     trial = next(trials, None)
     while trial is not None:
-        found = _try_step(model, batch, frozen_stages, trial, rounds=rounds)
-        if isinstance(found, str):
-            tried[str(trial)] = found
-        elif abs(found.loss - default.loss) > TOLERANCE * abs(default.loss):
-            tried[str(trial)] = f"its loss is {found.loss:.4g}, not {default.loss:.4g}"
-        elif trial.compiled and not compiling_repays(
-            found.first_seconds - found.seconds,
-            step_seconds=best_seconds,
-            compiled_seconds=found.seconds,
-            budget_seconds=budget_seconds,
-        ):
-            tried[str(trial)] = (
-                f"a step takes {found.seconds:.4f} s, which does not repay {found.first_seconds:.0f} s of compiling"
-            )
+        changed = _Steps(model, batch, frozen_stages, trial)
+        first_seconds = changed.first()
+        if isinstance(first_seconds, str):
+            tried[str(trial)] = first_seconds
+        elif abs(changed.loss - default_loss) > TOLERANCE * abs(default_loss):
+            tried[str(trial)] = f"its loss is {changed.loss:.4g}, not {default_loss:.4g}"
         else:
-            tried[str(trial)] = round(found.seconds, 4)
-            if found.seconds * MIN_SPEEDUP < best_seconds:
-                best, best_seconds = trial, found.seconds
+            turns = [(steps(), changed()) for _ in range(rounds)]
+            own, seconds = (min(times) for times in zip(*turns, strict=True))
+            is_steady &= all(max(times) <= STEADY * min(times) for times in zip(*turns, strict=True))
+            tried[str(trial)] = round(seconds, 4)
+            if str(best) == default:
+                tried[default] = round(own, 4)
+            is_faster = seconds * MIN_SPEEDUP < own and all(after < before for before, after in turns)
+            if (
+                is_faster
+                and trial.compiled
+                and not compiling_repays(
+                    first_seconds - seconds, step_seconds=own, compiled_seconds=seconds, budget_seconds=budget_seconds
+                )
+            ):
+                tried[str(trial)] = (
+                    f"a step takes {seconds:.4f} s, which does not repay {first_seconds:.0f} s of compiling"
+                )
+            elif is_faster:
+                best, steps, speedup = trial, changed, speedup * own / seconds
         try:
             trial = trials.send(best)
         except StopIteration:
             break
-    return AutotuneResult(best, round(default.seconds / best_seconds, 3), tried)
+    return AutotuneResult(best, round(speedup, 3), tried), is_steady
 
 
-@dataclass(frozen=True)
-class _StepTime:
-    """A measured step.
+class _Steps:
+    """Steps of a copy of a model in a configuration; each call makes one and returns its seconds.
 
     Attributes:
-        seconds: of the fastest step; the first does not count, unless it is the only one.
-        first_seconds: of the first step, which compiles.
-        loss: of the first step.
+        loss: of the last step.
     """
 
-    seconds: float
-    first_seconds: float
-    loss: float
+    def __init__(
+        self, model: Any, batch: tuple[Tensor, Sequence[Any]], frozen_stages: int, config: ComputeConfig
+    ) -> None:
+        self._device, self._config = next(model.parameters()).device, config
+        self._images, self._targets = config.network_input(batch[0], self._device), batch[1]
+        self._model = copy.deepcopy(model).to(memory_format=config.memory_format)
+        self._model.freeze(frozen_stages)
+        self._network: Any = torch.compile(self._model.forward, dynamic=False) if config.compiled else self._model
+        self.loss = math.nan
 
+    def first(self) -> float | str:
+        """Seconds of the first step, which compiles; or why there is none: a network may not compile on a machine."""
+        try:
+            return self()
+        except Exception as error:  # the compiler's errors have no common class
+            if not self._config.compiled:
+                raise
+            return f"cannot be compiled here ({type(error).__name__})"
 
-def _try_step(
-    model: Any, batch: tuple[Tensor, Sequence[Any]], frozen_stages: int, config: ComputeConfig, *, rounds: int
-) -> _StepTime | str:
-    """A measured step of a copy of `model`, or why there is none: a network may not compile on a machine."""
-    try:
-        return _time_step(model, batch, frozen_stages, config, rounds=rounds)
-    except Exception as error:  # the compiler's errors have no common class
-        if not config.compiled:
-            raise
-        return f"cannot be compiled here ({type(error).__name__})"
-
-
-def _time_step(
-    model: Any, batch: tuple[Tensor, Sequence[Any]], frozen_stages: int, config: ComputeConfig, *, rounds: int
-) -> _StepTime:
-    """A measured step of a copy of `model`."""
-    device = next(model.parameters()).device
-    images, targets = config.network_input(batch[0], device), batch[1]
-    trained = copy.deepcopy(model).to(memory_format=config.memory_format)
-    trained.freeze(frozen_stages)
-    network: Any = torch.compile(trained.forward, dynamic=False) if config.compiled else trained
-    times, losses = [], []
-    with config.applied():
-        for _ in range(1 + rounds):
+    def __call__(self) -> float:
+        with self._config.applied():
             began = time.perf_counter()
-            with config.autocast(device):
-                raw = network(images)
-            loss = sum(trained.loss(raw, targets).values())
+            with self._config.autocast(self._device):
+                raw = self._network(self._images)
+            loss = sum(self._model.loss(raw, self._targets).values())
             loss.backward()
-            losses.append(loss.item())
-            trained.zero_grad(set_to_none=True)
-            synchronize(str(device))
-            times.append(time.perf_counter() - began)
-    return _StepTime(min(times[1:] or times), times[0], losses[0])
+            self.loss = loss.item()
+            self._model.zero_grad(set_to_none=True)
+            synchronize(str(self._device))
+            return time.perf_counter() - began
 
 
 def _read_memory(path: Path) -> AutotuneMemory:

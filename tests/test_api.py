@@ -68,8 +68,9 @@ def test_fuse_takes_objects_and_paths(members: tuple[ff.Dataset, list[Prediction
     mixed = ff.fuse([a, paths[1]], data=dataset, weight=(2, 1), iou=0.5)
     assert np.allclose(mixed.boxes, fused.boxes)
     ff.Ensemble({"a": 2.0, "b": 1.0}, iou=0.5).write(tmp_path / "ensemble.json")
-    named = ff.fuse({"b": b, "a": a}, ensemble=str(tmp_path / "ensemble.json"))
-    assert np.allclose(np.sort(named.scores), np.sort(fused.scores))
+    for given in ({"b": b, "a": a}, {"b": paths[1], "a": a}, [paths[1], paths[0]]):
+        named = ff.fuse(given, data=dataset, ensemble=str(tmp_path / "ensemble.json"))
+        assert np.allclose(np.sort(named.scores), np.sort(fused.scores))
 
 
 def test_fuse_says_what_is_wrong(members: tuple[ff.Dataset, list[Predictions]], tmp_path: Path) -> None:
@@ -79,7 +80,7 @@ def test_fuse_says_what_is_wrong(members: tuple[ff.Dataset, list[Predictions]], 
         (lambda: ff.fuse("a.parquet"), "Give data=, the images"),
         (lambda: ff.fuse(a, b, iou=2), "--iou. 2 is not in 0..1"),
         (lambda: ff.fuse(a, b, method="mean"), 'Choose from: "wbf"'),
-        (lambda: ff.fuse(a, b, weight=[1, 2], ensemble="x.json"), "Leave these out"),
+        (lambda: ff.fuse(a, b, weight=[1, 2], ensemble="x.json"), "x.json: the ensemble decides"),
         (lambda: ff.fuse(a, "gone.parquet", data="gone.json"), "gone.json"),
     ):
         with pytest.raises(InputError, match=sentence):
@@ -123,6 +124,30 @@ def test_run_campaign_says_what_is_wrong(tmp_path: Path) -> None:
     campaign = ff.Campaign(str(tmp_path))
     assert repr(campaign) == f"Campaign({str(tmp_path)!r})"
     assert "holds no campaign" in campaign._repr_html_()
+
+
+def test_an_interrupted_campaign_says_how_to_resume(
+    make_dataset: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def pressed(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    out = tmp_path / "night"
+    in_python = f"foldfuse.run_campaign(resume={str(out)!r})"
+    with monkeypatch.context() as during:
+        during.setattr("foldfuse.campaign.task.unreadable_images", pressed)
+        with pytest.raises(KeyboardInterrupt) as caught:
+            ff.run_campaign(make_dataset(images=16), out=out, folds=3)
+    assert str(caught.value) == (
+        f"{out}: is interrupted. Resume with: foldfuse campaign --resume {out}, or in Python: {in_python}"
+    )
+    capsys.readouterr()
+    monkeypatch.setattr("foldfuse.commands.campaign.resume_campaign", lambda folder, **_: folder)  # submits, and ends
+    assert ff.run_campaign(resume=out).state == "interrupted"
+    assert f"In Python, resume with: {in_python}" in capsys.readouterr().err
 
 
 def test_a_notebook_shows_sentences() -> None:

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import functools
 import inspect
+import logging
 import os
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -21,22 +21,24 @@ import cyclopts
 from foldfuse.campaign.campaign_folder import Campaign
 from foldfuse.cli import make_app
 from foldfuse.commands import options
+from foldfuse.commands.fusion import FusionOptions, chosen_ensemble, fuse_members
 from foldfuse.commands.image_sets import read_images
-from foldfuse.commands.prediction_files import member_names, read_and_report, read_members, warn_of_better_reading
+from foldfuse.commands.prediction_files import named_files, read_and_report, read_file, warn_of_better_reading
 from foldfuse.commands.predictions import scored_images
 from foldfuse.data.dataset import Dataset
 from foldfuse.data.readers.coco import read
 from foldfuse.detections import Predictions
-from foldfuse.ensemble.ensemble import apply_ensemble, read_ensemble
+from foldfuse.ensemble.ensemble import Ensemble
 from foldfuse.errors import InputError, Interrupted
 from foldfuse.evaluation.coco import Score, score_predictions
 from foldfuse.formats.predictions import write_predictions
 from foldfuse.formats.raw_boxes import ReadAs
-from foldfuse.fusion import methods
 from foldfuse.storage.run import Run
 from foldfuse.system.notebook import notebook_progress
 from foldfuse.system.progress import log_on_standard_error
 from foldfuse.system.signals import signals_as_interrupts
+
+log = logging.getLogger(__name__)
 
 AnyPath = str | os.PathLike[str]
 Duration = str | float
@@ -127,7 +129,11 @@ def run_campaign(
     Raises:
         InputError: the data cannot be used, the deadline is too short, or the folder is in use.
     """
-    return Campaign(Path(_run("campaign", locals())))
+    campaign = Campaign(Path(_run("campaign", locals())))
+    if campaign.state == "interrupted":
+        with log_on_standard_error():
+            log.info("In Python, resume with: %s", _resumed("campaign", campaign.folder))
+    return campaign
 
 
 def fuse(
@@ -158,43 +164,33 @@ def fuse(
     Raises:
         InputError: a file cannot be used, or the predictions do not fit together.
     """
-    named = _named_members(predictions)
-    paths = [Path(one) for one in named.values() if not isinstance(one, Predictions)]
-    if (paths or out is not None) and data is None:
+    names, members = _members(predictions)
+    files = [one for one in members if isinstance(one, Path)]
+    if (files or out is not None) and data is None:
         raise InputError(
             "files of predictions are read, and written, with the ids of their images. Give data=, the images."
         )
-    placeholder = {"predictions": paths or [Path("members")], "data": "data", "out": "out.parquet"}
-    given = {"method": method, "iou": iou, "score_threshold": score_threshold, "weight": weight, "ensemble": ensemble}
     reading = {"input_format": input_format, "image_ids": image_ids, "category_ids": category_ids}
-    checked = _parsed("fuse", placeholder | given | reading)[1].arguments
-    weights, is_default = checked.get("weight", ()), (method, iou, score_threshold) == ("wbf", 0.55, 0.0)
-    if ensemble is not None and (weights or not is_default):
-        raise InputError("the ensemble decides method, iou, score_threshold and weight. Leave these out.")
+    options_given = {"method": method, "iou": iou, "score_threshold": score_threshold, "weight": weight}
+    placeholder = {"predictions": files or [Path("members")], "data": "data", "out": "out.parquet"}
+    checked = _parsed("fuse", placeholder | options_given | reading)[1].arguments
+    given = FusionOptions(**{name: checked[name] for name in options_given if name in checked})
     with _as_command():
+        chosen = chosen_ensemble(None if ensemble is None else Path(ensemble), given)
+        named = dict(zip(names or _names(members, chosen), members, strict=True))
         dataset = None
         if data is not None:
-            dataset = _images(data, classes_from, paths, images=images, ignore_orientation=ignore_orientation)
+            dataset = _images(data, classes_from, files, images=images, ignore_orientation=ignore_orientation)
         if out is not None:
-            inputs = [*paths, *_paths(data, images, ensemble, classes_from)]
+            inputs = [*files, *_paths(data, images, ensemble, classes_from)]
             options.refuse_overwrite(Path(out), overwrite, inputs=inputs)
         read_as = ReadAs(*(checked.get(name) for name in reading))
-        chosen = None if ensemble is None else read_ensemble(Path(ensemble))
-        members = {name: one for name, one in named.items() if isinstance(one, Predictions)}
-        if paths and dataset is not None:
-            members |= read_members(paths, dataset, read_as, names=() if chosen is None else chosen.weights)
-        if chosen is not None:
-            fused = apply_ensemble(chosen, members)
-        else:
-            own = [members[name] for name in named]
-            fused = methods.fuse(
-                own,
-                method=checked.get("method", "wbf"),
-                iou=iou,
-                score_threshold=score_threshold,
-                weights=weights or None,
-            )
-        known = {i: image for one in members.values() for i, image in one.images.items()}
+        found: dict[str, Predictions] = {}
+        for name, one in named.items():
+            assert dataset is not None or not isinstance(one, Path)
+            found[name] = read_file(one, dataset, read_as) if isinstance(one, Path) else one
+        fused = fuse_members(found, given, chosen)
+        known = {i: image for one in found.values() for i, image in one.images.items()}
         known |= {} if dataset is None else {sample.id: sample for sample in dataset.samples}
         fused = replace(fused, images={i: known[i] for i in fused if i in known})
         if out is not None and dataset is not None:
@@ -301,25 +297,35 @@ def _as_command() -> Iterator[None]:
             yield
     except KeyboardInterrupt as error:
         sentence = str(error) or "interrupted"
-        if found := re.search(r"foldfuse (train|campaign) --resume (.+)$", sentence):
-            name = {"campaign": "run_campaign"}.get(found[1], found[1])
-            sentence += f", or in Python: foldfuse.{name}(resume={found[2]!r})"
+        if isinstance(error, Interrupted) and error.command is not None and error.folder is not None:
+            sentence += f", or in Python: {_resumed(error.command, error.folder)}"
         raise Interrupted(sentence) from None
 
 
-def _named_members(predictions: Sequence[Members]) -> dict[str, Predictions | AnyPath]:
-    """{name: member}: names as given, or of the files, or of the place."""
+def _resumed(command: str, folder: Path) -> str:
+    """The call that resumes what a command left in a folder."""
+    return f"foldfuse.{'run_campaign' if command == 'campaign' else command}(resume={str(folder)!r})"
+
+
+def _members(predictions: Sequence[Members]) -> tuple[tuple[str, ...], list[Predictions | Path]]:
+    """The names of the members where they have names, and the members."""
     first = predictions[0] if len(predictions) == 1 else None
-    if isinstance(first, Mapping) and not isinstance(first, Predictions):
-        return dict(first)
+    names: tuple[str, ...] = ()
     listed: list[Any] = list(predictions)
-    if isinstance(first, Sequence) and not isinstance(first, str):
+    if isinstance(first, Mapping) and not isinstance(first, Predictions):
+        names, listed = tuple(first), list(first.values())
+    elif isinstance(first, Sequence) and not isinstance(first, str):
         listed = list(first)
     if not listed:
         raise InputError("there are no predictions to fuse. Give Predictions or files of predictions.")
-    paths = [Path(one) for one in listed if not isinstance(one, Predictions)]
-    names = iter(member_names(paths))
-    return {f"member {i}" if isinstance(one, Predictions) else next(names): one for i, one in enumerate(listed)}
+    return names, [one if isinstance(one, Predictions) else Path(one) for one in listed]
+
+
+def _names(members: Sequence[Predictions | Path], chosen: Ensemble | None) -> list[str]:
+    """Names for members: a file's own, of the ensemble's where one fits; "member 1" and so on for Predictions."""
+    files = [one for one in members if isinstance(one, Path)]
+    of_file = {path: name for name, path in named_files(files, () if chosen is None else chosen.weights).items()}
+    return [of_file[one] if isinstance(one, Path) else f"member {i}" for i, one in enumerate(members)]
 
 
 def _images(

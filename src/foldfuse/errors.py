@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import itertools
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 
 
 class InputError(ValueError):
@@ -20,7 +21,16 @@ class InputError(ValueError):
 
 
 class Interrupted(KeyboardInterrupt):
-    """Work that was interrupted from a notebook or a program; the message says what is kept and how to resume."""
+    """Work that was interrupted; the message says what is kept and how to resume in a terminal.
+
+    Attributes:
+        command: the command that resumes the work: "train" or "campaign"; None where nothing is to be resumed.
+        folder: what its option --resume takes.
+    """
+
+    def __init__(self, message: str, *, command: str | None = None, folder: Path | None = None) -> None:
+        super().__init__(message)
+        self.command, self.folder = command, folder
 
     def _render_traceback_(self) -> list[str]:
         """What a notebook shows in place of a traceback: the sentence."""

@@ -162,8 +162,8 @@ def test_an_interrupt_while_checking_the_data_is_one_sentence(data, tmp_path, ca
     with monkeypatch.context() as during:
         during.setattr("foldfuse.campaign.task.unreadable_images", pressed)
         assert cli.main(["campaign", str(data), "--out", str(out), "--folds", "3"]) == 130
-    again = f"Resume with: foldfuse campaign --resume {out}"
-    assert f"Interrupted: there is no submission yet. {again}\ninterrupted\n" in capsys.readouterr().err
+    again = f"{out}: is interrupted. Resume with: foldfuse campaign --resume {out}\n"
+    assert f"Interrupted: there is no submission yet.\n{again}" in capsys.readouterr().err
     assert ledger.snapshot(out)["state"] == "interrupted"
 
     tasks = []
@@ -192,7 +192,7 @@ def test_ctrl_c_in_the_first_training_ends_it_at_once(data, tmp_path):
     _, error = process.communicate(timeout=60)
     assert process.returncode == 130
     assert "Traceback" not in error
-    assert error.endswith(f"Resume with: foldfuse campaign --resume {out}\ninterrupted\n")
+    assert error.endswith(f"{out}: is interrupted. Resume with: foldfuse campaign --resume {out}\n")
     facts = ledger.snapshot(out)
     assert (facts["state"], facts["submissions"]) == ("interrupted", 0)
 

@@ -142,7 +142,7 @@ def test_what_cannot_be_predicted_is_told_and_nothing_written(trained, tmp_path)
         ((run, tmp_path / "gone.json"), "no such file"),
         (
             (run, data.parent / "other.json"),
-            "was trained for the classes red, blue, and does not know crimson of .*other.json",
+            r"other.json: has the class crimson, not among the classes of .*run.* \(red, blue\)",
         ),
     ]:
         with pytest.raises(InputError, match=message):

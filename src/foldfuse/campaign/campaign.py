@@ -32,7 +32,7 @@ from foldfuse.campaign.leftovers import remove_leftovers
 from foldfuse.campaign.planning.slack import to_the_deadline
 from foldfuse.campaign.request import SAMPLE, CampaignRequest, command_line
 from foldfuse.campaign.task import Inputs, Task, auto_bounds, check_and_fold
-from foldfuse.errors import InputError, counted
+from foldfuse.errors import InputError, Interrupted, counted
 from foldfuse.recipes import AUTO, Recipe
 from foldfuse.reporting.campaign_page import write_campaign_page
 from foldfuse.reporting.live import live
@@ -299,20 +299,24 @@ def _connected(ray: str | None) -> AbstractContextManager[None]:
 
 @contextmanager
 def _interrupt_recorded(ledger: Ledger) -> Iterator[None]:
-    """Records an interrupt that ends the campaign, with a sentence on the submission so far, and raises it again."""
+    """Records an interrupt that ends the campaign, with a sentence on the submission so far, and says how to resume it."""
     try:
         yield
     except KeyboardInterrupt:
+        again = f"foldfuse campaign --resume {ledger.folder}"
         if ledger.get("state") == "finished":
-            raise KeyboardInterrupt(
-                f"{ledger.folder}: has finished; its report was not written. Write it with: "
-                f"foldfuse campaign --resume {ledger.folder}"
+            raise Interrupted(
+                f"{ledger.folder}: has finished; its report was not written. Write it with: {again}",
+                command="campaign",
+                folder=ledger.folder,
             ) from None
         if ledger.get("state") == "running":
             ledger.set(state="interrupted")
         result = "there is no submission yet" if ledger.latest_submission() is None else "the last submission stays"
-        ledger.log(f"Interrupted: {result}. Resume with: foldfuse campaign --resume {ledger.folder}")
-        raise
+        ledger.log(f"Interrupted: {result}.")
+        raise Interrupted(
+            f"{ledger.folder}: is interrupted. Resume with: {again}", command="campaign", folder=ledger.folder
+        ) from None
 
 
 def _disk_full_reported(out: Path) -> AbstractContextManager[None]:

@@ -56,6 +56,11 @@ class Campaign:
         return str((self._facts.get("request") or {}).get("metric", "ap50"))
 
     @property
+    def state(self) -> str:
+        """running, finished, interrupted or failed. Raises InputError as `score` does."""
+        return str(self._facts.get("state", "unknown"))
+
+    @property
     def _facts(self) -> dict[str, Any]:
         return notes.read_snapshot(self.folder)
 
@@ -65,10 +70,10 @@ class Campaign:
     def _repr_html_(self) -> str:
         """What a notebook shows: the score, and where the submission and the report are."""
         try:
-            score, metric = self.score, self.metric
+            score, metric, state = self.score, self.metric, self.state
         except InputError as error:
             return value_html(repr(self), note_html(str(error)))
-        rows: list[tuple[str, object]] = [(f"out-of-fold {metric_label(metric)}", score)]
+        rows: list[tuple[str, object]] = [("state", state), (f"out-of-fold {metric_label(metric)}", score)]
         rows += [(path.name, str(path)) for path in (self.submission, self.submission_json, self.report)]
         return value_html(repr(self), table_html(["", ""], [(name, _shown(value)) for name, value in rows]))
 

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
 
 from foldfuse.commands import options
 from foldfuse.commands.image_sets import read_images
-from foldfuse.commands.prediction_files import read_file, read_members
+from foldfuse.commands.prediction_files import read_members
 from foldfuse.commands.tables import text_table
 from foldfuse.data.dataset import Dataset
 from foldfuse.data.readers.coco import read
 from foldfuse.detections import Predictions
 from foldfuse.ensemble.build import EnsembleReport, build_ensemble
-from foldfuse.ensemble.ensemble import apply_ensemble, read_ensemble
+from foldfuse.ensemble.ensemble import Ensemble, apply_ensemble, read_ensemble
 from foldfuse.errors import InputError
 from foldfuse.evaluation.custom_metric import is_custom, metric_label
 from foldfuse.evaluation.metrics import open_metric
@@ -65,19 +66,57 @@ def fuse(
         foldfuse fuse a.parquet b.parquet --data data/test.json --ensemble ensemble.json --out best.json
     """
     options.refuse_overwrite(out, overwrite, inputs=[*predictions, data, images, ensemble, classes_from])
-    if ensemble is not None and (weight, method, iou, score_threshold) != ((), "wbf", 0.55, 0.0):
-        raise InputError("--ensemble decides --method, --iou, --score-threshold and --weight. Leave those options out.")
+    given = FusionOptions(method, iou, score_threshold, tuple(weight))
+    chosen = chosen_ensemble(ensemble, given)
     dataset = read_images(
         data, classes_from=classes_from, predictions=predictions, images=images, ignore_orientation=ignore_orientation
     )
     read_as = ReadAs(input_format, image_ids, category_ids)
-    if ensemble is None:
-        members = [read_file(path, dataset, read_as) for path in predictions]
-        fused = methods.fuse(members, method=method, iou=iou, score_threshold=score_threshold, weights=weight or None)
-    else:
-        chosen = read_ensemble(ensemble)
-        fused = apply_ensemble(chosen, read_members(predictions, dataset, read_as, names=chosen.weights))
-    return write_predictions(fused, out, dataset)
+    names = () if chosen is None else tuple(chosen.weights)
+    members = read_members(predictions, dataset, read_as, names=names)
+    return write_predictions(fuse_members(members, given, chosen), out, dataset)
+
+
+@dataclass(frozen=True)
+class FusionOptions:
+    """The options of `fuse` that say how members are fused."""
+
+    method: methods.Method = "wbf"
+    iou: float = 0.55
+    score_threshold: float = 0.0
+    weight: tuple[float, ...] = ()
+
+
+def chosen_ensemble(path: Path | None, given: FusionOptions) -> Ensemble | None:
+    """The ensemble in a file, which decides all options of the fusion; None without a file.
+
+    Raises:
+        InputError: the file cannot be read, or options that it decides are given.
+    """
+    if path is None:
+        return None
+    if given != FusionOptions():
+        raise InputError(
+            f"{path}: the ensemble decides method, IoU, score threshold and weights. Leave out these options, or the ensemble."
+        )
+    return read_ensemble(path)
+
+
+def fuse_members(members: Mapping[str, Predictions], given: FusionOptions, chosen: Ensemble | None) -> Predictions:
+    """The fused predictions of named members, by an ensemble, or without one by the options.
+
+    Raises:
+        InputError: the members do not fit together, or one that the ensemble names is missing.
+    """
+    if chosen is not None:
+        return apply_ensemble(chosen, members)
+    return methods.fuse(
+        list(members.values()),
+        method=given.method,
+        iou=given.iou,
+        score_threshold=given.score_threshold,
+        weights=given.weight or None,
+    )
 
 
 def ensemble(

@@ -63,6 +63,15 @@ def read_members(
     Raises:
         InputError: a file is given twice or cannot be used, or a name fits several files.
     """
+    return {name: read_file(path, dataset, read_as) for name, path in named_files(paths, names).items()}
+
+
+def named_files(paths: Sequence[Path], names: Iterable[str] = ()) -> dict[str, Path]:
+    """{name: file} of the members of an ensemble; see `read_members`.
+
+    Raises:
+        InputError: a file is given twice, or a name fits several files.
+    """
     if len(set(map(Path.resolve, paths))) < len(paths):
         twice = next(path for i, path in enumerate(paths) if path.resolve() in {p.resolve() for p in paths[:i]})
         raise InputError(f"{twice}: is given twice. Give each member once.")
@@ -75,8 +84,8 @@ def read_members(
                 "rename one."
             )
         if fitting:
-            named = {other: path for other, path in named.items() if path != fitting[0]} | {name: fitting[0]}
-    return {name: read_file(path, dataset, read_as) for name, path in named.items()}
+            named = {name if path == fitting[0] else other: path for other, path in named.items()}
+    return named
 
 
 def member_names(paths: Sequence[Path]) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from foldfuse.commands.score_tables import class_table
 from foldfuse.commands.tables import score_text
 from foldfuse.data.dataset import Dataset
-from foldfuse.errors import InputError, counted
+from foldfuse.errors import InputError, Interrupted, counted
 from foldfuse.inference.evaluation import evaluate_run, keep_evaluation, own_held_out
 from foldfuse.reporting.next_commands import next_commands, shell_command
 from foldfuse.storage.run import Run
@@ -28,7 +28,7 @@ def report_end(run: Run, val: Dataset | None, *, num_learnt: int, device: str) -
         device: the device to predict on.
 
     Raises:
-        KeyboardInterrupt: with a sentence on how to score later.
+        Interrupted: with a sentence on how to score later.
     """
     try:
         if val is not None and run.is_classifier:
@@ -40,7 +40,7 @@ def report_end(run: Run, val: Dataset | None, *, num_learnt: int, device: str) -
         printing.write(f"{run.folder}: is trained, but its held-out images are not scored. {error}", to_stderr=True)
     except KeyboardInterrupt:
         again = "" if run.is_classifier else f" Score it with: {shell_command('evaluate', run.folder)}"
-        raise KeyboardInterrupt(f"{run.folder}: is trained; scoring was stopped.{again}") from None
+        raise Interrupted(f"{run.folder}: is trained; scoring was stopped.{again}") from None
     for line in _summary(run, val):
         printing.write(line)
 

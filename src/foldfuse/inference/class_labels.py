@@ -21,25 +21,30 @@ def concat_shards(shards: Sequence[Predictions], image_ids: Sequence[int]) -> Pr
     return Predictions.of({i: by_image[i] for i in image_ids}, shards[0].classes)
 
 
-def labels_by_name(classes: Sequence[str], dataset: Dataset, run: Path) -> Array:
-    """(K,) int64: the dataset's label of each of a run's classes, by name; -1 for a class that the data does not have.
+def labels_by_name(classes: Sequence[str], dataset: Dataset, owner: Path | str) -> Array:
+    """(K,) int64: the dataset's label of each of K known classes, by name; -1 for a class that the data does not have.
+
+    Args:
+        classes: names of the classes that a run knows.
+        dataset: images whose classes are some of these.
+        owner: the run, or the data that it is trained on, for errors.
 
     Raises:
-        InputError: the run does not know all classes of the dataset, or two classes have one name.
+        InputError: a class of the dataset is not among `classes`, or two classes have one name.
     """
     if tuple(classes) == dataset.classes:
         return np.arange(len(classes))
     repeated = [name for names in (classes, dataset.classes) for name, times in Counter(names).items() if times > 1]
     if repeated:
         raise InputError(
-            f"{dataset.source}: its classes are not the same as those of {run}, and cannot be matched by name: two are called "
+            f"{dataset.source}: its classes are not the same as those of {owner}, and cannot be matched by name: two are called "
             f"{repeated[0]!r}. Rename one of them."
         )
     unknown = [name for name in dataset.classes if name not in classes]
     if unknown:
         raise InputError(
-            f"{run}: was trained for the classes {', '.join(classes)}, and does not know {', '.join(unknown)} of "
-            f"{dataset.source}. Give data whose classes it knows, or train a run on this data."
+            f"{dataset.source}: has the class{'es' if len(unknown) > 1 else ''} {', '.join(unknown)}, not among the classes of "
+            f"{owner} ({', '.join(classes)}). Give data whose classes are some of these, or train a run on this data."
         )
     label_of = {name: label for label, name in enumerate(dataset.classes)}
     return np.array([label_of.get(name, -1) for name in classes])

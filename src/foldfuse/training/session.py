@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from foldfuse.data.dataset import Dataset
-from foldfuse.errors import InputError, counted
+from foldfuse.errors import InputError, Interrupted, counted
 from foldfuse.recipes import ClassifierRecipe, Recipe
 from foldfuse.storage.recipe_file import write_recipe
 from foldfuse.storage.run import LOCK, LrChange, Run, RunMetadata
@@ -87,7 +87,7 @@ def open_session(
         InputError: the folder cannot be used or is in use, no checkpoint in it can be used, the budget is spent already, or the
             device or a tracker is not there.
         FloatingPointError: re-raised with a sentence on the checkpoint that is kept.
-        KeyboardInterrupt: re-raised with a sentence on how to resume.
+        Interrupted: in place of KeyboardInterrupt, with a sentence on how to resume.
     """
     budget = metadata.budget or DEFAULT_BUDGET
     metadata = replace(metadata, budget=budget)
@@ -117,7 +117,7 @@ def open_session(
                 seconds = min(metadata.checkpoint_seconds, metadata.eval_seconds or math.inf)
                 yield TrainingSession(limits, world, checkpoint, seconds, progress, status, tracker)
         except KeyboardInterrupt:
-            raise KeyboardInterrupt(f"{run.folder}: {_progress_kept(run)}") from None
+            raise Interrupted(f"{run.folder}: {_progress_kept(run)}", command="train", folder=run.folder) from None
         except FloatingPointError as error:
             raise FloatingPointError(f"{run.folder}: {error} {_lower_rate(run, recipe)}") from None
 

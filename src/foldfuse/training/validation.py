@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -53,7 +52,7 @@ def read_validation(
         )
     else:
         dataset = read(val, images=images, ignore_orientation=ignore_orientation)
-    _require_known_classes(dataset, train)
+    labels_by_name(train.classes, dataset, f"the training data {train.source}")
     return open_images(
         require_annotations(dataset), ignore_orientation=ignore_orientation, value_ranges=train.value_ranges
     )
@@ -111,7 +110,7 @@ def held_out_scorer(
         device: the device to predict on.
         keep: receives the predictions of each evaluation.
     """
-    labels = labels_by_name(classes, val, Path("the training data"))
+    labels = labels_by_name(classes, val, "the training data")
 
     def evaluate(weights: Mapping[str, Tensor]) -> dict[str, float | None]:
         with torch.random.fork_rng([device] if device.startswith("cuda") else []):  # a new model draws random weights
@@ -123,24 +122,6 @@ def held_out_scorer(
         return {"ap": score.ap, "ap50": score.ap50}
 
     return evaluate
-
-
-def _require_known_classes(val: Dataset, train: Dataset) -> None:
-    """Raise InputError unless the classes of the validation data can be matched with the training data's by name."""
-    if val.classes == train.classes:
-        return
-    for dataset in (val, train):
-        name, times = Counter(dataset.classes).most_common(1)[0]
-        if times > 1:
-            raise InputError(
-                f"{dataset.source}: two classes are called {name!r}, so that the classes of {val.source} and {train.source} "
-                "cannot be matched by name. Rename one of them."
-            )
-    if unknown := [name for name in val.classes if name not in train.classes]:
-        raise InputError(
-            f"--val {val.source}: has the class{'es' if len(unknown) > 1 else ''} {', '.join(unknown)}, which the training data "
-            f"do not have ({', '.join(train.classes)}). Give data whose classes are some of these."
-        )
 
 
 def _alike(val: Sequence[Sample], train: Sequence[Sample]) -> tuple[int, int]:

@@ -18,11 +18,14 @@ from foldfuse.campaign import runner
 from foldfuse.campaign.fold_members import choose_folds
 from foldfuse.campaign.planning.allocation import make_plan, successive_halving
 from foldfuse.campaign.planning.segments import is_segment_name, member_name, plan_segments
+from foldfuse.commands.browse import prediction_sources, read_source
 from foldfuse.data.folds import make_folds
 from foldfuse.ensemble.ensemble import Ensemble, read_ensemble
 from foldfuse.ensemble.member_views import MemberView
 from foldfuse.evaluation.metrics import measure
 from foldfuse.formats.predictions import read_predictions
+from foldfuse.formats.raw_boxes import ReadAs
+from foldfuse.fusion.methods import wbf
 from foldfuse.storage.run import Run
 from foldfuse.storage.segments import Role, SegmentRecord
 
@@ -168,6 +171,21 @@ def test_the_ensemble_is_chosen_on_the_images_of_all_folds_and_all_segments_pred
     assert all(folds == {0, 1} for folds in by_member.values())
     weights = [record.result["weight"] for record in by_name.values() if record.name in names]
     assert all(weights)
+
+
+def test_browse_shows_the_segments_of_several_folds_as_one_member(two_folds):
+    run_it(two_folds)
+    task, folder = two_folds.task, two_folds.ledger.folder
+    names = {name.partition("@")[0] for name in read_ensemble(folder / "ensemble.json").weights}
+    fused, *members = prediction_sources([str(folder)])
+    assert fused.name == "fused"
+    assert sorted(source.name for source in members) == sorted({name.removesuffix("-fold1") for name in names})
+    for source in members:
+        assert {*read_source(source, task.val, ReadAs())} == {*task.val.image_ids}
+        assert {*read_source(source, task.test, ReadAs())} == {*task.test.image_ids}
+        parts = [read_predictions(path, task.test) for path in source.tests]
+        assert len(parts) == 2
+        assert len(read_source(source, task.test, ReadAs()).boxes) == len(wbf(parts).boxes)
 
 
 def test_resumed_after_a_fold_it_goes_on_with_the_next(two_folds):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -81,14 +82,26 @@ def test_near_duplicates_stay_together(make_dataset: Callable[..., Path]) -> Non
         assert fold_of[0] == fold_of[4] == fold_of[8]
 
 
-def test_flat_or_broken_images_have_no_duplicates(tmp_path: Path) -> None:
+def test_flat_images_are_duplicates_by_their_bytes_alone(tmp_path: Path) -> None:
+    shade = np.linspace(198, 210, 160)  # light from one side, as on blank pages of one scanner
     for i in range(2):
-        Image.new("RGB", (40, 40), (200, 200, 200)).save(tmp_path / f"flat{i}.png")
+        Image.new("RGB", (40, 40), (200, 200, 200 + i)).save(tmp_path / f"flat{i}.png")
+        page = np.repeat(shade.round()[None], 160, 0).astype(np.uint8)
+        page[40 + 50 * i : 43 + 50 * i, 20:60] = 190  # a line of text on each, elsewhere
+        Image.fromarray(page).save(tmp_path / f"page{i}.png")
         dotted = Image.new("RGB", (160, 160), (200, 200, 200))
         dotted.paste((30, 30, 30), (20 + 60 * i, 40, 40 + 60 * i, 60))
         dotted.save(tmp_path / f"dotted{i}.png")  # other images, though most of them is the same
-        (tmp_path / f"broken{i}.jpg").write_bytes(b"no image")
-    assert near_duplicates(sorted(tmp_path.iterdir())) == []
+        (tmp_path / f"broken{i}.jpg").write_bytes(b"no image" * (1 + i))
+    paths = sorted(tmp_path.iterdir())
+    assert near_duplicates([*paths, tmp_path / "gone.png"]) == []
+    for name in ("flat1", "page1"):
+        shutil.copy(tmp_path / f"{name}.png", tmp_path / f"{name}_copy.png")
+    paths = sorted(tmp_path.iterdir())
+    assert [(paths[i].stem, paths[j].stem) for i, j in near_duplicates(paths)] == [
+        ("flat1", "flat1_copy"),
+        ("page1", "page1_copy"),
+    ]
 
 
 def test_a_class_with_fewer_boxes_than_folds_is_folded(make_dataset: Callable[..., Path]) -> None:

@@ -23,6 +23,8 @@ from foldfuse.reporting.charts import (
     lane_chart,
     line_chart,
 )
+from foldfuse.reporting.learning_charts import score_chart
+from foldfuse.reporting.records import LearningCurves
 
 law = settings(deadline=None, derandomize=True)
 HOSTILE = '<b>"quoted" & more</b>'
@@ -120,6 +122,17 @@ def test_a_line_goes_from_corner_to_corner():
     line = Line("rising", DIAGONAL, DIAGONAL, 0)
     root = ElementTree.fromstring(line_chart([line], UNIT, UNIT, titles=("x", "y"), label="rising"))
     assert root.find(".//path[@class='line c0']").attrib["d"] == "M0,1000 1000,0"
+
+
+def test_a_score_of_one_moment_is_no_curve():
+    def run(name, *scores):
+        seconds, nothing = np.arange(len(scores)) * 60.0, np.zeros(0)
+        return LearningCurves(name, nothing, nothing, seconds, np.array(scores), "AP50", nothing, nothing)
+
+    assert score_chart([run("base", 0.4), run("cooldown", 0.5)]) is None
+    chart = score_chart([run("base", 0.4), run("a", 0.3, 0.5), run("b", 0.2, 0.6)])
+    assert chart.legend == ("a", "b")
+    assert ElementTree.fromstring(chart.svg).attrib["aria-label"].endswith("a ends at 0.500, b ends at 0.600")
 
 
 def test_bars_are_as_long_as_their_values():

@@ -20,6 +20,8 @@ from foldfuse.detections import Predictions
 from foldfuse.errors import InputError, counted
 from foldfuse.formats.parquet import read_parquet
 from foldfuse.formats.raw_boxes import ReadAs
+from foldfuse.fusion.methods import wbf
+from foldfuse.inference.class_labels import concat_shards
 from foldfuse.reporting.browser import MARKER, images_folder, needs_folder, write_browser
 from foldfuse.reporting.browser_sources import PredictionSource, find_sources
 from foldfuse.system import printing
@@ -68,12 +70,12 @@ def browse(
     """
     options.check_ending(out, ".html", ".htm")
     sources = prediction_sources(predictions)
-    inputs = [data, images, classes_from, *(s.path for s in sources)]
+    inputs = [data, images, classes_from, *(path for s in sources for path in s.paths)]
     options.refuse_overwrite(out, overwrite, is_file=True, inputs=inputs)
     loaded, is_annotated = _load(data, images, ignore_orientation=ignore_orientation)
     dataset, left_out = parse_usable(loaded, annotated=is_annotated)
     if sources and not is_annotated:
-        paths = [s.path for s in sources]
+        paths = [path for s in sources for path in s.paths]
         dataset = with_known_classes(dataset, data, classes_from=classes_from, predictions=paths)
     if needs_folder(dataset):
         samples = [s.path for s in dataset.samples]
@@ -128,15 +130,22 @@ def _read_layers(
 
 
 def read_source(source: PredictionSource, dataset: Dataset, read_as: ReadAs) -> Predictions:
-    """The predictions of a source; of a campaign or a run those of the test images, where the others are of other images."""
-    if source.test is None:
+    """The predictions of a source; of a campaign or a run those of the test images, where the others are of other images.
+
+    The networks of several folds each predict their own held-out images; on test images all of them are fused.
+    """
+    if not source.tests:
         return read_file(source.path, dataset, read_as)
     try:
-        return read_parquet(source.path, dataset)
+        held_out = [read_parquet(path, dataset) for path in source.paths]
     except InputError:
-        if not source.test.is_file() or source.test == source.path:
+        tests = [path for path in source.tests if path.is_file() and path not in source.paths]
+        if not tests:
             raise
-    return read_parquet(source.test, dataset)
+        return (
+            wbf([read_parquet(path, dataset) for path in tests]) if len(tests) > 1 else read_parquet(tests[0], dataset)
+        )
+    return concat_shards(held_out, [i for i in dataset.image_ids if any(i in each for each in held_out)])
 
 
 def _is_named(word: str) -> bool:

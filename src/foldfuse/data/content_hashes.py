@@ -24,7 +24,7 @@ def image_hashes(samples: Sequence[Sample]) -> tuple[str, ...]:
         InputError: a file cannot be read.
     """
     with ThreadPoolExecutor(usable_cores()) as pool:
-        return tuple(pool.map(lambda sample: _hash(sample.path), samples))
+        return tuple(pool.map(lambda sample: file_hash(sample.path), samples))
 
 
 def known_images(samples: Sequence[Sample], hashes: Collection[str]) -> list[Sample]:
@@ -36,7 +36,7 @@ def known_images(samples: Sequence[Sample], hashes: Collection[str]) -> list[Sam
     sizes = {hash_.partition("-")[0] for hash_ in hashes}
 
     def is_known(sample: Sample) -> bool:
-        return sample.pixels is None and _size(sample.path) in sizes and _hash(sample.path) in hashes
+        return sample.pixels is None and _size(sample.path) in sizes and file_hash(sample.path) in hashes
 
     with ThreadPoolExecutor(usable_cores()) as pool:
         return [sample for sample, known in zip(samples, pool.map(is_known, samples), strict=True) if known]
@@ -49,7 +49,8 @@ def _size(path: Path) -> str:
         raise _unreadable(path, error) from None
 
 
-def _hash(path: Path) -> str:
+def file_hash(path: Path) -> str:
+    """The hash of an image file; see `image_hashes`. Raises InputError where the file cannot be read."""
     try:
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()[:HASH_DIGITS]

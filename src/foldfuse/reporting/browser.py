@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-import jinja2
 from markupsafe import Markup
 
 from foldfuse.data.dataset import Dataset
 from foldfuse.detections import Predictions
 from foldfuse.reporting.browser_data import page_data
 from foldfuse.reporting.browser_images import embedded_images, write_images
+from foldfuse.reporting.page_template import template
 from foldfuse.system.atomic_files import check_target, write_text
 from foldfuse.system.progress import Progress, no_progress
 
@@ -92,19 +92,18 @@ def browser_page(data: Mapping[str, Any]) -> str:
     return inlined_page("browse.html", data, styles=_STYLES, scripts=_SCRIPTS)
 
 
-def inlined_page(template: str, data: Mapping[str, Any], *, styles: Sequence[str], scripts: Sequence[str]) -> str:
+def inlined_page(name: str, data: Mapping[str, Any], *, styles: Sequence[str], scripts: Sequence[str]) -> str:
     """An HTML page with its data, styles and scripts inlined; no other script can run in it.
 
     Args:
-        template: the name of the template, which has places for title, style, script, digest and data.
+        name: the name of the template, which extends viewer.html.
         data: plain values that JSON holds, with a "title".
         styles, scripts: names of files below templates/, such as "browse/data.js".
     """
     script = "\n".join(_source(name) for name in scripts)
     script = f'"use strict";\n{script}'
     digest = base64.b64encode(hashlib.sha256(f"\n{script}\n".encode()).digest()).decode("ascii")
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
-    return environment.from_string(_source(template)).render(
+    return template(name).render(
         title=data["title"],
         style=Markup("\n".join(_source(name) for name in styles)),
         script=Markup(script),

@@ -8,7 +8,9 @@ from pathlib import Path
 from foldfuse.ensemble.ensemble import read_ensemble
 from foldfuse.ensemble.member_views import MemberView
 from foldfuse.errors import InputError
+from foldfuse.reporting.records import record_from
 from foldfuse.storage.ledger import is_campaign
+from foldfuse.storage.notes import read_snapshot
 
 FUSED = "fused"
 PLAIN_VIEW = "1"  # the TTA view of the image as it is
@@ -20,13 +22,19 @@ class PredictionSource:
 
     Attributes:
         name: its name on the page.
-        path: the file; of a campaign or a run, its out-of-fold predictions.
-        test: where a campaign or a run has its predictions of test images; None for other files.
+        paths: the file; of a campaign or a run, its out-of-fold predictions, of a member of several folds a file of each fold.
+        tests: where a campaign or a run may have its predictions of test images, of a member of several folds those of each
+            fold; empty for other files.
     """
 
     name: str
-    path: Path
-    test: Path | None = None
+    paths: tuple[Path, ...]
+    tests: tuple[Path, ...] = ()
+
+    @property
+    def path(self) -> Path:
+        """The first file."""
+        return self.paths[0]
 
 
 def find_sources(path: Path, name: str, *, is_prefixed: bool) -> list[PredictionSource]:
@@ -47,25 +55,40 @@ def find_sources(path: Path, name: str, *, is_prefixed: bool) -> list[Prediction
         return [
             _source(name, path / "oof.parquet", path / "test.parquet", f"{path}: this run has no predictions. {advice}")
         ]
-    return [PredictionSource(name, path)]
+    return [PredictionSource(name, (path,))]
 
 
 def _campaign_sources(folder: Path, prefix: str) -> list[PredictionSource]:
-    """The fused predictions, then those of each member of the ensemble in the view of the image as it is."""
+    """The fused predictions, then those of each member of the ensemble in the view of the image as it is.
+
+    As in the ensemble, the segments of several folds are one member.
+    """
     missing = f"{folder}: this campaign has no predictions yet. Wait for its first submission."
     sources = [_source(f"{prefix}{FUSED}", folder / "fused_oof.parquet", folder / "fused_test.parquet", missing)]
     ensemble = folder / "ensemble.json"
     weights = read_ensemble(ensemble).weights if ensemble.is_file() else {}
     keys = [MemberView.parse(name) for name, weight in weights.items() if weight > 0]
     used = {key.member for key in keys if key is not None}
-    for member in sorted((folder / "members").glob("*/")):
-        out_of_fold, test = (member / f"{split}@{PLAIN_VIEW}.parquet" for split in ("val", "test"))
-        if out_of_fold.is_file() and (not used or member.name in used):
-            sources.append(PredictionSource(f"{prefix}{member.name}", out_of_fold, test))
+    segments = {s.name: s for s in record_from(read_snapshot(folder)).segments}
+    members: dict[str, list[Path]] = {}
+    for path in sorted((folder / "members").glob("*/")):
+        if _held_out(path).is_file() and (not used or path.name in used):
+            members.setdefault(segments[path.name].member if path.name in segments else path.name, []).append(path)
+    sources += [
+        PredictionSource(
+            f"{prefix}{name}", tuple(map(_held_out, folds)), tuple(f / f"test@{PLAIN_VIEW}.parquet" for f in folds)
+        )
+        for name, folds in members.items()
+    ]
     return sources
+
+
+def _held_out(member: Path) -> Path:
+    """The predictions of the images that a member's folder holds out."""
+    return member / f"val@{PLAIN_VIEW}.parquet"
 
 
 def _source(name: str, out_of_fold: Path, test: Path, missing: str) -> PredictionSource:
     if not out_of_fold.is_file() and not test.is_file():
         raise InputError(missing)
-    return PredictionSource(name, out_of_fold if out_of_fold.is_file() else test, test)
+    return PredictionSource(name, (out_of_fold if out_of_fold.is_file() else test,), (test,))

@@ -49,10 +49,13 @@ def lr_chart(run: LearningCurves) -> Chart | None:
 
 
 def score_chart(runs: Sequence[LearningCurves]) -> Chart | None:
-    """The score of each run on held-out images; None where no run was evaluated."""
-    lines = [Line(run.name, run.eval_seconds, run.scores, colour) for colour, run in enumerate(runs) if len(run.scores)]
-    metric = runs[0].metric if runs else ""
-    return score_curves(lines, metric, f"{metric} on held-out images.", _legend(runs)) if lines else None
+    """The score on held-out images of each run that was scored more than once; None where there is none: a dot is no curve."""
+    shown = [run for run in runs if len(run.scores) > 1]
+    if not shown:
+        return None
+    lines = [Line(run.name, run.eval_seconds, run.scores, colour) for colour, run in enumerate(shown)]
+    metric = shown[0].metric
+    return score_curves(lines, metric, f"{metric} on held-out images.", _legend(shown))
 
 
 def score_curves(lines: Sequence[Line], metric: str, caption: str, legend: tuple[str, ...]) -> Chart:

@@ -21,6 +21,7 @@ from foldfuse.errors import InputError
 from foldfuse.reporting.charts import Span
 from foldfuse.reporting.score_records import FusedScore, Rescoring, Submission
 from foldfuse.storage import ledger
+from foldfuse.storage.segments import Role, member_of
 from foldfuse.system.files import read_text
 from foldfuse.system.records import VERSION_KEY, from_plain_tolerantly
 
@@ -103,6 +104,11 @@ class Segment:
     def ap50(self) -> float | None:
         """AP50 on the held-out images."""
         return self.result.ap50
+
+    @property
+    def member(self) -> str:
+        """The member that it makes; see `member_of`."""
+        return member_of(self.name, role=Role(self.role) if self.role in set(Role) else None, fold=self.fold)
 
 
 @dataclass(frozen=True, kw_only=True)

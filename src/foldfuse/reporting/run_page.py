@@ -197,8 +197,8 @@ def _class_rows(score: Score, thresholds: Thresholds | None) -> list[ClassRow]:
 
 
 def _curves(run: LearningCurves) -> list[Chart]:
-    """Loss, learning rate and score over the training time, as far as they are known; a score of one moment is no curve."""
-    charts = (loss_chart([run]), lr_chart(run), score_chart([run]) if len(run.scores) > 1 else None)
+    """Loss, learning rate and score over the training time, as far as they are known."""
+    charts = (loss_chart([run]), lr_chart(run), score_chart([run]))
     return [chart for chart in charts if chart is not None]
 
 

@@ -29,6 +29,11 @@ class Role(StrEnum):
         return self in (Role.EXTERNAL_RUN, Role.EXTERNAL_PREDICTIONS)
 
 
+def member_of(name: str, *, role: Role | None, fold: int | None) -> str:
+    """The member that a segment makes: its name without its fold. Segments of several folds with one name are one member."""
+    return name if role is not None and role.is_external else name.removesuffix(f"-fold{fold}")
+
+
 State = Literal["running", "trained", "done", "failed"]
 
 

@@ -19,7 +19,7 @@ from itertools import product
 from foldfuse.campaign import constants as c
 from foldfuse.campaign.planning.state import CampaignState, Segment
 from foldfuse.recipes import AUTO, BATCH_IMAGE_SIZE, Recipe
-from foldfuse.storage.segments import Role, SegmentRecord
+from foldfuse.storage.segments import Role, SegmentRecord, member_of
 
 
 def plan_segments(state: CampaignState) -> tuple[Segment, ...]:
@@ -53,8 +53,8 @@ def name_in_fold(name: str, fold: int) -> str:
 
 
 def member_name(record: SegmentRecord) -> str:
-    """The name of a segment without its fold: segments of several folds with one name are one member of the ensemble."""
-    return record.name.removesuffix(f"-fold{record.fold}") if not record.role.is_external else record.name
+    """The member of the ensemble that a segment makes; see `member_of`."""
+    return member_of(record.name, role=record.role, fold=record.fold)
 
 
 def _segments_of_first_fold(state: CampaignState) -> tuple[Segment, ...]:

@@ -18,7 +18,9 @@ from foldfuse.data.readers.coco import read
 from foldfuse.ensemble.ensemble import Ensemble, apply_ensemble
 from foldfuse.errors import InputError
 from foldfuse.formats.predictions import read_predictions
+from foldfuse.inference import ensemble_predictor as module
 from foldfuse.inference.predictor import load
+from foldfuse.inference.run_predictor import RunPredictor
 from learning_samples import write_dataset
 
 
@@ -158,6 +160,28 @@ def test_an_ensemble_finds_its_runs_or_is_told_them(trained, predictor, tmp_path
         tmp_path / "p.parquet", read(photos, annotated=False).with_classes(("red", "blue"), (3, 7))
     )
     np.testing.assert_allclose(written.boxes, found.boxes, atol=1e-3)
+
+
+def test_networks_without_room_on_a_card_wait_in_the_hosts_memory(trained, tmp_path, monkeypatch):
+    for name in "abc":
+        (tmp_path / name).symlink_to(trained / "run1")
+    Ensemble({"a": 1.0, "b": 2.0, "c": 1.0}).write(tmp_path / "ensemble.json")
+    ensemble, photo, moved = load(tmp_path), trained / "photos" / "x.png", []
+    expected = ensemble(photo)
+    monkeypatch.setattr(RunPredictor, "move", lambda self, device: moved.append((self.source.name, device)))
+    same(ensemble(photo), expected)
+    assert not moved, "a CPU has one memory"
+    card = replace(ensemble, device="cuda")
+    each = card._loaded[tmp_path / "a"].num_bytes
+    on_card = 2 * each  # beside the wanted one
+    monkeypatch.setattr(module, "free_bytes", lambda device: 2.5 * each / module.NETWORKS_SHARE - on_card)
+    same(card(photo), expected)
+    assert moved == [("c", "cpu"), ("b", "cpu"), ("c", "cuda")]
+    moved.clear()
+    monkeypatch.setattr(module, "free_bytes", lambda device: 100 * each)
+    same(card(photo), expected)
+    same(card(photo), expected)
+    assert moved == [("b", "cuda")], "where there is room, they stay"
 
 
 def test_the_command_draws_writes_and_tells(trained, tmp_path, capsys, monkeypatch):

@@ -24,10 +24,11 @@ from foldfuse.inference.rescorer import Rescorer, apply_rescorer
 from foldfuse.inference.tta import PLAIN_VIEW, View, parse_views
 from foldfuse.inference.views import BATCH_SIZE
 from foldfuse.storage.run import Run
-from foldfuse.system.device import choose_device
+from foldfuse.system.device import choose_device, free_bytes
 from foldfuse.system.progress import Progress, no_progress, span
 
 RESCORING_SHARE = 0.2  # of the progress
+NETWORKS_SHARE = 0.25  # of a card's memory that the networks may take; the images of a batch need the rest
 
 
 @dataclass(frozen=True)
@@ -64,8 +65,8 @@ class EnsemblePredictor(Predictor):
         engine: what runs every network; see `load`.
         notes: sentences that say which parts of the ensemble cannot predict new images.
 
-    Every network stays on the device after its first use, so that many calls with one image are fast: on a card with little
-    memory, the members together must fit beside the images of a batch.
+    Every network stays loaded after its first use, so that many calls with one image are fast. On a card the networks share
+    `NETWORKS_SHARE` of the memory that is free for them and for images; those that find no room wait in the host's memory.
     """
 
     ensemble: Ensemble
@@ -76,7 +77,8 @@ class EnsemblePredictor(Predictor):
     noun: str = "ensemble"
     engine: str = "auto"
     notes: tuple[str, ...] = ()
-    _loaded: dict[Path, NetworkPredictor] = field(default_factory=dict)
+    _loaded: dict[Path, NetworkPredictor] = field(default_factory=dict)  # the last used is the last
+    _waiting: set[Path] = field(default_factory=set)  # in the host's memory
 
     @property
     def kind(self) -> str:
@@ -132,15 +134,41 @@ class EnsemblePredictor(Predictor):
     def _predict_part(
         self, part: Part, samples: Sequence[Sample], batch_size: int, progress: Progress
     ) -> dict[str, Predictions]:
-        if part.run.folder not in self._loaded:
-            self._loaded[part.run.folder] = load_network(part.run, device=self.device, engine=self.engine)
-        one = self._loaded[part.run.folder]
+        one = self._network(part.run)
         sizes = [view.decoded_size(one.image_size, one.stride) for view in part.decoded_for or part.views]
         by_view = one.predict_each(samples, part.views, batch_size=batch_size, longest=max(sizes), progress=progress)
         return {
             name: by_view[views[0]] if len(views) == 1 else wbf([by_view[view] for view in views])
             for name, views in part.members.items()
         }
+
+    def _network(self, run: Run) -> NetworkPredictor:
+        """The network of a run, on the device; the last of `_loaded` from now on."""
+        one = self._loaded.pop(run.folder, None) or load_network(run, device=self.device, engine=self.engine)
+        self._make_room(one)
+        self._loaded[run.folder] = one
+        if run.folder in self._waiting:
+            one.move(self.device)
+            self._waiting.remove(run.folder)
+        return one
+
+    def _make_room(self, wanted: NetworkPredictor) -> None:
+        """Moves networks from a card to the host's memory until those that stay fit in their share beside the wanted one.
+
+        The last used goes first: in a series of calls with one image each it is needed again latest.
+        """
+        free = free_bytes(self.device)
+        if free is None:
+            return
+        on_card = {path: one.num_bytes for path, one in self._loaded.items() if path not in self._waiting}
+        taken = sum(on_card.values())
+        room = NETWORKS_SHARE * (free + taken) - wanted.num_bytes
+        for path, num_bytes in reversed(on_card.items()):
+            if taken <= room:
+                break
+            self._loaded[path].move("cpu")
+            self._waiting.add(path)
+            taken -= num_bytes
 
 
 def predictor_of(

@@ -36,6 +36,14 @@ class NetworkPredictor(Predictor):
     def expect(self, pixels: int) -> None:
         """Is told how many pixels the next images have together, before `detect` sees the first of them."""
 
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of its weights that `move` takes from one memory to another; 0 where its runtime holds them."""
+        return 0
+
+    def move(self, device: str) -> None:
+        """Moves its weights to the memory of a device; they stay where its runtime holds them."""
+
     def parse_views(self, names: Sequence[str]) -> tuple[View, ...]:
         """The TTA views of these names; by default the plain one. Raises InputError for a name that is no view."""
         return parse_views(names) if names else (PLAIN_VIEW,)

@@ -42,6 +42,15 @@ class RunPredictor(NetworkPredictor):
         """See `NetworkPredictor.detect`."""
         return self.engine(images)
 
+    @property
+    def num_bytes(self) -> int:
+        """See `NetworkPredictor.num_bytes`."""
+        return sum(t.numel() * t.element_size() for t in (*self.model.parameters(), *self.model.buffers()))
+
+    def move(self, device: str) -> None:
+        """See `NetworkPredictor.move`."""
+        self.model.to(device)
+
     def expect(self, pixels: int) -> None:
         """See `NetworkPredictor.expect`."""
         self.engine.expect(pixels)

@@ -110,6 +110,16 @@ def release_memory(name: str) -> None:
         torch.cuda.empty_cache()
 
 
+def free_bytes(name: str) -> int | None:
+    """Bytes that a card has for new tensors; None for a device whose memory is not its own, such as a CPU."""
+    if not name.startswith("cuda"):
+        return None
+    import torch
+
+    unused = torch.cuda.memory_reserved(name) - torch.cuda.memory_allocated(name)
+    return int(torch.cuda.mem_get_info(name)[0]) + unused
+
+
 def is_out_of_memory(error: RuntimeError) -> bool:
     """Whether torch could not allocate memory. The error has a class of its own on CUDA; on a CPU only its message tells."""
     import torch

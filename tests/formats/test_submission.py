@@ -112,10 +112,12 @@ def test_swapped_columns_are_refused(dataset: Dataset, tmp_path: Path) -> None:
 def test_the_command_names_the_format_that_it_read(
     dataset: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    source = write_predictions(some(dataset), tmp_path / "found.parquet", dataset)
-    path = submit(source, dataset.source, out=tmp_path / "submission.csv")
-    assert "read as parquet" in capsys.readouterr().err
-    assert len(validate_submission(path, dataset)) == 3
+    for name, note in (("found.parquet", ""), ("found.json", "read as coco_json: the file is a JSON list")):
+        source = write_predictions(some(dataset), tmp_path / name, dataset)
+        path = submit(source, dataset.source, out=tmp_path / "submission.csv", overwrite=True)
+        assert note in (told := capsys.readouterr().err), told
+        assert bool(told) == bool(note), "Parquet can be read in one way only"
+        assert len(validate_submission(path, dataset)) == 3
 
 
 def test_the_command_takes_an_input_format(dataset: Dataset, tmp_path: Path) -> None:

@@ -56,8 +56,11 @@ class PredictionFile:
     alternatives: Mapping[str, Callable[[], BoxTable]] = field(default_factory=dict)
 
     def notes(self) -> list[str]:
-        """Sentences for the user: how the file was read, and what may be wrong with it."""
-        notes = [f"read as {'; '.join((f'{self.format}: {self.reason}', *self.how))}.", *self.warnings]
+        """Sentences for the user: how the file was read, where there are several ways, and what may be wrong with it."""
+        notes = (
+            [f"read as {'; '.join((f'{self.format}: {self.reason}', *self.how))}."] if self.format != "parquet" else []
+        )
+        notes += self.warnings
         p = self.predictions
         without = int((np.diff(p.offsets) == 0).sum())
         if len(p.boxes) and without and self.format not in ("parquet", *LAYOUTS):

@@ -187,8 +187,10 @@ def fuse(
         read_as = ReadAs(*(checked.get(name) for name in reading))
         found: dict[str, Predictions] = {}
         for name, one in named.items():
-            assert dataset is not None or not isinstance(one, Path)
-            found[name] = read_file(one, dataset, read_as) if isinstance(one, Path) else one
+            if isinstance(one, Path):
+                assert dataset is not None, "files come with data"
+                one = read_file(one, dataset, read_as)
+            found[name] = one
         fused = fuse_members(found, given, chosen)
         known = {i: image for one in found.values() for i, image in one.images.items()}
         known |= {} if dataset is None else {sample.id: sample for sample in dataset.samples}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from campaign_samples import (
@@ -20,10 +21,11 @@ from foldfuse.campaign.planning.allocation import make_plan, successive_halving
 from foldfuse.campaign.planning.segments import is_segment_name, member_name, plan_segments
 from foldfuse.commands.browse import prediction_sources, read_source
 from foldfuse.data.folds import make_folds
+from foldfuse.detections import Detections, Predictions
 from foldfuse.ensemble.ensemble import Ensemble, read_ensemble
 from foldfuse.ensemble.member_views import MemberView
 from foldfuse.evaluation.metrics import measure
-from foldfuse.formats.predictions import read_predictions
+from foldfuse.formats.predictions import read_predictions, write_predictions
 from foldfuse.formats.raw_boxes import ReadAs
 from foldfuse.fusion.methods import wbf
 from foldfuse.storage.run import Run
@@ -182,10 +184,15 @@ def test_browse_shows_the_segments_of_several_folds_as_one_member(two_folds):
     assert sorted(source.name for source in members) == sorted({name.removesuffix("-fold1") for name in names})
     for source in members:
         assert {*read_source(source, task.val, ReadAs())} == {*task.val.image_ids}
-        assert {*read_source(source, task.test, ReadAs())} == {*task.test.image_ids}
-        parts = [read_predictions(path, task.test) for path in source.tests]
+        parts = []
+        for x, path in enumerate(source.tests):
+            one = Detections(np.array([[5.0 + x, 5, 40, 40]]), np.array([0.8 - 0.2 * x]), np.array([0]))
+            parts.append(Predictions.of(dict.fromkeys(task.test.image_ids, one), task.test.classes))
+            write_predictions(parts[-1], path, task.test)
         assert len(parts) == 2
-        assert len(read_source(source, task.test, ReadAs()).boxes) == len(wbf(parts).boxes)
+        fused = read_source(source, task.test, ReadAs())
+        assert {*fused} == {*task.test.image_ids}
+        assert np.allclose(fused.boxes, wbf(parts).boxes)
 
 
 def test_resumed_after_a_fold_it_goes_on_with_the_next(two_folds):

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from foldfuse.ensemble.ensemble import read_ensemble
 from foldfuse.ensemble.member_views import MemberView
 from foldfuse.errors import InputError
-from foldfuse.reporting.records import record_from
+from foldfuse.reporting.records import Segment, record_from
 from foldfuse.storage.ledger import is_campaign
 from foldfuse.storage.notes import read_snapshot
 
@@ -69,7 +70,9 @@ def _campaign_sources(folder: Path, prefix: str) -> list[PredictionSource]:
     weights = read_ensemble(ensemble).weights if ensemble.is_file() else {}
     keys = [MemberView.parse(name) for name, weight in weights.items() if weight > 0]
     used = {key.member for key in keys if key is not None}
-    segments = {s.name: s for s in record_from(read_snapshot(folder)).segments}
+    segments: dict[str, Segment] = {}
+    with suppress(InputError):  # without the ledger each folder keeps its own name
+        segments = {s.name: s for s in record_from(read_snapshot(folder)).segments}
     members: dict[str, list[Path]] = {}
     for path in sorted((folder / "members").glob("*/")):
         if _held_out(path).is_file() and (not used or path.name in used):

@@ -1075,6 +1075,139 @@ def cvat(*, also: str = "", words: str = CVAT) -> Make:
     return make
 
 
+SQUARE = {"x": 37.5, "y": 25.0, "width": 25.0, "height": 50.0, "rotation": 0, "rectanglelabels": ["dog"]}  # BOX
+SIZE = {"original_width": 96, "original_height": 64}
+REGION = {"id": "r", "type": "rectanglelabels", "to_name": "img", "from_name": "tag", "value": SQUARE, **SIZE}
+
+
+def label_studio(
+    *regions: dict[str, Any],
+    image: str = "/data/upload/3/0a1b2c3d-{}.jpg",
+    also: Sequence[dict[str, Any]] = (),
+    more: Callable[[list[Any]], Any] | None = None,
+) -> Make:
+    """A JSON export of Label Studio with images under the names that it gives to uploads."""
+
+    def make(folder: Path) -> None:
+        tasks = []
+        for number, stem in enumerate("abcd"):
+            save_image(folder / "images" / f"{stem}.jpg", seed=number)
+            annotations = [{"id": 7, "result": list(regions or [REGION]), "was_cancelled": False}, *also]
+            tasks.append({"id": 50 + number, "data": {"image": image.format(stem)}, "annotations": annotations})
+        if more is not None:
+            more(tasks)
+        text(folder / "project.json", json.dumps(tasks))
+
+    return make
+
+
+def label_studio_min(folder: Path) -> None:
+    rows = []
+    for number, stem in enumerate("abcd"):
+        save_image(folder / "images" / f"{stem}.jpg", seed=number)
+        region = SQUARE | SIZE
+        rows.append({"image": f"s3://bucket/{stem}.jpg", "id": number, "label": [region], "annotation_id": 1})
+    text(folder / "project.json", json.dumps(rows))
+
+
+POINTS = [[37.5, 25.0], [62.5, 30.0], [40.0, 75.0]]
+LABEL_STUDIO = [
+    Case("studio", label_studio(), "check .", says=("no faults", "spelling"), right=has(".", classes="dog")),
+    Case("studio_min", label_studio_min, "check project.json", right=has("project.json", classes="dog")),
+    Case(
+        "studio_polygon",
+        label_studio(REGION | {"type": "polygonlabels", "value": {"points": POINTS, "polygonlabels": ["dog"]}}),
+        "check .",
+        right=has(".", classes="dog"),
+    ),
+    Case(
+        "studio_ellipse",
+        label_studio(
+            REGION
+            | {
+                "value": {
+                    "x": 50.0,
+                    "y": 50.0,
+                    "radiusX": 12.5,
+                    "radiusY": 25.0,
+                    "rotation": 0,
+                    "ellipselabels": ["dog"],
+                }
+            }
+        ),
+        "check .",
+        right=has(".", classes="dog"),
+    ),
+    Case(
+        "studio_mask",
+        label_studio(REGION, REGION | {"type": "brushlabels", "value": {"rle": [1], "brushlabels": ["dog"]}}),
+        "check .",
+        says=("regions that are no boxes are left out", "4 brushlabels"),
+        right=has(".", classes="dog"),
+    ),
+    Case(
+        "studio_turned",
+        label_studio(REGION | {"value": SQUARE | {"rotation": 20.0}}),
+        "split . --out f.json",
+        2,
+        ("a region is turned by 20 degrees: oriented boxes are not supported",),
+    ),
+    Case(
+        "studio_two_annotators",
+        label_studio(
+            REGION | {"value": SQUARE | {"x": 1.0}},
+            also=[{"id": 8, "result": [REGION], "updated_at": "2026-02-01T10:00:00Z"}],
+        ),
+        "check .",
+        says=("the ground truth counts, else the newest",),
+        right=has(".", classes="dog"),
+    ),
+    Case(
+        "studio_ground_truth",
+        label_studio(
+            also=[{"id": 8, "result": [], "updated_at": "2026-02-01T10:00:00Z"}],
+            more=lambda tasks: [task["annotations"][0].update(ground_truth=True) for task in tasks],
+        ),
+        "check .",
+        right=has(".", classes="dog"),
+    ),
+    Case(
+        "studio_skipped_tasks",
+        label_studio(more=lambda tasks: tasks[3]["annotations"][0].update(was_cancelled=True)),
+        "check .",
+        says=("tasks without an annotation are left out", "1 of 4, such as"),
+        right=has(".", 3, classes="dog"),
+    ),
+    Case(
+        "studio_two_labels",
+        label_studio(REGION | {"value": SQUARE | {"rectanglelabels": ["dog", "cat"]}}),
+        "split . --out f.json",
+        2,
+        ("a region has the labels ['dog', 'cat'], expected one",),
+    ),
+    Case(
+        "studio_no_size",
+        label_studio({key: value for key, value in REGION.items() if key not in SIZE}),
+        "split . --out f.json",
+        2,
+        ("does not state the size of its image",),
+    ),
+    Case(
+        "studio_text_project",
+        label_studio(more=lambda tasks: [task.update(data={"text": "a tale"}) for task in tasks]),
+        "check project.json",
+        2,
+        ("task 1 names no image",),
+    ),
+    Case(
+        "studio_broken_number",
+        label_studio(REGION | {"value": SQUARE | {"x": "left"}}),
+        "split . --out f.json",
+        2,
+        ("a region holds 'left', expected a number of percent",),
+    ),
+]
+
 OTHERS = [
     Case("cvat_images", cvat(), "check .", says=("shapes that are no boxes",), right=has(".", classes="cat dog")),
     Case("cvat_file", cvat(), "check annotations.xml", right=has("annotations.xml", classes="cat dog")),
@@ -1104,7 +1237,6 @@ OTHERS = [
         for name, words in {
             "Datumaro": '{"info": {}, "categories": {"label": {}}, "items": []}',
             "labelme": '{"shapes": [], "imagePath": "a.jpg"}',
-            "Label Studio": '[{"id": 1, "annotations": [], "data": {}}]',
             "VIA": '{"a.jpg1": {"filename": "a.jpg", "regions": []}}',
             "CreateML": '[{"image": "a.jpg", "annotations": []}]',
         }.items()
@@ -1288,7 +1420,7 @@ OTHERS = [
 ]
 
 
-@parametrize([*YOLO, *VOC, *COCO, *CSV, *TESTS, *OTHERS])
+@parametrize([*YOLO, *VOC, *COCO, *CSV, *TESTS, *LABEL_STUDIO, *OTHERS])
 def test_layouts(
     case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -39,7 +39,8 @@ from foldfuse.evaluation.thresholds import (
     read_thresholds,
     write_thresholds,
 )
-from foldfuse.formats.predictions import write_predictions
+from foldfuse.formats import cvat, label_studio
+from foldfuse.formats.predictions import OF_TOOLS, write_predictions
 from foldfuse.formats.raw_boxes import ReadAs
 from foldfuse.formats.sample_submission import read_sample
 from foldfuse.formats.submission import image_texts, reading_of, submission_format, write_submission
@@ -55,6 +56,7 @@ def convert(
     out: options.Out,
     format: str | None = None,
     image_names: options.ImageNames = None,
+    score_threshold: options.ScoreThreshold = 0.0,
     input_format: options.InputFormat = None,
     image_ids: options.ImageIds = None,
     category_ids: options.CategoryIds = None,
@@ -63,15 +65,16 @@ def convert(
     ignore_orientation: options.IgnoreOrientation = False,
     overwrite: options.Overwrite = False,
 ) -> Path:
-    """Write predictions in another format and return the path.
+    """Write predictions in another format, or as pre-annotations for FiftyOne, CVAT or Label Studio, and return the path.
 
     Args:
         predictions: Parquet, COCO results JSON, a CSV or a YOLO folder, of the images of `data`.
         data: the images: a dataset of any layout, or a folder of images; annotations are not read.
-        out: file to write; for yolo a folder.
+        out: file to write; for yolo, cvat and label_studio a folder.
         format: parquet, coco_json, yolo, csv_boxes (a row for each box), or a layout of prediction strings, such as
             score_label_xywh_normalized. By default the ending of `out` decides: .parquet, .json (COCO results) or .csv (the
-            contest's); an empty folder becomes yolo.
+            contest's); an empty folder becomes yolo. For tools: coco_dataset (COCO with images, classes and scores, for
+            FiftyOne), cvat and label_studio (pre-annotations, to be corrected there).
 
     Raises:
         InputError: a file cannot be used, or the format cannot hold these predictions.
@@ -79,14 +82,37 @@ def convert(
     Examples:
         foldfuse convert a.parquet data/test.json --out a.json
         foldfuse convert a.json data/test.json --format yolo --out labels
+        foldfuse convert a.parquet data/test.json --format label_studio --score-threshold 0.3 --out studio
     """
     options.refuse_overwrite(out, overwrite, inputs=[predictions, data, images, classes_from])
     dataset = read_images(
         data, classes_from=classes_from, predictions=[predictions], images=images, ignore_orientation=ignore_orientation
     )
     found = read_file(predictions, dataset, ReadAs(input_format, image_ids, category_ids))
+    if score_threshold:
+        found = found.filter(found.scores >= score_threshold)
     names = None if image_names is None else image_texts(dataset, image_names)
-    return write_predictions(found, out, dataset, format=format, names=names)
+    write_predictions(found, out, dataset, format=format, names=names, model_version=predictions.stem)
+    if format in OF_TOOLS:
+        printing.write(_import_hint(format, out, dataset), to_stderr=True)
+    return out
+
+
+def _import_hint(format: str, out: Path, dataset: Dataset) -> str:
+    """How a tool imports what was written for it."""
+    if format == "cvat":
+        return (
+            f"{out}: make a CVAT task with the labels in {out / cvat.LABELS} (Constructor, Raw) and the images, then upload "
+            f"{out / cvat.ANNOTATIONS} as CVAT 1.1."
+        )
+    if format == "label_studio":
+        root, shared = label_studio.document_root(dataset)
+        return (
+            f"{out}: start Label Studio with LABEL_STUDIO_LOCAL_FILES_SERVING_ENABLED=true and "
+            f"LABEL_STUDIO_LOCAL_FILES_DOCUMENT_ROOT={root}, make a project with the code in {out / label_studio.CONFIG}, add "
+            f"the local storage {shared}, and import {out / label_studio.TASKS}."
+        )
+    return f"{out}: FiftyOne reads it as COCODetectionDataset, with labels_path this file and data_path the images' folder."
 
 
 def submit(

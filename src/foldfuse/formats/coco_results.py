@@ -48,6 +48,39 @@ def write_coco(predictions: Predictions, path: Path, dataset: Dataset) -> None:
     write_text(path, f"[{', '.join(rows)}]")
 
 
+def write_coco_dataset(predictions: Predictions, path: Path, dataset: Dataset) -> None:
+    """Write a COCO document of the predicted images, whose annotations are the boxes with their scores; FiftyOne reads it."""
+    images = dataset.subset(predictions)
+    predictions = predictions.select_images(images.image_ids)
+    categories = dataset.organiser_category_ids
+    of_box = [images.samples[i].organiser_id for i in predictions.image_index.tolist()]
+    boxes = np.round(xyxy_to_xywh(predictions.boxes.astype(np.float64)), 3).tolist()
+    annotations = [
+        {
+            "id": number,
+            "image_id": image,
+            "category_id": categories[label],
+            "bbox": box,
+            "area": round(box[2] * box[3], 3),
+            "iscrowd": 0,
+            "score": float(score),
+        }
+        for number, (image, label, box, score) in enumerate(
+            zip(of_box, predictions.labels.tolist(), boxes, score_texts(predictions), strict=True), 1
+        )
+    ]
+    document = {
+        "info": {"description": "predictions of Foldfuse", "box_format": "xywh"},
+        "images": [
+            {"id": s.organiser_id, "file_name": s.file_name, "width": s.width, "height": s.height}
+            for s in images.samples
+        ],
+        "categories": [{"id": i, "name": name} for i, name in zip(categories, dataset.classes, strict=True)],
+        "annotations": annotations,
+    }
+    write_text(path, json.dumps(document))
+
+
 def score_texts(predictions: Predictions) -> list[str]:
     """The shortest decimal of each score that keeps it apart from every other score."""
     narrow = predictions.scores.astype(np.float32)

@@ -21,17 +21,23 @@ from foldfuse.formats.box_forms import FORMS as FORMS_OF_BOXES
 from foldfuse.formats.box_rows import is_box_rows, read_box_rows, write_box_rows
 from foldfuse.formats.box_table import BoxTable, to_predictions
 from foldfuse.formats.class_keys import CategoryIds
-from foldfuse.formats.coco_results import read_coco, write_coco
+from foldfuse.formats.coco_results import read_coco, write_coco, write_coco_dataset
 from foldfuse.formats.csv_text import is_csv_header, read_csv
+from foldfuse.formats.cvat import write_cvat
 from foldfuse.formats.image_keys import ImageIds
+from foldfuse.formats.label_studio import write_label_studio
 from foldfuse.formats.parquet import check_classes, read_parquet, write_parquet
 from foldfuse.formats.prediction_strings import CONTEST, LAYOUTS, read_strings, write_strings
 from foldfuse.formats.raw_boxes import ReadAs
 from foldfuse.formats.yolo_labels import read_yolo, write_yolo
 from foldfuse.system.files import read_start
 
-FORMATS = ("parquet", "coco_json", "yolo", "csv_boxes", *LAYOUTS)  # of files to write
-INPUT_FORMATS = tuple(dict.fromkeys((*FORMATS, *coco_results.FORMATS, *box_rows.FORMATS)))
+OF_TOOLS = ("coco_dataset", "cvat", "label_studio")  # what FiftyOne, CVAT and Label Studio import; only written
+FOLDERS = ("yolo", "cvat", "label_studio")  # formats that are a folder
+FORMATS = ("parquet", "coco_json", "yolo", "csv_boxes", *OF_TOOLS, *LAYOUTS)  # of files to write
+INPUT_FORMATS = tuple(
+    dict.fromkeys(name for name in (*FORMATS, *coco_results.FORMATS, *box_rows.FORMATS) if name not in OF_TOOLS)
+)
 ENDINGS = {".parquet": "parquet", ".json": "coco_json", ".csv": CONTEST.name}  # default formats of new files
 
 
@@ -132,16 +138,19 @@ def write_predictions(
     *,
     format: str | None = None,
     names: Sequence[str] | None = None,
+    model_version: str = "foldfuse",
 ) -> Path:
     """Write predictions and return the path.
 
     Args:
-        predictions: the predictions of the images of `dataset`; only Parquet and COCO results may lack some images.
-        path: a file; for YOLO a folder, new or empty.
+        predictions: the predictions of the images of `dataset`; only Parquet, COCO results and the formats of annotation tools
+            may lack some images.
+        path: a file; for YOLO, CVAT and Label Studio a folder, new or empty.
         dataset: the dataset whose file names, classes and category ids the file will use.
         format: one of FORMATS. By default the ending decides: .parquet (complete), .json (COCO results), .csv (the
             contest's); an existing folder becomes a YOLO folder.
         names: what names each image of `dataset` in a CSV; the file name by default.
+        model_version: what Label Studio calls the origin of the boxes.
 
     Raises:
         InputError: the format or ending is unknown, predictions and dataset differ in their classes, or the format
@@ -156,7 +165,7 @@ def write_predictions(
         )
     if format not in FORMATS:
         raise unknown_name("format of predictions", format, FORMATS)
-    if format != "yolo" and path.is_dir():
+    if format not in FOLDERS and path.is_dir():
         raise InputError(f"{path}: is a folder, expected the name of a file for {format}.")
     check_classes(predictions.classes, dataset, str(path))
     if format == "parquet":
@@ -165,6 +174,12 @@ def write_predictions(
         write_coco(predictions, path, dataset)
     elif format == "yolo":
         write_yolo(predictions, path, dataset)
+    elif format == "coco_dataset":
+        write_coco_dataset(predictions, path, dataset)
+    elif format == "cvat":
+        write_cvat(predictions, path, dataset)
+    elif format == "label_studio":
+        write_label_studio(predictions, path, dataset, model_version=model_version)
     elif format == "csv_boxes":
         write_box_rows(predictions, path, dataset, form=FORMS_OF_BOXES["xyxy"], names=names)
     else:

@@ -29,6 +29,7 @@ from foldfuse.data.judgement import is_project_class
 from foldfuse.data.readers.foreign_json import foreign_json
 from foldfuse.data.readers.image_names import ImageFiles
 from foldfuse.data.readers.image_rows import image_files
+from foldfuse.data.readers.label_studio import is_label_studio, read_label_studio
 from foldfuse.data.readers.layouts import Layout, find_layout, folders_with_layouts, images_hint, read_layout
 from foldfuse.data.readers.loaded import Loaded
 from foldfuse.detections import Annotations
@@ -93,6 +94,10 @@ def _load_named(layout: Layout, images: Path | None, annotated: bool, ignore_ori
     if layout.kind != "coco":
         return read_layout(layout, images=images, annotated=annotated, ignore_orientation=ignore_orientation)
     document = read_json(layout.path, what="COCO JSON", hint="Give a COCO JSON, or a folder with a dataset.")
+    if is_label_studio(document):
+        return read_label_studio(
+            layout.path, document, annotated=annotated, images=images, ignore_orientation=ignore_orientation
+        )
     if foreign := foreign_json(document):
         raise InputError(f"{layout.path}: {foreign}.")
     return Loaded(document, layout.path, (), ImageFiles(layout.path, images), ignore_orientation)

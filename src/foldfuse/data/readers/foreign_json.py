@@ -13,8 +13,6 @@ def foreign_json(document: Any) -> str:
         first = next((row for row in document if isinstance(row, dict)), {})
         if "image_id" in first and "score" in first:
             return "holds predictions (COCO results), expected annotations"
-        if {"annotations", "data"} <= first.keys() or {"completions", "data"} <= first.keys():
-            return f"is the JSON of Label Studio. {AS_COCO} or YOLO there"
         if {"image", "annotations"} <= first.keys() or {"imagefilename", "annotation"} <= first.keys():
             return f"is the JSON of CreateML. {AS_COCO}"
         if {"External ID", "Label"} <= first.keys() or "data_row" in first:

@@ -237,11 +237,13 @@ def _coco_in(folder: Path) -> Path | None:
 
 
 def _lists_images(path: Path) -> bool:
-    """Whether a JSON file seems to be COCO's: it has a key called images, and another that COCO has."""
+    """Whether a JSON file seems to be COCO's: it has a key called images, and another that COCO has; or Label Studio's."""
     try:
         if not path.is_file() or not path.stat().st_size:
             return False
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            if content.find(b'"rectanglelabels"') >= 0:
+                return True
             return content.find(b'"images"') >= 0 and (
                 content.find(b'"annotations"') >= 0 or content.find(b'"file_name"') >= 0
             )

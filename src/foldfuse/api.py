@@ -110,6 +110,7 @@ def run_campaign(
     image_names: str | None = None,
     images: AnyPath | None = None,
     ignore_orientation: bool = False,
+    tracker: Sequence[str] = (),
     device: str = "auto",
     resume: AnyPath | None = None,
     ray: str | None = None,

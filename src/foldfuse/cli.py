@@ -67,13 +67,17 @@ COMMANDS = {  # name: (function, summary)
         "foldfuse.commands.bundle:bundle",
         "Pack everything that predicts into one zip, to be used without a network.",
     ),
+    "publish": (
+        "foldfuse.commands.publish:publish",
+        "Publish a run, an ensemble or a campaign on the Hugging Face hub, with a model card.",
+    ),
 }
 GROUPS = {  # heading in the help: its commands
     "Campaigns": ("campaign", "watch", "report", "compare", "note", "demo"),
     "Data": ("check", "split", "browse", "review"),
     "Training": ("train", "sweep", "import", "predict", "evaluate"),
     "Predictions": ("fuse", "ensemble", "rescore", "convert", "score", "submit"),
-    "Models": ("models", "recipes", "fetch", "profile", "export", "bundle"),
+    "Models": ("models", "recipes", "fetch", "profile", "export", "bundle", "publish"),
 }
 NETWORK_PACKAGES = ("torch", "torchvision", "timm")  # a light install lacks them
 

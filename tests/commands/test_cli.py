@@ -11,7 +11,7 @@ OPTIONS = {  # of every command: its arguments by their place, then its options
     "campaign": (
         "DATA --test --deadline --out --recipe --forbid --image-size --set --folds --train-folds --external-run "
         "--external-predictions --seed --metric --pseudo-labels --like --format --labels --image-names "
-        "--images --ignore-orientation --device --resume --ray --plan --offline --overwrite"
+        "--images --ignore-orientation --tracker --device --resume --ray --plan --offline --overwrite"
     ),
     "watch": "FOLDER",
     "report": "FOLDER --out --overwrite",
@@ -35,10 +35,11 @@ OPTIONS = {  # of every command: its arguments by their place, then its options
     "import": "WEIGHTS --out --overwrite",
     "predict": (
         "RUN DATA --out --draw --score-threshold --max-detections --view --member --batch-size --all --images "
-        "--ignore-orientation --device --engine --overwrite"
+        "--ignore-orientation --device --engine --offline --overwrite"
     ),
     "evaluate": (
-        "RUN DATA --out --predictions --metric --batch-size --images --ignore-orientation --device --engine --overwrite"
+        "RUN DATA --out --predictions --metric --batch-size --images --ignore-orientation --device --engine --offline "
+        "--overwrite"
     ),
     "browse": (
         "DATA --predictions --out --score-threshold --input-format --image-ids --category-ids --classes-from --images "
@@ -62,8 +63,8 @@ OPTIONS = {  # of every command: its arguments by their place, then its options
         "--images --ignore-orientation --overwrite"
     ),
     "convert": (
-        "PREDICTIONS DATA --out --format --image-names --input-format --image-ids --category-ids --classes-from --images "
-        "--ignore-orientation --overwrite"
+        "PREDICTIONS DATA --out --format --image-names --score-threshold --input-format --image-ids --category-ids "
+        "--classes-from --images --ignore-orientation --overwrite"
     ),
     "score": (
         "PREDICTIONS DATA --other --metric --thresholds --input-format --image-ids --category-ids --images --ignore-orientation "
@@ -78,6 +79,7 @@ OPTIONS = {  # of every command: its arguments by their place, then its options
     "fetch": "RECIPE --init --offline",
     "profile": "MODELS --image-size --budget --out --overwrite",
     "bundle": "RUN --out --member --wheels --overwrite",
+    "publish": "RUN NAME --private --dry-run --licence --member",
     "export": "MODEL --out --image-size --num-classes --fixed-size --member --overwrite",
 }
 

@@ -2,15 +2,18 @@
 
 import importlib
 import shutil
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
 import example_lines
 from foldfuse import cli
+from hub_samples import connected
 
 NEEDS_A_CHECKPOINT = {"import"}  # tests/models/test_yolov5_import.py makes one and imports it
 SLOW = {"export", "train", "sweep"}
+ON_THE_HUB = {"predict", "publish"}
 ANSWER_TO_AN_EXISTING_OUT = {"sweep", "campaign", "demo"}  # sweep resumes; the others do not run a campaign here
 
 
@@ -52,10 +55,15 @@ def test_examples_run(name, files, tmp_path, monkeypatch, capsys):
     folder = Path(shutil.copytree(files, tmp_path / "work"))
     monkeypatch.chdir(folder)
     example_lines.make_everything_small(monkeypatch)
-    for line in lines_of(name):
-        status = example_lines.run_line(line, folder)
-        assert status in ({0, 1} if name == "check" else {0}), f"{line}: {capsys.readouterr().err}"
-    if "--out" in line and name not in ANSWER_TO_AN_EXISTING_OUT:
+    with ExitStack() as stack:
+        if name in ON_THE_HUB:
+            stack.enter_context(connected(monkeypatch, tmp_path, owner="owner"))
+            assert cli.main(["publish", "run1", "owner/litter", "--private"]) == 0
+        for line in lines_of(name):
+            status = example_lines.run_line(line, folder)
+            assert status in ({0, 1} if name == "check" else {0}), f"{line}: {capsys.readouterr().err}"
+    if "--out" in line and name not in ON_THE_HUB = {"predict", "publish"}
+ANSWER_TO_AN_EXISTING_OUT:
         before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
         assert cli.main(example_lines.shortened(line)) == 2, "an output is overwritten"
         assert "--overwrite" in capsys.readouterr().err

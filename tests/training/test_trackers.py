@@ -1,15 +1,18 @@
 """Trackers are given the rows of the log, whichever package draws them: fakes stand for the packages."""
 
+import importlib.util
+import json
+import sqlite3
 import sys
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import pytest
 
 from foldfuse.commands.train import train
 from foldfuse.errors import InputError
 from foldfuse.storage.run import Run
-from foldfuse.training.trackers import check_trackers, open_trackers
+from foldfuse.training.trackers import absolute_tracker, check_trackers, open_trackers
 from learning_samples import write_dataset
 
 ROWS = [{"step": 0, "loss": 2.5, "lr": 0.0, "note": "text"}, {"step": 1, "ap50": 0.5, "ap": None}]
@@ -47,6 +50,37 @@ def mlflow(monkeypatch):
     for name in ("set_tracking_uri", "start_run", "log_metrics", "flush_async_logging", "end_run"):
         setattr(fake, name, lambda *args, _name=name, **kwargs: calls.append((_name, args, kwargs)))
     monkeypatch.setitem(sys.modules, "mlflow", fake)
+    return calls
+
+
+@pytest.fixture
+def wandb(monkeypatch, tmp_path):
+    """The calls that W&B was given, on a machine without an account."""
+    calls = []
+    run = SimpleNamespace(dir="wandb/offline-run-1", url=None)
+    for name in ("define_metric", "log", "finish"):
+        setattr(run, name, lambda *args, _name=name, **kwargs: calls.append((_name, args, kwargs)))
+    fake = ModuleType("wandb")
+    fake.Settings = lambda **kwargs: kwargs
+    fake.init = lambda **kwargs: calls.append(("init", (), kwargs)) or run
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    for name in ("WANDB_MODE", "WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE", "WANDB_BASE_URL", "HF_HUB_OFFLINE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    return calls
+
+
+@pytest.fixture
+def trackio(monkeypatch):
+    """The calls that Trackio was given."""
+    calls = []
+    run = SimpleNamespace()
+    for name in ("log", "finish"):
+        setattr(run, name, lambda *args, _name=name, **kwargs: calls.append((_name, args, kwargs)))
+    fake = ModuleType("trackio")
+    fake.init = lambda **kwargs: calls.append(("init", (), kwargs)) or run
+    monkeypatch.setitem(sys.modules, "trackio", fake)
     return calls
 
 
@@ -147,3 +181,116 @@ def test_tensorboard_may_write_into_the_folder_of_the_run(monkeypatch, tmp_path)
     small = ("image_size=64", "batch_size=2")
     train(data, out=tmp_path / "run", changes=small, steps=1, tracker=(f"tensorboard:{tmp_path}",))
     assert (tmp_path / "run" / "events").exists()
+
+
+def test_wandb_gets_the_points_with_steps_of_their_own(wandb):
+    rows = [*ROWS, {"step": 0, "base/loss": 3.0}, {"step": 4, "base/ap50": 0.1}]
+    with open_trackers(["wandb:litter"], "run1") as track:
+        track(rows)
+    opened = wandb[0][2]
+    assert (opened["project"], opened["name"], opened["mode"]) == ("litter", "run1", "offline")
+    assert [call[1:] for call in wandb if call[0] == "define_metric"] == [
+        (("step",), {}),
+        (("*",), {"step_metric": "step"}),
+        (("base/step",), {}),
+        (("base/*",), {"step_metric": "base/step"}),
+    ]
+    assert [call[1][0] for call in wandb if call[0] == "log"] == [
+        {"loss": 2.5, "lr": 0.0, "step": 0},
+        {"ap50": 0.5, "step": 1},
+        {"base/loss": 3.0, "base/step": 0},
+        {"base/ap50": 0.1, "base/step": 4},
+    ]
+    assert wandb[-1] == ("finish", (), {"exit_code": 0})
+
+
+def test_wandb_is_offline_without_an_account_and_as_the_user_says(wandb, monkeypatch, tmp_path):
+    def mode():
+        with open_trackers(["wandb:p"], "run1"):
+            pass
+        return [call[2]["mode"] for call in wandb if call[0] == "init"][-1]
+
+    assert mode() == "offline"
+    monkeypatch.setenv("WANDB_MODE", "online")
+    assert mode() is None
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")  # as --offline does
+    assert mode() == "offline"
+    monkeypatch.delenv("HF_HUB_OFFLINE")
+    monkeypatch.delenv("WANDB_MODE")
+    (tmp_path / "netrc").write_text("machine api.wandb.ai login user password key\n")
+    (tmp_path / "netrc").chmod(0o600)
+    assert mode() is None
+    monkeypatch.setenv("WANDB_BASE_URL", "https://wandb.example.org:8080/x")
+    assert mode() == "offline"
+    monkeypatch.setenv("WANDB_API_KEY", "k")
+    assert mode() is None
+
+
+def test_trackio_gets_the_same_points(trackio):
+    with open_trackers(["trackio:litter"], "run1") as track:
+        track(ROWS)
+    assert trackio[0][2]["project"] == "litter"
+    assert trackio[0][2]["name"] == "run1"
+    assert [call[1:] for call in trackio if call[0] == "log"] == [
+        (({"loss": 2.5, "lr": 0.0},), {"step": 0}),
+        (({"ap50": 0.5},), {"step": 1}),
+    ]
+    assert trackio[-1][0] == "finish"
+
+
+def test_a_tracker_that_fails_is_told_once_and_the_others_go_on(wandb, trackio, monkeypatch, caplog):
+    def full(*_, **__):
+        raise OSError("the disk is full\nat length")
+
+    run = sys.modules["trackio"].init()
+    monkeypatch.setattr(run, "log", full)
+    monkeypatch.setattr(run, "finish", full)
+    with open_trackers(["trackio:p", "wandb:p"], "run1") as track:
+        track(ROWS)
+        track(ROWS)
+    assert caplog.text.count("the tracker trackio:p was lost (OSError: the disk is full); log.jsonl has all rows.") == 1
+    assert caplog.text.count("lost") == 1
+    assert len([call for call in wandb if call[0] == "log"]) == 4
+
+
+def test_a_resumed_run_goes_on_without_a_tracker_that_cannot_be_opened(
+    tensorboard, mlflow, tmp_path, monkeypatch, caplog
+):
+    data = write_dataset(tmp_path / "d", 4)
+    both = ("mlflow:http://host", "tensorboard:logs")
+    train(data, out=tmp_path / "run", changes=("image_size=64", "batch_size=2"), steps=1, tracker=both)
+
+    def refuse(**kwargs):
+        raise ConnectionError("nobody answers")
+
+    monkeypatch.setattr(sys.modules["mlflow"], "start_run", refuse)
+    train(resume=tmp_path / "run", steps=2)
+    assert "mlflow:http://host cannot be opened (ConnectionError: nobody answers)" in caplog.text
+    assert "It goes on without this tracker" in caplog.text
+    assert [step for key, _, step in tensorboard["points"] if key == "loss"] == [0, 1]
+
+
+def test_a_folder_of_tensorboard_stays_the_same_in_another_working_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert absolute_tracker("tensorboard:logs") == f"tensorboard:{tmp_path / 'logs'}"
+    assert absolute_tracker("mlflow:http://host") == "mlflow:http://host"
+
+
+@pytest.mark.skipif(importlib.util.find_spec("wandb") is None, reason="pip install wandb")
+def test_the_real_wandb_keeps_a_run_without_an_account(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    with open_trackers(["wandb:litter"], "run1") as track:
+        track([*ROWS, {"step": 0, "base/loss": 3.0}])
+    (file,) = tmp_path.glob("wandb/offline-run-*/*.wandb")
+    assert b"base/loss" in file.read_bytes()
+
+
+@pytest.mark.skipif(importlib.util.find_spec("trackio") is None, reason="pip install trackio")
+def test_the_real_trackio_keeps_a_run_without_an_account(tmp_path, monkeypatch):
+    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "kept"))
+    with open_trackers(["trackio:litter"], "run1") as track:
+        track([*ROWS, {"step": 0, "base/loss": 3.0}])
+    (file,) = (tmp_path / "kept").rglob("litter*.db")
+    rows = sqlite3.connect(file).execute("SELECT step, metrics FROM metrics ORDER BY id").fetchall()
+    assert (rows[0][0], json.loads(rows[0][1])) == (0, {"loss": 2.5, "lr": 0.0})

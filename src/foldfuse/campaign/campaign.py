@@ -32,6 +32,7 @@ from foldfuse.campaign.leftovers import remove_leftovers
 from foldfuse.campaign.planning.slack import to_the_deadline
 from foldfuse.campaign.request import SAMPLE, CampaignRequest, command_line
 from foldfuse.campaign.task import Inputs, Task, auto_bounds, check_and_fold
+from foldfuse.campaign.tracking import tracked
 from foldfuse.errors import InputError, Interrupted, counted
 from foldfuse.recipes import AUTO, Recipe
 from foldfuse.reporting.campaign_page import write_campaign_page
@@ -263,7 +264,7 @@ def _work(
                 shutil.rmtree(ledger.folder)  # so that the same command works once the data is fixed
             raise
 
-        with closing(_workers(task, ledger, cluster=cluster)) as workers:
+        with closing(_workers(task, ledger, cluster=cluster)) as workers, tracked(ledger.folder, request.tracker):
             run(task, ledger, to_the_deadline, workers, compiling=compiling)
     out = ledger.folder
     share = ledger.get("cpu_share")

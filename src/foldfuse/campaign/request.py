@@ -24,6 +24,7 @@ from foldfuse.recipes import Recipe
 from foldfuse.storage.ledger import Ledger
 from foldfuse.system.device import card_names, choose_device
 from foldfuse.system.durations import duration_option, format_duration
+from foldfuse.training.trackers import absolute_tracker, check_trackers
 
 SAMPLE = "sample_submission.csv"  # the copy of the sample in the campaign's folder
 
@@ -53,6 +54,7 @@ class CampaignRequest:
             them open.
         images: the folder of the images; None where they are found beside the annotations.
         ignore_orientation: whether pixels are taken as stored, whatever an EXIF tag says.
+        tracker: second places for the curves and scores, such as "wandb:PROJECT"; see `training.trackers`.
         device: the device of every network: auto, cpu, cuda, cuda:N or mps.
         offline: whether no network is tried, in a resume either.
     """
@@ -78,6 +80,7 @@ class CampaignRequest:
     image_names: ImageNames | None = None
     images: Path | None = None
     ignore_orientation: bool = False
+    tracker: tuple[str, ...] = ()
     device: str = "auto"
     offline: bool = False
 
@@ -90,6 +93,7 @@ class CampaignRequest:
             like=self.like and self.like.resolve(),
             images=self.images and self.images.resolve(),
             metric=absolute_name(self.metric),
+            tracker=tuple(map(absolute_tracker, self.tracker)),
             folds=self.folds if isinstance(self.folds, int) else str(Path(self.folds).resolve()),
             external_run=tuple(folder.resolve() for folder in self.external_run),
             external_predictions=tuple(
@@ -118,8 +122,8 @@ class CampaignRequest:
             download: whether initial weights that are missing are downloaded; a plan needs none.
 
         Raises:
-            InputError: the deadline is too short, there is no such recipe, image size, metric or device, or a recipe's initial
-                weights are missing.
+            InputError: the deadline is too short, there is no such recipe, image size, metric, tracker or device, or a recipe's
+                initial weights are missing.
         """
         if self.deadline < c.MIN_DEADLINE:
             raise InputError(
@@ -132,6 +136,7 @@ class CampaignRequest:
                 f"--train-folds {self.train_folds} with {self.one_fold_only}: members {why} images of several folds. Give "
                 "--train-folds 1, or leave one of the two out."
             )
+        check_trackers(self.tracker)
         if cards is None:
             cards = () if self.recipe else card_names(self.device)
         check = partial(check_start, download=download)

@@ -50,6 +50,7 @@ def campaign(
     image_names: options.ImageNames = None,
     images: options.Images = None,
     ignore_orientation: options.IgnoreOrientation = False,
+    tracker: tuple[str, ...] = (),
     device: options.Device = "auto",
     resume: Path | None = None,
     ray: str | None = None,
@@ -85,6 +86,8 @@ def campaign(
         pseudo_labels: train the last members on confident predictions of the test images too, where the competition's
             rules allow it; the held-out images stay held out.
         format: layout of the boxes, such as score_xywh or csv_boxes_xywh, where the sample of --like leaves it open.
+        tracker: a second place for the segments' curves and the scores: tensorboard:DIR, mlflow:URI, wandb:PROJECT or
+            trackio:PROJECT. Repeat for more.
         resume: folder of a stopped campaign; give it alone or with --ray. The campaign continues with its own options; a --metric
             of your own is named again. The time that it has worked counts against its deadline, the time in between does not.
         ray: address of a running Ray cluster, such as 10.0.0.1:6379, or auto for the cluster of this machine: its nodes
@@ -132,6 +135,7 @@ def campaign(
         image_names=image_names,
         images=images,
         ignore_orientation=ignore_orientation,
+        tracker=tuple(tracker),
         device=device,
         offline=offline,
     )

@@ -22,12 +22,15 @@ from foldfuse.evaluation.coco import SCORE_NAMES
 from foldfuse.evaluation.custom_metric import metric_label
 from foldfuse.evaluation.metrics import beta_of, measure, open_metric
 from foldfuse.formats.predictions import write_predictions
+from foldfuse.inference.bundle import single_run
 from foldfuse.inference.evaluation import RunEvaluation, evaluate_run, held_out_images, keep_evaluation
+from foldfuse.inference.hub import find_published
 from foldfuse.inference.views import BATCH_SIZE
 from foldfuse.reporting.run_page import Evaluated, write_run_page
 from foldfuse.storage.ledger import is_campaign
 from foldfuse.storage.run import Run
 from foldfuse.system import printing
+from foldfuse.system.offline import go_offline
 from foldfuse.system.progress import progress_bar
 
 PAGE = "evaluation.html"
@@ -45,6 +48,7 @@ def evaluate(
     ignore_orientation: options.IgnoreOrientation = False,
     device: options.Device = "auto",
     engine: options.Engine = "auto",
+    offline: options.Offline = False,
     overwrite: options.Overwrite = False,
 ) -> Path:
     """Predict annotated images with a trained detector, score the predictions, and return the page that shows them.
@@ -54,9 +58,11 @@ def evaluate(
     for F1, or for another F that --metric names, such as f2.
 
     Args:
-        run: folder of a trained run.
-        data: annotated images, in any layout. By default the run's own held-out images: its fold, or its --val data.
-        out: HTML page to write. By default evaluation.html in the run's folder, which replaces an earlier page.
+        run: folder of a trained run, or hf:owner/name for a run that `foldfuse publish` put on the Hugging Face hub.
+        data: annotated images, in any layout. By default the run's own held-out images: its fold, or its --val data; a published
+            run has none.
+        out: HTML page to write. By default evaluation.html in the run's folder, which replaces an earlier page; of a published
+            run in the current folder.
         predictions: file to keep the predictions in: .parquet (keeps everything), or .json (COCO results).
         batch_size: images of 256 px at a time, 16 by default; fewer larger ones, so that memory stays the same.
 
@@ -67,7 +73,16 @@ def evaluate(
         foldfuse evaluate run1
         foldfuse evaluate run1 data/test.json --out test.html --predictions test.parquet
     """
+    if offline:
+        go_offline()
     open_metric(metric)
+    page = out
+    if (published := find_published(run)) is not None:
+        if data is None:
+            raise InputError(
+                f"{published.reference}: the images that it held out were not published. Give annotated images."
+            )
+        run, page = single_run(published.path, published.reference).folder, out or Path(PAGE)
     folder = Run(run)
     if is_campaign(run):
         raise InputError(
@@ -77,8 +92,9 @@ def evaluate(
     if os.environ.get("WORLD_SIZE", "1") != "1":
         raise InputError("evaluate works in one process. Give the command without torchrun.")
     inputs = [run, data, images]
-    page = out if out is not None else run / PAGE
-    options.refuse_overwrite(page, overwrite or out is None, is_file=True, inputs=inputs)
+    is_default = page is None
+    page = run / PAGE if page is None else page
+    options.refuse_overwrite(page, overwrite or is_default, is_file=True, inputs=inputs)
     if predictions is not None:
         options.refuse_overwrite(predictions, overwrite, inputs=inputs)
     held_out = held_out_images(folder, data, images=images, ignore_orientation=ignore_orientation)

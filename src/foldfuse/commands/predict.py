@@ -26,12 +26,14 @@ from foldfuse.formats.predictions import ENDINGS, write_predictions
 from foldfuse.inference.base_predictor import Predictor
 from foldfuse.inference.bundle import needs_torch
 from foldfuse.inference.class_labels import concat_shards
-from foldfuse.inference.predictor import load
+from foldfuse.inference.hub import find_published
+from foldfuse.inference.predictor import load, load_published
 from foldfuse.inference.stored_thresholds import stored_thresholds
 from foldfuse.inference.tta import View
 from foldfuse.inference.views import BATCH_SIZE
 from foldfuse.storage.run import Run
 from foldfuse.system import printing
+from foldfuse.system.offline import go_offline
 from foldfuse.system.processes import World, open_world
 from foldfuse.system.progress import no_progress, progress_bar
 
@@ -52,6 +54,7 @@ def predict(
     ignore_orientation: options.IgnoreOrientation = False,
     device: options.Device = "auto",
     engine: options.Engine = "auto",
+    offline: options.Offline = False,
     overwrite: options.Overwrite = False,
 ) -> Path | None:
     """Predict images with anything trained: a run, an ONNX file, an ensemble, a whole campaign or a bundle of one of these.
@@ -69,7 +72,8 @@ def predict(
 
     Args:
         run: folder of a trained run or of a campaign, the zip of `foldfuse bundle` or the folder it was unpacked into, an .onnx
-            file or a zip of `foldfuse export`, or the ensemble.json of `foldfuse ensemble`.
+            file or a zip of `foldfuse export`, the ensemble.json of `foldfuse ensemble`, or hf:owner/name for what `foldfuse
+            publish` put on the Hugging Face hub.
         data: the images: files, folders, patterns in quotes such as 'photos/*.jpg', or datasets of any layout, whose annotations
             are not read, except by a classifier.
         out: file to write: .parquet (keeps everything), .json (COCO results), or .csv; `foldfuse submit` makes submissions.
@@ -95,12 +99,16 @@ def predict(
         foldfuse predict run1 photos/ --out tiles.parquet --view 1,1+tiles2x2
         foldfuse predict ensemble.json data/test.json --member a=run1 --member b=run2 --out fused.parquet
         foldfuse predict classifier1 data/train.json --out classes.csv
+        foldfuse predict hf:owner/litter photos/ --out published.parquet
     """
+    if offline:
+        go_offline()
     given_data: Any = data  # one path is taken too
     run, paths = Path(run), [Path(p) for p in ([given_data] if isinstance(given_data, str | Path) else given_data)]
     out, draw = (None if path is None else Path(path) for path in (out, draw))
     is_classifier = Run(run).is_classifier
-    by_torch = is_classifier or needs_torch(run)
+    published = find_published(run)
+    by_torch = is_classifier or needs_torch(run if published is None else published.path)
     if os.environ.get("WORLD_SIZE", "1") != "1" and (is_classifier or not by_torch):
         kind = "the run of a classifier" if is_classifier else "an ONNX file"
         raise InputError(f"{run}: is {kind}, which predicts in one process. Give the command without torchrun.")
@@ -126,7 +134,10 @@ def predict(
             ignore_orientation=ignore_orientation,
         )
     with open_world(device) if by_torch else nullcontext(World(device=device)) as world:
-        predictor = load(run, device=world.device, members=named_members(member), engine=engine)
+        if published is None or member:
+            predictor = load(run, device=world.device, members=named_members(member), engine=engine)
+        else:
+            predictor = load_published(published, device=world.device, engine=engine)
         views = predictor.parse_views(view)
         if world.is_main:
             for sentence in predictor.repeated_views(views):

@@ -141,7 +141,7 @@ def train(
         checkpoint_every: time between checkpoints, 60s by default; a crash loses the steps since the last one.
         eval_every: score the held-out images each time so much was trained, at the next checkpoint, for the bar and the log. The
             time for it does not count against the budget. By default they are scored once, at the end.
-        tracker: a second place for the log: tensorboard:DIR or mlflow:URI.
+        tracker: a second place for the log: tensorboard:DIR, mlflow:URI, wandb:PROJECT or trackio:PROJECT. Repeat for more.
 
     Raises:
         InputError: the data, the recipe or the folder cannot be used.

@@ -32,7 +32,8 @@ class Predictor(ABC):
         category_ids: the organiser's id of each class.
         ignore_orientation: whether pixels are taken as they are stored, whatever an EXIF tag says.
         value_ranges: {kind of depth: values that become black and white in images of more than 8 bits}, as in training.
-        extracted: the temporary folder of a bundle's files, which lives as long as the predictor; None without one.
+        extracted: what has the `path` of a bundle's files where that is not `source`: a temporary folder, which lives as long as
+            the predictor, or a published bundle in the hub's cache; None without one.
     """
 
     source: Path

@@ -157,6 +157,22 @@ def read_bundle_record(path: Path) -> BundleRecord:
     return from_plain(parse_json(text, where, what="JSON"), BundleRecord, where=where, what=WHAT, version=VERSION)
 
 
+def single_run(folder: Path, name: object) -> Run:
+    """The run in the unpacked bundle of a single run, called `name` in sentences.
+
+    Raises:
+        InputError: the bundle is that of an ensemble or a campaign, or it is broken.
+    """
+    record = read_bundle_record(folder)
+    if record.noun != "run" or record.runtime != "torch":
+        raise InputError(
+            f"{name}: is the bundle of {'an' if record.noun == 'ensemble' else 'a'} {record.noun}"
+            f"{' exported as ONNX' if record.runtime == 'onnx' else ''}, and evaluate takes a run. Predict with it, then score: "
+            f"foldfuse predict {name} DATA --out predictions.parquet, and foldfuse score predictions.parquet DATA."
+        )
+    return Run(folder / MEMBERS / record.parts[0].member)
+
+
 def load_bundle(path: Path, *, device: str = "auto", engine: str = "auto") -> Predictor:
     """The predictor of a bundle, as `open_bundle` gives it; logs which parts of the ensemble could not be bundled."""
     predictor = open_bundle(path, device=device, engine=engine)

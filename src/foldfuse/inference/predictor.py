@@ -1,4 +1,7 @@
-"""`load` opens a run, an ONNX file, an ensemble, a campaign or a bundle as a predictor. What was exported needs no torch."""
+"""`load` opens a run, an ONNX file, an ensemble, a campaign or a bundle, also a published one, as a predictor.
+
+What was exported needs no torch.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ from foldfuse.inference.base_predictor import Predictor
 from foldfuse.inference.bundle import is_bundle, load_bundle
 from foldfuse.inference.campaign_predictor import load_campaign
 from foldfuse.inference.ensemble_predictor import load_ensemble
+from foldfuse.inference.hub import Published, find_published
 from foldfuse.inference.networks import load_network
 from foldfuse.inference.onnx_predictor import load_onnx
 from foldfuse.storage.ledger import NAME as LEDGER
@@ -20,12 +24,13 @@ from foldfuse.storage.run import Run
 def load(
     path: str | Path, *, device: str = "auto", members: Mapping[str, str | Path] | None = None, engine: str = "auto"
 ) -> Predictor:
-    """A predictor from a run, an ONNX file, an ensemble, a whole campaign or a bundle.
+    """A predictor from a run, an ONNX file, an ensemble, a whole campaign or a bundle, also a published one.
 
     Args:
         path: the folder of a detector's run; an .onnx file of `foldfuse export`; an ensemble.json; the folder of a campaign,
             whose current submission is applied: its members, TTA views, fusion and crop rescoring; or the zip of
-            `foldfuse bundle` or `foldfuse export`, or the folder that it was unpacked into.
+            `foldfuse bundle` or `foldfuse export`, or the folder that it was unpacked into; or "hf:owner/name", perhaps with
+            "@revision", for what `foldfuse publish` put on the Hugging Face hub.
         device: auto, cpu, cuda, cuda:N or mps.
         members: {member of an ensemble: the folder of its run}, where they do not lie beside it; RUN@1,1+hflip names TTA views.
         engine: what runs a detector on a CPU: eager (PyTorch), openvino, or auto, the faster one, once that repays converting the
@@ -34,6 +39,10 @@ def load(
     Raises:
         InputError: there is nothing of these kinds, or a part of it is missing.
     """
+    if (published := find_published(path)) is not None:
+        if members:
+            raise InputError(f"{published.reference}: brings its own members. Leave out --member.")
+        return load_published(published, device=device, engine=engine)
     path = Path(path)
     if path.name == "ensemble.json" and (path.parent / LEDGER).is_file() and not members:
         path = path.parent  # the campaign's current submission
@@ -62,3 +71,9 @@ def load(
             ".onnx file, or the ensemble.json of an ensemble."
         )
     return load_network(Run(path), device=device, engine=engine)
+
+
+def load_published(published: Published, *, device: str = "auto", engine: str = "auto") -> Predictor:
+    """The predictor of a published bundle, under the name that the user gave it. Raises InputError where the bundle is broken."""
+    predictor = load_bundle(published.path, device=device, engine=engine)
+    return replace(predictor, source=Path(str(published.reference)), extracted=published)

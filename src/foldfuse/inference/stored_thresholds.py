@@ -27,9 +27,10 @@ def stored_thresholds(predictor: Predictor, views: Sequence[View] = ()) -> Thres
         InputError: none are stored, or they were chosen for other predictions than the predictor makes now.
     """
     folder = predictor.source
-    if not is_bundle(folder) and is_campaign(folder):
+    of_bundle = predictor.extracted is not None or is_bundle(folder)
+    if not of_bundle and is_campaign(folder):
         return _of_campaign(folder, predictor)
-    if not (is_bundle(folder) or Run(folder).exists):
+    if not (of_bundle or Run(folder).exists):
         raise InputError(
             f"{folder}: holds no score thresholds; runs and campaigns do. Give a number, or predict to a file and give that to "
             "'foldfuse submit' with --thresholds FILE, which 'foldfuse score' writes."
@@ -40,7 +41,7 @@ def stored_thresholds(predictor: Predictor, views: Sequence[View] = ()) -> Thres
             f"{folder}: its score thresholds were chosen on predictions in view 1, and fused views ({names}) have other scores. "
             "Leave out --view, or give a number."
         )
-    if is_bundle(folder):
+    if of_bundle:
         path = (folder if predictor.extracted is None else predictor.extracted.path) / THRESHOLDS
         if not path.is_file():
             raise InputError(f"{folder}: holds no {THRESHOLDS}: what was bundled had stored none. Give a number.")

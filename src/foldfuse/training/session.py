@@ -95,7 +95,7 @@ def open_session(
         world = stack.enter_context(open_world(metadata.device or "auto"))
         world.shard(recipe.batch_size)
         wanted = metadata.trackers if world.is_main else ()
-        tracker = stack.enter_context(open_trackers(wanted, run.folder.name))
+        tracker = stack.enter_context(open_trackers(wanted, run.folder.name, must_open=is_new))
         checkpoint = None
         if is_new and world.is_main:
             stack.enter_context(_new_folder(run, recipe, metadata))

@@ -62,8 +62,7 @@ def test_examples_run(name, files, tmp_path, monkeypatch, capsys):
         for line in lines_of(name):
             status = example_lines.run_line(line, folder)
             assert status in ({0, 1} if name == "check" else {0}), f"{line}: {capsys.readouterr().err}"
-    if "--out" in line and name not in ON_THE_HUB = {"predict", "publish"}
-ANSWER_TO_AN_EXISTING_OUT:
+    if "--out" in line and name not in ANSWER_TO_AN_EXISTING_OUT:
         before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
         assert cli.main(example_lines.shortened(line)) == 2, "an output is overwritten"
         assert "--overwrite" in capsys.readouterr().err

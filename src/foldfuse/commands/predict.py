@@ -107,12 +107,12 @@ def predict(
     run, paths = Path(run), [Path(p) for p in ([given_data] if isinstance(given_data, str | Path) else given_data)]
     out, draw = (None if path is None else Path(path) for path in (out, draw))
     is_classifier = Run(run).is_classifier
+    _check_outputs(run, paths, out, draw, images=images, overwrite=overwrite, is_classifier=is_classifier)
     published = find_published(run)
     by_torch = is_classifier or needs_torch(run if published is None else published.path)
     if os.environ.get("WORLD_SIZE", "1") != "1" and (is_classifier or not by_torch):
         kind = "the run of a classifier" if is_classifier else "an ONNX file"
         raise InputError(f"{run}: is {kind}, which predicts in one process. Give the command without torchrun.")
-    _check_outputs(run, paths, out, draw, images=images, overwrite=overwrite, is_classifier=is_classifier)
     if is_classifier:
         assert out is not None, "_check_outputs refuses a classifier without it"
         _check_classifier(

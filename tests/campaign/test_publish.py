@@ -254,6 +254,9 @@ def test_folders_are_cut_from_texts_and_addresses_are_not():
         ("https://github.com/a/b", "https://github.com/a/b"),
         ("package efficientnet-lite0", "package efficientnet-lite0"),
         ("said '/a/b/c' of it", "said 'c' of it"),
+        ("run /home/anna b/my runs/run1", "run run1"),
+        (r"C:\Users\Anna B\w.pt", "w.pt"),
+        (f"{Path.home()}/x/run1: was left out", "run1: was left out"),
     ):
         assert without_folders(text) == expected
 

@@ -24,6 +24,7 @@ from foldfuse.system.atomic_files import write_text
 from foldfuse.system.records import to_plain
 from foldfuse.system.wheels import package_texts
 
+_PATH = re.compile(r"(run |file )?((?:[A-Za-z]:|~)?[\\/][^:'\"\n]*)")
 _FOLDERS = re.compile(r"(?<![:/\w.])(?:[A-Za-z]:|~)?[\\/](?:[^\s\\/'\":]+[\\/])+")  # of an absolute path within a text
 
 
@@ -122,8 +123,10 @@ def public_metadata(metadata: RunMetadata) -> RunMetadata:
 
 
 def without_folders(text: str) -> str:
-    """A text in which each absolute path has become the name of its file."""
-    return _FOLDERS.sub("", text)
+    """A text in which each absolute path has become the name of its file; only a path that is the whole text may hold blanks."""
+    if whole := _PATH.fullmatch(text):
+        return (whole[1] or "") + _file_name(whole[2])
+    return _FOLDERS.sub("", text.replace(str(Path.home()), "/home"))
 
 
 def _file_name(path: str) -> str:

@@ -13,8 +13,9 @@ import importlib
 import logging
 import netrc
 import os
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, redirect_stdout, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -174,7 +175,9 @@ def _wandb(where: str, name: str) -> Opened:
         project=where, name=name, mode=mode, reinit="create_new", settings=wandb.Settings(console="off", silent=True)
     )
     if mode == "offline":
-        log.info(f"wandb:{where}: the run is kept in {run.dir}; 'wandb sync' uploads it once you have an account.")
+        log.info(
+            f"wandb:{where}: the run is kept in {Path(run.dir).parent}; 'wandb sync' uploads it once you have an account."
+        )
     elif run.url:
         log.info(f"wandb:{where}: the run is at {run.url}")
     defined: set[str] = set()
@@ -217,13 +220,18 @@ def _has_wandb_login() -> bool:
 
 def _trackio(where: str, name: str) -> Opened:
     trackio = _module("trackio", "trackio")
-    run = trackio.init(project=where, name=name, embed=False, auto_log_gpu=False)
+    with redirect_stdout(sys.stderr):  # Trackio says where its files are
+        run = trackio.init(project=where, name=name, embed=False, auto_log_gpu=False)
 
     def write(rows: Sequence[Row]) -> None:
         for row in rows:
             run.log(_numbers(row), step=row["step"])
 
-    return Opened(write, lambda is_well: run.finish())
+    def close(is_well: bool) -> None:
+        with redirect_stdout(sys.stderr):
+            run.finish()
+
+    return Opened(write, close)
 
 
 class _Kind(NamedTuple):

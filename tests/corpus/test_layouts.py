@@ -1188,7 +1188,7 @@ LABEL_STUDIO = [
     Case(
         "studio_no_size",
         label_studio({key: value for key, value in REGION.items() if key not in SIZE}),
-        "split . --out f.json",
+        "split project.json --out f.json",
         2,
         ("does not state the size of its image",),
     ),

@@ -58,7 +58,8 @@ def write_cvat(predictions: Predictions, path: Path, dataset: Dataset) -> None:
         for row in (np.flatnonzero(kept[start:end]) + start).tolist():
             corners = dict(zip(_CORNERS, (f"{value:.3f}" for value in boxes[row].tolist()), strict=True))
             name = predictions.classes[int(predictions.labels[row])]
-            box = ET.SubElement(image, "box", label=name, source="auto", occluded="0", **corners, z_order="0")
+            fields = {"label": name, "source": "auto", "occluded": "0", **corners, "z_order": "0"}
+            box = ET.SubElement(image, "box", fields)
             ET.SubElement(box, "attribute", name=SCORE).text = scores[row]
     xml = xml_text(root, path)
     spec = {"name": SCORE, "input_type": "text", "mutable": False, "default_value": "", "values": [""]}

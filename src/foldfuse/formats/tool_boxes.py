@@ -21,7 +21,7 @@ def clipped_rows(predictions: Predictions, dataset: Dataset) -> tuple[Array, Arr
     sizes = image_sizes(predictions.image_ids[predictions.image_index], dataset)
     boxes = predictions.boxes.astype(np.float64)
     clipped = np.clip(boxes, 0, np.tile(sizes, 2))
-    return clipped, (clipped[:, 2:] > clipped[:, :2]).all(1)
+    return clipped, np.asarray((clipped[:, 2:] > clipped[:, :2]).all(axis=1))
 
 
 def xml_text(root: ET.Element, path: Path) -> str:

@@ -186,10 +186,11 @@ def upload(folder: Path, name: str, *, is_private: bool, message: str) -> str:
     api = hub.HfApi()
     try:
         before = _files_before(api, reference, is_private=is_private)
-        api.create_repo(name, private=True if is_private else None, exist_ok=True)
+        if before is None:
+            api.create_repo(name, private=True if is_private else None)
         files = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
         operations: list[Any] = [hub.CommitOperationAdd(file, str(folder / file)) for file in files]
-        gone = [file for file in before if (is_published_file(file) or file in TEXTS) and file not in files]
+        gone = [file for file in before or () if (is_published_file(file) or file in TEXTS) and file not in files]
         operations += [hub.CommitOperationDelete(file) for file in gone]
         api.create_commit(name, operations, commit_message=message)
     except InputError:
@@ -201,8 +202,8 @@ def upload(folder: Path, name: str, *, is_private: bool, message: str) -> str:
     return f"{_constants().ENDPOINT}/{name}"
 
 
-def _files_before(api: Any, reference: HubReference, *, is_private: bool) -> Iterable[str]:
-    """The files of a repository; none where it does not exist yet.
+def _files_before(api: Any, reference: HubReference, *, is_private: bool) -> Iterable[str] | None:
+    """The files of a repository; None where it does not exist yet.
 
     Raises:
         InputError: it holds other things than a bundle, or is public though it must be private.
@@ -211,7 +212,7 @@ def _files_before(api: Any, reference: HubReference, *, is_private: bool) -> Ite
         info = api.model_info(reference.name, timeout=TIMEOUT)
     except Exception as error:
         if "RepositoryNotFoundError" in _kinds(error) and "GatedRepoError" not in _kinds(error):
-            return ()
+            return None
         raise
     names = [each.rfilename for each in info.siblings or ()]
     others = [name for name in names if name not in (*TEXTS, ".gitattributes")]

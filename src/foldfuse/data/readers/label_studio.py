@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,7 +37,7 @@ class Task:
 
     file_name: str
     id: Any
-    regions: list[Mapping[str, Any]] | None
+    regions: Sequence[Mapping[str, Any]] | None
     annotators: int
 
 
@@ -48,7 +48,7 @@ def is_label_studio(document: Any) -> bool:
         return False
     if isinstance(rows[0].get("data"), dict):
         return not {"annotations", "completions", "predictions"}.isdisjoint(rows[0])
-    return any(_small_regions(row) for row in rows)
+    return any(True for row in rows for _ in _small_regions(row))
 
 
 def read_label_studio(

@@ -242,7 +242,7 @@ def _lists_images(path: Path) -> bool:
         if not path.is_file() or not path.stat().st_size:
             return False
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-            if content.find(b'"rectanglelabels"') >= 0:
+            if content.find(b'"original_width"') >= 0:
                 return True
             return content.find(b'"images"') >= 0 and (
                 content.find(b'"annotations"') >= 0 or content.find(b'"file_name"') >= 0

@@ -128,7 +128,9 @@ def build(root: Path, out: Path) -> None:
         stage.add_all()
         command = [sys.executable, "-m", "zensical", "build", "--strict"]
         env = os.environ | {"NO_COLOR": "1"}
-        rendered = subprocess.run(command, cwd=stage.folder, capture_output=True, text=True, env=env)
+        rendered = subprocess.run(
+            command, cwd=stage.folder, capture_output=True, encoding="utf-8", errors="replace", env=env
+        )
         if rendered.returncode:
             fault = ANSI.sub("", rendered.stdout + rendered.stderr).partition("Traceback")[0].strip()
             sys.exit(f"{fault}\nThe site was not built: the fault is named above.")

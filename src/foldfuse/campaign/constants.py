@@ -35,6 +35,8 @@ BASE_SHARE, EXTENDED_SHARE, COOLDOWN_SHARE = 0.15, 0.4, 0.45  # of the training 
 COMPARE_DEADLINE = 900.0  # seconds: below, measuring the candidates costs more than a comparison brings
 MIN_COMPARED_STEPS = 300  # optimizer steps of a base run, below which its score says little
 MIN_COMPARED = 3  # base runs: fewer are not worth comparing
+# folds on whose held-out images base runs are compared: each costs the base runs that are not promoted once more
+COMPARED_FOLDS = 2
 MIN_PROMOTED = 2  # base runs that may be promoted, however few there are
 MIN_COOLDOWNS, MAX_COOLDOWNS = 2, 4  # cooldown runs of one base or extended run
 MIN_COOLDOWN_SECONDS = 480.0  # of training: with less for each there are only MIN_COOLDOWNS
@@ -65,6 +67,7 @@ WARM_UP_IMAGES = 16  # that a card predicts before its time is measured
 CACHE_MARGIN = 1.1  # decoded images are larger than the largest image size by this, for scale jitter
 
 # ensemble and crop rescoring
+LIGHT_WEIGHT = 0.05  # of all weights: a member with less gets no time for further views of the test images
 FIRST_SEARCH_SECONDS = 2.0  # for an ensemble that a later member may change
 SEARCH_SHARE, MIN_SEARCH_SECONDS, MAX_SEARCH_SECONDS = 0.012, 3.0, 60.0  # for the last choice of the ensemble
 MAX_METRIC_SHARE = 1 / 2000  # of the deadline, for a call of the user's own metric: crop rescoring makes some 200 calls

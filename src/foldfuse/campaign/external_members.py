@@ -2,6 +2,9 @@
 
 All external predictions must be out-of-fold: made without the held-out images of the campaign. A run and its predictions
 remember the images that it has learnt from. The campaign cannot check another toolkit's predictions, and relies on the user.
+
+An external member predicts the held-out images of all folds that the campaign trains. So a fold is trained beside fold 0 only
+where each external run has learnt none of its images, and each file of external predictions has predicted them (`free_folds`).
 """
 
 from __future__ import annotations
@@ -17,11 +20,12 @@ from foldfuse.campaign import constants as c
 from foldfuse.campaign.planning.segments import is_segment_name
 from foldfuse.campaign.task import TEST, VAL, Task, predictions_path
 from foldfuse.data.dataset import Dataset
+from foldfuse.data.folds import Folds
 from foldfuse.detections import Predictions
 from foldfuse.errors import InputError
 from foldfuse.evaluation.coco import score_predictions
 from foldfuse.evaluation.matching import require_unlearnt
-from foldfuse.formats.predictions import read_prediction_file, write_predictions
+from foldfuse.formats.predictions import PredictionFile, read_prediction_file, write_predictions
 from foldfuse.inference.learnt_images import learnt_ids
 from foldfuse.storage.ledger import Ledger
 from foldfuse.storage.run import Run
@@ -66,6 +70,29 @@ def add_all(runs: Sequence[Path], predictions: Sequence[str], task: Task, ledger
     ledger.set(external_members_added=True)
 
 
+def free_folds(
+    runs: Sequence[Path], predictions: Sequence[str], task: Task, folds: Folds, available: Sequence[int]
+) -> list[int]:
+    """Of the folds that can be held out, the first, and those whose images all external members predict out-of-fold.
+
+    Args:
+        runs, predictions: see `add_all`, which checks the first fold.
+        task: gives the annotated images.
+        folds: their folds.
+        available: the folds that can be held out.
+    """
+    labeled = task.labeled
+    files = [_read_file(_split_pair(pair)[0], labeled).predictions for pair in predictions]
+    learnt = {i for folder in runs for i in learnt_ids(Run(folder), labeled, strict=True)}
+    learnt |= {i for file in files for i in file.learnt_ids}
+    free = list(available[:1])
+    for fold in available[1:]:
+        images = labeled.subset(folds.val_ids(fold))
+        if not learnt & {*images.image_ids} and all(_coverage(file, images)[2] for file in files):
+            free.append(fold)
+    return free
+
+
 def _check_run(run: Run, task: Task) -> Run:
     """The run, if it trained on no held-out image, has the same classes and weights that fit."""
     from foldfuse.inference.detector import load_detector
@@ -104,34 +131,45 @@ def _split_pair(pair: str) -> tuple[str, str]:
 
 def _read_predictions(val: str, test: str, task: Task) -> tuple[Predictions, Predictions]:
     """The predictions of the held-out images and of the test images."""
-    out_of_fold = _read_file(val, task.labeled)  # an out-of-fold file may cover every labeled image
+    out_of_fold = _logged(val, _read_file(val, task.labeled))  # an out-of-fold file may cover every labeled image
     val_predictions = out_of_fold.select_images([i for i in task.val.image_ids if i in out_of_fold])
     require_unlearnt(val_predictions, val, "the ensemble's weights would favour it")
-    with_objects = [s for s in task.val.samples if s.annotations is not None and len(s.annotations)]
-    covered = sum(s.id in val_predictions and len(val_predictions[s.id]) > 0 for s in with_objects)
-    if len(val_predictions) < len(task.val) or covered < c.MIN_EXTERNAL_COVERAGE * len(with_objects):
+    covered, with_objects, suffices = _coverage(val_predictions, task.val)
+    if not suffices:
         raise InputError(
-            f"{val}: finds something in {covered} of the {len(with_objects)} held-out images that have objects, and has "
+            f"{val}: finds something in {covered} of the {with_objects} held-out images that have objects, and has "
             f"{len(val_predictions)} of all {len(task.val)}. Predict the images of fold 0 of the campaign's folds with a "
             "model that was not trained on them."
         )
-    test_predictions = _read_file(test, task.test)
+    test_predictions = _logged(test, _read_file(test, task.test))
     return val_predictions, test_predictions.select_images([sample.id for sample in task.test_samples])
 
 
-def _read_file(path: str, dataset: Dataset) -> Predictions:
-    """The predictions in a file; logs what may be wrong with it."""
+def _coverage(predictions: Predictions, images: Dataset) -> tuple[int, int, bool]:
+    """In how many images with objects something was found, their number, and whether that suffices and no image is missing."""
+    with_objects = [s for s in images.samples if s.annotations is not None and len(s.annotations)]
+    covered = sum(s.id in predictions and len(predictions[s.id]) > 0 for s in with_objects)
+    every = all(image_id in predictions for image_id in images.image_ids)
+    return covered, len(with_objects), every and covered >= c.MIN_EXTERNAL_COVERAGE * len(with_objects)
+
+
+def _logged(path: str, file: PredictionFile) -> Predictions:
+    """The predictions of a file; logs what may be wrong with it."""
+    for note in file.warnings:
+        logger.warning("%s: %s", path, note)
+    return file.predictions
+
+
+def _read_file(path: str, dataset: Dataset) -> PredictionFile:
+    """The file of predictions. Raises InputError where it cannot be read."""
     try:
-        file = read_prediction_file(Path(path), dataset)
+        return read_prediction_file(Path(path), dataset)
     except InputError as error:
         if not re.search(r"--(input-format|image-ids|category-ids)", str(error)):
             raise
         raise InputError(
             f"{error} Give the option to 'foldfuse convert', and the campaign the .parquet that it writes."
         ) from None
-    for note in file.warnings:
-        logger.warning("%s: %s", path, note)
-    return file.predictions
 
 
 def _add_run(name: str, run: Run, ledger: Ledger) -> None:

@@ -9,6 +9,7 @@ from foldfuse.campaign import constants as c
 from foldfuse.campaign.current_state import campaign_state
 from foldfuse.campaign.execution.jobs import HeldOutPredictions, predict_held_out
 from foldfuse.campaign.execution.workers import Workers
+from foldfuse.campaign.fold_members import held_out_from
 from foldfuse.campaign.pace import settle_threads
 from foldfuse.campaign.submissions import MemberPredictions
 from foldfuse.campaign.task import VAL, Task, predictions_path
@@ -31,7 +32,7 @@ def add_member(
     predicted: HeldOutPredictions | None,
 ) -> None:
     """Makes a trained segment a member. `predicted`: its predictions of the held-out images; None to predict them now."""
-    run, val = Run(ledger.folder / "members" / record.name), task.val_in(record.fold)
+    run, val = Run(ledger.folder / "members" / record.name), held_out_from(record, task)
     if predicted is None:
         settle_threads(task.device, ledger)
         with ledger.timed(f"out-of-fold {record.name}", "predict"):

@@ -103,16 +103,9 @@ class CampaignRequest:
         )
 
     @property
-    def one_fold_only(self) -> str | None:
-        """The option with which one fold alone can be trained; None without any."""
-        if self.external_run or self.external_predictions:
-            return "--external-run" if self.external_run else "--external-predictions"
-        return "--pseudo-labels" if self.pseudo_labels else None
-
-    @property
     def wanted_folds(self) -> TrainFolds:
-        """`train_folds`, or 1 where an option allows no more."""
-        return 1 if self.train_folds == AUTO and self.one_fold_only else self.train_folds
+        """`train_folds`, or 1 with pseudo-labels: those by members of one fold carry what they learnt to members of another."""
+        return 1 if self.train_folds == AUTO and self.pseudo_labels else self.train_folds
 
     def check(self, cards: Sequence[str] | None = None, *, download: bool = True) -> DefaultCandidates:
         """Checks the request, and returns the candidates, with a reason where the machine's cards chose them.
@@ -130,11 +123,10 @@ class CampaignRequest:
                 f"the deadline is {format_duration(self.deadline)}, and even one member needs "
                 f"{format_duration(c.MIN_DEADLINE)}. Give more time."
             )
-        if self.train_folds not in (AUTO, 1) and self.one_fold_only is not None:
-            why = "would have to predict" if self.one_fold_only != "--pseudo-labels" else "would teach each other"
+        if self.train_folds not in (AUTO, 1) and self.pseudo_labels:
             raise InputError(
-                f"--train-folds {self.train_folds} with {self.one_fold_only}: members {why} images of several folds. Give "
-                "--train-folds 1, or leave one of the two out."
+                f"--train-folds {self.train_folds} with --pseudo-labels: a member would learn from labels by members that have "
+                "learnt its held-out images. Give --train-folds 1, or leave one of the two out."
             )
         check_trackers(self.tracker)
         if cards is None:
@@ -191,7 +183,14 @@ class CampaignRequest:
         )
         first = ledger.get("train_folds") is None
         folds = read_folds(ledger.folder / "folds.json")
-        task = with_trained_folds(task, folds, wanted=self.wanted_folds, ledger=ledger)
+        task = with_trained_folds(
+            task,
+            folds,
+            wanted=self.wanted_folds,
+            ledger=ledger,
+            external_runs=self.external_run,
+            external_predictions=self.external_predictions,
+        )
         if first:
             note_weights(recipes, task.val, ledger)
         return replace(task, sample=sample)

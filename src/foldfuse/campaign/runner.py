@@ -16,6 +16,7 @@ from foldfuse.campaign.current_state import campaign_state
 from foldfuse.campaign.execution.jobs import HeldOutPredictions
 from foldfuse.campaign.execution.workers import SegmentJob, SegmentResult, WorkerLost, Workers
 from foldfuse.campaign.extra_views import spend_on_views
+from foldfuse.campaign.fold_members import choose_base_runs
 from foldfuse.campaign.new_members import add_member
 from foldfuse.campaign.pace import CoreUse
 from foldfuse.campaign.planning.allocation import (
@@ -28,7 +29,7 @@ from foldfuse.campaign.planning.allocation import (
     reserved_seconds,
 )
 from foldfuse.campaign.planning.estimates import measure_costs
-from foldfuse.campaign.planning.segments import base_runs, largest_image_size, plan_segments
+from foldfuse.campaign.planning.segments import base_runs, compared_base_runs, largest_image_size, plan_segments
 from foldfuse.campaign.planning.slack import last_search_seconds
 from foldfuse.campaign.planning.state import CampaignState, Segment
 from foldfuse.campaign.rescoring import measure_crops, rescore_submission
@@ -37,7 +38,6 @@ from foldfuse.campaign.soups import make_soups
 from foldfuse.campaign.submissions import MemberPredictions, load_predictions, publish, refresh_report, submit_best
 from foldfuse.campaign.task import Task
 from foldfuse.data.dataset import Dataset
-from foldfuse.ensemble.member_views import MemberView
 from foldfuse.ensemble.pseudo_labels import confident_predictions, pseudo_labeled
 from foldfuse.ensemble.ranking import promoted, rank_by_ensemble_gain
 from foldfuse.errors import InputError, counted
@@ -121,17 +121,18 @@ def log_plan(plan: Plan, ledger: Ledger) -> None:
 
 
 def rank_base_runs(task: Task, ledger: Ledger, members: MemberPredictions, workers: Workers) -> None:
-    """Once all base runs have ended, records the promoted runs: the base runs that add most to the ensemble."""
+    """Once all compared base runs have ended, records the promoted runs: the base runs that add most to the ensemble."""
     state = campaign_state(task, ledger, workers)
-    names = [segment.name for segment in base_runs(state)]
+    names = [segment.name for segment in compared_base_runs(state)]
     if len(names) < 2 or state.ranking or any(state.state_of(name) not in ("done", "failed") for name in names):
         return
-    plain = str(c.PLAIN_VIEW)
-    candidates = {name: members.val[MemberView(name, plain)] for name in names if state.state_of(name) == "done"}
-    if not candidates:
+    chosen = choose_base_runs(state.segments, names, folds=state.folds)
+    if not chosen.parts:
         return
+    images = task.val_in(*chosen.folds)
+    candidates = {key.member: p for key, p in chosen.candidates(members.val, images.image_ids).items()}
     with ledger.timed("compare the base runs", "fuse"):
-        ranking = rank_by_ensemble_gain(candidates, task.val_in(task.folds[0]), metric=task.metric)
+        ranking = rank_by_ensemble_gain(candidates, images, metric=task.metric)
     ledger.set(ranking=promoted(ranking), gains=ranking)
     first, *others = ranking
     steps = [f"{first.name} {first.ensemble_score:.3f}"]
@@ -139,7 +140,8 @@ def rank_base_runs(task: Task, ledger: Ledger, members: MemberPredictions, worke
         f"with {run.name} {run.ensemble_score:.3f} (better in {run.prob_better:.0%} of resamples)" for run in others
     ]
     ledger.log(
-        f"Base runs by {metric_label(task.metric)} of the ensemble out-of-fold, added one by one: {'; '.join(steps)}."
+        f"Base runs by {metric_label(task.metric)} of the ensemble on {counted(len(images), 'held-out image')}, added one by "
+        f"one: {'; '.join(steps)}."
     )
 
 

@@ -13,15 +13,17 @@ from typing import Any
 
 from foldfuse.campaign import constants as c
 from foldfuse.campaign.affordable import (
+    Choice,
     OutOfTime,
     by_name,
     drop_unaffordable_views,
     drop_unpredicted_views,
     ensemble_views,
     in_time,
+    without_light_views,
 )
 from foldfuse.campaign.compiling import COMPILE_SECONDS, are_compiled
-from foldfuse.campaign.fold_members import choose_folds
+from foldfuse.campaign.fold_members import choose_folds, held_out_from
 from foldfuse.campaign.pace import settle_threads
 from foldfuse.campaign.planning.allocation import search_seconds
 from foldfuse.campaign.planning.segments import member_name
@@ -81,7 +83,7 @@ def load_predictions(task: Task, ledger: Ledger) -> MemberPredictions:
         members.runs[record.name] = Run(folder)
         if record.state != "done":
             continue
-        val = task.val_in(record.fold)
+        val = held_out_from(record, task)
         for view in record.result.get("predicted_views", ()):
             for split, into, dataset in ((VAL, members.val, val), (TEST, members.test, task.test)):
                 path = predictions_path(folder, split, view)
@@ -119,16 +121,18 @@ def submit_best(
         finish_choice(ledger, members)  # the new member waits for the other members of its fold
         return
     images = task.val_in(*chosen.folds)
-    candidates = chosen.candidates(members.val, images.image_ids)
+    choice = Choice(chosen.candidates(members.val, images.image_ids), chosen.parts, members.test, task, ledger)
     with ledger.timed("search the ensemble", "fuse"):
         if seconds is None:
             seconds = search_seconds(ledger.deadline) if last else c.FIRST_SEARCH_SECONDS
-        named = by_name(candidates)
+        if last:
+            choice = without_light_views(choice, seconds)
+        named = by_name(choice.candidates)
         if are_compiled():
             report = build_ensemble(named, images, metric=task.metric, seconds=seconds, seed=task.seed)
         else:  # compiling would take longer than a short campaign has
             report = best_single_member(named, images, metric=task.metric)
-        report = drop_unaffordable_views(report, candidates, task, ledger, members, parts=chosen.parts)
+        report = drop_unaffordable_views(report, choice)
     is_better = members.score is None or report.score > members.score or chosen.folds != submitted
     if not is_better:
         ledger.log(
@@ -136,27 +140,32 @@ def submit_best(
             "before: the submission stays."
         )
     else:
-        ensemble = report.ensemble.with_parts({str(key): [*map(str, parts)] for key, parts in chosen.parts.items()})
+        ensemble = _of_segments(report.ensemble, choice)
         try:
             with ledger.timed("predict the test images", "predict"):
                 predict_test_images(ensemble, members.val, task, ledger, members)
         except OutOfTime:
-            smaller = drop_unpredicted_views(report, candidates, task, ledger, members, parts=chosen.parts)
+            smaller = drop_unpredicted_views(report, choice)
             if smaller is None or (members.score is not None and smaller.score <= members.score):
                 ledger.log("Predicting the test images takes longer than there is time for: the submission stays.")
                 finish_choice(ledger, members)
                 return
             report = smaller
-            ensemble = report.ensemble.with_parts({str(key): [*map(str, p)] for key, p in chosen.parts.items()})
+            ensemble = _of_segments(report.ensemble, choice)
         with ledger.timed("submit", "submit"):
-            val = apply_ensemble(report.ensemble, named)
+            val = report.out_of_fold(named)
             test = apply_ensemble(ensemble, by_name(members.test))
-            facts = ensemble_summary(report, candidates, score_predictions(val, images))
+            facts = ensemble_summary(report, choice.candidates, score_predictions(val, images))
             facts["folds"] = list(chosen.folds)
             write_submission_folder(val, test, ensemble, report.score, facts, task=task, ledger=ledger)
         members.score = report.score
-        log_ensemble(report, candidates, ledger)
+        log_ensemble(report, choice.candidates, ledger)
     finish_choice(ledger, members)
+
+
+def _of_segments(ensemble: Ensemble, choice: Choice) -> Ensemble:
+    """The ensemble for test images: of the segments and views that predict them for each member."""
+    return ensemble.with_parts({str(key): [*map(str, parts)] for key, parts in choice.parts.items()})
 
 
 def finish_choice(ledger: Ledger, members: MemberPredictions) -> None:

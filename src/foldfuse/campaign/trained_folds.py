@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Literal
 
 from foldfuse.campaign import constants as c
+from foldfuse.campaign.external_members import free_folds
 from foldfuse.campaign.planning.fold_count import FoldCount, choose_number
 from foldfuse.campaign.planning.segments import base_runs
 from foldfuse.campaign.planning.state import CampaignState
 from foldfuse.campaign.task import Task
 from foldfuse.data.folds import Folds
-from foldfuse.errors import InputError
+from foldfuse.errors import InputError, counted
 from foldfuse.inference.learnt_images import ids_of_hashes, learnt_before
 from foldfuse.storage.ledger import Ledger
 from foldfuse.system.device import devices_of
@@ -20,7 +23,15 @@ AUTO: Literal["auto"] = "auto"
 TrainFolds = int | Literal["auto"]
 
 
-def with_trained_folds(task: Task, folds: Folds, *, wanted: TrainFolds, ledger: Ledger) -> Task:
+def with_trained_folds(
+    task: Task,
+    folds: Folds,
+    *,
+    wanted: TrainFolds,
+    ledger: Ledger,
+    external_runs: Sequence[Path] = (),
+    external_predictions: Sequence[str] = (),
+) -> Task:
     """The task with all folds that are trained; the first is fold 0, as in the given task.
 
     Args:
@@ -28,16 +39,21 @@ def with_trained_folds(task: Task, folds: Folds, *, wanted: TrainFolds, ledger: 
         folds: gives each annotated image a fold.
         wanted: number of folds to train, or "auto" for the clock's choice.
         ledger: remembers the choice.
+        external_runs, external_predictions: external members, see `external_members.add_all`.
 
     Raises:
-        InputError: so many folds cannot be held out.
+        InputError: so many folds cannot be held out, or an external member cannot be read.
     """
     chosen = ledger.get("train_folds")
     if chosen is None and ledger.segments():
         chosen = [0]  # a campaign of an earlier version
     if chosen is None:
-        available = _available(task, folds)
-        count = _count(task, available, wanted=wanted, deadline=ledger.deadline)
+        available, limited = _available(task, folds), False
+        may_be_several = ledger.deadline >= c.COMPARE_DEADLINE if wanted == AUTO else wanted > 1
+        if (external_runs or external_predictions) and may_be_several:
+            free = free_folds(external_runs, external_predictions, task, folds, available)
+            available, limited = free, len(free) < len(available)
+        count = _count(task, available, limited=limited, wanted=wanted, deadline=ledger.deadline)
         chosen = available[: count.number]
         ledger.set(train_folds=chosen, train_folds_reason=count.reason)
         ledger.log(count.reason)
@@ -62,8 +78,27 @@ def _available(task: Task, folds: Folds) -> list[int]:
     return available
 
 
-def _count(task: Task, available: list[int], *, wanted: TrainFolds, deadline: float) -> FoldCount:
-    """The number of folds to train. Raises InputError where the user wants more than can be held out."""
+def _count(task: Task, available: list[int], *, limited: bool, wanted: TrainFolds, deadline: float) -> FoldCount:
+    """The number of folds to train. Raises InputError where the user wants more than can be held out.
+
+    Args:
+        task: the task.
+        available: the folds that can be held out.
+        limited: whether the external members leave out some of them.
+        wanted: number of folds, or "auto".
+        deadline: seconds.
+    """
+    must = "a run must not have learnt its images, and a file of predictions must hold them all"
+    if limited and wanted != AUTO and wanted > len(available):
+        raise InputError(
+            f"--train-folds {wanted}: the external members predict {counted(len(available), 'fold')} out-of-fold. For each fold "
+            f"{must}. Give that number or less, or auto."
+        )
+    if limited and len(available) == 1:
+        reason = (
+            f"1 of {task.num_folds} folds is trained: the external members predict no other one out-of-fold; {must}."
+        )
+        return FoldCount(1, reason)
     if wanted != AUTO:
         if not 1 <= wanted <= len(available):
             raise InputError(
@@ -75,7 +110,11 @@ def _count(task: Task, available: list[int], *, wanted: TrainFolds, deadline: fl
     step_seconds = None
     if deadline >= c.COMPARE_DEADLINE:
         step_seconds = _step_seconds(task) / len(devices_of(task.device))
-    return choose_number(len(available), task.num_folds, deadline=deadline, step_seconds=step_seconds)
+    count = choose_number(len(available), task.num_folds, deadline=deadline, step_seconds=step_seconds)
+    if not limited:
+        return count
+    more = f"The external members predict no more than {len(available)} folds out-of-fold."
+    return replace(count, reason=f"{count.reason} {more}")
 
 
 def _step_seconds(task: Task) -> float:

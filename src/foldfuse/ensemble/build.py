@@ -6,7 +6,7 @@ The search works on predictions alone and loads no model, so the predictions may
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -17,8 +17,10 @@ from foldfuse.ensemble import cross_fitting, custom_search, trials
 from foldfuse.ensemble import search as ensemble_search
 from foldfuse.ensemble.custom_search import CustomSpace
 from foldfuse.ensemble.ensemble import Ensemble, apply_ensemble
+from foldfuse.ensemble.fold_ensembles import FoldEnsemble, apply_out_of_fold
 from foldfuse.ensemble.gain import Gain, make_gain
 from foldfuse.ensemble.search import Candidate
+from foldfuse.ensemble.stack import Stack
 from foldfuse.errors import InputError
 from foldfuse.evaluation.bootstrap import MIN_SAMPLES, Difference, affordable_samples, difference
 from foldfuse.evaluation.custom_metric import CustomMetric, check_ranks
@@ -52,7 +54,8 @@ class EnsembleReport:
     Attributes:
         ensemble: the best candidate.
         metric: the metric that the ensemble maximises.
-        score: the score of the ensemble on the images that chose it, which is optimistic.
+        score: the score of the ensemble on the images that chose it, which is optimistic; each image is fused with models that
+            have not learnt from it.
         nested_score: nested cross-validation: each fold is scored with an ensemble chosen without it; None with one image, and
             where the ensemble was changed after the choice.
         interval: the nested score minus the best single member's, over bootstrap resamples; None where `nested_score` is.
@@ -60,6 +63,7 @@ class EnsembleReport:
         uniform_score: the score of WBF of all members with equal weights.
         table: the scores of all members, by falling single score.
         num_candidates: number of candidates that were fused and scored.
+        fold_ensembles: the ensemble with models fitted without each part of the images; none where nothing is fitted.
     """
 
     ensemble: Ensemble
@@ -71,6 +75,16 @@ class EnsembleReport:
     uniform_score: float
     table: tuple[MemberScore, ...]
     num_candidates: int
+    fold_ensembles: tuple[FoldEnsemble, ...] = ()
+
+    def out_of_fold(self, members: Mapping[str, Predictions]) -> Predictions:
+        """The members fused, none of the images that chose the ensemble with a model that has learnt from it."""
+        return apply_out_of_fold(self.ensemble, self.fold_ensembles, members)
+
+    def without(self, names: Collection[str]) -> EnsembleReport:
+        """The report with the ensemble without some members; its scores are still those of the whole ensemble."""
+        rest = tuple(one.without(names) for one in self.fold_ensembles)
+        return replace(self, ensemble=self.ensemble.without(names), fold_ensembles=rest)
 
     @property
     def gain(self) -> Gain | None:
@@ -160,14 +174,11 @@ def build_ensemble(
         interval = difference(nested_metric, single, num_images=num_images, seed=seed)
     best = ensemble_search.without_useless_members(space, best)
     ensemble, score = _ensemble(best, names), space.score(best)
+    fold_ensembles: tuple[FoldEnsemble, ...] = ()
     if best.is_learned:
-        ensemble = _with_models(ensemble, space, best, names)
-        score = measure(apply_ensemble(ensemble, members), dataset, metric=metric)
-    gains = _leave_one_out_gains(
-        best, ensemble, lambda one: measure(apply_ensemble(one, members), dataset, metric=metric), space.score
-    )
-    total = sum(ensemble.weights.values())
-    return EnsembleReport(
+        ensemble, fold_ensembles = _fitted(ensemble, space, best, names)
+        score = measure(apply_out_of_fold(ensemble, fold_ensembles, members), dataset, metric=metric)
+    report = EnsembleReport(
         ensemble=ensemble,
         metric=metric,
         score=score,
@@ -175,15 +186,17 @@ def build_ensemble(
         interval=interval,
         best_single=(leader, singles[leader]),
         uniform_score=space.score(space.uniform()),
-        table=(
-            *sorted(
-                (MemberScore(n, singles[n], ensemble.weights.get(n, 0.0) / total, gains.get(n)) for n in names),
-                key=_falling,
-            ),
-            *(MemberScore(name, measure(p, dataset, metric=metric), 0.0, None) for name, p in empty.items()),
-        ),
+        table=(),
         num_candidates=space.num_candidates,
+        fold_ensembles=fold_ensembles,
     )
+    gains = _leave_one_out_gains(
+        report, space, best, lambda one: measure(one.out_of_fold(members), dataset, metric=metric)
+    )
+    total = sum(ensemble.weights.values())
+    rows = (MemberScore(n, singles[n], ensemble.weights.get(n, 0.0) / total, gains.get(n)) for n in names)
+    unused = (MemberScore(name, measure(p, dataset, metric=metric), 0.0, None) for name, p in empty.items())
+    return replace(report, table=(*sorted(rows, key=_falling), *unused))
 
 
 def _by_custom_metric(
@@ -238,25 +251,41 @@ def _ensemble(candidate: Candidate, names: Sequence[str]) -> Ensemble:
     return Ensemble(weights, candidate.method, candidate.iou, candidate.score_threshold, exponents)
 
 
-def _with_models(
+def _fitted(
     ensemble: Ensemble, space: ensemble_search.SearchSpace, best: Candidate, names: Sequence[str]
-) -> Ensemble:
-    """The ensemble with the models of a learned candidate, fitted on all images."""
-    found = {names[i]: space.fitter.calibration(i, frozenset()) for i in best.members if best.calibrated}
-    final = space.fusion(best.canonical, cross_fitting.FINAL)
-    return replace(ensemble, calibrations=found, stack=space.fitter.final_stack(final) if best.stacked else None)
+) -> tuple[Ensemble, tuple[FoldEnsemble, ...]]:
+    """The ensemble with the models of a learned candidate, fitted on all images, and one for each fold, fitted without it."""
+    fitter, candidate = space.fitter, best.canonical
+    variants = [cross_fitting.FINAL, *range(1, space.num_folds + 1)]
+    left_out = [frozenset[int](), *(frozenset({fold}) for fold in range(space.num_folds))]
+    stacks: list[Stack | None] = [None] * len(variants)
+    if (
+        best.stacked and best.calibrated
+    ):  # the stacking model learns from scores that are calibrated without its fold too
+        both = zip(variants, left_out, strict=True)
+        stacks = [fitter.stacks(space.fusion(candidate, variant), [folds])[0] for variant, folds in both]
+    elif best.stacked:
+        stacks = [*fitter.stacks(space.fusion(candidate, cross_fitting.FINAL), left_out)]
+    fitted = []
+    for folds, stack in zip(left_out, stacks, strict=True):
+        found = {names[i]: fitter.calibration(i, folds) for i in best.members if best.calibrated}
+        fitted.append(replace(ensemble, calibrations=found, stack=stack))
+    ids_of = (space.bench.truth.image_ids[space.fold_of == fold] for fold in range(space.num_folds))
+    return fitted[0], tuple(FoldEnsemble(tuple(i.tolist()), one) for i, one in zip(ids_of, fitted[1:], strict=True))
 
 
 def _leave_one_out_gains(
-    best: Candidate, ensemble: Ensemble, value: Callable[[Ensemble], float], score: Callable[[Candidate], float]
+    report: EnsembleReport,
+    space: ensemble_search.SearchSpace,
+    best: Candidate,
+    value: Callable[[EnsembleReport], float],
 ) -> dict[str, float]:
     """{chosen member: the score - the score without it}; models stay as they are. Empty for an ensemble of one member."""
+    names = report.ensemble.weights
     if len(best.members) == 1:
         return {}
     if best.is_learned:
-        whole = value(ensemble)
-        return {name: whole - value(ensemble.without([name])) for name in ensemble.weights}
+        return {name: report.score - value(report.without([name])) for name in names}
     return {
-        name: score(best) - score(best.with_weight(i, 0.0))
-        for i, name in zip(best.members, ensemble.weights, strict=True)
+        name: report.score - space.score(best.with_weight(i, 0.0)) for i, name in zip(best.members, names, strict=True)
     }

@@ -10,6 +10,7 @@ A stacking model learns from fused boxes whose calibrations were fitted without 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -81,10 +82,10 @@ class CrossFitter:
             scores[rows] = model.scores(features[rows], matches.labels[rows])
         return self._matches(rescored(fused, scores))
 
-    def final_stack(self, fusion: Fusion) -> Stack:
-        """The stacking model for other images."""
+    def stacks(self, fusion: Fusion, left_out: Sequence[frozenset[int]]) -> list[Stack]:
+        """For each set of folds, the stacking model that learns from the images of all other folds."""
         _, features, matches = self._fused(fusion)
-        return fit_stack(features, matches, np.ones(len(self.fold_of), bool))
+        return [fit_stack(features, matches, ~np.isin(self.fold_of, list(folds))) for folds in left_out]
 
     def _fused(self, fusion: Fusion) -> tuple[Predictions, Array, Matches]:
         """Fused boxes, their features and their matches, rows alike."""

@@ -130,6 +130,8 @@ def _loss(folder: Path, facts: Mapping[str, Any], whole: Ensemble, rest: Ensembl
         f"{folder}: {', '.join(sorted(members))} joined as predictions of another toolkit, which alone can predict new images. "
         "The ensemble is applied without them; the weights of the others keep their proportions."
     )
+    if whole.learned or len(facts.get("train_folds") or ()) > 1:
+        return f"{what} What this costs out-of-fold is not known for members of several folds, or for learned fusion."
     metric = str((facts.get("fused") or {}).get("metric") or "ap50")
     metric = "ap50" if is_custom(metric) else metric  # no code that a folder names is run
     with suppress(InputError, KeyError, TypeError):

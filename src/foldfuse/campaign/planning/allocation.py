@@ -40,10 +40,10 @@ Strategy = Callable[[CampaignState], Decision]
 def successive_halving(state: CampaignState) -> Decision:
     """The first segment of the plan that is neither over nor busy, with its share of the remaining training time.
 
-    Where the time does not suffice for all segments, the last folds that have not begun are left out, one after another; and
-    where there is no member yet, the segment gets all of the time at last.
+    Where the time does not suffice for all segments, the last folds that have not begun, or with base runs alone, are left out,
+    one after another; and where there is no member yet, the segment gets all of the time at last.
     """
-    begun = {record.fold for record in state.segments}
+    begun = {record.fold for record in state.segments if record.role != Role.BASE}
     decision = _next_segment(state)
     while decision.segment is None and not state.busy and len(state.folds) > 1 and state.folds[-1] not in begun:
         state = replace(state, folds=state.folds[:-1])
@@ -147,11 +147,18 @@ def view_cost(state: CampaignState) -> float:
 def pending_view_seconds(state: CampaignState) -> float:
     """Seconds still needed to predict the remaining TTA views of the test images with finished members.
 
-    Before the last choice of the ensemble, members predict the test images in the plain view alone.
+    Before the last choice of the ensemble, members predict the test images in the plain view alone. Those with next to no weight
+    in the ensemble so far get no time for more views: it goes to the segments still to come.
     """
-    done = [record for record in state.segments if record.state == "done" and "image_seconds" in record.result]
+    measured = (r for r in state.segments if r.state == "done" and "image_seconds" in r.result)
+    used = [r for r in measured if not is_light(r.result.get("weight"))]
     more = max(0.0, view_cost(state) - c.PLAIN_VIEW.cost)
-    return float(state.slowdown * state.num_test * more * sum(record.result["image_seconds"] for record in done))
+    return float(state.slowdown * state.num_test * more * sum(record.result["image_seconds"] for record in used))
+
+
+def is_light(weight: float | None) -> bool:
+    """Whether a member has next to no part in the ensemble, by its share of all weights; no where that is not known yet."""
+    return weight is not None and weight < c.LIGHT_WEIGHT
 
 
 def search_seconds(deadline: float) -> float:

@@ -6,7 +6,7 @@ time several base runs of different recipes and image sizes are compared. Of the
 with a significant gain are promoted (successive halving: Jamieson and Talwalkar, arXiv:1502.07943): an extended run continues
 each on larger images, and cooldown runs follow.
 
-With still more time several folds are trained. Base runs are compared on the first fold; every other fold gets the same segments
+With still more time several folds are trained. Base runs are compared on the first two; every other fold gets the same segments
 but those of the base runs that were not promoted, each with a fold of its own that it never learns from.
 """
 
@@ -30,14 +30,30 @@ def plan_segments(state: CampaignState) -> tuple[Segment, ...]:
     """
     first = _segments_of_first_fold(state)
     needed = {segment.parent for segment in first}
-    repeated = [segment for segment in first if segment.role != Role.BASE or segment.name in needed]
     num_rounds = max(segment.round for segment in first) + 1
-    compared = sum(segment.role == Role.BASE for segment in first) > 1  # the other folds wait for the ranking
+    compares = sum(segment.role == Role.BASE for segment in first) > 1
     segments = list(first)
     for i, fold in enumerate(state.folds[1:], start=1):
-        later = int(compared) if state.num_workers > 1 else i * num_rounds
-        segments += [_in_fold(segment, fold, later) for segment in repeated]
+        compared = compares and i < c.COMPARED_FOLDS  # the folds after these wait for the ranking
+        later = int(compares and not compared) if state.num_workers > 1 else i * num_rounds
+        for segment in first:
+            if segment.role != Role.BASE:
+                segments.append(_in_fold(segment, fold, later))
+            elif segment.name in needed or (compared and _may_be_compared(name_in_fold(segment.name, fold), state)):
+                segments.append(_in_fold(segment, fold, 0 if compared else later))
     return tuple(sorted(segments, key=lambda segment: segment.round))
+
+
+def _may_be_compared(name: str, state: CampaignState) -> bool:
+    """Whether a base run has a part in the ranking, which is still to come or has seen it."""
+    return not state.ranking or state.record(name) is not None
+
+
+def compared_base_runs(state: CampaignState) -> tuple[Segment, ...]:
+    """The base runs that are compared, in the first folds; one alone where nothing is compared."""
+    bases = base_runs(state)
+    others = state.folds[1 : c.COMPARED_FOLDS] if len(bases) > 1 else ()
+    return (*bases, *(_in_fold(segment, fold, 0) for fold in others for segment in bases))
 
 
 def _in_fold(segment: Segment, fold: int, later: int) -> Segment:

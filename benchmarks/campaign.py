@@ -4,9 +4,9 @@
     python benchmarks/campaign.py bccd aquatrash playing_cards --seeds 0 1 2 --deadline 10m --out runs --single lite0_fpn
 
 DATA folders (train.json, val.json) are looked for in $FOLDFUSE_SHARED/data or ../shared/data. Finished runs in the output
-folder are scored, not run again. Each command is a process of its own; put `taskset -c 0` before this one for one core.
-The single training uses all annotated images and predicts in the plain view; SPARE seconds of the deadline are reserved
-for starting and predicting.
+folder are scored, not run again; a campaign that was stopped is resumed. Each command is a process of its own; put
+`taskset -c 0` before this one for one core. The single training uses all annotated images and predicts in the plain view; SPARE
+seconds of the deadline are reserved for starting and predicting.
 """
 
 from __future__ import annotations
@@ -17,11 +17,14 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from foldfuse.data.readers.coco import read
 from foldfuse.evaluation.coco import score_predictions
 from foldfuse.formats.predictions import read_predictions
+from foldfuse.storage.ledger import snapshot
 from foldfuse.system.durations import parse_duration
 
 ROOT = Path(os.environ.get("FOLDFUSE_SHARED", Path(__file__).parents[2] / "shared")) / "data"
@@ -48,7 +51,10 @@ def main() -> None:
             if arguments.single:
                 predictions, out_of_fold, seconds = single(name, seed, deadline, folder, arguments.single, changes)
             else:
-                predictions, out_of_fold, seconds = campaign(name, seed, deadline, folder, changes)
+                files = ROOT / name / "train.json", ROOT / name / "val.json"
+                facts = campaign(*files, seed=seed, deadline=deadline, folder=folder, options=changes)
+                predictions, seconds = folder / "submission.json", facts["seconds_used"]
+                out_of_fold = facts["fused"]["ap50"]
             truth = read(ROOT / name / "val.json")
             score = score_predictions(read_predictions(predictions, truth), truth)
             way = arguments.single or "campaign"
@@ -60,15 +66,16 @@ def main() -> None:
 
 
 def campaign(
-    name: str, seed: int, deadline: float, folder: Path, changes: list[str]
-) -> tuple[Path, float | None, float]:
-    """The submission of a campaign, its AP50 out-of-fold, and its seconds."""
-    data, test = str(ROOT / name / "train.json"), str(ROOT / name / "val.json")
-    if not (folder / "submission.json").is_file():
-        options = ["--test", test, "--deadline", f"{deadline:.0f}s", "--seed", str(seed), "--out", str(folder)]
-        run("campaign", data, *options, *changes)
-    facts = json.loads((folder / "campaign.json").read_text(encoding="utf-8"))
-    return folder / "submission.json", facts["fused"]["ap50"], facts["seconds_used"]
+    data: Path, test: Path, *, seed: int, deadline: float, folder: Path, options: Sequence[str] = ()
+) -> dict[str, Any]:
+    """The facts of a campaign, which runs, or resumes, where it has not finished; `options` are more words of its command."""
+    if not (folder / "campaign.sqlite").is_file():
+        own = ["--test", str(test), "--deadline", f"{deadline:.0f}s", "--seed", str(seed), "--out", str(folder)]
+        run("campaign", str(data), *own, *options)
+    elif snapshot(folder)["state"] != "finished":
+        run("campaign", "--resume", str(folder))
+    facts: dict[str, Any] = json.loads((folder / "campaign.json").read_text(encoding="utf-8"))
+    return facts
 
 
 def single(

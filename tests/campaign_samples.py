@@ -20,7 +20,7 @@ from foldfuse.campaign.planning.allocation import (
     successive_halving,
     view_cost,
 )
-from foldfuse.campaign.planning.segments import base_runs
+from foldfuse.campaign.planning.segments import base_runs, compared_base_runs
 from foldfuse.campaign.planning.soups import ready_soups
 from foldfuse.campaign.planning.state import CampaignState, Segment
 from foldfuse.campaign.task import Task
@@ -116,7 +116,7 @@ def simulate(
 def ranked(state: CampaignState) -> CampaignState:
     """The state with the base runs ranked backwards, as soon as they are over."""
     names = [segment.name for segment in base_runs(state)]
-    over = all(state.state_of(name) in ("done", "failed") for name in names)
+    over = all(state.state_of(segment.name) in ("done", "failed") for segment in compared_base_runs(state))
     ranking = tuple(name for name in reversed(names) if state.state_of(name) == "done")
     return replace(state, ranking=ranking) if over and len(names) > 1 else state
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -11,9 +12,10 @@ from foldfuse.campaign.submissions import load_predictions, submit_best
 from foldfuse.campaign.task import Task
 from foldfuse.data.readers.coco import read
 from foldfuse.detections import Detections, Predictions
+from foldfuse.ensemble.ensemble import read_ensemble
 from foldfuse.ensemble.member_views import MemberView
 from foldfuse.errors import InputError
-from foldfuse.formats.predictions import write_predictions
+from foldfuse.formats.predictions import read_predictions, write_predictions
 from foldfuse.formats.submission import validate_submission
 from foldfuse.models import make_detector
 from foldfuse.recipes import load_recipe
@@ -74,6 +76,24 @@ def test_external_predictions_without_the_held_out_images_are_refused(task, ledg
     with pytest.raises(InputError, match="--external-predictions is VAL:TEST"):
         add_all((), ("one.json",), task, ledger)
     assert not ledger.segments()
+
+
+def test_external_predictions_of_several_folds_are_one_member_of_all(task, ledger, tmp_path):
+    held_out = {0: frozenset(range(5)), 2: frozenset(range(5, 9))}
+    whole = task.labeled
+    task = replace(task, train=whole.subset(range(9, 16)), val=whole.subset(range(9)), held_out=held_out)
+    write_predictions(as_predictions(whole), tmp_path / "theirs.json", whole)
+    write_predictions(as_predictions(task.test), tmp_path / "test.parquet", task.test)
+    add_all((), (f"{tmp_path / 'theirs.json'}:{tmp_path / 'test.parquet'}",), task, ledger)
+    members = load_predictions(task, ledger)
+    assert {*members.val[MemberView("theirs", "1")]} == {*range(9)}
+    submit_best(task, ledger, members, last=False)
+    assert ledger.latest_submission()[2]["folds"] == [0], "the first members of the campaign's own are of fold 0"
+    assert {*read_predictions(ledger.folder / "fused_oof.parquet", task.val)} == {*range(5)}
+    submit_best(task, ledger, members, last=True)
+    assert ledger.latest_submission()[2]["folds"] == [0, 2]
+    assert {*read_predictions(ledger.folder / "fused_oof.parquet", task.val)} == {*range(9)}
+    assert dict(read_ensemble(ledger.folder / "ensemble.json").weights) == {"theirs@1": 1.0}
 
 
 def write_run(folder, task, val_ids):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from contextlib import closing
+from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from foldfuse.campaign import constants as c
@@ -11,11 +13,15 @@ from foldfuse.campaign import trained_folds
 from foldfuse.campaign.planning.fold_count import choose_number
 from foldfuse.campaign.request import CampaignRequest
 from foldfuse.campaign.task import Task
+from foldfuse.data.content_hashes import image_hashes
 from foldfuse.data.folds import make_folds
 from foldfuse.data.readers.coco import read
+from foldfuse.detections import Detections, Predictions
 from foldfuse.errors import InputError
+from foldfuse.formats.predictions import write_predictions
 from foldfuse.recipes import load_recipe
 from foldfuse.storage import ledger as ledgers
+from foldfuse.storage.run import Run, RunMetadata
 from learning_samples import write_dataset
 
 RECIPES = {"lite0_fpn": load_recipe("lite0_fpn", ["image_size=64", "init_weights=none", "frozen_stages=0"])}
@@ -100,9 +106,51 @@ def test_more_folds_than_can_be_held_out_are_refused(campaign):
         trained_folds.with_trained_folds(task, folds, wanted=5, ledger=ledger)
 
 
-def test_external_members_and_pseudo_labels_train_one_fold(tmp_path):
-    for options in ({"external_run": (tmp_path,)}, {"pseudo_labels": True}):
-        assert CampaignRequest(tmp_path, **options).wanted_folds == 1
-        with pytest.raises(InputError, match=f"--train-folds 2 with --{next(iter(options)).replace('_', '-')}: "):
-            CampaignRequest(tmp_path, train_folds=2, **options).check()
-    assert CampaignRequest(tmp_path).wanted_folds == "auto"
+def test_pseudo_labels_train_one_fold(tmp_path):
+    assert CampaignRequest(tmp_path, pseudo_labels=True).wanted_folds == 1
+    with pytest.raises(
+        InputError, match="--train-folds 2 with --pseudo-labels: a member would learn from labels by members"
+    ):
+        CampaignRequest(tmp_path, train_folds=2, pseudo_labels=True).check()
+    assert CampaignRequest(tmp_path, external_run=(tmp_path,)).wanted_folds == "auto"
+
+
+def annotations_of(task, folds, *predicted, learnt=()):
+    """The annotations of the images of these folds as predictions, by a network that has learnt those of others."""
+    ids = [i for fold in predicted for i in folds.val_ids(fold)]
+    found = {}
+    for sample in task.labeled.subset(ids).samples:
+        a = sample.annotations
+        found[sample.id] = Detections(a.boxes.astype(np.float32), np.full(len(a), 0.9), a.labels)
+    learnt_ids = frozenset(i for fold in learnt for i in folds.val_ids(fold))
+    return replace(Predictions.of(found, task.labeled.classes), learnt_ids=learnt_ids)
+
+
+@pytest.mark.parametrize(
+    ("predicted", "learnt", "free"),
+    [((0, 2, 3, 4), (), [0, 2, 3, 4]), ((0, 3), (), [0, 3]), ((0, 2, 3), (2, 4), [0, 3]), ((0,), (), [0])],
+)
+def test_only_folds_that_the_external_members_predict_out_of_fold_are_trained(
+    campaign, tmp_path, monkeypatch, predicted, learnt, free
+):
+    task, folds, ledger = campaign
+    monkeypatch.setattr(trained_folds, "_step_seconds", lambda task: one_fold(5) * 0.999)
+    theirs = annotations_of(task, folds, *predicted, learnt=learnt)
+    write_predictions(theirs, tmp_path / "theirs.parquet", task.labeled)
+    pair = (f"{tmp_path / 'theirs.parquet'}:test.parquet",)
+    with pytest.raises(InputError, match=r"--train-folds 5: "):
+        trained_folds.with_trained_folds(task, folds, wanted=5, ledger=ledger, external_predictions=pair)
+    several = trained_folds.with_trained_folds(task, folds, wanted="auto", ledger=ledger, external_predictions=pair)
+    number = max(n for n in c.FOLD_COUNTS if n <= len(free))
+    assert list(several.folds) == free[:number]
+    told = "the external members predict no other one out-of-fold" in ledger.get("train_folds_reason")
+    assert told == (free == [0])
+
+
+def test_a_run_that_has_learnt_a_fold_leaves_it_out(campaign, tmp_path):
+    task, folds, ledger = campaign
+    metadata = RunMetadata(classes=task.train.classes, seed=4, seconds=9.0, steps=3)
+    run = Run.create(tmp_path / "mine", RECIPES["lite0_fpn"], metadata)
+    run.write_learnt_images({*image_hashes(task.labeled.subset(folds.val_ids(3)).samples), "of another dataset"})
+    several = trained_folds.with_trained_folds(task, folds, wanted=3, ledger=ledger, external_runs=(run.folder,))
+    assert several.folds == (0, 2, 4)

@@ -16,14 +16,21 @@ from campaign_samples import (
     simulate,
 )
 from foldfuse.campaign import runner
-from foldfuse.campaign.fold_members import choose_folds
+from foldfuse.campaign.fold_members import choose_base_runs, choose_folds
 from foldfuse.campaign.planning.allocation import make_plan, successive_halving
-from foldfuse.campaign.planning.segments import is_segment_name, member_name, plan_segments
+from foldfuse.campaign.planning.segments import (
+    base_runs,
+    compared_base_runs,
+    is_segment_name,
+    member_name,
+    plan_segments,
+)
 from foldfuse.commands.browse import prediction_sources, read_source
 from foldfuse.data.folds import make_folds
 from foldfuse.detections import Detections, Predictions
 from foldfuse.ensemble.ensemble import Ensemble, read_ensemble
 from foldfuse.ensemble.member_views import MemberView
+from foldfuse.ensemble.ranking import rank_by_ensemble_gain
 from foldfuse.evaluation.metrics import measure
 from foldfuse.formats.predictions import read_predictions, write_predictions
 from foldfuse.formats.raw_boxes import ReadAs
@@ -65,18 +72,38 @@ def test_a_failed_base_run_is_replaced_by_a_run_of_its_own_fold():
     assert parents[SIX[5]] == SIX[4]
 
 
-def test_base_runs_are_compared_on_the_first_fold_and_the_promoted_are_trained_on_the_others():
-    state = campaign_state(9000.0, recipes=THREE_RECIPES, step_seconds=STEP_SECONDS, folds=(0, 2))
+def test_base_runs_are_compared_on_two_folds_and_the_promoted_are_trained_on_the_others():
+    state = campaign_state(14000.0, recipes=THREE_RECIPES, step_seconds=STEP_SECONDS, folds=(0, 2, 3))
     end, decisions = simulate(state, ranking_strategy(promoted=2))
-    assert 0 <= end.remaining < 0.03 * 9000
-    roles = {fold: [d.segment.role for d in decisions if d.segment.fold == fold] for fold in (0, 2)}
+    assert 0 <= end.remaining < 0.03 * 14000
+    roles = {fold: [d.segment.role for d in decisions if d.segment.fold == fold] for fold in (0, 2, 3)}
+    assert [d.segment.fold for d in decisions[:6]] == [0, 0, 0, 2, 2, 2]
+    assert roles[0] == roles[2]
     assert roles[0].count(Role.BASE) == 3
-    assert roles[2].count(Role.BASE) == roles[2].count(Role.EXTENDED) == roles[0].count(Role.EXTENDED) == 2
-    assert roles[2].count(Role.COOLDOWN) == roles[0].count(Role.COOLDOWN)
+    assert roles[3].count(Role.BASE) == roles[3].count(Role.EXTENDED) == roles[0].count(Role.EXTENDED) == 2
+    assert roles[3].count(Role.COOLDOWN) == roles[0].count(Role.COOLDOWN)
     together = plan_segments(replace(state, num_workers=4))
-    assert max(s.round for s in together if s.fold == 0 and s.role == Role.BASE) < min(
-        s.round for s in together if s.fold == 2
-    ), "which are promoted is not known before"
+    assert {s.round for s in together if s.fold != 3 and s.role == Role.BASE} == {0}
+    assert min(s.round for s in together if s.fold == 3) == 1, "which are promoted is not known before"
+
+
+def test_a_campaign_that_has_ranked_its_base_runs_on_one_fold_compares_no_more():
+    state = campaign_state(9000.0, recipes=THREE_RECIPES, step_seconds=STEP_SECONDS, folds=(0, 2))
+    bases = base_runs(state)
+    done = tuple(record_of(base, state, 100.0) for base in bases)
+    resumed = replace(state, segments=done, ranking=(bases[1].name,))
+    planned = [s.name for s in plan_segments(resumed) if s.role == Role.BASE and s.fold == 2]
+    assert planned == [f"{bases[1].name}-fold2"]
+
+
+def test_a_fold_with_base_runs_alone_may_still_be_left_out():
+    state = campaign_state(9000.0, recipes=THREE_RECIPES, step_seconds=STEP_SECONDS, folds=(0, 2))
+    compared = compared_base_runs(state)
+    assert [s.fold for s in compared] == [0, 0, 0, 2, 2, 2]
+    done = tuple(record_of(base, state, 100.0) for base in compared)
+    late = replace(state, segments=done, ranking=(compared[0].name,), elapsed=9000.0 - 180.0)
+    decision = successive_halving(late)
+    assert (decision.segment.fold, decision.folds) == (0, (0,))
 
 
 def test_the_plan_with_several_folds_adds_up_to_the_deadline():
@@ -88,11 +115,12 @@ def test_the_plan_with_several_folds_adds_up_to_the_deadline():
 
 
 def records(*names):
-    """Finished segments in this order; "-foldN" gives the fold."""
+    """Finished segments in this order; "-foldN" gives the fold, and "base" or "external" another role than a cooldown run's."""
     made = []
     for name in names:
         fold = int(name.partition("-fold")[2] or 0)
-        made.append(SegmentRecord(name, Role.COOLDOWN, {}, None, fold, 0, "done", 1.0, 1.0, 0.0, 1.0, {}))
+        role = {"base": Role.BASE, "external": Role.EXTERNAL_RUN}.get(name.partition("-")[0], Role.COOLDOWN)
+        made.append(SegmentRecord(name, role, {}, None, fold, 0, "done", 1.0, 1.0, 0.0, 1.0, {}))
     return made
 
 
@@ -114,6 +142,34 @@ def test_the_last_ensemble_is_of_the_folds_with_most_segments():
     assert chosen("a", "b", "a-fold1", "b-fold1", "a-fold2", submitted=(0, 1), last=True).folds == (0, 1)
     assert chosen("a", "b", "a-fold2", "b-fold2", "a-fold1", submitted=(0,), last=True).folds == (0, 2)
     assert chosen("a-fold1", "b-fold1", last=True).folds == (1,), "the segments of fold 0 failed"
+
+
+def test_base_runs_of_two_folds_do_not_take_the_place_of_one_fold():
+    assert chosen("base", "base-fold1", submitted=(0,)).folds == (0,)
+    assert chosen("base", "a", "base-fold1", submitted=(0,)).folds == (0,)
+    assert chosen("base", "a", "base-fold1", "a-fold1", submitted=(0,)).folds == (0, 1)
+
+
+def test_an_external_member_predicts_all_folds_and_decides_on_none():
+    theirs = MemberView("external", "1")
+    assert chosen("external").folds == (0,)
+    assert chosen("external", "a", "b", submitted=(0,)).folds == (0,)
+    assert chosen("external", "a", "b", "a-fold1", last=True).folds == (0,)
+    both = chosen("external", "a", "a-fold1", submitted=(0,))
+    assert both.folds == (0, 1)
+    assert both.parts[theirs] == (theirs,)
+    assert chosen("external", last=True).folds == (0, 1, 2), "no segment was trained"
+
+
+def test_base_runs_are_chosen_on_the_folds_of_most_of_them():
+    def compared(*names):
+        made = choose_base_runs(records(*names), names, folds=(0, 1))
+        return made.folds, [key.member for key in made.parts]
+
+    assert compared("base-a", "base-b", "base-a-fold1", "base-b-fold1") == ((0, 1), ["base-a", "base-b"])
+    assert compared("base-a", "base-b", "base-c", "base-a-fold1") == ((0,), ["base-a", "base-b", "base-c"])
+    assert compared("base-a", "base-a-fold1", "base-b-fold1") == ((0, 1), ["base-a"]), "base-b failed in the first fold"
+    assert compared("base-a-fold1") == ((0, 1), [])
 
 
 def test_parts_share_the_weight_of_their_member():
@@ -155,6 +211,25 @@ def test_no_image_is_scored_by_a_member_that_has_learnt_it(two_folds):
         assert len(learnt) == len(task.train_in(record.fold))
         parent = next((other for other in done if other.name == record.parent), None)
         assert parent is None or parent.fold == record.fold
+
+
+def test_base_runs_are_ranked_on_the_held_out_images_of_both_folds(two_folds, compare_base_runs, monkeypatch):
+    two_folds.ledger.deadline = 4000.0
+    two_folds.fates = {f"{compare_base_runs[0]}-fold1": ["diverged"]}
+    ranked = []
+
+    def recorded(candidates, images, *, metric):
+        ranked.append(([*candidates], {*images.image_ids}, [name for name, _, _ in two_folds.started]))
+        assert all({*predictions} == {*images.image_ids} for predictions in candidates.values())
+        return rank_by_ensemble_gain(candidates, images, metric=metric)
+
+    monkeypatch.setattr(runner, "rank_by_ensemble_gain", recorded)
+    run_it(two_folds)
+    ((candidates, images, started),) = ranked
+    assert candidates == compare_base_runs[1:]
+    assert images == {*two_folds.task.val.image_ids}
+    assert {*started} == {*compare_base_runs, *(f"{name}-fold1" for name in compare_base_runs)}
+    assert two_folds.ledger.latest_submission()[2]["folds"] == [0, 1]
 
 
 def test_the_ensemble_is_chosen_on_the_images_of_all_folds_and_all_segments_predict_the_test_images(two_folds):

@@ -19,6 +19,7 @@ from foldfuse.campaign.planning.allocation import (
     affordable_views,
     image_seconds,
     make_plan,
+    pending_view_seconds,
     rescoring_seconds,
     reserved_seconds,
     successive_halving,
@@ -167,6 +168,18 @@ def test_the_plan_adds_up_to_the_deadline_and_follows_the_state():
     later = make_plan(replace(state, elapsed=300.0, segments=(record,)))
     assert (later.segments[0].state, later.segments[0].seconds) == ("done", 250.0)
     assert sum(s.seconds for s in later.segments[1:]) + sum(later.reserved.values()) == pytest.approx(300, abs=1)
+
+
+def test_no_time_is_kept_for_further_views_of_members_of_next_to_no_weight():
+    state = campaign_state(num_test=700)
+    base = plan_segments(state)[0]
+
+    def pending(weight):
+        result = {"image_seconds": 0.02, "weight": weight}
+        return pending_view_seconds(replace(state, segments=(record_of(base, state, 100.0, result=result),)))
+
+    assert pending(0.04) == pending(0.0) == 0
+    assert pending(0.06) == pending(None) > 5
 
 
 def test_slower_images_leave_less_time_for_training():

@@ -9,13 +9,23 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from foldfuse.campaign.affordable import OutOfTime, by_name, drop_unaffordable_views, drop_unpredicted_views, in_time
+from foldfuse.campaign.affordable import (
+    Choice,
+    OutOfTime,
+    by_name,
+    drop_unaffordable_views,
+    drop_unpredicted_views,
+    in_time,
+    without_light_views,
+)
 from foldfuse.campaign.submissions import MemberPredictions, submit_best, write_submission_folder
 from foldfuse.campaign.task import Task
 from foldfuse.data.readers.coco import read
 from foldfuse.detections import Detections, Predictions
 from foldfuse.ensemble.build import EnsembleReport
+from foldfuse.ensemble.calibration import Calibration
 from foldfuse.ensemble.ensemble import Ensemble, apply_ensemble
+from foldfuse.ensemble.fold_ensembles import FoldEnsemble
 from foldfuse.ensemble.member_views import MemberView
 from foldfuse.evaluation.metrics import measure
 from foldfuse.formats.predictions import read_predictions
@@ -81,15 +91,15 @@ def campaign(tmp_path):
 
 def test_with_time_the_ensemble_stays(campaign):
     task, ledger, candidates, report = campaign
-    assert drop_unaffordable_views(report, candidates, task, ledger, MemberPredictions(), parts=PARTS) is report
+    assert drop_unaffordable_views(report, Choice(candidates, PARTS, {}, task, ledger)) is report
 
 
 def test_the_views_with_the_least_weight_for_their_time_are_dropped(campaign, monkeypatch, caplog):
     task, ledger, candidates, report = campaign
     fast = MemberView("fast", "1")
-    members = MemberPredictions(test={fast: candidates[fast]})  # ten images: fast 10 + 15.6 s, slow 40 + 40 + 62.5 s
+    test = {fast: candidates[fast]}  # ten images: fast 10 + 15.6 s, slow 40 + 40 + 62.5 s
     monkeypatch.setattr(type(ledger), "remaining", 5.0 + 70.0)
-    kept = drop_unaffordable_views(report, candidates, task, ledger, members, parts=PARTS)
+    kept = drop_unaffordable_views(report, Choice(candidates, PARTS, test, task, ledger))
     assert set(kept.ensemble.weights) == {"fast@1", "fast@1+hflip", "fast@1.25", "slow@1+hflip"}
     assert kept.ensemble.score_exponents == {"fast@1": 2.0}
     assert kept.score == pytest.approx(measure(apply_ensemble(kept.ensemble, by_name(candidates)), task.val))
@@ -100,20 +110,19 @@ def test_a_predicted_view_is_never_dropped_for_its_time(campaign, monkeypatch):
     task, ledger, candidates, report = campaign
     monkeypatch.setattr(type(ledger), "remaining", 0.0)
     slow = MemberView("slow", "1")
-    members = MemberPredictions(test={slow: candidates[slow]})
-    kept = drop_unaffordable_views(report, candidates, task, ledger, members, parts=PARTS)
+    kept = drop_unaffordable_views(report, Choice(candidates, PARTS, {slow: candidates[slow]}, task, ledger))
     assert set(kept.ensemble.weights) == {"slow@1"}
-    kept = drop_unaffordable_views(report, candidates, task, ledger, MemberPredictions(), parts=PARTS)
+    kept = drop_unaffordable_views(report, Choice(candidates, PARTS, {}, task, ledger))
     assert len(kept.ensemble.weights) == 1, "one view must be predicted"
 
 
 def test_where_the_time_is_over_the_views_that_were_predicted_are_submitted(campaign, monkeypatch, caplog):
     task, ledger, candidates, report = campaign
-    members = MemberPredictions(test={MemberView("fast", view): candidates[MemberView("fast", view)] for view in VIEWS})
-    kept = drop_unpredicted_views(report, candidates, task, ledger, members, parts=PARTS)
+    test = {MemberView("fast", view): candidates[MemberView("fast", view)] for view in VIEWS}
+    kept = drop_unpredicted_views(report, Choice(candidates, PARTS, test, task, ledger))
     assert set(kept.ensemble.weights) == {f"fast@{view}" for view in VIEWS}
     assert (kept.nested_score, kept.interval) == (None, None)
-    assert drop_unpredicted_views(report, candidates, task, ledger, MemberPredictions(), parts=PARTS) is None
+    assert drop_unpredicted_views(report, Choice(candidates, PARTS, {}, task, ledger)) is None
 
     def slow(ensemble, candidates, task, ledger, members):
         key = MemberView("fast", "1")
@@ -130,6 +139,37 @@ def test_where_the_time_is_over_the_views_that_were_predicted_are_submitted(camp
     _, score, facts = ledger.latest_submission()
     assert facts["fused"]["weights"] == {"fast@1": 1.0}
     assert score == pytest.approx(measure(val[MemberView("fast", "1")], task.val))
+
+
+def test_a_smaller_ensemble_is_scored_with_models_that_have_not_learnt_the_images(campaign):
+    task, ledger, candidates, report = campaign
+    ids = task.val.image_ids
+    low = Ensemble(report.ensemble.weights, calibrations={"slow@1": Calibration(1.0, -3.0)})
+    learned = replace(report, ensemble=report.ensemble, fold_ensembles=(FoldEnsemble(tuple(ids), low),))
+    test = {key: p for key, p in candidates.items() if key.view == "1"}
+    kept = drop_unpredicted_views(learned, Choice(candidates, PARTS, test, task, ledger))
+    assert set(kept.ensemble.weights) == {"fast@1", "slow@1"}
+    fused = kept.out_of_fold(by_name(candidates))
+    want = apply_ensemble(low.without([n for n in low.weights if not n.endswith("@1")]), by_name(candidates))
+    np.testing.assert_array_equal(fused.scores, want.scores)
+    assert kept.score == pytest.approx(measure(fused, task.val))
+
+
+def test_where_time_is_short_members_of_next_to_no_weight_have_no_further_views(campaign, monkeypatch, caplog):
+    task, ledger, candidates, _ = campaign  # ten images: fast 10 + 10 + 15.6 s, slow 40 + 40 + 62.5 s
+    for record in ledger.segments():
+        weight = {"fast": 0.97, "slow": 0.03}[record.name]
+        ledger.put_segment(replace(record, result={**record.result, "weight": weight}))
+    choice = Choice(candidates, PARTS, {}, task, ledger)
+    monkeypatch.setattr(type(ledger), "remaining", 5.0 + 3.0 + 180.0)
+    assert without_light_views(choice, 3.0) is choice
+    monkeypatch.setattr(type(ledger), "remaining", 5.0 + 3.0 + 120.0)
+    fewer = without_light_views(choice, 3.0)
+    assert {*candidates} - {*fewer.candidates} == {MemberView("slow", "1.25")}
+    assert fewer.parts.keys() == fewer.candidates.keys()
+    assert "next to no weight so far: slow@1.25." in caplog.text
+    monkeypatch.setattr(type(ledger), "remaining", 0.0)
+    assert MemberView("slow", "1") in without_light_views(choice, 3.0).candidates, "the plain view stays"
 
 
 def test_a_prediction_that_would_end_late_is_given_up_once_there_is_a_submission(campaign, monkeypatch):

@@ -13,12 +13,14 @@ from sklearn.linear_model import LogisticRegression
 from ensemble_samples import some_members
 from foldfuse.boxes import pairwise_iou
 from foldfuse.data.dataset import Dataset
+from foldfuse.detections import Detections, Predictions
+from foldfuse.ensemble import build, trials
 from foldfuse.ensemble import search as ensemble_search
-from foldfuse.ensemble import trials
 from foldfuse.ensemble.build import build_ensemble
 from foldfuse.ensemble.calibration import Calibration, bin_scores, fit_calibration
 from foldfuse.ensemble.cross_fitting import FINAL
 from foldfuse.ensemble.ensemble import Ensemble, apply_ensemble, read_ensemble
+from foldfuse.ensemble.fold_ensembles import apply_out_of_fold
 from foldfuse.ensemble.logistic import LEAST, fit_logistic, logit, sigmoid
 from foldfuse.ensemble.search import SearchSpace
 from foldfuse.ensemble.stack import FEATURES, Stack, Votes, vote_features
@@ -163,7 +165,8 @@ def test_an_ensemble_applies_as_it_was_tried(metric, calibrated, stacked):
         fitted = {names[i]: space.fitter.calibration(i, frozenset()) for i in candidate.members}
         chosen = replace(chosen, calibrations=fitted)
     if stacked:
-        chosen = replace(chosen, stack=space.fitter.final_stack(space.fusion(candidate, FINAL)))
+        (stack,) = space.fitter.stacks(space.fusion(candidate, FINAL), [frozenset()])
+        chosen = replace(chosen, stack=stack)
     chosen_metric = METRICS[metric]
     want = match_predictions(
         apply_ensemble(chosen, members),
@@ -193,6 +196,53 @@ def test_no_model_sees_the_fold_that_its_variant_leaves_out():
         np.testing.assert_array_equal(before.scores[own], after.scores[space.fold_of[after.image] == 1])
 
 
+@pytest.mark.parametrize(("calibrated", "stacked"), [(True, False), (False, True), (True, True)])
+def test_no_image_is_fused_out_of_fold_by_a_model_that_has_learnt_it(calibrated, stacked):
+    truth = random_dataset(7, images=18)
+    members, fused = some_members(truth), []
+    for annotated in (truth, relabeled(truth, space_of(members, truth), 1)):
+        space = space_of(members, annotated)
+        candidate = replace(space.uniform(), calibrated=calibrated, stacked=stacked)
+        plain = Ensemble(dict.fromkeys(members, 1.0))
+        whole, parts = build._fitted(plain, space, candidate, list(members))
+        assert sorted(i for part in parts for i in part.image_ids) == sorted(truth.image_ids)
+        fused.append((apply_out_of_fold(whole, parts, members), apply_ensemble(whole, members)))
+    first, others = parts[1].image_ids, parts[0].image_ids
+    (before, in_sample_before), (after, in_sample_after) = fused
+    assert [*before.image_ids] == [*next(iter(members.values())).image_ids]
+    same = [np.array_equal(before[i].scores, after[i].scores) for i in first]
+    assert all(same), "the annotations of an image change its own scores"
+    assert not all(np.array_equal(before[i].scores, after[i].scores) for i in others)
+    assert not all(np.array_equal(in_sample_before[i].scores, in_sample_after[i].scores) for i in first)
+
+
+def by_chance(seed):
+    """Two members that find the same boxes, half of them right, with scores by chance: nothing tells which are right."""
+    truth, rng = random_dataset(seed, images=14, crowds=0), np.random.default_rng(seed)
+    ids = truth.image_ids
+    rows = {i: (truth[i].annotations.boxes, truth[i].annotations.labels) for i in ids}
+    found = {"a": {}, "b": {}}
+    for i, other in zip(ids, [*ids[1:], ids[0]], strict=True):
+        boxes, labels = (np.concatenate(pair) for pair in zip(rows[i], rows[other], strict=True))
+        for one in found.values():
+            one[i] = Detections(boxes.astype(np.float32), rng.uniform(0.3, 0.7, len(boxes)), labels)
+    return truth, {name: Predictions.of(one, truth.classes) for name, one in found.items()}
+
+
+def test_a_stack_over_scores_by_chance_gains_nothing_out_of_fold():
+    honest, in_sample = [], []
+    for seed in range(8):
+        truth, members = by_chance(seed)
+        space = space_of(members, truth, folds=5)
+        plain = Ensemble(dict.fromkeys(members, 1.0))
+        whole, parts = build._fitted(plain, space, replace(space.uniform(), stacked=True), list(members))
+        before = measure(apply_ensemble(plain, members), truth)
+        honest.append(measure(apply_out_of_fold(whole, parts, members), truth) - before)
+        in_sample.append(measure(apply_ensemble(whole, members), truth) - before)
+    assert np.mean(in_sample) > 0.03, "scored in-sample, it seems to gain"
+    assert np.mean(honest) < np.std(honest) / np.sqrt(len(honest))
+
+
 def test_the_nested_choice_knows_nothing_of_its_fold():
     truth = random_dataset(1, images=40)
     space = space_of(scales(truth), truth)
@@ -215,11 +265,12 @@ def test_a_learned_ensemble_wins_where_scores_mislead_and_its_report_holds(metri
     members, others = scales(truth), scales(unseen)
     report = build_ensemble(members, truth, metric=metric, seconds=FOREVER, threads=1)
     assert report.ensemble.learned
-    assert report.score == pytest.approx(measure(apply_ensemble(report.ensemble, members), truth, metric=metric))
+    assert report.score == pytest.approx(measure(report.out_of_fold(members), truth, metric=metric))
+    assert len(report.fold_ensembles) == 5
     found = measure(apply_ensemble(report.ensemble, others), unseen, metric=metric)
     assert found > measure(fuse(list(others.values())), unseen, metric=metric)
     for name, gain in report.leave_one_out_gain.items():
-        rest = apply_ensemble(report.ensemble.without([name]), members)
+        rest = report.without([name]).out_of_fold(members)
         assert gain == pytest.approx(report.score - measure(rest, truth, metric=metric))
 
 

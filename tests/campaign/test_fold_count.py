@@ -147,6 +147,17 @@ def test_only_folds_that_the_external_members_predict_out_of_fold_are_trained(
     assert told == (free == [0])
 
 
+def test_predictions_that_are_much_better_on_another_fold_are_not_taken_as_out_of_fold(campaign, tmp_path):
+    task, folds, ledger = campaign
+    theirs = annotations_of(task, folds, 0, 2, 3, 4)
+    first = np.isin(theirs.image_ids, folds.val_ids(0))[theirs.image_index]
+    theirs = replace(theirs, boxes=theirs.boxes + np.where(first, 40, 0)[:, None].astype(np.float32))
+    write_predictions(theirs, tmp_path / "theirs.parquet", task.labeled)
+    pair = (f"{tmp_path / 'theirs.parquet'}:test.parquet",)
+    with pytest.raises(InputError, match=r"--train-folds 2: the external members predict 1 fold out-of-fold"):
+        trained_folds.with_trained_folds(task, folds, wanted=2, ledger=ledger, external_predictions=pair)
+
+
 def test_a_run_that_has_learnt_a_fold_leaves_it_out(campaign, tmp_path):
     task, folds, ledger = campaign
     metadata = RunMetadata(classes=task.train.classes, seed=4, seconds=9.0, steps=3)

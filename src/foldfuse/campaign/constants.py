@@ -83,6 +83,8 @@ PACE_SHARE = 0.1  # of a prediction, after which its pace can be trusted
 # checks of the input
 MAX_UNDECODABLE_SHARE = 0.1  # of the images; more broken images point to another mistake
 MAX_UNDECODABLE = 3  # images that may always be broken, however few there are
+# of AP50 between two folds of external predictions: a larger one looks like a model that has learnt the images of one of them
+MAX_EXTERNAL_GAP = 0.1
 MIN_EXTERNAL_COVERAGE = 0.5  # of the held-out images with objects: external predictions must find something there
 
 # workers

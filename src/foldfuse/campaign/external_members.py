@@ -4,7 +4,8 @@ All external predictions must be out-of-fold: made without the held-out images o
 remember the images that it has learnt from. The campaign cannot check another toolkit's predictions, and relies on the user.
 
 An external member predicts the held-out images of all folds that the campaign trains. So a fold is trained beside fold 0 only
-where each external run has learnt none of its images, and each file of external predictions has predicted them (`free_folds`).
+where each external run has learnt none of its images, and each file of external predictions has predicted them no better than
+those of fold 0 (`free_folds`): a file by one model, which held out fold 0 alone, is not out-of-fold on the others.
 """
 
 from __future__ import annotations
@@ -86,11 +87,19 @@ def free_folds(
     learnt = {i for folder in runs for i in learnt_ids(Run(folder), labeled, strict=True)}
     learnt |= {i for file in files for i in file.learnt_ids}
     free = list(available[:1])
-    for fold in available[1:]:
-        images = labeled.subset(folds.val_ids(fold))
-        if not learnt & {*images.image_ids} and all(_coverage(file, images)[2] for file in files):
+    first, *others = (labeled.subset(folds.val_ids(fold)) for fold in available)
+    for fold, images in zip(available[1:], others, strict=True):
+        if not learnt & {*images.image_ids} and all(_is_out_of_fold(file, images, first) for file in files):
             free.append(fold)
     return free
+
+
+def _is_out_of_fold(predictions: Predictions, images: Dataset, first: Dataset) -> bool:
+    """Whether the predictions hold all images of a fold, and are hardly better there than on the `first` fold."""
+    if not (_coverage(predictions, images)[2] and _coverage(predictions, first)[2]):
+        return False
+    own, held_out = (score_predictions(predictions.select_images(one.image_ids), one) for one in (images, first))
+    return (own.ap50 or 0.0) <= (held_out.ap50 or 0.0) + c.MAX_EXTERNAL_GAP
 
 
 def _check_run(run: Run, task: Task) -> Run:

@@ -88,7 +88,7 @@ def _count(task: Task, available: list[int], *, limited: bool, wanted: TrainFold
         wanted: number of folds, or "auto".
         deadline: seconds.
     """
-    must = "a run must not have learnt its images, and a file of predictions must hold them all"
+    must = "a run must not have learnt its images, and a file must predict them all, by models that have not"
     if limited and wanted != AUTO and wanted > len(available):
         raise InputError(
             f"--train-folds {wanted}: the external members predict {counted(len(available), 'fold')} out-of-fold. For each fold "

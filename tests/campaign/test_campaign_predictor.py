@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from foldfuse.campaign.external_members import _add_predictions
 from foldfuse.data.image_inputs import read_paths
 from foldfuse.data.pixels import open_images
 from foldfuse.data.readers.coco import read
+from foldfuse.ensemble.calibration import Calibration
 from foldfuse.ensemble.ensemble import Ensemble
 from foldfuse.ensemble.member_views import MemberView
 from foldfuse.errors import InputError
@@ -72,6 +74,17 @@ def test_a_campaign_predicts_its_submission(campaign, made, tmp_path):
         (ledger.folder / "submissions" / "3" / name).unlink()
     submit(task, ledger, members, second, 0.6)
     assert not (ledger.folder / "rescorer.json").exists(), "the current submission has none"
+
+
+def test_an_ensemble_with_learned_fusion_has_learnt_the_held_out_images(campaign, made):
+    task, ledger = campaign
+    members = members_of(ledger)
+    plain = Ensemble({"base@1": 2.0, "base@1+hflip": 1.0})
+    submit(task, ledger, members, replace(plain, calibrations={"base@1": Calibration(0.9, 0.1)}), 0.4)
+    predictor = load(ledger.folder, device="cpu")
+    assert predictor.learnt_ids(task.labeled) >= {*task.val.image_ids}
+    submit(task, ledger, members, plain, 0.5)
+    assert not load(ledger.folder, device="cpu").learnt_ids(task.labeled) & {*task.val.image_ids}
 
 
 @pytest.mark.slow

@@ -47,7 +47,7 @@ from foldfuse.inference.tta import View
 from foldfuse.provenance import WeightsOrigin, origins_page
 from foldfuse.reporting.campaign_page import write_campaign_page
 from foldfuse.storage.ledger import Ledger
-from foldfuse.storage.run import Run
+from foldfuse.storage.run import LEARNT, Run
 from foldfuse.system.atomic_files import atomic, atomic_folder, write_text
 from foldfuse.system.device import choose_device, release_memory
 from foldfuse.system.progress import progress_bar
@@ -207,6 +207,8 @@ def write_submission_folder(
         write_predictions(replace(val, learnt_ids=learnt_ids), temporary / "fused_oof.parquet", images)
         write_predictions(fused, temporary / "fused_test.parquet", task.test)
         ensemble.write(temporary / "ensemble.json")
+        if ensemble.learned:  # its models have learnt from the held-out images, and a score on these would flatter it
+            Run(temporary).write_learnt_images(image_hashes(images.samples))
         thresholds = choose_thresholds(val, images, beta=beta_of(task.metric) or 1.0, seed=task.seed)
         write_thresholds(temporary / THRESHOLDS, thresholds)
         write_text(temporary / WEIGHTS, origins_page(_origins(ensemble, ledger)))
@@ -228,7 +230,7 @@ def publish(ledger: Ledger) -> None:
     latest = ledger.latest_submission()
     if latest is None:
         return
-    for name in (rescorer_file.SETTINGS, rescorer_file.TENSORS):  # of an earlier submission
+    for name in (rescorer_file.SETTINGS, rescorer_file.TENSORS, LEARNT):  # of an earlier submission
         (ledger.folder / name).unlink(missing_ok=True)
     for path in sorted((ledger.folder / "submissions" / str(latest[0])).iterdir()):
         with atomic(ledger.folder / path.name) as temporary:

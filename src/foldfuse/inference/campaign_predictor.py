@@ -68,6 +68,7 @@ def load_campaign(folder: Path, *, device: str = "auto") -> EnsemblePredictor:
                 f"{folder}: its submission was rescored by a classifier of crops, which this campaign did not store; these "
                 "predictions are not rescored."
             )
+    learnt |= Run(submission).learnt_images or frozenset()  # by its calibrations and its stacking model
     for sentence in notes:
         logger.warning("%s", sentence)
     return predictor_of(

@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 RUN_FORMAT = 2  # 1 had no val, val_fingerprint, eval_seconds and command
+LEARNT = "learnt_images.json"
 LEARNT_FORMAT = 1
 LOCK = "run.lock"
 MAX_CLASSES = 100_000  # more than any dataset has; a network has memory for each
@@ -269,7 +270,7 @@ class Run:
         Raises:
             InputError: the file is broken.
         """
-        path = self.folder / "learnt_images.json"
+        path = self.folder / LEARNT
         if not path.exists():
             return None
         return frozenset(read_record(path, LearntImages, version=LEARNT_FORMAT, what="a list of learnt images").hashes)
@@ -277,7 +278,7 @@ class Run:
     def write_learnt_images(self, hashes: Iterable[str]) -> None:
         """Replace learnt_images.json."""
         record = LearntImages(tuple(sorted(set(hashes))))
-        write_record(self.folder / "learnt_images.json", record, version=LEARNT_FORMAT)
+        write_record(self.folder / LEARNT, record, version=LEARNT_FORMAT)
 
     @property
     def log(self) -> list[dict[str, Any]]:

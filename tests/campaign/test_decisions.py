@@ -20,7 +20,7 @@ from campaign_samples import (
     ranking_strategy,
     simulate,
 )
-from foldfuse.campaign import runner
+from foldfuse.campaign import constants, runner
 from foldfuse.campaign.planning.allocation import Decision, make_plan, successive_halving
 from foldfuse.campaign.submissions import MemberPredictions
 
@@ -97,6 +97,12 @@ def jobs(workers: FakeWorkers) -> list[dict[str, Any]]:
         }
         for name, when, job in workers.started
     ]
+
+
+@pytest.fixture(autouse=True)
+def weights_decide_nothing(monkeypatch):
+    """The weights of an ensemble hang on how far the search came in its time, which is real here."""
+    monkeypatch.setattr(constants, "LIGHT_WEIGHT", 0.0)
 
 
 def outcome(workers: FakeWorkers) -> dict[str, Any]:

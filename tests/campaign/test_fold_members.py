@@ -30,7 +30,6 @@ from foldfuse.data.folds import make_folds
 from foldfuse.detections import Detections, Predictions
 from foldfuse.ensemble.ensemble import Ensemble, read_ensemble
 from foldfuse.ensemble.member_views import MemberView
-from foldfuse.ensemble.ranking import rank_by_ensemble_gain
 from foldfuse.evaluation.metrics import measure
 from foldfuse.formats.predictions import read_predictions, write_predictions
 from foldfuse.formats.raw_boxes import ReadAs
@@ -101,9 +100,11 @@ def test_a_fold_with_base_runs_alone_may_still_be_left_out():
     compared = compared_base_runs(state)
     assert [s.fold for s in compared] == [0, 0, 0, 2, 2, 2]
     done = tuple(record_of(base, state, 100.0) for base in compared)
-    late = replace(state, segments=done, ranking=(compared[0].name,), elapsed=9000.0 - 180.0)
-    decision = successive_halving(late)
-    assert (decision.segment.fold, decision.folds) == (0, (0,))
+    late = replace(state, segments=done, ranking=(compared[0].name,))
+    decisions = [successive_halving(replace(late, elapsed=9000.0 - left)) for left in range(180, 212, 2)]
+    begun = [decision for decision in decisions if decision.segment is not None]
+    assert {decision.folds for decision in begun} == {(0,), (0, 2)}
+    assert {decision.segment.fold for decision in begun} == {0}
 
 
 def test_the_plan_with_several_folds_adds_up_to_the_deadline():
@@ -154,7 +155,7 @@ def test_an_external_member_predicts_all_folds_and_decides_on_none():
     theirs = MemberView("external", "1")
     assert chosen("external").folds == (0,)
     assert chosen("external", "a", "b", submitted=(0,)).folds == (0,)
-    assert chosen("external", "a", "b", "a-fold1", last=True).folds == (0,)
+    assert chosen("external", "a", "b", "c", "a-fold1", last=True).folds == (0,), "not (0, 1), with two members"
     both = chosen("external", "a", "a-fold1", submitted=(0,))
     assert both.folds == (0, 1)
     assert both.parts[theirs] == (theirs,)
@@ -214,22 +215,20 @@ def test_no_image_is_scored_by_a_member_that_has_learnt_it(two_folds):
 
 
 def test_base_runs_are_ranked_on_the_held_out_images_of_both_folds(two_folds, compare_base_runs, monkeypatch):
-    two_folds.ledger.deadline = 4000.0
-    two_folds.fates = {f"{compare_base_runs[0]}-fold1": ["diverged"]}
-    ranked = []
+    class Ranked(Exception):
+        pass
 
-    def recorded(candidates, images, *, metric):
-        ranked.append(([*candidates], {*images.image_ids}, [name for name, _, _ in two_folds.started]))
+    def ranked(candidates, images, *, metric):
         assert all({*predictions} == {*images.image_ids} for predictions in candidates.values())
-        return rank_by_ensemble_gain(candidates, images, metric=metric)
+        raise Ranked([*candidates], {*images.image_ids})
 
-    monkeypatch.setattr(runner, "rank_by_ensemble_gain", recorded)
-    run_it(two_folds)
-    ((candidates, images, started),) = ranked
-    assert candidates == compare_base_runs[1:]
-    assert images == {*two_folds.task.val.image_ids}
-    assert {*started} == {*compare_base_runs, *(f"{name}-fold1" for name in compare_base_runs)}
-    assert two_folds.ledger.latest_submission()[2]["folds"] == [0, 1]
+    two_folds.fates = {f"{compare_base_runs[0]}-fold1": ["diverged"]}
+    monkeypatch.setattr(runner, "rank_by_ensemble_gain", ranked)
+    with pytest.raises(Ranked) as caught:
+        run_it(two_folds)
+    assert caught.value.args == (compare_base_runs[1:], {*two_folds.task.val.image_ids})
+    started = {name for name, _, _ in two_folds.started}
+    assert started == {*compare_base_runs, *(f"{name}-fold1" for name in compare_base_runs)}
 
 
 def test_the_ensemble_is_chosen_on_the_images_of_all_folds_and_all_segments_predict_the_test_images(two_folds):

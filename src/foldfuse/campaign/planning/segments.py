@@ -168,19 +168,24 @@ def with_pseudo_labels(cooldown: Segment) -> Segment:
 
 
 def compared_candidates(state: CampaignState) -> list[tuple[str, Recipe, float]]:
-    """(recipe name, recipe, image scale) of the base runs that fit into the deadline: all recipes at one size first."""
+    """(recipe name, recipe, image scale) of the base runs that fit into the deadline: all recipes at one size first.
+
+    Once they are ranked there are no others, though folds that are left out would give time for more.
+    """
     seconds = c.TRAINING_SHARE * c.BASE_SHARE * state.deadline / len(state.folds)
     compared: list[tuple[str, Recipe, float]] = []
+    ranked: list[tuple[str, Recipe, float]] = []
     for scale, (name, recipe) in product(c.IMAGE_SCALES[:2], state.recipes.items()):
-        first = c.IMAGE_SCALES[0]
-        same = scale > first and image_size_at(recipe, scale, state) == image_size_at(recipe, first, state)
+        first, size = c.IMAGE_SCALES[0], image_size_at(recipe, scale, state)
+        same = scale > first and size == image_size_at(recipe, first, state)
         if name not in state.step_seconds or same:
             continue
+        if state.ranking and state.record(segment_name(Role.BASE, size, recipe_name=name)) is not None:
+            ranked.append((name, recipe, scale))
         seconds -= c.MIN_COMPARED_STEPS * state.step_seconds[name] * (scale / first) ** 2
-        if seconds < 0:
-            break
-        compared.append((name, recipe, scale))
-    return compared
+        if seconds >= 0:
+            compared.append((name, recipe, scale))
+    return ranked or compared
 
 
 def segment_name(role: Role, image_size: int, *, number: int | None = None, recipe_name: str | None = None) -> str:

@@ -14,10 +14,12 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -48,10 +50,12 @@ def main() -> None:
             folder = arguments.out / f"{arguments.single or 'campaign'}-{name}-{seed}"
             deadline = parse_duration(arguments.deadline)
             changes = [word for change in arguments.changes for word in ("--set", change)]
+            files = ROOT / name / "train.json", ROOT / name / "val.json"
             if arguments.single:
-                predictions, out_of_fold, seconds = single(name, seed, deadline, folder, arguments.single, changes)
+                recipe, out_of_fold = arguments.single, None
+                seconds = single(*files, seed=seed, deadline=deadline, folder=folder, recipe=recipe, options=changes)
+                predictions = folder / "predictions.json"
             else:
-                files = ROOT / name / "train.json", ROOT / name / "val.json"
                 facts = campaign(*files, seed=seed, deadline=deadline, folder=folder, options=changes)
                 predictions, seconds = folder / "submission.json", facts["seconds_used"]
                 out_of_fold = facts["fused"]["ap50"]
@@ -79,23 +83,22 @@ def campaign(
 
 
 def single(
-    name: str, seed: int, deadline: float, folder: Path, recipe: str, changes: list[str]
-) -> tuple[Path, None, float]:
-    """The predictions of one training, and its seconds, prediction included."""
-    data, test, predictions = (
-        str(ROOT / name / "train.json"),
-        str(ROOT / name / "val.json"),
-        folder / "predictions.json",
-    )
+    data: Path, test: Path, *, seed: int, deadline: float, folder: Path, recipe: str, options: Sequence[str] = ()
+) -> float:
+    """Seconds of one training and its predictions.json, which are made where they are missing; `options` as for `campaign`."""
     took = folder / "seconds.json"
     if not took.is_file():
         start = time.monotonic()
+        if folder.exists():
+            shutil.rmtree(folder)  # of a stopped one: its clock is not known
         budget = f"{deadline - SPARE:.0f}s"
-        options = ["--recipe", recipe, "--budget", budget, "--seed", str(seed), *changes]
-        run("train", data, "--out", str(folder), *options)
-        run("predict", str(folder), test, "--out", str(predictions))
+        words = ["--recipe", recipe, "--budget", budget, "--seed", str(seed), *options]
+        run("train", str(data), "--out", str(folder), *words)
+        images = [word for name, value in pairwise(options) if name == "--images" for word in (name, value)]
+        run("predict", str(folder), str(test), "--out", str(folder / "predictions.json"), *images)
         took.write_text(json.dumps(time.monotonic() - start))
-    return predictions, None, json.loads(took.read_text())
+    seconds: float = json.loads(took.read_text())
+    return seconds
 
 
 def run(*words: str) -> None:

@@ -1,0 +1,175 @@
+"""Campaigns beside the best single training with all the time, in the order in which they tell most.
+
+    python benchmarks/campaign_evidence.py --out evidence --hours 2
+    python benchmarks/campaign_evidence.py --out evidence --hours 0
+
+The second form runs nothing and writes the page from what is there. What has finished in the output folder is not run again, a
+stopped campaign is resumed. A campaign and its training follow each other, since a machine's speed drifts; nothing begins that
+would not end within --hours. The datasets of the pool are divided 80/20 by the seed, with near-duplicates on one side.
+Folders are looked for in $FOLDFUSE_SHARED or ../shared: data/ and pool/. Run it alone on the machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from statistics import mean
+
+from campaign import ROOT, SPARE, campaign, single
+from foldfuse.data.readers.coco import read
+from foldfuse.evaluation.coco import score_predictions
+from foldfuse.formats.predictions import read_predictions
+from foldfuse.system.durations import duration_option, parse_duration
+from trainings import EVALUATION, SHARED, datasets
+
+RECIPE = "lite0_fpn"
+MAIN = ("bccd", "aquatrash", "playing_cards")
+ORDER = (  # deadline, datasets, seeds
+    ("10m", MAIN, (0, 1)),
+    ("10m", EVALUATION, (0, 1)),
+    ("10m", MAIN, (2,)),
+    ("30m", ("bccd",), (0, 1)),
+    ("5m", MAIN, (0, 1)),
+)
+WAYS = ("campaign", "single")
+PAGE = Path(__file__).parent / "campaign_evidence.md"
+TEXT = f"""# Campaigns beside the best single training
+
+By `python benchmarks/campaign_evidence.py`. A campaign holds out a fifth of the annotated images and writes a submission; the
+single training (`{RECIPE}`, as its recipe comes) learns from all of them, has the deadline less {SPARE} s, and predicts in the
+plain view. AP50 (AP) on test images whose annotations neither reads.
+"""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One row of the page: a campaign and a training.
+
+    Attributes:
+        deadline: as a command takes it.
+        data: the name of a dataset.
+        seed: of both, and of the division of a dataset of the pool.
+    """
+
+    deadline: str
+    data: str
+    seed: int
+
+    def folder(self, out: Path, way: str) -> Path:
+        """The folder of the campaign, or of the training."""
+        return out / f"{way}-{self.data}-{self.seed}-{self.deadline}"
+
+
+def cells() -> list[Cell]:
+    """All cells, in order; seeds are the outer loop of each block."""
+    return [Cell(deadline, name, seed) for deadline, names, seeds in ORDER for seed, name in product(seeds, names)]
+
+
+def files_of(cell: Cell, out: Path) -> tuple[Path, Path, list[str]]:
+    """The annotations of the images to learn from and of the test images, and the option that says where the images lie."""
+    if cell.data not in EVALUATION:
+        return ROOT / cell.data / "train.json", ROOT / cell.data / "val.json", []
+    source, folder = SHARED / "pool" / cell.data, out / "data" / f"{cell.data}-{cell.seed}"
+    paths = folder / "train.json", folder / "val.json"
+    if not all(path.is_file() for path in paths):
+        folder.mkdir(parents=True, exist_ok=True)
+        document = json.loads((source / "instances.json").read_text(encoding="utf-8"))
+        for path, part in zip(paths, datasets(cell.data, cell.seed), strict=True):
+            ids = set(part.image_ids)
+            kept = {
+                **document,
+                "images": [image for image in document["images"] if image["id"] in ids],
+                "annotations": [row for row in document["annotations"] if row["image_id"] in ids],
+            }
+            path.write_text(json.dumps(kept), encoding="utf-8")
+    return *paths, ["--images", str(source / "images")]
+
+
+def is_done(cell: Cell, out: Path, way: str) -> bool:
+    """Whether the campaign or the training of a cell has finished."""
+    name = "submission.json" if way == "campaign" else "seconds.json"
+    folder = cell.folder(out, way)
+    if not (folder / name).is_file():
+        return False
+    return way == "single" or json.loads((folder / "campaign.json").read_text(encoding="utf-8"))["state"] == "finished"
+
+
+def run(cell: Cell, out: Path, way: str) -> None:
+    """Runs, or resumes, the campaign or the training of a cell."""
+    data, test, images = files_of(cell, out)
+    seconds, folder = parse_duration(cell.deadline), cell.folder(out, way)
+    if way == "campaign":
+        campaign(data, test, seed=cell.seed, deadline=seconds, folder=folder, options=images)
+    else:
+        single(data, test, seed=cell.seed, deadline=seconds, folder=folder, recipe=RECIPE, options=images)
+
+
+def scored(cell: Cell, out: Path, way: str) -> tuple[float, float]:
+    """AP50 and AP on the test images."""
+    _, test, images = files_of(cell, out)
+    truth = read(test, images=images[1] if images else None)
+    name = "submission.json" if way == "campaign" else "predictions.json"
+    score = score_predictions(read_predictions(cell.folder(out, way) / name, truth), truth)
+    return score.ap50 or 0.0, score.ap or 0.0
+
+
+def page(out: Path) -> str:
+    """The page: a row for each cell that is there, the means of both ways, and what is missing."""
+    lines = [TEXT]
+    for deadline in dict.fromkeys(cell.deadline for cell in cells()):
+        own = [c for c in cells() if c.deadline == deadline and all(is_done(c, out, way) for way in WAYS)]
+        if not own:
+            continue
+        lines += [
+            f"## {deadline}\n",
+            "| data | seed | campaign | single training | gain in AP |",
+            "|---|---|---|---|---|",
+        ]
+        pairs = []
+        for cell in own:
+            ours, theirs = (scored(cell, out, way) for way in WAYS)
+            pairs.append((ours[1], theirs[1]))
+            row = f"{ours[0]:.3f} ({ours[1]:.3f}) | {theirs[0]:.3f} ({theirs[1]:.3f}) | {ours[1] - theirs[1]:+.3f}"
+            lines.append(f"| {cell.data} | {cell.seed} | {row} |")
+        ours, theirs = (mean(pair[i] for pair in pairs) for i in (0, 1))
+        wins = sum(a > b for a, b in pairs)
+        lines.append(
+            f"\nMean AP: {ours:.3f} and {theirs:.3f}, {ours / max(theirs, 1e-9) - 1:+.1%}. The campaign has more in {wins} of "
+            f"{len(pairs)}.\n"
+        )
+    missing = [
+        f"{cell.deadline} {way} of {cell.data}, seed {cell.seed}"
+        for cell, way in product(cells(), WAYS)
+        if not is_done(cell, out, way)
+    ]
+    if missing:
+        lines.append(f"{len(missing)} of {len(cells()) * len(WAYS)} runs are missing, the next one: {missing[0]}.\n")
+    return "\n".join(lines)
+
+
+def main(words: Sequence[str] | None = None) -> None:
+    """Runs what is missing and has time, and writes the page after each cell."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("evidence"))
+    parser.add_argument("--hours", type=float, default=8.0)
+    parser.add_argument("--page", type=Path, default=PAGE)
+    asked = parser.parse_args(words)
+    end = time.monotonic() + 3600 * asked.hours
+    asked.out.mkdir(parents=True, exist_ok=True)
+    for cell, way in product(cells(), WAYS):
+        seconds = parse_duration(cell.deadline)
+        if is_done(cell, asked.out, way) or time.monotonic() + seconds > end:
+            continue
+        print(f"{way} of {cell.data}, seed {cell.seed}, {duration_option(seconds)}", flush=True)
+        run(cell, asked.out, way)
+        asked.page.write_text(page(asked.out), encoding="utf-8")
+    asked.page.write_text(page(asked.out), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -21,12 +21,13 @@ ONLY_COMMANDS = {  # function: the options that its command alone has
     "run_campaign": {"plan"},  # prints a table and returns no campaign
     "fuse": set(),
     "score": {"other", "metric", "thresholds", "overwrite"},  # print tables, or write a file
+    "next_images": set(),
 }
 
 
 @pytest.mark.parametrize("name", ONLY_COMMANDS)
 def test_a_function_has_the_arguments_of_its_command(name: str) -> None:
-    command = make_app()[{"run_campaign": "campaign"}.get(name, name)]
+    command = make_app()[{"run_campaign": "campaign", "next_images": "next"}.get(name, name)]
     options = {}
     for argument in command.assemble_argument_collection(parse_docstring=True):
         long = next(each for each in argument.names if each.startswith("--"))

@@ -33,6 +33,7 @@ NAMES = [
     "load_recipe",
     "make_detector",
     "make_folds",
+    "next_images",
     "nms",
     "nmw",
     "open_images",

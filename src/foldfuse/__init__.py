@@ -34,6 +34,7 @@ _MODULE_OF = {  # public name: its module
     "load_recipe": "recipes",
     "make_detector": "models",
     "make_folds": "data.folds",
+    "next_images": "api",
     "nms": "fusion.methods",
     "nmw": "fusion.methods",
     "open_images": "data.pixels",

@@ -1,4 +1,4 @@
-"""The commands as Python functions: `train`, `fuse`, `score` and `run_campaign`.
+"""The commands as Python functions: `train`, `fuse`, `score`, `run_campaign` and `next_images`.
 
 They take the arguments of the commands, check them as the command line does, print what the commands print, and return values.
 A path may be text, a duration a text such as "10m" or a number of seconds, and several values of one option a list.
@@ -33,6 +33,7 @@ from foldfuse.errors import InputError, Interrupted
 from foldfuse.evaluation.coco import Score, score_predictions
 from foldfuse.formats.predictions import write_predictions
 from foldfuse.formats.raw_boxes import ReadAs
+from foldfuse.storage.next_images import NextImages, read_next
 from foldfuse.storage.run import Run
 from foldfuse.system.notebook import notebook_progress
 from foldfuse.system.progress import log_on_standard_error
@@ -238,6 +239,35 @@ def score(
             found = file.predictions
         dataset = scored_images(dataset, {path: found})
         return score_predictions(found.select_images(dataset.image_ids), dataset)
+
+
+def next_images(
+    unlabelled: AnyPath,
+    campaign: AnyPath | Sequence[AnyPath],
+    *,
+    number: int = 50,
+    out: AnyPath = "next",
+    score_threshold: float | str | None = None,
+    batch_size: int | None = None,
+    images: AnyPath | None = None,
+    ignore_orientation: bool = False,
+    device: str = "auto",
+    engine: str = "auto",
+    overwrite: bool = False,
+) -> NextImages:
+    """Picks the unlabelled images that are worth labelling next as `foldfuse next` does, and returns them with the reasons.
+
+    The folder `out` holds their copies, annotations to correct, a list and a page.
+
+    Args:
+        unlabelled: the images to choose from: a folder, a pattern or a dataset.
+        campaign: a campaign, or runs of the same classes.
+        number, out, score_threshold, ...: as in `foldfuse next --help`.
+
+    Raises:
+        InputError: nothing trained is there, all images are labelled already, or the folder exists.
+    """
+    return read_next(Path(_run("next", locals())))
 
 
 def _run(command: str, arguments: Mapping[str, Any]) -> Any:

@@ -55,6 +55,7 @@ COMMANDS = {  # name: (function, summary)
     "submit": ("foldfuse.commands.predictions:submit", "Write predictions as a submission, and read it back."),
     "browse": ("foldfuse.commands.browse:browse", "Write a page to look at images, annotations and predictions."),
     "review": ("foldfuse.commands.review:review", "Rank likely label errors, and write a page to accept corrections."),
+    "next": ("foldfuse.commands.next_images:next_images", "Pick the unlabelled images that are worth labelling next."),
     "models": ("foldfuse.commands.model_table:models", "List the models with their cost."),
     "recipes": ("foldfuse.commands.recipes:recipes", "List the recipes."),
     "fetch": (
@@ -74,7 +75,7 @@ COMMANDS = {  # name: (function, summary)
 }
 GROUPS = {  # heading in the help: its commands
     "Campaigns": ("campaign", "watch", "report", "compare", "note", "demo"),
-    "Data": ("check", "split", "browse", "review"),
+    "Data": ("check", "split", "browse", "review", "next"),
     "Training": ("train", "sweep", "import", "predict", "evaluate"),
     "Predictions": ("fuse", "ensemble", "rescore", "convert", "score", "submit"),
     "Models": ("models", "recipes", "fetch", "profile", "export", "bundle", "publish"),

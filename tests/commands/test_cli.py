@@ -48,6 +48,10 @@ OPTIONS = {  # of every command: its arguments by their place, then its options
     "review": (
         "DATA PREDICTIONS --out --top --input-format --image-ids --category-ids --images --ignore-orientation --overwrite"
     ),
+    "next": (
+        "UNLABELLED CAMPAIGN --number --out --score-threshold --batch-size --images --ignore-orientation --device --engine "
+        "--overwrite"
+    ),
     "fuse": (
         "PREDICTIONS --data --out --method --iou --score-threshold --weight --ensemble --input-format --image-ids --category-ids "
         "--classes-from --images --ignore-orientation --overwrite"

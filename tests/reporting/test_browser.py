@@ -347,3 +347,18 @@ def test_images_without_annotations_show_predictions_alone(tmp_path, open_page, 
     some = replace(truth, samples=(replace(truth.samples[0], annotations=Annotations.empty()), truth.samples[1]))
     page = open_page(write_browser(some, {"run": found}, tmp_path / "page.html", title="t"))
     assert re.search("0 objects · 1 predicted box · 1 error", status(page))
+
+
+def test_notes_stand_with_the_thumbnail_and_beside_the_image(tmp_path, open_page):
+    truth = dataset([[*A, 0]], []).without_annotations()
+    found = Predictions.of({0: Detections(np.array([A], float), np.array([0.9]), np.array([1]))}, CLASSES)
+    notes = [("1. 2.5 bits", f"1. to label: {HOSTILE}"), ("2. 0.1 bits", "2. to label: nothing is found")]
+    page = open_page(write_browser(truth, {"run": found}, tmp_path / "page.html", title="t", notes=notes))
+    status(page)
+    assert [cell.text_content() for cell in page.locator(".cell .facts").all()] == [
+        "1. 2.5 bits1 box",
+        "2. 0.1 bitsnot predicted",
+    ]
+    page.locator(".cell").first.click()
+    assert page.text_content("#panel-text").endswith(f"1. to label: {HOSTILE}")
+    assert not page.evaluate("window.hacked")

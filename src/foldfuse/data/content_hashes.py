@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections import Counter
 from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -40,6 +41,37 @@ def known_images(samples: Sequence[Sample], hashes: Collection[str]) -> list[Sam
 
     with ThreadPoolExecutor(usable_cores()) as pool:
         return [sample for sample, known in zip(samples, pool.map(is_known, samples), strict=True) if known]
+
+
+def same_images(samples: Sequence[Sample], others: Sequence[Sample]) -> list[Sample]:
+    """The samples whose file has the same content as that of one of `others`; those of `others` whose file is gone are left out.
+
+    Only files of a size that occurs on both sides are read.
+
+    Raises:
+        InputError: a file of `samples` cannot be read.
+    """
+    sizes = {_size(sample.path) for sample in samples if sample.pixels is None}
+    there = [other for other in others if other.pixels is None and other.path.is_file()]
+    return known_images(samples, frozenset(image_hashes([other for other in there if _size(other.path) in sizes])))
+
+
+def repeated_images(samples: Sequence[Sample]) -> list[Sample]:
+    """The samples whose file has the same content as that of an earlier sample.
+
+    Raises:
+        InputError: a file cannot be read.
+    """
+    files = [sample for sample in samples if sample.pixels is None]
+    sizes = Counter(_size(sample.path) for sample in files)
+    alike = [sample for sample in files if sizes[_size(sample.path)] > 1]
+    seen: set[str] = set()
+    repeated = []
+    for sample, digest in zip(alike, image_hashes(alike), strict=True):
+        if digest in seen:
+            repeated.append(sample)
+        seen.add(digest)
+    return repeated
 
 
 def _size(path: Path) -> str:

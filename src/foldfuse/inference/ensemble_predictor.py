@@ -134,7 +134,7 @@ class EnsemblePredictor(Predictor):
     def _predict_part(
         self, part: Part, samples: Sequence[Sample], batch_size: int, progress: Progress
     ) -> dict[str, Predictions]:
-        one = self._network(part.run)
+        one = self.network(part.run)
         sizes = [view.decoded_size(one.image_size, one.stride) for view in part.decoded_for or part.views]
         by_view = one.predict_each(samples, part.views, batch_size=batch_size, longest=max(sizes), progress=progress)
         return {
@@ -142,7 +142,7 @@ class EnsemblePredictor(Predictor):
             for name, views in part.members.items()
         }
 
-    def _network(self, run: Run) -> NetworkPredictor:
+    def network(self, run: Run) -> NetworkPredictor:
         """The network of a run, on the device; the last of `_loaded` from now on."""
         one = self._loaded.pop(run.folder, None) or load_network(run, device=self.device, engine=self.engine)
         self._make_room(one)

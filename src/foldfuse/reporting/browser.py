@@ -49,6 +49,7 @@ def write_browser(
     out: Path,
     *,
     title: str,
+    notes: Sequence[tuple[str, str]] = (),
     left_out: Sequence[str] = (),
     progress: Progress = no_progress,
 ) -> Path:
@@ -59,6 +60,8 @@ def write_browser(
         layers: {name: predictions of some images of `dataset`}.
         out: the HTML file.
         title: the heading of the page.
+        notes: on each image, in the order of `dataset`: a few words for its thumbnail, and a sentence for the large view; none
+            by default.
         left_out: names of further images, which could not be read.
         progress: called with the share of the images done.
 
@@ -66,7 +69,8 @@ def write_browser(
         InputError: there is no way to write there.
     """
     check_target(out)
-    data = page_data(dataset, layers, title=title) | {"leftOut": list(left_out)}
+    data = page_data(dataset, layers, title=title)
+    data |= {"notes": [list(each) for each in notes] or None, "leftOut": list(left_out)}
     data["originals"] = original_addresses(dataset, out.parent)
     if not needs_folder(dataset):
         data["embedded"], data["broken"] = embedded_images(dataset, progress)

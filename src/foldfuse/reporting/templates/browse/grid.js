@@ -124,7 +124,8 @@ function makeGrid(app, scroller, place, open) {
 
 /** What is told of an image in one line: its objects and its errors, or its boxes. */
 function factsOf(app, image) {
-  const { data, choices } = app, matcher = app.matchers[choices.judge], facts = [];
+  const { data, choices } = app, matcher = app.matchers[choices.judge];
+  const facts = data.notes ? [{ words: data.notes[image][0], className: "" }] : [];
   const plural = (n, word, more = word + "s") => `${n} ${n === 1 ? word : more}`;
   if (data.annotations) {
     const words = data.annotations.known[image] ? plural(countObjects(data, image), "object") : "not annotated";

@@ -139,6 +139,7 @@ function makeViewer(app, dialog, close) {
     const boxes = boxesToDraw(app, viewer.image).reverse();
     const facts = factsOf(app, viewer.image).map((fact) => fact.words);
     facts.push(`${app.data.widths[viewer.image]} × ${app.data.heights[viewer.image]} px`);
+    if (app.data.notes) facts.push(app.data.notes[viewer.image][1]);
     document.getElementById("panel-text").textContent = facts.join(" · ");
     boxes.sort((a, b) => b.isError - a.isError || (b.score ?? -1) - (a.score ?? -1));
     list.replaceChildren(...boxes.filter((box) => !box.isFaint).map((box) => {

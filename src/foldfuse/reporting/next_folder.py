@@ -83,6 +83,7 @@ def write_next_folder(
         record = NextImages(str(dataset.source), tuple(map(str, predictors)), images, names, _digest(made))
         write_next(made, record)
         _write_lists(images, made)
+        warn_of_formulas(out / LIST, [text for one in images for text in (one.image, one.reason)])
         layers = {FUSED: choice.fused, **choice.layers}
         write_browser(
             picked,
@@ -136,7 +137,8 @@ def _copies(samples: Sequence[Sample], folder: Path) -> tuple[Sample, ...]:
     for sample in samples:
         parts = [part for part in re.split(r"[\\/]+", sample.file_name) if part not in ("", ".", "..")]
         name = PurePosixPath(IMAGES, *(re.sub(r'[\x00-\x1f:*?"<>|]', "_", part) for part in parts or ["image"]))
-        name = name.with_suffix(sample.path.suffix)
+        if name.suffix.lower() != sample.path.suffix.lower():
+            name = name.with_name(name.name + sample.path.suffix)
         if str(name).lower() in taken:
             name = name.with_name(f"{name.stem}_{sample.id}{name.suffix}")
         taken.add(str(name).lower())
@@ -156,7 +158,6 @@ def _write_lists(images: Sequence[NextImage], folder: Path) -> None:
         expected, members = expected_words(one.expected), " ".join(one.members)
         rows.writerow([rank, one.image, f"{one.score:.4f}", expected, one.reason, members, one.path])
     write_text(folder / LIST, text.getvalue())
-    warn_of_formulas(folder / LIST, [one.image for one in images])
     write_text(folder / PATHS, "".join(f"{one.path}\n" for one in images))
 
 

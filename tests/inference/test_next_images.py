@@ -135,6 +135,9 @@ def test_a_campaign_brings_its_ap_by_class_and_its_labelled_images(made, campaig
     assert all(0 <= row["score"] <= 1 for row in document["annotations"])
     same = load(campaign, device="cpu").predict([one.path for one in picked.images])
     assert len(document["annotations"]) == len(same.boxes), "the boxes of the whole ensemble"
+    path = tmp_path / "next" / "annotations.json"
+    offered = ff.read_predictions(path, read(path))
+    np.testing.assert_allclose(np.sort(offered.scores), np.sort(same.scores), atol=1e-4)
 
 
 def test_a_campaign_whose_data_are_gone_says_so(made, campaign, tmp_path):

@@ -71,4 +71,3 @@ def test_without_scores_the_picked_images_are_far_apart():
     first, second = pick(np.zeros(5), around, 2).tolist()
     assert (first, second in (3, 4)) == (0, True)
     assert pick(np.zeros(3), np.ones((3, 2)), 3).tolist() == [0, 1, 2], "equal images keep their order"
-    assert pick(np.zeros(0), np.zeros((0, 2)), 3).tolist() == []

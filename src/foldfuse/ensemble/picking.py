@@ -29,7 +29,7 @@ def pick(scores: Array, features: Array, number: int) -> Array:
     """
     centred = features.astype(np.float64) - features.mean(0)
     units = centred / np.maximum(np.linalg.norm(centred, axis=1, keepdims=True), 1e-12)
-    mean = float(scores.mean()) if len(scores) else 0.0
+    mean = float(scores.mean())
     gains = scores + (FLOOR * mean if mean > 0 else 1.0)
     distances = np.ones(len(scores))
     picked: list[int] = []

@@ -12,12 +12,11 @@ from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
 from torch.utils._pytree import tree_map
 
-from foldfuse.commands.models import export
 from foldfuse.detections import Annotations
 from foldfuse.errors import InputError
 from foldfuse.inference.detector import detector_with_weights
 from foldfuse.models import make_detector
-from foldfuse.models.detection import dfine, dfine_library
+from foldfuse.models.detection import detr, dfine, dfine_library
 from foldfuse.models.detection.hungarian import CostWeights, match_layers
 from foldfuse.models.pretrained.class_rows import load_by_class_name
 from foldfuse.models.pretrained.coco import COCO_CLASSES
@@ -113,7 +112,7 @@ def test_the_weights_are_those_of_the_hubs_file_and_the_outputs_those_of_transfo
     with torch.no_grad():
         raw, found = whole.eval()(images), theirs(images)
     torch.testing.assert_close(raw.logits, found.logits)
-    torch.testing.assert_close(raw.boxes, found.pred_boxes)
+    torch.testing.assert_close(raw.boxes_cxcywh, found.pred_boxes)
 
 
 def test_a_file_of_another_network_is_refused(tmp_path):
@@ -136,7 +135,7 @@ def test_matches_are_those_of_transformers_matcher():
     from transformers.loss.loss_rt_detr import RTDetrHungarianMatcher
 
     config = dfine_library.new_library_model(TINY, 3).config
-    wanted = dfine._library_targets(TARGETS, (128, 96), torch.zeros(1))
+    wanted = detr.library_targets(TARGETS, (128, 96), torch.zeros(1))
     labels, objects = [w["class_labels"] for w in wanted], [w["boxes"] for w in wanted]
     logits, boxes = torch.randn(2, 3, 30, 3), torch.rand(2, 3, 30, 4) * 0.5 + 0.2
     matcher = RTDetrHungarianMatcher(config)
@@ -157,10 +156,11 @@ def test_the_loss_is_that_of_transformers_for_each_layer_with_its_own_distributi
     model.freeze(0)
     raw = model(torch.rand(3, 3, 128, 96))
     terms = model.loss(raw, TARGETS)
-    own = model._layers(raw, *_layers_of(raw))
+    own = [{"logits": one, "pred_boxes": other} for one, other in zip(*_layers_of(raw), strict=True)]
+    model._add_distributions(raw, own)
     last = TINY.decoder_layers
     output = own[last] | {"auxiliary_outputs": [layer for i, layer in enumerate(own) if i != last]}
-    expected = DFineLoss(model.body.config)(output, dfine._library_targets(TARGETS, raw.size, raw.boxes))
+    expected = DFineLoss(model.body.config)(output, detr.library_targets(TARGETS, raw.size, raw.boxes_cxcywh))
     names = {"loss_vfl": "class", "loss_bbox": "box", "loss_giou": "giou", "loss_fgl": "fine", "loss_ddf": "distill"}
     for theirs, ours in names.items():
         total = sum(value for key, value in expected.items() if key.startswith(theirs))
@@ -173,7 +173,7 @@ def test_the_loss_is_that_of_transformers_for_each_layer_with_its_own_distributi
         torch.testing.assert_close(2 * shares[name], term)
 
 
-def _layers_of(raw: dfine.DFineOutput) -> tuple[torch.Tensor, torch.Tensor]:
+def _layers_of(raw: detr.DetrOutput) -> tuple[torch.Tensor, torch.Tensor]:
     assert raw.layer_logits is not None
     assert raw.layer_boxes is not None
     assert raw.encoder_logits is not None
@@ -234,11 +234,6 @@ def test_a_run_of_other_classes_starts_from_matching_rows(tmp_path):
     images = torch.rand(1, 3, 128, 96)
     with torch.no_grad():
         torch.testing.assert_close(folded(images).logits, other.eval()(images).logits, rtol=1e-4, atol=1e-4)
-
-
-def test_an_export_is_refused_in_a_sentence(tmp_path):
-    with pytest.raises(InputError, match="dfine_n: ONNX has no operation"):
-        export("dfine_n", out=tmp_path / "d.onnx")
 
 
 def test_a_missing_package_and_imagenet_weights_are_named(monkeypatch):

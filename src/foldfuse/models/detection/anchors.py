@@ -31,8 +31,8 @@ def cell_anchors(stride: tuple[float, float], scale: float) -> Tensor:
 
 def cell_centres(size: tuple[int, int], image: tuple[int, int]) -> Tensor:
     """(H, W, 2) float32 x and y of the centres of a level's cells, in input pixels; `size` and `image` are (height, width)."""
-    y = (torch.arange(size[0]) + 0.5) * (image[0] / size[0])
-    x = (torch.arange(size[1]) + 0.5) * (image[1] / size[1])
+    sides = (torch.full((), whole / cells, dtype=torch.float32) for whole, cells in zip(image, size, strict=True))
+    y, x = ((torch.arange(cells) + 0.5) * side for cells, side in zip(size, sides, strict=True))
     return torch.stack(torch.meshgrid(y, x, indexing="ij")[::-1], -1)
 
 

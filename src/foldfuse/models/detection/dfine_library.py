@@ -1,4 +1,4 @@
-"""D-FINE N, S and M as the package transformers has them: the sizes, a network of a size, and the weights in its files.
+"""D-FINE N, S and M as the package transformers has them: the sizes, and a network of a size.
 
 Widths and depths of N, S and M are those of the authors' configurations (github.com/Peterande/D-FINE, Apache-2.0).
 """
@@ -10,14 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor
-
 from foldfuse.errors import InputError
-from foldfuse.models.pretrained.coco import COCO_CLASSES
-
-QUERIES = 300
-PRIOR = 0.01  # the score that an untrained class head gives
-_OUTER_HEADS = ("class_embed.", "bbox_embed.")  # the decoder's heads once more, which the network does not use
+from foldfuse.models.detection.detr import PRIOR, QUERIES
 
 
 @dataclass(frozen=True)
@@ -113,53 +107,3 @@ def new_library_model(size: Size, num_classes: int) -> Any:
         tie_word_embeddings=False,  # each decoder layer has a class and a box head of its own
     )
     return DFineForObjectDetection(config)
-
-
-def library_state(state: Mapping[str, Tensor], size: Size, *, source: str) -> dict[str, Tensor]:
-    """A checkpoint of transformers with the tensor names of `DFine`; transformers converts the names of older versions.
-
-    Args:
-        state: the tensors of its model.safetensors, for COCO's 80 classes.
-        size: of the network.
-        source: the file, for sentences.
-
-    Raises:
-        InputError: the checkpoint is of another network.
-    """
-    from transformers import DFineForObjectDetection
-    from transformers.utils import logging
-
-    given = {key: t.float() if t.is_floating_point() else t for key, t in state.items()}
-    for i in range(size.decoder_layers):  # a file names the heads once or twice, and those of all layers may be one
-        for key in [key for key in given if "_embed.0." in key]:
-            other = key.replace("_embed.0.", f"_embed.{i}.").removeprefix("model.decoder.")
-            inner = f"model.decoder.{other}"
-            if inner not in given:
-                given[inner] = given.get(other, given[key])
-    given = {key: t for key, t in given.items() if not key.startswith(_OUTER_HEADS)}
-    config = new_library_model(size, len(COCO_CLASSES)).config
-    level = logging.get_verbosity()
-    logging.set_verbosity_error()  # it warns of the heads that were left out here
-    try:
-        model, info = DFineForObjectDetection.from_pretrained(
-            None, config=config, state_dict=given, output_loading_info=True
-        )
-    except RuntimeError:  # tensors of other shapes
-        raise _another_network(source) from None
-    finally:
-        logging.set_verbosity(level)
-    absent = [key for key in info["missing_keys"] if not key.startswith(_OUTER_HEADS)]
-    if any(not key.endswith("num_batches_tracked") for key in absent) or info["mismatched_keys"]:
-        raise _another_network(source)
-    inner = model.model.state_dict()
-    return {
-        key.replace("backbone.model.", "backbone.", 1) if key.startswith("backbone.") else f"body.{key}": t
-        for key, t in inner.items()
-    }
-
-
-def _another_network(source: str) -> InputError:
-    return InputError(
-        f"{source}: is of another network, expected the weights of this size of D-FINE for COCO's {len(COCO_CLASSES)} "
-        "classes, as transformers saves them."
-    )

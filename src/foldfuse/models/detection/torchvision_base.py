@@ -147,11 +147,21 @@ class TorchvisionDetector(nn.Module):
 
 
 def grid_anchors(generator: Any, sizes: Sizes, image: tuple[int, int], device: torch.device) -> Tensor:
-    """(A, 4) float32 xyxy of the anchors that torchvision's AnchorGenerator has for levels of these sizes, in input pixels."""
-    generator.set_cell_anchors(torch.float32, device)
-    strides = [[image[0] // height, image[1] // width] for height, width in sizes]
-    anchors: Tensor = torch.cat(generator.grid_anchors([list(size) for size in sizes], strides))
-    return anchors
+    """(A, 4) float32 xyxy of the anchors that torchvision's AnchorGenerator has for levels of these sizes, in input pixels.
+
+    The positions are computed here in floats, so that an export has them for any size; the cells' anchors are torchvision's.
+    """
+    if generator.cell_anchors[0].device != device:
+        generator.set_cell_anchors(torch.float32, device)
+    levels = []
+    for size, cell in zip(sizes, generator.cell_anchors, strict=True):
+        y, x = (
+            torch.arange(n, device=device).float() * torch.full((), whole // n, dtype=torch.float32, device=device)
+            for whole, n in zip(image, size, strict=True)
+        )
+        corners = torch.stack(torch.meshgrid(y, x, indexing="ij")[::-1], -1)  # (H_i, W_i, 2)
+        levels.append((corners.repeat(1, 1, 2)[:, :, None] + cell).reshape(-1, 4))
+    return torch.cat(levels)
 
 
 def torchvision_targets(

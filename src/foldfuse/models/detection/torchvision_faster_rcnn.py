@@ -3,8 +3,8 @@
 Source: Ren et al., arXiv:1506.01497, with the feature pyramid of Lin et al., arXiv:1612.03144. All modules are torchvision's
 (BSD-3-Clause). `forward` is the backbone and the region proposal network. Proposals depend on non-maximum suppression, so the
 second stage (RoIAlign, linear layers, softmax) runs in `loss` and `decode`. So the first stage alone compiles and has a cost in
-`foldfuse models`; an ONNX file of it would hold no boxes, and a run is not exported; and the losses are means over random samples
-of anchors and proposals, so several processes compute nearly, not exactly, what one computes.
+`foldfuse models`; and the losses are means over random samples of anchors and proposals, so several processes compute nearly, not
+exactly, what one computes. An ONNX file holds both stages (`inference.onnx_two_stage`).
 Where we differ: 300 proposals of an image are scored in prediction; torchvision scores 1000.
 
 Shapes: B images, K classes, A anchors of all levels, P proposals of all images.
@@ -83,7 +83,7 @@ class FasterRCNNDetector(TorchvisionDetector):
         """Terms to be summed: "objectness" and "proposal_box" of the first stage, "class" and "box" of the second."""
         objectness, deltas = at_least_float32(raw.objectness), at_least_float32(raw.box_deltas)
         objects = torchvision_targets(targets, objectness.device, first_label=1)
-        anchors = [self._anchors(raw)] * len(objects)
+        anchors = [self.anchors(raw)] * len(objects)
         labels, boxes = self.rpn.assign_targets_to_anchors(anchors, objects)
         wanted = self.rpn.box_coder.encode(boxes, anchors)
         first = self.rpn.compute_loss(objectness.reshape(-1, 1), deltas.reshape(-1, 4), labels, wanted)
@@ -104,7 +104,7 @@ class FasterRCNNDetector(TorchvisionDetector):
 
     def _proposals(self, raw: FasterRCNNOutput) -> list[Tensor]:
         """(n, 4) xyxy of each image: the best boxes of the first stage, without gradient; more in training mode."""
-        anchors, batch = self._anchors(raw), len(raw.objectness)
+        anchors, batch = self.anchors(raw), len(raw.objectness)
         per_cell = self.rpn.anchor_generator.num_anchors_per_location()
         counts = [height * width * n for (height, width), n in zip(raw.sizes, per_cell, strict=True)]
         deltas = at_least_float32(raw.box_deltas.detach()).reshape(-1, 4)
@@ -124,7 +124,7 @@ class FasterRCNNDetector(TorchvisionDetector):
             logits, deltas = self.roi_heads.box_predictor(self.roi_heads.box_head(pooled))
         return at_least_float32(logits), at_least_float32(deltas)
 
-    def _anchors(self, raw: FasterRCNNOutput) -> Tensor:
+    def anchors(self, raw: FasterRCNNOutput) -> Tensor:
         """(A, 4) float32 xyxy of the anchors in input pixels."""
         return grid_anchors(self.rpn.anchor_generator, raw.sizes, raw.image, raw.objectness.device)
 

@@ -84,6 +84,7 @@ _ROWS: tuple[tuple[str, PublishedWeights], ...] = (
     ("coco", _on_hub("dfine_n", "ustc-community/dfine-nano-coco", _COCO)),
     ("coco", _on_hub("dfine_s", "ustc-community/dfine-small-coco", _COCO)),
     ("coco", _on_hub("dfine_m", "ustc-community/dfine-medium-coco", _COCO)),
+    ("coco", _on_hub("rtdetr_r18", "PekingU/rtdetr_v2_r18vd", _COCO)),
     ("coco", _of_torchvision("ssdlite320", "ssdlite320_mobilenet_v3_large_coco-a79551df.pth", _COCO)),
     ("coco", _of_torchvision("retinanet_r50", "retinanet_resnet50_fpn_v2_coco-5905b1c5.pth", _COCO)),
     ("coco", _of_torchvision("fcos_r50", "fcos_resnet50_fpn_coco-99b0c9b7.pth", _COCO)),

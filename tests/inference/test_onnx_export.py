@@ -81,6 +81,22 @@ def test_a_network_of_one_size_is_exported_at_that_size(tmp_path):
     assert taken == "one image of 8 x 8 px"
 
 
+class Unknown(nn.Module):
+    """A network with an operation that ONNX does not have."""
+
+    stride = 4
+
+    def forward(self, images):
+        return torch.linalg.eigvals(images[:, 0, :4, :4]).real
+
+
+@pytest.mark.slow
+def test_what_cannot_be_exported_is_told_in_a_sentence(tmp_path):
+    with pytest.raises(InputError, match=r"m.onnx: this network cannot be written as ONNX .*'foldfuse bundle'"):
+        write_onnx(Unknown(), tmp_path / "m.onnx", image_size=8, metadata={}, fixed_size=True)
+    assert not list(tmp_path.iterdir())
+
+
 class Grown(nn.Module):
     """A network whose outputs depend on a constant that tracing fixes: exported for other sizes it would be wrong."""
 

@@ -22,7 +22,7 @@ from foldfuse.inference.cost import (
     scaling_exponents,
 )
 from foldfuse.inference.onnx_bundle import export_run, network_metadata, write_onnx_bundle
-from foldfuse.inference.onnx_export import PACKAGES, require_exportable, write_onnx
+from foldfuse.inference.onnx_export import PACKAGES, write_onnx
 from foldfuse.models.cpu.fold_batch_norm import fold_batch_norms
 from foldfuse.reporting.profile_page import page
 from foldfuse.storage import ledger
@@ -139,7 +139,6 @@ def export(
         takes = export_run(Run(Path(model)), out, image_size=image_size, fixed_size=fixed_size)
     else:
         net = make_model(model, num_classes)
-        require_exportable(net, model)
         if is_detector(model):
             net = fold_batch_norms(net)
         size = default_image_size(net) if image_size is None else image_size

@@ -1,6 +1,7 @@
 """Decodes the outputs of exported detectors with numpy, as the detectors' own `decode` does with torch.
 
-The three kinds of head are those of `models.detection`: anchor-free, EfficientDet's anchors, YOLOv5's.
+The three kinds of head are those of `models.detection`: anchor-free, EfficientDet's anchors, YOLOv5's. Files of the detectors of
+torchvision and transformers decode by themselves.
 
 Shapes: A priors of all levels, K classes.
 """
@@ -16,7 +17,7 @@ import numpy as np
 from foldfuse.boxes import pairwise_iou
 from foldfuse.detections import Array, Detections
 
-Head = Literal["anchor_free", "anchors", "yolov5"]
+Head = Literal["anchor_free", "anchors", "yolov5", "in_graph"]
 PER_CELL: dict[Head, int] = {"anchor_free": 1, "anchors": 9, "yolov5": 3}
 MAX_LOG = 4.0  # of a distance or side, in units
 SCALES = (1.0, 2 ** (1 / 3), 2 ** (2 / 3))
@@ -28,7 +29,7 @@ class Decoding:
     """How the outputs of a detector become boxes.
 
     Attributes:
-        head: the kind of the head.
+        head: the kind of the head; "in_graph" of a detector that the file alone decodes.
         score_threshold, nms_iou, max_detections, pre_nms_topk: see `models.detection.postprocess.select_detections`.
         anchor_scale: of the anchor-free head and of EfficientDet's anchors, in strides; 0 for YOLOv5's.
         anchors: (width, height) in pixels of each level's anchors of YOLOv5's head; else empty.

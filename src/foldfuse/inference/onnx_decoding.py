@@ -1,8 +1,9 @@
 """Decodes boxes inside an exported network: scores, top-k, boxes and non-maximum suppression as nodes of the ONNX graph.
 
 `DecodedNetwork` gives what `numpy_decoding.decode` gives, for a batch of any size: its arithmetic follows that module line by
-line, and its rows beyond the last detection of an image are padding. Non-maximum suppression is one operation of PyTorch here, so
-that no shape depends on the data; in ONNX it becomes the operation NonMaxSuppression.
+line, and its rows beyond the last detection of an image are padding. `onnx_library_decoding` has the detectors of torchvision and
+transformers. Non-maximum suppression is one operation of PyTorch here, so that no shape depends on the data; in ONNX it becomes
+the operation NonMaxSuppression.
 
 Shapes: B images, A priors of all levels, K classes, N = pre_nms_topk candidates, M = max_detections.
 """
@@ -21,6 +22,8 @@ from foldfuse.inference.onnx_predictor import DECODED
 
 OUTPUTS = DECODED  # (B, M, 4) xyxy in input pixels, (B, M), (B, M); padding has score 0 and label -1
 SMALLEST_SCORE = 0.0  # NonMaxSuppression takes scores above it
+
+BoxesOf = Callable[[Tensor], Tensor]  # (B, N) rows of each image's candidates -> (B, N, 4) xyxy in input pixels
 
 
 @torch.library.custom_op("foldfuse::kept_by_nms", mutates_args=())
@@ -46,7 +49,7 @@ def _(boxes: Tensor, class_scores: Tensor, iou: float) -> Tensor:
 
 
 def onnx_operations() -> Mapping[Callable[..., Any], Callable[..., Any]]:
-    """{operation of PyTorch: its form in ONNX}, for `torch.onnx.export`."""
+    """{operation of PyTorch or torchvision: its form in ONNX}, for `torch.onnx.export`."""
     from onnxscript import opset18
 
     op: Any = opset18
@@ -66,11 +69,68 @@ def onnx_operations() -> Mapping[Callable[..., Any], Callable[..., Any]]:
         )
         return op.Cast(op.ScatterND(nothing, places, ones), to=9)  # BOOL
 
-    return {torch.ops.foldfuse.kept_by_nms.default: kept}
+    def pooled(features: Any, rois: Any, scale: float, height: int, width: int, samples: int, aligned: bool) -> Any:
+        """torchvision's RoIAlign in ONNX; the first column of `rois` (R, 5) is the image."""
+        image = op.Gather(rois, op.Constant(value_int=0), axis=1)
+        return op.RoiAlign(
+            features,
+            op.Gather(rois, op.Constant(value_ints=[1, 2, 3, 4]), axis=1),
+            op.Cast(image, to=7),  # INT64
+            coordinate_transformation_mode="half_pixel" if aligned else "output_half_pixel",
+            mode="avg",
+            output_height=height,
+            output_width=width,
+            sampling_ratio=samples,
+            spatial_scale=scale,
+        )
+
+    return {torch.ops.foldfuse.kept_by_nms.default: kept, torch.ops.torchvision.roi_align.default: pooled}
 
 
-class DecodedNetwork(nn.Module):
-    """A detector's network with its decoding.
+class Decoded(nn.Module):
+    """Base of the networks with their decoding: top-k, boxes, non-maximum suppression.
+
+    Args:
+        net: a detector's network, whose `forward` gives a NamedTuple.
+        decoding: how to decode its output.
+    """
+
+    def __init__(self, net: nn.Module, decoding: Decoding) -> None:
+        super().__init__()
+        self.net, self.decoding = net, decoding
+
+    @property
+    def example_size(self) -> int:
+        """A side in pixels at which every level has two cells and more: the exporter takes a single cell for a constant."""
+        raise NotImplementedError
+
+    def candidates(self, raw: Any, size: tuple[int, int]) -> tuple[Tensor, BoxesOf]:
+        """(B, A, K) scores, and a function that gives the boxes of some rows, for an input of this height and width."""
+        raise NotImplementedError
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        """(B, 3, H, W) in 0..1 -> the tensors in the network's output, then boxes, scores and labels; see `OUTPUTS`."""
+        raw, chosen = self.net(images), self.decoding
+        size = (images.shape[2], images.shape[3])
+        scores, boxes_of = self.candidates(raw, size)
+        num_classes = scores.shape[2]
+        padding = scores.new_zeros(scores.shape[0], chosen.pre_nms_topk)  # so that there are as many pairs
+        top, pairs = torch.cat([scores.flatten(1), padding], 1).topk(chosen.pre_nms_topk, 1)  # (B, N)
+        pairs = torch.minimum(pairs, torch.full_like(pairs, scores.shape[1] * num_classes - 1))
+        rows, labels = pairs // num_classes, pairs % num_classes
+        boxes = clipped(boxes_of(rows), size)
+
+        top = torch.where(top >= chosen.score_threshold, top, 0.0)
+        if chosen.nms_iou < 1:
+            is_own = labels[:, None] == torch.arange(num_classes)[:, None]  # (B, K, N)
+            kept = kept_by_nms(boxes, torch.where(is_own, top[:, None], 0.0), chosen.nms_iou)
+            top = torch.where(kept, top, 0.0)
+        tensors = tuple(part for part in raw if isinstance(part, Tensor))
+        return *tensors, *best_detections(boxes, top, labels, chosen.max_detections)
+
+
+class DecodedNetwork(Decoded):
+    """A detector's network with its decoding, for the heads of this package.
 
     Args:
         net: its `forward` gives a NamedTuple of logits (B, A, K) and box deltas (B, A, 4), or of YOLOv5's logits (B, A, 5 + K),
@@ -81,8 +141,7 @@ class DecodedNetwork(nn.Module):
     anchors: Tensor  # (9, 2) sides in units, or (3, 3, 2) YOLOv5's in pixels, or none
 
     def __init__(self, net: nn.Module, decoding: Decoding) -> None:
-        super().__init__()
-        self.net, self.decoding = net, decoding
+        super().__init__(net, decoding)
         side = int(net.stride)  # type: ignore[arg-type]
         with torch.no_grad():
             self.num_levels = len(net(torch.zeros(1, 3, side, side)).sizes)
@@ -94,36 +153,24 @@ class DecodedNetwork(nn.Module):
 
     @property
     def example_size(self) -> int:
-        """A side in pixels at which every level has two cells and more: the exporter takes a single cell for a constant."""
+        """See `Decoded.example_size`."""
         return 16 * 2 ** (self.num_levels - 1)
 
-    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        """(B, 3, H, W) in 0..1 -> the tensors in the network's output, then boxes, scores and labels; see `OUTPUTS`."""
-        raw = self.net(images)
-        tensors = tuple(part for part in raw if isinstance(part, Tensor))
-        scores, deltas = self._scores_and_deltas(tensors)
-        num_classes, (height, width) = scores.shape[2], (images.shape[2], images.shape[3])
-        padding = scores.new_zeros(scores.shape[0], self.decoding.pre_nms_topk)  # so that there are as many pairs
-        top, pairs = torch.cat([scores.flatten(1), padding], 1).topk(self.decoding.pre_nms_topk, 1)  # (B, N)
-        pairs = torch.minimum(pairs, torch.full_like(pairs, scores.shape[1] * num_classes - 1))
-        rows, labels = pairs // num_classes, pairs % num_classes
-        deltas = deltas.gather(1, rows[..., None].expand(-1, -1, 4))
-        priors = self._priors(height, width)[rows]  # (B, N, 5)
-        limit = torch.stack([torch.full((), side, dtype=torch.float32) for side in (width, height, width, height)])
-        boxes = torch.minimum(self._boxes(deltas, priors).clamp(min=0), limit)
+    def candidates(self, raw: Any, size: tuple[int, int]) -> tuple[Tensor, BoxesOf]:
+        """See `Decoded.candidates`."""
+        scores, deltas = self._scores_and_deltas(raw)
+        priors = self._priors(*size)  # (A, 5)
 
-        top = torch.where(top >= self.decoding.score_threshold, top, 0.0)
-        is_own = labels[:, None] == torch.arange(num_classes)[:, None]  # (B, K, N)
-        kept = kept_by_nms(boxes, torch.where(is_own, top[:, None], 0.0), self.decoding.nms_iou)
-        best, order = torch.where(kept, top, 0.0).topk(self.decoding.max_detections, 1)  # (B, M)
-        boxes = boxes.gather(1, order[..., None].expand(-1, -1, 4))
-        return *tensors, boxes, best, torch.where(best > 0, labels.gather(1, order), -1)
+        def boxes_of(rows: Tensor) -> Tensor:
+            return self._boxes(gathered(deltas, rows), priors[rows])
 
-    def _scores_and_deltas(self, tensors: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
+        return scores, boxes_of
+
+    def _scores_and_deltas(self, raw: Any) -> tuple[Tensor, Tensor]:
         """(B, A, K) and (B, A, 4) of the network's output."""
-        logits = tensors[0]
+        logits: Tensor = raw[0]
         if self.decoding.head != "yolov5":
-            return logits.sigmoid(), tensors[1]
+            return logits.sigmoid(), raw[1]
         scores = logits[..., 4:5].sigmoid()
         return scores if logits.shape[2] == 6 else scores * logits[..., 5:].sigmoid(), logits[..., :4]
 
@@ -167,3 +214,31 @@ class DecodedNetwork(nn.Module):
             distances = deltas.clamp(max=MAX_LOG).exp() * sides.repeat(1, 1, 2) / 2
             return torch.cat([centre - distances[..., :2], centre + distances[..., 2:]], -1)
         return torch.cat([centre - half, centre + half], -1)
+
+
+def gathered(boxes: Tensor, rows: Tensor) -> Tensor:
+    """(B, A, 4) and (B, N) rows of each image -> (B, N, 4)."""
+    return boxes.gather(1, rows[..., None].expand(-1, -1, 4))
+
+
+def clipped(boxes: Tensor, size: tuple[int, int]) -> Tensor:
+    """(..., 4) xyxy, clipped to an input of this height and width."""
+    return torch.minimum(boxes.clamp(min=0), corner_of(size))
+
+
+def corner_of(size: tuple[int, int]) -> Tensor:
+    """(4,) float32: width, height, width, height; as a tensor, so that an export keeps it for any size."""
+    height, width = size
+    return torch.stack([torch.full((), side, dtype=torch.float32) for side in (width, height, width, height)])
+
+
+def best_detections(boxes: Tensor, scores: Tensor, labels: Tensor, number: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The detections with the highest scores of each image; a score of 0 is none. See `OUTPUTS`.
+
+    Args:
+        boxes: (B, N, 4).
+        scores, labels: (B, N).
+        number: M, at most N.
+    """
+    best, order = scores.topk(number, 1)  # (B, M)
+    return gathered(boxes, order), best, torch.where(best > 0, labels.gather(1, order), -1)

@@ -19,10 +19,14 @@ from torch import Tensor, nn
 
 from foldfuse.errors import InputError
 from foldfuse.inference.numpy_decoding import Decoding, Head
-from foldfuse.inference.onnx_decoding import OUTPUTS, DecodedNetwork, onnx_operations
+from foldfuse.inference.onnx_decoding import OUTPUTS, Decoded, onnx_operations
+from foldfuse.inference.onnx_library_decoding import decoded_network
 from foldfuse.inference.onnx_predictor import KEY, VERSION, OnnxFacts
+from foldfuse.models.detection.detr import Detr
+from foldfuse.models.detection.detr_export import ExportedDetr
 from foldfuse.models.detection.heads import AnchorPrediction
-from foldfuse.models.detection.torchvision_base import TorchvisionDetector
+from foldfuse.models.detection.torchvision_dense import TorchvisionDense
+from foldfuse.models.detection.torchvision_faster_rcnn import PROPOSALS, FasterRCNNDetector
 from foldfuse.models.detection.yolov5_head import YOLOv5Head
 from foldfuse.storage.run import Run
 from foldfuse.system.atomic_files import atomic
@@ -33,26 +37,7 @@ TOLERANCE = 1e-3  # difference from PyTorch's output, relative to the largest ou
 
 
 def facts_of_run(run: Run, net: Any) -> OnnxFacts:
-    """What lets `onnx_predictor` predict with the file of a run, whose detector is `net`.
-
-    Raises:
-        InputError: the detector's boxes cannot be decoded without torchvision.
-    """
-    if isinstance(net, TorchvisionDetector):
-        raise InputError(
-            f"{run.folder}: is a run of {run.recipe.detector}, whose outputs only torchvision turns into boxes, so an ONNX "
-            "file could not predict. Export a run of another detector, or use 'foldfuse bundle', whose networks run in PyTorch."
-        )
-    head = getattr(net, "head", net)
-    options = inspect.signature(head.decode).parameters
-    chosen = {name: options[name].default for name in ("score_threshold", "nms_iou", "max_detections", "pre_nms_topk")}
-    if isinstance(head, YOLOv5Head):
-        levels = head.anchors.double().tolist()
-        decoding = Decoding("yolov5", anchors=tuple(tuple((w, h) for w, h in level) for level in levels), **chosen)
-    else:
-        kind: Head = "anchors" if isinstance(head, AnchorPrediction) else "anchor_free"
-        nominal = isinstance(head, AnchorPrediction) and head.nominal_sides
-        decoding = Decoding(kind, anchor_scale=float(head.anchor_scale), nominal_sides=nominal, **chosen)
+    """What lets `onnx_predictor` predict with the file of a run, whose detector is `net`."""
     metadata, recipe = run.metadata, run.recipe
     return OnnxFacts(
         recipe.detector,
@@ -60,10 +45,29 @@ def facts_of_run(run: Run, net: Any) -> OnnxFacts:
         metadata.category_ids,
         recipe.image_size,
         int(net.stride),
-        decoding,
+        decoding_of(net),
         metadata.ignore_orientation,
         dict(metadata.value_ranges),
     )
+
+
+def decoding_of(net: Any) -> Decoding:
+    """How the outputs of a detector become boxes: its `decode` with the options that it has by default."""
+    if isinstance(net, FasterRCNNDetector):
+        roi: Any = net.roi_heads
+        return Decoding("in_graph", roi.score_thresh, roi.nms_thresh, roi.detections_per_img, PROPOSALS)
+    is_library = isinstance(net, TorchvisionDense | Detr)
+    head: Any = net if is_library else getattr(net, "head", net)
+    options = inspect.signature(head.decode).parameters
+    chosen = {name: options[name].default for name in ("score_threshold", "nms_iou", "max_detections", "pre_nms_topk")}
+    if is_library:
+        return Decoding("in_graph", **chosen | {"nms_iou": getattr(net, "nms_iou", chosen["nms_iou"])})
+    if isinstance(head, YOLOv5Head):
+        levels = head.anchors.double().tolist()
+        return Decoding("yolov5", anchors=tuple(tuple((w, h) for w, h in level) for level in levels), **chosen)
+    kind: Head = "anchors" if isinstance(head, AnchorPrediction) else "anchor_free"
+    nominal = isinstance(head, AnchorPrediction) and head.nominal_sides
+    return Decoding(kind, anchor_scale=float(head.anchor_scale), nominal_sides=nominal, **chosen)
 
 
 def facts_entry(facts: OnnxFacts) -> dict[str, str]:
@@ -71,13 +75,9 @@ def facts_entry(facts: OnnxFacts) -> dict[str, str]:
     return {KEY: json.dumps(to_plain(facts, version=VERSION))}
 
 
-def require_exportable(net: Any, name: str) -> None:
-    """Raises InputError for a network that says of itself that it cannot be written as ONNX."""
-    if not getattr(net, "is_exportable", True):
-        raise InputError(
-            f"{name}: ONNX has no operation for a part of this network. Export another detector, or use 'foldfuse bundle', whose "
-            "networks run in PyTorch."
-        )
+def for_export(net: Any) -> Any:
+    """The network, or a copy of it in operations that ONNX has, with the outputs of eval mode."""
+    return ExportedDetr(net) if isinstance(net, Detr) else net
 
 
 class FlatOutputs(nn.Module):
@@ -120,26 +120,37 @@ def write_onnx(
         metadata: entries of the file's metadata.
         decoding: how the outputs become boxes, which are then outputs too.
         fixed_size: make a file for one image of `image_size`; without it, for any number of images of any size if possible.
+
+    Raises:
+        InputError: the network cannot be written as ONNX.
     """
     net = net.to(memory_format=torch.contiguous_format).eval()
+    module: nn.Module = FlatOutputs(for_export(net)) if decoding is None else decoded_network(for_export(net), decoding)
     stride = int(net.stride)  # type: ignore[arg-type]
     square = torch.rand(1, 3, image_size, image_size)
     with atomic(out) as temporary:
         if not fixed_size:
             # The example has two images, not square, so that the exporter does not assume one image or equal sides. The file is
             # also checked at a size that it was not exported with.
-            side = image_size if decoding is None else max(image_size, DecodedNetwork(net, decoding).example_size)
+            side = max(image_size, module.example_size) if isinstance(module, Decoded) else image_size
             wide, high = (torch.rand(2, 3, side, side + stride), torch.rand(1, 3, image_size + stride, image_size))
-            program = _program(net, wide, stride, decoding)
-            if program is not None and _saved(program, temporary, metadata, net, (wide, high)) < TOLERANCE:
+            program = _program(net, module, wide, stride)
+            if not isinstance(program, str) and _saved(program, temporary, metadata, net, (wide, high)) < TOLERANCE:
                 return f"any number of images with sides that are multiples of {stride} px"
-        program = _program(net, square, None, decoding)
-        assert program is not None
+        program = _program(net, module, square, None)
+        if isinstance(program, str):
+            raise _not_exportable(out, program)
         difference = _saved(program, temporary, metadata, net, (square,))
-        assert difference < TOLERANCE, (
-            f"{out}: ONNX Runtime differs from PyTorch by {difference:g} of the largest output"
-        )
+        if not difference < TOLERANCE:
+            raise _not_exportable(out, f"its outputs in ONNX Runtime differ by {difference:.2g} of the largest")
     return f"one image of {image_size} x {image_size} px"
+
+
+def _not_exportable(out: Path, reason: str) -> InputError:
+    return InputError(
+        f"{out}: this network cannot be written as ONNX ({reason}). Export another detector, or use 'foldfuse bundle', whose "
+        "networks run in PyTorch."
+    )
 
 
 def _saved(program: Any, path: Path, metadata: Mapping[str, str], net: nn.Module, checked: Sequence[Tensor]) -> float:
@@ -151,12 +162,18 @@ def _saved(program: Any, path: Path, metadata: Mapping[str, str], net: nn.Module
 
 
 @torch.no_grad()
-def _program(net: nn.Module, example: Tensor, stride: int | None, decoding: Decoding | None) -> Any:
-    """The ONNX program of a network; with a stride, for any batch and sizes, or None if the network does not allow them."""
+def _program(net: nn.Module, module: nn.Module, example: Tensor, stride: int | None) -> Any:
+    """The ONNX program of a module with the outputs of a network; or why there is none, in words.
+
+    Args:
+        net: the network.
+        module: the network with flat outputs, decoded or not.
+        example: images of the size to export for.
+        stride: export for any batch and any multiples of it; None for the example's size.
+    """
     names = [name for name, _ in named_tensors(net(example))]
-    module: nn.Module = FlatOutputs(net)
-    if decoding is not None:
-        module, names = DecodedNetwork(net, decoding), [*names, *OUTPUTS]
+    if isinstance(module, Decoded):
+        names = [*names, *OUTPUTS]
     dynamic: Any = None
     if stride is not None:
         height, width = (stride * torch.export.Dim(name, min=1) for name in ("rows", "columns"))
@@ -171,14 +188,12 @@ def _program(net: nn.Module, example: Tensor, stride: int | None, decoding: Deco
                 input_names=["images"],
                 output_names=names,
                 dynamic_shapes=dynamic,
-                custom_translation_table=None if decoding is None else dict(onnx_operations()),
+                custom_translation_table=dict(onnx_operations()) if isinstance(module, Decoded) else None,
                 optimize=False,  # the runtime optimizes, and torch's optimizer drops padded weights
                 verbose=False,
             )
-        except torch.onnx.errors.OnnxExporterError:
-            if stride is None:
-                raise
-            return None
+        except torch.onnx.errors.OnnxExporterError as error:
+            return " ".join(str(error).split())[:150]
 
 
 @torch.no_grad()

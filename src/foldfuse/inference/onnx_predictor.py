@@ -98,7 +98,7 @@ class OnnxPredictor(NetworkPredictor):
                 names = [output.name for output in self.session.get_outputs()]
                 is_decoded = set(DECODED) <= set(names)  # not so in files of earlier versions
                 wanted = DECODED if is_decoded else names
-                outputs = self.session.run(wanted, {self.session.get_inputs()[0].name: _inputs(batch)})
+                outputs = self.session.run(wanted, {self.session.get_inputs()[0].name: network_inputs(batch)})
                 canvas = (batch.shape[1], batch.shape[2])
                 found += _detections(*outputs) if is_decoded else decode(outputs, self.decoding, canvas)
         except Exception as error:  # the runtime's errors have no common parent
@@ -130,6 +130,10 @@ def load_onnx(path: Path, *, device: str = "auto", run: Run | None = None) -> On
         raise InputError(f"{path}: there is no such file. Write one: foldfuse export RUN --out {path}")
     session = _session(path, device)
     facts = _facts(path, session.get_modelmeta().custom_metadata_map)
+    if facts.decoding.head == "in_graph" and not set(DECODED) <= {output.name for output in session.get_outputs()}:
+        raise InputError(
+            f"{path}: lacks the outputs {', '.join(DECODED)}, expected those of an exported run. Export the run again."
+        )
     height = session.get_inputs()[0].shape[2]
     return OnnxPredictor(
         source=path,
@@ -157,7 +161,7 @@ def onnx_encoder(path: Path, *, size: int, context: float, device: str = "auto")
 
     def encode(images: Array) -> Array:
         try:
-            (found,) = session.run(None, {session.get_inputs()[0].name: _inputs(images)})
+            (found,) = session.run(None, {session.get_inputs()[0].name: network_inputs(images)})
         except Exception as error:  # the runtime's errors have no common parent
             raise InputError(
                 f"{path}: cannot be run on crops of {size} px ({' '.join(str(error).split())[:100]}). Export the campaign again."
@@ -195,7 +199,7 @@ def _session(path: Path, device: str) -> Any:
         raise InputError(f"{path}: cannot be read as an ONNX file ({reason}). Export the run again.") from None
 
 
-def _inputs(images: Array) -> Array:
+def network_inputs(images: Array) -> Array:
     """(B, H, W, 3) uint8 -> (B, 3, H, W) in 0..1."""
     return np.ascontiguousarray(images.transpose(0, 3, 1, 2).astype(np.float32) / 255)
 

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import closing
 
 import pytest
 
@@ -130,6 +131,22 @@ def test_a_sample_submission_is_checked_first_and_kept(data, tmp_path, monkeypat
     campaign(resume=out)
     request, inputs = seen[0]
     assert request.read_sample(inputs, out / "sample_submission.csv").layout.name == "label_score_xyxy"
+
+
+def test_a_campaign_of_a_card_is_resumed_on_another_device(data, tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr("foldfuse.campaign.campaign._work", lambda request, *_, **__: seen.append(request.device))
+    campaign(data, out=tmp_path / "out")
+    with closing(ledger.resume(tmp_path / "out", start=time.monotonic())) as opened:
+        opened.set(request=opened.get("request") | {"device": "cuda"})
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(InputError, match=r"--device cuda: torch .* finds no CUDA device here"):
+        campaign(resume=tmp_path / "out")
+    campaign(resume=tmp_path / "out", device="cpu")
+    campaign(resume=tmp_path / "out")
+    assert seen == ["auto", "cpu", "cpu"]
+    with pytest.raises(InputError, match="continues with the campaign's own options"):
+        campaign(resume=tmp_path / "out", device="cpu", seed=3)
 
 
 @pytest.mark.parametrize(

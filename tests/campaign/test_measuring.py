@@ -13,6 +13,7 @@ from foldfuse.campaign.planning import measuring
 from foldfuse.campaign.planning.measuring import choose_size_by_clock, measuring_seconds, planned_pixel_seconds
 from foldfuse.data.readers.coco import read
 from foldfuse.inference import engine
+from foldfuse.inference.runtimes import RUNTIMES
 from foldfuse.recipes import load_recipe
 from foldfuse.storage import ledger as ledgers
 from foldfuse.training import step_cost
@@ -55,11 +56,12 @@ def test_with_time_a_step_is_measured_after_its_loops_are_compiled_and_up_to_a_l
 
 
 def test_the_engine_counts_in_the_planned_cost_where_converting_repays(monkeypatch):
-    monkeypatch.setattr(engine.openvino_network, "is_installed", lambda: True)
+    runtime = RUNTIMES["openvino"]
+    monkeypatch.setattr(engine, "installed_runtimes", lambda: [runtime])
     few, many = (planned_pixel_seconds(0.1, 100, num_images=number, device="cpu") for number in (100, 10_000))
     assert few == pytest.approx(c.PREDICTION_SAFETY * 0.1 / 100**2)
-    assert many == pytest.approx(few / engine.EXPECTED_SPEEDUP, rel=0.02)
-    monkeypatch.setattr(engine.openvino_network, "is_installed", lambda: False)
+    assert many == pytest.approx(few / runtime.speedup, rel=0.02)
+    monkeypatch.setattr(engine, "installed_runtimes", list)
     assert planned_pixel_seconds(0.1, 100, num_images=10_000, device="cpu") == pytest.approx(few)
 
 

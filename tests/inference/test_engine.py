@@ -1,4 +1,4 @@
-"""OpenVINO gives PyTorch's detections; what differs, fails or does not repay leaves the prediction to PyTorch."""
+"""OpenVINO and ONNX Runtime give PyTorch's detections; what differs, fails or does not repay leaves the prediction to PyTorch."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 
 from foldfuse.detections import Detections
 from foldfuse.errors import InputError
-from foldfuse.inference import openvino_network
+from foldfuse.inference import onnxruntime_network, openvino_network
 from foldfuse.inference.detector import detect
 from foldfuse.inference.engine import MAX_TIES, Engine, like, without_partner
 from foldfuse.inference.openvino_network import OpenVINONetwork
@@ -128,19 +128,66 @@ def test_a_short_prediction_stays_in_pytorch_and_a_long_one_converts(net, tmp_pa
     monkeypatch.setattr(openvino_network, "is_installed", lambda: True)
     monkeypatch.setattr(openvino_network, "version", lambda: "1")
     ours, begun = engine(net, "auto", tmp_path), []
-    monkeypatch.setattr(ours, "_begin", begun.append)
+    monkeypatch.setattr(ours, "_begin", lambda runtime, _: begun.append(runtime.name))
     ours.expect(IMAGES.size)
     ours(IMAGES)
     assert not begun
     ours.expect(IMAGES.size * 100_000)
     ours(IMAGES)
-    assert len(begun) == 1
+    assert begun == ["openvino"]
+
+
+def test_another_runtime_is_tried_where_the_first_is_no_faster(net, tmp_path, monkeypatch):
+    monkeypatch.setattr(onnxruntime_network, "is_installed", lambda: True)
+    monkeypatch.setattr(openvino_network, "is_installed", lambda: True)
+    monkeypatch.setattr(Engine, "_own_path", lambda self, runtime: tmp_path / runtime.name)
+    ours, tried = engine(net, "auto", tmp_path), []
+    monkeypatch.setattr(ours, "_converted_network", lambda runtime, _: tried.append(runtime.name))
+    for _ in range(4):
+        ours.expect(IMAGES.size * 100_000)
+        ours(IMAGES)
+    assert tried == ["openvino", "onnxruntime"]
+    assert ours.name == "eager"
+
+
+@pytest.mark.slow
+def test_onnx_runtime_gives_the_same_detections_at_any_size_and_batch(net, tmp_path):
+    if not onnxruntime_network.is_installed():
+        pytest.skip("pip install 'foldfuse[export]' brings onnxruntime")
+    net = net.to(memory_format=torch.channels_last)
+    before = [weight.stride() for weight in net.parameters()]
+    ours = engine(net, "onnxruntime", tmp_path)
+    ours(IMAGES)
+    assert ours.name == "onnxruntime"
+    assert [weight.stride() for weight in net.parameters()] == before
+    for images in (IMAGES, IMAGES[:1], np.ascontiguousarray(IMAGES.transpose(0, 2, 1, 3))):
+        assert same(ours(images), detect(net, images))
+        assert ours.name == "onnxruntime"
+    (kept,) = tmp_path.iterdir()
+    assert [file.name for file in kept.iterdir()] == ["network.onnx"]
+
+
+def test_bfloat16_computes_in_half_precision_and_is_never_chosen_unasked(net, tmp_path):
+    ours, seen = engine(net, "bfloat16", tmp_path), []
+    hook = net.backbone.register_forward_hook(lambda _, __, out: seen.append(out[0].dtype))
+    found = ours(IMAGES)
+    hook.remove()
+    assert (ours.name, seen) == ("bfloat16", [torch.bfloat16])
+    assert sum(len(one.scores) for one in found) > 10
+    assert not same(found, detect(net, IMAGES))
+    for mine, eager in zip(found, detect(net, IMAGES), strict=True):
+        assert abs(mine.scores[:20].mean() - eager.scores[:20].mean()) < 0.05
+    assert engine(net, "auto", tmp_path).name == "eager"
 
 
 def test_what_is_not_installed_is_told(net, tmp_path, monkeypatch):
-    monkeypatch.setattr(openvino_network, "is_installed", lambda: False)
-    with pytest.raises(InputError, match=r"pip install 'foldfuse\[openvino\]'"):
-        engine(net, "openvino", tmp_path)
+    for module, name, extra in (
+        (openvino_network, "openvino", "openvino"),
+        (onnxruntime_network, "onnxruntime", "export"),
+    ):
+        monkeypatch.setattr(module, "is_installed", lambda: False)
+        with pytest.raises(InputError, match=rf"pip install 'foldfuse\[{extra}\]'"):
+            engine(net, name, tmp_path)
     with pytest.raises(InputError, match="engine"):
         engine(net, "openvinno", tmp_path)
     assert engine(net, "auto", tmp_path).name == "eager"

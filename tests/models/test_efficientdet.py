@@ -262,6 +262,24 @@ def test_a_convolution_of_one_pixel_and_a_batch_norm_after_an_activation_keep_th
     assert isinstance(folded[0][1], nn.Identity)
 
 
+class OddMaps(nn.Sequential):
+    """A network whose maps may have odd sides."""
+
+    has_odd_maps = True
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("size", [(32, 32), (31, 33)])
+def test_a_module_with_odd_maps_keeps_its_way_to_pad(size):
+    torch.manual_seed(0)
+    model = OddMaps(create_conv2d(4, 4, 3, stride=2, padding="same"), nn.BatchNorm2d(4)).eval()
+    model[1].running_mean.normal_()
+    x = torch.randn(1, 4, *size)
+    folded = fold_batch_norms(model)
+    torch.testing.assert_close(folded(x), model(x), rtol=1e-4, atol=1e-5)
+    assert isinstance(folded[1], nn.Identity)
+
+
 # fast convolutions
 
 

@@ -145,6 +145,7 @@ def resume_campaign(
     *,
     ray: str | None = None,
     metric: str | None = None,
+    device: str | None = None,
     console: Console | None = None,
     start: float | None = None,
 ) -> Path:
@@ -153,6 +154,7 @@ def resume_campaign(
     Args:
         out: folder of the campaign. The time that it has worked counts against its deadline, the time in between does not.
         metric: the campaign's metric again, where it is a function of the user's own.
+        device: the device from now on, in place of the campaign's own.
         ray, console, start: see `run_campaign`.
 
     Raises:
@@ -173,7 +175,9 @@ def resume_campaign(
     where = str(out / ledgers.NAME)
     what = "a campaign's request"
     request = from_plain(facts.get("request"), CampaignRequest, where=where, what=what, version=REQUEST_FORMAT)
-    request = replace(request, metric=check_resumed(out, facts, request.metric, metric))
+    request = replace(
+        request, metric=check_resumed(out, facts, request.metric, metric), device=device or request.device
+    )
     if request.offline:
         go_offline()
     recipes, inputs = _stored_candidates(facts, request, where=where), request.read_inputs()
@@ -187,6 +191,8 @@ def resume_campaign(
     ):
         remove_leftovers(out)
         ledger.set(resumed=(ledger.get("resumed") or 0) + 1)
+        if device is not None:
+            ledger.set(request=to_plain(request.absolute(), version=REQUEST_FORMAT))
         if ray is not None:
             ledger.set(command=command_line(request, ray=ray))
         if ledger.get("undecodable_train") is not None:

@@ -88,8 +88,9 @@ def campaign(
         format: layout of the boxes, such as score_xywh or csv_boxes_xywh, where the sample of --like leaves it open.
         tracker: a second place for the segments' curves and the scores: tensorboard:DIR, mlflow:URI, wandb:PROJECT or
             trackio:PROJECT. Repeat for more.
-        resume: folder of a stopped campaign; give it alone or with --ray. The campaign continues with its own options; a --metric
-            of your own is named again. The time that it has worked counts against its deadline, the time in between does not.
+        resume: folder of a stopped campaign; give it alone, with --ray, or with the --device of another machine. The campaign
+            continues with its own options; a --metric of your own is named again. The time that it has worked counts against its
+            deadline, the time in between does not.
         ray: address of a running Ray cluster, such as 10.0.0.1:6379, or auto for the cluster of this machine: its nodes
             train the members. Needs foldfuse[ray].
         plan: only measure the candidates, show the plan, and stop.
@@ -141,13 +142,15 @@ def campaign(
     )
     host.tune_malloc()
     if resume is not None:
-        if replace(request, offline=False, metric="ap50") != CampaignRequest(data=Path()) or plan or overwrite:
+        others = replace(request, offline=False, metric="ap50", device="auto")
+        if others != CampaignRequest(data=Path()) or plan or overwrite:
             raise InputError(
-                f"--resume {resume} continues with the campaign's own options. Give it alone, or with --ray, or with --metric "
-                "where that is a function of your own."
+                f"--resume {resume} continues with the campaign's own options. Give it alone, or with --ray, with --device, or "
+                "with --metric where that is a function of your own."
             )
         named = None if metric == "ap50" else metric
-        return resume_campaign(resume, ray=ray, metric=named, console=printing.console(stderr=True), start=start)
+        chosen, console = None if device == "auto" else device, printing.console(stderr=True)
+        return resume_campaign(resume, ray=ray, metric=named, device=chosen, console=console, start=start)
     if data is None:
         raise InputError("no data is given. Give a dataset, or --resume FOLDER.")
     inputs = [data, test, images, *external_run, None if isinstance(folds, int) else folds]

@@ -166,10 +166,10 @@ Device = Annotated[
 ]
 
 Engine = Annotated[
-    Literal["auto", "eager", "openvino"],
+    Literal["auto", "eager", "bfloat16", "openvino", "onnxruntime"],
     Parameter(
-        help="what runs a detector on a CPU: PyTorch (eager), OpenVINO, or by default the faster one, where that repays the "
-        "conversion; boxes and scores are the same."
+        help="what runs a detector on a CPU: PyTorch (eager), OpenVINO or ONNX Runtime, by default the fastest, where that "
+        "repays the conversion; boxes and scores are the same. bfloat16 is PyTorch in half precision: boxes and scores differ."
     ),
 ]
 

@@ -1,9 +1,11 @@
-"""The engine of a prediction: PyTorch or OpenVINO runs the detector's network on a CPU, with the same detections.
+"""The engine of a prediction: PyTorch, OpenVINO or ONNX Runtime runs the detector's network on a CPU, with the same detections.
 
-With "auto" a prediction begins in PyTorch. Where the time that is left repays it, the network is converted, compared with PyTorch
-on the images at hand, and timed; the faster one goes on. A converted network is kept in the user's cache, under the hash of its
-weights, so that the next prediction with them has it at once. At every further size of the input the first images
-are compared too.
+With "auto" a prediction begins in PyTorch. Where the time that is left repays it, the network is converted for a runtime,
+compared with PyTorch on the images at hand, and timed; the faster one goes on. Runtimes are tried in the order of `RUNTIMES`,
+until one is faster. A converted network is kept in the user's cache, under the hash of its weights, so that the next prediction
+with them has it at once. At every further size of the input the first images are compared too.
+
+"bfloat16" is PyTorch in autocast. Its boxes and scores differ, so that it is never chosen unasked.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ import hashlib
 import logging
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -24,28 +26,27 @@ from torch import Tensor
 import foldfuse
 from foldfuse.detections import Array, Detections
 from foldfuse.errors import InputError, unknown_name
-from foldfuse.inference import openvino_network
 from foldfuse.inference.onnx_export import named_tensors
-from foldfuse.inference.openvino_network import OpenVINONetwork
+from foldfuse.inference.runtimes import RUNTIMES, Runtime, installed_runtimes
 from foldfuse.system.atomic_files import atomic_folder
 from foldfuse.system.cache_folder import cache_folder
 
 log = logging.getLogger(__name__)
 
-ENGINES = ("auto", "eager", "openvino")
+BFLOAT16 = "bfloat16"
+ENGINES = ("auto", "eager", BFLOAT16, *RUNTIMES)
 MAX_PX, MAX_SCORE = 0.01, 1e-4  # difference of a box's sides and of its score that counts as none
 MAX_TIES = 0.005  # share of boxes without such a partner: NMS decides between two of almost the same score
 RAW_TOLERANCE = 1e-3  # of the network's outputs, relative to the largest
-CONVERT_SECONDS, LOAD_SECONDS = 10.0, 1.5  # of importing, converting and comparing; of a network from the cache
-EXPECTED_SPEEDUP = 1.8
 REPAY = 2.0  # times the cost that the time saved must be
 MIN_SPEEDUP = 1.1
 MAX_CACHED = 16  # converted networks in the user's cache
-NETWORK = "network.xml"  # the file of each
+
+Detect = Callable[[Array], list[Detections]]
 
 
 class Engine:
-    """Detections of letterboxed images by a detector on a CPU, in PyTorch or in OpenVINO.
+    """Detections of letterboxed images by a detector on a CPU, in PyTorch or in a runtime.
 
     Args:
         model: a model with the detector contract, in eval mode, whose weights stay as they are.
@@ -57,30 +58,37 @@ class Engine:
         InputError: there is no such engine, it is not installed, or it does not run on the model's device.
     """
 
-    def __init__(self, model: Any, eager: Any, name: str = "auto", *, cache: Path | None = None) -> None:
+    def __init__(self, model: Any, eager: Detect, name: str = "auto", *, cache: Path | None = None) -> None:
         if name not in ENGINES:
             raise unknown_name("engine", name, ENGINES)
         on_cpu = next(model.parameters()).device.type == "cpu"
-        if name == "openvino" and not on_cpu:
-            raise InputError("--engine openvino: computes on a CPU alone. Add --device cpu, or leave out --engine.")
-        if name == "openvino" and not openvino_network.is_installed():
+        if name not in ("auto", "eager") and not on_cpu:
+            raise InputError(f"--engine {name}: computes on a CPU alone. Add --device cpu, or leave out --engine.")
+        if name in RUNTIMES and not RUNTIMES[name].is_installed():
             raise InputError(
-                "--engine openvino: OpenVINO is not installed. Install it: pip install 'foldfuse[openvino]'"
+                f"--engine {name}: {RUNTIMES[name].title} is not installed. Install it: pip install "
+                f"'foldfuse[{RUNTIMES[name].extra}]'"
             )
-        self._model, self._eager, self._asked = model, eager, name
+        self._model, self._asked = model, name
+        self._eager = _in_bfloat16(eager) if name == BFLOAT16 else eager
         self._cache = cache or cache_folder() / "networks"
-        # whether OpenVINO may still take over
-        self._is_open = name != "eager" and on_cpu and openvino_network.is_installed()
-        self._network: OpenVINONetwork | None = None
+        # the runtimes that may still take over
+        self._untried = [RUNTIMES[name]] if name in RUNTIMES else []
+        if name == "auto" and on_cpu:
+            self._untried = installed_runtimes()
+        self._runtime: Runtime | None = None
+        self._network: Any = None  # of the runtime
         self._templates: dict[tuple[int, int], Any] = {}  # PyTorch's raw output of one image of each size
-        self._path: Path | None = None
+        self._digest = ""
         self._pixels = 0
         self._calls = 0
 
     @property
     def name(self) -> str:
         """The engine that computes now."""
-        return "eager" if self._network is None else "openvino"
+        if self._runtime is not None:
+            return self._runtime.name
+        return BFLOAT16 if self._asked == BFLOAT16 else "eager"
 
     def expect(self, pixels: int) -> None:
         """Says how many pixels the next images have together."""
@@ -90,88 +98,99 @@ class Engine:
         """The detections in each of (B, H, W, 3) uint8 RGB letterboxed images, in pixels of these."""
         pixels = len(images) * images.shape[1] * images.shape[2]
         self._pixels = max(0, self._pixels - pixels)
-        if self._network is not None:
-            return self._by_network(images)
+        if self._runtime is not None:
+            return self._by_network(self._runtime, images)
         start = time.perf_counter()
-        found: list[Detections] = self._eager(images)
+        found = self._eager(images)
         seconds = time.perf_counter() - start
         self._calls += 1
-        if self._is_open and self._repays(self._pixels * seconds / pixels):
-            self._begin(images)
+        for runtime in self._untried:
+            if self._repays(runtime, self._pixels * seconds / pixels):
+                self._begin(runtime, images)
+                break
         return found
 
-    def _repays(self, seconds: float) -> bool:
+    def _repays(self, runtime: Runtime, seconds: float) -> bool:
         """Whether converting repays in the time that PyTorch would take for the rest; its first call is slower than others."""
         if self._asked != "auto":
             return True
-        saved = seconds * (1 - 1 / EXPECTED_SPEEDUP) / (1 if self._calls > 1 else 2)
-        if saved < REPAY * LOAD_SECONDS:
+        saved = runtime.saved_seconds(seconds) / (1 if self._calls > 1 else 2)
+        if saved < REPAY * runtime.load_seconds:
             return False
-        cost = LOAD_SECONDS if (self._own_path() / NETWORK).is_file() else CONVERT_SECONDS
-        return saved >= REPAY * cost
+        is_kept = (self._own_path(runtime) / runtime.file).is_file()
+        return saved >= REPAY * (runtime.load_seconds if is_kept else runtime.convert_seconds)
 
-    def _begin(self, images: Array) -> None:
-        """Goes on with OpenVINO where its network is equal and faster."""
-        self._is_open = False
-        self._network = self._cached_network(images) or self._converted_network(images)
+    def _begin(self, runtime: Runtime, images: Array) -> None:
+        """Goes on with a runtime where its network is equal and faster."""
+        self._untried = [other for other in self._untried if other is not runtime]
+        self._templates = {}
+        self._network = self._cached_network(runtime, images) or self._converted_network(runtime, images)
         if self._network is None:
             return
-        theirs, ours = (min(_seconds(call, images) for _ in range(2)) for call in (self._by_network, self._eager))
-        if self.name == "eager":
-            return  # OpenVINO failed, as the log says
-        if self._asked == "auto" and ours < MIN_SPEEDUP * theirs:
-            log.debug("OpenVINO is no faster: %.3g s, PyTorch %.3g s", theirs, ours)
-            self._network = None
-            return
-        log.info("OpenVINO predicts: %.1f x PyTorch's speed, with the same boxes and scores.", ours / theirs)
+        self._runtime = runtime
 
-    def _cached_network(self, images: Array) -> OpenVINONetwork | None:
+        def by_network(images: Array) -> list[Detections]:
+            return self._by_network(runtime, images)
+
+        theirs, ours = (min(_seconds(call, images) for _ in range(2)) for call in (by_network, self._eager))
+        if self.name == "eager":
+            return  # the runtime failed, as the log says
+        if self._asked == "auto" and ours < MIN_SPEEDUP * theirs:
+            log.debug("%s is no faster: %.3g s, PyTorch %.3g s", runtime.title, theirs, ours)
+            self._runtime = self._network = None
+            return
+        log.info("%s predicts: %.1f x PyTorch's speed, with the same boxes and scores.", runtime.title, ours / theirs)
+
+    def _cached_network(self, runtime: Runtime, images: Array) -> Any:
         """The network in the cache; None where there is none, or where it fails or differs from PyTorch: then it is removed."""
-        file = self._own_path() / NETWORK
+        file = self._own_path(runtime) / runtime.file
         if not file.is_file():
             return None
-        with suppress(Exception):  # OpenVINO's errors have no common parent
-            network = OpenVINONetwork.load(file, threads=torch.get_num_threads())
+        with suppress(Exception):  # the runtimes' errors have no common parent
+            network = runtime.network.load(file, threads=torch.get_num_threads())
             if not self._difference(network, images):
                 return network
         shutil.rmtree(file.parent, ignore_errors=True)
         return None
 
-    def _converted_network(self, images: Array) -> OpenVINONetwork | None:
+    def _converted_network(self, runtime: Runtime, images: Array) -> Any:
         """The network converted now, which goes into the cache; None where it cannot be converted or differs from PyTorch."""
         try:
             canvas = (images.shape[1], images.shape[2])
-            network = OpenVINONetwork.convert(self._model, canvas, threads=torch.get_num_threads())
+            network = runtime.network.convert(self._model, canvas, threads=torch.get_num_threads())
             reason = self._difference(network, images)
         except Exception as error:  # a network that cannot be traced, or has an operation that is lacking
             level = logging.DEBUG if self._asked == "auto" else logging.WARNING
-            log.log(level, "OpenVINO cannot run this network (%s), so PyTorch predicts.", _on_one_line(error))
+            log.log(level, "%s cannot run this network (%s), so PyTorch predicts.", runtime.title, _on_one_line(error))
             return None
         if reason:
-            log.warning("OpenVINO's outputs differ from PyTorch's (%s), so PyTorch predicts.", reason)
+            log.warning("%s's outputs differ from PyTorch's (%s), so PyTorch predicts.", runtime.title, reason)
             return None
-        self._keep(network)
+        self._keep(runtime, network)
         return network
 
-    def _by_network(self, images: Array) -> list[Detections]:
-        """The detections by OpenVINO; where it fails or differs from PyTorch, those by PyTorch, which goes on."""
+    def _by_network(self, runtime: Runtime, images: Array) -> list[Detections]:
+        """The detections by a runtime; where it fails or differs from PyTorch, those by PyTorch, which goes on."""
         canvas = (images.shape[1], images.shape[2])
         if self._network is not None:
             try:
                 reason = "" if canvas in self._templates else self._difference(self._network, images)
                 if not reason:
                     raw = like(self._templates[canvas], iter(self._network(images)))
-                    return self._model.decode(raw)
-            except Exception as error:  # OpenVINO's errors have no common parent
+                    found: list[Detections] = self._model.decode(raw)
+                    return found
+            except Exception as error:  # the runtimes' errors have no common parent
                 reason = _on_one_line(error)
             log.warning(
-                "OpenVINO fails or differs from PyTorch at %d x %d px (%s), so PyTorch predicts.", *canvas[::-1], reason
+                "%s fails or differs from PyTorch at %d x %d px (%s), so PyTorch predicts.",
+                runtime.title,
+                *canvas[::-1],
+                reason,
             )
-            self._network = None
-        found: list[Detections] = self._eager(images)
-        return found
+            self._runtime = self._network = None
+        return self._eager(images)
 
-    def _difference(self, network: OpenVINONetwork, images: Array) -> str:
+    def _difference(self, network: Any, images: Array) -> str:
         """How the network differs from PyTorch on a batch; "" where it does not. Keeps the form of PyTorch's raw output."""
         with torch.inference_mode():
             wants = [self._model(_inputs(images[i : i + 1])) for i in range(min(len(images), 4))]
@@ -189,33 +208,46 @@ class Engine:
         self._templates[images.shape[1], images.shape[2]] = wants[0]
         return ""
 
-    def _own_path(self) -> Path:
+    def _own_path(self, runtime: Runtime) -> Path:
         """The folder of this network in the cache; the name holds its weights, its form and all versions."""
-        if self._path is None:
-            form = (foldfuse.__version__, torch.__version__, openvino_network.version(), repr(self._model))
+        if not self._digest:
+            form = (foldfuse.__version__, torch.__version__, repr(self._model))
             digest = hashlib.sha256(repr(form).encode())
             for name, tensor in (*self._model.named_parameters(), *self._model.named_buffers()):
                 digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
                 digest.update(tensor.detach().contiguous().numpy().tobytes())
-            self._path = self._cache / digest.hexdigest()[:32]
-        return self._path
+            self._digest = digest.hexdigest()
+        whole = hashlib.sha256(f"{self._digest} {runtime.name} {runtime.version()}".encode())
+        return self._cache / whole.hexdigest()[:32]
 
-    def _keep(self, network: OpenVINONetwork) -> None:
+    def _keep(self, runtime: Runtime, network: Any) -> None:
         """Puts the network into the cache, and removes the oldest ones; where that fails, the next prediction converts again."""
         with suppress(InputError, OSError, RuntimeError):
-            with atomic_folder(self._own_path()) as temporary:
-                network.save(temporary / NETWORK)
+            with atomic_folder(self._own_path(runtime)) as temporary:
+                network.save(temporary / runtime.file)
             known = sorted(self._cache.iterdir(), key=lambda folder: folder.stat().st_mtime)
             for folder in known[:-MAX_CACHED]:
                 shutil.rmtree(folder, ignore_errors=True)
 
 
 def planned_seconds(seconds: float) -> float:
-    """Seconds to plan for a prediction on a CPU that takes PyTorch `seconds`: less where converting to OpenVINO repays."""
-    saved = seconds * (1 - 1 / EXPECTED_SPEEDUP) / 2  # as the first call shows it, which is slower than others
-    if not openvino_network.is_installed() or saved < REPAY * CONVERT_SECONDS:
-        return seconds
-    return CONVERT_SECONDS + seconds / EXPECTED_SPEEDUP
+    """Seconds to plan for a prediction on a CPU that takes PyTorch `seconds`: less where converting for a runtime repays."""
+    for runtime in installed_runtimes():
+        if (
+            runtime.saved_seconds(seconds) / 2 >= REPAY * runtime.convert_seconds
+        ):  # the first call is slower than others
+            return runtime.convert_seconds + seconds / runtime.speedup
+    return seconds
+
+
+def _in_bfloat16(eager: Detect) -> Detect:
+    """Detects in autocast."""
+
+    def detect(images: Array) -> list[Detections]:
+        with torch.autocast("cpu", torch.bfloat16):
+            return eager(images)
+
+    return detect
 
 
 def without_partner(a: Detections, b: Detections) -> float:

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from foldfuse.detections import Array
-from foldfuse.inference.onnx_export import named_tensors
+from foldfuse.inference.onnx_export import for_export, named_tensors
 
 TELEMETRY = "openvino_telemetry"
 
@@ -84,7 +84,7 @@ class OpenVINONetwork:
         from openvino.frontend import FrontEndManager
         from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
 
-        flat = _BatchOutputs(copy.deepcopy(net)).eval().requires_grad_(False)
+        flat = _BatchOutputs(for_export(copy.deepcopy(net))).eval().requires_grad_(False)
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")  # of sizes that the trace fixes: outputs are compared for each size
             decoder = TorchScriptPythonDecoder(

@@ -33,8 +33,8 @@ def load(
             "@revision", for what `foldfuse publish` put on the Hugging Face hub.
         device: auto, cpu, cuda, cuda:N or mps.
         members: {member of an ensemble: the folder of its run}, where they do not lie beside it; RUN@1,1+hflip names TTA views.
-        engine: what runs a detector on a CPU: eager (PyTorch), openvino, or auto, the faster one, once that repays converting the
-            network. Boxes and scores are the same. An ONNX file has its own runtime.
+        engine: what runs a detector on a CPU: eager (PyTorch), openvino, onnxruntime, or auto, the fastest, once that repays
+            converting the network, all with the same boxes and scores; or bfloat16. An ONNX file has its own runtime.
 
     Raises:
         InputError: there is nothing of these kinds, or a part of it is missing.

@@ -6,6 +6,7 @@ The other networks of timm are in `timm_features`.
 from __future__ import annotations
 
 import difflib
+import logging
 from typing import Any
 
 import timm
@@ -18,6 +19,8 @@ from foldfuse.models.cpu.fast_layers import use_fast_cpu_layers
 from foldfuse.models.cpu.fold_batch_norm import Unregistered, fold_batch_norms
 from foldfuse.models.pretrained.imagenet import load_backbone, load_renamed, timm_weights
 from foldfuse.models.pretrained.timm_source import timm_config
+
+log = logging.getLogger(__name__)
 
 LEVEL_STRIDES = (8, 16, 32)
 # Keywords of timm with which a network takes any image size; each network knows some of them.
@@ -142,20 +145,22 @@ def create_features(name: str, *, any_size: bool = False, **options: Any) -> tup
     """
     require_timm_model(name)
     timm_config(name)  # an unknown tag shows here
-    reason = "timm has no feature extractor for it"
     for keywords in _ANY_SIZE if any_size else ({},):
         try:
             net = timm.create_model(name, features_only=True, **keywords, **options)
         except TypeError as error:  # a keyword that the network does not know
-            reason = str(error)
+            log.debug("timm:%s: %s", name, error)
             continue
         except Exception as error:  # each network has its own way to say that it gives no features
-            reason = str(error) or type(error).__name__
+            log.debug("timm:%s: %s", name, error)
             break
         if not hasattr(net, "feature_info"):
             break
         return net, keywords | options
-    raise InputError(f"timm:{name}: gives no features of its stages ({reason.splitlines()[0]}). Take another network.")
+    raise InputError(
+        f"timm:{name}: timm gives no features of its stages, which a detector needs. Take another network, such as a ResNet, a "
+        "ConvNeXt, a Swin or a plain ViT."
+    )
 
 
 def normalization(name: str) -> tuple[Tensor, Tensor]:

@@ -41,6 +41,7 @@ class TimmFeatures(nn.Module):
     mean: Tensor
     std: Tensor
     stride = 32
+    has_odd_maps = True  # perhaps; see `fold_batch_norms`
 
     def __init__(self, name: str, *, pretrained: bool) -> None:
         super().__init__()

@@ -21,7 +21,8 @@ def fold_batch_norms(module: nn.Module) -> nn.Module:
 
     Up to rounding, the copy gives the outputs of `module` in eval mode, if the input maps of strided convolutions have even
     sides. There "SAME" pads one row more at the bottom and one column more at the right; a kernel with a leading row and column
-    of zeros does the same without a padded copy of the map.
+    of zeros does the same without a padded copy of the map. A module whose maps may have odd sides says so by `has_odd_maps`:
+    its convolutions keep their way to pad.
 
     Convolutions that are shared over levels, with a batch norm for each level, become a convolution for each level. A module says
     that it has such ones by `shared_convs`: the names of its list of convolutions, and of the lists of batch norms of each.
@@ -30,6 +31,9 @@ def fold_batch_norms(module: nn.Module) -> nn.Module:
     for parent in list(folded.modules()):
         if names := getattr(type(parent), "shared_convs", None):
             _unshare(*(getattr(parent, name) for name in names))
+    odd = {
+        part for whole in folded.modules() if getattr(type(whole), "has_odd_maps", False) for part in whole.modules()
+    }
     for parent in folded.modules():
         conv_name: str | None = None
         for name, child in list(parent.named_children()):
@@ -38,7 +42,8 @@ def fold_batch_norms(module: nn.Module) -> nn.Module:
             elif isinstance(child, nn.BatchNorm2d) and conv_name is not None:
                 conv = getattr(parent, conv_name)
                 fused = fuse_conv_bn_eval(conv, child)
-                setattr(parent, conv_name, _with_padded_kernel(fused) if _takes_padded_kernel(fused) else fused)
+                pads = parent not in odd and _takes_padded_kernel(fused)
+                setattr(parent, conv_name, _with_padded_kernel(fused) if pads else fused)
                 setattr(parent, name, getattr(child, "act", nn.Identity()))
                 conv_name = None
             elif not isinstance(child, nn.Identity):

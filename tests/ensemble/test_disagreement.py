@@ -44,8 +44,15 @@ def test_boxes_of_one_class_that_overlap_are_one_candidate():
     np.testing.assert_allclose(swapped.probabilities, found.probabilities[:, ::-1])
 
 
+def test_at_one_place_the_most_disputed_class_counts():
+    members = [detections((A, 0.9, 0), (FAR, 0.3, 0)), detections((A_MOVED, 0.9, 0), (A_MOVED, 0.6, 1))]
+    found = find_candidates(members)
+    assert found.labels.tolist() == [0, 1, 0]
+    np.testing.assert_allclose(bits(members), [0, 0.8813, 0.6098], atol=1e-4)
+
+
 def test_clutter_and_empty_images_have_no_candidate():
-    clutter = detections(*(([x, 0, x + 9, 9], 0.04, 0) for x in range(0, 400, 10)))
+    clutter = detections(*(([x, 0, x + 9, 9], 0.15, 0) for x in range(0, 400, 10)))
     for members in ([clutter, detections()], [detections(), detections()]):
         found = find_candidates(members)
         assert found.probabilities.shape == (0, 2)

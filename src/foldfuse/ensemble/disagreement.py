@@ -6,7 +6,8 @@ probability, in bits: query by committee with consensus entropy (Settles, "Activ
 3.2.2). It is 1 where half of the members are sure and the others see nothing, as where all say 0.5; and 0 where all are sure.
 
 The entropies are weighted by the difficulty of the class and summed over the image, as in PPAL (Yang et al., arXiv:2211.11612).
-Difference: the difficulty is 2 minus the out-of-fold AP of the class, not a statistic of the training.
+Differences: the difficulty is 2 minus the out-of-fold AP of the class, not a statistic of the training; and of several classes
+that are suspected at one place only the one with the greatest disagreement counts, since a weak network suspects all of them.
 
 Shapes: C candidates, M members, K classes.
 """
@@ -23,7 +24,7 @@ from foldfuse.detections import Array, Detections
 
 SAME_IOU = 0.5  # boxes of a class that overlap more are one candidate
 LEAST_SCORE = 0.02  # boxes of lower calibrated scores suspect nothing
-LEAST_PROBABILITY = 0.05  # candidates with a lower mean are clutter: hundreds of them would outweigh the others
+LEAST_PROBABILITY = 0.1  # candidates with a lower mean are clutter: many of them would outweigh the others
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,10 +48,16 @@ class Candidates:
         return means
 
     def disagreements(self, difficulties: Array) -> Array:
-        """(C,) the entropy of the mean probability, in bits, times the (K,) difficulty of the class."""
+        """(C,) the entropy of the mean probability, in bits, times the (K,) difficulty of its class; 0 where another counts."""
         p = np.clip(self.means, 1e-9, 1 - 1e-9)
         entropies: Array = -(p * np.log2(p) + (1 - p) * np.log2(1 - p))
-        return entropies * difficulties[self.labels]
+        values = entropies * difficulties[self.labels]
+        is_same = pairwise_iou(self.boxes, self.boxes) > SAME_IOU
+        for row in np.argsort(-values, kind="stable"):
+            if values[row]:
+                others = is_same[row] & (np.arange(len(values)) != row)
+                values[others] = 0.0
+        return values
 
 
 def find_candidates(members: Sequence[Detections]) -> Candidates:

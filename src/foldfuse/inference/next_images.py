@@ -122,7 +122,7 @@ class NextChoice:
             text = f"{name}: {names[high]} says {scores[high]:.2f}, {names[low]} {_said(scores[low])}"
         else:
             found, text = [], f"{name}: all members say about {scores.mean():.2f}"
-        others = len(one.labels) - 1
+        others = int((one.disagreements(self.difficulties) > 0).sum()) - 1
         return text + (f"; {counted(others, 'more suspected object')}" if others else ""), tuple(found)
 
 

@@ -38,6 +38,7 @@ from foldfuse.system.progress import Progress, no_progress
 PAGE, LIST, PATHS, IMAGES = "next.html", "next.csv", "images.txt", "images"
 ANNOTATIONS, PREDICTIONS = "annotations.json", "predictions.parquet"
 FILES = (PAGE, images_folder(Path(PAGE)).name, LIST, PATHS, IMAGES, ANNOTATIONS, PREDICTIONS, RECORD)
+MAX_EXPECTED = 3  # classes that are named
 SHOWN_SCORE = 0.05  # the page has no boxes of lower score
 
 
@@ -117,8 +118,11 @@ def refuse_labels(out: Path) -> None:
 
 
 def expected_words(expected: dict[str, float]) -> str:
-    """The expected objects in words, such as "2.3 Plastic, 0.8 Metal"."""
-    return ", ".join(f"{number:.1f} {name}" for name, number in expected.items()) or "none"
+    """The expected objects in words, such as "2.3 Plastic, 0.8 Metal"; of the classes with most of them."""
+    first = list(expected.items())[:MAX_EXPECTED]
+    more = len(expected) - len(first)
+    words = ", ".join(f"{number:.1f} {name}" for name, number in first) or "none"
+    return f"{words} and {more} more" if more else words
 
 
 def _note(rank: int, one: NextImage) -> str:

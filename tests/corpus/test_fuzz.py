@@ -152,6 +152,26 @@ CVAT = b"""<annotations><version>1.1</version><meta><job><labels><label><name>ca
 <image id="0" name="a.jpg" width="96" height="64"><box label="cat" xtl="36.0" ytl="16.0" xbr="60.0" ybr="48.0" occluded="0">
 </box><tag label="cat"></tag></image><image id="1" name="b.jpg" width="96" height="64"></image></annotations>
 """
+REGION = {"original_width": 96, "original_height": 64, "image_rotation": 0, "type": "rectanglelabels", "id": "r"}
+SQUARE = {"x": 37.5, "y": 25.0, "width": 25.0, "height": 50.0, "rotation": 0, "rectanglelabels": ["cat"]}
+POINTS = {"points": [[10, 10], [20.5, 10], [15, 30]], "polygonlabels": ["dog"]}
+TASKS = [
+    {
+        "id": 1,
+        "data": {"image": "/data/local-files/?d=images/a.jpg", "image_id": 4},
+        "annotations": [{"result": [REGION | {"value": SQUARE}, REGION | {"value": POINTS}], "was_cancelled": False}],
+        "predictions": [],
+    },
+    {
+        "id": 2,
+        "data": {"image": "/data/upload/1/0a1b2c3d-b.jpg", "image_id": 5},
+        "annotations": [{"result": [], "ground_truth": True}, {"result": [REGION | {"value": SQUARE}]}],
+    },
+]
+SMALL_TASKS = [
+    {"image": "s3://x/a.jpg", "id": 1, "label": [REGION | SQUARE], "annotation_id": 1},
+    {"image": "s3://x/b.jpg", "id": 2, "label": [REGION | POINTS], "annotation_id": 2},
+]
 BOX_TABLES = [
     b"image_id,category_id,score,x1,y1,x2,y2\n1,1,0.5,8,8,32,24\n2,2,0.25,48,24,80,56\n",
     b"filename,class,conf,xmin,ymin,xmax,ymax\n1.jpg,cat,0.5,8,8,32,24\n2.jpg,dog,0.25,48,24,80,56\n",
@@ -174,6 +194,13 @@ def test_annotation_tables(worker: Worker, table: bytes) -> None:
 def test_cvat(worker: Worker, xml: bytes) -> None:
     files = {"annotations.xml": xml, "images/a.jpg": JPEG, "images/b.jpg": JPEG}
     check(worker, files, ["check", "annotations.xml", "--json-only"])
+
+
+@fuzz
+@given(tasks=st.sampled_from([TASKS, SMALL_TASKS]).flatmap(changed))
+def test_label_studio(worker: Worker, tasks: Any) -> None:
+    files = {"tasks.json": dump(tasks), "images/a.jpg": JPEG, "images/b.jpg": JPEG}
+    check(worker, files, ["check", "tasks.json", "--json-only"])
 
 
 @fuzz

@@ -14,6 +14,7 @@ from foldfuse.errors import InputError
 from foldfuse.storage.run import Run
 from foldfuse.training.trackers import absolute_tracker, check_trackers, open_trackers
 from learning_samples import write_dataset
+from waiting import wait_until
 
 ROWS = [{"step": 0, "loss": 2.5, "lr": 0.0, "note": "text"}, {"step": 1, "ap50": 0.5, "ap": None}]
 
@@ -283,7 +284,7 @@ def test_the_real_wandb_keeps_a_run_without_an_account(tmp_path, monkeypatch):
     with open_trackers(["wandb:litter"], "run1") as track:
         track([*ROWS, {"step": 0, "base/loss": 3.0}])
     (file,) = tmp_path.glob("wandb/offline-run-*/*.wandb")
-    assert b"base/loss" in file.read_bytes()
+    wait_until(lambda: b"base/loss" in file.read_bytes(), what="W&B's own process to write", seconds=30)
 
 
 @pytest.mark.skipif(importlib.util.find_spec("trackio") is None, reason="pip install trackio")

@@ -221,7 +221,7 @@ def _has_wandb_login() -> bool:
 def _trackio(where: str, name: str) -> Opened:
     trackio = _module("trackio", "trackio")
     with redirect_stdout(sys.stderr):  # Trackio says where its files are
-        run = trackio.init(project=where, name=name, embed=False, auto_log_gpu=False)
+        run = trackio.init(project=where, name=name, embed=False, auto_log_gpu=False, auto_log_cpu=False)
 
     def write(rows: Sequence[Row]) -> None:
         for row in rows:

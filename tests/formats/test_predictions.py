@@ -175,6 +175,32 @@ def test_parquet_keeps_the_predicted_images(tmp_path: Path) -> None:
     assert_same(read_predictions(path, DATASET), some)
 
 
+def test_parquet_finds_images_by_file_name_where_ids_are_of_another_list(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    found = predictions_of([[], [(0.1, 0.2, 0.1, 0.2, 0.5, 1)], []]).select_images([7, 3])
+    path = write_predictions(replace(found, learnt_ids=frozenset({3})), tmp_path / "found.parquet", DATASET)
+    other_ids = replace(
+        DATASET,
+        samples=tuple(
+            replace(s, id=i, file_name=f"images/{s.file_name}") for s, i in zip(DATASET.samples, (3, 7, 1), strict=True)
+        ),
+    )
+    with caplog.at_level("INFO"):
+        again = read_predictions(path, other_ids)
+    assert "found by their file names" in caplog.text
+    assert (again.image_ids.tolist(), again.learnt_ids) == ([3, 7], {7})
+    assert (len(again[3]), len(again[7])) == (0, 1)
+    names = ["a/x.jpg", "y.jpg", "b/y.jpg"]  # y.jpg may be either
+    doubtful = replace(
+        other_ids, samples=tuple(replace(s, file_name=n) for s, n in zip(other_ids.samples, names, strict=True))
+    )
+    assert read_predictions(path, doubtful).image_ids.tolist() == [3, 7], "a/y.jpg is not b/y.jpg"
+    twice = replace(doubtful, samples=(*doubtful.samples, replace(doubtful.samples[0], id=20, file_name="y.jpg")))
+    with pytest.raises(InputError, match=r"image id 7 was a/x.jpg when it was predicted, and is y.jpg"):
+        read_predictions(path, twice)
+
+
 def test_parquet_is_refused_where_an_id_belongs_to_another_image_than_before(tmp_path: Path) -> None:
     found = predictions_of([[], [(0.1, 0.2, 0.1, 0.2, 0.5, 1)], []])
     path = write_predictions(found, tmp_path / "found.parquet", DATASET)
@@ -182,7 +208,7 @@ def test_parquet_is_refused_where_an_id_belongs_to_another_image_than_before(tmp
         DATASET, samples=tuple(replace(s, file_name=f"c/{Path(s.file_name).stem}.png") for s in DATASET.samples)
     )
     assert_same(read_predictions(path, moved), found)
-    names = ["a/y.jpg", "a/x.jpg", "b/z.jpg"]
+    names = ["a/y.jpg", "a/w.jpg", "b/z.jpg"]
     swapped = replace(
         DATASET, samples=tuple(replace(s, file_name=n) for s, n in zip(DATASET.samples, names, strict=True))
     )

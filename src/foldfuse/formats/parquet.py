@@ -6,6 +6,7 @@ Ids alone do not tell an image where Foldfuse has numbered the images itself: th
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -20,6 +21,8 @@ from foldfuse.errors import InputError
 from foldfuse.formats.box_table import check_boxes
 from foldfuse.system.atomic_files import atomic
 from foldfuse.system.files import parse_json, read_start
+
+logger = logging.getLogger(__name__)
 
 
 def check_classes(classes: tuple[str, ...], dataset: Dataset, where: str) -> None:
@@ -82,8 +85,14 @@ def write_parquet(predictions: Predictions, path: Path, dataset: Dataset) -> Non
         pq.write_table(table, temporary)
 
 
-def read_parquet(path: Path, dataset: Dataset) -> Predictions:
+def read_parquet(path: Path, dataset: Dataset, *, by_name: bool = False) -> Predictions:
     """The predictions in a file that `write_parquet` wrote.
+
+    Args:
+        path: the file.
+        dataset: the images that were predicted.
+        by_name: whether images may be found by their file names where their ids are of another list, such as the numbers that a
+            folder of images has; a log line says so.
 
     Raises:
         InputError: the file is damaged, or has other classes or images than `dataset`.
@@ -122,14 +131,19 @@ def read_parquet(path: Path, dataset: Dataset) -> Predictions:
             raise InputError(
                 f"{path}: row {row} has {lengths['boxes'][row]} boxes and {lengths[name][row]} {name}, expected the same number."
             )
+    names = table["file_name"].to_pylist() if "file_name" in table.column_names else []
+    if by_name and (of_name := _ids_by_name(names, image_ids.tolist(), dataset)):
+        logger.info("%s: its images are found by their file names; their ids are of another list.", path)
+        learnt_ids = frozenset(of_name[i] for i in learnt_ids if i in of_name)
+        image_ids = np.array([of_name[i] for i in image_ids.tolist()], np.int64)
     known = np.isin(image_ids, np.array(dataset.image_ids, np.int64))
     if not known.all():
         raise InputError(
             f"{path}: row {int(np.argmin(known))}: {image_ids[np.argmin(known)]} names no image of {dataset.source} ("
             f"{int((~known).sum())} of the file's {len(known)} images are unknown). Give the data that was predicted."
         )
-    if "file_name" in table.column_names:
-        _check_names(table["file_name"].to_pylist(), image_ids.tolist(), dataset, path)
+    if names:
+        _check_names(names, image_ids.tolist(), dataset, path)
     distinct, counts = np.unique(image_ids, return_counts=True)
     if (counts > 1).any():
         raise InputError(f"{path}: image id {distinct[counts > 1][0]} has {counts.max()} rows. Keep one row per image.")
@@ -141,6 +155,37 @@ def read_parquet(path: Path, dataset: Dataset) -> Predictions:
     )
     offsets = np.concatenate([[0], np.cumsum(lengths["boxes"])]).astype(np.int64)
     return Predictions(image_ids, offsets, boxes, np.minimum(scores, 1), labels, classes, learnt_ids)
+
+
+def _ids_by_name(names: Sequence[Any], image_ids: Sequence[int], dataset: Dataset) -> dict[int, int]:
+    """{id in the file: id in the dataset} by the file names, with as many folders as both have.
+
+    Empty where the ids fit already, or where not every name is that of one image.
+    """
+    name_of = {sample.id: sample.file_name for sample in dataset.samples}
+    pairs = list(zip(image_ids, map(_parts, names), strict=True)) if names else []
+    if all(i in name_of and parts[-1:] == _parts(name_of[i])[-1:] for i, parts in pairs):
+        return {}
+    by_last: dict[str, list[tuple[tuple[str, ...], int]]] = {}
+    for image_id, name in name_of.items():
+        parts = _parts(name)
+        by_last.setdefault(parts[-1], []).append((parts, image_id))
+    found = {}
+    for i, parts in pairs:
+        same = [
+            image_id
+            for own, image_id in by_last.get(parts[-1] if parts else "", ())
+            if own[-len(parts) :] == parts[-len(own) :]
+        ]
+        if len(same) != 1:
+            return {}
+        found[i] = same[0]
+    return found if len(set(found.values())) == len(pairs) else {}
+
+
+def _parts(name: Any) -> tuple[str, ...]:
+    """The folders and the file in a file name."""
+    return PurePosixPath(str(name or "").replace("\\", "/")).parts
 
 
 def _check_names(names: Sequence[Any], image_ids: Sequence[int], dataset: Dataset, path: Path) -> None:

@@ -116,7 +116,7 @@ def read_prediction_file(path: Path, dataset: Dataset, read_as: ReadAs | None = 
         raise unknown_name("format of predictions", format, INPUT_FORMATS)
     kind, reason = _detect_format(path) if format is None else (format, "the format was given")
     if kind == "parquet":
-        return PredictionFile(read_parquet(path, dataset), kind, reason)
+        return PredictionFile(read_parquet(path, dataset, by_name=True), kind, reason)
     if kind in coco_results.FORMATS:
         table = read_coco(path, dataset, read_as)
     elif kind == "yolo":

@@ -13,6 +13,7 @@ from huggingface_hub import constants
 
 import foldfuse
 from foldfuse import cli
+from foldfuse.campaign.campaign_folder import Campaign
 from foldfuse.ensemble.ensemble import Ensemble
 from foldfuse.errors import InputError
 from foldfuse.inference import hub as module
@@ -81,7 +82,8 @@ def test_a_campaign_is_published_and_predicts_the_same(made, campaign, hub, tmp_
     assert "Apache-2.0" in body
     predictor = foldfuse.load(f"hf:{NAME}", device="cpu", engine="eager")
     assert str(predictor.source) == f"hf:{NAME}"
-    same(predictor.predict(made / "t"), load(campaign, device="cpu", engine="eager").predict(made / "t"))
+    expected = load(Campaign(campaign), device="cpu", engine="eager").predict(made / "t")
+    same(predictor.predict(made / "t"), expected)
     words = ["predict", f"hf:{NAME}", str(made / "t"), "--out", str(tmp_path / "p.parquet"), "--device", "cpu"]
     assert cli.main([*words, "--score-threshold", "best"]) == 0
     assert cli.main([*words, "--overwrite", "--offline"]) == 0

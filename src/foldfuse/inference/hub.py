@@ -73,7 +73,7 @@ def find_published(path: str | Path) -> Published | None:
         InputError: the name is malformed, there is no such repository or revision, Foldfuse did not publish it, or it is not in
             the cache and cannot be downloaded.
     """
-    text = path.as_posix() if isinstance(path, Path) else path
+    text = path if isinstance(path, str) else Path(path).as_posix()  # a Run or a Campaign stands for its folder
     if not text.startswith(PREFIX):
         return None
     found = _REFERENCE.fullmatch(text)

@@ -64,7 +64,7 @@ def workers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeWor
         members.test |= {key: noisy(truth, len(str(key))) for key in ensemble_views(ensemble, predicted)}
 
     monkeypatch.setattr(submissions, "predict_test_images", predict_test_images)
-    monkeypatch.setattr(runner, "spend_on_views", lambda *_: None)
+    monkeypatch.setattr(runner, "spend_on_views", lambda *_, **__: None)
     monkeypatch.setattr(runner, "measure_crops", lambda *_: None)  # its time would be real
     with closing(ledgers.create(tmp_path / "out", {}, deadline=DEADLINE, start=0.0)) as ledger:
         workers = FakeWorkers(task, ledger)

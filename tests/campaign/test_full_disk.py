@@ -75,7 +75,7 @@ def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr("foldfuse.campaign.runner.rescoring_seconds", lambda state: 0.0)
     monkeypatch.setattr("foldfuse.campaign.constants.FIRST_SEARCH_SECONDS", 0.1)
     monkeypatch.setattr("foldfuse.campaign.runner.last_search_seconds", lambda state: 0.1)
-    monkeypatch.setattr("foldfuse.campaign.runner.spend_on_views", lambda *_: None)
+    monkeypatch.setattr("foldfuse.campaign.runner.spend_on_views", lambda *_, **__: None)
     return write_dataset(tmp_path / "d", 16)
 
 

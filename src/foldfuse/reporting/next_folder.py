@@ -91,7 +91,7 @@ def write_next_folder(
             {name: found.filter(found.scores >= SHOWN_SCORE) for name, found in layers.items()},
             made / PAGE,
             title=title,
-            notes=[(f"{rank}. {one.score:.1f} bits", _note(rank, one)) for rank, one in enumerate(images, 1)],
+            notes=[(f"{rank}. {one.score:.1f} bits", _note(one)) for rank, one in enumerate(images, 1)],
             progress=progress,
         )
         if target.exists():
@@ -125,8 +125,8 @@ def expected_words(expected: dict[str, float]) -> str:
     return f"{words} and {more} more" if more else words
 
 
-def _note(rank: int, one: NextImage) -> str:
-    return f"{rank}. to label, {one.score:.2f} bits; expected: {expected_words(one.expected)}; {one.reason}"
+def _note(one: NextImage) -> str:
+    return f"expected objects: {expected_words(one.expected)}; {one.reason}"
 
 
 def _image(choice: NextChoice, position: int, given: Sample, copy: str) -> NextImage:

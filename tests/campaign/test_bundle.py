@@ -6,10 +6,12 @@ import json
 import os
 import shutil
 import socket
+import sqlite3
 import subprocess
 import sys
 import venv
 import zipfile
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +30,7 @@ from foldfuse.formats.predictions import read_predictions
 from foldfuse.inference import bundle as bundles
 from foldfuse.inference.bundle_writer import member_names, write_bundle
 from foldfuse.inference.predictor import load
+from foldfuse.storage import ledger
 from foldfuse.storage.run import Run
 from foldfuse.system import wheels
 from submission_samples import crop_rescorer, make_run, members_of, open_campaign, submit
@@ -123,6 +126,23 @@ def test_the_command_and_the_script_in_the_zip(made, campaign, tmp_path, capsys,
     done = subprocess.run([sys.executable, "unpacked/predict.py", images, "s.csv"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert len(Path("s.csv").read_text().splitlines()) == 6
+
+
+def test_the_script_knows_what_the_sample_of_the_campaign_leaves_open(made, campaign, tmp_path):
+    copy = shutil.copytree(campaign, tmp_path / "night")
+    with closing(sqlite3.connect(copy / ledger.NAME)) as db, db:
+        (text,) = db.execute("SELECT value FROM facts WHERE name = 'request'").fetchone() or ("{}",)
+        request = json.loads(text) | {"sample_format": "label_score_xyxy"}
+        db.execute("INSERT OR REPLACE INTO facts VALUES ('request', ?)", (json.dumps(request),))
+    shutil.unpack_archive(write_bundle(copy, tmp_path / "b.zip").path, tmp_path / "unpacked")
+    images = sorted((made / "t" / "images").iterdir())
+    sample = tmp_path / "sample.csv"
+    sample.write_text("image_id,PredictionString\n" + "".join(f"{i.name},0 0.5 10 10 50 40\n" for i in images))
+    words = [sys.executable, str(tmp_path / "unpacked" / "predict.py"), images[0].parent, tmp_path / "s.csv", sample]
+    done = subprocess.run(words, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert len((tmp_path / "s.csv").read_text().splitlines()) == 1 + len(images)
+    assert "--like sample_submission.csv --format label_score_xyxy" in (tmp_path / "unpacked" / "README.md").read_text()
 
 
 def test_a_run_keeps_its_views_and_its_learnt_images(made, tmp_path, capsys):

@@ -85,6 +85,7 @@ class BundleRecord:
         parts: the passes of its members.
         notes: sentences on parts that cannot predict new images and were left out.
         versions: {package: its version where the bundle was made}.
+        submission: options of `foldfuse submit` that say what the sample submission of the campaign leaves open.
     """
 
     noun: str
@@ -93,6 +94,7 @@ class BundleRecord:
     parts: tuple[BundlePart, ...]
     notes: tuple[str, ...] = ()
     versions: dict[str, str] = field(default_factory=dict)
+    submission: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Checks what the types leave open. Raises InputError."""

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import shlex
 from collections.abc import Mapping
 
 from foldfuse.errors import counted
 from foldfuse.inference.bundle import BundleRecord
 
-PREDICT = '''"""Predicts images with this bundle, without a network, and writes a submission.
+_SCRIPT = '''"""Predicts images with this bundle, without a network, and writes a submission.
 
-    python predict.py IMAGES submission.csv [sample_submission.csv]
+    python predict.py IMAGES submission.csv [sample_submission.csv [options of foldfuse submit]]
 
 README.md beside this file says what must be installed.
 """
@@ -19,14 +21,21 @@ from pathlib import Path
 
 from foldfuse.cli import main
 
+OPTIONS = {options}  # what the sample leaves open
+
 if __name__ == "__main__":
     images, out, *sample = sys.argv[1:]
     found = f"{out}.parquet"
     status = main(["predict", str(Path(__file__).resolve().parent), images, "--out", found, "--all", "--overwrite"])
-    like = ["--like", *sample] if sample else []
+    like = ["--like", *sample, *(OPTIONS if len(sample) == 1 else [])] if sample else []
     sys.exit(status or main(["submit", found, images, "--out", out, "--overwrite", *like]))
 '''
 _ONNX_WITHOUT = "PyTorch is not needed: ONNX Runtime runs the networks."
+
+
+def script(record: BundleRecord) -> str:
+    """The predict.py of a bundle."""
+    return _SCRIPT.replace("{options}", json.dumps(list(record.submission)))
 
 
 def requirements(packages: Mapping[str, str]) -> str:
@@ -44,6 +53,7 @@ def readme(record: BundleRecord, *, has_wheels: str | None) -> str:
     made = f"Made by Foldfuse {record.versions.get('foldfuse', '')}; `bundle.json` has all versions."
     members = dict.fromkeys(part.member for part in record.parts)
     views = sum(len({view for views in part.views.values() for view in views}) or 1 for part in record.parts)
+    like = shlex.join(["--like", "sample_submission.csv", *record.submission])
     lines = [
         f"# The {record.noun} {record.source}, ready to predict",
         "",
@@ -58,7 +68,7 @@ def readme(record: BundleRecord, *, has_wheels: str | None) -> str:
         "The zip itself and the folder that it was unpacked into work alike:",
         "",
         "    foldfuse predict bundle.zip IMAGES --all --out predictions.parquet",
-        "    foldfuse submit predictions.parquet IMAGES --like sample_submission.csv --out submission.csv",
+        f"    foldfuse submit predictions.parquet IMAGES {like} --out submission.csv",
         "    python predict.py IMAGES submission.csv sample_submission.csv  # both lines above, in the unpacked folder",
         "",
         "In Python: `foldfuse.load('bundle.zip')('photo.jpg')`. IMAGES is a folder, a pattern in quotes, or a dataset.",

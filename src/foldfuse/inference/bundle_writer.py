@@ -22,13 +22,15 @@ from foldfuse.evaluation.thresholds import THRESHOLDS, write_thresholds
 from foldfuse.inference import bundle, rescorer_file
 from foldfuse.inference.base_predictor import Predictor
 from foldfuse.inference.bundle import BundlePart, BundleRecord, Runtime
-from foldfuse.inference.bundle_texts import PREDICT, readme, requirements
+from foldfuse.inference.bundle_texts import readme, requirements, script
 from foldfuse.inference.ensemble_predictor import EnsemblePredictor, Part
 from foldfuse.inference.networks import has_onnx, load_network
 from foldfuse.inference.predictor import load
 from foldfuse.inference.stored_thresholds import stored_thresholds
 from foldfuse.inference.tta import PLAIN_VIEW
 from foldfuse.provenance import origins_page
+from foldfuse.storage.ledger import NAME as LEDGER
+from foldfuse.storage.ledger import snapshot
 from foldfuse.storage.run import Run
 from foldfuse.storage.run_tensors import WEIGHTS
 from foldfuse.system.atomic_files import atomic
@@ -147,10 +149,11 @@ def collect(
         ),
         notes=predictor.notes if isinstance(predictor, EnsemblePredictor) else (),
         versions=versions(),
+        submission=_submission_options(source),
     )
     origins = {name: run.metadata.weights for run, name in names.items()}
     files["weights.md"] = origins_page(origins).encode()
-    files["predict.py"] = PREDICT.encode()
+    files["predict.py"] = script(record).encode()
     files |= package_texts()
     text = json.dumps(to_plain(record, version=bundle.VERSION), indent=1, allow_nan=False)
     files[bundle.RECORD] = f"{text}\n".encode()
@@ -187,6 +190,21 @@ def packages_to_install(record: BundleRecord, predictor: Predictor) -> dict[str,
         needs_transformers = any(run.recipe.detector.startswith(_NEEDS_TRANSFORMERS) for run in predictor.runs)
         found = needed_packages([NAME, *(["transformers"] if needs_transformers else [])], without=STACK)
     return {name: number for name, number in found.items() if name != NAME}
+
+
+def _submission_options(source: Path) -> tuple[str, ...]:
+    """The options of a campaign that say what its sample submission leaves open, as `foldfuse submit` takes them."""
+    folder = source.parent if source.name == bundle.ENSEMBLE else source
+    if not (folder / LEDGER).is_file():
+        return ()
+    request = snapshot(folder).get("request") or {}
+    options = {"sample_format": "--format", "labels": "--labels", "image_names": "--image-names"}
+    return tuple(
+        word
+        for name, option in options.items()
+        if isinstance(request.get(name), str)
+        for word in (option, request[name])
+    )
 
 
 def texts(record: BundleRecord, packages: Mapping[str, str], *, has_wheels: Wheels | None) -> dict[str, Path | bytes]:

@@ -16,7 +16,7 @@ from foldfuse.inference.bundle_writer import Bundle, collect, finish, packages_t
 from foldfuse.inference.cost import check_image_size
 from foldfuse.inference.crop_features import ImagenetFeatures
 from foldfuse.inference.detector import detect, load_detector
-from foldfuse.inference.engine import MAX_TIES, without_partner
+from foldfuse.inference.engine import max_ties, without_partner
 from foldfuse.inference.ensemble_predictor import EnsemblePredictor
 from foldfuse.inference.networks import NETWORK, has_onnx
 from foldfuse.inference.onnx_export import facts_entry, facts_of_run, write_onnx
@@ -89,7 +89,7 @@ def export_run(
             )
         images = np.random.default_rng(0).integers(0, 256, (2, size, size, 3), np.uint8)
         apart = [without_partner(*pair) for pair in zip(predictor.detect(images), detect(net, images), strict=True)]
-        if max(apart) > MAX_TIES:
+        if max(apart) > max_ties(net):
             raise InputError(
                 f"{out}: {max(apart):.1%} of the boxes that the ONNX file finds in random images differ from PyTorch's. Export "
                 "another run, or use 'foldfuse bundle', whose networks run in PyTorch."

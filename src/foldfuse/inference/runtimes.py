@@ -71,8 +71,8 @@ RUNTIMES: Mapping[str, Runtime] = {
             onnxruntime_network,
             onnxruntime_network.OnnxRuntimeNetwork,
             "network.onnx",
-            speedup=1.3,
-            convert_seconds=30.0,
+            speedup=1.1,
+            convert_seconds=40.0,
             load_seconds=1.0,
         ),
     )

@@ -40,7 +40,7 @@ def test_killed_on_a_card_it_is_resumed_on_a_cpu_and_finishes(recipe, tmp_path):
     test = write_dataset(tmp_path / "t", 4, seed=9)
     changes = [word for change in SMALL for word in ("--set", change)]
     process = start(
-        data, "--test", test, "--deadline", "90s", "--out", out, "--folds", "3", "--recipe", recipe, *changes
+        data, "--test", test, "--deadline", "120s", "--out", out, "--folds", "3", "--recipe", recipe, *changes
     )
     try:
         while not list(out.glob("members/*/checkpoint.pt")):

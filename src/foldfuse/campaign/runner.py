@@ -220,8 +220,12 @@ def run_segments(
         raise InputError(
             f"{ledger.folder}: the time was over before a first member was trained. Start again with more time."
         )
-    if compiling is not None:
-        compiling.wait(state.remaining - reserved_seconds((), state))
+    if compiling is not None and not compiling.is_over:
+        ledger.log(
+            "The loops of scoring and fusion are still being compiled; the last choice of the ensemble waits for them."
+        )
+        with ledger.timed("compile", "setup"):
+            compiling.wait(state.remaining - reserved_seconds((), state))
     seconds = last_search_seconds(campaign_state(task, ledger, workers))
     submit_best(task, ledger, members, last=True, seconds=seconds)
     state = campaign_state(task, ledger, workers)

@@ -26,10 +26,9 @@ threading.Thread(target=send, daemon=True).start()
 try:
     with signals_as_interrupts():
         import torch
-        loaded = torch.zeros(1)
         time.sleep(60)
-except KeyboardInterrupt:
-    print("interrupted", loaded.numel(), flush=True)
+except KeyboardInterrupt:  # perhaps before the name is bound
+    print("interrupted", sys.modules["torch"].zeros(1).numel(), flush=True)
     os._exit(130)
 """
 

@@ -79,7 +79,7 @@ def test_an_exported_campaign_predicts_its_submission_without_torch(tmp_path, mo
     with pytest.raises(InputError, match="is exported already"):
         write_onnx_bundle(tmp_path / "c.zip", tmp_path / "again.zip")
     monkeypatch.setenv("WORLD_SIZE", "2")
-    assert cli.main(words) == 2
+    assert cli.main([*words, "--overwrite"]) == 2
     assert "Give the command without torchrun" in capsys.readouterr().err
 
 

@@ -71,6 +71,15 @@ def test_the_faster_setting_is_taken_and_remembered(tmp_path, monkeypatch):
     assert again == made
 
 
+def test_results_of_another_way_to_measure_are_measured_anew(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "METHOD", "one after the other")
+    found(tmp_path, Network())
+    monkeypatch.undo()
+    monkeypatch.setattr(module.time, "perf_counter", lambda: LATE[0])
+    found(tmp_path, Network())
+    assert len(json.loads((tmp_path / "autotune.json").read_text())["results"]) == 2
+
+
 def test_a_setting_that_computes_something_else_is_left_out(tmp_path):
     made = found(tmp_path, Network(wrong=0.1))
     assert made.config.precision == "float32"

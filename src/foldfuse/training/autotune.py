@@ -42,7 +42,8 @@ SMALL_BATCH = 2  # images
 
 COMPILE_SECONDS = 60.0  # that compiling is expected to take, before it is measured
 
-MEMORY_FORMAT = 2
+MEMORY_FORMAT = 1
+METHOD = "in turns"  # of measuring: results of an earlier one, which a busy machine misled, are not read
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,7 @@ def autotune(
     memory = memory or cache_folder() / "autotune.json"
     device = next(model.parameters()).device
     facts = host.describe(str(device))
-    key = " | ".join([*(str(facts[name]) for name in ("cpu", "cores", "device", "torch", "foldfuse")), key])
+    key = " | ".join([METHOD, *(str(facts[name]) for name in ("cpu", "cores", "device", "torch", "foldfuse")), key])
     known = _read_memory(memory).results
     if key in known:
         return known[key]

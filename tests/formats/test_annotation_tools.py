@@ -66,7 +66,9 @@ def test_a_coco_document_keeps_images_classes_and_scores(made, tmp_path):
     out = convert(made, "coco_dataset", tmp_path / "labels.json")
     document = json.loads(out.read_text())
     assert {"images", "categories", "annotations"} <= document.keys()
-    assert {"id", "image_id", "category_id", "bbox", "area", "iscrowd", "score"} == document["annotations"][0].keys()
+    assert {"id", "image_id", "category_id", "bbox", "area", "iscrowd", "segmentation", "score"} == document[
+        "annotations"
+    ][0].keys()
     found = read_predictions(out, read(data))
     np.testing.assert_allclose(found.boxes, predictions.boxes, atol=WITHIN)
     np.testing.assert_array_equal(np.float32(found.scores), predictions.scores)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,7 +11,7 @@ from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
 from torch.utils._pytree import tree_map
 
-from foldfuse.detections import Annotations
+from detr_samples import TARGETS, check_start, copy_heads, put_in_hub_cache
 from foldfuse.errors import InputError
 from foldfuse.inference.detector import detector_with_weights
 from foldfuse.models import make_detector
@@ -43,19 +42,8 @@ def random_library_model() -> torch.nn.Module:
     for key, t in model.state_dict().items():
         if t.is_floating_point() and not key.endswith(("up", "reg_scale", "num_points_scale")):
             t.copy_(torch.rand(t.shape) * 0.1 + ("running_var" in key) + 0.5 * key.endswith(("normalization.weight",)))
-    for i in range(TINY.decoder_layers):  # the heads are in the network twice
-        model.model.decoder.class_embed[i].load_state_dict(model.class_embed[i].state_dict())
-        model.model.decoder.bbox_embed[i].load_state_dict(model.bbox_embed[i].state_dict())
+    copy_heads(model, TINY.decoder_layers)
     return model.eval()
-
-
-def put_in_hub_cache(model: torch.nn.Module, folder: Path) -> Path:
-    """The model as the hub's cache keeps a repository."""
-    at = folder / "models--ustc-community--dfine-nano-coco"
-    (at / "refs").mkdir(parents=True)
-    (at / "refs" / "main").write_text("abc123")
-    model.save_pretrained(at / "snapshots" / "abc123")
-    return at / "snapshots" / "abc123"
 
 
 def with_old_names(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -71,20 +59,12 @@ def with_old_names(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return renamed | {"model.denoising_class_embed.weight": torch.zeros(81, TINY.width)}
 
 
-def annotated(boxes: list[list[float]], labels: list[int]) -> Annotations:
-    array = np.array(boxes, np.float64).reshape(-1, 4)
-    return Annotations(array, np.array(labels, np.int64), np.zeros(len(boxes), bool), np.ones(len(boxes)))
-
-
-TARGETS = [annotated([[10, 20, 90, 60], [40, 8, 70, 90]], [2, 0]), annotated([], []), annotated([[0, 0, 64, 64]], [1])]
-
-
 @pytest.mark.parametrize("where", ["cache", "folder", "file", "old names"])
 def test_the_weights_are_those_of_the_hubs_file_and_the_outputs_those_of_transformers(tmp_path, monkeypatch, where):
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     theirs = random_library_model()
-    folder = put_in_hub_cache(theirs, tmp_path)
+    folder = put_in_hub_cache(theirs, tmp_path, "ustc-community/dfine-nano-coco")
     start = {"cache": "coco", "folder": str(folder)}.get(where, str(folder / "model.safetensors"))
     if where == "old names":
         save_file(with_old_names({k: t.clone() for k, t in theirs.state_dict().items()}), start)
@@ -94,18 +74,9 @@ def test_the_weights_are_those_of_the_hubs_file_and_the_outputs_those_of_transfo
     said = load_init_weights(recipe, ours, CLASSES)
     assert said is not None
     assert "2 of 3 classes start from COCO's of the same name (cell_phone, Dog), the others from random values" in said
-    expected, rows = theirs.model.state_dict(), [COCO_CLASSES.index(name) for name in ("cell phone", "dog")]
     heads = {part for layer in ours.class_layers() for part in layer.tensors}
     assert len(heads) == 2 * (1 + TINY.decoder_layers)
-    for key, t in ours.state_dict().items():
-        name = (
-            key.replace("backbone.", "backbone.model.", 1) if key.startswith("backbone.") else key.removeprefix("body.")
-        )
-        if key in heads:
-            assert torch.equal(t[1:], expected[name][rows]), key
-            assert torch.equal(t[0], before[key][0]), key
-        else:
-            assert torch.equal(t, expected[name]), key
+    check_start(ours, theirs, before)
     whole = make_detector("dfine_n", 80, pretrained=False)
     load_init_weights(recipe, whole, COCO_CLASSES)
     images = torch.rand(2, 3, 320, 256)
@@ -239,6 +210,6 @@ def test_a_run_of_other_classes_starts_from_matching_rows(tmp_path):
 def test_a_missing_package_and_imagenet_weights_are_named(monkeypatch):
     with pytest.raises(InputError, match=r"dfine_n has no ImageNet weights of its own.*init_weights=coco"):
         make_detector("dfine_n", 3)
-    monkeypatch.setattr(dfine_library.importlib.util, "find_spec", lambda _: None)
+    monkeypatch.setattr(detr.importlib.util, "find_spec", lambda _: None)
     with pytest.raises(InputError, match=r"pip install 'foldfuse\[transformers\]'"):
         make_detector("dfine_n", 3, pretrained=False)

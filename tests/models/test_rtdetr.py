@@ -9,7 +9,7 @@ import pytest
 import torch
 from huggingface_hub import constants
 
-from foldfuse.detections import Annotations
+from detr_samples import TARGETS, annotated, check_start, copy_heads, put_in_hub_cache
 from foldfuse.errors import InputError
 from foldfuse.models import make_detector
 from foldfuse.models.cpu.fold_batch_norm import fold_batch_norms
@@ -33,23 +33,13 @@ def _tiny(monkeypatch):
     torch.manual_seed(0)
 
 
-def annotated(boxes, labels):
-    array = np.array(boxes, np.float64).reshape(-1, 4)
-    return Annotations(array, np.array(labels, np.int64), np.zeros(len(boxes), bool), np.ones(len(boxes)))
-
-
-TARGETS = [annotated([[10, 20, 90, 60], [40, 8, 70, 90]], [2, 0]), annotated([], []), annotated([[0, 0, 64, 64]], [1])]
-
-
 def random_library_model():
     """transformers' network for COCO with random weights in every layer, also those that begin as zeros or ones."""
     model = rtdetr.new_library_model(TINY, 80)
     for key, t in model.state_dict().items():
         if t.is_floating_point() and not key.endswith("n_points_scale"):
             t.copy_(torch.rand(t.shape) * 0.1 + ("running_var" in key) + 0.5 * key.endswith("norm.weight"))
-    for i in range(TINY.decoder_layers):  # the heads are in the network twice
-        model.model.decoder.class_embed[i].load_state_dict(model.class_embed[i].state_dict())
-        model.model.decoder.bbox_embed[i].load_state_dict(model.bbox_embed[i].state_dict())
+    copy_heads(model, TINY.decoder_layers)
     return model.eval()
 
 
@@ -57,26 +47,13 @@ def test_the_weights_are_those_of_the_hubs_file_and_the_outputs_those_of_transfo
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     theirs = random_library_model()
-    at = tmp_path / "models--PekingU--rtdetr_v2_r18vd"
-    (at / "refs").mkdir(parents=True)
-    (at / "refs" / "main").write_text("abc123")
-    theirs.save_pretrained(at / "snapshots" / "abc123")
+    put_in_hub_cache(theirs, tmp_path, "PekingU/rtdetr_v2_r18vd")
     recipe, ours = load_recipe("rtdetr_r18"), make_detector("rtdetr_r18", 3, pretrained=False)
     before = {key: t.clone() for key, t in ours.state_dict().items()}
     said = load_init_weights(recipe, ours, CLASSES)
     assert said is not None
     assert "2 of 3 classes start from COCO's of the same name (cell_phone, Dog)" in said
-    expected, rows = theirs.model.state_dict(), [COCO_CLASSES.index(name) for name in ("cell phone", "dog")]
-    heads = {part for layer in ours.class_layers() for part in layer.tensors}
-    for key, t in ours.state_dict().items():
-        name = (
-            key.replace("backbone.", "backbone.model.", 1) if key.startswith("backbone.") else key.removeprefix("body.")
-        )
-        if key in heads:
-            assert torch.equal(t[1:], expected[name][rows]), key
-            assert torch.equal(t[0], before[key][0]), key
-        else:
-            assert torch.equal(t, expected[name]), key
+    check_start(ours, theirs, before)
     whole = make_detector("rtdetr_r18", 80, pretrained=False)
     load_init_weights(recipe, whole, COCO_CLASSES)
     images = torch.rand(2, 3, 256, 192)
@@ -161,6 +138,6 @@ def test_the_exported_network_has_the_outputs_of_the_network():
 def test_imagenet_weights_and_a_missing_package_are_named(monkeypatch):
     with pytest.raises(InputError, match=r"rtdetr_r18 has no ImageNet weights of its own.*init_weights=coco"):
         make_detector("rtdetr_r18", 3)
-    monkeypatch.setattr(rtdetr.importlib.util, "find_spec", lambda _: None)
+    monkeypatch.setattr(detr.importlib.util, "find_spec", lambda _: None)
     with pytest.raises(InputError, match=r"pip install 'foldfuse\[transformers\]'"):
         make_detector("rtdetr_r18", 3, pretrained=False)

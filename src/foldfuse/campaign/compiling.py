@@ -34,7 +34,7 @@ from foldfuse.fusion.methods import fuse
 from foldfuse.system.compiled import has_kept, keeps_code
 
 COMPILE_SECONDS = 30.0  # that compiling takes on a slow core
-CLOSE_SECONDS = 5.0  # for the process to end, once it is told to
+CLOSE_SECONDS = 5.0  # for the process to end, once it is asked to
 _LOOPS = (
     scoring.match,
     scoring.rank,

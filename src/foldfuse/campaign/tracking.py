@@ -79,7 +79,7 @@ def tracked(folder: Path, wanted: Sequence[str]) -> Iterator[None]:
 
     Args:
         folder: with the ledger.
-        wanted: see `trackers.open_trackers`; a tracker that cannot be opened is told, and the campaign goes on.
+        wanted: see `trackers.open_trackers`; a tracker that cannot be opened is reported, and the campaign goes on.
     """
     if not wanted:
         yield

@@ -121,7 +121,7 @@ def evaluate(
 
 
 def _keep(run: Run, found: RunEvaluation) -> None:
-    """Keep the score and the predictions in the run's folder, unless that cannot be written to, which is told."""
+    """Keep the score and the predictions in the run's folder, unless that cannot be written to, which is reported."""
     try:
         if not os.access(run.folder, os.W_OK):
             raise InputError(f"{run.folder}: cannot be written to.")

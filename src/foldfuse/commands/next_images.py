@@ -83,7 +83,7 @@ def next_images(
         raise InputError("next works in one process. Give the command without torchrun.")
     options.refuse_overwrite(out, overwrite, inputs=[unlabelled, images, *campaign], made_by=(RECORD,))
     refuse_labels(out)
-    predictors = [load(path, device=device, engine=engine) for path in _words(campaign)]
+    predictors = [load(path, device=device, engine=engine) for path in _checked(campaign)]
     first = predictors[0]
     ignore_orientation = ignore_orientation or first.ignore_orientation
     predictors = [replace(each, ignore_orientation=ignore_orientation) for each in predictors]
@@ -115,7 +115,7 @@ def next_images(
             batch_size=batch_size or BATCH_SIZE,
             progress=progress,
         )
-    _tell_of_broken([*problems.values(), *choice.broken.values()])
+    _report_broken([*problems.values(), *choice.broken.values()])
     offered = _offered(choice, predictors, score_threshold)
     with progress_bar(f"writing {counted(len(choice.samples), 'image')}") as progress:
         record = write_next_folder(
@@ -139,7 +139,7 @@ def next_images(
     return out
 
 
-def _words(campaign: Sequence[Path]) -> tuple[Path, ...]:
+def _checked(campaign: Sequence[Path]) -> tuple[Path, ...]:
     """The campaign or the runs.
 
     Raises:
@@ -158,7 +158,7 @@ def _words(campaign: Sequence[Path]) -> tuple[Path, ...]:
     return tuple(campaign)
 
 
-def _tell_of_broken(reasons: Sequence[str]) -> None:
+def _report_broken(reasons: Sequence[str]) -> None:
     """Prints how many images cannot be used, and why the first cannot."""
     if reasons:
         is_are = "is" if len(reasons) == 1 else "are"

@@ -19,7 +19,7 @@ from foldfuse.training.classifier import val_accuracy
 def report_end(run: Run, val: Dataset | None, *, num_learnt: int, device: str) -> None:
     """Score the held-out images, keep predictions and score in the run's folder, and print the end of a training.
 
-    Images that cannot be scored are told in a sentence: the run is trained all the same.
+    Images that cannot be scored are reported in a sentence: the run is trained all the same.
 
     Args:
         run: the run, trained to its end.

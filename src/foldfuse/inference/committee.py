@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -28,9 +28,9 @@ from foldfuse.inference.ensemble_predictor import EnsemblePredictor
 from foldfuse.inference.image_features import SIDE, Encode
 from foldfuse.inference.network_predictor import NetworkPredictor
 from foldfuse.inference.tta import PLAIN_VIEW, View
-from foldfuse.inference.views import BATCH_SIZE, MAX_THREADS, batches_of_one_shape, predict_images
+from foldfuse.inference.views import BATCH_SIZE, batches_of_one_shape, predict_images
 from foldfuse.storage.run import Run
-from foldfuse.system.host import usable_cores
+from foldfuse.system.prefetch import prefetched
 from foldfuse.system.progress import Progress, no_progress
 
 CHUNK = 64  # images that are decoded while the networks predict as many others
@@ -213,13 +213,7 @@ def _decoded(samples: Sequence[Sample], longest: int) -> Iterator[list[tuple[Sam
         except InputError as error:
             return error
 
-    pool = ThreadPoolExecutor(min(MAX_THREADS, max(2, usable_cores())), thread_name_prefix="images")
     chunks = [samples[start : start + CHUNK] for start in range(0, len(samples), CHUNK)]
-    try:
-        coming = [pool.submit(load, sample) for sample in chunks[0]] if chunks else []
-        for i, chunk in enumerate(chunks):
-            current = coming
-            coming = [pool.submit(load, sample) for sample in chunks[i + 1]] if i + 1 < len(chunks) else []
-            yield [(sample, future.result()) for sample, future in zip(chunk, current, strict=True)]
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+    with closing(prefetched(chunks, load)) as loaded:
+        for chunk, images in zip(chunks, loaded, strict=True):
+            yield list(zip(chunk, images, strict=True))

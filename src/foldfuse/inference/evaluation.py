@@ -209,7 +209,7 @@ def held_out_images(
     metadata = run.metadata
     if run.is_classifier:
         raise InputError(
-            f"{run.folder}: is a run of a classifier, and AP is a score of boxes. Its accuracy is told by: foldfuse predict "
+            f"{run.folder}: is a run of a classifier, and AP is a score of boxes. Its accuracy is shown by: foldfuse predict "
             f"{run.folder} DATA --out classes.csv"
         )
     own = data is None

@@ -1,7 +1,7 @@
 """What held-out images say of predictors: the AP of each class, the calibration of each member; and the images that are labelled.
 
 A campaign's ledger holds its out-of-fold AP by class, a run's evaluation.json its own. Calibrations need the annotations, which
-are read where the campaign or the run had them. What cannot be read is told in a sentence.
+are read where the campaign or the run had them. What cannot be read is reported in a sentence.
 """
 
 from __future__ import annotations

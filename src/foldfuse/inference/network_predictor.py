@@ -34,7 +34,7 @@ class NetworkPredictor(Predictor):
         """The detections in each of (B, H, W, 3) uint8 RGB letterboxed images, in pixels of these."""
 
     def expect(self, pixels: int) -> None:
-        """Is told how many pixels the next images have together, before `detect` sees the first of them."""
+        """Gets how many pixels the next images have together, before `detect` sees the first of them."""
 
     @property
     def num_bytes(self) -> int:

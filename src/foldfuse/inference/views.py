@@ -6,11 +6,9 @@ threads decode and letterbox the next one.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, replace
-from itertools import zip_longest
 
 import numpy as np
 
@@ -20,10 +18,10 @@ from foldfuse.data.tiles import Window, letterboxed_tile, tile_windows
 from foldfuse.detections import Array, Detections, Predictions
 from foldfuse.inference.tile_merging import TOUCH_PX, merge_tiles
 from foldfuse.inference.tta import View
+from foldfuse.system.prefetch import prefetched
 from foldfuse.system.progress import Progress, no_progress
 
 BATCH_SIZE = 16  # images of 256 px at a time
-MAX_THREADS = 8  # that decode images: more wait for the disk, and for one another
 
 Detect = Callable[[Array], list[Detections]]  # (B, H, W, 3) uint8 -> B detections in pixels of these
 Canvas = tuple[int, int]  # (height, width)
@@ -75,7 +73,7 @@ def predict_images(
         batch_size: images of 256 px at a time; fewer larger ones, so that memory stays the same.
         longest: the longest side, in pixels, that images are decoded at; by default the largest that a view asks for. The pixels
             of the other views depend on it.
-        expect: is told beforehand how many pixels the detector will see.
+        expect: gets beforehand how many pixels the detector will see.
         progress: gets the finished share of the work.
 
     Raises:
@@ -156,7 +154,8 @@ def batches_of_one_shape(
 def _loaded(batches: Sequence[Batch], longest: int) -> Iterator[tuple[Batch, list[list[list[ImageArray]]]]]:
     """Each batch with the inputs of its images in each view; threads load the next batch while the caller works on one."""
 
-    def load(sample: Sample, batch: Batch) -> list[list[ImageArray]]:
+    def load(one: tuple[Sample, Batch]) -> list[list[ImageArray]]:
+        sample, batch = one
         image, size = load_sample(sample, longest=longest), (sample.width, sample.height)
         return [
             [letterboxed_tile(image, window, size=size, canvas=canvas) for window in _windows(sample, view)]
@@ -165,15 +164,6 @@ def _loaded(batches: Sequence[Batch], longest: int) -> Iterator[tuple[Batch, lis
             for view, canvas in zip(batch.views, batch.canvases, strict=True)
         ]
 
-    pool = ThreadPoolExecutor(min(MAX_THREADS, max(2, os.cpu_count() or 1)), thread_name_prefix="images")
-
-    def begin(batch: Batch) -> list[Future[list[list[ImageArray]]]]:
-        return [pool.submit(load, sample, batch) for sample in batch.samples]
-
-    try:
-        coming = begin(batches[0]) if batches else []
-        for batch, following in zip_longest(batches, batches[1:]):
-            current, coming = coming, [] if following is None else begin(following)
-            yield batch, [future.result() for future in current]
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+    groups = [[(sample, batch) for sample in batch.samples] for batch in batches]
+    with closing(prefetched(groups, load)) as loaded:
+        yield from zip(batches, loaded, strict=True)

@@ -25,9 +25,9 @@ from pathlib import Path, PurePosixPath
 from foldfuse.data.dataset import Dataset, Sample
 from foldfuse.detections import Predictions
 from foldfuse.errors import InputError, shown
+from foldfuse.formats.coco_results import write_coco_dataset
 from foldfuse.formats.formulas import warn_of_formulas
 from foldfuse.formats.parquet import write_parquet
-from foldfuse.formats.pre_annotations import write_pre_annotations
 from foldfuse.inference.next_images import NextChoice
 from foldfuse.reporting.browser import images_folder, write_browser
 from foldfuse.reporting.browser_sources import FUSED
@@ -75,7 +75,7 @@ def write_next_folder(
         samples = _copies(choice.samples, made)
         picked = replace(dataset, samples=samples, source=out / ANNOTATIONS)
         write_parquet(choice.fused, made / PREDICTIONS, picked)
-        write_pre_annotations(pre_annotations, picked, made / ANNOTATIONS)
+        write_coco_dataset(pre_annotations, made / ANNOTATIONS, picked)
         images = tuple(
             _image(choice, position, given, copy.file_name)
             for position, (given, copy) in enumerate(zip(choice.samples, samples, strict=True))

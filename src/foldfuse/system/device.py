@@ -72,7 +72,7 @@ def card_names(name: str = "auto") -> tuple[str, ...]:
 
 
 def _may_have_card() -> bool:
-    """Whether a driver of NVIDIA or AMD cards seems to be there; True where this cannot be told quickly."""
+    """Whether a driver of NVIDIA or AMD cards seems to be there; True where this cannot be found out quickly."""
     if not sys.platform.startswith("linux"):
         return sys.platform == "win32"
     return any(Path(path).exists() for path in ("/dev/nvidia0", "/dev/nvidiactl", "/dev/dxg", "/dev/kfd"))

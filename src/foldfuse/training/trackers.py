@@ -3,7 +3,7 @@
 A tracker is a function that takes new rows of the log; each number in a row becomes a point of a curve at the row's step. Names
 may have a prefix, such as "base/loss": curves of one prefix share their steps, and those of another have steps of their own.
 
-The packages are optional, and imported only where a tracker is asked for. A tracker that fails is told once and then left: no
+The packages are optional, and imported only where a tracker is asked for. A tracker that fails is reported once and then left: no
 training ends because of it, and log.jsonl has all rows.
 """
 
@@ -43,7 +43,7 @@ class Opened(NamedTuple):
 
 @dataclass
 class _Guarded:
-    """An open tracker whose failure is told once."""
+    """An open tracker whose failure is reported once."""
 
     label: str
     opened: Opened
@@ -75,7 +75,7 @@ def open_trackers(wanted: Sequence[str], name: str, *, must_open: bool = True) -
     Args:
         wanted: such as "tensorboard:DIR", "mlflow:URI", "wandb:PROJECT" or "trackio:PROJECT".
         name: the name of the run.
-        must_open: whether a tracker that cannot be opened is an error; otherwise it is told, and the others go on.
+        must_open: whether a tracker that cannot be opened is an error; otherwise it is reported, and the others go on.
 
     Raises:
         InputError: there is no such kind of tracker, its package is not installed, or it cannot be opened.

@@ -13,9 +13,11 @@ Shapes: B images, Q queries, K classes, L decoder layers, N bins of a distributi
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -27,8 +29,9 @@ from foldfuse.models.backbones.transformer_layers import require_multiple
 from foldfuse.models.detection.hungarian import CostWeights, Pairs, match_layers
 from foldfuse.models.detection.normalizers import BatchTotal, at_least_float32
 from foldfuse.models.detection.postprocess import select_detections
+from foldfuse.models.pretrained.checkpoint import read_safetensors
 from foldfuse.models.pretrained.class_layer import ClassLayer
-from foldfuse.models.pretrained.coco import COCO_CLASSES
+from foldfuse.models.pretrained.coco import COCO_CLASSES, load_coco_state
 
 QUERIES = 300
 STRIDE = 32
@@ -36,6 +39,20 @@ PRIOR = 0.01  # the score that an untrained class head gives
 _OUTER_HEADS = ("class_embed.", "bbox_embed.")  # the decoder's heads once more, which the network does not use
 
 Layers = list[dict[str, Tensor]]  # the outputs of each layer, as transformers' loss takes them
+
+
+def require_transformers(family: str) -> None:
+    """Raises InputError where the package transformers is not installed, which a family of detectors needs."""
+    if importlib.util.find_spec("transformers") is None:
+        raise InputError(f"{family} needs the package transformers. Install it: pip install 'foldfuse[transformers]'.")
+
+
+def refuse_imagenet(name: str) -> InputError:
+    """The error for a detector that is asked for ImageNet weights: only weights of the whole detector are published."""
+    return InputError(
+        f"{name} has no ImageNet weights of its own. Start from its COCO weights with --set init_weights=coco, or "
+        "from random ones with --set init_weights=none."
+    )
 
 
 class DetrOutput(NamedTuple):
@@ -65,13 +82,15 @@ class DetrOutput(NamedTuple):
 
 
 class Detr(nn.Module):
-    """Base of the DETRs.
+    """Base of the DETRs; `family` is the name of one in sentences.
 
     Args:
         body: transformers' model without its heads, whose parts become this network's.
         strides: of the levels that the decoder looks at.
         num_classes: K.
     """
+
+    family: str
 
     def __init__(self, body: Any, strides: Sequence[int], num_classes: int) -> None:
         super().__init__()
@@ -160,6 +179,31 @@ class Detr(nn.Module):
             )
             for image_scores, image_corners in zip(scores, corners, strict=True)
         ]
+
+    def library_model(self, num_classes: int) -> Any:
+        """transformers' whole network of this size, with random weights."""
+        raise NotImplementedError
+
+    def load_coco(self, path: Path, classes: Sequence[str]) -> str:
+        """Load published weights for COCO's 80 classes, and return a sentence for the log.
+
+        Args:
+            path: a model.safetensors of transformers, of this size.
+            classes: names of the model's classes, by label.
+
+        Raises:
+            InputError: the file is damaged or is of another network.
+        """
+        library = self.library_model(len(COCO_CLASSES))
+        state = library_state(
+            read_safetensors(path),
+            type(library),
+            library.config,
+            source=str(path),
+            what=f"this size of {self.family}",
+        )
+        state |= {key: t for key, t in self.state_dict().items() if key.endswith("num_batches_tracked")}
+        return load_coco_state(self, state, classes=classes, source=str(path))
 
     def class_layers(self) -> list[ClassLayer]:
         """The layers whose rows belong to classes: the encoder's and each decoder layer's."""

@@ -15,19 +15,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from foldfuse.detections import Annotations
-from foldfuse.errors import InputError
-from foldfuse.models.detection.detr import QUERIES, Detr, DetrOutput, Layers, layer_terms, library_state
+from foldfuse.models.detection.detr import QUERIES, Detr, DetrOutput, Layers, layer_terms, refuse_imagenet
 from foldfuse.models.detection.dfine_library import SIZES, Size, new_library_model
 from foldfuse.models.detection.normalizers import BatchTotal, own_total
-from foldfuse.models.pretrained.checkpoint import read_safetensors
-from foldfuse.models.pretrained.coco import COCO_CLASSES, load_coco_state
 from foldfuse.models.pretrained.published import coco_licence
 from foldfuse.models.registry import entry
 
@@ -44,6 +40,8 @@ class DFine(Detr):
     Raises:
         InputError: transformers is not installed.
     """
+
+    family = "D-FINE"
 
     def __init__(self, size: Size, num_classes: int) -> None:
         body = new_library_model(size, num_classes).model
@@ -90,28 +88,9 @@ class DFine(Detr):
 
         return DFineLoss(self.body.config).to(device)
 
-    def load_coco(self, path: Path, classes: Sequence[str]) -> str:
-        """Load published weights for COCO's 80 classes, and return a sentence for the log.
-
-        Args:
-            path: a model.safetensors of transformers, of this size.
-            classes: names of the model's classes, by label.
-
-        Raises:
-            InputError: the file is damaged or is of another network.
-        """
-        from transformers import DFineForObjectDetection
-
-        state = library_state(
-            read_safetensors(path),
-            DFineForObjectDetection,
-            new_library_model(self.size, len(COCO_CLASSES)).config,
-            source=str(path),
-            what="this size of D-FINE",
-        )
-        own = self.state_dict()
-        state |= {key: t for key, t in own.items() if key.endswith("num_batches_tracked")}
-        return load_coco_state(self, state, classes=classes, source=str(path))
+    def library_model(self, num_classes: int) -> Any:
+        """transformers' whole network of this size, with random weights."""
+        return new_library_model(self.size, num_classes)
 
 
 def make_dfine(name: str, num_classes: int, *, anchor_scale: float | None = None, pretrained: bool = True) -> DFine:
@@ -121,10 +100,7 @@ def make_dfine(name: str, num_classes: int, *, anchor_scale: float | None = None
         InputError: `pretrained` is asked for, since only weights of the whole detector are published; or transformers is missing.
     """
     if pretrained:
-        raise InputError(
-            f"{name} has no ImageNet weights of its own. Start from its COCO weights with --set init_weights=coco, or "
-            "from random ones with --set init_weights=none."
-        )
+        raise refuse_imagenet(name)
     return DFine(SIZES[name], num_classes)
 
 

@@ -5,13 +5,11 @@ Widths and depths of N, S and M are those of the authors' configurations (github
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from foldfuse.errors import InputError
-from foldfuse.models.detection.detr import PRIOR, QUERIES
+from foldfuse.models.detection.detr import PRIOR, QUERIES, require_transformers
 
 
 @dataclass(frozen=True)
@@ -64,8 +62,7 @@ def new_library_model(size: Size, num_classes: int) -> Any:
     Raises:
         InputError: transformers is not installed.
     """
-    if importlib.util.find_spec("transformers") is None:
-        raise InputError("D-FINE needs the package transformers. Install it: pip install 'foldfuse[transformers]'.")
+    require_transformers("D-FINE")
     from transformers import DFineConfig, DFineForObjectDetection, HGNetV2Config
 
     backbone = HGNetV2Config(

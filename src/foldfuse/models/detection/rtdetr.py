@@ -12,22 +12,26 @@ Shapes: B images, Q queries, K classes, L decoder layers.
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from foldfuse.detections import Annotations
-from foldfuse.errors import InputError
-from foldfuse.models.detection.detr import PRIOR, QUERIES, Detr, DetrOutput, Layers, layer_terms, library_state
+from foldfuse.models.detection.detr import (
+    PRIOR,
+    QUERIES,
+    Detr,
+    DetrOutput,
+    Layers,
+    layer_terms,
+    refuse_imagenet,
+    require_transformers,
+)
 from foldfuse.models.detection.normalizers import BatchTotal, own_total
-from foldfuse.models.pretrained.checkpoint import read_safetensors
-from foldfuse.models.pretrained.coco import COCO_CLASSES, load_coco_state
 from foldfuse.models.pretrained.published import coco_licence
 from foldfuse.models.registry import entry
 
@@ -75,6 +79,8 @@ class RTDetr(Detr):
         InputError: transformers is not installed.
     """
 
+    family = "RT-DETRv2"
+
     def __init__(self, size: Size, num_classes: int) -> None:
         super().__init__(new_library_model(size, num_classes).model, STRIDES, num_classes)
         self.size = size
@@ -103,29 +109,9 @@ class RTDetr(Detr):
 
         return RTDetrLoss(self.body.config).to(device)
 
-    def load_coco(self, path: Path, classes: Sequence[str]) -> str:
-        """Load published weights for COCO's 80 classes, and return a sentence for the log.
-
-        Args:
-            path: a model.safetensors of transformers, of this size.
-            classes: names of the model's classes, by label.
-
-        Raises:
-            InputError: the file is damaged or is of another network.
-        """
-        from transformers import RTDetrV2ForObjectDetection
-
-        config = new_library_model(self.size, len(COCO_CLASSES)).config
-        state = library_state(
-            read_safetensors(path),
-            RTDetrV2ForObjectDetection,
-            config,
-            source=str(path),
-            what="this size of RT-DETRv2",
-        )
-        own = self.state_dict()
-        state |= {key: t for key, t in own.items() if key.endswith("num_batches_tracked")}
-        return load_coco_state(self, state, classes=classes, source=str(path))
+    def library_model(self, num_classes: int) -> Any:
+        """transformers' whole network of this size, with random weights."""
+        return new_library_model(self.size, num_classes)
 
 
 def _add_nothing(_: Layers) -> None:
@@ -138,8 +124,7 @@ def new_library_model(size: Size, num_classes: int) -> Any:
     Raises:
         InputError: transformers is not installed.
     """
-    if importlib.util.find_spec("transformers") is None:
-        raise InputError("RT-DETRv2 needs the package transformers. Install it: pip install 'foldfuse[transformers]'.")
+    require_transformers("RT-DETRv2")
     from transformers import RTDetrResNetConfig, RTDetrV2Config, RTDetrV2ForObjectDetection
 
     backbone = RTDetrResNetConfig(
@@ -180,10 +165,7 @@ def make_rtdetr(name: str, num_classes: int, *, anchor_scale: float | None = Non
         InputError: `pretrained` is asked for, since only weights of the whole detector are published; or transformers is missing.
     """
     if pretrained:
-        raise InputError(
-            f"{name} has no ImageNet weights of its own. Start from its COCO weights with --set init_weights=coco, or "
-            "from random ones with --set init_weights=none."
-        )
+        raise refuse_imagenet(name)
     return RTDetr(SIZES[name], num_classes)
 
 

@@ -122,7 +122,7 @@ function makeGrid(app, scroller, place, open) {
   return grid;
 }
 
-/** What is told of an image in one line: its objects and its errors, or its boxes. */
+/** An image in one line: its objects and its errors, or its boxes. */
 function factsOf(app, image) {
   const { data, choices } = app, matcher = app.matchers[choices.judge];
   const facts = data.notes ? [{ words: data.notes[image][0], className: "" }] : [];

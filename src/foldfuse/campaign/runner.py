@@ -229,7 +229,9 @@ def run_segments(
     seconds = last_search_seconds(campaign_state(task, ledger, workers))
     submit_best(task, ledger, members, last=True, seconds=seconds)
     state = campaign_state(task, ledger, workers)
-    if 0 < rescoring_seconds(state) <= state.remaining - state.reserves.delivery:
+    if (
+        0 < rescoring_seconds(state) <= c.CROP_SAFETY * (state.remaining - state.reserves.delivery)
+    ):  # its pace is watched
         spend_on_views(task, ledger, members, reserved=rescoring_seconds(state))
         rescore_submission(task, ledger, members)
     spend_on_views(task, ledger, members)

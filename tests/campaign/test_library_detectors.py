@@ -19,7 +19,7 @@ from foldfuse.storage import ledger as ledgers
 from foldfuse.storage.run import Run
 from learning_samples import write_dataset
 
-SMALL = ("image_size=64", "batch_size=2", "init_weights=none", "frozen_stages=0")
+SMALL = ("image_size=64", "batch_size=2", "init_weights=none", "frozen_stages=0", "lr=1e-4")
 
 
 def start(*words):

@@ -48,6 +48,8 @@ MIN_FOLD_STEPS = 1200  # of training, of all segments of one fold: with fewer, m
 MAX_CHECKPOINTS = 40  # within the deadline: more would cost more time than they save
 MIN_CHECKPOINT_SECONDS = 10.0  # between checkpoints
 MAX_ATTEMPTS = 3  # at a segment whose workers are lost
+MAX_LR_CUTS = 2  # of a segment whose loss is not finite, before it is left out
+DIVERGED_LR = 0.3  # times its learning rate, after each
 
 # candidates where the user names none
 CPU_RECIPES = ("lite0_fpn", "lite1_fpn", "yolov5n")  # cheap detectors with different backbones

@@ -64,6 +64,12 @@ def add_member(
         "weight": None,
         "image_seconds": predicted.image_seconds,
     }
+    for change in metadata.lr_changes:
+        where = f"step {change.step:,}" if change.step else "the beginning"
+        ledger.log(
+            f"{record.name}: its loss was not finite, so it was trained again from {where}, with a learning rate of "
+            f"{change.lr:.2g}."
+        )
     ledger.set(slowdown=None)  # the time of an image is measured anew
     ledger.put_segment(replace(record, state="done", ended=ledger.elapsed, result=result))
     members.runs[record.name] = run

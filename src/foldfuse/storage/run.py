@@ -50,7 +50,7 @@ MAX_CLASSES = 100_000  # more than any dataset has; a network has memory for eac
 
 @dataclass(frozen=True)
 class LrChange:
-    """Another learning rate of the recipe, given when the run was resumed at `step`."""
+    """Another learning rate from `step` on: given by a resume, or by a campaign after a loss that was not finite."""
 
     step: int
     lr: float
@@ -98,7 +98,7 @@ class RunMetadata:
         processes: number of processes that trained together.
         crops: crops that a classifier trained on.
         command: the command that began the run.
-        lr_changes: learning rates that a resume gave; before the first, training had the rate that the log's rows show.
+        lr_changes: learning rates that a resume or a campaign gave; before the first, the log's rows show the rate.
     """
 
     classes: tuple[str, ...] = field(default=(), repr=False)

@@ -18,7 +18,8 @@ from foldfuse.data.images import ImageCache
 from foldfuse.detections import Predictions
 from foldfuse.inference.detector import load_detector, predict_views
 from foldfuse.inference.tta import View
-from foldfuse.storage.run import Run
+from foldfuse.storage.recipe_file import write_recipe
+from foldfuse.storage.run import LrChange, Run
 from foldfuse.system.device import choose_device, current_device, release_memory
 from foldfuse.system.processes import World
 from foldfuse.system.progress import Progress, no_progress
@@ -55,6 +56,9 @@ def train_segment(
 ) -> float:
     """Trains a run up to `seconds` in all, and returns the seconds that it has trained.
 
+    Where the loss is not finite, the run goes on from its last checkpoint, or begins again, with `DIVERGED_LR` times its
+    learning rate. The seconds that this loses count. The run's metadata keeps each change of the rate.
+
     Args:
         run: the run to train, with its recipe and metadata.
         dataset: the dataset to train on.
@@ -66,23 +70,41 @@ def train_segment(
         device: the device to train on.
         progress: receives the share that is done.
         watch: makes a function of the budget that is called after each step, and may change the budget.
+
+    Raises:
+        FloatingPointError: the loss is not finite after `MAX_LR_CUTS` lower rates, or there is no time to go on.
     """
-    start = parent.load_checkpoint()[0] if parent is not None and state is None else None
     device = choose_device(device)
-    budget = Budget(seconds=seconds)
-    session = TrainingSession(
-        budget,
-        World(device=device),
-        checkpoint=state,
-        checkpoint_seconds=checkpoint_seconds,
-        progress=progress,
-        after_step=(lambda: None) if watch is None else watch(budget),
-    )
-    try:
-        with current_device(device):
-            return train_detector(run, dataset, session, images=images, init_state=start).seconds
-    finally:
-        release_memory(device)  # the next segment has images of another size
+    while True:
+        budget = Budget(seconds=seconds)
+        session = TrainingSession(
+            budget,
+            World(device=device),
+            checkpoint=state,
+            checkpoint_seconds=checkpoint_seconds,
+            progress=progress,
+            after_step=(lambda: None) if watch is None else watch(budget),
+        )
+        start = parent.load_checkpoint()[0] if parent is not None and state is None else None
+        try:
+            with current_device(device):
+                return train_detector(run, dataset, session, images=images, init_state=start).seconds
+        except FloatingPointError:
+            state = run.load_checkpoint()[0]
+            kept = 0.0 if state is None else state["seconds"]
+            seconds = budget.seconds - (budget.elapsed() - kept)
+            if len(run.metadata.lr_changes) >= c.MAX_LR_CUTS or seconds - kept < c.MIN_SEGMENT_SECONDS:
+                raise
+            lower_lr(run, c.DIVERGED_LR * run.recipe.lr, step=0 if state is None else state["step"])
+        finally:
+            release_memory(device)  # the next segment has images of another size
+
+
+def lower_lr(run: Run, lr: float, *, step: int) -> None:
+    """Give a run another learning rate from a step on; its metadata says so."""
+    write_recipe(replace(run.recipe, lr=lr), run.folder / "recipe.json")
+    metadata = run.metadata
+    run.write_metadata(replace(metadata, lr_changes=(*metadata.lr_changes, LrChange(step, lr))))
 
 
 def concat(dataset: Dataset, images: ImageCache, more: Dataset) -> tuple[Dataset, ImageCache]:

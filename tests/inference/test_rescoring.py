@@ -20,7 +20,7 @@ from foldfuse.formats.predictions import read_predictions, write_predictions
 from foldfuse.inference import rescoring as rescore
 from foldfuse.inference import rescoring_data
 from foldfuse.inference.crop_encoder import CropEncoder, features
-from foldfuse.inference.crop_features import fit_probe, torch_encoder
+from foldfuse.inference.crop_features import fit_probe, fit_probes, torch_encoder
 from foldfuse.inference.rescorer import Blend, Rescorer, apply_rescorer, rescored
 from foldfuse.inference.rescoring_data import label_detections, sample_objects
 from learning_samples import write_dataset
@@ -94,13 +94,13 @@ def test_each_image_is_rescored_by_a_probe_trained_without_it(data, monkeypatch)
     """Every probe is fitted without the rows of the part that it then predicts."""
     fits = []
 
-    def spy(x, y, weights, *, num_classes, ridge):
+    def spy(x, y, weights, **settings):
         fits.append({tuple(row) for row in x.tolist()})
-        return fit_probe(x, y, weights, num_classes=num_classes, ridge=ridge)
+        return fit_probes(x, y, weights, **settings)
 
     predicted = []
     real = rescoring_data.LinearProbe.log_probabilities
-    monkeypatch.setattr(rescoring_data, "fit_probe", spy)
+    monkeypatch.setattr(rescoring_data, "fit_probes", spy)
     monkeypatch.setattr(
         rescoring_data.LinearProbe,
         "log_probabilities",
@@ -167,6 +167,18 @@ def test_a_probe_is_the_minimum_that_scikit_learn_finds():
     theirs.fit((x - probe.mean) / probe.std, y, sample_weight=weights)
     want = theirs.predict_log_proba((x - probe.mean) / probe.std)
     np.testing.assert_allclose(probe.log_probabilities(x), want, atol=2e-3)
+
+
+def test_probes_of_several_ridges_are_those_of_each_ridge_alone():
+    rng = np.random.default_rng(1)
+    x, y, weights = rng.normal(size=(120, 7)).astype(np.float32), rng.integers(0, 18, 120), rng.uniform(0.5, 2, 120)
+    probes = fit_probes(x, y, weights, num_classes=18, ridges=(0.03, 1.0, 0.1))
+    assert set(probes) == {0.03, 0.1, 1.0}
+    for ridge, probe in probes.items():
+        alone = fit_probe(x, y, weights, num_classes=18, ridge=ridge)
+        assert probe.weight.shape == (7, 18)
+        np.testing.assert_allclose(probe.log_probabilities(x), alone.log_probabilities(x), atol=0.02)
+    assert abs(probes[0.03].weight - probes[1.0].weight).max() > 0.05
 
 
 def test_too_many_objects_are_sampled_evenly_over_the_classes():

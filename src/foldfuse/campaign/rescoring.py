@@ -21,7 +21,7 @@ from foldfuse.formats.predictions import read_predictions
 from foldfuse.inference import rescoring
 from foldfuse.inference.crop_encoder import CropEncoder, features
 from foldfuse.inference.crop_features import imagenet_encoder
-from foldfuse.inference.rescorer import apply_rescorer
+from foldfuse.inference.rescorer import ENCODING_SHARE, apply_rescorer
 from foldfuse.storage.ledger import Ledger
 
 _NO_TIME = "Crop rescoring was started, but there is no time left to rescore the test images. The submission stays."
@@ -123,7 +123,7 @@ def _crop_seconds(crops: Crops, encoder: CropEncoder) -> float:
     timed = _first(crops, c.MEASURED_CROPS)
     start = time.monotonic()
     features(timed, encoder)
-    return c.CROP_SAFETY * (time.monotonic() - start) / len(timed) / rescoring.ENCODING_SHARE
+    return c.CROP_SAFETY * (time.monotonic() - start) / len(timed)
 
 
 def _first(crops: Crops, number: int) -> Crops:
@@ -165,8 +165,8 @@ class _Pace:
 
     def _planned(self, share: float) -> float:
         """Planned seconds of a share of the training: objects come first, then detections, then the probes."""
-        encoded = min(1.0, share / rescoring.ENCODING_SHARE) * (self._num_objects + self._num_detections)
+        encoded = min(1.0, share / ENCODING_SHARE) * (self._num_objects + self._num_detections)
         objects = min(encoded, self._num_objects)
         crops = objects * self._object_crop + (encoded - objects) * self._crop
         every = self._num_objects * self._object_crop + self._num_detections * self._crop
-        return rescoring.ENCODING_SHARE * crops + max(0.0, share - rescoring.ENCODING_SHARE) * every
+        return crops + max(0.0, share - ENCODING_SHARE) / ENCODING_SHARE * every

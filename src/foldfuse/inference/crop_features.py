@@ -5,7 +5,7 @@ Shapes: n crops, D features, K classes.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import timm
@@ -19,6 +19,8 @@ from foldfuse.models.cpu.fold_batch_norm import fold_batch_norms
 from foldfuse.models.pretrained.imagenet import load_backbone
 from foldfuse.system.device import choose_device
 
+CPU_BATCH = 16  # crops that a CPU's network gets at once: more of them leave its caches
+COLUMNS = 16  # MKL multiplies by 16 columns several times as fast as by 11
 STD_EPSILON = 0.05  # added to a feature's standard deviation, so that a feature that is nearly always 0 is not blown up
 
 
@@ -68,7 +70,8 @@ def torch_encoder(
     @torch.inference_mode()
     def encode(images: Array) -> Array:
         pixels = torch.from_numpy(images).to(device).permute(0, 3, 1, 2)
-        encoded: Array = network(pixels.float().div_(255)).cpu().numpy()
+        parts = torch.split(pixels, CPU_BATCH if pixels.device.type == "cpu" else len(pixels))
+        encoded: Array = torch.cat([network(part.float().div_(255)) for part in parts]).cpu().numpy()
         return encoded
 
     return CropEncoder(encode, size, context)
@@ -84,21 +87,34 @@ def fit_probe(features: Array, labels: Array, weights: Array, *, num_classes: in
         num_classes: K.
         ridge: the larger, the closer the probabilities of the classes to each other.
     """
+    return fit_probes(features, labels, weights, num_classes=num_classes, ridges=(ridge,))[ridge]
+
+
+def fit_probes(
+    features: Array, labels: Array, weights: Array, *, num_classes: int, ridges: Sequence[float]
+) -> dict[float, LinearProbe]:
+    """{ridge: the probe of `fit_probe`}. The largest ridge comes first, and each fit begins at the result of the last."""
     mean, std = features.mean(0), features.std(0) + STD_EPSILON
     x = torch.from_numpy(((features - mean) / std).astype(np.float32))
     y, share = torch.from_numpy(labels), torch.from_numpy((weights / weights.sum()).astype(np.float32))
-    weight = torch.zeros(x.shape[1], num_classes, requires_grad=True)
+    # The columns beyond the classes stay 0: no logit depends on them.
+    weight = torch.zeros(x.shape[1], -(-num_classes // COLUMNS) * COLUMNS, requires_grad=True)
     bias = torch.zeros(num_classes, requires_grad=True)
-    optimizer = torch.optim.LBFGS(
-        [weight, bias], max_iter=100, tolerance_grad=1e-4, tolerance_change=1e-7, line_search_fn="strong_wolfe"
-    )
+    probes = {}
+    for ridge in sorted(ridges, reverse=True):
+        optimizer = torch.optim.LBFGS(
+            [weight, bias], max_iter=100, tolerance_grad=1e-4, tolerance_change=1e-7, line_search_fn="strong_wolfe"
+        )
 
-    def closure() -> Tensor:
-        optimizer.zero_grad()
-        losses = F.cross_entropy(x @ weight + bias, y, reduction="none")  # (n,)
-        loss = (losses * share).sum() + ridge / 2 * weight.square().sum()
-        loss.backward()  # type: ignore[no-untyped-call]
-        return loss
+        def closure(optimizer: torch.optim.LBFGS = optimizer, ridge: float = ridge) -> Tensor:
+            optimizer.zero_grad()
+            logits = (x @ weight)[:, :num_classes] + bias
+            losses = F.cross_entropy(logits, y, reduction="none")  # (n,)
+            loss = (losses * share).sum() + ridge / 2 * weight.square().sum()
+            loss.backward()  # type: ignore[no-untyped-call]
+            return loss
 
-    optimizer.step(closure)  # type: ignore[no-untyped-call]
-    return LinearProbe(mean, std, weight.detach().numpy(), bias.detach().numpy())
+        optimizer.step(closure)  # type: ignore[no-untyped-call]
+        own = weight.detach()[:, :num_classes].clone().numpy()
+        probes[ridge] = LinearProbe(mean, std, own, bias.detach().clone().numpy())
+    return probes

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import product
 from typing import Any
 
 import numpy as np
@@ -30,7 +29,7 @@ from foldfuse.evaluation.matching import check_compatible, require_unlearnt
 from foldfuse.evaluation.metrics import measure
 from foldfuse.inference.crop_encoder import CropEncoder
 from foldfuse.inference.crop_features import imagenet_encoder
-from foldfuse.inference.rescorer import Blend, Rescorer, median_log_p, rescored
+from foldfuse.inference.rescorer import ENCODING_SHARE, Blend, Rescorer, median_log_p, rescored
 from foldfuse.inference.rescoring_data import (
     TrainingCrops,
     encode_training_crops,
@@ -44,7 +43,6 @@ PARTS = 5  # of the cross-validation where `folds` gives none
 RIDGES = (0.03, 0.1, 0.3, 1.0)
 ALPHAS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7)
 LEAST_PROB_BETTER = 0.65  # share of the bootstrap resamples that must show a gain: likely, not certain
-ENCODING_SHARE = 0.9  # of the progress; training the probes takes the rest
 
 
 @dataclass(frozen=True)
@@ -172,7 +170,11 @@ def fit_rescorer(
     correct = log_p[on_object, :num_classes].argmax(1) == labels[on_object]
     return RescoringResult(
         rescorer=Rescorer(
-            train.fit(num_classes, ridge), encoder, blend, max_detections, median_log_p(predictions, rows, log_p, best)
+            train.fit(num_classes, [ridge])[ridge],
+            encoder,
+            blend,
+            max_detections,
+            median_log_p(predictions, rows, log_p, best),
         ),
         predictions=candidates[blend],
         facts=RescoringFacts(
@@ -195,11 +197,12 @@ def _cross_validate(train: TrainingCrops, num_classes: int, progress: Progress) 
     x, parts, labels = (column[train.detections] for column in (train.features, train.parts, train.labels))
     labeled = np.flatnonzero(labels >= 0)
     log_p = {ridge: np.empty((len(x), num_classes + 1)) for ridge in RIDGES}
-    fits = list(product(RIDGES, np.unique(parts).tolist()))
-    for done, (ridge, part) in enumerate(fits, start=1):
+    own_parts = np.unique(parts).tolist()
+    for done, part in enumerate(own_parts, start=1):
         own = parts == part
-        log_p[ridge][own] = train.fit(num_classes, ridge, without=part).log_probabilities(x[own])
-        progress(done / len(fits))
+        for ridge, probe in train.fit(num_classes, RIDGES, without=part).items():
+            log_p[ridge][own] = probe.log_probabilities(x[own])
+        progress(done / len(own_parts))
     best = max(RIDGES, key=lambda ridge: float(log_p[ridge][labeled, labels[labeled]].mean()))
     return best, log_p[best]
 

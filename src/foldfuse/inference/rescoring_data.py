@@ -5,7 +5,7 @@ Shapes: n crops; K classes, class K is the background; D features.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
@@ -15,7 +15,7 @@ from foldfuse.boxes import pairwise_iou
 from foldfuse.data.crops import Crops
 from foldfuse.detections import Annotations, Array
 from foldfuse.inference.crop_encoder import CropEncoder, LinearProbe, features, mirrored
-from foldfuse.inference.crop_features import fit_probe
+from foldfuse.inference.crop_features import fit_probes
 from foldfuse.system.progress import Progress, span
 
 OBJECT_IOU = 0.5  # a box with at least this IoU has the object's class
@@ -62,13 +62,13 @@ class TrainingCrops:
         """The rows of the detections."""
         return slice(self.num_objects, None)
 
-    def fit(self, num_classes: int, ridge: float, *, without: int | None = None) -> LinearProbe:
-        """A probe trained on all parts, or on all parts except `without`."""
+    def fit(self, num_classes: int, ridges: Sequence[float], *, without: int | None = None) -> dict[float, LinearProbe]:
+        """{ridge: a probe trained on all parts, or on all parts except `without`}."""
         rows = self.labels >= 0
         if without is not None:
             rows &= self.parts != without
         x, y, weights = self.features[rows], self.labels[rows], self.weights[rows]
-        return fit_probe(x, y, weights, num_classes=num_classes + 1, ridge=ridge)
+        return fit_probes(x, y, weights, num_classes=num_classes + 1, ridges=ridges)
 
 
 def encode_training_crops(

@@ -13,6 +13,7 @@ from foldfuse.campaign import constants as c
 from foldfuse.campaign.planning.segments import at_image_size, constant_lr, plan_segments
 from foldfuse.campaign.planning.soups import pending_soups
 from foldfuse.campaign.planning.state import CampaignState, Segment
+from foldfuse.inference.rescorer import ENCODING_SHARE
 from foldfuse.inference.tta import View
 from foldfuse.storage.segments import Role
 
@@ -168,10 +169,12 @@ def search_seconds(deadline: float) -> float:
 
 def rescoring_seconds(state: CampaignState) -> float:
     """Seconds for crop rescoring; 0 where it would take too much of the deadline."""
-    num_images = state.num_val * len(state.folds) + state.num_test
     objects = object_crop_count(state.num_objects) * state.reserves.object_crop
-    detections = c.RESCORING_CROPS_PER_IMAGE * num_images * state.reserves.crop
-    seconds = state.slowdown * (objects + detections)
+    val, test = (
+        c.RESCORING_CROPS_PER_IMAGE * number * state.reserves.crop
+        for number in (state.num_val * len(state.folds), state.num_test)
+    )
+    seconds = state.slowdown * ((objects + val) / ENCODING_SHARE + test)
     return seconds if seconds <= c.MAX_RESCORING_SHARE * state.deadline else 0.0
 
 

@@ -3,9 +3,10 @@
     python benchmarks/campaign_evidence.py --out evidence --hours 2
     python benchmarks/campaign_evidence.py --out evidence --hours 0
 
-The second form runs nothing and writes the page from what is there. What has finished in the output folder is not run again, a
-stopped campaign is resumed. A campaign and its training follow each other, since a machine's speed drifts; nothing begins that
-would not end within --hours. The datasets of the pool are divided 80/20 by the seed, with near-duplicates on one side.
+The second form runs nothing and writes the page from what is there. A pair of runs that has its row in campaign_evidence.jsonl
+is not run again, nor is a run that has finished in the output folder; a stopped campaign is resumed. A campaign and its training
+follow each other, since a machine's speed drifts; nothing begins that would not end within --hours, and a pair is never cut in
+two. The datasets of the pool are divided 80/20 by the seed, with near-duplicates on one side.
 Folders are looked for in $FOLDFUSE_SHARED or ../shared: data/ and pool/. Run it alone on the machine.
 """
 
@@ -13,12 +14,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import subprocess
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 from statistics import mean
+from typing import Any
 
 from campaign import ROOT, SPARE, campaign, single
 from foldfuse.data.readers.coco import read
@@ -118,57 +121,87 @@ def scored(cell: Cell, out: Path, way: str) -> tuple[float, float]:
     return score.ap50 or 0.0, score.ap or 0.0
 
 
-def page(out: Path) -> str:
+def measured(cell: Cell, out: Path) -> dict[str, Any]:
+    """The row of a cell: the scores of both ways, and what they were measured with."""
+    facts = json.loads((cell.folder(out, "campaign") / "campaign.json").read_text(encoding="utf-8"))
+    ours, theirs = (scored(cell, out, way) for way in WAYS)
+    commit = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], cwd=PAGE.parent, capture_output=True, text=True
+    ).stdout
+    return {
+        "deadline": cell.deadline,
+        "data": cell.data,
+        "seed": cell.seed,
+        "campaign": [round(value, 4) for value in ours],
+        "single": [round(value, 4) for value in theirs],
+        "used": round(facts["seconds_used"] / facts["deadline_seconds"], 3),
+        "cpu": facts["machine"]["cpu"],
+        "commit": commit.strip(),
+    }
+
+
+def page(rows: Sequence[dict[str, Any]]) -> str:
     """The page: a row for each cell that is there, the means of both ways, and what is missing."""
     lines = [TEXT]
     for deadline in dict.fromkeys(cell.deadline for cell in cells()):
-        own = [c for c in cells() if c.deadline == deadline and all(is_done(c, out, way) for way in WAYS)]
+        own = [row for row in rows if row["deadline"] == deadline]
         if not own:
             continue
         lines += [
             f"## {deadline}\n",
-            "| data | seed | campaign | single training | gain in AP |",
-            "|---|---|---|---|---|",
+            "| data | seed | campaign | single training | gain in AP | deadline used | processor, commit |",
+            "|---|---|---|---|---|---|---|",
         ]
-        pairs = []
-        for cell in own:
-            ours, theirs = (scored(cell, out, way) for way in WAYS)
-            pairs.append((ours[1], theirs[1]))
-            row = f"{ours[0]:.3f} ({ours[1]:.3f}) | {theirs[0]:.3f} ({theirs[1]:.3f}) | {ours[1] - theirs[1]:+.3f}"
-            lines.append(f"| {cell.data} | {cell.seed} | {row} |")
-        ours, theirs = (mean(pair[i] for pair in pairs) for i in (0, 1))
-        wins = sum(a > b for a, b in pairs)
+        for row in own:
+            ours, theirs = (f"{ap50:.3f} ({ap:.3f})" for ap50, ap in (row["campaign"], row["single"]))
+            gain, used = row["campaign"][1] - row["single"][1], row["used"]
+            where = f"{row['cpu']}, {row['commit']}"
+            lines.append(f"| {row['data']} | {row['seed']} | {ours} | {theirs} | {gain:+.3f} | {used:.0%} | {where} |")
+        ours, theirs = (mean(row[way][1] for row in own) for way in WAYS)
+        wins = sum(row["campaign"][1] > row["single"][1] for row in own)
         lines.append(
             f"\nMean AP: {ours:.3f} and {theirs:.3f}, {ours / max(theirs, 1e-9) - 1:+.1%}. The campaign has more in {wins} of "
-            f"{len(pairs)}.\n"
+            f"{len(own)}.\n"
         )
-    missing = [
-        f"{cell.deadline} {way} of {cell.data}, seed {cell.seed}"
-        for cell, way in product(cells(), WAYS)
-        if not is_done(cell, out, way)
-    ]
+    missing = [cell for cell in cells() if row_of(cell, rows) is None]
     if missing:
-        lines.append(f"{len(missing)} of {len(cells()) * len(WAYS)} runs are missing, the next one: {missing[0]}.\n")
+        first = missing[0]
+        lines.append(
+            f"{len(missing)} of {len(cells())} pairs are missing, the next one: {first.deadline} on {first.data}, seed "
+            f"{first.seed}.\n"
+        )
     return "\n".join(lines)
 
 
+def row_of(cell: Cell, rows: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
+    """The row of a cell, where it is there."""
+    key = (cell.deadline, cell.data, cell.seed)
+    return next((row for row in rows if (row["deadline"], row["data"], row["seed"]) == key), None)
+
+
 def main(words: Sequence[str] | None = None) -> None:
-    """Runs what is missing and has time, and writes the page after each cell."""
+    """Runs what is missing and has time, and writes the rows and the page after each cell."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("evidence"))
     parser.add_argument("--hours", type=float, default=8.0)
     parser.add_argument("--page", type=Path, default=PAGE)
     asked = parser.parse_args(words)
     end = time.monotonic() + 3600 * asked.hours
+    record = asked.page.with_suffix(".jsonl")
+    rows = [json.loads(line) for line in record.read_text(encoding="utf-8").splitlines()] if record.exists() else []
     asked.out.mkdir(parents=True, exist_ok=True)
-    for cell, way in product(cells(), WAYS):
+    for cell in cells():
         seconds = parse_duration(cell.deadline)
-        if is_done(cell, asked.out, way) or time.monotonic() + seconds > end:
+        ways = [way for way in WAYS if not is_done(cell, asked.out, way)]
+        if row_of(cell, rows) is not None or time.monotonic() + seconds * len(ways) > end:
             continue
-        print(f"{way} of {cell.data}, seed {cell.seed}, {duration_option(seconds)}", flush=True)
-        run(cell, asked.out, way)
-        asked.page.write_text(page(asked.out), encoding="utf-8")
-    asked.page.write_text(page(asked.out), encoding="utf-8")
+        for way in ways:
+            print(f"{way} of {cell.data}, seed {cell.seed}, {duration_option(seconds)}", flush=True)
+            run(cell, asked.out, way)
+        rows.append(measured(cell, asked.out))
+        record.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        asked.page.write_text(page(rows), encoding="utf-8")
+    asked.page.write_text(page(rows), encoding="utf-8")
 
 
 if __name__ == "__main__":

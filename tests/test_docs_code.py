@@ -1,4 +1,4 @@
-"""Python in the docs: what it imports exists, and the joining of two annotated sets runs."""
+"""Python in the docs: what it imports exists."""
 
 import ast
 import importlib
@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 import foldfuse as ff
-from learning_samples import write_dataset
 
 DOCS = Path(__file__).parent.parent / "docs"
 PAGES = [  # api.md has signatures, and is generated
@@ -36,15 +35,3 @@ def test_every_name_of_the_package_that_an_example_uses_is_there():
     used = {name for page in PAGES for code in blocks(page) for name in re.findall(r"\bff\.(\w+)", code)}
     assert len(used) > 5
     assert not [name for name in sorted(used) if not hasattr(ff, name)]
-
-
-def test_two_annotated_sets_are_joined(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    first, second = write_dataset(Path("data"), 5), write_dataset(Path("next"), 3, seed=1)
-    second.rename("next/labelled.json")
-    (code,) = [code for code in blocks(DOCS / "next.md") if "joined.json" in code]
-    exec(compile(code, "next.md", "exec"), {})
-    joined = ff.read("joined.json")
-    assert len(joined) == 8
-    assert [sample.path.resolve().parent.parent.name for sample in joined] == ["data"] * 5 + ["next"] * 3
-    assert joined.num_boxes == ff.read(first).num_boxes + ff.read("next/labelled.json").num_boxes

@@ -39,6 +39,7 @@ COMMANDS = {  # name: (function, summary)
     "demo": ("foldfuse.commands.campaign:demo", "Run a campaign on drawn scenes of recyclable trash."),
     "check": ("foldfuse.commands.data:check", "Find the faults of a dataset, and fix them."),
     "split": ("foldfuse.commands.data:split", "Split a dataset into stratified folds."),
+    "join": ("foldfuse.commands.data:join", "Join annotated datasets of the same classes into one."),
     "train": ("foldfuse.commands.train:train", "Train one detector or classifier under a budget."),
     "sweep": ("foldfuse.commands.train:sweep", "Compare recipes, image sizes and batch sizes under one budget."),
     "import": (
@@ -75,7 +76,7 @@ COMMANDS = {  # name: (function, summary)
 }
 GROUPS = {  # heading in the help: its commands
     "Campaigns": ("campaign", "watch", "report", "compare", "note", "demo"),
-    "Data": ("check", "split", "browse", "review", "next"),
+    "Data": ("check", "split", "join", "browse", "review", "next"),
     "Training": ("train", "sweep", "import", "predict", "evaluate"),
     "Predictions": ("fuse", "ensemble", "rescore", "convert", "score", "submit"),
     "Models": ("models", "recipes", "fetch", "profile", "export", "bundle", "publish"),

@@ -1,4 +1,4 @@
-"""Commands on datasets: check and split."""
+"""Commands on datasets: check, split and join."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from cyclopts import Parameter
 from rich.table import Table
 
 from foldfuse.commands import options
+from foldfuse.data import joining
 from foldfuse.data.box_formats import BoxFormat, CategoryIds, Conventions
 from foldfuse.data.corrections import apply_corrections
 from foldfuse.data.dataset import Dataset, require_annotations
@@ -18,8 +19,8 @@ from foldfuse.data.doctor import CheckReport, class_statistics, examine, write_f
 from foldfuse.data.findings import Finding
 from foldfuse.data.folds import Folds, groups_of, make_folds
 from foldfuse.data.pixels import open_images
-from foldfuse.data.readers.coco import read
-from foldfuse.errors import InputError
+from foldfuse.data.readers.coco import read, write
+from foldfuse.errors import InputError, counted
 from foldfuse.system import printing
 
 EXAMPLES = 2  # of each kind of finding, in the table
@@ -134,6 +135,40 @@ def check(
         console.print(_findings_table(report))
     console.print(_classes_table(report.fixed))
     return report if out is None else write_fixed(report, out)
+
+
+def join(
+    data: tuple[Path, ...],
+    *,
+    out: options.Out,
+    ignore_orientation: options.IgnoreOrientation = False,
+    overwrite: options.Overwrite = False,
+) -> Path:
+    """Join annotated datasets of the same classes into one, and return the path of its COCO JSON.
+
+    Images are numbered anew and stay where they are: the file names in the joined JSON lead from its folder to them. Classes are
+    matched by name, and have the order and the ids of the first dataset.
+
+    Args:
+        data: two or more annotated datasets in any layout.
+        out: COCO JSON to write, in a folder that holds all images, perhaps deeper.
+
+    Raises:
+        InputError: a dataset cannot be used, or has a class that the first lacks; two hold the same image; an image lies outside
+            the folder of `out`; or `out` exists.
+
+    Examples:
+        foldfuse join data/train.json next/labelled.json --out joined.json
+    """
+    options.refuse_overwrite(out, overwrite, is_file=True, inputs=data, may_be_dataset=True)
+    datasets = [read(path, ignore_orientation=ignore_orientation) for path in data]
+    joined, sentences = joining.join(datasets, folder=out.parent)
+    for sentence in sentences:
+        printing.write(sentence, to_stderr=True)
+    write(joined, out)
+    parts = " + ".join(counted(len(dataset), "image") for dataset in datasets)
+    printing.write(f"{out}: {parts}, {joined.num_boxes:,} boxes.", to_stderr=True)
+    return out
 
 
 def _folds_table(dataset: Dataset, folds: Folds) -> Table:

@@ -67,12 +67,12 @@ def main() -> None:
         "check data/train.json --fix --corrections corrections.json --out data/fixed.json", "data/fixed.json", ok=(0, 1)
     )
     steps.run(f"next unlabelled night1 --number {NUM_PICKED} --out next", "next/next.json")
-    join("joined.json", [Path(one.path).name for one in read_next(Path("next")).images])
+    join(steps, "joined.json", [Path(one.path).name for one in read_next(Path("next")).images])
     steps.run(f"campaign joined.json {campaign} --out night2", "night2/submission.json")
     nights = ["night1", "night2"]
     if asked.control:
         others = sorted(path.name for path in Path("unlabelled").iterdir())
-        join("joined_random.json", random.Random(asked.seed).sample(others, NUM_PICKED))
+        join(steps, "joined_random.json", random.Random(asked.seed).sample(others, NUM_PICKED))
         steps.run(f"campaign joined_random.json {campaign} --out night2_random", "night2_random/submission.json")
         nights.append("night2_random")
     for night in nights:
@@ -143,17 +143,16 @@ def accept(numbers: str | None) -> list[int]:
     return accepted
 
 
-def join(out: str, names: Sequence[str]) -> None:
-    """Writes the corrected data together with images of `unlabelled`, labelled as AquaTrash has them."""
-    if Path(out).exists():
-        return
-    fixed, whole = read("data/fixed.json"), read(SOURCE / "train.json")
-    assert fixed.classes == whole.classes
-    new = [
-        replace(s, path=Path("unlabelled") / Path(s.file_name).name) for s in whole if Path(s.file_name).name in names
+def join(steps: Steps, out: str, names: Sequence[str]) -> None:
+    """Joins the corrected data with images of `unlabelled`, labelled as AquaTrash has them."""
+    whole, labelled = read(SOURCE / "train.json"), Path(f"labelled-{out}")
+    samples = [
+        replace(s, path=Path("unlabelled") / Path(s.file_name).name, file_name=f"unlabelled/{Path(s.file_name).name}")
+        for s in whole
+        if Path(s.file_name).name in names
     ]
-    samples = [replace(s, id=i, file_name=os.path.relpath(s.path)) for i, s in enumerate([*fixed, *new])]
-    write(replace(fixed, samples=tuple(samples)), Path(out))
+    write(replace(whole, samples=tuple(samples)), labelled)
+    steps.run(f"join data/fixed.json {labelled} --out {out}", out)
 
 
 def page(steps: Steps, nights: Sequence[str], accepted: Sequence[int], *, by_person: bool) -> str:

@@ -43,6 +43,7 @@ def make_files(folder: Path) -> None:
     for name in ("test.json", "truth.json"):
         (folder / "data" / name).write_text(text)
     shutil.rmtree(test.parent)
+    write_dataset(folder / "more", 3, seed=2).rename(folder / "more" / "labelled.json")
     dataset = read(train)
     make_folds(dataset, num_folds=3).write(folder / "folds.json")
     for seed, name in enumerate(("a_oof", "b_oof")):

@@ -46,31 +46,46 @@ def train(segment, seconds, **settings):
     return train_segment(run, dataset, seconds, images=images, **values)
 
 
+def ends_after(steps, number, budgets=None):
+    """A watch that ends a training once so many steps were computed; `budgets` gets the seconds of each try."""
+
+    def watch(budget):
+        if budgets is not None:
+            budgets.append(budget.seconds)
+
+        def after_step():
+            if len(steps) >= number:
+                budget.seconds = budget.elapsed()
+
+        return after_step
+
+    return watch
+
+
 def test_it_goes_on_from_its_checkpoint_at_a_lower_rate_and_the_lost_seconds_count(segment, monkeypatch):
-    monkeypatch.setattr(c, "MIN_SEGMENT_SECONDS", 0.1)
     run = segment[0]
     steps = diverging(monkeypatch, run, lambda number, lr: number >= 8 and lr == RECIPE.lr)
-    seconds = train(segment, 4.0)
+    budgets = []
+    train(segment, 600.0, watch=ends_after(steps, 14, budgets), checkpoint_seconds=0.0)
     (change,) = run.metadata.lr_changes
     assert change.lr == run.recipe.lr == pytest.approx(c.DIVERGED_LR * RECIPE.lr)
     assert 0 < change.step < 8, "from the last checkpoint"
     assert run.is_trained
     assert [row["step"] for row in run.log] == list(range(run.metadata.steps))
     assert len(steps) > run.metadata.steps, "some steps were computed twice"
-    assert seconds < 4.0
+    assert budgets[1] < budgets[0] == 600.0
 
 
 def test_a_first_member_without_a_checkpoint_begins_again(segment, monkeypatch):
-    monkeypatch.setattr(c, "MIN_SEGMENT_SECONDS", 0.1)
-    diverging(monkeypatch, segment[0], lambda number, lr: number == 2)
-    train(segment, 2.0, checkpoint_seconds=60.0)
+    steps = diverging(monkeypatch, segment[0], lambda number, lr: number == 2)
+    train(segment, 600.0, watch=ends_after(steps, 6), checkpoint_seconds=600.0)
     assert [change.step for change in segment[0].metadata.lr_changes] == [0]
 
 
-@pytest.mark.parametrize(("cuts", "at_least"), [(c.MAX_LR_CUTS, 0.1), (0, 60.0)])
+@pytest.mark.parametrize(("cuts", "at_least"), [(c.MAX_LR_CUTS, 5.0), (0, 900.0)])
 def test_it_fails_after_two_lower_rates_or_where_no_time_is_left(segment, monkeypatch, cuts, at_least):
     monkeypatch.setattr(c, "MIN_SEGMENT_SECONDS", at_least)
     diverging(monkeypatch, segment[0], lambda number, lr: True)
     with pytest.raises(FloatingPointError, match="the loss is not finite"):
-        train(segment, 30.0)
+        train(segment, 600.0)
     assert len(segment[0].metadata.lr_changes) == cuts

@@ -23,6 +23,7 @@ OPTIONS = {  # of every command: its arguments by their place, then its options
         "--overwrite"
     ),
     "split": "DATA --out --folds --seed --group --ignore-near-duplicates --images --ignore-orientation --overwrite",
+    "join": "DATA --out --ignore-orientation --overwrite",
     "train": (
         "DATA --out --recipe --init-from --set --image-size --batch-size --lr --budget --steps --seed --folds "
         "--fold --val --images --ignore-orientation --resume --checkpoint-every --eval-every --tracker --device --offline "

@@ -158,7 +158,7 @@ def join(
             the folder of `out`; or `out` exists.
 
     Examples:
-        foldfuse join data/train.json next/labelled.json --out joined.json
+        foldfuse join data/train.json more/labelled.json --out joined.json
     """
     options.refuse_overwrite(out, overwrite, is_file=True, inputs=data, may_be_dataset=True)
     datasets = [read(path, ignore_orientation=ignore_orientation) for path in data]

@@ -70,9 +70,8 @@ def test_an_exported_campaign_predicts_its_submission_without_torch(tmp_path, mo
     assert found.offsets.tolist() == submitted.offsets.tolist()
     np.testing.assert_allclose(found.boxes, submitted.boxes, atol=0.01)
     difference = np.abs(found.scores - submitted.scores)
-    assert (difference > 1e-4).mean() <= 0.005, (
-        "a crop over the image's edge begins at a whole pixel: the next one for a near box"
-    )
+    # The crop rescorer's random weights enlarge rounding: on one processor one score of 874 differs by 1.3e-4.
+    assert (difference > 1e-4).mean() <= 0.005
     assert difference.max() < 2e-3
     assert found.labels.tolist() == submitted.labels.tolist()
     predictor = load(tmp_path / "c.zip", device="cpu")

@@ -134,7 +134,8 @@ def test_the_script_knows_what_the_sample_of_the_campaign_leaves_open(made, camp
         (text,) = db.execute("SELECT value FROM facts WHERE name = 'request'").fetchone() or ("{}",)
         request = json.loads(text) | {"sample_format": "label_score_xyxy"}
         db.execute("INSERT OR REPLACE INTO facts VALUES ('request', ?)", (json.dumps(request),))
-    shutil.unpack_archive(write_bundle(copy, tmp_path / "b.zip").path, tmp_path / "unpacked")
+    first = write_bundle(copy, tmp_path / "b.zip").path
+    shutil.unpack_archive(write_bundle(first, tmp_path / "again.zip").path, tmp_path / "unpacked")
     images = sorted((made / "t" / "images").iterdir())
     sample = tmp_path / "sample.csv"
     sample.write_text("image_id,PredictionString\n" + "".join(f"{i.name},0 0.5 10 10 50 40\n" for i in images))
@@ -142,7 +143,8 @@ def test_the_script_knows_what_the_sample_of_the_campaign_leaves_open(made, camp
     done = subprocess.run(words, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert len((tmp_path / "s.csv").read_text().splitlines()) == 1 + len(images)
-    assert "--like sample_submission.csv --format label_score_xyxy" in (tmp_path / "unpacked" / "README.md").read_text()
+    readme = (tmp_path / "unpacked" / "README.md").read_text()
+    assert "--like sample_submission.csv --format label_score_xyxy" in readme, "also in the bundle of a bundle"
 
 
 def test_a_run_keeps_its_views_and_its_learnt_images(made, tmp_path, capsys):

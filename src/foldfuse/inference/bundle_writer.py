@@ -193,7 +193,12 @@ def packages_to_install(record: BundleRecord, predictor: Predictor) -> dict[str,
 
 
 def _submission_options(source: Path) -> tuple[str, ...]:
-    """The options of a campaign that say what its sample submission leaves open, as `foldfuse submit` takes them."""
+    """The options of a campaign that say what its sample submission leaves open, as `foldfuse submit` takes them.
+
+    A bundle that is bundled again hands on its own.
+    """
+    if bundle.is_bundle(source):
+        return bundle.read_bundle_record(source).submission
     folder = source.parent if source.name == bundle.ENSEMBLE else source
     if not (folder / LEDGER).is_file():
         return ()

@@ -113,7 +113,7 @@ def table(rows: list[dict[str, Any]]) -> str:
             else "not accepted"
         )
         expected, gained = (
-            f"{g['mean']:+.3f} ({g['low']:+.3f} to {g['high']:+.3f})"
+            f"{g['value']:+.3f} ({g['low']:+.3f} to {g['high']:+.3f})"
             for g in (fitted["gain"], row["test_gain"]["ap50"])
         )
         lines.append(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from contextlib import closing
 from dataclasses import replace
 
@@ -46,7 +47,7 @@ def test_each_fold_has_enough_steps(steps_for, available, number):
 def test_the_reason_tells_the_steps():
     count = choose_number(5, 5, deadline=HOUR, step_seconds=one_fold(1))
     assert count.reason == (
-        "1 of 5 folds is trained, with time for some 1,200 steps: 2 would have some 600 steps each, and at least 1,200 are asked."
+        "1 of 5 folds is trained, with time for some 700 steps: 2 would have some 350 steps each, and at least 700 are asked."
     )
     every = choose_number(5, 5, deadline=HOUR, step_seconds=one_fold(10))
     assert every.reason.endswith("held-out images of all of them, and its members learn every image between them.")
@@ -61,7 +62,7 @@ def campaign(tmp_path):
     train = whole.subset({*whole.image_ids} - {*val.image_ids} - {*test.image_ids})
     task = Task(train, val, test.without_annotations(), frozenset(), RECIPES, (), 0, 5, device="cpu")
     (tmp_path / "out").mkdir()
-    with closing(ledgers.create(tmp_path / "out", {}, deadline=HOUR, start=0.0)) as ledger:
+    with closing(ledgers.create(tmp_path / "out", {}, deadline=HOUR, start=time.monotonic())) as ledger:
         yield task, folds, ledger
 
 
@@ -86,16 +87,16 @@ def test_one_fold_leaves_the_task_as_it_is(campaign):
 
 def test_the_choice_is_kept_for_a_resume(campaign, monkeypatch):
     task, folds, ledger = campaign
-    monkeypatch.setattr(trained_folds, "_step_seconds", lambda task: one_fold(2) * 0.999)
+    monkeypatch.setattr(trained_folds, "_step_seconds", lambda task, limit: one_fold(2) * 0.999)
     first = trained_folds.with_trained_folds(task, folds, wanted="auto", ledger=ledger)
-    monkeypatch.setattr(trained_folds, "_step_seconds", lambda task: one_fold(4))
+    monkeypatch.setattr(trained_folds, "_step_seconds", lambda task, limit: one_fold(4))
     assert first.folds == trained_folds.with_trained_folds(task, folds, wanted="auto", ledger=ledger).folds == (0, 2)
 
 
 def test_with_little_time_no_step_is_measured(campaign, monkeypatch):
     task, folds, ledger = campaign
-    ledger.deadline = c.COMPARE_DEADLINE - 1
-    monkeypatch.setattr(trained_folds, "_step_seconds", lambda task: pytest.fail("it was measured"))
+    ledger.deadline = c.MIN_FOLDS_DEADLINE - 1
+    monkeypatch.setattr(trained_folds, "_step_seconds", lambda task, limit: pytest.fail("it was measured"))
     assert trained_folds.with_trained_folds(task, folds, wanted="auto", ledger=ledger) is task
     assert ledger.get("train_folds_reason") == "1 of 5 folds is trained: the deadline is too short for more."
 
@@ -134,7 +135,7 @@ def test_only_folds_that_the_external_members_predict_out_of_fold_are_trained(
     campaign, tmp_path, monkeypatch, predicted, learnt, free
 ):
     task, folds, ledger = campaign
-    monkeypatch.setattr(trained_folds, "_step_seconds", lambda task: one_fold(5) * 0.999)
+    monkeypatch.setattr(trained_folds, "_step_seconds", lambda task, limit: one_fold(5) * 0.999)
     theirs = annotations_of(task, folds, *predicted, learnt=learnt)
     write_predictions(theirs, tmp_path / "theirs.parquet", task.labeled)
     pair = (f"{tmp_path / 'theirs.parquet'}:test.parquet",)

@@ -93,7 +93,7 @@ class Machine:
         spend("predict the test images", "predict", pending_view_seconds(state))
         spend("submit", "submit", self.delivery / 2)
         if 0 < rescoring_seconds(state) <= state.remaining - state.reserves.delivery:
-            test = c.RESCORING_CROPS_PER_IMAGE * state.num_test
+            test = state.crops_per_image * state.num_test
             crops = rescoring_seconds(state) / state.reserves.crop - (0 if self.accepted else test)
             spend("crop rescoring", "fuse", self.crop * crops)
         if not (self.accepted and rescoring_seconds(state)):

@@ -21,6 +21,7 @@ def campaign_state(task: Task, ledger: Ledger, workers: Workers) -> CampaignStat
         num_val=len(task.val_in(task.folds[0])),
         num_test=len(task.test),
         num_objects=task.labeled.num_boxes,
+        crops_per_image=task.crops_per_image,
         segments=ledger.segments(),
         step_seconds=ledger.get("step_seconds") or {},
         pixel_seconds=ledger.get("pixel_seconds") or c.DEFAULT_PIXEL_SECONDS,

@@ -59,7 +59,7 @@ def rescore_submission(task: Task, ledger: Ledger, members: MemberPredictions) -
                 task.labeled,
                 encoder=imagenet_encoder(device=task.device),
                 metric=task.metric,
-                max_detections=c.RESCORING_CROPS_PER_IMAGE,
+                max_detections=task.crops_per_image,
                 max_objects=c.RESCORING_TRAIN_CROPS,
                 seed=task.seed,
                 progress=pace.check,
@@ -109,7 +109,7 @@ def measure_crops(task: Task, ledger: Ledger) -> None:
     assert latest is not None, "a first submission comes before"
     images = task.val_in(*(latest[2].get("folds") or task.folds))
     val = read_predictions(ledger.folder / "submissions" / str(latest[0]) / "fused_oof.parquet", images)
-    detections, _ = detection_crops(val, images.samples, max_per_image=c.RESCORING_CROPS_PER_IMAGE)
+    detections, _ = detection_crops(val, images.samples, max_per_image=task.crops_per_image)
     objects, encoder = object_crops(task.train_in(task.folds[0])), imagenet_encoder(device=task.device)
     with ledger.timed("measure crop rescoring", "setup"):
         features(_first(objects, c.WARM_UP_CROPS), encoder)
@@ -143,9 +143,9 @@ class _Pace:
         self._ledger, reserves = ledger, reserves_of(ledger)
         self._delivery = reserves.delivery
         self._num_objects = object_crop_count(task.labeled.num_boxes)
-        self._num_detections = c.RESCORING_CROPS_PER_IMAGE * num_images
+        self._num_detections = task.crops_per_image * num_images
         self._object_crop, self._crop = reserves.object_crop, reserves.crop
-        self._test = c.RESCORING_CROPS_PER_IMAGE * len(task.test_samples) * reserves.crop
+        self._test = task.crops_per_image * len(task.test_samples) * reserves.crop
         # Share done and seconds left at the first call; earlier work is not part of the pace.
         self._first: tuple[float, float] | None = None
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from foldfuse.campaign import constants as c
+from foldfuse.campaign.planning.allocation import crops_per_image
 from foldfuse.campaign.planning.measuring import choose_size_by_clock
 from foldfuse.data.content_hashes import image_hashes
 from foldfuse.data.dataset import Dataset, Sample, require_annotations
@@ -135,6 +136,11 @@ class Task:
     def auto_image_size(self) -> int | None:
         """The image size in pixels of the recipes that leave it open; None where none does."""
         return None if self.image_size_choice is None else self.image_size_choice.size
+
+    @property
+    def crops_per_image(self) -> int:
+        """How many detections of an image crop rescoring rescores."""
+        return crops_per_image(self.labeled.num_boxes, len(self.labeled))
 
     @cached_property
     def offers_tiles(self) -> bool:

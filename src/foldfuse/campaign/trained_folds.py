@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Literal
 
 from foldfuse.campaign import constants as c
+from foldfuse.campaign.compiling import compile_training_loops
 from foldfuse.campaign.external_members import free_folds
 from foldfuse.campaign.planning.fold_count import FoldCount, choose_number
+from foldfuse.campaign.planning.measuring import measuring_seconds
 from foldfuse.campaign.planning.segments import base_runs
 from foldfuse.campaign.planning.state import CampaignState
 from foldfuse.campaign.task import Task
@@ -49,11 +51,11 @@ def with_trained_folds(
         chosen = [0]  # a campaign of an earlier version
     if chosen is None:
         available, limited = _available(task, folds), False
-        may_be_several = ledger.deadline >= c.COMPARE_DEADLINE if wanted == AUTO else wanted > 1
+        may_be_several = ledger.deadline >= c.MIN_FOLDS_DEADLINE if wanted == AUTO else wanted > 1
         if (external_runs or external_predictions) and may_be_several:
             free = free_folds(external_runs, external_predictions, task, folds, available)
             available, limited = free, len(free) < len(available)
-        count = _count(task, available, limited=limited, wanted=wanted, deadline=ledger.deadline)
+        count = _count(task, available, limited=limited, wanted=wanted, ledger=ledger)
         chosen = available[: count.number]
         ledger.set(train_folds=chosen, train_folds_reason=count.reason)
         ledger.log(count.reason)
@@ -78,7 +80,7 @@ def _available(task: Task, folds: Folds) -> list[int]:
     return available
 
 
-def _count(task: Task, available: list[int], *, limited: bool, wanted: TrainFolds, deadline: float) -> FoldCount:
+def _count(task: Task, available: list[int], *, limited: bool, wanted: TrainFolds, ledger: Ledger) -> FoldCount:
     """The number of folds to train. Raises InputError where the user wants more than can be held out.
 
     Args:
@@ -86,7 +88,7 @@ def _count(task: Task, available: list[int], *, limited: bool, wanted: TrainFold
         available: the folds that can be held out.
         limited: whether the external members leave out some of them.
         wanted: number of folds, or "auto".
-        deadline: seconds.
+        ledger: of the campaign, whose clock decides whether a training step is measured.
     """
     must = "a run must not have learnt its images, and a file must predict them all, by models that have not"
     if limited and wanted != AUTO and wanted > len(available):
@@ -107,18 +109,17 @@ def _count(task: Task, available: list[int], *, limited: bool, wanted: TrainFold
             )
         verb = "is" if wanted == 1 else "are"
         return FoldCount(wanted, f"{wanted} of {task.num_folds} folds {verb} trained, as --train-folds says.")
-    step_seconds = None
-    if deadline >= c.COMPARE_DEADLINE:
-        step_seconds = _step_seconds(task) / len(devices_of(task.device))
-    count = choose_number(len(available), task.num_folds, deadline=deadline, step_seconds=step_seconds)
+    limit = measuring_seconds(ledger.deadline, ledger.elapsed) if ledger.deadline >= c.MIN_FOLDS_DEADLINE else 0.0
+    step_seconds = _step_seconds(task, limit) / len(devices_of(task.device)) if limit else None
+    count = choose_number(len(available), task.num_folds, deadline=ledger.deadline, step_seconds=step_seconds)
     if not limited:
         return count
     more = f"The external members predict no more than {len(available)} folds out-of-fold."
     return replace(count, reason=f"{count.reason} {more}")
 
 
-def _step_seconds(task: Task) -> float:
-    """Measured seconds of a training step of a base run with the default recipe."""
+def _step_seconds(task: Task, limit: float) -> float:
+    """Measured seconds of a training step of a base run with the default recipe; after `limit` seconds the first step counts."""
     from foldfuse.training.step_cost import measure_step  # loads torch
 
     state = CampaignState(
@@ -131,4 +132,5 @@ def _step_seconds(task: Task) -> float:
         num_test=len(task.test),
         auto_image_size=task.auto_image_size,
     )
-    return measure_step(base_runs(state)[0].recipe, task.train, device=task.device).step_seconds
+    compile_training_loops()  # else the first step would be measured with it
+    return measure_step(base_runs(state)[0].recipe, task.train, device=task.device, limit=limit).step_seconds

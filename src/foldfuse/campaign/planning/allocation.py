@@ -171,7 +171,7 @@ def rescoring_seconds(state: CampaignState) -> float:
     """Seconds for crop rescoring; 0 where it would take too much of the deadline."""
     objects = object_crop_count(state.num_objects) * state.reserves.object_crop
     val, test = (
-        c.RESCORING_CROPS_PER_IMAGE * number * state.reserves.crop
+        state.crops_per_image * number * state.reserves.crop
         for number in (state.num_val * len(state.folds), state.num_test)
     )
     seconds = state.slowdown * ((objects + val) / ENCODING_SHARE + test)
@@ -181,6 +181,12 @@ def rescoring_seconds(state: CampaignState) -> float:
 def object_crop_count(num_objects: int) -> int:
     """How many crops of annotated objects crop rescoring encodes: of few objects the mirror images too."""
     return 2 * num_objects if 2 * num_objects <= c.RESCORING_TRAIN_CROPS else min(num_objects, c.RESCORING_TRAIN_CROPS)
+
+
+def crops_per_image(num_objects: int, num_images: int) -> int:
+    """How many detections of an image crop rescoring rescores, where so many annotated images have so many objects."""
+    wanted = round(c.CROPS_PER_OBJECT * num_objects / max(1, num_images))
+    return max(c.MIN_CROPS_PER_IMAGE, min(c.MAX_CROPS_PER_IMAGE, wanted))
 
 
 def image_seconds(segment: Segment, state: CampaignState) -> float:

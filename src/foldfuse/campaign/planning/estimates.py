@@ -116,6 +116,7 @@ def estimate_campaign(task: Task, deadline: float) -> CampaignPlan:
         num_val=len(task.val_in(task.folds[0])),
         num_test=len(task.test),
         num_objects=task.labeled.num_boxes,
+        crops_per_image=task.crops_per_image,
         pseudo_labels=task.pseudo_labels,
         auto_image_size=task.auto_image_size,
         folds=task.folds,

@@ -28,7 +28,7 @@ def choose_number(available: int, num_folds: int, *, deadline: float, step_secon
         num_folds: number of all folds.
         deadline: seconds of the campaign.
         step_seconds: seconds of a training step of a base run with the default recipe, divided by the number of devices that
-            train side by side; None where the deadline is too short to measure one.
+            train side by side; None where there is no time to measure one.
     """
     if step_seconds is None:
         return FoldCount(1, f"1 of {num_folds} folds is trained: the deadline is too short for more.")

@@ -67,6 +67,7 @@ class CampaignState:
         deadline, elapsed: seconds.
         num_val, num_test: held-out and test images that each member predicts.
         num_objects: annotated boxes of all images, for crop rescoring.
+        crops_per_image: detections of an image that crop rescoring rescores.
         soups: whether soups may be planned.
         folds: the folds of which each is held out from its own segments; the base runs of the first one are compared.
         segments: records of the segments so far.
@@ -92,6 +93,7 @@ class CampaignState:
     num_val: int
     num_test: int
     num_objects: int = c.RESCORING_TRAIN_CROPS
+    crops_per_image: int = c.MAX_CROPS_PER_IMAGE
     segments: tuple[SegmentRecord, ...] = ()
     step_seconds: Mapping[str, float] = field(default_factory=dict)
     ranking: tuple[str, ...] = ()

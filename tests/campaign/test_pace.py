@@ -158,6 +158,17 @@ def test_a_first_member_is_trained_to_its_own_end_where_no_other_has_time():
     assert replanned_seconds(slow, running.name) == (5.0, 1), "predictions need all of the rest"
 
 
+@pytest.mark.parametrize("slowdown", [1.0, 1.2, 1.5])
+def test_near_its_end_a_first_member_leaves_the_others_their_time(slowdown):
+    state = campaign_state()
+    decision = successive_halving(state)
+    trained = 0.98 * decision.seconds
+    running = record_of(decision.segment, state, decision.seconds, state="running", seconds=trained, result={})
+    now = replace(state, elapsed=state.elapsed + trained, segments=(running,), slowdown=slowdown)
+    seconds, _ = replanned_seconds(now, running.name)
+    assert trained <= seconds < 1.05 * decision.seconds
+
+
 def test_the_share_of_the_cores():
     wall, cpu = iter([100.0, 160.0]), iter([10.0, 100.0])
     use = CoreUse.start(cores=2, wall=lambda: next(wall), cpu=lambda: next(cpu))

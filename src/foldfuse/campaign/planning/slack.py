@@ -76,7 +76,8 @@ def replanned_seconds(state: CampaignState, name: str) -> tuple[float, int]:
     choices = [(unfinished, number) for number in range(num_views, 0, -1)]
     if not any(other.state in ("trained", "done") for other in state.segments):
         choices.append(([segment], 1))  # a first member without others is better than none
-    enough, most = max(record.seconds + c.MIN_SEGMENT_SECONDS, c.KEPT_SHARE * record.budget), record.seconds
+    most = record.seconds  # near its end a segment has next to nothing left, and that is enough
+    enough = max(record.seconds, c.MIN_SEGMENT_SECONDS, c.KEPT_SHARE * record.budget)
     for trained_segments, number in choices:
         seconds = training_seconds(segment, trained_segments, replace(state, max_views=number))
         if seconds >= enough:

@@ -106,6 +106,35 @@ def test_answers_by_mouse_and_keys_are_kept_and_downloaded(shown, open_page, tmp
     assert read(out)[1].annotations.labels[0] == 2
 
 
+def test_a_suggestion_is_accepted_with_another_class(shown, open_page, tmp_path, capsys):
+    path, data = shown
+    page = open_page(path)
+    names = read(data).classes
+    assert page.locator(".card:has(select)").count() == 2, "where a class is proposed: the missed object, the wrong class"
+    select = page.locator(".card >> nth=0 >> select")
+    assert select.input_value() == HOSTILE
+    select.focus()
+    assert select.locator("option").all_text_contents()[:2] == list(names[:2])
+    select.select_option(names[0])
+    other = page.locator(".card >> nth=1 >> select")
+    other.focus()
+    was = page.evaluate("suggestions[1].correction.annotation_class")
+    assert was not in other.locator("option").all_text_contents(), "it is wrong"
+    assert answers(page) == ["accept", "", "", "", ""]
+    page.reload()
+    wait_for(page, "typeof app !== 'undefined'")
+    assert page.locator(".card >> nth=0 >> select").input_value() == names[0], "kept by the browser"
+    page.select_option("#class", names[0])
+    assert page.locator(".card >> nth=0").is_visible()
+    with page.expect_download() as download:
+        page.click("#download")
+    download.value.save_as(tmp_path / "corrections.json")
+    out = tmp_path / "d" / "corrected.json"
+    words = ["--fix", "--corrections", str(tmp_path / "corrections.json"), "--out", str(out), "--json-only"]
+    assert cli.main(["check", str(data), *words]) == 0
+    assert read(out)[0].annotations.labels[-1] == 0
+
+
 def test_filters_by_kind_class_and_answer(shown, open_page):
     page = open_page(shown[0])
     page.select_option("#kind", "place")

@@ -56,6 +56,7 @@ def write_review(
         "source": str(dataset.source),
         "fileName": "corrections.json",
         "kinds": NAMES,
+        "classes": list(dataset.classes),
         "base": addresses["base"],
         "suggestions": [_shown(item, cut, rest[item.sample.id]) for item, cut in zip(items, cuts, strict=True)],
     }

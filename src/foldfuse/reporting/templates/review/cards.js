@@ -1,4 +1,4 @@
-// A card for each suggestion: its cut with the annotation as it is and as proposed, and two buttons.
+// A card for each suggestion: its cut with the annotation as it is and as proposed, the class to choose, and two buttons.
 
 const COLOURS = { present: "#ffffff", gone: "#ff5a4a", proposed: "#58d0ff" };
 const ACTIONS = { add: "Add", change: "Change", remove: "Remove" };
@@ -38,16 +38,22 @@ function drawCut(canvas, suggestion, showBoxes) {
   drawTags(context, boxes, view, size);
 }
 
+/** The class that an accepted suggestion gives: the one chosen by hand, else the proposed one; null where it gives none. */
+const classOf = ({ chosen, correction: c }) => chosen || c.new_class || null;
+
+/** The classes that may be chosen for a suggestion: all, but for the one that a wrongly classed box has. */
+const classesOf = ({ kind, correction: c }, classes) => classes.filter((name) => kind !== "class" || name !== c.annotation_class);
+
 /** The boxes of a suggestion with colour and name; those that shall be come last and lie on top. */
 function boxesOf(suggestion) {
   const { correction: c, kind } = suggestion, boxes = [];
   const add = (sides, colour, name, dash = []) => sides && boxes.push({ boxes: sides, colour, name, dash });
   add(suggestion.kept, COLOURS.present, "stays");
   if (kind === "class") {
-    add(suggestion.present, COLOURS.proposed, `${shorten(c.annotation_class, 18)} → ${shorten(c.new_class, 18)}`);
+    add(suggestion.present, COLOURS.proposed, `${shorten(c.annotation_class, 18)} → ${shorten(classOf(suggestion), 18)}`);
   } else {
     add(suggestion.present, COLOURS.gone, shorten(c.annotation_class || "", 24), [6, 4]);
-    add(suggestion.proposed, COLOURS.proposed, shorten(c.new_class || c.annotation_class || "", 24));
+    add(suggestion.proposed, COLOURS.proposed, shorten(classOf(suggestion) || c.annotation_class || "", 24));
   }
   return boxes;
 }
@@ -75,8 +81,8 @@ function drawTags(context, boxes, view, size) {
 
 const percent = (score) => (score >= 0.995 ? ">99 %" : score < 0.005 ? "<1 %" : `${Math.round(score * 100)} %`);
 
-/** The element of a suggestion. `answer(number, value)` and `open(number)` are called by its buttons. */
-function makeCard(suggestion, number, kinds, { answer, open, focus }) {
+/** The element of a suggestion. `answer(number, value)`, `open(number)` and `choose(number, name)` are called by its controls. */
+function makeCard(suggestion, number, { kinds, classes }, { answer, open, focus, choose }) {
   const { correction } = suggestion;
   const canvas = make("canvas"), cut = make("button", { type: "button", className: "cut" }, canvas);
   cut.setAttribute("aria-label", `Suggestion ${number + 1}, ${kinds[suggestion.kind]}, ${correction.image}: show it large`);
@@ -93,7 +99,16 @@ function makeCard(suggestion, number, kinds, { answer, open, focus }) {
     button.addEventListener("click", () => answer(number, value));
     return button;
   });
-  const card = make("article", { className: "card" }, cut, about, make("div", { className: "answers" }, ...buttons));
+  const option = (name) => make("option", { value: name, textContent: shorten(name, 40) });
+  const select = make("select", { className: "choice" });
+  const choice = correction.new_class ? [make("label", { className: "field choice" }, make("span", { textContent: "As" }), select)] : [];
+  if (correction.new_class) select.append(option(classOf(suggestion)));
+  select.addEventListener("focus", () => {
+    select.replaceChildren(...classesOf(suggestion, classes).map(option)); // only now: there may be many classes and cards
+    select.value = classOf(suggestion);
+  });
+  select.addEventListener("change", () => choose(number, select.value));
+  const card = make("article", { className: "card" }, cut, about, ...choice, make("div", { className: "answers" }, ...buttons));
   card.dataset.number = number;
   card.addEventListener("focusin", () => focus(number));
   return {
@@ -101,6 +116,7 @@ function makeCard(suggestion, number, kinds, { answer, open, focus }) {
     update: (value, isCurrent) => {
       card.dataset.answer = value || "";
       card.setAttribute("aria-current", String(isCurrent));
+      select.value = classOf(suggestion);
       buttons.forEach((button) => button.setAttribute("aria-pressed", String(button.className === value)));
     },
   };

@@ -4,21 +4,28 @@ const data = JSON.parse(byId("data").textContent);
 const suggestions = data.suggestions;
 const STORE = `foldfuse-review:${data.fingerprint}`;
 const keyOf = ({ kind, correction: c }) => JSON.stringify([kind, c.image_id, c.annotation_box || null, c.annotation_class || null, c.new_box || null, c.new_class || null]);
-const app = { answers: readAnswers(), shown: [], current: 0, showBoxes: true };
+const CLASSES = `${STORE}:classes`;
+const app = { answers: new Map(readStored(STORE).filter(([, value]) => value === "accept" || value === "reject")), shown: [], current: 0, showBoxes: true };
 
-/** The answers that this browser keeps for these data: {key of a suggestion: "accept" or "reject"}. */
-function readAnswers() {
+const chosen = new Map(readStored(CLASSES));
+for (const one of suggestions) {
+  const name = chosen.get(keyOf(one));
+  if (one.correction.new_class && classesOf(one, data.classes).includes(name)) one.chosen = name;
+}
+
+/** What this browser keeps for these data: [key of a suggestion, "accept" or "reject", or the class chosen for it]. */
+function readStored(name) {
   try {
-    const stored = JSON.parse(localStorage.getItem(STORE) || "{}");
-    return new Map(Object.entries(stored).filter(([, value]) => value === "accept" || value === "reject"));
+    return Object.entries(JSON.parse(localStorage.getItem(name) || "{}"));
   } catch {
-    return new Map(); // a browser that keeps nothing for files, or something else under the name
+    return []; // a browser that keeps nothing for files, or something else under the name
   }
 }
 
 function keepAnswers() {
   try {
     localStorage.setItem(STORE, JSON.stringify(Object.fromEntries(app.answers)));
+    localStorage.setItem(CLASSES, JSON.stringify(Object.fromEntries(suggestions.filter((one) => one.chosen).map((one) => [keyOf(one), one.chosen]))));
   } catch {
     byId("note").textContent = "This browser keeps no answers of this page: download the corrections before you close it.";
     byId("note").hidden = false;
@@ -26,7 +33,8 @@ function keepAnswers() {
 }
 
 const answerOf = (number) => app.answers.get(keyOf(suggestions[number]));
-const cards = suggestions.map((one, number) => makeCard(one, number, data.kinds, {
+const cards = suggestions.map((one, number) => makeCard(one, number, data, {
+  choose,
   answer: (n, value) => answer(n, value, false),
   open: (n) => openLarge(n),
   focus: (n) => moveTo(n, false),
@@ -45,8 +53,7 @@ function drawCard(number) {
 function refresh() {
   const kind = byId("kind").value, name = byId("class").value, state = byId("state").value;
   app.shown = suggestions.flatMap((one, number) => {
-    const { annotation_class: old, new_class: fresh } = one.correction;
-    const fits = (!kind || one.kind === kind) && (!name || old === name || fresh === name);
+    const fits = (!kind || one.kind === kind) && (!name || one.correction.annotation_class === name || classOf(one) === name);
     return fits && (state === "all" || (answerOf(number) || "open") === state) ? [number] : [];
   });
   if (!app.shown.includes(app.current) && app.shown.length) app.current = app.shown.find((n) => n > app.current) ?? app.shown[app.shown.length - 1];
@@ -79,6 +86,18 @@ function answer(number, value, goesOn) {
   if (byId("state").value !== "all" && !byId("large").open) refresh();
   else updateAnswers();
   if (goesOn && next !== undefined) moveTo(next);
+}
+
+/** Gives a suggestion another class than the proposed one, and accepts it. */
+function choose(number, name) {
+  const one = suggestions[number];
+  one.chosen = name === one.correction.new_class ? undefined : name;
+  app.answers.set(keyOf(one), "accept");
+  app.current = number;
+  keepAnswers();
+  if (byId("state").value === "all") updateAnswers();
+  else refresh();
+  drawCard(number);
 }
 
 function moveTo(number, isByKey = true) {
@@ -152,7 +171,7 @@ function drawIfSeen(number) {
 // The file
 
 function correctionsFile() {
-  const corrections = suggestions.filter((_, number) => answerOf(number) === "accept").map((one) => one.correction);
+  const corrections = suggestions.filter((_, number) => answerOf(number) === "accept").map((one) => (one.chosen ? { ...one.correction, new_class: one.chosen } : one.correction));
   return { format: data.format, kind: data.fileKind, fingerprint: data.fingerprint, data: data.source, corrections };
 }
 

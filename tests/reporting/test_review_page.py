@@ -110,7 +110,9 @@ def test_a_suggestion_is_accepted_with_another_class(shown, open_page, tmp_path,
     path, data = shown
     page = open_page(path)
     names = read(data).classes
-    assert page.locator(".card:has(select)").count() == 2, "where a class is proposed: the missed object, the wrong class"
+    assert page.locator(".card:has(select)").count() == 2, (
+        "where a class is proposed: the missed object, the wrong class"
+    )
     select = page.locator(".card >> nth=0 >> select")
     assert select.input_value() == HOSTILE
     select.focus()

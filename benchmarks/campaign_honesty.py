@@ -5,9 +5,10 @@
 
 The first form runs campaigns. For each seed the images of a DATA folder (train.json, val.json, images; looked for in
 $FOLDFUSE_SHARED/data or ../shared/data) are divided anew: 80 % for the campaign, 20 % unseen. The second form measures finished
-campaigns, whose test images have annotations. The annotations of the unseen images are read only here. A campaign that is in
-OUT/honesty.jsonl is not measured again, a finished one is not run again, and a stopped one is resumed; the page is written after
-each. Seeds are the outermost loop, so that what is there after any time can be compared.
+campaigns, whose test images have annotations. The annotations of the unseen images are read only here. Rows are kept in
+honesty.jsonl beside the page, so that it goes on after any machine: a campaign that is there is neither run nor measured again, and
+a stopped one is resumed; the page is written after each. Seeds are the outermost loop, so that what is there after any time
+can be compared.
 
 Measured are the statements of the report: the gain (nested cross-validation score minus the best single member's) with its 95 %
 interval, and the scores of the fusion. The unseen gain is that of the submitted fusion over the same single member. Crop
@@ -59,13 +60,12 @@ def main() -> None:
     parser.add_argument("--page", type=Path, default=PAGE)
     asked = parser.parse_args()
     asked.out.mkdir(parents=True, exist_ok=True)
-    record = asked.out / "honesty.jsonl"
+    record = asked.page.with_suffix(".jsonl")
     rows = [json.loads(line) for line in record.read_text().splitlines()] if record.exists() else []
 
-    def add(folder: Path, data: str) -> None:
-        name = str(folder.resolve())
-        if name not in {row["folder"] for row in rows}:
-            rows.append({"folder": name, "data": data, **measured(folder, asked.out / "views")})
+    def add(folder: Path, data: str, name: str) -> None:
+        if name not in {row["campaign"] for row in rows}:
+            rows.append({"campaign": name, "data": data, **measured(folder, asked.out / "views")})
             with record.open("a") as file:
                 file.write(json.dumps(rows[-1]) + "\n")
         asked.page.write_text(page(rows), encoding="utf-8")
@@ -73,15 +73,19 @@ def main() -> None:
 
     for folder in asked.folders:
         facts = json.loads((folder / "campaign.json").read_text(encoding="utf-8"))
-        add(folder, Path(facts["data"]).parent.name)
+        data = Path(facts["data"]).parent.name
+        add(folder, data, f"{data}, begun {facts['started']}")
     deadline = parse_duration(asked.deadline)
     for seed in asked.seeds:
         for name in asked.data:
+            divided_name = f"{name}-{seed}-{duration_option(deadline)}"
+            if divided_name in {row["campaign"] for row in rows}:
+                continue
             train, unseen = divided(name, seed, asked.out / "data" / f"{name}-{seed}")
-            folder = asked.out / f"{name}-{seed}-{duration_option(deadline)}"
+            folder = asked.out / divided_name
             images = ["--images", str(ROOT / name / "images")]
             campaign(train, unseen, seed=seed, deadline=deadline, folder=folder, options=images)
-            add(folder, name)
+            add(folder, name, divided_name)
 
 
 def divided(name: str, seed: int, folder: Path) -> tuple[Path, Path]:

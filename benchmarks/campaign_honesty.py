@@ -6,9 +6,9 @@
 The first form runs campaigns. For each seed the images of a DATA folder (train.json, val.json, images; looked for in
 $FOLDFUSE_SHARED/data or ../shared/data) are divided anew: 80 % for the campaign, 20 % unseen. The second form measures finished
 campaigns, whose test images have annotations. The annotations of the unseen images are read only here. Rows are kept in
-honesty.jsonl beside the page, so that it goes on after any machine: a campaign that is there is neither run nor measured again, and
-a stopped one is resumed; the page is written after each. Seeds are the outermost loop, so that what is there after any time
-can be compared.
+honesty.jsonl beside the page, so that it goes on after any machine: a campaign that is there is neither run nor measured
+again, and a stopped one is resumed; the page is written after each. Seeds are the outermost loop, so that what is there after
+any time can be compared.
 
 Measured are the statements of the report: the gain (nested cross-validation score minus the best single member's) with its 95 %
 interval, and the scores of the fusion. The unseen gain is that of the submitted fusion over the same single member. Crop

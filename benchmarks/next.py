@@ -1,6 +1,6 @@
 """Images picked by `foldfuse next` against random ones: AP of a training on the labelled and the picked images.
 
-    taskset -c 1 python benchmarks/next.py --out next.jsonl
+    taskset -c 1 python benchmarks/next.py
 
 For each data set and seed some images are labelled. Three short members are trained on them, each with another third held out. Of
 the other images as many are picked: at random, by the members' disagreement alone, and as `next` does, by disagreement times
@@ -60,7 +60,7 @@ def main() -> None:
     parser.add_argument("--image-size", type=int, default=192)
     parser.add_argument("--member-steps", type=int, default=60)
     parser.add_argument("--steps", type=int, default=120)
-    parser.add_argument("--out", type=Path, default=Path("next.jsonl"))
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "next.jsonl")
     asked = parser.parse_args()
     torch.set_num_threads(1)
     logging.getLogger("foldfuse").addHandler(logging.NullHandler())

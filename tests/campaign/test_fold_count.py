@@ -47,7 +47,7 @@ def test_each_fold_has_enough_steps(steps_for, available, number):
 def test_the_reason_tells_the_steps():
     count = choose_number(5, 5, deadline=HOUR, step_seconds=one_fold(1))
     assert count.reason == (
-        "1 of 5 folds is trained, with time for some 600 steps: 2 would have some 300 steps each, and at least 600 are asked."
+        "1 of 5 folds is trained, with time for some 750 steps: 2 would have some 380 steps each, and at least 750 are asked."
     )
     every = choose_number(5, 5, deadline=HOUR, step_seconds=one_fold(10))
     assert every.reason.endswith("held-out images of all of them, and its members learn every image between them.")

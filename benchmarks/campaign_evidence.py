@@ -134,6 +134,7 @@ def measured(cell: Cell, out: Path) -> dict[str, Any]:
         "seed": cell.seed,
         "campaign": [round(value, 4) for value in ours],
         "single": [round(value, 4) for value in theirs],
+        "folds": len(facts["train_folds"] or [0]),
         "used": round(facts["seconds_used"] / facts["deadline_seconds"], 3),
         "cpu": facts["machine"]["cpu"],
         "commit": commit.strip(),
@@ -149,14 +150,16 @@ def page(rows: Sequence[dict[str, Any]]) -> str:
             continue
         lines += [
             f"## {deadline}\n",
-            "| data | seed | campaign | single training | gain in AP | deadline used | processor, commit |",
-            "|---|---|---|---|---|---|---|",
+            "| data | seed | folds | campaign | single training | gain in AP | deadline used | processor, commit |",
+            "|---|---|---|---|---|---|---|---|",
         ]
         for row in own:
             ours, theirs = (f"{ap50:.3f} ({ap:.3f})" for ap50, ap in (row["campaign"], row["single"]))
             gain, used = row["campaign"][1] - row["single"][1], row["used"]
             where = f"{row['cpu']}, {row['commit']}"
-            lines.append(f"| {row['data']} | {row['seed']} | {ours} | {theirs} | {gain:+.3f} | {used:.0%} | {where} |")
+            lines.append(
+                f"| {row['data']} | {row['seed']} | {row['folds']} | {ours} | {theirs} | {gain:+.3f} | {used:.0%} | {where} |"
+            )
         ours, theirs = (mean(row[way][1] for row in own) for way in WAYS)
         wins = sum(row["campaign"][1] > row["single"][1] for row in own)
         lines.append(

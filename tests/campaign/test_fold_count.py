@@ -98,7 +98,7 @@ def test_with_little_time_no_step_is_measured(campaign, monkeypatch):
     ledger.deadline = c.MIN_FOLDS_DEADLINE - 1
     monkeypatch.setattr(trained_folds, "_step_seconds", lambda task, limit: pytest.fail("it was measured"))
     assert trained_folds.with_trained_folds(task, folds, wanted="auto", ledger=ledger) is task
-    assert ledger.get("train_folds_reason") == "1 of 5 folds is trained: the deadline is too short for more."
+    assert ledger.get("train_folds_reason") == "1 of 5 folds is trained: there is too little time for more."
 
 
 def test_more_folds_than_can_be_held_out_are_refused(campaign):

@@ -10,6 +10,7 @@ from campaign_samples import THREE_RECIPES, campaign_state, record_of
 from foldfuse.campaign import constants as c
 from foldfuse.campaign.extra_views import MemberCost, next_view
 from foldfuse.campaign.planning.allocation import (
+    crops_per_image,
     margin_seconds,
     pending_view_seconds,
     rescoring_seconds,
@@ -154,6 +155,11 @@ def test_a_minute_is_enough_for_a_member_and_is_not_exceeded(deadline):
     end, names = Machine().run(campaign_state(deadline, num_val=20, num_test=30))
     assert names[0] == "base-256"
     assert 0 <= end.remaining < 0.06 * deadline
+
+
+@pytest.mark.parametrize(("objects", "images", "crops"), [(0, 0, 12), (125, 100, 12), (500, 100, 20), (1360, 100, 30)])
+def test_images_with_many_objects_have_more_boxes_rescored(objects, images, crops):
+    assert crops_per_image(objects, images) == crops
 
 
 def test_an_extra_cooldown_run_takes_the_place_of_one_that_failed():

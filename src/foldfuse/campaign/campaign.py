@@ -28,10 +28,11 @@ from rich.console import Console
 from foldfuse.campaign.compiling import CompilingProcesses, compile_by_clock
 from foldfuse.campaign.custom_metric import check_resumed, check_speed, stored_facts
 from foldfuse.campaign.external_members import add_all
+from foldfuse.campaign.image_size import auto_bounds
 from foldfuse.campaign.leftovers import remove_leftovers
 from foldfuse.campaign.planning.slack import to_the_deadline
 from foldfuse.campaign.request import SAMPLE, CampaignRequest, command_line
-from foldfuse.campaign.task import Inputs, Task, auto_bounds, check_and_fold
+from foldfuse.campaign.task import Inputs, Task, check_and_fold
 from foldfuse.campaign.tracking import tracked
 from foldfuse.errors import InputError, Interrupted, counted
 from foldfuse.recipes import AUTO, Recipe

@@ -31,7 +31,7 @@ def choose_number(available: int, num_folds: int, *, deadline: float, step_secon
             train side by side; None where there is no time to measure one.
     """
     if step_seconds is None:
-        return FoldCount(1, f"1 of {num_folds} folds is trained: the deadline is too short for more.")
+        return FoldCount(1, f"1 of {num_folds} folds is trained: there is too little time for more.")
     steps = c.TRAINING_SHARE * deadline / step_seconds
     possible = [number for number in c.FOLD_COUNTS if number <= available]
     number = max((n for n in possible if steps / n >= c.MIN_FOLD_STEPS), default=1)

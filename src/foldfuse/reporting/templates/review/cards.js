@@ -81,6 +81,19 @@ function drawTags(context, boxes, view, size) {
 
 const percent = (score) => (score >= 0.995 ? ">99 %" : score < 0.005 ? "<1 %" : `${Math.round(score * 100)} %`);
 
+/** A select of the class that an accepted suggestion gives. It is filled when it is used: there may be many classes and cards. */
+function makeClassSelect(suggestion, classes, choose) {
+  const fill = (names) => select.replaceChildren(...names.map((name) => make("option", { value: name, textContent: shorten(name, 40) })));
+  const select = make("select", { className: "choice" });
+  fill([classOf(suggestion)]);
+  select.addEventListener("focus", () => {
+    fill(classesOf(suggestion, classes));
+    select.value = classOf(suggestion);
+  });
+  select.addEventListener("change", () => choose(select.value));
+  return select;
+}
+
 /** The element of a suggestion. `answer(number, value)`, `open(number)` and `choose(number, name)` are called by its controls. */
 function makeCard(suggestion, number, { kinds, classes }, { answer, open, focus, choose }) {
   const { correction } = suggestion;
@@ -99,15 +112,8 @@ function makeCard(suggestion, number, { kinds, classes }, { answer, open, focus,
     button.addEventListener("click", () => answer(number, value));
     return button;
   });
-  const option = (name) => make("option", { value: name, textContent: shorten(name, 40) });
-  const select = make("select", { className: "choice" });
-  const choice = correction.new_class ? [make("label", { className: "field choice" }, make("span", { textContent: "As" }), select)] : [];
-  if (correction.new_class) select.append(option(classOf(suggestion)));
-  select.addEventListener("focus", () => {
-    select.replaceChildren(...classesOf(suggestion, classes).map(option)); // only now: there may be many classes and cards
-    select.value = classOf(suggestion);
-  });
-  select.addEventListener("change", () => choose(number, select.value));
+  const select = correction.new_class ? makeClassSelect(suggestion, classes, (name) => choose(number, name)) : null;
+  const choice = select ? [make("label", { className: "field choice" }, make("span", { textContent: "Class" }), select)] : [];
   const card = make("article", { className: "card" }, cut, about, ...choice, make("div", { className: "answers" }, ...buttons));
   card.dataset.number = number;
   card.addEventListener("focusin", () => focus(number));
@@ -116,7 +122,7 @@ function makeCard(suggestion, number, { kinds, classes }, { answer, open, focus,
     update: (value, isCurrent) => {
       card.dataset.answer = value || "";
       card.setAttribute("aria-current", String(isCurrent));
-      select.value = classOf(suggestion);
+      if (select) select.value = classOf(suggestion);
       buttons.forEach((button) => button.setAttribute("aria-pressed", String(button.className === value)));
     },
   };

@@ -79,13 +79,17 @@ function answer(number, value, goesOn) {
   const key = keyOf(suggestions[number]);
   if (!value || (!goesOn && app.answers.get(key) === value)) app.answers.delete(key);
   else app.answers.set(key, value);
+  const next = app.shown[app.shown.indexOf(number) + 1];
+  showAnswer(number);
+  if (goesOn && next !== undefined) moveTo(next);
+}
+
+/** Keeps the answers after one has changed, and brings the page in line. */
+function showAnswer(number) {
   keepAnswers();
   app.current = number;
-  const place = app.shown.indexOf(number);
-  const next = app.shown[place + 1];
   if (byId("state").value !== "all" && !byId("large").open) refresh();
   else updateAnswers();
-  if (goesOn && next !== undefined) moveTo(next);
 }
 
 /** Gives a suggestion another class than the proposed one, and accepts it. */
@@ -93,10 +97,7 @@ function choose(number, name) {
   const one = suggestions[number];
   one.chosen = name === one.correction.new_class ? undefined : name;
   app.answers.set(keyOf(one), "accept");
-  app.current = number;
-  keepAnswers();
-  if (byId("state").value === "all") updateAnswers();
-  else refresh();
+  showAnswer(number);
   drawCard(number);
 }
 

@@ -82,7 +82,7 @@ def test_a_candidate_joins_only_where_its_measured_cost_allows(coco_recipe):
 @pytest.fixture
 def two_cards(monkeypatch):
     """The machine seems to have two cards, on which a step takes no time; networks would go to the CPU."""
-    for module in ("request", "task"):
+    for module in ("request", "image_size"):
         monkeypatch.setattr(f"foldfuse.campaign.{module}.card_names", lambda name: CARDS)
     monkeypatch.setattr("foldfuse.training.step_cost.measure_step", lambda *_, **__: StepCost(0.01, 0.002))
     monkeypatch.setattr(estimates, "measure_step", lambda *_, **__: StepCost(0.01, 0.002))

@@ -27,7 +27,8 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -86,14 +87,33 @@ def record(module: torch.nn.Module, inputs: tuple[object, ...]) -> None:
 
 
 def foldfuse(rows: list[Row], *words: object, expect: str) -> None:
-    """Run a command in this process; its networks must have computed on the expected kind of device alone."""
+    """Run a command in this process; its networks must have computed on the expected kind of device alone.
+
+    What went wrong is told in the command's row, and the other commands run.
+    """
     seen.clear()
     began = time.perf_counter()
     print("$ foldfuse", *words, flush=True)
-    status = cli.main([str(word) for word in words])
-    assert status == 0, f"{words[0]}: exit status {status}"
-    assert seen == {expect}, f"{words[0]}: networks computed on {seen}, expected {expect}"
-    rows.append({"command": str(words[0]), "on": expect, "seconds": round(time.perf_counter() - began, 1)})
+    row: Row = {"command": str(words[0]), "on": expect}
+    try:
+        status = cli.main([str(word) for word in words])
+        assert status == 0, f"exit status {status}"
+        assert seen == {expect}, f"networks computed on {seen}, expected {expect}"
+    except Exception as error:
+        traceback.print_exc()
+        row["failed"] = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+    rows.append(row | {"seconds": round(time.perf_counter() - began, 1)})
+    print(json.dumps(rows[-1]), flush=True)
+
+
+@contextmanager
+def checked(rows: list[Row], name: str) -> Iterator[None]:
+    """A check between commands; what fails in it becomes a row of the page."""
+    try:
+        yield
+    except Exception as error:
+        traceback.print_exc()
+        rows.append({"command": name, "on": "", "failed": f"{type(error).__name__}: {error}", "seconds": 0.0})
 
 
 def agreement(one: Path, other: Path, data: Path) -> float:
@@ -116,7 +136,7 @@ def agreement(one: Path, other: Path, data: Path) -> float:
 
 
 def run_commands(device: str, folder: Path, *, quick: bool) -> Row:
-    """Runs every command that computes with a network, asserts where it computed, and compares predictions."""
+    """Runs every command that computes with a network, checks where it computed, and compares predictions."""
     kind, rows = device.partition(":")[0], list[Row]()
     on = ("--device", device)
     hook = register_module_forward_pre_hook(record)
@@ -124,29 +144,30 @@ def run_commands(device: str, folder: Path, *, quick: bool) -> Row:
     one = ("--device", "cuda:0" if several else device)  # processes of other cards are not seen by the hook
     deadline = "180s" if kind == "cpu" else "60s" if quick else "90s"  # a CPU measures its plan for most of a minute
     foldfuse(rows, "demo", "--out", folder / "demo", "--deadline", deadline, "--num-images", 60, *one, expect=kind)
-    campaign = json.loads((folder / "demo/campaign/campaign.json").read_text(encoding="utf-8"))
-    assert campaign["state"] == "finished", campaign["state"]
     data, test = folder / "demo/data/train.json", folder / "demo/data/test.json"
+    with checked(rows, "the campaign is finished"):
+        campaign = json.loads((folder / "demo/campaign/campaign.json").read_text(encoding="utf-8"))
+        assert campaign["state"] == "finished", campaign["state"]
     if several:
-        words = ("campaign", data, "--test", test, "--deadline", deadline, "--out", folder / "cards", *on)
-        assert cli.main([str(word) for word in words]) == 0
-        trained = {
-            row["result"].get("device") for row in json.loads((folder / "cards/campaign.json").read_text())["segments"]
-        }
-        assert len(trained) > 1, f"all segments were trained on {trained}"
+        with checked(rows, "segments on all cards"):
+            words = ("campaign", data, "--test", test, "--deadline", deadline, "--out", folder / "cards", *on)
+            assert cli.main([str(word) for word in words]) == 0
+            segments = json.loads((folder / "cards/campaign.json").read_text())["segments"]
+            trained = {row["result"].get("device") for row in segments}
+            assert len(trained) > 1, f"all segments were trained on {trained}"
     split, run = folder / "folds.json", folder / "run"
     make_folds(read(data), num_folds=3).write(split)
     budget = "10s" if quick else "20s"
     foldfuse(rows, "train", data, "--out", run, *COMMAND_SIZES, "--folds", split, "--budget", budget, *on, expect=kind)
-    steps = Run(run).metadata.steps
-    assert steps is not None
+    steps = Run(run).metadata.steps or 0
     foldfuse(rows, "train", "--resume", run, "--steps", steps + 5, *on, expect=kind)
-    metadata = Run(run).metadata
-    assert metadata.trained_on == device, metadata.trained_on
-    assert [row["step"] for row in Run(run).log if "loss" in row] == list(range(steps + 5))
-    state, _ = Run(run).load_checkpoint()
-    assert state is not None
-    assert ("cuda" in state["rng"][0]) == (kind == "cuda")
+    with checked(rows, "the resumed run"):
+        metadata = Run(run).metadata
+        assert metadata.trained_on == device, metadata.trained_on
+        assert [row["step"] for row in Run(run).log if "loss" in row] == list(range(steps + 5))
+        state, _ = Run(run).load_checkpoint()
+        assert state is not None
+        assert ("cuda" in state["rng"][0]) == (kind == "cuda")
 
     predictions = {name: folder / f"{name}.parquet" for name in ("device", "cpu", "views", "train")}
     foldfuse(rows, "predict", run, test, "--out", predictions["device"], *on, expect=kind)
@@ -154,8 +175,10 @@ def run_commands(device: str, folder: Path, *, quick: bool) -> Row:
     views = ("--view", "1,1.25+hflip")
     foldfuse(rows, "predict", run, test, "--out", predictions["views"], *views, *on, expect=kind)
     foldfuse(rows, "evaluate", run, *on, expect=kind)
-    share = agreement(predictions["device"], predictions["cpu"], test)
-    assert share >= MIN_AGREEMENT, f"{share:.2%} of the boxes agree with the CPU's"
+    share = 0.0
+    with checked(rows, "boxes as on the CPU"):
+        share = agreement(predictions["device"], predictions["cpu"], test)
+        assert share >= MIN_AGREEMENT, f"{share:.2%} of the boxes agree with the CPU's"
     foldfuse(rows, "train", "--resume", run, "--steps", steps + 7, "--device", "cpu", expect="cpu")
 
     foldfuse(rows, "predict", run, data, "--out", predictions["train"], *on, expect=kind)
@@ -171,17 +194,24 @@ def run_commands(device: str, folder: Path, *, quick: bool) -> Row:
         foldfuse(rows, "export", run, "--out", folder / "run.onnx", expect="cpu")
     hook.remove()
     count = max(1, torch.cuda.device_count()) if device == "cuda" else 1
-    launcher = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", count)
-    options = ("--image-size", 256, "--batch-size", 8 * count, "--steps", 5)
-    together = ("-m", "foldfuse", "train", data, "--out", folder / "together", *options, *on)
-    began = time.perf_counter()
-    subprocess.run([str(word) for word in (*launcher, *together)], check=True)
-    seconds = round(time.perf_counter() - began, 1)
-    rows.append({"command": f"torchrun, {count} processes", "on": kind, "seconds": seconds})
+    with checked(rows, "torchrun"):
+        rows.append(_together(data, folder / "together", count, on) | {"on": kind})
     return {"commands": rows, "boxes_as_on_the_cpu": round(share, 4)}
 
 
-def measure(name: str, dataset: Dataset, device: str, *, image_size: int, batch_size: int, seconds: float) -> Row:
+def _together(data: Path, out: Path, count: int, on: tuple[str, str]) -> Row:
+    """A short training in `count` processes."""
+    launcher = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", count)
+    options = ("--image-size", 256, "--batch-size", 8 * count, "--steps", 5)
+    words = (*launcher, "-m", "foldfuse", "train", data, "--out", out, *options, *on)
+    began = time.perf_counter()
+    subprocess.run([str(word) for word in words], check=True)
+    return {"command": f"torchrun, {count} processes", "seconds": round(time.perf_counter() - began, 1)}
+
+
+def measure(
+    name: str, dataset: Dataset, device: str, *, image_size: int, batch_size: int, seconds: float, compiled: bool = True
+) -> Row:
     """Images a second of loading, training and prediction of one network, and the peak memory of the trainings.
 
     Args:
@@ -190,6 +220,7 @@ def measure(name: str, dataset: Dataset, device: str, *, image_size: int, batch_
         device: where it computes.
         image_size, batch_size: of the training.
         seconds: of each measurement.
+        compiled: whether a compiled network is measured too, which takes half a minute.
     """
     recipe = Recipe(
         name, image_size=image_size, batch_size=batch_size, init_weights="none", frozen_stages=0, mosaic=0.5
@@ -204,7 +235,8 @@ def measure(name: str, dataset: Dataset, device: str, *, image_size: int, batch_
     configs = {"default": default}
     if target.type == "cuda":
         configs |= {each: replace(default, precision=each) for each in ("float32", "float16", "bfloat16")}
-        configs["compiled"] = replace(default, compiled=True)
+        if compiled:
+            configs["compiled"] = replace(default, compiled=True)
     trainings = {
         key: lambda config=config: _ours(name, batches, recipe, device, config, seconds)
         for key, config in configs.items()
@@ -320,7 +352,10 @@ def page(result: Row) -> str:
     ]
     if result.get("commands"):
         lines += ["| command | on | seconds |", "|---|---|---|"]
-        lines += [f"| {row['command']} | {row['on']} | {row['seconds']} |" for row in result["commands"]]
+        lines += [
+            f"| {row['command']} | {row['on']} | {row['failed'] if 'failed' in row else row['seconds']} |"
+            for row in result["commands"]
+        ]
         lines += ["", f"{result['boxes_as_on_the_cpu']:.2%} of the boxes are those of the CPU.", ""]
     lines += [
         "| network | px | batch | loading | prediction | training | images/s | waiting for data | peak memory, MB |"
@@ -354,24 +389,35 @@ def main(words: list[str] | None = None) -> None:
     began = time.perf_counter()
     size, batch, seconds = (64, 2, 1.5) if asked.small else (640, 8, 1.5 if asked.quick else 4.0)
     result: Row = {"quick": asked.quick, "machine": host.describe(asked.device), "speeds": []}
+    asked.out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as place:
         if not asked.no_commands:
             result |= run_commands(asked.device, Path(place) / "commands", quick=asked.quick)
+            write(result, asked.out, began)
         number = 8 if asked.small else 64
         data = synthetic.make_dataset(Path(place) / "data", num_images=number, num_test_images=1, seed=0)
         dataset = read(data / "train.json")
+        sizes = {"image_size": size, "batch_size": batch, "seconds": seconds}
         for name in asked.networks.split(","):
             try:
-                row = measure(name, dataset, asked.device, image_size=size, batch_size=batch, seconds=seconds)
+                row = measure(name, dataset, asked.device, compiled=not asked.quick or name == "lite0_fpn", **sizes)
             except InputError as error:  # a package is not installed
                 row = {"network": name, "failed": str(error)}
             result["speeds"].append(row)
             print(json.dumps(row), flush=True)
+            write(result, asked.out, began)
+    failed = [row["command"] for row in result.get("commands", ()) if "failed" in row]
+    outcome = f"failed: {', '.join(failed)}" if failed else "all good"
+    print(f"gpu: {outcome}, in {result['seconds']} s; {asked.out / 'gpu.md'}")
+    if failed:
+        raise SystemExit(1)
+
+
+def write(result: Row, out: Path, began: float) -> None:
+    """Writes what has been measured so far, so that a run that is stopped leaves it."""
     result["seconds"] = round(time.perf_counter() - began)
-    asked.out.mkdir(parents=True, exist_ok=True)
-    (asked.out / "gpu.json").write_text(json.dumps(result, indent=1), encoding="utf-8")
-    (asked.out / "gpu.md").write_text(page(result), encoding="utf-8")
-    print(f"gpu: all good, in {result['seconds']} s; {asked.out / 'gpu.md'}")
+    (out / "gpu.json").write_text(json.dumps(result, indent=1), encoding="utf-8")
+    (out / "gpu.md").write_text(page(result), encoding="utf-8")
 
 
 if __name__ == "__main__":

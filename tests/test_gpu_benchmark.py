@@ -44,5 +44,6 @@ def test_a_failure_of_one_training_is_a_row_of_the_page():
 @pytest.mark.slow
 def test_every_command_runs_and_computes_where_it_should(tmp_path):
     facts = gpu.run_commands("cpu", tmp_path, quick=True)
+    assert not [row for row in facts["commands"] if "failed" in row]
     assert facts["boxes_as_on_the_cpu"] == 1
     assert [row["command"] for row in facts["commands"]][:2] == ["demo", "train"]

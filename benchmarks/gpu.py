@@ -61,7 +61,7 @@ from foldfuse.training.batches import Batches
 from foldfuse.training.budget import Budget
 from foldfuse.training.loading import open_loader
 from foldfuse.training.loop import fit
-from foldfuse.training.precision import ComputeConfig, default_config
+from foldfuse.training.precision import PRECISIONS, ComputeConfig, default_config
 from foldfuse.training.session import TrainingSession
 
 MIN_SCORE, MIN_IOU, MAX_SCORE_GAP, MIN_AGREEMENT = 0.1, 0.9, 0.02, 0.98
@@ -73,15 +73,16 @@ seen: set[str] = set()  # kinds of devices on which layers with weights computed
 
 
 def record(module: torch.nn.Module, inputs: tuple[object, ...]) -> None:
-    """Note the device of a layer's weights and of its inputs, unless a detector is under construction.
+    """Note the device of a layer's weights and of its inputs, unless a detector is under construction or loops are compiled.
 
-    The constructor of a detector counts the channels of its backbone with an empty image, on the CPU.
+    The constructor of a detector counts the channels of its backbone with an empty image, and the loops for CPUs are compiled by
+    calling them, both on the CPU.
     """
     if (weight := module._parameters.get("weight")) is None:
         return
     kinds = {weight.device.type, *(each.device.type for each in inputs if isinstance(each, torch.Tensor))}
     if not kinds <= seen and not any(
-        frame.f_code.co_name == "make_detector" for frame, _ in traceback.walk_stack(None)
+        frame.f_code.co_name in ("make_detector", "compile_training_loops") for frame, _ in traceback.walk_stack(None)
     ):
         seen.update(kinds)
 
@@ -220,7 +221,7 @@ def measure(
         device: where it computes.
         image_size, batch_size: of the training.
         seconds: of each measurement.
-        compiled: whether a compiled network is measured too, which takes half a minute.
+        compiled: whether a compiled network is measured too, which takes a minute.
     """
     recipe = Recipe(
         name, image_size=image_size, batch_size=batch_size, init_weights="none", frozen_stages=0, mosaic=0.5
@@ -234,7 +235,8 @@ def measure(
     default = default_config(target)
     configs = {"default": default}
     if target.type == "cuda":
-        configs |= {each: replace(default, precision=each) for each in ("float32", "float16", "bfloat16")}
+        configs |= {each: replace(default, precision=each) for each in PRECISIONS if each != default.precision}
+        configs["CUDA graph"] = replace(default, graphed=True)
         if compiled:
             configs["compiled"] = replace(default, compiled=True)
     trainings = {
@@ -274,15 +276,18 @@ def _with_memory(run: Callable[[], Row], device: str) -> Row:
 
 
 def _ours(name: str, batches: Batches, recipe: Recipe, device: str, config: ComputeConfig, seconds: float) -> Row:
-    """Images a second, and the share of the time that the steps waited for images."""
+    """Images a second, the share of the time that the steps waited for images, and the seconds of the first step."""
     torch.manual_seed(0)
     model: Any = make_detector(name, num_classes(batches), pretrained=False)
     model = model.to(device)
+    first: list[Row] = []
+    if not config.compiled:
+        fit(model, batches, recipe, TrainingSession(Budget(steps=1), World(device=device)), log=first, config=config)
     log: list[Row] = []
     extra = 30.0 if config.compiled else 0.0  # the first step compiles
     session = TrainingSession(Budget(seconds=1.5 * seconds + extra), World(device=device))
     fit(model, batches, recipe, session, log=log, config=config)
-    return _rate(log, recipe.batch_size, seconds)
+    return _rate(log, recipe.batch_size, seconds) | {"first_step": round((first or log)[0]["seconds"], 2)}
 
 
 def num_classes(batches: Batches) -> int:
@@ -322,7 +327,7 @@ def _plain(name: str, batches: Batches, device: torch.device, seconds: float) ->
         synchronize(str(device))
         step += 1
         log.append({"seconds": time.perf_counter() - began, "data_wait": waited})
-    return _rate(log, batches.recipe.batch_size, seconds)
+    return _rate(log, batches.recipe.batch_size, seconds) | {"first_step": round(log[0]["seconds"], 2)}
 
 
 def _prediction(model: Any, dataset: Dataset, image_size: int, seconds: float) -> float:
@@ -358,21 +363,22 @@ def page(result: Row) -> str:
         ]
         lines += ["", f"{result['boxes_as_on_the_cpu']:.2%} of the boxes are those of the CPU.", ""]
     lines += [
-        "| network | px | batch | loading | prediction | training | images/s | waiting for data | peak memory, MB |"
+        "| network | px | batch | loading | prediction | training | images/s | waiting for data | first step, s | memory, MB |"
     ]
-    lines += ["|---|---|---|---|---|---|---|---|---|"]
+    lines += ["|---|---|---|---|---|---|---|---|---|---|"]
     for row in result["speeds"]:
         if "failed" in row:
-            lines.append(f"| {row['network']} | | | | | {row['failed']} | | | |")
+            lines.append(f"| {row['network']} | | | | | {row['failed']} | | | | |")
             continue
         for kind, numbers in row["training"].items():
             first = f"| {row['network']} | {row['px']} | {row['batch']} | {row['loading']} | {row['prediction']} "
             if "failed" in numbers:
-                lines.append(f"{first}| {kind} | {numbers['failed']} | | |")
+                lines.append(f"{first}| {kind} | {numbers['failed']} | | | |")
                 continue
             wait = f"{numbers['waiting']:.0%}"
-            lines.append(f"{first}| {kind} | {numbers['images_per_second']} | {wait} | {numbers.get('peak_mb', '')} |")
-    lines += ["", "Loading, prediction and training are images a second."]
+            once = f"{wait} | {numbers['first_step']} | {numbers.get('peak_mb', '')}"
+            lines.append(f"{first}| {kind} | {numbers['images_per_second']} | {once} |")
+    lines += ["", "Loading, prediction and training are images a second. The memory is the peak of a training."]
     return "\n".join(lines) + "\n"
 
 
@@ -400,7 +406,7 @@ def main(words: list[str] | None = None) -> None:
         sizes = {"image_size": size, "batch_size": batch, "seconds": seconds}
         for name in asked.networks.split(","):
             try:
-                row = measure(name, dataset, asked.device, compiled=not asked.quick or name == "lite0_fpn", **sizes)
+                row = measure(name, dataset, asked.device, compiled=not asked.quick, **sizes)
             except InputError as error:  # a package is not installed
                 row = {"network": name, "failed": str(error)}
             result["speeds"].append(row)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -18,9 +20,11 @@ from foldfuse.formats.predictions import read_predictions
 from foldfuse.inference.crop_encoder import features
 from foldfuse.inference.crop_features import imagenet_encoder
 from foldfuse.models import make_detector
+from foldfuse.models.card.depthwise import use_card_layers
 from foldfuse.recipes import load_recipe
 from foldfuse.storage.run import Run
 from foldfuse.system.device import devices_of
+from foldfuse.training.cuda_graph import GraphedNetwork
 from foldfuse.training.session import run_metadata
 from foldfuse.training.step_cost import measure_step
 from learning_samples import write_dataset
@@ -100,3 +104,41 @@ def test_features_of_crops_are_those_of_the_cpu(data):
     crops = object_crops(read(data))
     on_card, on_cpu = (features(crops, imagenet_encoder(size=64, device=device)) for device in ("cuda", "cpu"))
     assert np.allclose(on_card, on_cpu, atol=0.05)
+
+
+@pytest.mark.parametrize(("side", "stride"), [(3, 1), (5, 2), (4, 2)])
+@pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
+def test_depthwise_convolutions_are_those_of_the_cpu(side, stride, layout):
+    torch.manual_seed(0)
+    conv = torch.nn.Conv2d(32, 32, side, stride, (side - 1) // 2, groups=32)
+    images, found = torch.randn(2, 32, 24, 32), []
+    for device in ("cpu", "cuda"):
+        on_device = use_card_layers(torch.nn.Sequential(copy.deepcopy(conv))).to(device, memory_format=layout)
+        x = images.to(device, memory_format=layout).requires_grad_()
+        out = on_device(x)
+        out.square().sum().backward()
+        found.append([each.cpu() for each in (out, x.grad, *(p.grad for p in on_device.parameters()))])
+    for expected, own in zip(*found, strict=True):
+        assert torch.allclose(own, expected, rtol=1e-3, atol=1e-3 * float(expected.detach().abs().max()))
+
+
+@pytest.mark.parametrize("name", ["lite0_fpn", "efficientdet_d0", "swin_tiny_fpn"])
+def test_a_cuda_graph_has_the_loss_and_the_gradients_of_the_network(name, data):
+    targets = [sample.annotations for sample in read(data).samples[:2]]
+    torch.manual_seed(0)
+    model = make_detector(name, 2, pretrained=False).to("cuda")
+    model.freeze(0)
+    state = {key: value.clone() for key, value in model.state_dict().items()}
+    images, losses = torch.rand(2, 3, 128, 128, device="cuda"), {}
+    for kind, network in (("eager", model), ("graph", GraphedNetwork(model))):
+        model.load_state_dict(state)
+        losses[kind] = []
+        for _ in range(3):  # the first one records
+            model.zero_grad()
+            with torch.autocast("cuda", torch.float16):
+                raw = network(images)
+            loss = sum(model.loss(raw, targets).values())
+            loss.backward()
+            norm = sum(float(p.grad.square().sum()) for p in model.parameters() if p.grad is not None) ** 0.5
+            losses[kind].append([loss.item(), norm])
+    assert np.allclose(losses["graph"], losses["eager"], rtol=TOLERANCE)

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from device_samples import move_to_fake
 from foldfuse.detections import Annotations
 from foldfuse.models import make_detector
 
@@ -23,14 +24,7 @@ def fake_step(name: str, device: str, *, stray: bool = False) -> dict[str, torch
     model = make_detector(name, 3, pretrained=False)
     model.freeze(0)
     with FakeTensorMode(allow_non_fake_inputs=True) as mode:
-        for module in model.modules():
-            for group in (module._parameters, module._buffers):
-                for key, tensor in group.items():
-                    if tensor is not None:
-                        moved = mode.from_tensor(tensor.detach()).to(device)
-                        group[key] = (
-                            torch.nn.Parameter(moved, tensor.requires_grad) if group is module._parameters else moved
-                        )
+        move_to_fake(model, device, mode)
         images = torch.rand(2, 3, 128, 128, device="cpu" if stray else device)
         raw = model(images)
         terms = model.loss(raw, targets)

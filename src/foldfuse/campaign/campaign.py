@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
+from foldfuse.campaign.card_warm_up import CardWarmUp
 from foldfuse.campaign.compiling import CompilingProcesses, compile_by_clock
 from foldfuse.campaign.custom_metric import check_resumed, check_speed, stored_facts
 from foldfuse.campaign.external_members import add_all
@@ -253,6 +254,7 @@ def _work(
         live(ledger.folder, console=console),
         _interrupt_recorded(ledger),
         closing(CompilingProcesses(request.metric)) as compiling,
+        closing(CardWarmUp(request.device)) as card,
     ):
         try:
             with ledger.timed("check the data", "setup"):
@@ -261,6 +263,8 @@ def _work(
                 compiled = compile_by_clock(request.metric, compiling, deadline=ledger.deadline, elapsed=ledger.elapsed)
             if not compiled:
                 ledger.log("The loops of scoring and fusion are still being compiled; training begins without them.")
+            with ledger.timed("load the card's kernels", "setup"):
+                card.wait()
             with ledger.timed("choose sizes and folds", "setup"):
                 settle_threads(request.device, ledger)  # before a step is measured, once nothing compiles any more
                 task = request.make_task(inputs, recipes, ledger)

@@ -78,7 +78,7 @@ def compile_fusion() -> None:
 
 def compile_search(metric: str) -> None:
     """Compiles the loops of scoring and the ensemble search by `metric`; those that a first member needs come first."""
-    dataset, members = _dataset(), [_predictions(0), _predictions(1)]
+    dataset, members = tiny_dataset(), [_predictions(0), _predictions(1)]
     metric = "ap50" if is_custom(metric) else metric  # the fast search proposes by AP50
     chosen = get_metric(metric)
     assert isinstance(chosen, Metric)
@@ -168,7 +168,8 @@ class CompilingProcesses:
                 process.wait()
 
 
-def _dataset() -> Dataset:
+def tiny_dataset() -> Dataset:
+    """Two images, which are no files, with an object each."""
     box = np.array([[8.0, 8.0, 40.0, 40.0]])
     annotations = Annotations(box, np.zeros(1, np.int64), np.zeros(1, bool), np.array([1024.0]))
     samples = tuple(Sample(i, Path("none"), str(i), 64, 64, annotations) for i in (1, 2))

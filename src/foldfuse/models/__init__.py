@@ -29,6 +29,7 @@ from foldfuse.detections import Annotations, Detections
 from foldfuse.errors import unknown_name
 from foldfuse.models import classifiers
 from foldfuse.models.backbones.factory import timm_name
+from foldfuse.models.card.depthwise import use_card_layers
 from foldfuse.models.classifiers import TimmClassifier
 from foldfuse.models.detection import (
     composed,
@@ -57,10 +58,10 @@ def make_classifier(name: str, num_classes: int, *, pretrained: bool = True) -> 
         InputError: there is no such network, or its weights are not available.
     """
     if name.startswith(TIMM):
-        return TimmClassifier(name.removeprefix(TIMM), num_classes, pretrained=pretrained)
+        return use_card_layers(TimmClassifier(name.removeprefix(TIMM), num_classes, pretrained=pretrained))
     if name not in CLASSIFIERS:
         raise unknown_name("classifier", name, [*CLASSIFIERS, f"{TIMM}NAME"])
-    return CLASSIFIERS[name](num_classes, pretrained=pretrained)
+    return use_card_layers(CLASSIFIERS[name](num_classes, pretrained=pretrained))
 
 
 class Detector(Protocol):
@@ -127,12 +128,13 @@ def make_detector(
         InputError: there is no such detector, or its initial weights are not available.
     """
     if name.startswith(composed.PREFIX):
-        return composed.make_composed(
-            *composed.parts_of(name), num_classes, anchor_scale=anchor_scale, pretrained=pretrained
+        parts = composed.parts_of(name)
+        return use_card_layers(
+            composed.make_composed(*parts, num_classes, anchor_scale=anchor_scale, pretrained=pretrained)
         )
     if name not in DETECTORS:
         raise unknown_name("detector", name, DETECTORS)
-    model = DETECTORS[name](num_classes, anchor_scale=anchor_scale, pretrained=pretrained)
+    model: Any = DETECTORS[name](num_classes, anchor_scale=anchor_scale, pretrained=pretrained)
     if numerics == 1 and isinstance(model, AnchorPrediction):
         model.nominal_sides = True
-    return model
+    return use_card_layers(model)

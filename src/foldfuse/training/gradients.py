@@ -14,9 +14,10 @@ from foldfuse.recipes import ClassifierRecipe, Recipe
 from foldfuse.system.device import is_out_of_memory
 from foldfuse.system.processes import World
 from foldfuse.training.distributed import distributed_network, loss_terms, sum_over_processes
-from foldfuse.training.memory import InParts, NotEnoughMemory, Snapshot, half_micro_batch, num_parts
+from foldfuse.training.memory import InParts, NotEnoughMemory, half_micro_batch, num_parts
 from foldfuse.training.precision import ComputeConfig
 from foldfuse.training.readback import Readback
+from foldfuse.training.snapshot import Snapshot
 
 log = logging.getLogger(__name__)
 
@@ -58,7 +59,8 @@ class Gradients:
         micro_batch: int,
     ) -> None:
         self._model, self._recipe, self._config, self._scaler, self._world = model, recipe, config, scaler, world
-        self._parts = InParts(model, micro_batch, world, compiled=config.compiled)
+        graphed = config.graphed and world.size == 1
+        self._parts = InParts(model, micro_batch, world, compiled=config.compiled, graphed=graphed)
         self._network = distributed_network(self._parts, world)
         self._before, self._after = Snapshot(model), Snapshot(model)
 
@@ -66,6 +68,11 @@ class Gradients:
     def micro_batch(self) -> int:
         """Images that are computed at a time; 0 for all of this process's share."""
         return self._parts.micro_batch
+
+    def record(self, images: Tensor) -> None:
+        """Records the CUDA graph of batches like `images` where the configuration asks for one; see `InParts.record`."""
+        with self._config.autocast(images.device):
+            self._parts.record(images)
 
     def compute(self, images: Tensor, targets: Sequence[Any]) -> StepLoss:
         """Gives every trained parameter its gradient, scaled by the scaler; the gradients of an earlier step are dropped.

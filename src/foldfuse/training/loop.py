@@ -119,6 +119,8 @@ def fit(
     spent, soon = world.broadcast(budget.spent(step), budget.spent(step + 1))
     if resumed is None and spent >= batches.mosaic_until:
         mosaic_end = step
+    if config.graphed:  # before the loader's threads pin memory
+        gradients.record(config.network_input(batches.batch(step, shard)[0], device))
     with (
         deferred_interrupts() as interrupted,
         open_loader(batches, device, shard=shard, mosaic_end=mosaic_end) as loader,

@@ -10,6 +10,7 @@ Shapes: B images of a batch.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,8 +22,10 @@ from torch.utils.checkpoint import checkpoint
 from foldfuse.errors import InputError
 from foldfuse.recipes import SMALL_IMAGE
 from foldfuse.system.processes import SINGLE_PROCESS, World
+from foldfuse.training.cuda_graph import GraphedNetwork
 from foldfuse.training.distributed import synced_batch_norm
-from foldfuse.training.state import rng_state, set_rng_state
+
+log = logging.getLogger(__name__)
 
 
 class NotEnoughMemory(InputError):
@@ -50,14 +53,23 @@ class InParts(nn.Module):
         micro_batch: the number of images of a part; 0 for the whole batch at once.
         world: the processes over which batch norms take their statistics.
         compiled: whether torch compiles the network where the whole batch is computed at once.
+        graphed: whether such a batch is computed by a CUDA graph.
     """
 
     def __init__(
-        self, model: nn.Module, micro_batch: int = 0, world: World = SINGLE_PROCESS, *, compiled: bool = False
+        self,
+        model: nn.Module,
+        micro_batch: int = 0,
+        world: World = SINGLE_PROCESS,
+        *,
+        compiled: bool = False,
+        graphed: bool = False,
     ) -> None:
         super().__init__()
         self.model, self.micro_batch, self.world = model, micro_batch, world
         self._whole: Any = torch.compile(model.forward, dynamic=False) if compiled else self._synced
+        if graphed:
+            self._whole = GraphedNetwork(model)
 
     def forward(self, images: Tensor) -> Any:
         """(B, 3, H, W) -> raw of the whole batch.
@@ -80,35 +92,22 @@ class InParts(nn.Module):
             ) from None
         return _join(raws, [len(part) for part in split])
 
+    def record(self, images: Tensor) -> None:
+        """Records the CUDA graph, where there is to be one, of batches like `images`; where it fails, there is none.
+
+        Other threads must not use the card meanwhile, not even to pin memory.
+        """
+        if not isinstance(self._whole, GraphedNetwork) or num_parts(len(images), self.micro_batch) > 1:
+            return
+        try:
+            self._whole.record(images)
+        except RuntimeError as error:
+            log.info(f"Training goes on without a CUDA graph: {str(error).splitlines()[0]}")
+            self._whole = self._synced
+
     def _synced(self, images: Tensor) -> Any:
         with synced_batch_norm(self.world):
             return self.model(images)
-
-
-class Snapshot:
-    """What the forward pass changes: the model's buffers and torch's random state. Restored, a step can be repeated."""
-
-    def __init__(self, model: nn.Module) -> None:
-        self.device = next(model.parameters()).device
-        self._buffers = list(model.buffers())
-        self._copies = [torch.empty_like(b) for b in self._buffers]
-        self.take()
-
-    def take(self) -> None:
-        """Remember the present state."""
-        if self._buffers:
-            torch._foreach_copy_(self._copies, self._buffers)
-        self._rng = rng_state(self.device)
-
-    def restore_buffers(self) -> None:
-        """Give the buffers the values that they had."""
-        if self._buffers:
-            torch._foreach_copy_(self._buffers, self._copies)
-
-    def restore(self) -> None:
-        """Give buffers and random state the values that they had."""
-        self.restore_buffers()
-        set_rng_state(self._rng, self.device)
 
 
 def _join(raws: Sequence[Any], lengths: Sequence[int]) -> Any:

@@ -26,6 +26,8 @@ class ComputeConfig:
         channels_last: whether images and weights lie channels last in memory.
         threads: number of threads of torch; None for torch's own choice.
         compiled: whether torch compiles the network.
+        graphed: whether a card repeats the network's kernels as a CUDA graph, without the host's work of launching each. It is
+            never chosen unasked: it has not run on a card yet (`benchmarks/gpu.py` measures it).
     """
 
     precision: str = "float32"
@@ -33,6 +35,7 @@ class ComputeConfig:
     channels_last: bool = True
     threads: int | None = None
     compiled: bool = False
+    graphed: bool = False
 
     def __post_init__(self) -> None:
         if self.precision not in PRECISIONS:
@@ -81,6 +84,8 @@ class ComputeConfig:
             parts.append(f"{self.threads} thread{'s' if self.threads > 1 else ''}")
         if self.compiled:
             parts.append("compiled")
+        if self.graphed:
+            parts.append("as a CUDA graph")
         return ", ".join(parts)
 
 
@@ -113,7 +118,8 @@ def config_for(stored: ComputeConfig, device: torch.device, *, precision: str) -
         stored = replace(stored, precision=default.precision)
     if device.type == "cuda":
         return replace(stored, matmul="high", threads=None)
-    return replace(stored, matmul="highest" if stored.matmul == "high" else stored.matmul, compiled=False)
+    matmul = "highest" if stored.matmul == "high" else stored.matmul
+    return replace(stored, matmul=matmul, compiled=False, graphed=False)
 
 
 def stored_config(run: Run) -> ComputeConfig | None:

@@ -20,6 +20,7 @@ from timm.layers import Conv2dSame
 from torch import Tensor
 from torch.nn.grad import conv2d_input
 
+from foldfuse.models.card.depthwise import depthwise as card_depthwise
 from foldfuse.system.compiled import compiled
 
 _POOL = ThreadPoolExecutor(1, thread_name_prefix="depthwise")  # a second thread beside the caller's
@@ -62,7 +63,10 @@ def _same(x: Tensor, weight: Tensor, bias: Tensor | None, *, stride: int, groups
     """A convolution padded as "SAME"; with stride 2 the sides of `x` must be even."""
     if stride == 2:
         weight = pad_kernel_same(weight)
-    return F.conv2d(x, weight, bias, stride, (weight.shape[-1] - 1) // 2, groups=groups)
+    pad = (weight.shape[-1] - 1) // 2
+    if x.is_cuda and groups == x.shape[1] and not torch.compiler.is_compiling():
+        return card_depthwise(x, weight, bias, (stride, stride), (pad, pad))
+    return F.conv2d(x, weight, bias, stride, pad, groups=groups)
 
 
 def pad_kernel_same(weight: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from timm.layers import Conv2dSame
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from foldfuse.models.card.depthwise import use_card_layers
 from foldfuse.models.cpu.depthwise import pad_kernel_same
 
 
@@ -48,7 +49,7 @@ def fold_batch_norms(module: nn.Module) -> nn.Module:
                 conv_name = None
             elif not isinstance(child, nn.Identity):
                 conv_name = None  # what comes between may not be linear
-    return folded
+    return use_card_layers(folded)
 
 
 def _unshare(convs: nn.ModuleList, norms: nn.ModuleList) -> None:

@@ -1,0 +1,1 @@
+"""Layers that compute better on a CUDA card than PyTorch's own choice."""

@@ -1,9 +1,11 @@
 """What a GPU does: every command on it, its predictions beside the CPU's, and its speed beside a plain PyTorch loop.
 
-    python benchmarks/gpu.py --quick            # about 3 minutes; without the option about 6
+    python benchmarks/gpu.py --quick
     python benchmarks/gpu.py --device cpu --small  # a dry run on a CPU
 
-It writes gpu.json and gpu.md into --out, "." by default; put both into benchmarks/ with the name of the card, or into an issue.
+Each command and each network is measured in a few seconds, in a few more without --quick; the commands took four minutes on one
+H200 whose machine read CUDA's libraries from a cold disk. It writes gpu.json and gpu.md into --out, "." by default, after the
+commands and after each network; put both into benchmarks/ with the name of the card, or into an issue.
 
 Before: install this package with a torch for the card, with the extras export and transformers (for ONNX and D-FINE; without them
 these rows are missing): `pip install -e ".[export,transformers]"`. Nothing is downloaded: networks have random weights, or those
@@ -385,7 +387,7 @@ def page(result: Row) -> str:
 def main(words: list[str] | None = None) -> None:
     """Runs the commands, measures the speeds, and writes gpu.json and gpu.md."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="about 3 minutes instead of 6")
+    parser.add_argument("--quick", action="store_true", help="shorter measurements, and no compiled networks")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--out", type=Path, default=Path())
     parser.add_argument("--small", action="store_true", help="small images and short measurements, for a dry run")

@@ -11,7 +11,7 @@ import pytest
 
 from foldfuse.campaign import constants as c
 from foldfuse.campaign import trained_folds
-from foldfuse.campaign.planning.fold_count import choose_number
+from foldfuse.campaign.planning.fold_count import as_asked, choose_number
 from foldfuse.campaign.request import CampaignRequest
 from foldfuse.campaign.task import Task
 from foldfuse.data.content_hashes import image_hashes
@@ -166,3 +166,11 @@ def test_a_run_that_has_learnt_a_fold_leaves_it_out(campaign, tmp_path):
     run.write_learnt_images({*image_hashes(task.labeled.subset(folds.val_ids(3)).samples), "of another dataset"})
     several = trained_folds.with_trained_folds(task, folds, wanted=3, ledger=ledger, external_runs=(run.folder,))
     assert several.folds == (0, 2, 4)
+
+
+def test_folds_that_were_asked_for_are_trained_and_little_time_is_told():
+    assert as_asked(2, 5, seconds=240.0).reason == "2 of 5 folds are trained, as --train-folds says."
+    short = as_asked(5, 5, seconds=120.0)
+    assert short.number == 5
+    assert "Each has some 24 s of training" in short.reason
+    assert as_asked(1, 5, seconds=20.0).reason == "1 of 5 folds is trained, as --train-folds says."

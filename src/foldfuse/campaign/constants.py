@@ -45,6 +45,7 @@ MIN_SOUP_DEADLINE = 300.0  # seconds: below, the predictions of a soup cost more
 MIN_SEGMENT_SECONDS = 5.0  # of training: a segment with less is not started
 FOLD_COUNTS = (1, 2, 3, 5)  # of folds that are trained
 MIN_FOLD_STEPS = 750  # of base runs, in the time of one fold: two folds with 800 gained, three with 680 did not
+SHORT_FOLD_SECONDS = 60.0  # of training for each fold that was asked for: below, the log says so
 MIN_FOLDS_DEADLINE = 300.0  # seconds: below, one fold is trained, and no step is measured for it
 MAX_CHECKPOINTS = 40  # within the deadline: more would cost more time than they save
 MIN_CHECKPOINT_SECONDS = 10.0  # between checkpoints

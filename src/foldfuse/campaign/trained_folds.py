@@ -10,7 +10,7 @@ from typing import Literal
 from foldfuse.campaign import constants as c
 from foldfuse.campaign.compiling import compile_training_loops
 from foldfuse.campaign.external_members import free_folds
-from foldfuse.campaign.planning.fold_count import FoldCount, choose_number
+from foldfuse.campaign.planning.fold_count import FoldCount, as_asked, choose_number
 from foldfuse.campaign.planning.measuring import measuring_seconds
 from foldfuse.campaign.planning.segments import base_runs
 from foldfuse.campaign.planning.state import CampaignState
@@ -107,8 +107,8 @@ def _count(task: Task, available: list[int], *, limited: bool, wanted: TrainFold
                 f"--train-folds {wanted}: {len(available)} of the {task.num_folds} folds can be held out. The others have no "
                 "object, are the test images, or were learnt by the initial weights. Give that number or less, or auto."
             )
-        verb = "is" if wanted == 1 else "are"
-        return FoldCount(wanted, f"{wanted} of {task.num_folds} folds {verb} trained, as --train-folds says.")
+        seconds = c.TRAINING_SHARE * ledger.deadline * len(devices_of(task.device))
+        return as_asked(wanted, task.num_folds, seconds=seconds)
     limit = measuring_seconds(ledger.deadline, ledger.elapsed) if ledger.deadline >= c.MIN_FOLDS_DEADLINE else 0.0
     step_seconds = _step_seconds(task, limit) / len(devices_of(task.device)) if limit else None
     count = choose_number(len(available), task.num_folds, deadline=ledger.deadline, step_seconds=step_seconds)

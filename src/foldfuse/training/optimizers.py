@@ -115,7 +115,9 @@ class Ema:
         self.steps += 1
         now = model.state_dict()
         share = 1 - min(self.decay, (1 + self.steps) / (10 + self.steps))
-        means = [key for key, t in self.weights.items() if t.is_floating_point()]
-        torch._foreach_lerp_([self.weights[key] for key in means], [now[key] for key in means], share)
-        for key in self.weights.keys() - set(means):
-            self.weights[key].copy_(now[key])
+        pairs = [(t, now[key]) for key, t in self.weights.items()]
+        means = [pair for pair in pairs if pair[0].is_floating_point()]
+        counts = [pair for pair in pairs if not pair[0].is_floating_point()]
+        torch._foreach_lerp_(*map(list, zip(*means, strict=True)), share)
+        if counts:
+            torch._foreach_copy_(*map(list, zip(*counts, strict=True)))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from foldfuse.training.state import rng_state, set_rng_state
 
@@ -13,20 +13,23 @@ class Snapshot:
 
     def __init__(self, model: nn.Module) -> None:
         self.device = next(model.parameters()).device
-        self._buffers = list(model.buffers())
-        self._copies = [torch.empty_like(b) for b in self._buffers]
+        buffers: dict[torch.dtype, list[Tensor]] = {}  # of one dtype, which a card copies in one launch
+        for buffer in model.buffers():
+            buffers.setdefault(buffer.dtype, []).append(buffer)
+        self._buffers = list(buffers.values())
+        self._copies = [[torch.empty_like(b) for b in group] for group in self._buffers]
         self.take()
 
     def take(self) -> None:
         """Remember the present state."""
-        if self._buffers:
-            torch._foreach_copy_(self._copies, self._buffers)
+        for copies, buffers in zip(self._copies, self._buffers, strict=True):
+            torch._foreach_copy_(copies, buffers)
         self._rng = rng_state(self.device)
 
     def restore_buffers(self) -> None:
         """Give the buffers the values that they had."""
-        if self._buffers:
-            torch._foreach_copy_(self._buffers, self._copies)
+        for copies, buffers in zip(self._copies, self._buffers, strict=True):
+            torch._foreach_copy_(buffers, copies)
 
     def restore(self) -> None:
         """Give buffers and random state the values that they had."""

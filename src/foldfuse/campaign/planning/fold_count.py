@@ -52,6 +52,21 @@ def choose_number(available: int, num_folds: int, *, deadline: float, step_secon
     )
 
 
+def as_asked(number: int, num_folds: int, *, seconds: float) -> FoldCount:
+    """The number that the user asked for; its reason tells where little time is left to each fold.
+
+    Args:
+        number: number of folds to train.
+        num_folds: number of all folds.
+        seconds: of training, of all devices together.
+    """
+    reason = f"{number} of {num_folds} folds {'is' if number == 1 else 'are'} trained, as --train-folds says."
+    each = seconds / number
+    if number > 1 and each < c.SHORT_FOLD_SECONDS:
+        reason += f" Each has some {each:.0f} s of training: with fewer folds, or --train-folds auto, members learn longer."
+    return FoldCount(number, reason)
+
+
 def _rounded(steps: float) -> int:
     """The number of steps to two digits, since the speed is measured on a few."""
     digits = max(0, len(str(int(steps))) - 2)

@@ -9,6 +9,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 
 import gpu
+import gpu_step
 
 
 def test_speeds_are_measured_and_written(tmp_path, capsys):
@@ -47,3 +48,11 @@ def test_every_command_runs_and_computes_where_it_should(tmp_path):
     assert not [row for row in facts["commands"] if "failed" in row]
     assert facts["boxes_as_on_the_cpu"] == 1
     assert [row["command"] for row in facts["commands"]][:2] == ["demo", "train"]
+
+
+def test_the_parts_of_a_step_are_measured(tmp_path):
+    words = ["--device", "cpu", "--small", "--networks", "lite0_fpn", "--out", str(tmp_path / "step.json")]
+    gpu_step.main(words)
+    (row,) = json.loads((tmp_path / "step.json").read_text())["rows"]
+    assert set(row["first step"]) == {"forward", "loss", "backward", "depthwise", "1x1", "dense"}
+    assert row["milliseconds"]["whole step"] > row["milliseconds"]["forward"] > 0

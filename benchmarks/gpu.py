@@ -145,7 +145,7 @@ def run_commands(device: str, folder: Path, *, quick: bool) -> Row:
     hook = register_module_forward_pre_hook(record)
     several = device == "cuda" and torch.cuda.device_count() > 1
     one = ("--device", "cuda:0" if several else device)  # processes of other cards are not seen by the hook
-    deadline = "180s" if kind == "cpu" else "60s" if quick else "90s"  # a CPU measures its plan for most of a minute
+    deadline = "120s" if kind == "cpu" else "60s" if quick else "90s"  # a CPU measures its plan for most of a minute
     foldfuse(rows, "demo", "--out", folder / "demo", "--deadline", deadline, "--num-images", 60, *one, expect=kind)
     data, test = folder / "demo/data/train.json", folder / "demo/data/test.json"
     with checked(rows, "the campaign is finished"):

@@ -63,7 +63,9 @@ def as_asked(number: int, num_folds: int, *, seconds: float) -> FoldCount:
     reason = f"{number} of {num_folds} folds {'is' if number == 1 else 'are'} trained, as --train-folds says."
     each = seconds / number
     if number > 1 and each < c.SHORT_FOLD_SECONDS:
-        reason += f" Each has some {each:.0f} s of training: with fewer folds, or --train-folds auto, members learn longer."
+        reason += (
+            f" Each has some {each:.0f} s of training: with fewer folds, or --train-folds auto, members learn longer."
+        )
     return FoldCount(number, reason)
 
 

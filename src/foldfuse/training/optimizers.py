@@ -118,6 +118,6 @@ class Ema:
         pairs = [(t, now[key]) for key, t in self.weights.items()]
         means = [pair for pair in pairs if pair[0].is_floating_point()]
         counts = [pair for pair in pairs if not pair[0].is_floating_point()]
-        torch._foreach_lerp_(*map(list, zip(*means, strict=True)), share)
+        torch._foreach_lerp_([mean for mean, _ in means], [value for _, value in means], share)
         if counts:
-            torch._foreach_copy_(*map(list, zip(*counts, strict=True)))
+            torch._foreach_copy_([mean for mean, _ in counts], [value for _, value in counts])

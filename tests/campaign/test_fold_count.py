@@ -29,27 +29,37 @@ RECIPES = {"lite0_fpn": load_recipe("lite0_fpn", ["image_size=64", "init_weights
 HOUR = 3600.0
 
 
-def one_fold(num_folds: int) -> float:
-    """Seconds of a step with which an hour has just enough steps for so many folds."""
-    return c.TRAINING_SHARE * HOUR / (num_folds * c.MIN_FOLD_STEPS)
+def seconds_with(steps: float) -> float:
+    """Seconds of a step with which an hour has just so many steps."""
+    return c.TRAINING_SHARE * HOUR / steps
 
 
 @pytest.mark.parametrize(
-    ("steps_for", "available", "number"),
-    [(1, 5, 1), (2, 5, 2), (3.5, 5, 3), (4.9, 5, 3), (5, 5, 5), (9, 5, 5), (9, 4, 3)],
+    ("steps", "available", "number"),
+    [
+        (750, 5, 1),
+        (1490, 5, 1),
+        (1500, 5, 2),
+        (2550, 5, 2),
+        (3000, 5, 3),
+        (4900, 5, 3),
+        (5000, 5, 5),
+        (9000, 5, 5),
+        (9000, 4, 3),
+    ],
 )
-def test_each_fold_has_enough_steps(steps_for, available, number):
-    count = choose_number(available, 5, deadline=HOUR, step_seconds=one_fold(steps_for) * 0.999)
+def test_each_fold_has_enough_steps(steps, available, number):
+    count = choose_number(available, 5, deadline=HOUR, step_seconds=seconds_with(steps) * 0.999)
     assert count.number == number
     assert f"{number} of 5 folds" in count.reason
 
 
 def test_the_reason_tells_the_steps():
-    count = choose_number(5, 5, deadline=HOUR, step_seconds=one_fold(1))
+    count = choose_number(5, 5, deadline=HOUR, step_seconds=seconds_with(750))
     assert count.reason == (
         "1 of 5 folds is trained, with time for some 750 steps: 2 would have some 380 steps each, and at least 750 are asked."
     )
-    every = choose_number(5, 5, deadline=HOUR, step_seconds=one_fold(10))
+    every = choose_number(5, 5, deadline=HOUR, step_seconds=seconds_with(7500))
     assert every.reason.endswith("held-out images of all of them, and its members learn every image between them.")
 
 
@@ -87,9 +97,9 @@ def test_one_fold_leaves_the_task_as_it_is(campaign):
 
 def test_the_choice_is_kept_for_a_resume(campaign, monkeypatch):
     task, folds, ledger = campaign
-    monkeypatch.setattr(trained_folds, "_step_seconds", lambda task, limit: one_fold(2) * 0.999)
+    monkeypatch.setattr(trained_folds, "_step_seconds", lambda task, limit: seconds_with(1500) * 0.999)
     first = trained_folds.with_trained_folds(task, folds, wanted="auto", ledger=ledger)
-    monkeypatch.setattr(trained_folds, "_step_seconds", lambda task, limit: one_fold(4))
+    monkeypatch.setattr(trained_folds, "_step_seconds", lambda task, limit: seconds_with(4000))
     assert first.folds == trained_folds.with_trained_folds(task, folds, wanted="auto", ledger=ledger).folds == (0, 2)
 
 
@@ -135,7 +145,7 @@ def test_only_folds_that_the_external_members_predict_out_of_fold_are_trained(
     campaign, tmp_path, monkeypatch, predicted, learnt, free
 ):
     task, folds, ledger = campaign
-    monkeypatch.setattr(trained_folds, "_step_seconds", lambda task, limit: one_fold(5) * 0.999)
+    monkeypatch.setattr(trained_folds, "_step_seconds", lambda task, limit: seconds_with(5000) * 0.999)
     theirs = annotations_of(task, folds, *predicted, learnt=learnt)
     write_predictions(theirs, tmp_path / "theirs.parquet", task.labeled)
     pair = (f"{tmp_path / 'theirs.parquet'}:test.parquet",)

@@ -44,7 +44,8 @@ COOLDOWN_MOSAIC_END = 0.4  # share of a cooldown run after which it sees whole i
 MIN_SOUP_DEADLINE = 300.0  # seconds: below, the predictions of a soup cost more training than it is worth
 MIN_SEGMENT_SECONDS = 5.0  # of training: a segment with less is not started
 FOLD_COUNTS = (1, 2, 3, 5)  # of folds that are trained
-MIN_FOLD_STEPS = 750  # of base runs, in the time of one fold: two folds with 800 gained, three with 680 did not
+# steps of base runs in the time of each of two folds, and of each of more: two with 800 gained, three with 680 to 850 did not
+MIN_FOLD_STEPS, MIN_STEPS_OF_MANY = 750, 1000
 SHORT_FOLD_SECONDS = 60.0  # of training for each fold that was asked for: below, the log says so
 MIN_FOLDS_DEADLINE = 300.0  # seconds: below, one fold is trained, and no step is measured for it
 MAX_CHECKPOINTS = 40  # within the deadline: more would cost more time than they save

@@ -21,7 +21,7 @@ class FoldCount:
 
 
 def choose_number(available: int, num_folds: int, *, deadline: float, step_seconds: float | None) -> FoldCount:
-    """The largest of `FOLD_COUNTS` that leaves each fold `MIN_FOLD_STEPS` training steps; one fold where none does.
+    """The largest of `FOLD_COUNTS` that leaves each fold as many training steps as are asked; one fold where none does.
 
     Args:
         available: number of folds that can be held out.
@@ -34,12 +34,13 @@ def choose_number(available: int, num_folds: int, *, deadline: float, step_secon
         return FoldCount(1, f"1 of {num_folds} folds is trained: there is too little time for more.")
     steps = c.TRAINING_SHARE * deadline / step_seconds
     possible = [number for number in c.FOLD_COUNTS if number <= available]
-    number = max((n for n in possible if steps / n >= c.MIN_FOLD_STEPS), default=1)
+    number = max((n for n in possible if steps / n >= _asked_steps(n)), default=1)
     each = f"some {counted(_rounded(steps / number), 'step')}"
     if number == 1:
         more = min((n for n in possible if n > 1), default=None)
         why = (
-            f"{more} would have some {counted(_rounded(steps / more), 'step')} each, and at least {c.MIN_FOLD_STEPS:,} are asked"
+            f"{more} would have some {counted(_rounded(steps / more), 'step')} each, "
+            f"and at least {_asked_steps(more):,} are asked"
             if more is not None
             else "the others cannot be held out"
         )
@@ -67,6 +68,11 @@ def as_asked(number: int, num_folds: int, *, seconds: float) -> FoldCount:
             f" Each has some {each:.0f} s of training: with fewer folds, or --train-folds auto, members learn longer."
         )
     return FoldCount(number, reason)
+
+
+def _asked_steps(number: int) -> int:
+    """Steps that each of so many folds must have; one fold is trained in any time."""
+    return 0 if number == 1 else c.MIN_FOLD_STEPS if number == 2 else c.MIN_STEPS_OF_MANY
 
 
 def _rounded(steps: float) -> int:

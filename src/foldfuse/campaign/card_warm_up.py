@@ -10,7 +10,8 @@ import logging
 import threading
 from typing import Any
 
-from foldfuse.system.device import card_names, choose_device
+from foldfuse.campaign.compiling import tiny_dataset
+from foldfuse.system.device import card_names, choose_device, current_device, release_memory, synchronize
 
 SIDE = 128  # pixels, of the images, which are empty
 CLOSE_SECONDS = 30.0
@@ -50,11 +51,9 @@ def warm_up(device: str) -> None:
     import numpy as np
     import torch
 
-    from foldfuse.campaign.compiling import tiny_dataset
     from foldfuse.inference.detector import detect
     from foldfuse.models import make_detector
     from foldfuse.models.cpu.fold_batch_norm import fold_batch_norms
-    from foldfuse.system.device import current_device, release_memory, synchronize
     from foldfuse.training.precision import default_config
 
     target = torch.device(device)

@@ -1,1 +1,0 @@
-"""Layers that compute better on a CUDA card than PyTorch's own choice."""

@@ -158,7 +158,7 @@ def test_keys_open_turn_zoom_toggle_and_close(shown, open_page):
     assert not page.locator("#help").is_visible()
     page.keyboard.press("Escape")
     assert not page.locator("#viewer").is_visible()
-    assert page.evaluate("document.activeElement.dataset.image") == "0", "the focus is back on the image"
+    wait_for(page, "document.activeElement.dataset.image === '0'")  # the focus is back on the image
     page.keyboard.press("/")
     page.keyboard.type("a one")
     assert status(page).startswith("1 of 4 images"), "letters are typed, not taken as keys"

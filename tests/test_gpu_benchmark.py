@@ -10,6 +10,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 
 import gpu
 import gpu_step
+from gpu_commands import run_commands
 
 
 def test_speeds_are_measured_and_written(tmp_path, capsys):
@@ -44,7 +45,7 @@ def test_a_failure_of_one_training_is_a_row_of_the_page():
 
 @pytest.mark.slow
 def test_every_command_runs_and_computes_where_it_should(tmp_path):
-    facts = gpu.run_commands("cpu", tmp_path, quick=True)
+    facts = run_commands("cpu", tmp_path, quick=True)
     assert not [row for row in facts["commands"] if "failed" in row]
     assert facts["boxes_as_on_the_cpu"] == 1
     assert [row["command"] for row in facts["commands"]][:2] == ["demo", "train"]

@@ -1,7 +1,7 @@
 """Loads what a card needs for its first training step and its first prediction, while the campaign reads and checks its data.
 
-In a new process CUDA's libraries and kernels are loaded at their first use: on an NVIDIA H200 that took 18 s of a first training
-step. The plan's clock would count them as training.
+In a new process CUDA's libraries and kernels are loaded at their first use: on an NVIDIA H200 that first training step took
+19 s. The plan's clock would count them as training.
 """
 
 from __future__ import annotations

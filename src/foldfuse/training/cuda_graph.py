@@ -52,9 +52,8 @@ class GraphedNetwork:
         """
         before = Snapshot(self._model)
         flat = _Flat(self._model)
-        with torch.autocast(
-            images.device.type, enabled=False
-        ):  # `flat` has its own, which casts the weights in each step
+        # PyTorch records outside of autocast alone; `flat` has its own, which casts the weights anew in each step.
+        with torch.autocast(images.device.type, enabled=False):
             recorded = torch.cuda.make_graphed_callables(flat, (images.detach().clone(),), allow_unused_input=True)
         before.restore()
         self._flat, self._recorded = flat, recorded

@@ -46,6 +46,11 @@ MIN_SEGMENT_SECONDS = 5.0  # of training: a segment with less is not started
 FOLD_COUNTS = (1, 2, 3, 5)  # of folds that are trained
 # steps of base runs in the time of each of two folds, and of each of more: two with 800 gained, three with 680 to 850 did not
 MIN_FOLD_STEPS, MIN_STEPS_OF_MANY = 750, 1000
+# a base run of fewer steps learns fast where the class loss of its last quarter is below this share of the second quarter's
+MAX_LEARNING_STEPS, LEARNING_LOSS = 500, 0.75
+# of the training time, for the extended run of such a base run, beside the shares of cooldown runs
+EXTENDED_BASE_SHARE = 0.3
+EXTENDED_SEED = 500  # of it, beyond the numbers of cooldown runs
 SHORT_FOLD_SECONDS = 60.0  # of training for each fold that was asked for: below, the log says so
 MIN_FOLDS_DEADLINE = 300.0  # seconds: below, one fold is trained, and no step is measured for it
 MAX_CHECKPOINTS = 40  # within the deadline: more would cost more time than they save

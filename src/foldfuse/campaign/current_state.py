@@ -35,6 +35,7 @@ def campaign_state(task: Task, ledger: Ledger, workers: Workers) -> CampaignStat
         folds=tuple(ledger.get("folds_in_time") or task.folds),
         slowdown=ledger.get("slowdown") or 1.0,
         reserves=reserves_of(ledger),
+        still_learning=bool(ledger.get("still_learning")),
     )
 
 

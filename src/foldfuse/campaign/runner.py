@@ -17,6 +17,7 @@ from foldfuse.campaign.execution.jobs import HeldOutPredictions
 from foldfuse.campaign.execution.workers import SegmentJob, SegmentResult, WorkerLost, Workers
 from foldfuse.campaign.extra_views import spend_on_views
 from foldfuse.campaign.fold_members import choose_base_runs
+from foldfuse.campaign.learning import settle_folds
 from foldfuse.campaign.new_members import add_member
 from foldfuse.campaign.pace import CoreUse
 from foldfuse.campaign.planning.allocation import (
@@ -179,6 +180,7 @@ def run_segments(
         for record in make_soups(task, ledger, workers):
             add_member(record, task, ledger, members, workers, None)
         rank_base_runs(task, ledger, members, workers)
+        settle_folds(task, ledger, workers)
         wait, state = 0.0, campaign_state(task, ledger, workers)
         all_failed = not workers.busy and all(state.state_of(base.name) == "failed" for base in base_runs(state))
         if diverged is not None and not members.val and all_failed:

@@ -57,7 +57,7 @@ def with_trained_folds(
             available, limited = free, len(free) < len(available)
         count = _count(task, available, limited=limited, wanted=wanted, ledger=ledger)
         chosen = available[: count.number]
-        ledger.set(train_folds=chosen, train_folds_reason=count.reason)
+        ledger.set(train_folds=chosen, train_folds_reason=count.reason, train_folds_auto=wanted == AUTO)
         ledger.log(count.reason)
     if len(chosen) == 1:
         return task

@@ -129,7 +129,9 @@ _FACTS: dict[str, Any] = {
     "max_views": Annotated[int, msgspec.Meta(ge=1)] | None,
     "chosen_from": list[str] | None,
     "train_folds": list[int] | None,
+    "train_folds_auto": bool | None,
     "folds_in_time": list[int] | None,
+    "still_learning": bool | None,
     "train_folds_reason": str | None,
 }
 _TABLE_FACTS: dict[str, Any] = {  # of a snapshot

@@ -4,7 +4,7 @@ One setting of the configuration is changed at a time, and steps with and withou
 work on the machine slows both. A change is kept only where its step takes clearly less time in each turn and the loss equals
 the default configuration's to within `TOLERANCE`. Copies of the model make the steps, and the random state is restored, so
 that the training itself is not affected. Results are remembered for each machine where the times of full batches were steady:
-what a busy machine or a part of a batch shows counts for one training alone.
+what a busy machine or a part of a batch shows counts for one training alone; where it shows no gain, for one process.
 """
 
 from __future__ import annotations
@@ -42,6 +42,8 @@ SMALL_BATCH = 2  # images
 
 COMPILE_SECONDS = 60.0  # that compiling is expected to take, before it is measured
 
+# {memory: results} that are not written, since steps were not steady, but found no gain: the process does not measure again
+_of_this_process: dict[Path, dict[str, AutotuneResult]] = {}
 MEMORY_FORMAT = 1
 METHOD = "in turns"  # of measuring: results of an earlier one, which a busy machine misled, are not read
 
@@ -94,7 +96,7 @@ def autotune(
     device = next(model.parameters()).device
     facts = host.describe(str(device))
     key = " | ".join([METHOD, *(str(facts[name]) for name in ("cpu", "cores", "device", "torch", "foldfuse")), key])
-    known = _read_memory(memory).results
+    known = _read_memory(memory).results | _of_this_process.get(memory, {})
     if key in known:
         return known[key]
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
@@ -102,6 +104,8 @@ def autotune(
     if result is not None and is_steady:
         with suppress(InputError):  # an unwritable cache only means that the next run measures again
             write_record(memory, AutotuneMemory(_read_memory(memory).results | {key: result}), version=MEMORY_FORMAT)
+    elif result is not None and result.config == default_config(device):
+        _of_this_process.setdefault(memory, {})[key] = result
     return result
 
 

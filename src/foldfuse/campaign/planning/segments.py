@@ -77,7 +77,8 @@ def _segments_of_first_fold(state: CampaignState) -> tuple[Segment, ...]:
     """The segments with the first fold held out, in their order."""
     bases = base_runs(state)
     if len(bases) == 1:
-        return (*bases, *_cooldowns_of_one(bases[0], state))
+        extended = [_extended_base(bases[0], state)] if state.still_learning else []
+        return (*bases, *extended, *_cooldowns_of_one((*bases, *extended)[-1], state))
     compared = {base.name: one for base, one in zip(bases, compared_candidates(state), strict=True)}
     count = max(c.MIN_PROMOTED, len(bases) // 2)
     promoted = (state.ranking or tuple(compared))[:count]
@@ -132,8 +133,17 @@ def base_runs(state: CampaignState) -> tuple[Segment, ...]:
     return tuple(segments)
 
 
+def _extended_base(base: Segment, state: CampaignState) -> Segment:
+    """The extended run of a single base run that was still learning: larger images, at a constant learning rate."""
+    size = image_size_at(state.default_recipe, c.IMAGE_SCALES[1], state)
+    recipe = replace(constant_lr(at_image_size(state.default_recipe, size)), warmup_fraction=0.0)
+    seed = _seed(state, c.EXTENDED_SEED)
+    name = segment_name(Role.EXTENDED, size)
+    return Segment(name, Role.EXTENDED, recipe, seed, c.EXTENDED_BASE_SHARE, base.name, round=1)
+
+
 def _cooldowns_of_one(base: Segment, state: CampaignState) -> list[Segment]:
-    """The cooldown runs of a single base run, with different image sizes and seeds: at least one per worker.
+    """The cooldown runs of a single base or extended run, with different image sizes and seeds: at least one per worker.
 
     Cooldown runs that have begun stay in the plan, however many workers are left.
     """
@@ -149,7 +159,7 @@ def _cooldowns_of_one(base: Segment, state: CampaignState) -> list[Segment]:
             _seed(state, i),
             (1 - c.SINGLE_BASE_SHARE) / count,
             base.name,
-            round=1,
+            round=base.round + 1,
         )
         for i, size in enumerate(sizes, start=1)
     ]

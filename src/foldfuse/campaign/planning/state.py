@@ -69,6 +69,7 @@ class CampaignState:
         num_objects: annotated boxes of all images, for crop rescoring.
         crops_per_image: detections of an image that crop rescoring rescores.
         soups: whether soups may be planned.
+        still_learning: whether the single base run was still learning fast at its end, so that an extended run continues it.
         folds: the folds of which each is held out from its own segments; the base runs of the first one are compared.
         segments: records of the segments so far.
         step_seconds: {recipe name: seconds of a step of its base run}, as measured; unmeasured recipes are not tried.
@@ -109,6 +110,7 @@ class CampaignState:
     slowdown: float = 1.0
     extra_cooldowns: int = 0
     soups: bool = True
+    still_learning: bool = False
 
     @property
     def default_recipe(self) -> Recipe:

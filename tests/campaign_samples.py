@@ -152,6 +152,7 @@ class FakeWorkers:
         capacities: {second: workers from then on}.
         fates: {segment: how each of its jobs ends}: "lost" halfway, "diverged" halfway, "hangs", or "interrupted" (Ctrl-C
             at its end); all other jobs are trained.
+        losses: {segment: the class losses of its steps}, which its log gets.
         started: (segment, second, job), in this order.
     """
 
@@ -160,6 +161,7 @@ class FakeWorkers:
     now: float = 0.0
     capacities: dict[float, int] = field(default_factory=lambda: {0.0: 2})
     fates: dict[str, list[str]] = field(default_factory=dict)
+    losses: dict[str, list[float]] = field(default_factory=dict)
     started: list[tuple[str, float, SegmentJob]] = field(default_factory=list)
     running: dict[str, tuple[float, str, SegmentJob]] = field(default_factory=dict)
     is_async = True
@@ -206,6 +208,9 @@ class FakeWorkers:
             run.save_checkpoint({"seconds": half})
             return SegmentResult(name, half, error=WorkerLost("node 1 was lost."))
         run.write_metadata(replace(run.metadata, steps=7, seconds=job.seconds, images_per_second=8.0))
+        run.write_log(
+            [{"step": i, "loss": loss + 1.0, "class": loss} for i, loss in enumerate(self.losses.get(name, ()))]
+        )
         views = {c.PLAIN_VIEW: noisy(self.task.val_in(job.fold), run.metadata.seed)}
         return SegmentResult(name, job.seconds, HeldOutPredictions(views, image_seconds=0.001))
 

@@ -17,6 +17,7 @@ from foldfuse.campaign.planning.state import CampaignState
 from foldfuse.campaign.submissions import MemberPredictions
 from foldfuse.campaign.task import Task
 from foldfuse.data.dataset import Dataset
+from foldfuse.data.folds import make_folds
 from foldfuse.data.readers.coco import read
 from foldfuse.detections import Predictions
 from foldfuse.ensemble.ensemble import Ensemble
@@ -82,3 +83,15 @@ def compare_base_runs(workers: FakeWorkers, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(constants, "MIN_SEGMENT_SECONDS", 0.1)
     workers.ledger.set(step_seconds=dict.fromkeys(recipes, 0.1))
     return [f"base-{name}-{size}" for size in (160, 192) for name in recipes]
+
+
+@pytest.fixture
+def two_folds(workers: FakeWorkers) -> FakeWorkers:
+    """The workers of a campaign that trains folds 0 and 1 of three."""
+    whole = workers.task.labeled
+    folds = make_folds(whole, num_folds=3, seed=0)
+    held_out = {fold: frozenset(folds.val_ids(fold)) for fold in (0, 1)}
+    val = whole.subset(held_out[0] | held_out[1])
+    train = whole.subset({*whole.image_ids} - {*val.image_ids})
+    workers.task = replace(workers.task, train=train, val=val, held_out=held_out)
+    return workers

@@ -26,7 +26,6 @@ from foldfuse.campaign.planning.segments import (
     plan_segments,
 )
 from foldfuse.commands.browse import prediction_sources, read_source
-from foldfuse.data.folds import make_folds
 from foldfuse.detections import Detections, Predictions
 from foldfuse.ensemble.ensemble import Ensemble, read_ensemble
 from foldfuse.ensemble.member_views import MemberView
@@ -178,19 +177,6 @@ def test_parts_share_the_weight_of_their_member():
     parts = whole.with_parts({"a": ["a", "a-fold1"], "b": ["b", "b-fold1"]})
     assert parts.weights == {"a": 0.5, "a-fold1": 0.5, "b": 0.25, "b-fold1": 0.25}
     assert parts.score_exponents == {"a": 2.0, "a-fold1": 2.0}
-
-
-@pytest.fixture
-def two_folds(workers):
-    """The workers of a campaign that trains folds 0 and 1 of three."""
-    whole = workers.task.labeled
-    folds = make_folds(whole, num_folds=3, seed=0)
-    held_out = {fold: frozenset(folds.val_ids(fold)) for fold in (0, 1)}
-    val = whole.subset(held_out[0] | held_out[1])
-    workers.task = replace(
-        workers.task, train=whole.subset({*whole.image_ids} - {*val.image_ids}), val=val, held_out=held_out
-    )
-    return workers
 
 
 def run_it(workers):

@@ -44,9 +44,9 @@ METRIC = "ap"  # that campaigns choose by, since the page compares AP
 PAGE = Path(__file__).parent / "campaign_evidence.md"
 TEXT = f"""# Campaigns beside the best single training
 
-By `python benchmarks/campaign_evidence.py`. A campaign (`--metric {METRIC}`) holds out a fifth of the annotated images, or several
-in turn, and writes a submission; the single training (`{RECIPE}`, as its recipe comes) learns from all of them, has the
-deadline less {SPARE} s, and predicts in the plain view. AP50 (AP) on test images whose annotations neither reads.
+By `python benchmarks/campaign_evidence.py`. A campaign (`--metric {METRIC}`) holds out a fifth of the annotated images, or
+several in turn, and writes a submission; the single training (`{RECIPE}`, as its recipe comes) learns from all of them, has
+the deadline less {SPARE} s, and predicts in the plain view. AP50 (AP) on test images whose annotations neither reads.
 """
 
 

@@ -94,6 +94,18 @@ def test_what_a_busy_machine_shows_is_not_remembered(tmp_path, monkeypatch):
     assert not (tmp_path / "autotune.json").exists()
 
 
+def test_where_a_busy_machine_shows_no_gain_the_process_does_not_measure_again(tmp_path, monkeypatch):
+    times = iter([0.3] * 3 + [0.3, 0.3, 0.9, 0.3, 0.3, 0.3] * 9)
+    monkeypatch.setattr(module._Steps, "__call__", lambda self: setattr(self, "loss", 1.0) or next(times))
+    made = found(tmp_path, Network())
+    assert made.config == default_config(torch.device("cpu"))
+    assert not (tmp_path / "autotune.json").exists(), "another process measures"
+    monkeypatch.setattr(module, "_measure", lambda *_: pytest.fail("measured again"))
+    assert found(tmp_path, Network()) == made
+    with pytest.raises(pytest.fail.Exception):
+        autotune(Network(), BATCH, frozen_stages=0, seconds=1000.0, key="another", memory=tmp_path / "autotune.json")
+
+
 def test_a_change_must_be_faster_in_each_turn(tmp_path, monkeypatch):
     seconds = {"float32": 0.3, "bfloat16": 0.1}
     turns = []

@@ -48,11 +48,11 @@ def settle_folds(task: Task, ledger: Ledger, workers: Workers) -> None:
         return
     rows = Run(ledger.folder / "members" / base.name).log
     steps, left = sum("loss" in row for row in rows), loss_left(rows)
-    learning = left is not None and steps < c.MAX_LEARNING_STEPS and left < c.LEARNING_LOSS
-    ledger.set(still_learning=learning)
-    if learning:
-        ledger.set(folds_in_time=[state.folds[0]])
-        ledger.log(
-            f"{base.name} was still learning fast at its end: its class loss fell by {1 - (left or 0.0):.0%} from the second to "
-            f"the last quarter of its {counted(steps, 'step')}. So 1 fold is trained for longer, instead of {len(state.folds)}."
-        )
+    if left is None or steps >= c.MAX_LEARNING_STEPS or left >= c.LEARNING_LOSS:
+        ledger.set(still_learning=False)
+        return
+    ledger.set(still_learning=True, folds_in_time=[state.folds[0]])
+    ledger.log(
+        f"{base.name} was still learning fast at its end: its class loss fell by {1 - left:.0%} from the second to the last "
+        f"quarter of its {counted(steps, 'step')}. So 1 fold is trained for longer, instead of {len(state.folds)}."
+    )

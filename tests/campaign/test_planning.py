@@ -182,6 +182,19 @@ def test_no_time_is_kept_for_further_views_of_members_of_next_to_no_weight():
     assert pending(0.06) == pending(None) > 5
 
 
+def test_time_is_kept_for_the_plain_view_of_members_that_have_not_predicted_the_test_images():
+    state = campaign_state(1200.0, folds=(0, 1), num_test=700)
+    first, second = (s for s in plan_segments(state) if s.role == Role.BASE)
+    records = [record_of(s, state, 100.0, result={"image_seconds": 0.02, "weight": None}) for s in (first, second)]
+    both = replace(state, segments=tuple(records))
+    more = pending_view_seconds(both)
+    plain = 700 * 0.02
+    predicted = replace(both, test_predicted=frozenset({first.name}))
+    assert pending_view_seconds(predicted) == pytest.approx(more + plain)
+    assert pending_view_seconds(replace(predicted, max_views=1)) == pytest.approx(plain)
+    assert reserved_seconds((), predicted) == pytest.approx(reserved_seconds((), both) + plain)
+
+
 def test_slower_images_leave_less_time_for_training():
     slow, fast = (make_plan(campaign_state(pixel_seconds=seconds / 256**2)) for seconds in (0.2, 0.02))
     assert slow.segments[0].seconds < fast.segments[0].seconds

@@ -6,7 +6,7 @@ from foldfuse.campaign import constants as c
 from foldfuse.campaign.execution.workers import Workers
 from foldfuse.campaign.planning.slack import measured_reserves
 from foldfuse.campaign.planning.state import CampaignState, Reserves
-from foldfuse.campaign.task import Task
+from foldfuse.campaign.task import TEST, Task, predictions_path
 from foldfuse.storage.ledger import Ledger
 
 
@@ -35,8 +35,16 @@ def campaign_state(task: Task, ledger: Ledger, workers: Workers) -> CampaignStat
         folds=tuple(ledger.get("folds_in_time") or task.folds),
         slowdown=ledger.get("slowdown") or 1.0,
         reserves=reserves_of(ledger),
+        test_predicted=_test_predicted(ledger),
         still_learning=bool(ledger.get("still_learning")),
     )
+
+
+def _test_predicted(ledger: Ledger) -> frozenset[str]:
+    """Names of the members that have predicted the test images in the plain view."""
+    members = ledger.folder / "members"
+    done = (record.name for record in ledger.segments() if record.state == "done")
+    return frozenset(n for n in done if predictions_path(members / n, TEST, str(c.PLAIN_VIEW)).exists())
 
 
 def reserves_of(ledger: Ledger) -> Reserves:

@@ -148,13 +148,19 @@ def view_cost(state: CampaignState) -> float:
 def pending_view_seconds(state: CampaignState) -> float:
     """Seconds still needed to predict the remaining TTA views of the test images with finished members.
 
-    Before the last choice of the ensemble, members predict the test images in the plain view alone. Those with next to no weight
-    in the ensemble so far get no time for more views: it goes to the segments still to come.
+    Before the last choice of the ensemble, members predict the test images in the plain view alone, and those of a later fold not
+    at all until the fold has all its members. Members with next to no weight in the ensemble so far get no time for more views:
+    it goes to the segments still to come.
     """
     measured = (r for r in state.segments if r.state == "done" and "image_seconds" in r.result)
     used = [r for r in measured if not is_light(r.result.get("weight"))]
-    more = max(0.0, view_cost(state) - c.PLAIN_VIEW.cost)
-    return float(state.slowdown * state.num_test * more * sum(record.result["image_seconds"] for record in used))
+    views, predicted = view_cost(state), state.test_predicted
+    seconds = sum(
+        record.result["image_seconds"]
+        * (views - (c.PLAIN_VIEW.cost if predicted is None or record.name in predicted else 0.0))
+        for record in used
+    )
+    return float(state.slowdown * state.num_test * seconds)
 
 
 def is_light(weight: float | None) -> bool:

@@ -149,8 +149,9 @@ def views_in_time(state: CampaignState, name: str) -> tuple[View, ...]:
         return views
     seconds = image_seconds(segment, state)
     records = tuple(replace(r, state="done") if r.name == name else r for r in state.segments)
+    predicted = None if state.test_predicted is None else state.test_predicted | {name}  # `own` counts its test images
     for number in range(len(views), 1, -1):
-        after = replace(state, segments=records, max_views=number)
+        after = replace(state, segments=records, max_views=number, test_predicted=predicted)
         own = state.num_test * seconds + state.num_val * seconds * (view_cost(after) - c.PLAIN_VIEW.cost)
         if reserved_seconds((), after) + own <= state.remaining:
             return views[:number]

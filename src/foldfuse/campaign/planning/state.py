@@ -69,6 +69,7 @@ class CampaignState:
         num_objects: annotated boxes of all images, for crop rescoring.
         crops_per_image: detections of an image that crop rescoring rescores.
         soups: whether soups may be planned.
+        test_predicted: names of the segments that have predicted the test images in the plain view; None for all that are done.
         still_learning: whether the single base run was still learning fast at its end, so that an extended run continues it.
         folds: the folds of which each is held out from its own segments; the base runs of the first one are compared.
         segments: records of the segments so far.
@@ -110,6 +111,7 @@ class CampaignState:
     slowdown: float = 1.0
     extra_cooldowns: int = 0
     soups: bool = True
+    test_predicted: frozenset[str] | None = None
     still_learning: bool = False
 
     @property

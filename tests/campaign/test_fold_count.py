@@ -37,9 +37,9 @@ def seconds_with(steps: float) -> float:
 @pytest.mark.parametrize(
     ("steps", "available", "number"),
     [
-        (750, 5, 1),
-        (1490, 5, 1),
-        (1500, 5, 2),
+        (600, 5, 1),
+        (1190, 5, 1),
+        (1200, 5, 2),
         (2550, 5, 2),
         (3000, 5, 3),
         (4900, 5, 3),
@@ -57,7 +57,7 @@ def test_each_fold_has_enough_steps(steps, available, number):
 def test_the_reason_tells_the_steps():
     count = choose_number(5, 5, deadline=HOUR, step_seconds=seconds_with(750))
     assert count.reason == (
-        "1 of 5 folds is trained, with time for some 750 steps: 2 would have some 380 steps each, and at least 750 are asked."
+        "1 of 5 folds is trained, with time for some 750 steps: 2 would have some 380 steps each, and at least 600 are asked."
     )
     every = choose_number(5, 5, deadline=HOUR, step_seconds=seconds_with(7500))
     assert every.reason.endswith("held-out images of all of them, and its members learn every image between them.")

@@ -11,7 +11,7 @@ import pytest
 
 from foldfuse.campaign import constants as c
 from foldfuse.campaign import trained_folds
-from foldfuse.campaign.planning.fold_count import as_asked, choose_number
+from foldfuse.campaign.planning.fold_count import UNLESS, as_asked, choose_number
 from foldfuse.campaign.request import CampaignRequest
 from foldfuse.campaign.task import Task
 from foldfuse.data.content_hashes import image_hashes
@@ -59,6 +59,8 @@ def test_the_reason_tells_the_steps():
     assert count.reason == (
         "1 of 5 folds is trained, with time for some 750 steps: 2 would have some 380 steps each, and at least 600 are asked."
     )
+    short = choose_number(5, 5, deadline=HOUR / 6, step_seconds=seconds_with(1500) / 6)
+    assert short.reason.endswith(UNLESS)
     every = choose_number(5, 5, deadline=HOUR, step_seconds=seconds_with(7500))
     assert every.reason.endswith("held-out images of all of them, and its members learn every image between them.")
 

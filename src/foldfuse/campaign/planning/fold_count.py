@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from foldfuse.campaign import constants as c
 from foldfuse.errors import counted
 
+UNLESS = "If the first base run still learns fast at its end, 1 fold is trained for longer instead."
+
 
 @dataclass(frozen=True)
 class FoldCount:
@@ -46,10 +48,12 @@ def choose_number(available: int, num_folds: int, *, deadline: float, step_secon
         )
         return FoldCount(1, f"1 of {num_folds} folds is trained, with time for {each}: {why}.")
     learnt = ", and its members learn every image between them" if number == num_folds else ""
+    short = deadline < c.COMPARE_DEADLINE  # then there is a single base run; see `learning.settle_folds`
+    unless = f" {UNLESS}" if short else ""
     return FoldCount(
         number,
         f"{number} of {num_folds} folds are trained, with time for {each} each: the ensemble is chosen on the held-out images "
-        f"of all of them{learnt}.",
+        f"of all of them{learnt}.{unless}",
     )
 
 

@@ -46,7 +46,8 @@ TEXT = f"""# Campaigns beside the best single training
 
 By `python benchmarks/campaign_evidence.py`. A campaign (`--metric {METRIC}`) holds out a fifth of the annotated images, or
 several in turn, and writes a submission; the single training (`{RECIPE}`, as its recipe comes) learns from all of them, has
-the deadline less {SPARE} s, and predicts in the plain view. AP50 (AP) on test images whose annotations neither reads.
+the deadline less {SPARE} s, and predicts in the plain view. AP50 (AP) on test images whose annotations neither reads. The speed
+of a machine may change in the hours between the ends of both.
 """
 
 
@@ -140,7 +141,15 @@ def measured(cell: Cell, out: Path) -> dict[str, Any]:
         "used": round(facts["seconds_used"] / facts["deadline_seconds"], 3),
         "cpu": facts["machine"]["cpu"],
         "commit": commit.strip(),
+        "hours_apart": round(hours_apart(cell, out), 1),
     }
+
+
+def hours_apart(cell: Cell, out: Path) -> float:
+    """Hours between the ends of the campaign and of the training; a machine's speed may have changed meanwhile."""
+    ends = (cell.folder(out, way) / name for way, name in zip(WAYS, ("submission.json", "seconds.json"), strict=True))
+    first, second = (path.stat().st_mtime for path in ends)
+    return abs(first - second) / 3600
 
 
 def page(rows: Sequence[dict[str, Any]]) -> str:
@@ -152,16 +161,25 @@ def page(rows: Sequence[dict[str, Any]]) -> str:
             continue
         lines += [
             f"## {deadline}\n",
-            "| data | seed | folds | campaign | single training | gain in AP | deadline used | processor, commit |",
-            "|---|---|---|---|---|---|---|---|",
+            "| data | seed | folds | campaign | single training | gain in AP | deadline used | hours apart | processor, commit |",
+            "|---|---|---|---|---|---|---|---|---|",
         ]
         for row in own:
             ours, theirs = (f"{ap50:.3f} ({ap:.3f})" for ap50, ap in (row["campaign"], row["single"]))
             gain, used = row["campaign"][1] - row["single"][1], row["used"]
             where = f"{row['cpu']}, {row['commit']}"
-            lines.append(
-                f"| {row['data']} | {row['seed']} | {row['folds']} | {ours} | {theirs} | {gain:+.3f} | {used:.0%} | {where} |"
+            words = (
+                row["data"],
+                row["seed"],
+                row["folds"],
+                ours,
+                theirs,
+                f"{gain:+.3f}",
+                f"{used:.0%}",
+                row["hours_apart"],
+                where,
             )
+            lines.append(f"| {' | '.join(map(str, words))} |")
         ours, theirs = (mean(row[way][1] for row in own) for way in WAYS)
         wins = sum(row["campaign"][1] > row["single"][1] for row in own)
         lines.append(

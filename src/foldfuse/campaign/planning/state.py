@@ -69,8 +69,6 @@ class CampaignState:
         num_objects: annotated boxes of all images, for crop rescoring.
         crops_per_image: detections of an image that crop rescoring rescores.
         soups: whether soups may be planned.
-        test_predicted: names of the segments that have predicted the test images in the plain view; None for all that are done.
-        still_learning: whether the single base run was still learning fast at its end, so that an extended run continues it.
         folds: the folds of which each is held out from its own segments; the base runs of the first one are compared.
         segments: records of the segments so far.
         step_seconds: {recipe name: seconds of a step of its base run}, as measured; unmeasured recipes are not tried.
@@ -85,6 +83,8 @@ class CampaignState:
         reserves: seconds for other work.
         slowdown: how many times as long work takes now as when it was measured.
         extra_cooldowns: cooldown runs beyond those of the plan, of a single base run.
+        test_predicted: names of the segments that have predicted the test images in the plain view; None for all that are done.
+        still_learning: whether the single base run was still learning fast at its end, so that an extended run continues it.
     """
 
     recipes: Mapping[str, Recipe]

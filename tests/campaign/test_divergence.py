@@ -1,4 +1,4 @@
-"""A segment whose loss is not finite goes on from its checkpoint at a lower learning rate."""
+"""A segment whose loss is not finite goes on from its checkpoint at a lower learning rate, or ends with that checkpoint."""
 
 from __future__ import annotations
 
@@ -83,9 +83,23 @@ def test_a_first_member_without_a_checkpoint_begins_again(segment, monkeypatch):
 
 
 @pytest.mark.parametrize(("cuts", "at_least"), [(c.MAX_LR_CUTS, 5.0), (0, 900.0)])
-def test_it_fails_after_two_lower_rates_or_where_no_time_is_left(segment, monkeypatch, cuts, at_least):
+def test_without_a_checkpoint_it_fails_after_two_lower_rates_or_where_no_time_is_left(
+    segment, monkeypatch, cuts, at_least
+):
     monkeypatch.setattr(c, "MIN_SEGMENT_SECONDS", at_least)
     diverging(monkeypatch, segment[0], lambda number, lr: True)
     with pytest.raises(FloatingPointError, match="the loss is not finite"):
         train(segment, 600.0)
     assert len(segment[0].metadata.lr_changes) == cuts
+
+
+@pytest.mark.parametrize(("cuts", "at_least"), [(c.MAX_LR_CUTS, 5.0), (0, 900.0)])
+def test_its_last_checkpoint_is_kept_where_it_cannot_go_on(segment, monkeypatch, cuts, at_least):
+    run = segment[0]
+    monkeypatch.setattr(c, "MIN_SEGMENT_SECONDS", at_least)
+    diverging(monkeypatch, run, lambda number, lr: number >= 5)
+    seconds = train(segment, 600.0, checkpoint_seconds=0.0)
+    assert 0 < run.metadata.kept_from == run.metadata.steps < 5
+    assert run.is_trained
+    assert len(run.metadata.lr_changes) == cuts
+    assert seconds < 600, "the campaign has the rest of the time"

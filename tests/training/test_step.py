@@ -145,6 +145,8 @@ def test_a_configuration_follows_the_run_to_another_device(monkeypatch):
     made_there = ComputeConfig("float16", "high", compiled=True)
     assert config_for(made_there, cpu, precision="auto") == ComputeConfig()
     assert config_for(made_there, cpu, precision="float16").precision == "float16"
+    assert config_for(ComputeConfig("bfloat16", "high"), cpu, precision="auto") == ComputeConfig()
+    assert config_for(ComputeConfig("bfloat16", "high"), cpu, precision="bfloat16").precision == "bfloat16"
     assert config_for(ComputeConfig("bfloat16", threads=2), cuda, precision="auto") == ComputeConfig("float16", "high")
     made_here = ComputeConfig("bfloat16", "medium", threads=1)
     assert config_for(made_here, cpu, precision="auto") == made_here

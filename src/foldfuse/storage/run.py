@@ -99,6 +99,7 @@ class RunMetadata:
         crops: crops that a classifier trained on.
         command: the command that began the run.
         lr_changes: learning rates that a resume or a campaign gave; before the first, the log's rows show the rate.
+        kept_from: step of the checkpoint that a campaign took as the run's end, since the loss after it was not finite.
     """
 
     classes: tuple[str, ...] = field(default=(), repr=False)
@@ -138,6 +139,7 @@ class RunMetadata:
     crops: int | None = None
     command: str | None = None
     lr_changes: tuple[LrChange, ...] = ()
+    kept_from: int | None = None
 
     def __post_init__(self) -> None:
         """Check what the types leave open. Raises InputError, which names the field."""

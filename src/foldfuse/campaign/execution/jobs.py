@@ -57,7 +57,8 @@ def train_segment(
     """Trains a run up to `seconds` in all, and returns the seconds that it has trained.
 
     Where the loss is not finite, the run goes on from its last checkpoint, or begins again, with `DIVERGED_LR` times its
-    learning rate. The seconds that this loses count. The run's metadata keeps each change of the rate.
+    learning rate. The seconds that this loses count. After `MAX_LR_CUTS` lower rates, or where there is no time to go on, the
+    run ends with its last checkpoint. The run's metadata keeps each change of the rate, and that checkpoint's step.
 
     Args:
         run: the run to train, with its recipe and metadata.
@@ -72,7 +73,7 @@ def train_segment(
         watch: makes a function of the budget that is called after each step, and may change the budget.
 
     Raises:
-        FloatingPointError: the loss is not finite after `MAX_LR_CUTS` lower rates, or there is no time to go on.
+        FloatingPointError: the loss is not finite, the run cannot go on, and there is no checkpoint.
     """
     device = choose_device(device)
     while True:
@@ -93,9 +94,14 @@ def train_segment(
             state = run.load_checkpoint()[0]
             kept = 0.0 if state is None else state["seconds"]
             seconds = budget.seconds - (budget.elapsed() - kept)
-            if len(run.metadata.lr_changes) >= c.MAX_LR_CUTS or seconds - kept < c.MIN_SEGMENT_SECONDS:
+            step = 0 if state is None else state["step"]
+            if len(run.metadata.lr_changes) < c.MAX_LR_CUTS and seconds - kept >= c.MIN_SEGMENT_SECONDS:
+                lower_lr(run, c.DIVERGED_LR * run.recipe.lr, step=step)
+            elif step and run.metadata.kept_from is None:
+                seconds = kept  # nothing is left to train: the checkpoint is finished as it is
+                run.write_metadata(replace(run.metadata, kept_from=step))
+            else:
                 raise
-            lower_lr(run, c.DIVERGED_LR * run.recipe.lr, step=0 if state is None else state["step"])
         finally:
             release_memory(device)  # the next segment has images of another size
 

@@ -8,10 +8,11 @@ import pytest
 
 from campaign_samples import campaign_state, record_of, simulate
 from foldfuse.campaign import constants as c
-from foldfuse.campaign import runner
+from foldfuse.campaign import runner, submissions
 from foldfuse.campaign.learning import loss_left
 from foldfuse.campaign.planning.allocation import successive_halving
 from foldfuse.campaign.planning.segments import plan_segments
+from foldfuse.campaign.planning.slack import views_in_time
 from foldfuse.formats.predictions import read_predictions
 from foldfuse.storage.run import Run
 
@@ -65,6 +66,42 @@ def test_the_fold_that_is_not_trained_is_learnt_and_never_scored(two_folds):
             assert {task._hashes[image_id] for image_id in left} <= {*run.learnt_images}
             assert not left & {*read_predictions(run.folder / "val@1.parquet", task.val_in(0))}
     assert not left & {*read_predictions(folder / "fused_oof.parquet", task.val)}
+
+
+def candidates_of(monkeypatch):
+    """The members of each choice of an ensemble, in their order."""
+    chosen, real = [], submissions.build_ensemble
+
+    def build(named, *arguments, **options):
+        chosen.append({name.partition("@")[0] for name in named})
+        return real(named, *arguments, **options)
+
+    monkeypatch.setattr(submissions, "build_ensemble", build)
+    monkeypatch.setattr(submissions, "are_compiled", lambda: True)
+    return chosen
+
+
+def test_each_run_takes_the_place_of_the_one_that_it_continues(two_folds, monkeypatch):
+    chosen = candidates_of(monkeypatch)
+    names = run_with(two_folds, FALLING)
+    assert chosen[:3] == [{names[0]}, {names[1]}, {names[2]}]
+    assert not chosen[-1] & {*names[:2]}
+    assert {*names[2:]} <= chosen[-1]
+
+
+def test_base_runs_stay_candidates_where_they_had_learnt_most(two_folds, monkeypatch):
+    chosen = candidates_of(monkeypatch)
+    run_with(two_folds, FLAT)
+    assert "base-160" in chosen[-1]
+
+
+def test_a_run_that_cooldown_runs_replace_predicts_one_view():
+    state = replace(campaign_state(600.0), still_learning=True)
+    base, extended = plan_segments(state)[:2]
+    records = record_of(base, state, 90.0), record_of(extended, state, 90.0)
+    begun = replace(state, elapsed=250.0, segments=records)
+    assert len(views_in_time(begun, base.name)) == 3
+    assert views_in_time(begun, extended.name) == (c.PLAIN_VIEW,)
 
 
 @pytest.mark.parametrize(

@@ -121,6 +121,12 @@ def choose_base_runs(records: Sequence[SegmentRecord], names: Sequence[str], *, 
     return choose_folds(predicted, records, folds=folds, submitted=(), last=True)
 
 
+def superseded(records: Sequence[SegmentRecord]) -> frozenset[str]:
+    """Names of the base and extended runs that a finished run continues: earlier states of it, where nothing is compared."""
+    done = [record for record in records if record.state == "done" and record.role != Role.SOUP]
+    return frozenset(record.parent for record in done if record.parent is not None)
+
+
 def _complete(segments: Mapping[MemberView, Mapping[int, MemberView]], folds: Sequence[int]) -> set[MemberView]:
     """The members and views that each of these folds has."""
     return {key for key, each in segments.items() if all(fold in each for fold in folds)}

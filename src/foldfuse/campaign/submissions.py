@@ -23,7 +23,7 @@ from foldfuse.campaign.affordable import (
     without_light_views,
 )
 from foldfuse.campaign.compiling import COMPILE_SECONDS, are_compiled
-from foldfuse.campaign.fold_members import choose_folds, held_out_from
+from foldfuse.campaign.fold_members import choose_folds, held_out_from, superseded
 from foldfuse.campaign.pace import settle_threads
 from foldfuse.campaign.planning.allocation import search_seconds
 from foldfuse.campaign.planning.segments import member_name
@@ -102,7 +102,7 @@ def submit_best(
     """Chooses the best ensemble of the members, and submits it if it scores better on the held-out images than before.
 
     Before the `last` choice only plain views are candidates, so that little time goes into predictions that a later choice
-    may not need.
+    may not need. Where the base run was still learning, the runs that continue it take its place.
 
     Args:
         task, ledger: of the campaign.
@@ -111,10 +111,11 @@ def submit_best(
         seconds: of the search; as planned by default.
     """
     plain = str(c.PLAIN_VIEW)
-    predicted = [key for key in members.val if last or key.view == plain]
+    known = ledger.segments()
+    replaced = superseded(known) if ledger.get("still_learning") else frozenset()
+    predicted = [key for key in members.val if (last or key.view == plain) and key.member not in replaced]
     latest = ledger.latest_submission()
     submitted = tuple(latest[2].get("folds") or (0,)) if latest else ()
-    known = ledger.segments()
     chosen = choose_folds(predicted, known, folds=task.folds, submitted=submitted, last=last)
     used = {part.member for parts in chosen.parts.values() for part in parts}
     if not last and members.new_members and not used & {*members.new_members}:

@@ -28,6 +28,7 @@ from foldfuse.campaign.planning.soups import planned_soups
 from foldfuse.campaign.planning.state import CampaignState, Reserves
 from foldfuse.inference.tta import View
 from foldfuse.storage.ledger import Interval
+from foldfuse.storage.segments import Role
 
 
 def to_the_deadline(state: CampaignState) -> Decision:
@@ -139,7 +140,9 @@ def views_in_time(state: CampaignState, name: str) -> tuple[View, ...]:
         state: now; the segment's record has the seconds of an image.
         name: the name of the segment.
     """
-    views = affordable_views(state)
+    views, record = affordable_views(state), state.record(name)
+    if state.still_learning and record is not None and record.role == Role.EXTENDED:
+        return views[:1]  # cooldown runs take its place
     segments = plan_segments(state)
     if state.busy or any(state.is_open(s.name) for s in segments if s.name != name):
         return views  # the strategy lowers the number of views for the segments to come

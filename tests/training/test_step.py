@@ -90,6 +90,7 @@ class Waits(TorchDispatchMode):
 
 @pytest.mark.parametrize("precision", ["float32", "float16"])
 def test_the_host_reads_once_a_step(monkeypatch, precision):
+    monkeypatch.setattr(loop, "_looks_first", lambda *_: False)  # as on a card
     read, reads = Readback.read, []
     monkeypatch.setattr(Readback, "read", lambda self: reads.append(self) or read(self))
     counts = []
@@ -99,6 +100,38 @@ def test_the_host_reads_once_a_step(monkeypatch, precision):
         counts.append(waits.count)
     assert counts[0] == counts[1], "a step waits for single numbers"  # the state at the end holds the scaler's
     assert len(reads) == 8 * (2 if precision == "float16" else 1)  # float16's two numbers are ready at the same time
+
+
+# steps without finite gradients
+
+
+def poisoned(model, calls):
+    """The model, with gradients that hold NaN in these calls of its loss, though the loss is finite."""
+    weight = model.last.weight
+    weight.register_hook(lambda gradient: gradient * math.nan if model.calls in calls else gradient)
+    return model
+
+
+def test_a_step_without_finite_gradients_is_skipped_on_a_cpu():
+    recipe = replace(RECIPE, lr_decay_start=1.0)
+    good, _ = trained(Teller(norm=True), recipe=recipe)
+    state, log = trained(poisoned(Teller(norm=True), {5}), steps=5, recipe=recipe)
+    assert [row.get("skipped") for row in log] == [None] * 4 + [1]
+    assert math.isfinite(log[4]["loss"])
+    for part in ("model", "ema"):
+        assert all(torch.equal(t, state[part][key]) for key, t in good[part].items())
+    assert (state["ema_steps"], state["step"], state["skipped"]) == (good["ema_steps"], 5, 1)
+    state, log = trained(poisoned(Teller(norm=True), {5}), steps=6, recipe=recipe)
+    assert (log[5].get("skipped"), state["skipped"]) == (None, 0)
+    assert all(t.isfinite().all() for t in state["model"].values())
+
+
+def test_gradients_that_stay_without_bounds_are_an_error():
+    with pytest.raises(
+        FloatingPointError,
+        match=r"step 22: the gradients have not been finite for 20 .*\(loss: error [0-9.e-]+\).*a lower lr\.$",
+    ):
+        trained(poisoned(Teller(), range(4, 100)), steps=50)
 
 
 # float16

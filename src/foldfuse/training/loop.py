@@ -30,7 +30,7 @@ from foldfuse.training.session import TrainingSession
 from foldfuse.training.state import check_state, rng_state, set_rng_state
 
 SMOOTHING = 0.95  # of the loss that is shown: about the mean of the last 20 steps
-MAX_SKIPPED = 20  # steps in a row that float16 may skip: halved so often, the scale of the loss is far below 1
+MAX_SKIPPED = 20  # steps in a row that may be skipped: halved so often, float16's scale of the loss is far below 1
 
 logger = logging.getLogger(__name__)
 
@@ -64,8 +64,8 @@ def fit(
         float16 skipped).
 
     Raises:
-        FloatingPointError: the loss is not finite, in float16 for `MAX_SKIPPED` steps; the message names the step, the terms and
-            the images. Or the state to be saved is not; the message names the tensor.
+        FloatingPointError: the loss is not finite, or the gradients are not for `MAX_SKIPPED` steps (in float16, and on a CPU);
+            the message names the step, the terms and the images. Or the state to be saved is not; the message names the tensor.
         InputError: the checkpoint to resume from is not of this model, or not even one image fits in memory.
         KeyboardInterrupt: after the step in which an interrupt came, whose state was given to `save`.
     """
@@ -98,6 +98,7 @@ def fit(
         set_rng_state(rng_states[world.rank % len(rng_states)], device)
         budget.elapsed_before += resumed["seconds"]
     gradients = Gradients(model, recipe, config, scaler, world=world, micro_batch=micro_batch)
+    looks_first = _looks_first(device, scaler)
 
     def state() -> dict[str, Any]:
         return {
@@ -143,16 +144,20 @@ def fit(
             step_loss = gradients.compute(images, targets)
             scaler.unscale_(optimizer)
             norm = torch.nn.utils.clip_grad_norm_(parameters, recipe.grad_clip_norm)
-            scaler.step(optimizer)
+            overflow = looks_first and not math.isfinite(norm)
+            if not overflow:
+                scaler.step(optimizer)
             scaler.update()
-            # The one place where the host waits for the device: for the forward pass, in float16 for the backward pass too.
-            overflow = scaler.is_enabled() and not math.isfinite(Readback(norm.view(1)).read()[0])
+            # The one place where the host waits for a card: for the forward pass, in float16 for the backward pass too.
+            if scaler.is_enabled():
+                overflow = not math.isfinite(Readback(norm.view(1)).read()[0])
             losses = step_loss.read()
-            skipped = skipped + 1 if overflow else 0
-            if overflow:  # the optimizer has left the weights as they were, and halves the scale of the loss
+            is_finite = math.isfinite(losses["loss"]) or (overflow and scaler.is_enabled())
+            skipped = skipped + 1 if overflow and is_finite else 0
+            if overflow:  # the optimizer has left the weights as they were, and float16's scale of the loss is halved
                 gradients.undo_forward()
-            if skipped >= MAX_SKIPPED or not (overflow or math.isfinite(losses["loss"])):
-                raise FloatingPointError(_not_finite(step, losses, batches, skipped))
+            if skipped >= MAX_SKIPPED or not is_finite:
+                raise FloatingPointError(_not_finite(step, losses, batches, skipped, half=scaler.is_enabled()))
             if not overflow:
                 ema.update(model)
                 shown_loss = SMOOTHING * (shown_loss or losses["loss"]) + (1 - SMOOTHING) * losses["loss"]
@@ -186,12 +191,18 @@ def fit(
     return last
 
 
-def _not_finite(step: int, losses: Mapping[str, float], batches: BatchSource, skipped: int) -> str:
+def _looks_first(device: torch.device, scaler: torch.amp.GradScaler) -> bool:
+    """Whether a step looks at its gradients before it takes them: a card would have to be waited for."""
+    return device.type == "cpu" and not scaler.is_enabled()
+
+
+def _not_finite(step: int, losses: Mapping[str, float], batches: BatchSource, skipped: int, *, half: bool) -> str:
     values = ", ".join(f"{name} {value:g}" for name, value in losses.items() if name != "loss")
     names = ", ".join(batches.samples[i].file_name for i in batches.indices(step))
     if skipped:
         return (
-            f"step {step}: in float16 the gradients have not been finite for {skipped} steps in a row (loss: {values}). The "
-            f"images were {names}. Try a lower lr, or a new run with --set precision=float32."
+            f"step {step}: {'in float16 ' if half else ''}the gradients have not been finite for {skipped} steps in a row "
+            f"(loss: {values}). The images were {names}. Try a lower lr"
+            + (", or a new run with --set precision=float32." if half else ".")
         )
     return f"step {step}: the loss is not finite ({values}). The images were {names}. Try a lower lr."

@@ -182,6 +182,28 @@ def test_the_nested_score_comes_from_images_that_took_no_part_in_the_choice():
     assert got == pytest.approx(measure(pooled, truth))
 
 
+def test_each_fold_has_the_single_member_that_is_best_without_it():
+    truth = random_dataset(7, images=18)
+    members = {f"m{seed}": noisy(truth, seed, jitter=0.2, keep=0.6, extra=3) for seed in range(8)}
+    space, ids = space_of(members, truth), np.sort(truth.image_ids)
+    leader = max(range(len(members)), key=lambda i: space.score(space.single(i)))
+    scale = np.sort(list(members.values())[leader].scores)
+    chosen, held_out = [], {}
+    for fold in range(3):
+        others, own = ids[space.fold_of != fold].tolist(), ids[space.fold_of == fold].tolist()
+        scores = {n: measure(m.select_images(np.array(others)), truth.subset(others)) for n, m in members.items()}
+        chosen.append(max(scores, key=lambda name: scores[name]))
+        best = members[chosen[-1]]
+        ranked = replace(best, scores=ensemble_search.at_same_rank(best.scores, scale))
+        held_out |= {i: ranked[i] for i in own}
+    assert len({*chosen}) > 1, "the members are so alike that luck chooses"
+    found = ensemble_search.nested_single(space, space.single(leader))
+    got = float(found(np.ones((1, len(truth)), np.int64))[0])
+    pooled = Predictions.of({int(i): held_out[i] for i in ids}, truth.classes)
+    assert got == pytest.approx(measure(pooled, truth))
+    assert got < space.score(space.single(leader))
+
+
 def test_scores_take_the_values_at_the_same_rank_of_another_scale():
     scale = np.array([0.1, 0.4, 0.8], np.float32)
     got = ensemble_search.at_same_rank(np.array([0.03, 0.9, 0.03, 0.5, 0.01], np.float32), scale)

@@ -312,6 +312,7 @@ def ensemble_summary(
         "metric": report.metric,
         "value": report.score,
         "nested": report.nested_score,
+        "nested_single": report.nested_single,
         "uniform": report.uniform_score if report.num_candidates else None,
         "interval": [report.interval.low, report.interval.high] if report.interval else None,
         **score.to_dict(),

@@ -58,12 +58,14 @@ class EnsembleReport:
             have not learnt from it.
         nested_score: nested cross-validation: each fold is scored with an ensemble chosen without it; None with one image, and
             where the ensemble was changed after the choice.
-        interval: the nested score minus the best single member's, over bootstrap resamples; None where `nested_score` is.
-        best_single: the best member, and its score.
+        interval: `nested_score` minus `nested_single`, over bootstrap resamples; None where `nested_score` is.
+        best_single: the best member, and its score on all images, which is optimistic: they chose it.
         uniform_score: the score of WBF of all members with equal weights.
         table: the scores of all members, by falling single score.
         num_candidates: number of candidates that were fused and scored.
         fold_ensembles: the ensemble with models fitted without each part of the images; none where nothing is fitted.
+        nested_single: nested cross-validation of the best single member: each fold is scored with the member that is best
+            without it; None where `nested_score` is.
     """
 
     ensemble: Ensemble
@@ -76,6 +78,7 @@ class EnsembleReport:
     table: tuple[MemberScore, ...]
     num_candidates: int
     fold_ensembles: tuple[FoldEnsemble, ...] = ()
+    nested_single: float | None = None
 
     def out_of_fold(self, members: Mapping[str, Predictions]) -> Predictions:
         """The members fused, none of the images that chose the ensemble with a model that has learnt from it."""
@@ -90,7 +93,7 @@ class EnsembleReport:
     def gain(self) -> Gain | None:
         """The gain over the best single member, with the interval of this very difference; None without a nested score."""
         interval = (self.interval.low, self.interval.high) if self.interval else None
-        return make_gain(self.metric, self.nested_score, self.best_single, interval)
+        return make_gain(self.metric, self.nested_score, self.best_single, interval, self.nested_single)
 
     @property
     def leave_one_out_gain(self) -> dict[str, float]:
@@ -166,11 +169,12 @@ def build_ensemble(
     best = ensemble_search.search(space, until=start + 0.75 * seconds)
     singles = {name: space.score(space.single(i)) for i, name in enumerate(names)}
     leader = max(singles, key=lambda name: singles[name])
-    nested = interval = None
+    nested = nested_single = interval = None
     if num_images > 1:
+        whole = np.ones((1, num_images), np.int64)
         nested_metric = ensemble_search.nested(space, best, until=start + seconds)
-        nested = float(nested_metric(np.ones((1, num_images), np.int64))[0])
-        single = space.measure(space.single(names.index(leader)))
+        single = ensemble_search.nested_single(space, space.single(names.index(leader)))
+        nested, nested_single = float(nested_metric(whole)[0]), float(single(whole)[0])
         interval = difference(nested_metric, single, num_images=num_images, seed=seed)
     best = ensemble_search.without_useless_members(space, best)
     ensemble, score = _ensemble(best, names), space.score(best)
@@ -189,6 +193,7 @@ def build_ensemble(
         table=(),
         num_candidates=space.num_candidates,
         fold_ensembles=fold_ensembles,
+        nested_single=nested_single,
     )
     gains = _leave_one_out_gains(
         report, space, best, lambda one: measure(one.out_of_fold(members), dataset, metric=metric)
@@ -217,11 +222,11 @@ def _by_custom_metric(
     known = {i: value for i, value in singles.items() if value is not None}
     leader = max(known, key=lambda i: known[i]) if known else max(singles, key=lambda i: space.score(space.single(i)))
     singles[leader] = leader_score = custom.score(space.single(leader))
-    nested = interval = None
+    nested = nested_single = interval = None
     pooled = custom_search.nested(custom, best, until=until) if num_images > 1 else None
     if pooled is not None:
-        nested, single = float(pooled(np.ones((1, num_images), np.int64))[0]), custom.measure(space.single(leader))
-        single(np.ones((1, num_images), np.int64))  # measures its time
+        whole, single = np.ones((1, num_images), np.int64), custom_search.nested_single(custom, space.single(leader))
+        nested, nested_single = float(pooled(whole)[0]), float(single(whole)[0])  # measures their time
         samples = affordable_samples([pooled, single], until - space.clock())
         if samples >= MIN_SAMPLES:
             interval = difference(pooled, single, num_images=num_images, samples=samples, seed=space.seed)
@@ -238,6 +243,7 @@ def _by_custom_metric(
         uniform_score=custom.score(space.uniform()),
         table=tuple(sorted(rows, key=_falling)),
         num_candidates=custom.num_candidates,
+        nested_single=nested_single,
     )
 
 

@@ -9,7 +9,7 @@ Nested: the whole choice, the proposal included, is repeated without each fold.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -101,15 +101,37 @@ def nested(custom: CustomSpace, reference: Candidate, *, until: float) -> Custom
 
     As in `search.nested`, each score is replaced by the score at the same rank in `reference`.
     """
-    space, truth = custom.space, custom.space.bench.truth
-    scale = np.sort(custom.fused(reference.canonical).scores)
-    found: dict[int, Detections] = {}
-    classes: tuple[str, ...] = ()
+    space = custom.space
+    candidates = []
     for fold in range(space.num_folds):
         now = space.clock()
         if now >= until:
             return None
-        candidate = choose(custom, fold + 1, until=now + (until - now) / (space.num_folds - fold))
+        candidates.append(choose(custom, fold + 1, until=now + (until - now) / (space.num_folds - fold)))
+    return _pooled(custom, reference, candidates)
+
+
+def nested_single(custom: CustomSpace, reference: Candidate) -> CustomValues:
+    """The metric of the images of each fold's best single member without the fold: see `search.nested_single`.
+
+    Members whose metric without a fold is not known yet are not in the choice for it, where others are.
+    """
+    space = custom.space
+    singles = [space.single(member) for member in range(space.num_members)]
+    chosen = []
+    for column in range(1, space.num_folds + 1):
+        known = [one for one in singles if (one.canonical, column) in custom.cache]
+        chosen.append(max(known, key=lambda one: custom.score(one, column)) if known else reference)
+    return _pooled(custom, reference, chosen)
+
+
+def _pooled(custom: CustomSpace, reference: Candidate, candidates: Sequence[Candidate]) -> CustomValues:
+    """The metric of the images when each fold is fused by its own of the candidates; see `nested`."""
+    space, truth = custom.space, custom.space.bench.truth
+    scale = np.sort(custom.fused(reference.canonical).scores)
+    found: dict[int, Detections] = {}
+    classes: tuple[str, ...] = ()
+    for fold, candidate in enumerate(candidates):
         predictions = custom.fused(candidate.canonical)
         ranked = replace(predictions, scores=fast.at_same_rank(predictions.scores, scale))
         classes = predictions.classes

@@ -1,7 +1,8 @@
 """The gain of an ensemble over its best single member, and the one sentence that the log, the terminal and the page say about it.
 
-Both scores are of the same images. The nested score fuses each fold by an ensemble chosen without the fold, and the interval
-is of the difference of these two scores: gain = nested score - score of the best single member.
+Both scores are of the same images, and both are nested: each fold is fused by an ensemble chosen without the fold, and compared
+with the member that is best without it. On the images that choose it, the best of many members scores better than on new ones, so
+that a gain over that score would be too small. The interval is of the difference of these two scores.
 """
 
 from __future__ import annotations
@@ -10,15 +11,17 @@ from dataclasses import dataclass
 
 from foldfuse.evaluation.custom_metric import metric_label
 
+CHOSEN_ALIKE = "chosen without each fold too"
+
 
 @dataclass(frozen=True)
 class Gain:
-    """The nested cross-validation score of an ensemble minus the score of the best single member.
+    """The nested cross-validation score of an ensemble minus that of the best single member.
 
     Attributes:
         metric: the metric of both scores.
         nested: the nested cross-validation score of the ensemble.
-        baseline: the best single member, in one view.
+        baseline: what the best single member is: its name, or how it was chosen.
         baseline_score: the score of the baseline on the same images.
         low, high: the 95 % interval of `value` over bootstrap resamples of the images; low <= value <= high.
     """
@@ -63,9 +66,15 @@ def make_gain(
     nested: float | None,
     best_single: tuple[str, float] | None,
     interval: tuple[float, float] | None,
+    nested_single: float | None = None,
 ) -> Gain | None:
-    """The Gain from these scores; None where one of them is not known, as for a single image."""
+    """The Gain from these scores; None where one of them is not known, as for a single image.
+
+    Without a nested score of the best single member, as in earlier versions, its score on all images takes its place.
+    """
     if nested is None or best_single is None or interval is None:
         return None
     (baseline, score), (low, high) = best_single, interval
+    if nested_single is not None:
+        baseline, score = CHOSEN_ALIKE, nested_single
     return Gain(metric, nested, baseline, score, min(low, nested - score), max(high, nested - score))

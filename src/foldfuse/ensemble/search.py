@@ -305,12 +305,30 @@ def nested(space: SearchSpace, reference: Candidate, *, until: float) -> Resampl
     The candidates of the folds have scores on different scales, which would spoil a ranking of all images together. So each
     score is replaced by the score at the same rank in `reference`; annotations play no part in this.
     """
+
+    def choose(fold: int) -> Candidate:
+        now = space.clock()
+        return search(space, fold + 1, until=now + (until - now) / (space.num_folds - fold))
+
+    return _pooled(space, reference, choose)
+
+
+def nested_single(space: SearchSpace, reference: Candidate) -> ResampledMetric:
+    """Nested cross-validation of the best single member: each fold's images are those of the member that is best without it.
+
+    The best member of many is partly the luckiest: on the images that chose it, it scores better than on others. `reference` is
+    the best member of all images, as for `nested`.
+    """
+    singles = [space.single(member) for member in range(space.num_members)]
+    return _pooled(space, reference, lambda fold: max(singles, key=lambda one: space.score(one, fold + 1)))
+
+
+def _pooled(space: SearchSpace, reference: Candidate, choose: Callable[[int], Candidate]) -> ResampledMetric:
+    """The metric where each fold's images are fused by the candidate that `choose` gives for the fold; see `nested`."""
     scale = np.sort(space.matches(reference.canonical).scores)
     parts = []
     for fold in range(space.num_folds):
-        now = space.clock()
-        candidate = search(space, fold + 1, until=now + (until - now) / (space.num_folds - fold))
-        candidate = candidate.canonical
+        candidate = choose(fold).canonical
         matches = space.matches(candidate, space.variant(candidate, fold + 1))
         held_out = space.fold_of[matches.image] == fold
         scores = at_same_rank(matches.scores, scale)[held_out]

@@ -162,8 +162,8 @@ def _score_charts(record: CampaignRecord) -> tuple[Chart, ...]:
                 caption += " Each member is scored on its own fold."
             if gain is not None and gain.metric == key:
                 caption += (
-                    f" The whisker is the 95 % interval of the gain over {gain.baseline} ({gain.baseline_score:.3f}), added to "
-                    "that score."
+                    f" The whisker is the 95 % interval of the gain over the best single member, {gain.baseline} "
+                    f"({gain.baseline_score:.3f}), added to that score."
                 )
             charts.append(Chart(title, svg, caption))
     return tuple(charts)

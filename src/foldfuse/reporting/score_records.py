@@ -38,7 +38,8 @@ class FusedScore:
         metric: the metric that chose the ensemble; `value` is the ensemble's score by it.
         nested: the nested cross-validation score: images not used to choose the ensemble.
         best_single: the best member in one view, with its score by the metric.
-        interval: the 95 % interval of `nested` minus the score of `best_single`.
+        nested_single: the same of the best single member; None in campaigns of earlier versions.
+        interval: the 95 % interval of `nested` minus `nested_single`, or else minus the score of `best_single`.
         parts: the members in their views.
     """
 
@@ -52,13 +53,14 @@ class FusedScore:
     method: str | None = None
     iou: float | None = None
     interval: tuple[float, float] | None = None
+    nested_single: float | None = None
     per_class: tuple[ClassScore, ...] = ()
     parts: tuple[EnsembleView, ...] = ()
 
     @property
     def gain(self) -> Gain | None:
         """The gain of the fusion over its best single member; None where the ledger does not know it."""
-        return make_gain(self.metric, self.nested, self.best_single, self.interval)
+        return make_gain(self.metric, self.nested, self.best_single, self.interval, self.nested_single)
 
 
 @dataclass(frozen=True)
@@ -88,7 +90,7 @@ class Submission:
         ap50: AP50 of the ensemble.
         metric: the metric that chose the ensemble.
         best_single: best member in one view, with its score by that metric.
-        nested, interval: as in `FusedScore`.
+        nested, nested_single, interval: as in `FusedScore`.
         num_members: members in the ensemble, each counted once whatever its views.
     """
 
@@ -98,12 +100,13 @@ class Submission:
     best_single: tuple[str, float] | None = None
     nested: float | None = None
     interval: tuple[float, float] | None = None
+    nested_single: float | None = None
     num_members: int | None = None
 
     @property
     def gain(self) -> Gain | None:
         """The gain of the ensemble over the best member in one view; None where the ledger does not know it."""
-        return make_gain(self.metric or "", self.nested, self.best_single, self.interval)
+        return make_gain(self.metric or "", self.nested, self.best_single, self.interval, self.nested_single)
 
     @property
     def best_name(self) -> str | None:

@@ -300,7 +300,7 @@ def _snapshot(db: sqlite3.Connection, path: Path) -> dict[str, Any]:
                 "score": score,
                 **{
                     key: fused.get(key)
-                    for key in ("metric", "ap50", "best_single", "num_members", "nested", "interval")
+                    for key in ("metric", "ap50", "best_single", "num_members", "nested", "nested_single", "interval")
                 },
             }
             for at, score, fused in ((at, score, result.get("fused") or {}) for at, score, result in submissions)

@@ -20,7 +20,7 @@ from page_samples import read_page
 from score_samples import noisy, random_dataset
 
 GAIN = re.compile(
-    r"a gain of (\S+) \(95 % interval (\S+) to (\S+)\) over the best single member, chosen without each fold too, with (\S+);"
+    r"a gain of (\S+) \(95 % interval (\S+) to (\S+)\) over the best single member, also chosen without each fold, with (\S+);"
 )
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from foldfuse.evaluation.custom_metric import metric_label
 
-CHOSEN_ALIKE = "chosen without each fold too"
+CHOSEN_ALIKE = "also chosen without each fold"
 
 
 @dataclass(frozen=True)

@@ -139,7 +139,7 @@ def measured(folder: Path, views: Path) -> dict[str, Any]:
         for key in parts_of(fused["best_single"][0], facts)
     ]
     differences = [bootstrap_difference(on_unseen, single, unseen, metric) for single in baselines]
-    interval = fused["interval"]
+    interval, nested_single = fused["interval"], fused.get("nested_single")
     row: dict[str, Any] = {
         "seed": facts["seed"],
         "seconds": facts["deadline_seconds"],
@@ -148,8 +148,8 @@ def measured(folder: Path, views: Path) -> dict[str, Any]:
         "images": [len(on_held_out), len(unseen)],
         "fusion": measure(on_held_out, held_out.subset(on_held_out.image_ids), metric=metric),
         "nested": fused["nested"],
-        "single": fused["best_single"][1] if fused.get("nested_single") is None else fused["nested_single"],
-        "baseline": "optimistic" if fused.get("nested_single") is None else "nested",
+        "single": fused["best_single"][1] if nested_single is None else nested_single,
+        "baseline": "optimistic" if nested_single is None else "nested",
         "interval": interval,
         "unseen": measure(on_unseen, unseen, metric=metric),
         "unseen_gain": mean(d.value for d in differences),

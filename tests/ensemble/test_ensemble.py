@@ -19,6 +19,7 @@ from foldfuse.ensemble import search as ensemble_search
 from foldfuse.ensemble import trials
 from foldfuse.ensemble.build import build_ensemble
 from foldfuse.ensemble.ensemble import Ensemble, apply_ensemble, read_ensemble
+from foldfuse.ensemble.nested import at_same_rank, nested_search, nested_single
 from foldfuse.ensemble.search import ALL, Candidate, SearchSpace
 from foldfuse.errors import InputError
 from foldfuse.evaluation.bootstrap import bootstrap_difference
@@ -176,7 +177,7 @@ def test_the_nested_score_comes_from_images_that_took_no_part_in_the_choice():
         scores = [sorted_scores[rank] if rank < len(sorted_scores) else 0.0 for rank in ranks(fused.scores)]
         fused = replace(fused, scores=np.array(scores, np.float32))
         held_out |= {i: fused[i] for i in ids[space.fold_of == fold].tolist()}
-    unseen = ensemble_search.nested(space, space.uniform(), until=FOREVER)
+    unseen = nested_search(space, space.uniform(), until=FOREVER)
     got = float(unseen(np.ones((1, len(truth)), np.int64))[0])
     pooled = Predictions.of({int(i): held_out[i] for i in ids}, truth.classes)
     assert got == pytest.approx(measure(pooled, truth))
@@ -194,10 +195,10 @@ def test_each_fold_has_the_single_member_that_is_best_without_it():
         scores = {n: measure(m.select_images(np.array(others)), truth.subset(others)) for n, m in members.items()}
         chosen.append(max(scores, key=lambda name: scores[name]))
         best = members[chosen[-1]]
-        ranked = replace(best, scores=ensemble_search.at_same_rank(best.scores, scale))
+        ranked = replace(best, scores=at_same_rank(best.scores, scale))
         held_out |= {i: ranked[i] for i in own}
     assert len({*chosen}) > 1, "the members are so alike that luck chooses"
-    found = ensemble_search.nested_single(space, space.single(leader))
+    found = nested_single(space, space.single(leader))
     got = float(found(np.ones((1, len(truth)), np.int64))[0])
     pooled = Predictions.of({int(i): held_out[i] for i in ids}, truth.classes)
     assert got == pytest.approx(measure(pooled, truth))
@@ -206,9 +207,9 @@ def test_each_fold_has_the_single_member_that_is_best_without_it():
 
 def test_scores_take_the_values_at_the_same_rank_of_another_scale():
     scale = np.array([0.1, 0.4, 0.8], np.float32)
-    got = ensemble_search.at_same_rank(np.array([0.03, 0.9, 0.03, 0.5, 0.01], np.float32), scale)
+    got = at_same_rank(np.array([0.03, 0.9, 0.03, 0.5, 0.01], np.float32), scale)
     np.testing.assert_array_equal(got, np.float32([0.1, 0.8, 0.1, 0.4, 0.0]))
-    assert not ensemble_search.at_same_rank(scale, np.zeros(0, np.float32)).any()
+    assert not at_same_rank(scale, np.zeros(0, np.float32)).any()
 
 
 def test_the_interval_is_a_paired_bootstrap_of_the_nested_choice():

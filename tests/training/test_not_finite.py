@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
 
 import pytest
@@ -56,7 +55,7 @@ def test_the_last_good_checkpoint_stays_and_a_lower_rate_goes_on(data, tmp_path,
         assert cli.main(["train", str(data), "--out", str(out), *WORDS, "--steps", "6"]) == 1
     said = capsys.readouterr().err
     if where == "statistics":
-        assert re.search(r"running_var holds NaN or infinity", said)
+        assert "running_var holds NaN or infinity" in said
     else:
         assert "step 2: the gradients have not been finite for 1 steps in a row" in said
     again = f"foldfuse train --resume {out} --lr 0.00033"

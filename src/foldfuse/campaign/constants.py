@@ -57,7 +57,7 @@ MIN_FOLDS_DEADLINE = 300.0  # seconds: below, one fold is trained, and no step i
 MAX_CHECKPOINTS = 40  # within the deadline: more would cost more time than they save
 MIN_CHECKPOINT_SECONDS = 10.0  # between checkpoints
 MAX_ATTEMPTS = 3  # at a segment whose workers are lost
-MAX_LR_CUTS = 2  # of a segment whose loss is not finite, before it is left out
+MAX_LR_CUTS = 2  # of a segment whose loss is not finite, before its last checkpoint is taken
 DIVERGED_LR = 0.3  # times its learning rate, after each
 
 # candidates where the user names none

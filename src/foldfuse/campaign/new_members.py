@@ -70,10 +70,8 @@ def add_member(
             f"{record.name}: its loss was not finite, so it was trained again from {where}, with a learning rate of "
             f"{change.lr:.2g}."
         )
-    if metadata.kept_from is not None:
-        ledger.log(
-            f"{record.name}: its loss was not finite again, so it is kept as it was after step {metadata.kept_from:,}."
-        )
+    if metadata.kept_from is not None and metadata.kept_from == metadata.steps:  # a resume may have trained on
+        ledger.log(f"{record.name}: its loss was not finite and it could not go on, so its last checkpoint is taken.")
     ledger.set(slowdown=None)  # the time of an image is measured anew
     ledger.put_segment(replace(record, state="done", ended=ledger.elapsed, result=result))
     members.runs[record.name] = run

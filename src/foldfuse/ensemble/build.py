@@ -19,6 +19,7 @@ from foldfuse.ensemble.custom_search import CustomSpace
 from foldfuse.ensemble.ensemble import Ensemble, apply_ensemble
 from foldfuse.ensemble.fold_ensembles import FoldEnsemble, apply_out_of_fold
 from foldfuse.ensemble.gain import Gain, make_gain
+from foldfuse.ensemble.nested import nested_search, nested_single
 from foldfuse.ensemble.search import Candidate
 from foldfuse.ensemble.stack import Stack
 from foldfuse.errors import InputError
@@ -169,12 +170,12 @@ def build_ensemble(
     best = ensemble_search.search(space, until=start + 0.75 * seconds)
     singles = {name: space.score(space.single(i)) for i, name in enumerate(names)}
     leader = max(singles, key=lambda name: singles[name])
-    nested = nested_single = interval = None
+    nested = single_score = interval = None
     if num_images > 1:
         whole = np.ones((1, num_images), np.int64)
-        nested_metric = ensemble_search.nested(space, best, until=start + seconds)
-        single = ensemble_search.nested_single(space, space.single(names.index(leader)))
-        nested, nested_single = float(nested_metric(whole)[0]), float(single(whole)[0])
+        nested_metric = nested_search(space, best, until=start + seconds)
+        single = nested_single(space, space.single(names.index(leader)))
+        nested, single_score = float(nested_metric(whole)[0]), float(single(whole)[0])
         interval = difference(nested_metric, single, num_images=num_images, seed=seed)
     best = ensemble_search.without_useless_members(space, best)
     ensemble, score = _ensemble(best, names), space.score(best)
@@ -193,7 +194,7 @@ def build_ensemble(
         table=(),
         num_candidates=space.num_candidates,
         fold_ensembles=fold_ensembles,
-        nested_single=nested_single,
+        nested_single=single_score,
     )
     gains = _leave_one_out_gains(
         report, space, best, lambda one: measure(one.out_of_fold(members), dataset, metric=metric)
@@ -222,11 +223,11 @@ def _by_custom_metric(
     known = {i: value for i, value in singles.items() if value is not None}
     leader = max(known, key=lambda i: known[i]) if known else max(singles, key=lambda i: space.score(space.single(i)))
     singles[leader] = leader_score = custom.score(space.single(leader))
-    nested = nested_single = interval = None
+    nested = single_score = interval = None
     pooled = custom_search.nested(custom, best, until=until) if num_images > 1 else None
     if pooled is not None:
         whole, single = np.ones((1, num_images), np.int64), custom_search.nested_single(custom, space.single(leader))
-        nested, nested_single = float(pooled(whole)[0]), float(single(whole)[0])  # measures their time
+        nested, single_score = float(pooled(whole)[0]), float(single(whole)[0])  # measures their time
         samples = affordable_samples([pooled, single], until - space.clock())
         if samples >= MIN_SAMPLES:
             interval = difference(pooled, single, num_images=num_images, samples=samples, seed=space.seed)
@@ -243,7 +244,7 @@ def _by_custom_metric(
         uniform_score=custom.score(space.uniform()),
         table=tuple(sorted(rows, key=_falling)),
         num_candidates=custom.num_candidates,
-        nested_single=nested_single,
+        nested_single=single_score,
     )
 
 

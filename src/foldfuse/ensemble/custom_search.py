@@ -16,6 +16,7 @@ import numpy as np
 
 from foldfuse.detections import Array, Detections, Predictions
 from foldfuse.ensemble import search as fast
+from foldfuse.ensemble.nested import at_same_rank
 from foldfuse.ensemble.search import ALL, Candidate, SearchSpace
 from foldfuse.evaluation.custom_metric import CustomMetric, CustomValues
 from foldfuse.evaluation.metrics import METRICS
@@ -99,7 +100,7 @@ def _best_neighbour(
 def nested(custom: CustomSpace, reference: Candidate, *, until: float) -> CustomValues | None:
     """The metric of the images when each fold is fused by the candidate chosen without it; None where there is no time for it.
 
-    As in `search.nested`, each score is replaced by the score at the same rank in `reference`.
+    As in `nested.nested_search`, each score is replaced by the score at the same rank in `reference`.
     """
     space = custom.space
     candidates = []
@@ -112,9 +113,9 @@ def nested(custom: CustomSpace, reference: Candidate, *, until: float) -> Custom
 
 
 def nested_single(custom: CustomSpace, reference: Candidate) -> CustomValues:
-    """The metric of the images of each fold's best single member without the fold: see `search.nested_single`.
+    """The metric when each fold's images are those of the member that is best without it; see `nested.nested_single`.
 
-    Members whose metric without a fold is not known yet are not in the choice for it, where others are.
+    Only members whose metric without the fold was measured can be chosen; where there is none, `reference` is.
     """
     space = custom.space
     singles = [space.single(member) for member in range(space.num_members)]
@@ -133,7 +134,7 @@ def _pooled(custom: CustomSpace, reference: Candidate, candidates: Sequence[Cand
     classes: tuple[str, ...] = ()
     for fold, candidate in enumerate(candidates):
         predictions = custom.fused(candidate.canonical)
-        ranked = replace(predictions, scores=fast.at_same_rank(predictions.scores, scale))
+        ranked = replace(predictions, scores=at_same_rank(predictions.scores, scale))
         classes = predictions.classes
         found |= {i: ranked[i] for i in _ids(truth.image_ids, space.fold_of == fold)}
     pooled = Predictions.of({i: found[i] for i in truth.image_ids.tolist()}, classes)

@@ -75,7 +75,7 @@ def train_segment(
     Raises:
         FloatingPointError: the loss is not finite, the run cannot go on, and there is no checkpoint.
     """
-    device = choose_device(device)
+    device, ends = choose_device(device), False
     while True:
         budget = Budget(seconds=seconds)
         session = TrainingSession(
@@ -97,8 +97,8 @@ def train_segment(
             step = 0 if state is None else state["step"]
             if len(run.metadata.lr_changes) < c.MAX_LR_CUTS and seconds - kept >= c.MIN_SEGMENT_SECONDS:
                 lower_lr(run, c.DIVERGED_LR * run.recipe.lr, step=step)
-            elif step and run.metadata.kept_from is None:
-                seconds = kept  # nothing is left to train: the checkpoint is finished as it is
+            elif step and not ends:
+                ends, seconds = True, kept  # nothing is left to train: the checkpoint is finished as it is
                 run.write_metadata(replace(run.metadata, kept_from=step))
             else:
                 raise

@@ -2,8 +2,9 @@
 
     taskset -c 0 python benchmarks/rescore.py FOLDER... --out rescore.jsonl
 
-A FOLDER is a campaign's. Its campaign.json names the data and the test set, whose annotations are read only here, to measure.
-A campaign that is in the output file already is not run again.
+A FOLDER is a campaign's, whose test images have annotations; they are read only here, to measure. The predictions are those of
+the fusion, before the campaign's own crop rescoring. As in a campaign, four boxes for each object of an image get crops. What
+the output file has already is not run again.
 """
 
 from __future__ import annotations
@@ -19,109 +20,123 @@ host.tune_malloc()
 import argparse
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
-from foldfuse.campaign.task import predictions_path
-from foldfuse.data.folds import read_folds
+from foldfuse.campaign.planning.allocation import crops_per_image
 from foldfuse.data.readers.coco import read
 from foldfuse.evaluation.bootstrap import bootstrap_difference
 from foldfuse.evaluation.metrics import measure
 from foldfuse.formats.predictions import read_predictions
-from foldfuse.inference import rescoring as rescore
+from foldfuse.inference.crop_encoder import DEFAULT_NETWORK, NETWORKS
 from foldfuse.inference.crop_features import imagenet_encoder
 from foldfuse.inference.rescorer import apply_rescorer
+from foldfuse.inference.rescoring import fit_rescorer
+from foldfuse.system.durations import duration_option
 
 
 def main() -> None:
-    """Run the campaigns that the output file lacks, and print the table of all."""
+    """Rescores the campaigns that the output file lacks, and prints the tables of all."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folders", nargs="*", type=Path)
     parser.add_argument("--out", type=Path, default=Path("rescore.jsonl"))
-    parser.add_argument("--size", type=int, default=128)
-    parser.add_argument("--most", type=int, default=30)
-    parser.add_argument("--members", action="store_true", help="rescore each chosen member's plain view as well")
+    parser.add_argument("--networks", nargs="+", default=[DEFAULT_NETWORK], choices=NETWORKS)
+    parser.add_argument("--sizes", nargs="+", type=int, default=[128])
     asked = parser.parse_args()
     rows = [json.loads(line) for line in asked.out.read_text().splitlines()] if asked.out.exists() else []
-    done = {(row["data"], row["seed"], row["of"], row["size"], row["most"]) for row in rows}
-    for folder in asked.folders:
-        facts = json.loads((folder / "campaign.json").read_text())
-        for of in ("fused", *(members(folder) if asked.members else ())):
-            key = (Path(facts["data"]).parent.name, facts["seed"], of, asked.size, asked.most)
-            if key not in done:
-                row = dict(zip(("data", "seed", "of", "size", "most"), key, strict=True)) | run(
-                    folder, facts, of, asked
+    done = {(row["campaign"], row["network"], row["size"]) for row in rows}
+    for network in asked.networks:
+        for size in asked.sizes:
+            for folder in asked.folders:
+                facts = json.loads((folder / "campaign.json").read_text(encoding="utf-8"))
+                name = (
+                    f"{dataset_name(Path(facts['data']))}, {duration_option(facts['deadline_seconds'])}, seed {facts['seed']}"
                 )
-                rows.append(row)
-                with asked.out.open("a") as file:
-                    file.write(json.dumps(row) + "\n")
-                print(row, flush=True)
-    print(table(rows))
+                name += f", begun {facts['started']}"
+                if (name, network, size) not in done:
+                    row = {"campaign": name, "network": network, "size": size, **rescored(folder, facts, network, size)}
+                    rows.append(row)
+                    with asked.out.open("a") as file:
+                        file.write(json.dumps(row) + "\n")
+                    print(row, flush=True)
+    print(tables(rows))
 
 
-def members(folder: Path) -> list[str]:
-    """The members with predictions of both image sets in the plain view."""
-    runs = sorted(path for path in (folder / "members").iterdir() if path.is_dir())
-    return [run.name for run in runs if all(predictions_path(run, split, "1").exists() for split in ("val", "test"))]
+def dataset_name(path: Path) -> str:
+    """The name of the dataset of an annotation file: that of its folder, without the seed of a division."""
+    return path.parent.name.rpartition("-")[0] or path.parent.name
 
 
-def run(folder: Path, facts: Mapping[str, Any], of: str, asked: argparse.Namespace) -> dict[str, Any]:
-    """Fit on the held-out images, apply to the test set, and measure there."""
-    train, test = read(Path(facts["data"])), read(Path(facts["test"]))
-    paths = folder / "fused_oof.parquet", folder / "fused_test.parquet"
-    if of != "fused":
-        run_folder = folder / "members" / of
-        paths = predictions_path(run_folder, "val", "1"), predictions_path(run_folder, "test", "1")
-    held, target = (read_predictions(path, dataset) for path, dataset in zip(paths, (train, test), strict=True))
-    began = time.process_time()
-    fitted = rescore.fit_rescorer(
-        held,
+def rescored(folder: Path, facts: Mapping[str, Any], network: str, size: int) -> dict[str, Any]:
+    """Fits on the held-out images, applies to the test set, and measures there, by the campaign's metric and AP50."""
+    images = None if facts["images"] is None else Path(facts["images"])
+    train, test = (read(Path(facts[name]), images=images) for name in ("data", "test"))
+    fusion = folder / "submissions" / str(facts["submissions"] - bool(facts.get("rescoring")))
+    held_out = read_predictions(fusion / "fused_oof.parquet", train)
+    before = read_predictions(fusion / "fused_test.parquet", test)
+    began, metric = time.process_time(), facts["fused"]["metric"]
+    fitted = fit_rescorer(
+        held_out,
         train,
-        folds=read_folds(folder / "folds.json"),
-        encoder=imagenet_encoder(size=asked.size),
-        max_detections=asked.most,
+        encoder=imagenet_encoder(network, size=size),
+        metric=metric,
+        max_detections=crops_per_image(train.num_boxes, len(train)),
     )
-    seconds_fit = time.process_time() - began
-    after = apply_rescorer(fitted.rescorer, target, test.samples)
+    always = apply_rescorer(replace(fitted.rescorer, blend=fitted.best), before, test.samples)  # whatever is expected
     seconds = time.process_time() - began
-    gain = {metric: bootstrap_difference(after, target, test, metric) for metric in ("ap50", "ap")}
-    always = replace(fitted.rescorer, blend=fitted.best)  # the gain whatever is expected
-    forced = after if fitted.accepted else apply_rescorer(always, target, test.samples)
     return {
+        "metric": metric,
         "fitted": fitted.to_dict(),
-        "test": {m: [measure(target, test, metric=m), measure(after, test, metric=m)] for m in ("ap50", "ap")},
-        "test_gain": {m: asdict(g) for m, g in gain.items()},
-        "forced": measure(forced, test) - measure(target, test),
-        "seconds_fit": round(seconds_fit, 1),
+        "before": {m: measure(before, test, metric=m) for m in ("ap50", "ap")},
+        "always": {m: measure(always, test, metric=m) for m in ("ap50", "ap")},
+        "gain": asdict(bootstrap_difference(always, before, test, metric)),
         "seconds": round(seconds, 1),
     }
 
 
-def table(rows: list[dict[str, Any]]) -> str:
-    """A Markdown table, a row a campaign."""
+def tables(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Markdown: a row a campaign, and the means of each network and size over the campaigns that all of them have."""
     lines = [
-        "| data | seed | of | px, boxes | accuracy | alpha | expected (95 %) | test AP50 | gain (95 %) | always | test AP | s |",
-        "|---|---|---|---|---|---|---|---|---|---|---|---|",
+        "| campaign | by | network, px | right | alpha | expected (95 %) | AP50 | AP | gain in the metric (95 %) | s |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
-    for row in sorted(rows, key=lambda r: (r["data"], r["of"], r["size"], r["most"], r["seed"])):
-        fitted, (before, after), ap = row["fitted"], row["test"]["ap50"], row["test"]["ap"]
-        share = (
-            f"{fitted['alpha']:g}{'' if fitted['background'] else ' given object'}"
-            if fitted["accepted"]
-            else "not accepted"
-        )
-        expected, gained = (
-            f"{g['value']:+.3f} ({g['low']:+.3f} to {g['high']:+.3f})"
-            for g in (fitted["gain"], row["test_gain"]["ap50"])
-        )
+    for row in sorted(rows, key=lambda r: (r["campaign"], r["size"], r["network"])):
+        fitted, gain = row["fitted"], row["gain"]
+        share = f"{fitted['alpha']:g}{'' if fitted['background'] else ' given object'}"
+        scores = (f"{row['before'][m]:.3f} -> {row['always'][m]:.3f}" for m in ("ap50", "ap"))
+        expected = fitted["gain"]
         lines.append(
-            f"| {row['data']} | {row['seed']} | {row['of']} | {row['size']}, {row['most']} | {fitted['accuracy']:.0%} | "
-            f"{share} | {expected} | {before:.3f} -> {after:.3f} | {gained} | {row['forced']:+.3f} | "
-            f"{ap[0]:.3f} -> {ap[1]:.3f} | {row['seconds']:.0f} |"
+            f"| {row['campaign'].rpartition(', begun')[0]} | {row['metric']} | {row['network'][-5:]}, {row['size']} | "
+            f"{fitted['accuracy']:.0%} | {share if fitted['accepted'] else 'not accepted'} | "
+            f"{expected['value']:+.3f} ({expected['low']:+.3f} to {expected['high']:+.3f}) | {' | '.join(scores)} | "
+            f"{gain['value']:+.3f} ({gain['low']:+.3f} to {gain['high']:+.3f}) | {row['seconds']:.0f} |"
         )
+    lines += ["", "| data | network, px | campaigns | accepted | AP50 | AP | s |", "|---|---|---|---|---|---|---|"]
+    for data in sorted({data_of(row) for row in rows}):
+        own = [row for row in rows if data_of(row) == data]
+        settings = sorted({(row["size"], row["network"]) for row in own})
+        common = set.intersection(*({r["campaign"] for r in own if (r["size"], r["network"]) == s} for s in settings))
+        for size, network in settings:
+            these = [r for r in own if (r["size"], r["network"]) == (size, network) and r["campaign"] in common]
+            lines.append(
+                f"| {data} | {network[-5:]}, {size} | {len(these)} | {sum(r['fitted']['accepted'] for r in these)} | "
+                f"{applied_gain(these, 'ap50'):+.4f} | {applied_gain(these, 'ap'):+.4f} | "
+                f"{mean(r['seconds'] for r in these):.0f} |"
+            )
     return "\n".join(lines)
+
+
+def data_of(row: Mapping[str, Any]) -> str:
+    """The name of a row's dataset."""
+    return str(row["campaign"].partition(",")[0])
+
+
+def applied_gain(rows: Sequence[Mapping[str, Any]], metric: str) -> float:
+    """The mean gain on the test sets; 0 in a campaign that does not expect one, since nothing is rescored there."""
+    return mean((r["always"][metric] - r["before"][metric]) * r["fitted"]["accepted"] for r in rows)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from foldfuse.campaign.rescoring import rescore_submission
+from foldfuse.campaign.rescoring import _Pace, rescore_submission
 from foldfuse.campaign.submissions import MemberPredictions, write_submission_folder
 from foldfuse.campaign.task import Task
 from foldfuse.data.readers.coco import read
@@ -130,9 +130,25 @@ def test_slow_training_of_the_classifier_is_given_up_before_the_deadline(campaig
 
     monkeypatch.setattr(rescoring, "fit_rescorer", fit)
     rescore_submission(task, ledger, members)
-    assert done == [1], "the second step shows the pace"
+    assert done == [1, 2], "the first steps show the pace"
     assert "no time left to rescore the test images" in caplog.text
     assert ledger.latest_submission()[0] == 1
+
+
+@pytest.mark.parametrize(("pace", "ends_in_time"), [(1.3, True), (2.5, False)])
+def test_a_slow_start_is_no_reason_to_give_up_where_the_rest_may_be_faster(campaign, monkeypatch, pace, ends_in_time):
+    task, ledger, _members = campaign
+    now, planned = [0.0], 100.0
+    ledger.start, ledger.clock = 0.0, lambda: now[0]
+    watch = _Pace(task, ledger, num_images=10)
+    monkeypatch.setattr(watch, "_planned", lambda share: planned * share)
+    watch._test = 0.0
+    now[0] = ledger.deadline - watch._delivery - 1.2 * planned
+    given_up = []
+    for tenths in range(1, 11):  # the first three tenths are slower than planned, the others faster
+        now[0] += planned / 10 * (pace if tenths <= 3 else 0.7)
+        given_up.append(watch.is_too_slow(tenths / 10))
+    assert any(given_up) is not ends_in_time
 
 
 def test_the_real_classifier_runs(campaign):

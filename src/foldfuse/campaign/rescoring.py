@@ -155,13 +155,17 @@ class _Pace:
             raise _TooSlow
 
     def is_too_slow(self, share: float) -> bool:
-        """Whether the rest would take longer than the remaining time, when a share of the training is done."""
+        """Whether the rest would take longer than the remaining time, when a share of the training is done.
+
+        A pace measured early may be that of a moment, so that early on the rest may seem to take somewhat longer.
+        """
         remaining = self._ledger.remaining
         self._first = self._first or (share, remaining)
         planned, slowdown = self._planned(share) - self._planned(self._first[0]), 0.0
         if share - self._first[0] >= c.RESCORING_PACE_SHARE:
             slowdown = (self._first[1] - remaining) / planned
-        return slowdown * (self._planned(1.0) - self._planned(share) + self._test) > remaining - self._delivery
+        rest = slowdown * (self._planned(1.0) - self._planned(share) + self._test)
+        return rest > (1 + c.EARLY_PACE_TOLERANCE * (1 - share)) * (remaining - self._delivery)
 
     def _planned(self, share: float) -> float:
         """Planned seconds of a share of the training: objects come first, then detections, then the probes."""

@@ -65,7 +65,7 @@ def rescore(
         test_predictions: predictions of the images of `test`, by the same detectors; `test` must be given as well.
         test: the test images: COCO JSON; annotations are not read.
         run: folder of a trained classifier that held out the predicted images; by default a frozen ImageNet-pretrained
-            EfficientNet-Lite0.
+            EfficientNet-Lite1.
         seed: the seed of all random choices.
 
     Raises:

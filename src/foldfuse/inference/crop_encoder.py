@@ -19,6 +19,8 @@ from foldfuse.system.device import in_halves
 from foldfuse.system.progress import Progress, no_progress
 
 BATCH_SIZE = 64
+NETWORKS = ("tf_efficientnet_lite0", "tf_efficientnet_lite1")  # whose ImageNet weights every installation has
+DEFAULT_NETWORK = "tf_efficientnet_lite1"
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,11 +31,13 @@ class CropEncoder:
         encode: (B, size, size, 3) uint8 -> (B, D) float32.
         size: the size of a crop, pixels.
         context: side of a crop, as a multiple of its box's longer side.
+        network: timm's name of the ImageNet network that it is; None for any other.
     """
 
     encode: Callable[[Array], Array]
     size: int = 128
     context: float = 1.3
+    network: str | None = None
 
 
 def mirrored(encoder: CropEncoder) -> CropEncoder:

@@ -6,6 +6,7 @@ Shapes: n crops, D features, K classes.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 import timm
@@ -14,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from foldfuse.detections import Array
-from foldfuse.inference.crop_encoder import CropEncoder, LinearProbe
+from foldfuse.inference.crop_encoder import DEFAULT_NETWORK, CropEncoder, LinearProbe
 from foldfuse.models.cpu.fold_batch_norm import fold_batch_norms
 from foldfuse.models.pretrained.imagenet import load_backbone
 from foldfuse.system.device import choose_device
@@ -25,7 +26,10 @@ STD_EPSILON = 0.05  # added to a feature's standard deviation, so that a feature
 
 
 class ImagenetFeatures(nn.Module):
-    """A frozen ImageNet-pretrained EfficientNet-Lite0: (B, 3, H, W) in 0..1 -> (B, 1280).
+    """A frozen ImageNet-pretrained EfficientNet-Lite: (B, 3, H, W) in 0..1 -> (B, 1280).
+
+    Args:
+        name: timm's name of the network, one of `NETWORKS`.
 
     Raises:
         InputError: the weights are not available.
@@ -33,10 +37,10 @@ class ImagenetFeatures(nn.Module):
 
     stride = 32
 
-    def __init__(self) -> None:
+    def __init__(self, name: str = DEFAULT_NETWORK) -> None:
         super().__init__()
-        network = timm.create_model("tf_efficientnet_lite0")
-        load_backbone(network, "tf_efficientnet_lite0")
+        network = timm.create_model(name)
+        load_backbone(network, name)
         self.network = fold_batch_norms(network)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -44,15 +48,23 @@ class ImagenetFeatures(nn.Module):
         return self.network.forward_features(images * 2 - 1).mean((2, 3))  # type: ignore[operator]
 
 
-def imagenet_encoder(*, size: int = 128, context: float = 1.3, device: str = "auto") -> CropEncoder:
-    """A frozen ImageNet-pretrained EfficientNet-Lite0: 1280 features of a crop.
+def imagenet_encoder(
+    name: str = DEFAULT_NETWORK, *, size: int = 128, context: float = 1.3, device: str = "auto"
+) -> CropEncoder:
+    """A frozen ImageNet-pretrained EfficientNet-Lite: 1280 features of a crop.
+
+    Args:
+        name: timm's name of the network, one of `NETWORKS`.
+        size: the size of a crop, pixels.
+        context: side of a crop, as a multiple of its box's longer side.
+        device: the device that the network computes on.
 
     Raises:
         InputError: the weights are not available, or there is no such device.
     """
     device = choose_device(device)
-    network = ImagenetFeatures().to(device).to(memory_format=torch.channels_last)
-    return torch_encoder(network, size=size, context=context, device=device)
+    network = ImagenetFeatures(name).to(device).to(memory_format=torch.channels_last)
+    return replace(torch_encoder(network, size=size, context=context, device=device), network=name)
 
 
 def torch_encoder(

@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 
 
 def image_encoder(device: str) -> Encode:
-    """The encoder of crop rescoring, a frozen ImageNet-pretrained EfficientNet-Lite0; `colour_grid` where it is not installed.
+    """A frozen ImageNet-pretrained EfficientNet-Lite0; `colour_grid` where it is not installed.
 
     Args:
         device: the device that the network computes on.
@@ -28,7 +28,7 @@ def image_encoder(device: str) -> Encode:
     try:
         from foldfuse.inference.crop_features import imagenet_encoder
 
-        network = imagenet_encoder(size=SIDE, device=device).encode
+        network = imagenet_encoder("tf_efficientnet_lite0", size=SIDE, device=device).encode
     except (ImportError, InputError) as error:
         log.warning("%s Images are compared by their colours on a grid of %d x %d.", _sentence(error), _CELLS, _CELLS)
         return colour_grid

@@ -49,7 +49,9 @@ def write_onnx_bundle(source: Path, out: Path, *, members: Mapping[str, str | Pa
             files[f"{bundle.MEMBERS}/{name}/{NETWORK}"] = path
         if isinstance(predictor, EnsemblePredictor) and predictor.rescorer is not None:
             path = folder / rescorer_file.ENCODER
-            write_onnx(ImagenetFeatures(), path, image_size=predictor.rescorer.encoder.size, metadata={})
+            encoder = predictor.rescorer.encoder
+            assert encoder.network is not None, "a rescorer that was read names its network"
+            write_onnx(ImagenetFeatures(encoder.network), path, image_size=encoder.size, metadata={})
             files[rescorer_file.ENCODER] = path
         files |= texts(record, packages_to_install(record, predictor), has_wheels=None)
         return finish(out, files, record)

@@ -7,13 +7,13 @@ Where the network lies beside them as an ONNX file, as in an exported campaign, 
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from foldfuse.errors import InputError
-from foldfuse.inference.crop_encoder import CropEncoder, LinearProbe
+from foldfuse.inference.crop_encoder import NETWORKS, CropEncoder, LinearProbe
 from foldfuse.inference.onnx_predictor import onnx_encoder
 from foldfuse.inference.rescorer import Blend, Rescorer
 from foldfuse.system.atomic_files import atomic
@@ -21,7 +21,7 @@ from foldfuse.system.records import read_record, write_record
 
 SETTINGS, TENSORS = "rescorer.json", "rescorer.safetensors"
 ENCODER = "encoder.onnx"  # the network, where it does not come from PyTorch
-VERSION = 1
+VERSION = 2  # 1 had no name of the network, which was EfficientNet-Lite0
 _TENSORS = ("mean", "std", "weight", "bias")
 
 
@@ -36,6 +36,7 @@ class RescorerSettings:
         alpha, background: see `Blend`.
         max_detections, default_log_p: see `Rescorer`.
         learnt_images: content hashes of the held-out images that it has learnt from; see `data.content_hashes`.
+        network: timm's name of the network that makes the features.
     """
 
     classes: tuple[str, ...]
@@ -46,6 +47,7 @@ class RescorerSettings:
     max_detections: int
     default_log_p: float
     learnt_images: tuple[str, ...]
+    network: str = "tf_efficientnet_lite0"
 
 
 def write_rescorer(folder: Path, rescorer: Rescorer, classes: Collection[str], learnt_images: Collection[str]) -> None:
@@ -59,6 +61,7 @@ def write_rescorer(folder: Path, rescorer: Rescorer, classes: Collection[str], l
     """
     from safetensors.numpy import save_file
 
+    assert rescorer.encoder.network is not None, "only the package's own networks can be named in a file"
     with atomic(folder / TENSORS) as path:
         save_file({name: np.ascontiguousarray(getattr(rescorer.probe, name)) for name in _TENSORS}, path)
     settings = RescorerSettings(
@@ -70,6 +73,7 @@ def write_rescorer(folder: Path, rescorer: Rescorer, classes: Collection[str], l
         rescorer.max_detections,
         rescorer.default_log_p,
         tuple(sorted(learnt_images)),
+        rescorer.encoder.network,
     )
     write_record(folder / SETTINGS, settings, version=VERSION)
 
@@ -86,7 +90,8 @@ def read_rescorer(folder: Path, classes: Collection[str], *, device: str) -> tup
     settings = read_record(folder / SETTINGS, RescorerSettings, version=VERSION, what="the settings of a crop rescorer")
     if settings.classes != tuple(classes):
         raise InputError(f"{folder / SETTINGS}: is of other classes ({', '.join(settings.classes)}). Restore the file.")
-    if not (4 <= settings.crop_size <= 4096 and settings.crop_context > 0 and 0 <= settings.alpha <= 1):
+    in_range = 4 <= settings.crop_size <= 4096 and settings.crop_context > 0 and 0 <= settings.alpha <= 1
+    if not in_range or settings.network not in NETWORKS:
         raise InputError(f"{folder / SETTINGS}: holds a value out of its range. Restore the file.")
     path = folder / TENSORS
     try:
@@ -110,7 +115,8 @@ def read_rescorer(folder: Path, classes: Collection[str], *, device: str) -> tup
 def _encoder(folder: Path, settings: RescorerSettings, device: str) -> CropEncoder:
     if (folder / ENCODER).is_file():
         path = folder / ENCODER
-        return onnx_encoder(path, size=settings.crop_size, context=settings.crop_context, device=device)
+        encoder = onnx_encoder(path, size=settings.crop_size, context=settings.crop_context, device=device)
+        return replace(encoder, network=settings.network)
     from foldfuse.inference.crop_features import imagenet_encoder
 
-    return imagenet_encoder(size=settings.crop_size, context=settings.crop_context, device=device)
+    return imagenet_encoder(settings.network, size=settings.crop_size, context=settings.crop_context, device=device)

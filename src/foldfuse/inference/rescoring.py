@@ -124,7 +124,7 @@ def fit_rescorer(
         predictions: out-of-fold, of all images of `dataset` or some.
         dataset: annotated; objects on images without predictions are trained on as well.
         folds: the cross-validation leaves out one fold at a time where the predictions cover several folds.
-        encoder: the encoder of the crops; by default EfficientNet-Lite0 with ImageNet weights.
+        encoder: the encoder of the crops; by default EfficientNet-Lite1 with ImageNet weights.
         metric: the name of a metric, see `evaluation.metrics`.
         max_detections: number of boxes per image that get crops, by highest score.
         max_objects: crops of annotated objects to train on; of more, a random choice balanced over the classes. If there are

@@ -181,7 +181,8 @@ def rescoring_seconds(state: CampaignState) -> float:
         for number in (state.num_val * len(state.folds), state.num_test)
     )
     seconds = state.slowdown * ((objects + val) / ENCODING_SHARE + test)
-    return seconds if seconds <= c.MAX_RESCORING_SHARE * state.deadline else 0.0
+    most = max(c.MAX_RESCORING_SHARE * state.deadline, c.SHORT_RESCORING_SECONDS)
+    return seconds if seconds <= min(most, c.SHORT_RESCORING_SHARE * state.deadline) else 0.0
 
 
 def object_crop_count(num_objects: int) -> int:

@@ -52,9 +52,7 @@ def main() -> None:
         for size in asked.sizes:
             for folder in asked.folders:
                 facts = json.loads((folder / "campaign.json").read_text(encoding="utf-8"))
-                name = (
-                    f"{dataset_name(Path(facts['data']))}, {duration_option(facts['deadline_seconds'])}, seed {facts['seed']}"
-                )
+                name = f"{dataset_name(Path(facts['data']))}, {duration_option(facts['deadline_seconds'])}, seed {facts['seed']}"
                 name += f", begun {facts['started']}"
                 if (name, network, size) not in done:
                     row = {"campaign": name, "network": network, "size": size, **rescored(folder, facts, network, size)}

@@ -46,7 +46,7 @@ MIN_SEGMENT_SECONDS = 5.0  # of training: a segment with less is not started
 FOLD_COUNTS = (1, 2, 3, 5)  # of folds that are trained
 # steps of base runs in the time of each of two folds, and of each of more: two with 730 gained (by a measured step, which varies
 # by a fifth from one measurement to the next), three with 680 to 850 did not
-MIN_FOLD_STEPS, MIN_STEPS_OF_MANY = 600, 1000
+MIN_FOLD_STEPS, MIN_STEPS_OF_MANY = 500, 1000
 # a base run of fewer steps learns fast where the class loss of its last quarter is below this share of the second quarter's
 MAX_LEARNING_STEPS, LEARNING_LOSS = 500, 0.75
 # of the training time, for the extended run of such a base run, beside the shares of cooldown runs

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from foldfuse.campaign.rescoring import _Pace, rescore_submission
+from foldfuse.campaign import constants as c
+from foldfuse.campaign.rescoring import _Pace, measure_class_errors, rescore_submission
 from foldfuse.campaign.submissions import MemberPredictions, write_submission_folder
 from foldfuse.campaign.task import Task
 from foldfuse.data.readers.coco import read
 from foldfuse.detections import Detections, Predictions
 from foldfuse.ensemble.ensemble import Ensemble
 from foldfuse.evaluation.bootstrap import Difference
-from foldfuse.formats.predictions import read_predictions
+from foldfuse.formats.predictions import read_predictions, write_predictions
 from foldfuse.formats.submission import validate_submission
 from foldfuse.inference import rescoring
 from foldfuse.recipes import load_recipe
@@ -149,6 +151,26 @@ def test_a_slow_start_is_no_reason_to_give_up_where_the_rest_may_be_faster(campa
         now[0] += planned / 10 * (pace if tenths <= 3 else 0.7)
         given_up.append(watch.is_too_slow(tenths / 10))
     assert any(given_up) is not ends_in_time
+
+
+def test_where_classes_are_right_no_time_is_kept_for_rescoring(campaign, caplog):
+    task, ledger, _members = campaign
+    measure_class_errors(task, ledger)
+    assert ledger.get("class_error_cost") == pytest.approx(0.0, abs=1e-9), "the submission has the annotated classes"
+    assert "Wrong classes cost AP50 0.000" in caplog.text
+    measure_class_errors(task, ledger)
+    assert caplog.text.count("Wrong classes cost") == 1, "said once"
+
+
+def test_wrong_classes_of_the_latest_submission_keep_time_for_rescoring(campaign, caplog):
+    task, ledger, _members = campaign
+    measure_class_errors(task, ledger)
+    folder = ledger.folder / "submissions" / "1" / "fused_oof.parquet"
+    found = read_predictions(folder, task.val)
+    write_predictions(replace(found, labels=1 - found.labels), folder, task.val)
+    measure_class_errors(task, ledger)
+    assert ledger.get("class_error_cost") > 10 * c.MIN_CLASS_ERROR_COST
+    assert caplog.text.count("Wrong classes cost") == 1, "only the first time"
 
 
 def test_the_real_classifier_runs(campaign):

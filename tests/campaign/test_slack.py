@@ -222,6 +222,13 @@ def test_reserves_are_measured_from_the_timeline():
     assert measured_reserves([*beside, *one[1:]]).overhead == c.SEGMENT_OVERHEAD
 
 
+def test_crop_rescoring_gets_no_time_where_wrong_classes_cost_little():
+    state = campaign_state()
+    assert rescoring_seconds(state) > 0
+    assert rescoring_seconds(replace(state, class_error_cost=c.MIN_CLASS_ERROR_COST)) == rescoring_seconds(state)
+    assert rescoring_seconds(replace(state, class_error_cost=0.9 * c.MIN_CLASS_ERROR_COST)) == 0.0
+
+
 def test_the_last_search_takes_what_is_left_and_ends_in_time():
     state = finished(campaign_state(), 150.0)
     needed = reserved_seconds((), state) - search_seconds(600.0)

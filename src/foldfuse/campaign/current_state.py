@@ -37,6 +37,7 @@ def campaign_state(task: Task, ledger: Ledger, workers: Workers) -> CampaignStat
         reserves=reserves_of(ledger),
         test_predicted=_test_predicted(ledger),
         still_learning=bool(ledger.get("still_learning")),
+        class_error_cost=ledger.get("class_error_cost"),
     )
 
 

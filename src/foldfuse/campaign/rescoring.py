@@ -17,6 +17,7 @@ from foldfuse.ensemble.ensemble import read_ensemble
 from foldfuse.ensemble.gain import interval_text
 from foldfuse.evaluation.coco import score_predictions
 from foldfuse.evaluation.custom_metric import metric_label
+from foldfuse.evaluation.diagnosis import class_error_cost
 from foldfuse.formats.predictions import read_predictions
 from foldfuse.inference import rescoring
 from foldfuse.inference.crop_encoder import CropEncoder, features
@@ -98,6 +99,25 @@ def rescore_submission(task: Task, ledger: Ledger, members: MemberPredictions) -
         f"Crop rescoring lifts {metric} from {score_before:.3f} to {result.after:.3f} out-of-fold. In nested cross-validation it "
         f"gains {gain} over the fusion. Submitted with crop rescoring."
     )
+
+
+def measure_class_errors(task: Task, ledger: Ledger) -> None:
+    """Measures and records what wrong classes cost the current submission, and says where they cost too little to rescore."""
+    latest = ledger.latest_submission()
+    assert latest is not None, "a first submission comes before"
+    if latest[2].get("rescoring"):
+        return
+    images = task.val_in(*(latest[2].get("folds") or task.folds))
+    val = read_predictions(ledger.folder / "submissions" / str(latest[0]) / "fused_oof.parquet", images)
+    if not len(val.boxes):
+        return
+    before, cost = ledger.get("class_error_cost"), class_error_cost(val, images)
+    ledger.set(class_error_cost=cost)
+    if cost < c.MIN_CLASS_ERROR_COST and (before is None or before >= c.MIN_CLASS_ERROR_COST):
+        ledger.log(
+            f"Wrong classes cost AP50 {cost:.3f} on the held-out images, less than {c.MIN_CLASS_ERROR_COST:g}: so far no time is "
+            "kept for crop rescoring."
+        )
 
 
 def measure_crops(task: Task, ledger: Ledger) -> None:

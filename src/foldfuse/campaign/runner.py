@@ -33,7 +33,7 @@ from foldfuse.campaign.planning.estimates import measure_costs
 from foldfuse.campaign.planning.segments import base_runs, compared_base_runs, largest_image_size, plan_segments
 from foldfuse.campaign.planning.slack import last_search_seconds
 from foldfuse.campaign.planning.state import CampaignState, Segment
-from foldfuse.campaign.rescoring import measure_crops, rescore_submission
+from foldfuse.campaign.rescoring import measure_class_errors, measure_crops, rescore_submission
 from foldfuse.campaign.segment_records import leave_out, new_record
 from foldfuse.campaign.soups import make_soups
 from foldfuse.campaign.submissions import MemberPredictions, load_predictions, publish, refresh_report, submit_best
@@ -191,10 +191,12 @@ def run_segments(
         can_start = decision.segment is not None and len(workers.busy) < workers.capacity
         if members.new_members and not (can_start and workers.is_async):
             submit_best(task, ledger, members, last=False)
-            save_plan(task, ledger, workers)
-            refresh_report(ledger)
+            measure_class_errors(task, ledger)
+            state = campaign_state(task, ledger, workers)
             if rescoring_seconds(state) and ledger.get("crop_seconds") is None:
                 measure_crops(task, ledger)
+            save_plan(task, ledger, workers)
+            refresh_report(ledger)
             continue  # submitting took time: the strategy decides again
         if decision.segment is not None and can_start:
             if decision.num_views < len(affordable_views(state)):
@@ -230,10 +232,10 @@ def run_segments(
             compiling.wait(state.remaining - reserved_seconds((), state))
     seconds = last_search_seconds(campaign_state(task, ledger, workers))
     submit_best(task, ledger, members, last=True, seconds=seconds)
+    measure_class_errors(task, ledger)
     state = campaign_state(task, ledger, workers)
-    if (
-        0 < rescoring_seconds(state) <= c.CROP_SAFETY * (state.remaining - state.reserves.delivery)
-    ):  # its pace is watched
+    most = (1 + c.EARLY_PACE_TOLERANCE) * (state.remaining - state.reserves.delivery)
+    if 0 < rescoring_seconds(state) <= most:  # its pace is watched
         spend_on_views(task, ledger, members, reserved=rescoring_seconds(state))
         rescore_submission(task, ledger, members)
     spend_on_views(task, ledger, members)

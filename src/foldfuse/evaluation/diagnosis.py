@@ -173,6 +173,15 @@ def count_errors(predictions: Predictions, dataset: Dataset) -> dict[str, int]:
     return _tide(evaluate(predictions, dataset))[1]
 
 
+def class_error_cost(predictions: Predictions, dataset: Dataset) -> float:
+    """The AP50 gained if each box at an object's place had the object's class.
+
+    Raises:
+        InputError: as for `diagnose`.
+    """
+    return _tide(evaluate(predictions, dataset))[0]["Cls"]
+
+
 def _tide(evaluation: Any) -> tuple[dict[str, float], dict[str, int]]:
     tide = evaluation.tide_errors(pos_thr=MATCH_IOU, bg_thr=0.1)
     return {k: float(tide["delta_ap"][k]) for k in ERRORS}, {k: int(tide["counts"][k]) for k in ERRORS}

@@ -19,7 +19,7 @@ from foldfuse.inference.crop_encoder import CropEncoder, LinearProbe, features
 from foldfuse.system.progress import Progress, no_progress
 
 MIN_LOG_P = -12.0
-ENCODING_SHARE = 0.65  # of the time in which a rescorer is fitted; the probes and the choice of a blend take the rest
+ENCODING_SHARE = 0.75  # of the time in which a rescorer is fitted; the probes and the choice of a blend take the rest
 
 
 @dataclass(frozen=True)

@@ -174,7 +174,9 @@ def search_seconds(deadline: float) -> float:
 
 
 def rescoring_seconds(state: CampaignState) -> float:
-    """Seconds for crop rescoring; 0 where it would take too much of the deadline."""
+    """Seconds for crop rescoring; 0 where it would take too much of the deadline, or wrong classes cost too little."""
+    if state.class_error_cost is not None and state.class_error_cost < c.MIN_CLASS_ERROR_COST:
+        return 0.0
     objects = object_crop_count(state.num_objects) * state.reserves.object_crop
     val, test = (
         state.crops_per_image * number * state.reserves.crop

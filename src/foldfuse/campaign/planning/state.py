@@ -85,6 +85,7 @@ class CampaignState:
         extra_cooldowns: cooldown runs beyond those of the plan, of a single base run.
         test_predicted: names of the segments that have predicted the test images in the plain view; None for all that are done.
         still_learning: whether the single base run was still learning fast at its end, so that an extended run continues it.
+        class_error_cost: AP50 that wrong classes cost the latest submission on its held-out images; None before the first.
     """
 
     recipes: Mapping[str, Recipe]
@@ -113,6 +114,7 @@ class CampaignState:
     soups: bool = True
     test_predicted: frozenset[str] | None = None
     still_learning: bool = False
+    class_error_cost: float | None = None
 
     @property
     def default_recipe(self) -> Recipe:

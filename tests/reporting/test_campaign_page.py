@@ -68,6 +68,7 @@ def test_the_page_is_in_the_folder_and_shows_its_facts(finished):
         "24 s Three image sizes were tried",
         "all classes",
         "IoU threshold 0.55",
+        "at IoU 0.50; nested 0.652 before crop rescoring",
         "chosen without it; before crop rescoring): AP50 0.652. Crop rescoring lifts AP50 from 0.652 to 0.664",
         "AP50 gained if all errors of one type were fixed",
     ):

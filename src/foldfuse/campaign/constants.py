@@ -92,7 +92,7 @@ CROP_SAFETY = 1.2  # by which crop rescoring may take longer than these showed
 # apart late: up to 30 s it may take the second share
 MAX_RESCORING_SHARE, SHORT_RESCORING_SHARE, SHORT_RESCORING_SECONDS = 0.1, 0.15, 30.0
 # AP50 that wrong classes cost on the held-out images, below which boxes are not rescored: on blood cells (0.006 and less) and
-# cards after ten minutes (0.01) rescoring gained 0 to 0.007 AP50 for 10 to 30 s, on litter (0.1 to 0.2) and cards after three
+# cards after ten minutes (0.01) rescoring gained 0 to 0.010 AP50 for 10 to 30 s, on litter (0.1 to 0.2) and cards after three
 # minutes (0.3) a fifth and more of the AP50
 MIN_CLASS_ERROR_COST = 0.02
 RESCORING_PACE_SHARE = 0.1  # of the rescorer's training, after which its pace says something

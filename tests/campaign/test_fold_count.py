@@ -38,8 +38,8 @@ def seconds_with(steps: float) -> float:
     ("steps", "available", "number"),
     [
         (600, 5, 1),
-        (1190, 5, 1),
-        (1200, 5, 2),
+        (990, 5, 1),
+        (1000, 5, 2),
         (2550, 5, 2),
         (3000, 5, 3),
         (4900, 5, 3),
@@ -57,7 +57,7 @@ def test_each_fold_has_enough_steps(steps, available, number):
 def test_the_reason_tells_the_steps():
     count = choose_number(5, 5, deadline=HOUR, step_seconds=seconds_with(750))
     assert count.reason == (
-        "1 of 5 folds is trained, with time for some 750 steps: 2 would have some 380 steps each, and at least 600 are asked."
+        "1 of 5 folds is trained, with time for some 750 steps: 2 would have some 380 steps each, and at least 500 are asked."
     )
     short = choose_number(5, 5, deadline=HOUR / 6, step_seconds=seconds_with(1500) / 6)
     assert short.reason.endswith(UNLESS)

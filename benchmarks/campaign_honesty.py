@@ -209,7 +209,7 @@ def mean_text(values: Sequence[float]) -> str:
 
 
 def summary(rows: Sequence[dict[str, Any]]) -> str:
-    """The table of what holds: a line for each deadline, and one for all."""
+    """The table of what holds: a line for each deadline and baseline, one for each baseline, and one for all."""
     heads = "campaigns", "unseen gain in the reported interval", "the two gains agree", "fusion: out-of-fold - unseen"
     lines = [row_text((*heads, "nested - unseen", "submission: out-of-fold - unseen")), "|---|---|---|---|---|---|"]
     groups = {
@@ -218,7 +218,11 @@ def summary(rows: Sequence[dict[str, Any]]) -> str:
         ]
         for seconds, baseline in sorted({(row["seconds"], baseline_of(row)) for row in rows})
     }
-    for name, some in {**groups, **({"all": list(rows)} if len(groups) > 1 else {})}.items():
+    baselines = sorted({baseline_of(row) for row in rows})
+    groups |= {f"all, {name} baseline": [row for row in rows if baseline_of(row) == name] for name in baselines}
+    if len(baselines) > 1:
+        groups["all"] = list(rows)
+    for name, some in groups.items():
         told = [row for row in some if row["interval"] is not None]
         cells = [share_text(sum(map(check, told)), len(told)) if told else "–" for check in (holds, agrees)]
         nested = [row["nested"] - row["unseen"] for row in some if row["nested"] is not None]

@@ -109,8 +109,8 @@ def measure_class_errors(task: Task, ledger: Ledger) -> None:
         return
     images = task.val_in(*(latest[2].get("folds") or task.folds))
     val = read_predictions(ledger.folder / "submissions" / str(latest[0]) / "fused_oof.parquet", images)
-    if not len(val.boxes):
-        return
+    if not len(val.boxes) or not images.num_boxes:
+        return  # nothing to find right or wrong
     before, cost = ledger.get("class_error_cost"), class_error_cost(val, images)
     ledger.set(class_error_cost=cost)
     if cost < c.MIN_CLASS_ERROR_COST and (before is None or before >= c.MIN_CLASS_ERROR_COST):

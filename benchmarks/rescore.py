@@ -22,6 +22,7 @@ import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
+from itertools import product
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -48,24 +49,25 @@ def main() -> None:
     asked = parser.parse_args()
     rows = [json.loads(line) for line in asked.out.read_text().splitlines()] if asked.out.exists() else []
     done = {(row["campaign"], row["network"], row["size"]) for row in rows}
-    for network in asked.networks:
-        for size in asked.sizes:
-            for folder in asked.folders:
-                facts = json.loads((folder / "campaign.json").read_text(encoding="utf-8"))
-                name = f"{dataset_name(Path(facts['data']))}, {duration_option(facts['deadline_seconds'])}, seed {facts['seed']}"
-                name += f", begun {facts['started']}"
-                if (name, network, size) not in done:
-                    row = {"campaign": name, "network": network, "size": size, **rescored(folder, facts, network, size)}
-                    rows.append(row)
-                    with asked.out.open("a") as file:
-                        file.write(json.dumps(row) + "\n")
-                    print(row, flush=True)
+    for network, size, folder in product(asked.networks, asked.sizes, asked.folders):
+        facts = json.loads((folder / "campaign.json").read_text(encoding="utf-8"))
+        name = (
+            f"{dataset_name(Path(facts['data']))}, {duration_option(facts['deadline_seconds'])}, seed {facts['seed']}"
+        )
+        name += f", begun {facts['started']}"
+        if (name, network, size) in done:
+            continue
+        rows.append({"campaign": name, "network": network, "size": size, **rescored(folder, facts, network, size)})
+        with asked.out.open("a") as file:
+            file.write(json.dumps(rows[-1]) + "\n")
+        print(rows[-1], flush=True)
     print(tables(rows))
 
 
 def dataset_name(path: Path) -> str:
     """The name of the dataset of an annotation file: that of its folder, without the seed of a division."""
-    return path.parent.name.rpartition("-")[0] or path.parent.name
+    name, _, seed = path.parent.name.rpartition("-")
+    return name if name and seed.isdecimal() else path.parent.name
 
 
 def rescored(folder: Path, facts: Mapping[str, Any], network: str, size: int) -> dict[str, Any]:

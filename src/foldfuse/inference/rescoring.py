@@ -40,7 +40,7 @@ from foldfuse.system.progress import Progress, no_progress, span
 from foldfuse.system.records import to_plain
 
 PARTS = 5  # of the cross-validation where `folds` gives none
-RIDGES = (0.1, 0.3, 1.0)  # 0.03 was never the likeliest, and takes as long to fit as two others
+RIDGES = (0.1, 0.3, 1.0)  # 0.03 was never the likeliest
 ALPHAS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7)
 LEAST_PROB_BETTER = 0.65  # share of the bootstrap resamples that must show a gain: likely, not certain
 

@@ -35,7 +35,7 @@ from foldfuse.system.atomic_files import write_text
 
 NESTED = "fused, nested cross-validation"
 # Measured campaigns that stated a gain, and those of them whose interval held the gain on unseen images: benchmarks/honesty.md
-INTERVAL_RECORD = 21, 18
+INTERVALS_MEASURED, INTERVALS_HELD = 21, 18
 _SCORE_THRESHOLD = 0.3  # for test images of a campaign without held-out predictions to choose a threshold on
 
 
@@ -79,7 +79,7 @@ def write_campaign_page(folder: Path, *, out: Path | None = None) -> Path:
         name=folder.resolve().name,
         data_name=data_name(record.data) if record.data else None,
         summary=summary(record),
-        interval_record=INTERVAL_RECORD,
+        intervals={"measured": INTERVALS_MEASURED, "held": INTERVALS_HELD},
         submissions=submissions,
         noted=user_notes,
         leaderboard=leaderboard_chart({"": user_notes.scores}),

@@ -17,7 +17,6 @@ from foldfuse.system import host
 host.tune_malloc()
 
 import argparse
-import json
 import statistics
 import tempfile
 import time
@@ -43,6 +42,7 @@ from foldfuse.storage.run import Run
 from foldfuse.training.budget import Budget
 from foldfuse.training.detector import train_detector
 from foldfuse.training.session import TrainingSession, run_metadata
+from rows import add_row, read_rows
 
 ROOT = Path(os.environ.get("FOLDFUSE_SHARED", Path(__file__).parents[2] / "shared")) / "data"
 OPTIONS: dict[str, tuple[str, ...]] = {
@@ -71,7 +71,7 @@ def main() -> None:
     parser.add_argument("--options", nargs="+", default=list(OPTIONS), choices=list(OPTIONS))
     parser.add_argument("--out", type=Path, default=Path("ablations.jsonl"))
     asked = parser.parse_args()
-    rows = [json.loads(line) for line in asked.out.read_text().splitlines()] if asked.out.exists() else []
+    rows = read_rows(asked.out)
     done = {(row["data"], row["seed"], row["option"]) for row in rows}
     recipe = replace(load_recipe(asked.recipe), image_size=asked.image_size)
     for seed in asked.seeds:
@@ -84,8 +84,7 @@ def main() -> None:
                 row = {"data": name, "seed": seed, "option": option}
                 row |= run(data, held, images, OPTIONS[option], seed, asked.seconds, recipe)
                 rows.append(row)
-                with asked.out.open("a") as file:
-                    file.write(json.dumps(row) + "\n")
+                add_row(asked.out, row)
                 print(row, flush=True)
     print(table(rows))
 

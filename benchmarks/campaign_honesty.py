@@ -34,6 +34,7 @@ from foldfuse.evaluation.bootstrap import bootstrap_difference
 from foldfuse.evaluation.metrics import measure
 from foldfuse.formats.predictions import read_predictions
 from foldfuse.system.durations import duration_option, parse_duration
+from rows import add_row, read_rows
 
 PARTS = 5  # one of them is unseen
 Z = 1.96  # of a 95 % interval
@@ -63,13 +64,12 @@ def main() -> None:
     asked = parser.parse_args()
     asked.out.mkdir(parents=True, exist_ok=True)
     record = asked.page.with_suffix(".jsonl")
-    rows = [json.loads(line) for line in record.read_text().splitlines()] if record.exists() else []
+    rows = read_rows(record)
 
     def add(folder: Path, data: str, name: str) -> None:
         if name not in {row["campaign"] for row in rows}:
             rows.append({"campaign": name, "data": data, **measured(folder, asked.out / "views")})
-            with record.open("a") as file:
-                file.write(json.dumps(rows[-1]) + "\n")
+            add_row(record, rows[-1])
         asked.page.write_text(page(rows), encoding="utf-8")
         print(summary(rows), flush=True)
 

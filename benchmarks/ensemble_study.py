@@ -44,6 +44,7 @@ from foldfuse.fusion.methods import fuse
 from foldfuse.inference.detector import load_detector, predict_views
 from foldfuse.inference.tta import View
 from foldfuse.storage.run import Run
+from rows import add_row, read_rows
 
 METRICS = ("ap50", "ap")
 WAYS = ("chosen", "WBF of all", "WBF of plain views", "NMS of all", "best member", "best in hindsight")
@@ -58,7 +59,7 @@ def main() -> None:
     parser.add_argument("--useless", type=int, default=0, help="members to add that score by chance")
     parser.add_argument("--out", type=Path, default=Path("study.jsonl"))
     asked = parser.parse_args()
-    rows = [json.loads(line) for line in asked.out.read_text().splitlines()] if asked.out.exists() else []
+    rows = read_rows(asked.out)
     for folder in asked.folders:
         facts = json.loads((folder / "campaign.json").read_text())
         data, seed = Path(facts["data"]).parent.name, facts["seed"]
@@ -81,8 +82,7 @@ def main() -> None:
             on_val[useless], on_test[useless] = shuffled(on_val[key]), shuffled(on_test[key])
         row = {"data": data, "seed": seed} | {m: run(on_val, on_test, train, test, m, asked.seconds) for m in METRICS}
         rows.append(row)
-        with asked.out.open("a") as file:
-            file.write(json.dumps(row) + "\n")
+        add_row(asked.out, row)
         print(row, flush=True)
     for metric in METRICS:
         print(table(rows, metric))

@@ -20,6 +20,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from rows import read_rows
 from trainings import Row, datasets, train_and_score
 
 DATA = ("bccd", "aquatrash", "playing_cards")
@@ -62,11 +63,6 @@ def main() -> None:
     with ThreadPoolExecutor(asked.jobs) as pool:
         list(pool.map(run, [key for key in keys if json.dumps(list(key.values())) not in done]))
     print(table(read_rows(asked.out)))
-
-
-def read_rows(path: Path) -> list[Row]:
-    """The rows of a results file."""
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
 def worker(key: Row) -> Row:

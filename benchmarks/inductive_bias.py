@@ -16,7 +16,6 @@ import os
 os.environ["OMP_NUM_THREADS"] = "1"
 
 import argparse
-import json
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -34,6 +33,7 @@ from foldfuse.data.readers.coco import read
 from foldfuse.models.backbones import swin
 from foldfuse.models.backbones.vit import ViT
 from foldfuse.training.budget import lr_scale
+from rows import add_row, read_rows
 
 ROOT = Path(os.environ.get("FOLDFUSE_SHARED", Path(__file__).parents[2] / "shared")) / "data"
 SIDE = 32
@@ -192,7 +192,7 @@ def main() -> None:
     parser.add_argument("--show", action="store_true", help="run nothing")
     asked = parser.parse_args()
     torch.set_num_threads(1)
-    rows = [json.loads(line) for line in asked.out.read_text().splitlines()] if asked.out.exists() else []
+    rows = read_rows(asked.out)
     done = {(row["data"], row["seed"], row["images"], row["model"]) for row in rows}
     sets = {} if asked.show else {"digits": digits(), "crops": crops()}
     for seed in asked.seeds:
@@ -227,8 +227,7 @@ def main() -> None:
                             "seconds": round(time.process_time() - began, 1),
                         }
                         rows.append(row)
-                        with asked.out.open("a") as file:
-                            file.write(json.dumps(row) + "\n")
+                        add_row(asked.out, row)
                         print(row, flush=True)
     print(table(rows))
     if asked.plot:

@@ -10,7 +10,6 @@ before its kill is checked and the next one started, until the number of kills i
 from __future__ import annotations
 
 import argparse
-import json
 import random
 import shlex
 import signal
@@ -29,6 +28,7 @@ from foldfuse.demo.synthetic import make_dataset
 from foldfuse.errors import InputError
 from foldfuse.formats.submission import validate_submission
 from foldfuse.storage import ledger as ledgers
+from rows import read_rows
 
 BEFORE_LEDGER = "before there was a ledger"
 SMALL = ("--folds", "3", "--image-size", "64", "--set", "batch_size=2", "--set", "image_size=64")
@@ -148,7 +148,7 @@ def check_folder(out: Path, data: Path, done: dict[str, float], counts: Counts) 
         return "between two intervals of work"
     if interval["kind"] == "train":
         log = out / "members" / interval["name"].removeprefix("train ") / "log.jsonl"
-        rows = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+        rows = read_rows(log)
         kept = max((row["seconds"] for row in rows), default=0.0)
         own = next((r for r in facts["segments"] if r["name"] == interval["name"].removeprefix("train ")), None)
         before = own["seconds"] if own else 0.0

@@ -19,7 +19,6 @@ from foldfuse.system import host
 host.tune_malloc()
 
 import argparse
-import json
 import statistics
 import tempfile
 import time
@@ -45,6 +44,7 @@ from foldfuse.storage.run import Run
 from foldfuse.training.budget import Budget
 from foldfuse.training.detector import train_detector
 from foldfuse.training.session import TrainingSession, run_metadata
+from rows import add_row, read_rows
 
 ROOT = Path(os.environ.get("FOLDFUSE_SHARED", Path(__file__).parents[2] / "shared")) / "data"
 
@@ -59,7 +59,7 @@ def main() -> None:
     parser.add_argument("--recipes", nargs="+", default=["efficientdet_lite0", "lite0_fpn", "yolov5n"])
     parser.add_argument("--out", type=Path, default=Path("lite0_fpn.jsonl"))
     asked = parser.parse_args()
-    rows = [json.loads(line) for line in asked.out.read_text().splitlines()] if asked.out.exists() else []
+    rows = read_rows(asked.out)
     done = {(row["data"], row["seed"], row["recipe"]) for row in rows}
     for seed in asked.seeds:
         for name in asked.names:
@@ -72,8 +72,7 @@ def main() -> None:
                 row = {"data": name, "seed": seed, "recipe": recipe}
                 row |= run(data, val, images, made, seed, asked.seconds)
                 rows.append(row)
-                with asked.out.open("a") as file:
-                    file.write(json.dumps(row) + "\n")
+                add_row(asked.out, row)
                 print(row, flush=True)
     print(table(rows))
 

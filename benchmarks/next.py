@@ -20,7 +20,6 @@ from foldfuse.system import host
 host.tune_malloc()
 
 import argparse
-import json
 import logging
 import statistics
 import tempfile
@@ -43,6 +42,7 @@ from foldfuse.inference.image_features import image_encoder
 from foldfuse.inference.predictor import load
 from foldfuse.recipes import Recipe, load_recipe
 from foldfuse.training.budget import Budget
+from rows import add_row, read_rows
 from trainings import Row, datasets, train_and_score
 
 DATA = ("bccd", "aquatrash", "playing_cards")
@@ -66,7 +66,7 @@ def main() -> None:
     logging.getLogger("foldfuse").addHandler(logging.NullHandler())
     changes = [f"image_size={asked.image_size}", "batch_size=8", "precision=float32"]
     recipe = load_recipe("lite0_fpn", changes)
-    rows = [json.loads(line) for line in asked.out.read_text().splitlines()] if asked.out.exists() else []
+    rows = read_rows(asked.out)
     for seed in asked.seeds:
         for name in asked.names:
             data, held_out = datasets(name, seed)
@@ -82,8 +82,7 @@ def main() -> None:
                     row = score_arm(data, held_out, made, arm, recipe, asked.steps, seed)
                 row = cell | {"arm": arm} | row | {"cpu_seconds": round(time.process_time() - start, 1)}
                 rows.append(row)
-                with asked.out.open("a") as file:
-                    file.write(json.dumps(row) + "\n")
+                add_row(asked.out, row)
                 print({key: value for key, value in row.items() if key not in ("picked", "labelled")}, flush=True)
     print(table(rows))
 

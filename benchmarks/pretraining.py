@@ -37,6 +37,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from rows import read_rows
 from trainings import EVALUATION, SHARED, Row, datasets, train_and_score
 
 BARRED = (  # images that look like stock, press or film images: in no weights that ship
@@ -186,11 +187,6 @@ def datasets_of(asked: argparse.Namespace) -> dict[str, Any]:
     out = {*BARRED, *EVALUATION, *asked.leave_out}
     used = [name for name in names if name not in out and (not asked.only or name in asked.only)]
     return {name: open_images(read(asked.pool / name / "instances.json")) for name in used}
-
-
-def read_rows(path: Path) -> list[Row]:
-    """The rows of a results file."""
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
 def judge(

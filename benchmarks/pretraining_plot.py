@@ -12,7 +12,8 @@ import statistics
 import sys
 from pathlib import Path
 
-from pretraining import JUDGED, Row, read_rows
+from pretraining import JUDGED, Row
+from rows import read_rows
 
 STEPS_A_MINUTE = 140  # on two idle cores, see pretraining.md
 COLOURS = {"ImageNet": "#8b8b8b", "detection": "#1b6ca8"}

@@ -37,6 +37,7 @@ from foldfuse.inference.crop_features import imagenet_encoder
 from foldfuse.inference.rescorer import apply_rescorer
 from foldfuse.inference.rescoring import fit_rescorer
 from foldfuse.system.durations import duration_option
+from rows import add_row, read_rows
 
 
 def main() -> None:
@@ -47,7 +48,7 @@ def main() -> None:
     parser.add_argument("--networks", nargs="+", default=[DEFAULT_NETWORK], choices=NETWORKS)
     parser.add_argument("--sizes", nargs="+", type=int, default=[128])
     asked = parser.parse_args()
-    rows = [json.loads(line) for line in asked.out.read_text().splitlines()] if asked.out.exists() else []
+    rows = read_rows(asked.out)
     done = {(row["campaign"], row["network"], row["size"]) for row in rows}
     for network, size, folder in product(asked.networks, asked.sizes, asked.folders):
         facts = json.loads((folder / "campaign.json").read_text(encoding="utf-8"))
@@ -58,8 +59,7 @@ def main() -> None:
         if (name, network, size) in done:
             continue
         rows.append({"campaign": name, "network": network, "size": size, **rescored(folder, facts, network, size)})
-        with asked.out.open("a") as file:
-            file.write(json.dumps(rows[-1]) + "\n")
+        add_row(asked.out, rows[-1])
         print(rows[-1], flush=True)
     print(tables(rows))
 

@@ -32,6 +32,7 @@ from foldfuse.data.readers.coco import read
 from foldfuse.detections import Annotations, Array, Predictions
 from foldfuse.evaluation.label_errors import KINDS, find_label_errors
 from foldfuse.formats.predictions import read_predictions
+from rows import add_row, read_rows
 
 RATES = (0.05, 0.1, 0.2)
 SEEDS = (0, 1, 2)
@@ -49,7 +50,7 @@ def main() -> None:
     parser.add_argument("folders", nargs="*", type=Path)
     parser.add_argument("--out", type=Path, default=Path("review.jsonl"))
     asked = parser.parse_args()
-    rows = [json.loads(line) for line in asked.out.read_text().splitlines()] if asked.out.exists() else []
+    rows = read_rows(asked.out)
     for folder in asked.folders:
         dataset, predictions = unseen(folder)
         name = Path(json.loads((folder / "campaign.json").read_text())["data"]).parent.name
@@ -62,8 +63,7 @@ def main() -> None:
                     row = {"data": name, "kind": kind, "rate": rate, "seed": seed}
                     row |= run(dataset, predictions, kind, rate, seed)
                     rows.append(row)
-                    with asked.out.open("a") as file:
-                        file.write(json.dumps(row) + "\n")
+                    add_row(asked.out, row)
     print(table(rows))
 
 

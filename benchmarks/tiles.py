@@ -21,6 +21,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rows import read_rows
 from trainings import Row, datasets
 
 if TYPE_CHECKING:  # torch is loaded once the allocator is tuned
@@ -62,11 +63,6 @@ def main() -> None:
         with asked.out.open("a") as file:
             file.write(shown.stdout.splitlines()[-1] + "\n")
     print(table(read_rows(asked.out)))
-
-
-def read_rows(path: Path) -> list[Row]:
-    """The rows of a results file."""
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
 def large_images(name: str, seed: int) -> tuple[Dataset, Dataset]:

@@ -26,6 +26,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
+from rows import add_row, read_rows
 from trainings import Row, datasets, train_and_score
 
 OURS = ("lite0_fpn", "efficientdet_lite0", "yolov5n", "swin_tiny_fpn", "vit_tiny_pyramid")
@@ -50,7 +51,7 @@ def main() -> None:
     if asked.worker:
         print(json.dumps(worker(json.loads(asked.worker))))
         return
-    rows = [json.loads(line) for line in asked.out.read_text().splitlines()] if asked.out.exists() else []
+    rows = read_rows(asked.out)
     done = [[row[key] for key in KEY] for row in rows]
     for seed, seconds, name, detector in itertools.product(asked.seeds, asked.seconds, asked.names, asked.detectors):
         values = [name, detector, asked.clock, seconds, seed, [] if detector in RIVALS else asked.changes]
@@ -60,8 +61,7 @@ def main() -> None:
         command = [sys.executable, __file__, "--worker", json.dumps(training)]
         shown = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
         rows.append(json.loads(shown.splitlines()[-1]))
-        with asked.out.open("a") as file:
-            file.write(json.dumps(rows[-1]) + "\n")
+        add_row(asked.out, rows[-1])
         print(rows[-1], file=sys.stderr, flush=True)
     for clock in CLOCKS:
         mine = [row for row in rows if row["clock"] == clock]

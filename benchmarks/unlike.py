@@ -19,7 +19,6 @@ from foldfuse.system import host
 host.tune_malloc()
 
 import argparse
-import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -37,6 +36,7 @@ from foldfuse.storage.run import Run
 from foldfuse.training.budget import Budget
 from foldfuse.training.detector import train_detector
 from foldfuse.training.session import TrainingSession, run_metadata
+from rows import add_row, read_rows
 from trainings import SHARED
 
 MEMBERS = {  # recipe: image size
@@ -138,14 +138,13 @@ def main(words: list[str] | None = None) -> None:
     parser.add_argument("--page", type=Path, default=PAGE)
     asked = parser.parse_args(words)
     record = asked.page.with_suffix(".jsonl")
-    rows = [json.loads(line) for line in record.read_text(encoding="utf-8").splitlines()] if record.exists() else []
+    rows = read_rows(record)
     for seed in asked.seeds:
         for data in asked.data:
             if (data, seed) in {(row["data"], row["seed"]) for row in rows}:
                 continue
             rows.append(row_of(data, seed, asked.out / f"{data}-{seed}", seconds=asked.seconds))
-            with record.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(rows[-1]) + "\n")
+            add_row(record, rows[-1])
             asked.page.write_text(page(rows), encoding="utf-8")
             print(page(rows), flush=True)
 

@@ -15,7 +15,7 @@ from foldfuse.ensemble.search import METHODS
 from foldfuse.evaluation import kernels as scoring
 from foldfuse.evaluation.diagnosis import diagnose
 from foldfuse.formats.predictions import read_predictions, write_predictions
-from foldfuse.fusion import islands
+from foldfuse.fusion import islands, soft_nms_kernels
 from foldfuse.fusion import kernels as fusion
 from foldfuse.fusion.methods import fuse
 from foldfuse.models.cpu import depthwise
@@ -23,7 +23,7 @@ from score_samples import noisy, random_dataset
 
 LOOPS = [
     loop
-    for module in (scoring, fusion, islands, stack, logistic, depthwise)
+    for module in (scoring, fusion, soft_nms_kernels, islands, stack, logistic, depthwise)
     for loop in vars(module).values()
     if isinstance(loop, numba.core.registry.CPUDispatcher)
 ]

@@ -14,6 +14,7 @@ from foldfuse.commands.predictions import score
 from foldfuse.data.readers.coco import write
 from foldfuse.detections import Detections, Predictions
 from foldfuse.errors import InputError
+from foldfuse.evaluation import kernels
 from foldfuse.evaluation.bootstrap import bootstrap_difference
 from foldfuse.evaluation.coco import score_predictions
 from foldfuse.evaluation.diagnosis import diagnose
@@ -109,6 +110,13 @@ def test_a_metric_of_a_resample_is_the_score_of_the_resampled_dataset(name, seed
     fast = metric.of(found, ground_truth(truth))(times)
     slow = [getattr(score_predictions(*resampled(row, truth, found)), name) for row in times]
     np.testing.assert_allclose(fast, slow, atol=1e-9)
+
+
+def test_many_samples_are_measured_as_each_of_them():
+    truth = random_dataset(3)
+    metric = METRICS["ap50"].of(noisy(truth, 3), ground_truth(truth))
+    times = np.random.default_rng(0).integers(0, 3, (2 * kernels.WIDTH + 5, len(truth)))
+    np.testing.assert_array_equal(metric(times), np.concatenate([metric(row[None]) for row in times]))
 
 
 def slow_counts(found, annotations, iou, threshold):

@@ -28,7 +28,7 @@ from foldfuse.evaluation.custom_metric import is_custom
 from foldfuse.evaluation.diagnosis import diagnose
 from foldfuse.evaluation.matching import f1_score, ground_truth
 from foldfuse.evaluation.metrics import Metric, get_metric, measure
-from foldfuse.fusion import islands
+from foldfuse.fusion import islands, soft_nms_kernels
 from foldfuse.fusion import kernels as fusion
 from foldfuse.fusion.methods import fuse
 from foldfuse.system.compiled import has_kept, keeps_code
@@ -38,8 +38,9 @@ CLOSE_SECONDS = 5.0  # for the process to end, once it is asked to
 _LOOPS = (
     scoring.match,
     scoring.rank,
+    scoring.average_precision,
     fusion.greedy,
-    fusion.soft_nms,
+    soft_nms_kernels.soft_nms,
     islands.fuse_islands,
     stack._fill,
 )  # the slow ones to compile

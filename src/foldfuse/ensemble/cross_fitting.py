@@ -61,7 +61,7 @@ class CrossFitter:
         islands, pool = self.bench.islands, self.bench.scores
         if variant in pool.own:
             return
-        folds = self.fold_of[np.repeat(np.arange(len(self.fold_of)), np.diff(islands.image_rows))]
+        folds = self.fold_of[islands.row_image]
         calibrated = []
         for member, scores in enumerate(pool.own[None]):
             own_folds, result = folds[islands.members == member], scores.copy()

@@ -181,6 +181,10 @@ class SearchSpace:
 
     def matches(self, candidate: Candidate, variant: int = 0) -> Matches:
         """The matches of the candidate's fused predictions, in a variant where it is a learned one."""
+        return self._matches(candidate, variant).without_empty_rows()
+
+    def _matches(self, candidate: Candidate, variant: int) -> Matches:
+        """`matches`, perhaps with empty rows."""
         if len(candidate.members) == 1:
             return trials.match_single(self.bench, candidate.members[0])
         fusion = self.fusion(candidate, variant)
@@ -190,7 +194,7 @@ class SearchSpace:
 
     def measure(self, candidate: Candidate, variant: int = 0) -> ResampledMetric:
         """The candidate's metric on any resample of the images."""
-        return self.bench.metric.prepare(self.matches(candidate, variant))
+        return self.bench.metric.prepare(self._matches(candidate, variant))
 
     def known(self, candidate: Candidate, column: int) -> bool:
         """Whether the candidate's score on a column is known."""

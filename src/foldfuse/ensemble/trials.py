@@ -123,11 +123,11 @@ class Fusion:
 
 
 def fuse_and_match(bench: Bench, fusion: Fusion, *, threads: int | None = None) -> Matches:
-    """The matches of members when fused; `threads` share the images, None for one per core."""
+    """The matches of members when fused, with empty rows; `threads` share the images, None for one per core."""
     islands, truth, ious = bench.islands, bench.truth, np.array(bench.metric.ious)
     rows_of = np.diff(islands.image_rows)
     starts = islands.image_rows[:-1]
-    status = np.empty((int(rows_of.sum()), len(ious)), np.int8)
+    status = np.full((int(rows_of.sum()), len(ious)), matching_kernels.EMPTY, np.int8)
     matched = np.full((len(ious), len(truth.boxes)), -1)
     buffers = methods.make_buffers(rows_of)
     fuse_images = _fuser(bench, fusion, buffers)
@@ -150,10 +150,7 @@ def fuse_and_match(bench: Bench, fusion: Fusion, *, threads: int | None = None) 
         )
 
     methods.share_images(work, rows_of, threads)
-    counts = buffers.counts
-    image = np.repeat(np.arange(len(counts)), counts)
-    kept = np.arange(len(image)) + np.repeat(starts - (np.cumsum(counts) - counts), counts)
-    return Matches(truth, image, buffers.labels[kept], buffers.scores[kept], status[kept])
+    return Matches(truth, islands.row_image, buffers.labels, buffers.scores, status)
 
 
 def fuse_members(bench: Bench, fusion: Fusion, *, threads: int | None = None) -> Predictions:

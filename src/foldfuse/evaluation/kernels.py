@@ -16,8 +16,9 @@ import numpy as np
 
 from foldfuse.system.compiled import compiled
 
-FALSE, TRUE, IGNORED = 0, 1, 2
+FALSE, TRUE, IGNORED, EMPTY = 0, 1, 2, 3  # of a row; an empty one has no box
 EPS = np.spacing(1.0)
+WIDTH = 64  # samples that are measured at once
 
 
 @compiled(error_model="numpy")
@@ -40,21 +41,27 @@ def match(boxes, labels, starts, counts, images, max_detections, truth, num_clas
         size = max(size, offsets[image + 1] - offsets[image])
     overlaps, candidates = np.empty(size), np.empty(size, np.int64)
     seen = np.zeros(num_classes, np.int64)
+    first, following = np.full(num_classes, -1), np.empty(size, np.int64)  # a linked list of each class's boxes
     for image in range(images[0], images[1]):
         seen[:] = 0
+        for g in range(offsets[image + 1] - 1, offsets[image] - 1, -1):
+            following[g - offsets[image]] = first[truth_labels[g]]
+            first[truth_labels[g]] = g
         for row in range(starts[image], starts[image] + counts[image]):
             label = labels[row]
             seen[label] += 1
-            status[row] = IGNORED if seen[label] > max_detections else FALSE
+            for t in range(len(ious)):
+                status[row, t] = IGNORED if seen[label] > max_detections else FALSE
             if seen[label] > max_detections:
                 continue
-            num, greatest = 0, 0.0
-            for g in range(offsets[image], offsets[image + 1]):
-                if truth_labels[g] == label:
-                    overlaps[num] = _overlap(boxes[row], truth_boxes[g], truth_crowd[g])
-                    candidates[num] = g
-                    greatest = max(greatest, overlaps[num])
-                    num += 1
+            num, greatest, g = 0, 0.0, first[label]
+            box = boxes[row, 0], boxes[row, 1], boxes[row, 2], boxes[row, 3]
+            while g >= 0:
+                overlaps[num] = _overlap(box, truth_boxes, g, truth_crowd[g])
+                candidates[num] = g
+                greatest = max(greatest, overlaps[num])
+                num += 1
+                g = following[g - offsets[image]]
             for t in range(len(ious)):
                 if greatest < ious[t]:
                     break
@@ -68,6 +75,8 @@ def match(boxes, labels, starts, counts, images, max_detections, truth, num_clas
                 if best >= 0:
                     matched[t, best] = row
                     status[row, t] = IGNORED if truth_crowd[best] else TRUE
+        for g in range(offsets[image], offsets[image + 1]):
+            first[truth_labels[g]] = -1
 
 
 @compiled(error_model="numpy")
@@ -80,14 +89,14 @@ def to_xywh(boxes, starts, counts, images):
 
 
 @compiled(error_model="numpy")
-def _overlap(box, other, crowd):
-    """IoU of an xywh box with an annotated xywh box; with a crowd region, the fraction of the box inside the region."""
-    x, y, w, h = box[0], box[1], box[2], box[3]
-    width = min(w + x, other[2] + other[0]) - max(x, other[0])
-    height = min(h + y, other[3] + other[1]) - max(y, other[1])
+def _overlap(box, truth_boxes, g, crowd):
+    """IoU of an xywh box with the g-th annotated xywh box; with a crowd region, the fraction of the box inside the region."""
+    x, y, w, h = box
+    width = min(w + x, truth_boxes[g, 2] + truth_boxes[g, 0]) - max(x, truth_boxes[g, 0])
+    height = min(h + y, truth_boxes[g, 3] + truth_boxes[g, 1]) - max(y, truth_boxes[g, 1])
     if width <= 0 or height <= 0:
         return 0.0
-    union = w * h if crowd else w * h + other[2] * other[3] - width * height
+    union = w * h if crowd else w * h + truth_boxes[g, 2] * truth_boxes[g, 3] - width * height
     return width * height / union
 
 
@@ -96,7 +105,8 @@ def rank(status, labels, scores, image, num_classes):
     """The true positives by rank, and the slot of each false positive that matters.
 
     Args:
-        status, labels, scores, image: (n,) of one IoU threshold; of equal scores the row that comes first ranks first.
+        status, labels, scores, image: (n,) of one IoU threshold; of equal scores the row that comes first ranks first. Empty
+            rows may hold anything.
 
     Returns:
         begin (K + 1,), where the true positives of each class begin; true_image (P,); false_slot (F,), the position of
@@ -119,14 +129,16 @@ def rank(status, labels, scores, image, num_classes):
     for i in range(len(keys)):
         true_image[i], true_scores[i] = image[keys[i]], scores[keys[i]]
 
+    above = _count_above(begin, true_scores, num_classes)
     false_slot, false_image, num_false = np.empty(len(status), np.int64), np.empty(len(status), np.int64), 0
     for i in range(len(status)):
         if status[i] != FALSE:
             continue
-        low, high = begin[labels[i]], begin[labels[i] + 1]
-        end = high
-        if low == high or scores[i] < true_scores[high - 1]:
+        first, end = begin[labels[i]], begin[labels[i] + 1]
+        if first == end or scores[i] < true_scores[end - 1]:
             continue  # most false positives rank below every true positive
+        band = _band(scores[i], end - first)
+        low, high = first + above[first + band], first + above[first + band - 1] if band else end
         while low < high:
             middle = (low + high) // 2
             if true_scores[middle] > scores[i] or (true_scores[middle] == scores[i] and keys[middle] < i):
@@ -137,6 +149,26 @@ def rank(status, labels, scores, image, num_classes):
             false_slot[num_false], false_image[num_false] = low, image[i]
             num_false += 1
     return begin, true_image, false_slot[:num_false].copy(), false_image[:num_false].copy()
+
+
+@compiled(error_model="numpy")
+def _band(score, number):
+    """The band of a score, of `number` equal bands from 0 to 1; a score beyond these is in the first or the last."""
+    return number - 1 if score >= 1 else max(int(score * number), 0)
+
+
+@compiled(error_model="numpy")
+def _count_above(begin, true_scores, num_classes):
+    """(P,) the number of true positives of the same class above each band; a class has as many bands as true positives."""
+    above = np.zeros(len(true_scores), np.int64)
+    for k in range(num_classes):
+        first, number = begin[k], begin[k + 1] - begin[k]
+        for p in range(first, first + number):
+            above[first + _band(true_scores[p], number)] += 1
+        higher = 0
+        for band in range(number - 1, -1, -1):
+            above[first + band], higher = higher, higher + above[first + band]
+    return above
 
 
 @compiled(error_model="numpy")
@@ -181,17 +213,51 @@ def precision_recall(begin, true_image, false_slot, false_image, truth_image, tr
 def average_precision(begin, true_image, false_slot, false_image, truth_image, truth_label, image_counts):
     """(S, K) the means of the curves of `precision_recall`, -1 where nothing is annotated.
 
+    Vector instructions take up to WIDTH samples at once. A true positive on an image that a sample lacks changes nothing: it has
+    the recall of the one before and no more precision.
+
     Args:
         begin, true_image, false_slot, false_image, truth_image, truth_label: as for `precision_recall`.
         image_counts: (S, I) how often each image is in each sample.
     """
-    num_classes = len(begin) - 1
-    result, curves = np.empty((len(image_counts), num_classes)), np.empty((num_classes, 101))
-    for s in range(len(image_counts)):
-        precision_recall(begin, true_image, false_slot, false_image, truth_image, truth_label, image_counts[s], curves)
+    num_classes, num_true = len(begin) - 1, len(true_image)
+    result = np.empty((len(image_counts), num_classes))
+    longest = 0
+    for k in range(num_classes):
+        longest = max(longest, begin[k + 1] - begin[k])
+    for first in range(0, len(image_counts), WIDTH):
+        width = min(WIDTH, len(image_counts) - first)
+        counts = image_counts[first : first + width].T.astype(np.int32)
+        annotated, false = np.zeros((num_classes, width), np.int32), np.zeros((num_true, width), np.int32)
+        for g in range(len(truth_image)):
+            _add(annotated[truth_label[g]], counts[truth_image[g]])
+        for f in range(len(false_slot)):
+            _add(false[false_slot[f]], counts[false_image[f]])
+        precision, recall = np.empty((longest, width)), np.empty((longest, width))
         for k in range(num_classes):
-            total = 0.0
-            for hundredth in range(101):
-                total += curves[k, hundredth]
-            result[s, k] = total / 101
+            number = begin[k + 1] - begin[k]
+            tp, fp = np.zeros(width, np.int32), np.zeros(width, np.int32)
+            for p in range(number):
+                _add(tp, counts[true_image[begin[k] + p]])
+                _add(fp, false[begin[k] + p])
+                for s in range(width):
+                    precision[p, s] = tp[s] / (fp[s] + tp[s] + EPS)
+                    recall[p, s] = tp[s] / annotated[k, s]
+            for p in range(number - 1, 0, -1):
+                for s in range(width):
+                    precision[p - 1, s] = max(precision[p - 1, s], precision[p, s])
+            for s in range(width):
+                total, hundredth = 0.0, 0
+                for p in range(number):
+                    while hundredth <= 100 and recall[p, s] >= hundredth * 0.01:
+                        total += precision[p, s]
+                        hundredth += 1
+                result[first + s, k] = total / 101 if annotated[k, s] else -1.0
     return result
+
+
+@compiled(error_model="numpy")
+def _add(to, values):
+    """Adds `values` to `to`, of equal length."""
+    for s in range(len(to)):
+        to[s] += values[s]

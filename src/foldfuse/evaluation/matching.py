@@ -120,7 +120,8 @@ class Matches:
         truth: the annotations that the boxes were matched with.
         image: (n,) index into truth.image_ids.
         labels, scores: (n,).
-        status: (n, T) int8, kernels.TRUE, FALSE or IGNORED at each IoU threshold.
+        status: (n, T) int8, kernels.TRUE, FALSE or IGNORED at each IoU threshold; kernels.EMPTY in a row without a box, whose
+            label and score may be anything.
     """
 
     truth: GroundTruth
@@ -128,6 +129,11 @@ class Matches:
     labels: Array
     scores: Array
     status: Array
+
+    def without_empty_rows(self) -> Matches:
+        """The same boxes, with no other rows."""
+        rows = self.status[:, 0] != kernels.EMPTY
+        return Matches(self.truth, self.image[rows], self.labels[rows], self.scores[rows], self.status[rows])
 
 
 def match_predictions(

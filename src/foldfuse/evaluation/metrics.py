@@ -94,13 +94,13 @@ def best_wheat(matches: Matches) -> ResampledMetric:
 
 def _counts_by_threshold(matches: Matches, t: int) -> tuple[Array, Array]:
     """(I, 100) true and false positives of each image at the t-th IoU, at score thresholds 0.00, 0.01 .. 0.99."""
-    bins = np.searchsorted(THRESHOLDS, matches.scores, side="right") - 1
-    cells = matches.image * len(THRESHOLDS) + bins
     shape = len(matches.truth.image_ids), len(THRESHOLDS)
 
     def count(status: int) -> Array:
-        histogram = np.bincount(cells[matches.status[:, t] == status], minlength=shape[0] * shape[1]).reshape(shape)
-        return histogram[:, ::-1].cumsum(1)[:, ::-1]
+        rows = np.flatnonzero(matches.status[:, t] == status)
+        bins = np.searchsorted(THRESHOLDS, matches.scores[rows], side="right") - 1
+        cells = matches.image[rows] * len(THRESHOLDS) + bins
+        return np.bincount(cells, minlength=shape[0] * shape[1]).reshape(shape)[:, ::-1].cumsum(1)[:, ::-1]
 
     return count(kernels.TRUE), count(kernels.FALSE)
 

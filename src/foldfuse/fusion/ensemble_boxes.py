@@ -19,7 +19,7 @@ import numpy as np
 from foldfuse.detections import Array
 from foldfuse.errors import InputError, unknown_name
 from foldfuse.fusion import ensemble_boxes_kernels as kernels
-from foldfuse.fusion.kernels import GAUSSIAN, LINEAR
+from foldfuse.fusion.soft_nms_kernels import GAUSSIAN, LINEAR
 
 HARD = 3
 CONF_TYPES = ("avg", "max", "box_and_model_avg", "absent_model_aware_avg")

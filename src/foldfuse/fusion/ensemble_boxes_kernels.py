@@ -20,7 +20,7 @@ from foldfuse.fusion.clusters import (
     nearest,
     place,
 )
-from foldfuse.fusion.kernels import soft_nms_class
+from foldfuse.fusion.soft_nms_kernels import make_columns, soft_nms_class
 
 
 @compiled
@@ -102,7 +102,7 @@ def cluster(boxes, scores, starts, iou, moves):
 def soft_nms(boxes, scores, starts, decay, iou, sigma, min_score):
     """Soft-NMS of each class: the kept rows, best first, and the scores that the decay leaves them."""
     n = len(boxes)
-    columns, overlaps = np.empty((7, n)), np.empty(n)
+    columns, factors = make_columns(n)
     kept, kept_scores, results = np.empty(n, np.int64), np.empty(n), 0
     for g in range(len(starts) - 1):
         num = starts[g + 1] - starts[g]
@@ -113,5 +113,5 @@ def soft_nms(boxes, scores, starts, decay, iou, sigma, min_score):
             columns[4, i] = (boxes[row, 2] - boxes[row, 0]) * (boxes[row, 3] - boxes[row, 1])
             columns[5, i], columns[6, i] = scores[row], row
         out = kept[results:], kept_scores[results:]
-        results += soft_nms_class(columns, num, decay, sigma, iou, min_score, overlaps, out)
+        results += soft_nms_class(columns, num, decay, sigma, iou, min_score, factors, out)
     return kept[:results], kept_scores[:results]

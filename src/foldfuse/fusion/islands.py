@@ -4,7 +4,7 @@ An island is a set of boxes of one image and one class that no other box of the 
 islands do not touch. A box joins a cluster only where the two overlap, and a cluster lies within the rectangle around its
 boxes, so no fusion reaches beyond an island, whatever the members' weights, scores and thresholds are. A search therefore
 sorts the boxes by island once, and each trial fuses small islands instead of whole classes. The results are those of
-`kernels.greedy` and `kernels.soft_nms`, bit by bit (tested).
+`kernels.greedy` and `soft_nms_kernels.soft_nms`, bit by bit (tested).
 
 Shapes: N rows (boxes) of M members, I images, S islands.
 """
@@ -31,20 +31,8 @@ from foldfuse.fusion.clusters import (
     nearest,
     place,
 )
-from foldfuse.fusion.kernels import (
-    GAUSSIAN,
-    NMS,
-    NMW,
-    ROW,
-    SCORE,
-    SOFT_NMS,
-    WBF,
-    comes_before,
-    rows_of,
-    soft_nms_class,
-    sort_rows,
-    write_fused,
-)
+from foldfuse.fusion.kernels import NMS, NMW, SOFT_NMS, WBF, box_before, rows_of, sort_rows, write_fused
+from foldfuse.fusion.soft_nms_kernels import GAUSSIAN, ROW, SCORE, make_columns, soft_nms_class
 
 MARGIN = 1e-6  # of a coordinate: the rectangle around an island is so much larger, since means are rounded
 FEW_ROWS, FEW_CLUSTERS = 48, 8  # so many are sorted, and searched, by the simplest loop
@@ -93,6 +81,11 @@ class Islands:
     def image_rows(self) -> Array:
         """(I + 1,) the first row of each image."""
         return self.begin[self.images]
+
+    @cached_property
+    def row_image(self) -> Array:
+        """(N,) the image of each row."""
+        return np.repeat(np.arange(len(self.images) - 1), np.diff(self.image_rows))
 
 
 def make_islands(boxes: Array, scores: Array, labels: Array, begin: Array, end: Array, num_classes: int) -> Islands:
@@ -198,7 +191,7 @@ def fuse_islands(
     method, boxes, members, ranks, begin, labels, island_images, scores, first, images, weights, total, score_threshold, iou,
     soft, out, counts,
 ):  # fmt: skip
-    """Fuse the images images[0]..images[1] - 1, as `kernels.greedy` or `kernels.soft_nms`.
+    """Fuse the images images[0]..images[1] - 1, as `kernels.greedy` or `soft_nms_kernels.soft_nms`.
 
     Args:
         method: WBF, NMS, NMW or SOFT_NMS.
@@ -216,13 +209,14 @@ def fuse_islands(
     for island in range(island_images[images[0]], island_images[images[1]]):
         n = max(n, begin[island + 1] - begin[island])
     # the rows of an island in order, columns x1, y1, x2, y2, area, and a score and a row for Soft-NMS
-    columns, votes_of, member_of = np.empty((7, n)), np.empty(n), np.empty(n, np.int32)
-    bounds, raw_scores, raw_members = np.empty((n, 4), np.float32), np.empty(n), np.empty(n, np.int32)
+    (columns, factors), votes_of, member_of = make_columns(n), np.empty(n), np.empty(n, np.int32)
     order, spare = np.empty(n, np.int32), np.empty(n, np.int32)
+    raw_boxes, raw_scores, raw_rows = np.empty((n, 4), np.float32), np.empty(n), np.empty(n, np.int32)
+    raw_order = np.empty(n, np.int32)
     no_label, starts = np.zeros(n, np.int64), np.empty(2, np.int64)
     cluster_boxes, heads, chain = make_clusters(n)
     sums, votes, has_voted = np.empty((n, 4)), np.empty(n), np.empty((n, len(weights) // 64 + 1), np.uint64)
-    founder, overlaps, kept, kept_scores = np.empty(n, np.int64), np.empty(n), np.empty(n, np.int64), np.empty(n)
+    founder, kept, kept_scores = np.empty(n, np.int64), np.empty(n, np.int64), np.empty(n)
     fused_boxes, fused_scores = np.empty((size, 4), np.float32), np.empty(size)
     fused_labels, one_label = np.empty(size, np.int64), np.zeros(size, np.int64)
     write_order, write_spare = np.empty(size, np.int32), np.empty(size, np.int32)
@@ -241,39 +235,40 @@ def fuse_islands(
                     continue
                 if boxes[row, 2] <= boxes[row, 0] or boxes[row, 3] <= boxes[row, 1]:
                     continue
-                for c in range(4):
-                    bounds[count, c] = boxes[row, c]
-                raw_scores[count], raw_members[count] = score * weight, members[row]
+                slot, vote = count, score * weight
+                # An insertion sort while the rows are few; they are nearly in this order.
+                while count < FEW_ROWS and slot > 0 and votes_of[slot - 1] <= vote:
+                    before = order[slot - 1]
+                    if votes_of[slot - 1] == vote and not box_before(boxes, row, before):
+                        break
+                    votes_of[slot], order[slot] = votes_of[slot - 1], before
+                    slot -= 1
+                votes_of[slot], order[slot] = vote, row
                 count += 1
             if count == 0:
                 continue
             if count > FEW_ROWS:
-                sort_rows(raw_scores, bounds, no_label, count, 1, order, spare, starts)
                 for i in range(count):
-                    votes_of[i] = raw_scores[order[i]]
-            else:
-                for i in range(count):  # an insertion sort: the rows are few, and nearly in this order
-                    j, score = i, raw_scores[i]
-                    while j > 0 and votes_of[j - 1] <= score:
-                        if votes_of[j - 1] == score and not comes_before(raw_scores, bounds, i, order[j - 1]):
-                            break
-                        votes_of[j], order[j] = votes_of[j - 1], order[j - 1]
-                        j -= 1
-                    votes_of[j], order[j] = score, i
+                    raw_scores[i], raw_rows[i] = votes_of[i], order[i]
+                    for c in range(4):
+                        raw_boxes[i, c] = boxes[order[i], c]
+                sort_rows(raw_scores, raw_boxes, no_label, count, 1, raw_order, spare, starts)
+                for i in range(count):
+                    votes_of[i], order[i] = raw_scores[raw_order[i]], raw_rows[raw_order[i]]
             for i in range(count):
                 row = order[i]
                 for c in range(4):
-                    columns[c, i] = bounds[row, c]
-                member_of[i] = raw_members[row]
+                    columns[c, i] = boxes[row, c]
+                member_of[i] = members[row]
 
             if method == SOFT_NMS:
                 for i in range(count):
                     columns[AREA, i] = (columns[X2, i] - columns[X1, i]) * (columns[Y2, i] - columns[Y1, i])
                     columns[SCORE, i], columns[ROW, i] = votes_of[i], order[i]
-                found = soft_nms_class(columns, count, GAUSSIAN, soft[0], iou, soft[1], overlaps, (kept, kept_scores))
+                found = soft_nms_class(columns, count, GAUSSIAN, soft[0], iou, soft[1], factors, (kept, kept_scores))
                 for i in range(found):
                     for c in range(4):
-                        fused_boxes[results, c] = bounds[kept[i], c]
+                        fused_boxes[results, c] = boxes[kept[i], c]
                     fused_scores[results], fused_labels[results] = kept_scores[i], labels[island]
                     results += 1
                 continue
@@ -316,12 +311,12 @@ def fuse_islands(
                 for c in range(4):
                     sums[match, c] += vote * box[c]
                 if method == WBF and i != founder[match]:
-                    total_votes = votes[match]
+                    share = 1 / votes[match]
                     box = (
-                        sums[match, 0] / total_votes,
-                        sums[match, 1] / total_votes,
-                        sums[match, 2] / total_votes,
-                        sums[match, 3] / total_votes,
+                        sums[match, 0] * share,
+                        sums[match, 1] * share,
+                        sums[match, 2] * share,
+                        sums[match, 3] * share,
                     )
                     place(cluster_boxes, heads, chain, match, box, use_grid, False)
 

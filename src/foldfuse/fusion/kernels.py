@@ -1,4 +1,4 @@
-"""The compiled inner loops of fusion. numba compiles them at the first call and caches them on disk.
+"""The compiled inner loops of fusion, but for Soft-NMS. numba compiles them at the first call and caches them on disk.
 
 Every greedy method is one loop: it takes the boxes of a class in falling order of score, and each box joins the cluster that
 it overlaps most, or founds a new one. WBF, NMW and NMS differ only in the effect of joining.
@@ -9,12 +9,9 @@ Shapes: N rows of M members, I images, K classes. A row is one box of one member
 # mypy: allow-untyped-defs
 from __future__ import annotations
 
-import math
-
 import numpy as np
 
 from foldfuse.fusion.clusters import (
-    AREA,
     GRID_MIN_BOXES,
     X1,
     X2,
@@ -30,10 +27,6 @@ from foldfuse.system.compiled import compiled as compile_loops
 
 WBF, NMS, NMW, SOFT_NMS = 0, 1, 2, 3
 METHODS = {"wbf": WBF, "nms": NMS, "nmw": NMW, "soft_nms": SOFT_NMS}
-LINEAR, GAUSSIAN = 1, 2
-SCORE, ROW = 5, 6  # further columns of Soft-NMS, after the columns of a cluster
-
-NOWHERE = 1e300  # x1 of a box that Soft-NMS has taken; its x2 is -NOWHERE
 TOP = (1 << 30) - 1  # the bits of a float32 in [0, 1] are below this
 
 
@@ -52,8 +45,12 @@ def first_bad_row(boxes, scores, labels, num_classes):
 @compiled
 def comes_before(scores, boxes, a, b):
     """Whether row `a` precedes row `b`: by falling score, then by x1, y1, x2, y2."""
-    if scores[a] != scores[b]:
-        return scores[a] > scores[b]
+    return scores[a] > scores[b] if scores[a] != scores[b] else box_before(boxes, a, b)
+
+
+@compiled
+def box_before(boxes, a, b):
+    """Whether the box of row `a` precedes that of row `b`: by x1, y1, x2, y2."""
     for c in range(4):
         if boxes[a, c] != boxes[b, c]:
             return boxes[a, c] < boxes[b, c]
@@ -128,7 +125,7 @@ def place_of(begin, end, images):
 
 
 @compiled
-def _gather(boxes, scores, labels, begin, end, image, weights, score_threshold, image_rows, member_of):
+def gather(boxes, scores, labels, begin, end, image, weights, score_threshold, image_rows, member_of):
     """Copy the rows of one image that have a vote to `image_rows`, with weighted scores; return their number."""
     image_boxes, image_scores, image_labels = image_rows
     count = 0
@@ -177,7 +174,7 @@ def greedy(
     one_label = np.zeros(size, np.int64)
 
     for image in range(images[0], images[1]):
-        count = _gather(boxes, scores, labels, begin, end, image, weights, score_threshold, image_rows, member_of)
+        count = gather(boxes, scores, labels, begin, end, image, weights, score_threshold, image_rows, member_of)
         image_boxes, image_scores, image_labels = image_rows
         sort_rows(image_scores, image_boxes, image_labels, count, num_classes, order, spare, starts)
         results = 0
@@ -213,8 +210,8 @@ def greedy(
                 for c in range(4):
                     sums[match, c] += vote * box[c]
                 if method == WBF and row != founder[match]:
-                    total_votes, mean = votes[match], sums[match]
-                    box = mean[0] / total_votes, mean[1] / total_votes, mean[2] / total_votes, mean[3] / total_votes
+                    share, mean = 1 / votes[match], sums[match]
+                    box = mean[0] * share, mean[1] * share, mean[2] * share, mean[3] * share
                     place(cluster_boxes, heads, chain, match, box, use_grid, False)
 
             for k in range(num_clusters):
@@ -243,114 +240,6 @@ def write_fused(boxes, scores, labels, count, one_label, order, spare, out, offs
         for c in range(4):
             out_boxes[to, c] = boxes[row, c]
         out_scores[to], out_labels[to] = scores[row], labels[row]
-
-
-@compiled
-def soft_nms(
-    decay, sigma, min_score, boxes, scores, labels, begin, end, images, weights, score_threshold, iou, num_classes, out,
-    counts,
-):  # fmt: skip
-    """Fuse the images images[0]..images[1] - 1 by Soft-NMS.
-
-    Args:
-        decay: LINEAR or GAUSSIAN.
-        sigma: sigma of the Gaussian decay exp(-IoU^2 / sigma).
-        min_score: a box whose score falls to this or below is left out.
-        boxes, scores, labels, begin, end, images, weights, score_threshold, iou, num_classes, out, counts: as for `greedy`.
-    """
-    offset, size = place_of(begin, end, images)
-    image_rows = np.empty((size, 4), np.float32), np.empty(size), np.empty(size, np.int64)
-    member_of = np.empty(size, np.int64)
-    order, spare, starts = np.empty(size, np.int32), np.empty(size, np.int32), np.empty(num_classes + 1, np.int64)
-    columns, overlaps = np.empty((7, size)), np.empty(size)
-    kept, kept_scores = np.empty(size, np.int64), np.empty(size)
-    fused_boxes, fused_scores = np.empty((size, 4), np.float32), np.empty(size)
-    fused_labels = np.empty(size, np.int64)
-    one_label = np.zeros(size, np.int64)
-
-    for image in range(images[0], images[1]):
-        count = _gather(boxes, scores, labels, begin, end, image, weights, score_threshold, image_rows, member_of)
-        image_boxes, image_scores, image_labels = image_rows
-        sort_rows(image_scores, image_boxes, image_labels, count, num_classes, order, spare, starts)
-        results = 0
-        for label in range(num_classes):
-            n = starts[label + 1] - starts[label]
-            for i in range(n):
-                row = order[starts[label] + i]
-                for c in range(4):
-                    columns[c, i] = image_boxes[row, c]
-                columns[AREA, i] = (columns[X2, i] - columns[X1, i]) * (columns[Y2, i] - columns[Y1, i])
-                columns[SCORE, i], columns[ROW, i] = image_scores[row], row
-            for i in range(soft_nms_class(columns, n, decay, sigma, iou, min_score, overlaps, (kept, kept_scores))):
-                fused_boxes[results], fused_scores[results] = image_boxes[kept[i]], kept_scores[i]
-                fused_labels[results] = label
-                results += 1
-
-        write_fused(fused_boxes, fused_scores, fused_labels, results, one_label, order, spare, out, offset)
-        counts[image] = results
-        offset += rows_of(begin, end, image)
-
-
-@compiled
-def soft_nms_class(columns, n, decay, sigma, iou, min_score, overlaps, out):
-    """Soft-NMS of the n boxes of one class: fill `out` with the kept rows, best first, and their scores; return their number.
-
-    Args:
-        columns: (7, size) x1, y1, x2, y2, area, score and row of each box; of equal scores the first wins. Overwritten.
-        decay, sigma, iou, min_score: as for `soft_nms`.
-        overlaps: (size,) working memory.
-        out: rows and scores to fill.
-    """
-    rows, scores = out
-    x1, y1, x2, y2, area, left = columns[X1], columns[Y1], columns[X2], columns[Y2], columns[AREA], columns[SCORE]
-    iou_threshold = 0.0 if decay == GAUSSIAN else iou
-    results, taken = 0, 0  # `taken` of the n boxes are done and lie nowhere
-    while n > taken:
-        most = _greatest(left, n)
-        if most <= min_score:
-            break
-        best = 0
-        while left[best] != most:
-            best += 1
-        box, box_area = (x1[best], y1[best], x2[best], y2[best]), area[best]
-        rows[results], scores[results] = int(columns[ROW, best]), most
-        results += 1
-        left[best], x1[best], x2[best] = -np.inf, NOWHERE, -NOWHERE
-        taken += 1
-        if 4 * taken > n:
-            n, taken = _close_up(columns, n, min_score), 0
-        for i in range(n):
-            width = max(min(x2[i], box[2]) - max(x1[i], box[0]), 0.0)
-            height = max(min(y2[i], box[3]) - max(y1[i], box[1]), 0.0)
-            overlaps[i] = width * height / (area[i] + box_area - width * height)
-        for i in range(n):
-            if overlaps[i] > iou_threshold and left[i] > min_score:  # a lower score cannot matter any more
-                left[i] *= math.exp(-overlaps[i] * overlaps[i] / sigma) if decay == GAUSSIAN else 1 - overlaps[i]
-    return results
-
-
-@compiled
-def _greatest(values, count):
-    """The greatest of values[:count], from four independent chains, since each step of a chain waits for the step before."""
-    a = b = c = d = -np.inf
-    for i in range(0, count - 3, 4):
-        a, b = max(a, values[i]), max(b, values[i + 1])
-        c, d = max(c, values[i + 2]), max(d, values[i + 3])
-    for i in range(count - count % 4, count):
-        a = max(a, values[i])
-    return max(max(a, b), max(c, d))
-
-
-@compiled
-def _close_up(columns, count, min_score):
-    """Move the boxes with a score above `min_score` to the front, in order; return their number."""
-    kept = 0
-    for i in range(count):
-        if columns[SCORE, i] > min_score:
-            for c in range(7):
-                columns[c, kept] = columns[c, i]
-            kept += 1
-    return kept
 
 
 @compile_loops()

@@ -26,7 +26,7 @@ import numpy as np
 
 from foldfuse.detections import Array, Predictions
 from foldfuse.errors import InputError, unknown_name
-from foldfuse.fusion import kernels
+from foldfuse.fusion import kernels, soft_nms_kernels
 from foldfuse.fusion.islands import Islands, fuse_islands
 
 Method = Literal["wbf", "nms", "soft_nms", "nmw"]
@@ -197,8 +197,8 @@ def image_fuser(
         threshold = min(score_threshold, float(np.float32(score_threshold)))
         options = threshold, iou, num_classes, out, buffers.counts
         if method == "soft_nms":
-            code = kernels.LINEAR if decay == "linear" else kernels.GAUSSIAN
-            kernels.soft_nms(code, sigma, min_score, *rows, images, weights, *options)
+            code = soft_nms_kernels.LINEAR if decay == "linear" else soft_nms_kernels.GAUSSIAN
+            soft_nms_kernels.soft_nms(code, sigma, min_score, *rows, images, weights, *options)
         else:
             kernels.greedy(kernels.METHODS[method], *rows, images, weights, math.fsum(weights), *options)
 

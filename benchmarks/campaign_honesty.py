@@ -49,6 +49,8 @@ now that member is chosen without each fold too, a *nested baseline*.
 An unseen gain is measured on few images too, so that it lies in an honest interval less often than 95 %: in 83 % of campaigns
 where both sets of images have the same noise. *The two gains agree* where they differ by no more than the chance of both sets
 allows, as is to be expected in 95 %. Campaigns on one dataset share images, so that they are not independent.
+Of the two campaigns on playing cards with each of the seeds 15 to 18, the second could spend only a tenth of its time on crop
+rescoring, the first 15 %.
 """
 
 

@@ -70,8 +70,14 @@ def soft_nms(
 @compiled
 def make_columns(size):
     """Memory for the `columns` and `factors` of at most `size` boxes in `soft_nms_class`."""
-    size = (size + LANES - 1) // LANES * LANES
+    size = whole_vectors(size)
     return np.empty((7, size)), np.empty(size)
+
+
+@compiled
+def whole_vectors(count):
+    """The next multiple of LANES."""
+    return (count + LANES - 1) // LANES * LANES
 
 
 @compiled
@@ -106,7 +112,7 @@ def soft_nms_class(columns, n, decay, sigma, iou, min_score, factors, out):
         taken += 1
         if 4 * taken > n:
             n, taken = _close_up(columns, n, min_score), 0
-        whole = (n + LANES - 1) // LANES * LANES
+        whole = whole_vectors(n)
         for i in range(whole):
             width = max(min(x2[i], box[2]) - max(x1[i], box[0]), 0.0)
             height = max(min(y2[i], box[3]) - max(y1[i], box[1]), 0.0)
@@ -167,6 +173,6 @@ def _close_up(columns, count, min_score):
 @compiled
 def _fill_up(columns, count):
     """Put boxes that lie nowhere between the first `count` and the next multiple of LANES."""
-    for i in range(count, (count + LANES - 1) // LANES * LANES):
+    for i in range(count, whole_vectors(count)):
         columns[X1, i], columns[Y1, i], columns[X2, i], columns[Y2, i] = NOWHERE, 0, -NOWHERE, 0
         columns[AREA, i], columns[SCORE, i] = 1, -np.inf
